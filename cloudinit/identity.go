@@ -1,0 +1,5 @@
+package main
+
+import "context"
+
+func runIdentity(context.Context, []string, streams) error { return usagef("not built yet") }

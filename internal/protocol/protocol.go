@@ -1,0 +1,215 @@
+// Package protocol holds the words that an instance and the signer share: the
+// enrollment request, the binding that every proof in it signs, and the answer.
+//
+// A request carries its payload as the exact bytes that were signed. Nothing
+// is re-encoded on the way to a hash: the signer hashes what it received, and
+// only then parses it.
+package protocol
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+)
+
+const (
+	// Version is the protocol version that this package speaks.
+	Version = 1
+
+	// MaxRequestBytes bounds an encoded request. A function URL allows 6 MB;
+	// a request with five host keys needs less than 16 KiB.
+	MaxRequestBytes = 64 << 10
+
+	// MaxResponseBytes bounds an encoded response.
+	MaxResponseBytes = 256 << 10
+
+	// MaxHostKeys bounds the host keys of one request. OpenSSH makes three by
+	// default.
+	MaxHostKeys = 5
+
+	// MaxClockSkew is how far the issued-at time may be from the signer's clock,
+	// in either direction.
+	MaxClockSkew = 5 * time.Minute
+
+	// BindingHeader is the HTTP header that carries the binding inside the
+	// signed GetCallerIdentity request, lower case as SigV4 signs it.
+	BindingHeader = "x-hallmark-binding"
+
+	// SignatureNamespace is the SSHSIG namespace under which host keys sign the
+	// binding (OpenSSH PROTOCOL.sshsig).
+	SignatureNamespace = "hallmark-enroll"
+
+	// bindingDomain separates a binding from every other SHA-256 that anything
+	// might sign.
+	bindingDomain = "hallmark-enroll-v1\x00"
+)
+
+// Request asks for host certificates. It is the body of an HTTP POST.
+type Request struct {
+	// Payload is an encoded Payload, in the exact bytes that Bind hashed.
+	Payload []byte `json:"payload"`
+	// Caller proves which instance is calling.
+	Caller CallerProof `json:"caller"`
+	// Signatures holds one armored SSHSIG over Binding.Message for each host key
+	// of the payload, in the same order.
+	Signatures []string `json:"signatures"`
+}
+
+// CallerProof is what the signer needs of an STS GetCallerIdentity request that
+// the instance signed with its identity role's credentials. Method, host, path
+// and body are fixed, and the signer writes them itself.
+type CallerProof struct {
+	// Authorization is the value of the SigV4 Authorization header.
+	Authorization string `json:"authorization"`
+	// Date is the value of the X-Amz-Date header: "20060102T150405Z".
+	Date string `json:"date"`
+	// SecurityToken is the value of the X-Amz-Security-Token header.
+	SecurityToken string `json:"securityToken"`
+}
+
+// Payload is what the instance states and every proof binds.
+type Payload struct {
+	Version  int    `json:"version"`
+	Audience string `json:"audience"`
+	// IssuedAt is the same instant as CallerProof.Date, in whole seconds, UTC.
+	IssuedAt time.Time `json:"issuedAt"`
+	// IdentityDocument is the base64 text that the metadata service returns at
+	// /latest/dynamic/instance-identity/rsa2048.
+	IdentityDocument string `json:"identityDocument"`
+	// HostKeys are public keys in authorized_keys form, without comment.
+	HostKeys []string `json:"hostKeys"`
+}
+
+// Response is the signer's answer to a granted request.
+type Response struct {
+	Version   int    `json:"version"`
+	RequestID string `json:"requestId"`
+	Node      Node   `json:"node"`
+	// Principals are exactly the principals of every certificate.
+	Principals []string `json:"principals"`
+	// Certificates holds one host certificate in authorized_keys form for each
+	// host key of the request, in the same order.
+	Certificates []string `json:"certificates"`
+	// OpenSSHCAs are the keys that sign user certificates for OpenSSH nodes, the
+	// one that Teleport signs with first.
+	OpenSSHCAs []string `json:"opensshCAs"`
+	// HostCAs are the keys that sign host certificates, the one that Teleport
+	// signs with first.
+	HostCAs []string `json:"hostCAs"`
+	// RenewAfter is when the instance should ask again.
+	RenewAfter time.Time `json:"renewAfter"`
+}
+
+// Node is the instance as Teleport knows it.
+type Node struct {
+	// ID is the node's name in Teleport, the UUID that NodeID gives.
+	ID       string `json:"id"`
+	Hostname string `json:"hostname"`
+	Address  string `json:"address"`
+	Cluster  string `json:"cluster"`
+}
+
+// Code is a stable word for why a request was refused.
+type Code string
+
+// The codes of the protocol. Those up to CodeCallerProofInvalid are all that a
+// caller learns who has proved nothing.
+const (
+	CodeMalformed          Code = "malformed"            // 400: not a request of this protocol
+	CodeTooLarge           Code = "too_large"            // 413
+	CodeMethodNotAllowed   Code = "method_not_allowed"   // 405
+	CodeUnsupportedVersion Code = "unsupported_version"  // 400
+	CodeIdentityInvalid    Code = "identity_invalid"     // 401: the identity document does not verify
+	CodeNotAllowed         Code = "not_allowed"          // 403: account or region is not listed here
+	CodeAudienceMismatch   Code = "audience_mismatch"    // 401: the request was made for another signer
+	CodeClockSkew          Code = "clock_skew"           // 401: issued-at is too far from the signer's clock
+	CodeHostKeyInvalid     Code = "host_key_invalid"     // 400: a host key of a kind or size not accepted
+	CodeHostKeyUnproved    Code = "host_key_unproved"    // 401: a host key did not sign the binding
+	CodeCallerProofInvalid Code = "caller_proof_invalid" // 401: STS does not confirm the instance
+
+	CodeInstanceUnknown  Code = "instance_unknown"     // 403: EC2 does not know the instance
+	CodeInstanceState    Code = "instance_state"       // 403: neither pending nor running
+	CodeInstanceMismatch Code = "instance_mismatch"    // 403: EC2 and the document disagree
+	CodePolicyRefused    Code = "policy_refused"       // 403: no rule of the policy admits the instance
+	CodeKeyConflict      Code = "host_key_conflict"    // 409: the instance is known with other host keys
+	CodeKeyInUse         Code = "host_key_in_use"      // 409: another instance holds one of the host keys
+	CodeNameInUse        Code = "host_name_in_use"     // 409: a node of someone else holds the host name
+	CodeInstanceEnded    Code = "instance_ended"       // 403: the instance was off-boarded
+	CodeRateLimited      Code = "rate_limited"         // 429, with Retry-After
+	CodeUpstream         Code = "upstream_unavailable" // 503: AWS or Teleport did not answer
+	CodeInternal         Code = "internal"             // 500
+)
+
+// ErrorResponse is the body of every answer that is not 200.
+type ErrorResponse struct {
+	Error Refusal `json:"error"`
+}
+
+// Refusal tells the caller why, in a stable code and one short sentence.
+type Refusal struct {
+	Code      Code   `json:"code"`
+	Message   string `json:"message"`
+	RequestID string `json:"requestId"`
+	// ServerTime is set with CodeClockSkew.
+	ServerTime *time.Time `json:"serverTime,omitempty"`
+}
+
+// Binding ties every proof of a request to its payload.
+type Binding [sha256.Size]byte
+
+// Bind returns the binding of the payload's exact bytes.
+func Bind(payload []byte) Binding {
+	h := sha256.New()
+	h.Write([]byte(bindingDomain))
+	h.Write(payload)
+	var b Binding
+	h.Sum(b[:0])
+	return b
+}
+
+// String returns the binding in lower-case hexadecimal: the value of
+// BindingHeader.
+func (b Binding) String() string { return hex.EncodeToString(b[:]) }
+
+// Message returns the bytes that host keys sign: the text of String, so that
+// ssh-keygen -Y verify can check a signature by hand.
+func (b Binding) Message() []byte { return []byte(b.String()) }
+
+// ParseRequest decodes a request strictly: unknown fields, trailing data and
+// more than MaxRequestBytes are errors.
+func ParseRequest(body []byte) (*Request, error) {
+	if len(body) > MaxRequestBytes {
+		return nil, fmt.Errorf("request has %d bytes, more than %d", len(body), MaxRequestBytes)
+	}
+	var r Request
+	if err := decodeStrict(body, &r); err != nil {
+		return nil, fmt.Errorf("decode request: %w", err)
+	}
+	return &r, nil
+}
+
+// ParsePayload decodes a payload as strictly as ParseRequest.
+func ParsePayload(payload []byte) (*Payload, error) {
+	var p Payload
+	if err := decodeStrict(payload, &p); err != nil {
+		return nil, fmt.Errorf("decode payload: %w", err)
+	}
+	return &p, nil
+}
+
+func decodeStrict(data []byte, into any) error {
+	d := json.NewDecoder(bytes.NewReader(data))
+	d.DisallowUnknownFields()
+	if err := d.Decode(into); err != nil {
+		return err
+	}
+	if _, err := d.Token(); !errors.Is(err, io.EOF) {
+		return errors.New("data after the JSON value")
+	}
+	return nil
+}
