@@ -25,10 +25,10 @@ import (
 // Exit codes, part of the command's interface: units and scripts read them.
 const (
 	exitOK        = 0
-	exitFailed    = 1 // it did not work; the message says why
-	exitUsage     = 2 // the command line is wrong
-	exitConfig    = 3 // the configuration is missing or wrong
-	exitRefused   = 4 // the signer refused this machine; trying again will not help
+	exitFailed    = 1  // it did not work; the message says why
+	exitUsage     = 2  // the command line is wrong
+	exitConfig    = 3  // the configuration is missing or wrong
+	exitRefused   = 4  // the signer refused this machine; trying again will not help
 	exitTemporary = 75 // something did not answer; try again later (EX_TEMPFAIL of sysexits.h)
 )
 

@@ -1,0 +1,91 @@
+# Hallmark. "make help" lists the targets.
+#
+# On a fresh Debian machine with Go, two commands do everything: "make demo" and
+# "make test". Both run "make setup" first, which installs what is missing.
+
+SHELL := /bin/bash -euo pipefail
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+VERSION ?= 0.1.0-dev
+BUILDINFO := github.com/hallmark-ssh/hallmark/internal/buildinfo
+LDFLAGS := -s -w -X $(BUILDINFO).version=$(VERSION)
+GO_BUILD := CGO_ENABLED=0 go build -trimpath -ldflags "$(LDFLAGS)"
+GO_SOURCES := $(shell git ls-files '*.go' go.mod go.sum 2>/dev/null) $(wildcard templates/*/*)
+# Whole-path tests need root; a developer's own account uses sudo for them.
+AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo -E env "PATH=$$PATH")
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: setup
+setup: ## install every Debian package and tool that the rest needs
+	@e2e/setup.sh
+
+.PHONY: build
+build: bin/hallmark bin/bootstrap bin/packer-plugin-hallmark ## build the programs into bin/
+
+# The programs that the Packer plugin carries, one for each architecture of EC2.
+PROGRAMS := packer-plugin/programs/hallmark-linux-amd64 packer-plugin/programs/hallmark-linux-arm64
+
+bin/hallmark: $(GO_SOURCES)
+	$(GO_BUILD) -o $@ ./cloudinit
+
+bin/bootstrap: $(GO_SOURCES)
+	$(GO_BUILD) -tags lambda.norpc -o $@ ./lambda
+
+packer-plugin/programs/hallmark-linux-%: $(GO_SOURCES)
+	GOOS=linux GOARCH=$* $(GO_BUILD) -o $@ ./cloudinit
+
+bin/packer-plugin-hallmark: $(PROGRAMS) $(GO_SOURCES)
+	$(GO_BUILD) -o $@ ./packer-plugin
+
+# The real Packer, for the demo and the whole-path tests.
+bin/packer: e2e/packer/go.mod e2e/packer/go.sum
+	cd e2e/packer && go build -o ../../$@ github.com/hashicorp/packer
+
+bin/golangci-lint: e2e/golangci-lint/go.mod e2e/golangci-lint/go.sum
+	cd e2e/golangci-lint && go build -o ../../$@ github.com/golangci/golangci-lint/v2/cmd/golangci-lint
+
+.PHONY: demo
+demo: setup build bin/packer ## bake an image, boot three machines, enroll them, log in
+	go build -o bin/demo ./e2e/demo
+	$(AS_ROOT) bin/demo
+
+.PHONY: test
+test: setup unit-race e2e ## run all tests, with real machines
+
+.PHONY: unit
+unit: ## run what needs no root, on any Linux or macOS
+	go vet ./...
+	go test ./...
+
+.PHONY: unit-race
+unit-race:
+	go vet ./...
+	HALLMARK_TEST_STRICT=1 go test -race ./...
+
+.PHONY: e2e
+e2e: setup build bin/packer
+	go test -c -tags e2e -o bin/e2e.test ./e2e
+	cd e2e && $(AS_ROOT) ../bin/e2e.test -test.v -test.timeout 25m
+
+.PHONY: lint
+lint: setup bin/golangci-lint ## check the code, the scripts and the template
+	bin/golangci-lint run ./...
+	shellcheck e2e/setup.sh .ci/run
+	cfn-lint template.yaml
+
+.PHONY: bench
+bench: setup build bin/packer ## print sizes, times and memory
+	$(AS_ROOT) e2e/bench.sh
+
+.PHONY: clean
+clean: ## remove what was built
+	rm -rf bin dist $(PROGRAMS)
+
+# SAM calls this with ARTIFACTS_DIR set (BuildMethod: makefile in template.yaml).
+.PHONY: build-EnrollFunction
+build-EnrollFunction:
+	GOOS=linux GOARCH=arm64 $(GO_BUILD) -tags lambda.norpc -o "$(ARTIFACTS_DIR)/bootstrap" ./lambda
