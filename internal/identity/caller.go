@@ -1,0 +1,209 @@
+package identity
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"strings"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	v4 "github.com/aws/aws-sdk-go-v2/aws/signer/v4"
+
+	"github.com/hallmark-ssh/hallmark/internal/protocol"
+)
+
+var (
+	// ErrCallerProof means that the proof does not show what it must: it is
+	// malformed, STS refused it, or STS named somebody else. The text around it is
+	// for the log, and holds no secret.
+	ErrCallerProof = errors.New("caller proof refused")
+
+	// ErrSTSUnavailable means that nothing is known about the proof: STS could not
+	// be reached, throttled the request, or something else answered in its place.
+	ErrSTSUnavailable = errors.New("STS unavailable")
+)
+
+const (
+	callerBody        = "Action=GetCallerIdentity&Version=2011-06-15"
+	callerContentType = "application/x-www-form-urlencoded; charset=utf-8"
+
+	// stsTimeout bounds one call, the reading of the answer included. STS answers
+	// in tens of milliseconds; a function URL's caller is waiting.
+	stsTimeout = 5 * time.Second
+
+	// maxSTSAnswer bounds what is read of an answer, which has about 500 bytes.
+	maxSTSAnswer = 16 << 10
+)
+
+// Credentials are the temporary credentials of an instance's identity role, from
+// /latest/meta-data/identity-credentials/ec2/security-credentials/ec2-instance.
+type Credentials struct {
+	AccessKeyID     string
+	SecretAccessKey string
+	SessionToken    string
+}
+
+// SignCaller proves that the holder of creds is calling now, and for this
+// binding only: it signs, and does not send, a GetCallerIdentity request to the
+// region's STS with the binding in a signed header.
+func SignCaller(ctx context.Context, creds Credentials, region string, b protocol.Binding, now time.Time) (protocol.CallerProof, error) {
+	var none protocol.CallerProof
+	if creds.AccessKeyID == "" || creds.SecretAccessKey == "" || creds.SessionToken == "" {
+		return none, errors.New("sign caller proof: credentials of the instance identity role are incomplete")
+	}
+	req, err := newCallerRequest(ctx, region, b, nil)
+	if err != nil {
+		return none, fmt.Errorf("sign caller proof: %w", err)
+	}
+	body := sha256.Sum256([]byte(callerBody))
+	err = v4.NewSigner().SignHTTP(ctx, aws.Credentials{
+		AccessKeyID:     creds.AccessKeyID,
+		SecretAccessKey: creds.SecretAccessKey,
+		SessionToken:    creds.SessionToken,
+	}, req, hex.EncodeToString(body[:]), "sts", region, now)
+	if err != nil {
+		return none, fmt.Errorf("sign caller proof: %w", err)
+	}
+	return protocol.CallerProof{
+		Authorization: req.Header.Get("Authorization"),
+		Date:          req.Header.Get("X-Amz-Date"),
+		SecurityToken: req.Header.Get("X-Amz-Security-Token"),
+	}, nil
+}
+
+// newCallerRequest builds the one request that is signed and sent: both sides
+// call it, so that nothing of it travels.
+func newCallerRequest(ctx context.Context, region string, b protocol.Binding, body io.Reader) (*http.Request, error) {
+	_, suffix, err := Partition(region)
+	if err != nil {
+		return nil, err
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "https://sts."+region+"."+suffix+"/", body)
+	if err != nil {
+		return nil, err
+	}
+	req.Header.Set("Content-Type", callerContentType)
+	req.Header.Set(protocol.BindingHeader, b.String())
+	return req, nil
+}
+
+// CallerVerifier asks STS who signed a caller proof. The zero value asks the
+// real one. It may be used by several goroutines at once.
+type CallerVerifier struct {
+	// HTTP sends the requests, nil meaning a client with the default transport.
+	// Redirects and cookies are off either way.
+	HTTP *http.Client
+	// Endpoint is where to connect instead of the region's STS, the value of
+	// AWS_ENDPOINT_URL_STS. Host header and signature remain the region's.
+	Endpoint string
+}
+
+// Verify checks that the proof was signed for exactly this binding by the
+// identity role of exactly this instance. It calls STS once, and not at all for
+// a proof of the wrong shape. How old the proof is, the caller asks ProofTime;
+// STS itself accepts a signature for 15 minutes.
+//
+// An error is ErrCallerProof or ErrSTSUnavailable.
+func (v *CallerVerifier) Verify(ctx context.Context, proof protocol.CallerProof, b protocol.Binding, region, account, instanceID string) error {
+	partition, _, err := Partition(region)
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrCallerProof, err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, stsTimeout)
+	defer cancel()
+	req, err := rebuildCallerRequest(ctx, proof, b, region)
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrCallerProof, err)
+	}
+	status, body, err := v.send(req)
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrSTSUnavailable, err)
+	}
+	who, err := readSTSAnswer(status, body, proof)
+	if err != nil {
+		return err
+	}
+	// The role name aws:ec2-instance can't be given to a role, and nobody but the
+	// instance gets its session: the whole ARN, with the account, is the identity.
+	want := fmt.Sprintf("arn:%s:sts::%s:assumed-role/aws:ec2-instance/%s", partition, account, instanceID)
+	if who.arn != want {
+		return fmt.Errorf("%w: STS names %.256q, not %q", ErrCallerProof, who.arn, want)
+	}
+	if who.account != account {
+		return fmt.Errorf("%w: STS names account %.32q beside %q", ErrCallerProof, who.account, want)
+	}
+	return nil
+}
+
+// rebuildCallerRequest writes the signed request anew. Forwarding what the
+// caller sent would let him choose action or host, and with them the answer
+// (CVE-2020-16250); only three checked values are his.
+func rebuildCallerRequest(ctx context.Context, proof protocol.CallerProof, b protocol.Binding, region string) (*http.Request, error) {
+	if _, err := ProofTime(proof); err != nil {
+		return nil, err
+	}
+	if err := checkSecurityToken(proof.SecurityToken); err != nil {
+		return nil, err
+	}
+	auth, err := parseAuthorization(proof.Authorization, region, proof.Date)
+	if err != nil {
+		return nil, err
+	}
+	req, err := newCallerRequest(ctx, region, b, strings.NewReader(callerBody))
+	if err != nil {
+		return nil, err
+	}
+	req.Header.Set("Authorization", auth.header(region, proof.Date))
+	req.Header.Set("X-Amz-Date", proof.Date)
+	req.Header.Set("X-Amz-Security-Token", proof.SecurityToken)
+	req.Header.Set("User-Agent", "hallmark") // for CloudTrail
+	return req, nil
+}
+
+// send sends the request once and returns the whole answer.
+func (v *CallerVerifier) send(req *http.Request) (status int, body []byte, err error) {
+	if v.Endpoint != "" {
+		// Host keeps the name that was signed.
+		if req.URL, err = parseEndpoint(v.Endpoint); err != nil {
+			return 0, nil, err
+		}
+	}
+	var client http.Client
+	if v.HTTP != nil {
+		client = *v.HTTP
+	}
+	// A redirect would take the security token, and the verdict, elsewhere.
+	client.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
+	client.Jar = nil
+
+	resp, err := client.Do(req)
+	if err != nil {
+		return 0, nil, err
+	}
+	defer resp.Body.Close()
+	body, err = io.ReadAll(io.LimitReader(resp.Body, maxSTSAnswer+1))
+	if err != nil {
+		return 0, nil, fmt.Errorf("read answer: %w", err)
+	}
+	if len(body) > maxSTSAnswer {
+		return 0, nil, fmt.Errorf("answer has more than %d bytes", maxSTSAnswer)
+	}
+	return resp.StatusCode, body, nil
+}
+
+// parseEndpoint reads an endpoint that stands in for STS. A path would be
+// outside of what the instance signed.
+func parseEndpoint(endpoint string) (*url.URL, error) {
+	u, err := url.Parse(endpoint)
+	if err != nil || (u.Scheme != "https" && u.Scheme != "http") || u.Host == "" || u.User != nil ||
+		strings.Trim(u.Path, "/") != "" || u.RawQuery != "" || u.Fragment != "" {
+		return nil, errors.New("AWS_ENDPOINT_URL_STS is not of the form https://host[:port]")
+	}
+	return &url.URL{Scheme: u.Scheme, Host: u.Host, Path: "/"}, nil
+}
