@@ -1,0 +1,187 @@
+// Package hostcert decides whether a host certificate is the one that was asked
+// for. The signer asks it before it hands a certificate out, and the machine
+// again before it installs one, so that neither has to trust the other.
+package hostcert
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/crypto/ssh"
+)
+
+// MaxClockSkew is how far the clock of whoever checks may be from the clock of
+// whoever signed, in either direction.
+const MaxClockSkew = 5 * time.Minute
+
+// maxLineBytes bounds a certificate line. An RSA-4096 certificate of an RSA-4096
+// authority with twenty principals needs less than 4 KiB.
+const maxLineBytes = 32 << 10
+
+// ErrUnknownAuthority says that a certificate was signed by a key that is not
+// among the wanted ones. Between two readings of a cluster's keys they may have
+// been rotated, so a caller may read them again and check once more.
+var ErrUnknownAuthority = errors.New("signed by an unknown authority")
+
+// Want is what a host certificate has to be.
+type Want struct {
+	// Key is the host's own public key.
+	Key ssh.PublicKey
+	// Principals are the names in the certificate, all of them and in any order.
+	Principals []string
+	// Authorities are the public keys of the cluster's Host CA.
+	Authorities []ssh.PublicKey
+	// MaxLifetime bounds the certificate's end, counted from the time of the
+	// check; MaxClockSkew is added to it.
+	MaxLifetime time.Duration
+}
+
+// Parse reads one certificate in authorized_keys form, as ssh-keygen writes it
+// into -cert.pub files. Options before the key, a plain key and a second line
+// are errors.
+func Parse(line string) (*ssh.Certificate, error) {
+	if len(line) > maxLineBytes {
+		return nil, fmt.Errorf("parse certificate: %d bytes, more than %d", len(line), maxLineBytes)
+	}
+	line = strings.TrimSpace(line)
+	// ParseAuthorizedKey passes over lines that it cannot read, so a second line
+	// could be the one that it returns.
+	if strings.ContainsAny(line, "\r\n") {
+		return nil, errors.New("parse certificate: more than one line")
+	}
+	key, _, options, _, err := ssh.ParseAuthorizedKey([]byte(line))
+	if err != nil {
+		return nil, fmt.Errorf("parse certificate: %w", err)
+	}
+	if len(options) != 0 {
+		return nil, fmt.Errorf("parse certificate: options %q before the key", options)
+	}
+	cert, ok := key.(*ssh.Certificate)
+	if !ok {
+		return nil, fmt.Errorf("parse certificate: a plain %s key, not a certificate", key.Type())
+	}
+	return cert, nil
+}
+
+// Check returns nil if the certificate is what want describes and is good now,
+// and otherwise an error that names the first property that is not. It fails
+// with ErrUnknownAuthority if that property is the signing key.
+func Check(cert *ssh.Certificate, want Want, now time.Time) error {
+	checks := []func(*ssh.Certificate, Want, time.Time) error{
+		checkType, checkKey, checkPrincipals, checkOptions, checkValidity, checkAuthority, checkSignature,
+	}
+	for _, check := range checks {
+		if err := check(cert, want, now); err != nil {
+			return fmt.Errorf("host certificate: %w", err)
+		}
+	}
+	return nil
+}
+
+// checkType refuses user certificates: one would log its holder in elsewhere.
+func checkType(cert *ssh.Certificate, _ Want, _ time.Time) error {
+	if cert.CertType != ssh.HostCert {
+		return fmt.Errorf("certificate type %d is not host (%d)", cert.CertType, ssh.HostCert)
+	}
+	return nil
+}
+
+// checkKey refuses a certificate for a key that someone else holds.
+func checkKey(cert *ssh.Certificate, want Want, _ time.Time) error {
+	if !bytes.Equal(cert.Key.Marshal(), want.Key.Marshal()) {
+		return fmt.Errorf("certified key %s is not the host key %s",
+			ssh.FingerprintSHA256(cert.Key), ssh.FingerprintSHA256(want.Key))
+	}
+	return nil
+}
+
+// checkPrincipals refuses names that nobody asked for, and above all an empty
+// list, which OpenSSH and this package's library both take to match every host.
+func checkPrincipals(cert *ssh.Certificate, want Want, _ time.Time) error {
+	if len(cert.ValidPrincipals) == 0 || len(want.Principals) == 0 {
+		return errors.New("principals: an empty list, which matches every host")
+	}
+	if !slices.Equal(sorted(cert.ValidPrincipals), sorted(want.Principals)) {
+		return fmt.Errorf("principals %q are not exactly %q", cert.ValidPrincipals, want.Principals)
+	}
+	return nil
+}
+
+func sorted(names []string) []string {
+	names = slices.Clone(names)
+	slices.Sort(names)
+	return names
+}
+
+// checkOptions refuses every critical option: OpenSSH defines none for hosts, and
+// a client that meets one refuses the certificate.
+func checkOptions(cert *ssh.Certificate, _ Want, _ time.Time) error {
+	for name := range cert.CriticalOptions {
+		return fmt.Errorf("critical option %q", name)
+	}
+	return nil
+}
+
+// checkValidity refuses certificates that clients would refuse, and those that
+// outlast the agreed lifetime: a host certificate cannot be revoked.
+func checkValidity(cert *ssh.Certificate, want Want, now time.Time) error {
+	if cert.ValidBefore == ssh.CertTimeInfinity {
+		return errors.New("validity: without an end")
+	}
+	if cert.ValidBefore <= unix(now) {
+		return fmt.Errorf("validity: ended %s", timeOf(cert.ValidBefore))
+	}
+	if latest := now.Add(want.MaxLifetime + MaxClockSkew); cert.ValidBefore > unix(latest) {
+		return fmt.Errorf("validity: ends %s, later than %s from now", timeOf(cert.ValidBefore), want.MaxLifetime)
+	}
+	if cert.ValidAfter > unix(now.Add(MaxClockSkew)) {
+		return fmt.Errorf("validity: starts %s, in the future (is the clock right?)", timeOf(cert.ValidAfter))
+	}
+	if cert.ValidAfter >= cert.ValidBefore {
+		return errors.New("validity: ends before it starts")
+	}
+	return nil
+}
+
+// unix returns t in the seconds of certificates, for a time after 1970.
+func unix(t time.Time) uint64 { return uint64(max(t.Unix(), 0)) }
+
+func timeOf(seconds uint64) string {
+	const year9999 = 253402300799 // the last second that RFC 3339 can write
+	if seconds > year9999 {
+		return "after the year 9999"
+	}
+	return time.Unix(int64(seconds), 0).UTC().Format(time.RFC3339)
+}
+
+// checkAuthority refuses certificates that the cluster's Host CA did not sign.
+func checkAuthority(cert *ssh.Certificate, want Want, _ time.Time) error {
+	signer := cert.SignatureKey.Marshal()
+	known := func(key ssh.PublicKey) bool { return bytes.Equal(key.Marshal(), signer) }
+	if !slices.ContainsFunc(want.Authorities, known) {
+		return fmt.Errorf("%w: %s", ErrUnknownAuthority, ssh.FingerprintSHA256(cert.SignatureKey))
+	}
+	return nil
+}
+
+// checkSignature verifies the authority's signature. ssh-rsa signs with SHA-1,
+// for which collisions have been made, and OpenSSH has refused it since 8.8.
+func checkSignature(cert *ssh.Certificate, want Want, _ time.Time) error {
+	switch cert.Signature.Format {
+	case ssh.KeyAlgoRSA, "ssh-dss":
+		return fmt.Errorf("signature: algorithm %s uses SHA-1", cert.Signature.Format)
+	}
+	checker := ssh.CertChecker{
+		// checkValidity has judged the time, with the skew that CertChecker does not
+		// know: at its start the certificate is good.
+		Clock: func() time.Time { return time.Unix(int64(cert.ValidAfter), 0) }, //nolint:gosec // checkValidity has bounded it
+	}
+	if err := checker.CheckCert(want.Principals[0], cert); err != nil {
+		return fmt.Errorf("signature: %w", err)
+	}
+	return nil
+}

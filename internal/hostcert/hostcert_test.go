@@ -1,0 +1,322 @@
+package hostcert_test
+
+import (
+	"crypto/ed25519"
+	"crypto/rand"
+	"crypto/rsa"
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/hallmark-ssh/hallmark/internal/hostcert"
+	"golang.org/x/crypto/ssh"
+)
+
+var now = time.Date(2026, 5, 4, 3, 2, 1, 0, time.UTC)
+
+const (
+	name = "web-i-0123456789abcdef0"
+	week = 7 * 24 * time.Hour
+)
+
+func newSigner(t testing.TB) ssh.Signer {
+	t.Helper()
+	_, key, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return signerOf(t, key)
+}
+
+func newRSASigner(t testing.TB, algorithm string) ssh.Signer {
+	t.Helper()
+	key, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := ssh.NewSignerWithAlgorithms(signerOf(t, key).(ssh.AlgorithmSigner), []string{algorithm})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func signerOf(t testing.TB, key any) ssh.Signer {
+	t.Helper()
+	s, err := ssh.NewSignerFromKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// TestCheck mutates a good certificate before it is signed, or what is wanted,
+// and expects the error to name the property.
+func TestCheck(t *testing.T) {
+	host, other := newSigner(t), newSigner(t)
+	authority, retired, stranger := newSigner(t), newSigner(t), newSigner(t)
+	at := func(d time.Duration) uint64 { return uint64(now.Add(d).Unix()) }
+
+	tests := []struct {
+		name   string
+		change func(c *ssh.Certificate, w *hostcert.Want)
+		signer ssh.Signer // authority if nil
+		want   string     // part of the error; empty = good
+	}{
+		{name: "good"},
+		{name: "principals in another order", change: func(c *ssh.Certificate, _ *hostcert.Want) {
+			c.ValidPrincipals = []string{"uuid", name}
+		}},
+		{name: "signed by the second authority of a rotation", signer: retired},
+		{name: "signed with rsa-sha2-512", signer: newRSASigner(t, ssh.KeyAlgoRSASHA512)},
+		{name: "signed with rsa-sha2-256", signer: newRSASigner(t, ssh.KeyAlgoRSASHA256)},
+		{name: "starts within the skew", change: func(c *ssh.Certificate, _ *hostcert.Want) {
+			c.ValidAfter = at(hostcert.MaxClockSkew)
+		}},
+		{name: "lives the longest it may", change: func(c *ssh.Certificate, _ *hostcert.Want) {
+			c.ValidBefore = at(week + hostcert.MaxClockSkew)
+		}},
+		{name: "valid since ever", change: func(c *ssh.Certificate, _ *hostcert.Want) { c.ValidAfter = 0 }},
+		{name: "Teleport's extensions", change: func(c *ssh.Certificate, _ *hostcert.Want) {
+			c.Extensions = map[string]string{"x-teleport-role": "Nop"}
+		}},
+
+		{
+			name:   "user certificate",
+			change: func(c *ssh.Certificate, _ *hostcert.Want) { c.CertType = ssh.UserCert },
+			want:   "type 1 is not host",
+		}, {
+			name:   "other key",
+			change: func(c *ssh.Certificate, _ *hostcert.Want) { c.Key = other.PublicKey() },
+			want:   "is not the host key " + ssh.FingerprintSHA256(host.PublicKey()),
+		}, {
+			name:   "no principals",
+			change: func(c *ssh.Certificate, _ *hostcert.Want) { c.ValidPrincipals = nil },
+			want:   "matches every host",
+		}, {
+			name: "no principals, none wanted",
+			change: func(c *ssh.Certificate, w *hostcert.Want) {
+				c.ValidPrincipals, w.Principals = nil, nil
+			},
+			want: "matches every host",
+		}, {
+			name: "an extra principal",
+			change: func(c *ssh.Certificate, _ *hostcert.Want) {
+				c.ValidPrincipals = append(c.ValidPrincipals, "localhost")
+			},
+			want: "are not exactly",
+		}, {
+			name:   "a missing principal",
+			change: func(c *ssh.Certificate, _ *hostcert.Want) { c.ValidPrincipals = []string{name} },
+			want:   "are not exactly",
+		}, {
+			name:   "one principal twice in place of another",
+			change: func(c *ssh.Certificate, _ *hostcert.Want) { c.ValidPrincipals = []string{name, name} },
+			want:   "are not exactly",
+		}, {
+			name: "principal in another case",
+			change: func(c *ssh.Certificate, _ *hostcert.Want) {
+				c.ValidPrincipals = []string{strings.ToUpper(name), "uuid"}
+			},
+			want: "are not exactly",
+		}, {
+			name: "critical option",
+			change: func(c *ssh.Certificate, _ *hostcert.Want) {
+				c.CriticalOptions = map[string]string{"force-command": "true"}
+			},
+			want: `host certificate: critical option "force-command"`,
+		}, {
+			name:   "without an end",
+			change: func(c *ssh.Certificate, _ *hostcert.Want) { c.ValidBefore = ssh.CertTimeInfinity },
+			want:   "without an end",
+		}, {
+			name:   "an end so far off that it wraps around",
+			change: func(c *ssh.Certificate, _ *hostcert.Want) { c.ValidBefore = ssh.CertTimeInfinity - 1 },
+			want:   "after the year 9999",
+		}, {
+			name: "one second too long",
+			change: func(c *ssh.Certificate, _ *hostcert.Want) {
+				c.ValidBefore = at(week + hostcert.MaxClockSkew + time.Second)
+			},
+			want: "later than 168h0m0s from now",
+		}, {
+			name: "not yet good, beyond the skew",
+			change: func(c *ssh.Certificate, _ *hostcert.Want) {
+				c.ValidAfter = at(hostcert.MaxClockSkew + time.Second)
+			},
+			want: "in the future",
+		}, {
+			name:   "start that wraps around",
+			change: func(c *ssh.Certificate, _ *hostcert.Want) { c.ValidAfter = 1 << 63 },
+			want:   "in the future",
+		}, {
+			name:   "expired",
+			change: func(c *ssh.Certificate, _ *hostcert.Want) { c.ValidBefore = at(0) },
+			want:   "ended 2026-05-04T03:02:01Z",
+		}, {
+			name: "ends before it starts",
+			change: func(c *ssh.Certificate, _ *hostcert.Want) {
+				c.ValidAfter, c.ValidBefore = at(2*time.Minute), at(time.Minute)
+			},
+			want: "ends before it starts",
+		}, {
+			name:   "another authority",
+			signer: stranger,
+			want:   hostcert.ErrUnknownAuthority.Error(),
+		}, {
+			name:   "no authorities",
+			change: func(_ *ssh.Certificate, w *hostcert.Want) { w.Authorities = nil },
+			want:   hostcert.ErrUnknownAuthority.Error(),
+		}, {
+			name:   "signed by itself",
+			signer: host,
+			want:   hostcert.ErrUnknownAuthority.Error(),
+		}, {
+			name:   "SHA-1 signature of an RSA authority",
+			signer: newRSASigner(t, ssh.KeyAlgoRSA),
+			want:   "algorithm ssh-rsa uses SHA-1",
+		},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			cert := &ssh.Certificate{
+				CertType:        ssh.HostCert,
+				Key:             host.PublicKey(),
+				ValidPrincipals: []string{name, "uuid"},
+				ValidAfter:      at(-time.Minute),
+				ValidBefore:     at(week),
+			}
+			want := hostcert.Want{
+				Key:         host.PublicKey(),
+				Principals:  []string{name, "uuid"},
+				Authorities: []ssh.PublicKey{authority.PublicKey(), retired.PublicKey()},
+				MaxLifetime: week,
+			}
+			signer := authority
+			if tt.signer != nil {
+				signer = tt.signer
+			}
+			if signer.PublicKey().Type() == ssh.KeyAlgoRSA {
+				want.Authorities = append(want.Authorities, signer.PublicKey())
+			}
+			if tt.change != nil {
+				tt.change(cert, &want)
+			}
+			if err := cert.SignCert(rand.Reader, signer); err != nil {
+				t.Fatal(err)
+			}
+			expect(t, hostcert.Check(cert, want, now), tt.want)
+		})
+	}
+}
+
+// A certificate whose fields were changed after it was signed carries the name of
+// the right authority and a signature that does not fit.
+func TestCheckChangedAfterSigning(t *testing.T) {
+	host, authority := newSigner(t), newSigner(t)
+	cert := &ssh.Certificate{
+		CertType:        ssh.HostCert,
+		Key:             host.PublicKey(),
+		ValidPrincipals: []string{"other"},
+		ValidBefore:     uint64(now.Add(time.Hour).Unix()),
+	}
+	if err := cert.SignCert(rand.Reader, authority); err != nil {
+		t.Fatal(err)
+	}
+	cert.ValidPrincipals = []string{name}
+	expect(t, hostcert.Check(cert, hostcert.Want{
+		Key:         host.PublicKey(),
+		Principals:  []string{name},
+		Authorities: []ssh.PublicKey{authority.PublicKey()},
+		MaxLifetime: time.Hour,
+	}, now), "signature: ")
+}
+
+func TestUnknownAuthorityIsTyped(t *testing.T) {
+	host := newSigner(t)
+	cert := &ssh.Certificate{
+		CertType:        ssh.HostCert,
+		Key:             host.PublicKey(),
+		ValidPrincipals: []string{name},
+		ValidBefore:     uint64(now.Add(time.Hour).Unix()),
+	}
+	if err := cert.SignCert(rand.Reader, newSigner(t)); err != nil {
+		t.Fatal(err)
+	}
+	err := hostcert.Check(cert, hostcert.Want{
+		Key: host.PublicKey(), Principals: []string{name}, MaxLifetime: time.Hour,
+	}, now)
+	if !errors.Is(err, hostcert.ErrUnknownAuthority) {
+		t.Errorf("got %v, want ErrUnknownAuthority", err)
+	}
+}
+
+func TestParse(t *testing.T) {
+	host := newSigner(t)
+	cert := &ssh.Certificate{
+		CertType: ssh.HostCert, Key: host.PublicKey(), ValidPrincipals: []string{name}, ValidBefore: 1,
+	}
+	if err := cert.SignCert(rand.Reader, newSigner(t)); err != nil {
+		t.Fatal(err)
+	}
+	line := strings.TrimSpace(string(ssh.MarshalAuthorizedKey(cert)))
+	plain := strings.TrimSpace(string(ssh.MarshalAuthorizedKey(host.PublicKey())))
+
+	tests := []struct {
+		name, line, want string
+	}{
+		{"good", line, ""},
+		{"trailing newline and comment", line + " root@web\n", ""},
+		{"empty", "", "no key found"},
+		{"plain key", plain, "a plain ssh-ed25519 key"},
+		{"options", "no-pty " + line, "options"},
+		{"garbage before it", "garbage\n" + line, "more than one line"},
+		{"two certificates", line + "\n" + line, "more than one line"},
+		{"truncated", line[:len(line)/2], "parse certificate"},
+		{"over-long", line + strings.Repeat(" ", 32<<10), "more than 32768"},
+		{"HTML", "<html>", "parse certificate"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			got, err := hostcert.Parse(tt.line)
+			expect(t, err, tt.want)
+			if err == nil && string(got.Marshal()) != string(cert.Marshal()) {
+				t.Error("another certificate came back")
+			}
+		})
+	}
+}
+
+func FuzzParse(f *testing.F) {
+	host := newSigner(f)
+	cert := &ssh.Certificate{CertType: ssh.HostCert, Key: host.PublicKey(), ValidPrincipals: []string{name}}
+	if err := cert.SignCert(rand.Reader, host); err != nil {
+		f.Fatal(err)
+	}
+	f.Add(string(ssh.MarshalAuthorizedKey(cert)))
+	f.Add(string(ssh.MarshalAuthorizedKey(host.PublicKey())))
+	f.Fuzz(func(t *testing.T, line string) {
+		cert, err := hostcert.Parse(line)
+		if err != nil {
+			return
+		}
+		want := hostcert.Want{Key: host.PublicKey(), Principals: []string{name}, MaxLifetime: week}
+		if hostcert.Check(cert, want, now) == nil {
+			t.Error("accepted without any authority")
+		}
+	})
+}
+
+// expect fails the test unless err contains the text, or is nil if that is empty.
+func expect(t *testing.T, err error, text string) {
+	t.Helper()
+	switch {
+	case text == "" && err != nil:
+		t.Errorf("unexpected error: %v", err)
+	case text != "" && err == nil:
+		t.Errorf("no error, want %q", text)
+	case text != "" && !strings.Contains(err.Error(), text):
+		t.Errorf("got error %q, want %q in it", err, text)
+	}
+}
