@@ -1,0 +1,417 @@
+package teleport_test
+
+import (
+	"bytes"
+	"context"
+	"crypto/ed25519"
+	"crypto/rand"
+	"errors"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/gravitational/trace"
+	"golang.org/x/crypto/ssh"
+
+	"github.com/hallmark-ssh/hallmark/internal/teleport"
+	"github.com/hallmark-ssh/hallmark/internal/teleport/teleporttest"
+)
+
+func TestContract(t *testing.T) {
+	for name, options := range map[string]teleporttest.Options{
+		"RSA":              {},
+		"Ed25519 with lag": {KeyType: teleporttest.KeyEd25519, ReadLag: 200 * time.Millisecond},
+	} {
+		t.Run(name, func(t *testing.T) {
+			cluster := start(t, options)
+			teleporttest.RunContract(t, func(t *testing.T) *teleport.Client { return dial(t, config(t, cluster)) })
+			for _, request := range cluster.HostCertRequests() {
+				if request.Role != "Nop" || request.HostId != "" || request.Ttl.AsDuration() <= 0 {
+					t.Errorf("Teleport was asked for %v", request)
+				}
+			}
+		})
+	}
+}
+
+func start(t *testing.T, options teleporttest.Options) *teleporttest.Cluster {
+	t.Helper()
+	cluster, err := teleporttest.Start(options)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := cluster.Close(); err != nil {
+			t.Errorf("close the cluster: %v", err)
+		}
+	})
+	return cluster
+}
+
+// quick starts a cluster whose keys take no time to make.
+func quick(t *testing.T) *teleporttest.Cluster {
+	t.Helper()
+	return start(t, teleporttest.Options{KeyType: teleporttest.KeyEd25519})
+}
+
+func config(t *testing.T, cluster *teleporttest.Cluster) teleport.Config {
+	t.Helper()
+	return teleport.Config{Address: cluster.Address(), IdentityFile: write(t, cluster.IdentityFile())}
+}
+
+func write(t *testing.T, data []byte) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "identity.pem")
+	if err := os.WriteFile(path, data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func dial(t *testing.T, config teleport.Config) *teleport.Client {
+	t.Helper()
+	client, err := teleport.Dial(timeout(t, 10*time.Second), config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { client.Close() })
+	return client
+}
+
+func timeout(t *testing.T, d time.Duration) context.Context {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), d)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+func hostKey(t *testing.T) ssh.PublicKey {
+	t.Helper()
+	public, _, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	key, err := ssh.NewPublicKey(public)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return key
+}
+
+func TestDialNames(t *testing.T) {
+	cluster := start(t, teleporttest.Options{
+		KeyType: teleporttest.KeyEd25519, ClusterName: "c.example", Hosts: []string{"proxy.example.com", "127.0.0.1"},
+	})
+	client := dial(t, config(t, cluster))
+	if client.ClusterName() != "c.example" || client.ProxyName() != "proxy.example.com" {
+		t.Errorf("cluster %q, proxy %q", client.ClusterName(), client.ProxyName())
+	}
+}
+
+func TestDialRefusesLogin(t *testing.T) {
+	cluster := quick(t)
+	expired, err := cluster.NewIdentityFile(-time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	good := write(t, cluster.IdentityFile())
+	tests := []struct {
+		name, file, roots, want string
+	}{
+		{"missing", filepath.Join(t.TempDir(), "none"), "", "no such file"},
+		{"garbage", write(t, []byte("garbage")), "", "read Teleport identity file"},
+		{"truncated", write(t, cluster.IdentityFile()[:300]), "", "read Teleport identity file"},
+		{"expired", write(t, expired), "", "expired at 20"},
+		{"roots without a certificate", good, "oops", "no certificate in the Teleport roots"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			_, err := teleport.Dial(timeout(t, 5*time.Second), teleport.Config{
+				Address: cluster.Address(), IdentityFile: tt.file, RootsPEM: []byte(tt.roots),
+			})
+			expect(t, err, teleport.ErrDenied, tt.want)
+		})
+	}
+	if calls := cluster.Calls(); calls["Ping"] != 0 {
+		t.Errorf("the cluster was asked: %v", calls)
+	}
+}
+
+// A login of another cluster is of no use here, and neither side trusts the other.
+func TestDialOtherCluster(t *testing.T) {
+	here, there := quick(t), quick(t)
+	_, err := teleport.Dial(timeout(t, time.Second), teleport.Config{
+		Address: here.Address(), IdentityFile: write(t, there.IdentityFile()),
+	})
+	expect(t, err, teleport.ErrUnavailable, here.Address())
+	if calls := here.Calls(); calls["Ping"] != 0 {
+		t.Errorf("the cluster was asked: %v", calls)
+	}
+}
+
+// After a rotation of the cluster's TLS authority, a login from before needs the
+// new one told apart.
+func TestDialWithRoots(t *testing.T) {
+	cluster := quick(t)
+	login := cluster.IdentityFile()
+	last := bytes.LastIndex(login, []byte("-----BEGIN CERTIFICATE"))
+	c := teleport.Config{Address: cluster.Address(), IdentityFile: write(t, login[:last])}
+
+	_, err := teleport.Dial(timeout(t, time.Second), c)
+	expect(t, err, teleport.ErrUnavailable, "certificate")
+
+	c.RootsPEM = login[last:]
+	dial(t, c)
+}
+
+func TestDialNobodyThere(t *testing.T) {
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	address := listener.Addr().String()
+	listener.Close()
+	cluster := quick(t)
+	began := time.Now()
+	_, err = teleport.Dial(timeout(t, time.Second), teleport.Config{
+		Address: address, IdentityFile: write(t, cluster.IdentityFile()),
+	})
+	expect(t, err, teleport.ErrUnavailable, address)
+	if strings.Contains(err.Error(), "\n") {
+		t.Errorf("more than one line: %q", err)
+	}
+	if took := time.Since(began); took > 5*time.Second {
+		t.Errorf("it took %s, a second was given", took)
+	}
+}
+
+func TestErrorKinds(t *testing.T) {
+	cluster := quick(t)
+	client := dial(t, config(t, cluster))
+	tests := []struct {
+		name string
+		hook error
+		want error
+	}{
+		{"access denied", trace.AccessDenied("no"), teleport.ErrDenied},
+		{"not found", trace.NotFound("no"), teleport.ErrNotFound},
+		{"unavailable", trace.ConnectionProblem(nil, "down"), teleport.ErrUnavailable},
+		{"too many requests", trace.LimitExceeded("slow down"), teleport.ErrUnavailable},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			cluster.Intercept(func(context.Context, string) error { return tt.hook })
+			defer cluster.Intercept(nil)
+			_, err := client.Node(timeout(t, 5*time.Second), "some-id")
+			expect(t, err, tt.want, "read node some-id")
+		})
+	}
+	t.Run("bad parameter", func(t *testing.T) {
+		cluster.Intercept(func(context.Context, string) error { return trace.BadParameter("no") })
+		defer cluster.Intercept(nil)
+		_, err := client.Node(timeout(t, 5*time.Second), "some-id")
+		for _, kind := range []error{teleport.ErrDenied, teleport.ErrNotFound, teleport.ErrUnavailable} {
+			if err == nil || errors.Is(err, kind) {
+				t.Errorf("got %v, want none of the kinds", err)
+			}
+		}
+	})
+	t.Run("slow", func(t *testing.T) {
+		cluster.Intercept(func(ctx context.Context, _ string) error {
+			<-ctx.Done()
+			return ctx.Err()
+		})
+		defer cluster.Intercept(nil)
+		_, err := client.Node(timeout(t, 200*time.Millisecond), "some-id")
+		expect(t, err, teleport.ErrUnavailable, "read node some-id")
+	})
+}
+
+// One failure that may pass does not reach the caller.
+func TestRetriesUnavailable(t *testing.T) {
+	cluster := quick(t)
+	client := dial(t, config(t, cluster))
+	var calls atomic.Int32
+	cluster.Intercept(func(context.Context, string) error {
+		if calls.Add(1) == 1 {
+			return trace.ConnectionProblem(nil, "restarting")
+		}
+		return nil
+	})
+	if _, err := client.CAs(timeout(t, 5*time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	if calls.Load() != 3 {
+		t.Errorf("%d calls, want 2 and one again", calls.Load())
+	}
+}
+
+// When every connection breaks, as when a proxy restarts, the next call works.
+func TestSurvivesLostConnections(t *testing.T) {
+	cluster := quick(t)
+	relay := newRelay(t, cluster.Address())
+	c := config(t, cluster)
+	c.Address = relay.address
+	client := dial(t, c)
+	for range 3 {
+		relay.dropAll()
+		if _, err := client.CAs(timeout(t, 5*time.Second)); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// relay passes connections on until it is told to drop them.
+type relay struct {
+	address string
+	mu      sync.Mutex
+	open    []net.Conn
+}
+
+func newRelay(t *testing.T, to string) *relay {
+	t.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := &relay{address: listener.Addr().String()}
+	t.Cleanup(func() {
+		listener.Close()
+		r.dropAll()
+	})
+	go func() {
+		for {
+			in, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			out, err := net.Dial("tcp", to)
+			if err != nil {
+				in.Close()
+				continue
+			}
+			r.mu.Lock()
+			r.open = append(r.open, in, out)
+			r.mu.Unlock()
+			go func() { _, _ = io.Copy(in, out) }()
+			go func() { _, _ = io.Copy(out, in) }()
+		}
+	}()
+	return r
+}
+
+func (r *relay) dropAll() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, conn := range r.open {
+		conn.Close()
+	}
+	r.open = nil
+}
+
+// A client that rested longer than a connection may be trusted to live dials
+// again, and reads the login again.
+func TestDialsAgainAfterRest(t *testing.T) {
+	cluster := quick(t)
+	var ahead atomic.Int64
+	c := config(t, cluster)
+	c.Now = func() time.Time { return time.Now().Add(time.Duration(ahead.Load())) }
+	client := dial(t, c)
+
+	if err := os.Remove(c.IdentityFile); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := client.CAs(timeout(t, 5*time.Second)); err != nil {
+		t.Fatalf("a moment later: %v", err)
+	}
+	ahead.Store(int64(2 * time.Minute))
+	_, err := client.CAs(timeout(t, 5*time.Second))
+	expect(t, err, teleport.ErrDenied, "no such file")
+
+	if err := os.WriteFile(c.IdentityFile, cluster.IdentityFile(), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := client.CAs(timeout(t, 5*time.Second)); err != nil {
+		t.Fatalf("with the file back: %v", err)
+	}
+}
+
+func TestSignHostKeyDuringRotation(t *testing.T) {
+	cluster := quick(t)
+	client := dial(t, config(t, cluster))
+	sign := func() *ssh.Certificate {
+		t.Helper()
+		cert, err := client.SignHostKey(timeout(t, 5*time.Second), hostKey(t), []string{"web-1"}, time.Hour)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !bytes.Equal(cert.SignatureKey.Marshal(), cluster.HostCA().Marshal()) {
+			t.Error("signed by another key than the cluster signs with")
+		}
+		return cert
+	}
+	before := sign()
+	for _, phase := range []teleporttest.Phase{
+		teleporttest.PhaseInit, teleporttest.PhaseUpdateClients, teleporttest.PhaseUpdateServers, teleporttest.PhaseStandby,
+	} {
+		if err := cluster.RotateHost(phase); err != nil {
+			t.Fatal(err)
+		}
+		sign()
+	}
+	if after := sign(); bytes.Equal(after.SignatureKey.Marshal(), before.SignatureKey.Marshal()) {
+		t.Error("the rotation changed nothing")
+	}
+}
+
+func TestCAsDuringRotation(t *testing.T) {
+	cluster := quick(t)
+	client := dial(t, config(t, cluster))
+	keys := func() []string {
+		t.Helper()
+		cas, err := client.CAs(timeout(t, 5*time.Second))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var prints []string
+		for _, key := range cas.OpenSSH {
+			prints = append(prints, ssh.FingerprintSHA256(key))
+		}
+		return prints
+	}
+	old := keys()[0]
+	steps := []struct {
+		phase    teleporttest.Phase
+		count    int
+		oldFirst bool
+	}{
+		{teleporttest.PhaseInit, 2, true},
+		{teleporttest.PhaseUpdateClients, 2, false},
+		{teleporttest.PhaseRollback, 2, true},
+		{teleporttest.PhaseStandby, 1, true},
+	}
+	for _, step := range steps {
+		if err := cluster.RotateOpenSSH(step.phase); err != nil {
+			t.Fatal(err)
+		}
+		if got := keys(); len(got) != step.count || (got[0] == old) != step.oldFirst {
+			t.Errorf("phase %s: got %v, the old key is %s", step.phase, got, old)
+		}
+	}
+}
+
+func expect(t *testing.T, err, kind error, text string) {
+	t.Helper()
+	if !errors.Is(err, kind) {
+		t.Errorf("got %v, want one that is %q", err, kind)
+	}
+	if err != nil && !strings.Contains(err.Error(), text) {
+		t.Errorf("got %q, want %q in it", err, text)
+	}
+}

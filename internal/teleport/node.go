@@ -1,0 +1,141 @@
+package teleport
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"regexp"
+	"strings"
+	"time"
+
+	"github.com/gravitational/teleport/api/client"
+	"github.com/gravitational/teleport/api/client/proto"
+	"github.com/gravitational/teleport/api/defaults"
+	"github.com/gravitational/teleport/api/types"
+)
+
+// Node is the record of an OpenSSH server.
+type Node struct {
+	// ID is the name of the record, a UUID.
+	ID string
+	// Hostname is what people type. It need not be unique in a cluster.
+	Hostname string
+	// Address is host:port, as the proxy dials it.
+	Address string
+	Labels  map[string]string
+	// Expires is when the cluster forgets the node; zero for never.
+	Expires time.Time
+}
+
+// hostnamePattern is Teleport's own rule. Its newer servers store something else
+// in place of a name that breaks it, without an error, and the certificate would
+// no longer fit the node.
+var hostnamePattern = regexp.MustCompile(`^[a-zA-Z0-9]+[a-zA-Z0-9.-]*$`)
+
+const maxHostnameLength = 256
+
+// Node returns the node of that ID. It fails with ErrNotFound if there is none,
+// and may do so for a while after UpsertNode: Teleport reads from a cache.
+func (c *Client) Node(ctx context.Context, id string) (*Node, error) {
+	api, err := c.conn(ctx)
+	if err != nil {
+		return nil, err
+	}
+	server, err := api.GetNode(ctx, defaults.Namespace, id)
+	if err != nil {
+		return nil, failed("read node "+id, err)
+	}
+	node := nodeOf(server)
+	return &node, nil
+}
+
+// NodesNamed returns the nodes that have the host name, upper and lower case
+// alike, whoever registered them. Like Node it may not yet know of recent ones.
+func (c *Client) NodesNamed(ctx context.Context, hostname string) ([]Node, error) {
+	api, err := c.conn(ctx)
+	if err != nil {
+		return nil, err
+	}
+	// Keywords match parts of many fields and need no quoting, as an expression of
+	// Teleport's language would; the answer is narrowed down here.
+	servers, err := client.GetAllResources[types.Server](ctx, api, &proto.ListResourcesRequest{
+		ResourceType:   types.KindNode,
+		Namespace:      defaults.Namespace,
+		SearchKeywords: []string{hostname},
+	})
+	if err != nil {
+		return nil, failed("list nodes named "+hostname, err)
+	}
+	var nodes []Node
+	for _, server := range servers {
+		if strings.EqualFold(server.GetHostname(), hostname) {
+			nodes = append(nodes, nodeOf(server))
+		}
+	}
+	return nodes, nil
+}
+
+// UpsertNode creates the node or replaces it, whoever it belongs to: the caller
+// knows that it is ours.
+func (c *Client) UpsertNode(ctx context.Context, node Node) error {
+	server, err := serverOf(node)
+	if err != nil {
+		return fmt.Errorf("write node %s: %w", node.ID, err)
+	}
+	api, err := c.conn(ctx)
+	if err != nil {
+		return err
+	}
+	if _, err := api.UpsertNode(ctx, server); err != nil {
+		return failed("write node "+node.ID, err)
+	}
+	return nil
+}
+
+// DeleteNode removes the node. It fails with ErrNotFound if there is none.
+func (c *Client) DeleteNode(ctx context.Context, id string) error {
+	api, err := c.conn(ctx)
+	if err != nil {
+		return err
+	}
+	if err := api.DeleteNode(ctx, defaults.Namespace, id); err != nil {
+		return failed("delete node "+id, err)
+	}
+	return nil
+}
+
+func nodeOf(server types.Server) Node {
+	return Node{
+		ID:       server.GetName(),
+		Hostname: server.GetHostname(),
+		Address:  server.GetAddr(),
+		Labels:   server.GetAllLabels(),
+		Expires:  server.Expiry(),
+	}
+}
+
+func serverOf(node Node) (*types.ServerV2, error) {
+	switch {
+	case node.ID == "":
+		return nil, errors.New("no ID") // the library would make one up
+	case len(node.Hostname) > maxHostnameLength || !hostnamePattern.MatchString(node.Hostname):
+		return nil, fmt.Errorf("host name %q is not one that Teleport keeps", node.Hostname)
+	case node.Expires.IsZero():
+		// It would outlive its machine for good if every event about that is lost.
+		return nil, errors.New("no time of expiry")
+	}
+	expires := node.Expires.UTC()
+	server := &types.ServerV2{
+		Kind:    types.KindNode,
+		SubKind: types.SubKindOpenSSHNode,
+		Version: types.V2,
+		Metadata: types.Metadata{
+			Name:      node.ID,
+			Namespace: defaults.Namespace,
+			Labels:    node.Labels,
+			Expires:   &expires,
+		},
+		Spec: types.ServerSpecV2{Addr: node.Address, Hostname: node.Hostname},
+	}
+	return server, server.CheckAndSetDefaults()
+}

@@ -1,0 +1,125 @@
+package teleporttest
+
+import (
+	"context"
+	"crypto/rand"
+	"fmt"
+	"slices"
+	"time"
+
+	trustpb "github.com/gravitational/teleport/api/gen/proto/go/teleport/trust/v1"
+	"github.com/gravitational/teleport/api/types"
+	"github.com/gravitational/trace"
+	"golang.org/x/crypto/ssh"
+	protobuf "google.golang.org/protobuf/proto"
+)
+
+// Names of the extensions that Teleport writes into host certificates.
+const (
+	ExtensionRole      = "x-teleport-role"
+	ExtensionAuthority = "x-teleport-authority"
+)
+
+// trustService is the part of Teleport's trust service that Hallmark calls.
+type trustService struct {
+	trustpb.UnimplementedTrustServiceServer
+	cluster *Cluster
+}
+
+func (s *trustService) GetCertAuthority(_ context.Context, request *trustpb.GetCertAuthorityRequest) (*types.CertAuthorityV2, error) {
+	if request.IncludeKey {
+		return nil, trace.AccessDenied("access denied to perform action \"read\" on \"cert_authority\"")
+	}
+	kind := types.CertAuthType(request.Type)
+	authority := s.cluster.ca.byType(kind)
+	if authority == nil || request.Domain != s.cluster.Name() {
+		return nil, trace.NotFound("cert authority %q of %q is not found", request.Type, request.Domain)
+	}
+	return authority.resource(s.cluster.Name(), kind)
+}
+
+func (s *trustService) GetCertAuthorities(ctx context.Context, request *trustpb.GetCertAuthoritiesRequest) (*trustpb.GetCertAuthoritiesResponse, error) {
+	ca, err := s.GetCertAuthority(ctx, &trustpb.GetCertAuthorityRequest{
+		Type: request.Type, Domain: s.cluster.Name(), IncludeKey: request.IncludeKey,
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &trustpb.GetCertAuthoritiesResponse{CertAuthoritiesV2: []*types.CertAuthorityV2{ca}}, nil
+}
+
+func (a *authorities) byType(kind types.CertAuthType) *sshAuthority {
+	switch kind {
+	case types.OpenSSHCA:
+		return a.openssh
+	case types.HostCA:
+		return a.host
+	case types.UserCA:
+		return a.user
+	default:
+		return nil
+	}
+}
+
+// GenerateHostCert signs what it is asked to, as Teleport does: any system role,
+// and for ever if no lifetime is named.
+func (s *trustService) GenerateHostCert(_ context.Context, request *trustpb.GenerateHostCertRequest) (*trustpb.GenerateHostCertResponse, error) {
+	s.cluster.record(request)
+	role := types.SystemRole(request.Role)
+	if err := role.Check(); err != nil {
+		return nil, err
+	}
+	switch {
+	case request.ClusterName == "":
+		return nil, trace.BadParameter("ClusterName is required")
+	case request.HostId == "" && len(request.Principals) == 0:
+		return nil, trace.BadParameter("HostID or Principals are required")
+	}
+	key, _, _, _, err := ssh.ParseAuthorizedKey(request.Key)
+	if err != nil {
+		return nil, trace.BadParameter("public key: %v", err)
+	}
+	cert := &ssh.Certificate{
+		Key:             key,
+		CertType:        ssh.HostCert,
+		ValidPrincipals: principals(request),
+		ValidAfter:      uint64(s.cluster.options.Now().Add(-time.Minute).Unix()),
+		ValidBefore:     ssh.CertTimeInfinity,
+		Permissions: ssh.Permissions{Extensions: map[string]string{
+			ExtensionRole:      request.Role,
+			ExtensionAuthority: request.ClusterName,
+		}},
+	}
+	if ttl := request.Ttl.AsDuration(); ttl != 0 {
+		cert.ValidBefore = uint64(s.cluster.options.Now().Add(ttl).Unix())
+	}
+	if err := cert.SignCert(rand.Reader, s.cluster.ca.host.signer()); err != nil {
+		return nil, err
+	}
+	return &trustpb.GenerateHostCertResponse{SshCertificate: ssh.MarshalAuthorizedKey(cert)}, nil
+}
+
+// principals are those asked for, and with a host ID those that Teleport adds.
+func principals(request *trustpb.GenerateHostCertRequest) []string {
+	var names []string
+	if request.HostId != "" {
+		names = append(names, fmt.Sprintf("%s.%s", request.HostId, request.ClusterName), request.HostId)
+		if request.NodeName != "" && request.NodeName != request.HostId {
+			names = append(names, fmt.Sprintf("%s.%s", request.NodeName, request.ClusterName), request.NodeName)
+		}
+		names = append(names, "localhost", "127.0.0.1", "::1")
+	}
+	var distinct []string
+	for _, name := range append(names, request.Principals...) {
+		if !slices.Contains(distinct, name) {
+			distinct = append(distinct, name)
+		}
+	}
+	return distinct
+}
+
+func (c *Cluster) record(request *trustpb.GenerateHostCertRequest) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.hostCerts = append(c.hostCerts, protobuf.Clone(request).(*trustpb.GenerateHostCertRequest))
+}
