@@ -66,11 +66,17 @@ func (k *Keyring) With(region string, certificatePEM []byte) (*Keyring, error) {
 	return wider, nil
 }
 
+// Has reports whether the keyring knows the region's key.
+func (k *Keyring) Has(region string) bool {
+	_, known := k.keys[region]
+	return known
+}
+
 func (k *Keyring) add(region string, certificatePEM []byte) error {
 	if !regionSyntax.MatchString(region) {
 		return fmt.Errorf("%.64q is not the name of a region", region)
 	}
-	if _, known := k.keys[region]; known {
+	if k.Has(region) {
 		return fmt.Errorf("the key of region %s is fixed and cannot be replaced: remove its certificate", region)
 	}
 	key, err := parseRegionKey(certificatePEM)

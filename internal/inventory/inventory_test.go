@@ -1,0 +1,248 @@
+package inventory
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+)
+
+const (
+	region   = "us-west-2"
+	id       = "i-0a1b2c3d4e5f60718"
+	image    = "ami-0a1b2c3d4e5f60718"
+	instance = `<DescribeInstancesResponse><reservationSet><item><ownerId>111122223333</ownerId><instancesSet><item>
+		<instanceId>` + id + `</instanceId><imageId>` + image + `</imageId>
+		<instanceState><code>16</code><name>running</name></instanceState>
+		<privateIpAddress>10.0.0.7</privateIpAddress><ipAddress>192.0.2.7</ipAddress><ipv6Address>2001:db8::7</ipv6Address>
+		<placement><availabilityZone>us-west-2b</availabilityZone></placement>
+		<vpcId>vpc-1</vpcId><subnetId>subnet-1</subnetId><launchTime>2026-01-02T03:04:05.000Z</launchTime>
+		<iamInstanceProfile><arn>arn:aws:iam::111122223333:instance-profile/web</arn></iamInstanceProfile>
+		<tagSet><item><key>Name</key><value>web</value></item><item><key>empty</key><value/></item></tagSet>
+		</item></instancesSet></item></reservationSet></DescribeInstancesResponse>`
+	images = `<DescribeImagesResponse><imagesSet><item><imageId>` + image + `</imageId>
+		<imageOwnerId>444455556666</imageOwnerId></item></imagesSet></DescribeImagesResponse>`
+	noInstances = `<DescribeInstancesResponse><reservationSet/></DescribeInstancesResponse>`
+	noImages    = `<DescribeImagesResponse><imagesSet/></DescribeImagesResponse>`
+)
+
+func fault(code string) string {
+	return `<Response><Errors><Error><Code>` + code + `</Code><Message>no</Message></Error></Errors></Response>`
+}
+
+// fakeEC2 answers each action with the next of its answers, and the last one for
+// ever.
+type fakeEC2 struct {
+	mu       sync.Mutex
+	answers  map[string][]string
+	requests []url.Values
+
+	authorizations []string
+}
+
+func (f *fakeEC2) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	data, _ := io.ReadAll(r.Body)
+	form, _ := url.ParseQuery(string(data))
+	f.requests = append(f.requests, form)
+	f.authorizations = append(f.authorizations, r.Header.Get("Authorization"))
+	action := form.Get("Action")
+	answers := f.answers[action]
+	if len(answers) > 1 {
+		f.answers[action] = answers[1:]
+	}
+	if strings.Contains(answers[0], "<Errors>") {
+		w.WriteHeader(http.StatusBadRequest)
+	}
+	_, _ = io.WriteString(w, answers[0])
+}
+
+func (f *fakeEC2) count(action string) (n int) {
+	for _, r := range f.requests {
+		if r.Get("Action") == action {
+			n++
+		}
+	}
+	return n
+}
+
+// start returns an EC2 that asks the fake and waits no real time.
+func start(t *testing.T, f *fakeEC2) (e *EC2, waits *[]time.Duration) {
+	t.Helper()
+	server := httptest.NewServer(f)
+	t.Cleanup(server.Close)
+	e = New(aws.Config{
+		Credentials: aws.CredentialsProviderFunc(func(context.Context) (aws.Credentials, error) {
+			return aws.Credentials{AccessKeyID: "test", SecretAccessKey: "test"}, nil
+		}),
+		HTTPClient: server.Client(),
+	}, func(region string) (string, error) { return server.URL + "/" + region, nil })
+	waits = new([]time.Duration)
+	e.Wait = func(ctx context.Context, d time.Duration) error {
+		*waits = append(*waits, d)
+		return ctx.Err()
+	}
+	return e, waits
+}
+
+func TestInstance(t *testing.T) {
+	e, _ := start(t, &fakeEC2{answers: map[string][]string{"DescribeInstances": {instance}, "DescribeImages": {images}}})
+	got, err := e.Instance(t.Context(), region, id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := Instance{
+		ID: id, OwnerID: "111122223333", State: StateRunning, Region: region, AvailabilityZone: "us-west-2b",
+		VPC: "vpc-1", Subnet: "subnet-1", PrivateIP: "10.0.0.7", PublicIP: "192.0.2.7", IPv6: "2001:db8::7",
+		ImageID: image, ImageOwner: "444455556666", InstanceProfileARN: "arn:aws:iam::111122223333:instance-profile/web",
+		LaunchTime: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC), Tags: map[string]string{"Name": "web", "empty": ""},
+	}
+	if g, w := fmt.Sprintf("%+v", *got), fmt.Sprintf("%+v", want); g != w {
+		t.Errorf("got  %s\nwant %s", g, w)
+	}
+}
+
+func TestImageOwner(t *testing.T) {
+	tests := map[string]struct {
+		answer string
+		want   string
+		fails  bool
+	}{
+		"known":                {images, "444455556666", false},
+		"gone":                 {fault("InvalidAMIID.NotFound"), "", false},
+		"no longer shared":     {fault("InvalidAMIID.Unavailable"), "", false},
+		"not in the answer":    {noImages, "", false},
+		"an answer on another": {strings.Replace(images, image, "ami-other", 1), "", false},
+		"not allowed to ask":   {fault("UnauthorizedOperation"), "", true},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			e, _ := start(t, &fakeEC2{answers: map[string][]string{"DescribeInstances": {instance}, "DescribeImages": {tt.answer}}})
+			got, err := e.Instance(t.Context(), region, id)
+			if (err != nil) != tt.fails {
+				t.Fatalf("error %v, want one: %v", err, tt.fails)
+			}
+			if err == nil && got.ImageOwner != tt.want {
+				t.Errorf("owner %q, want %q", got.ImageOwner, tt.want)
+			}
+		})
+	}
+}
+
+func TestImageOwnerIsRemembered(t *testing.T) {
+	f := &fakeEC2{answers: map[string][]string{"DescribeInstances": {instance}, "DescribeImages": {noImages, images}}}
+	e, _ := start(t, f)
+	for range 4 {
+		if _, err := e.Instance(t.Context(), region, id); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := f.count("DescribeImages"); n != 2 {
+		t.Errorf("asked %d times; want until the owner was known, 2", n)
+	}
+}
+
+func TestNotFoundIsAskedAgain(t *testing.T) {
+	for name, answer := range map[string]string{"an error": fault("InvalidInstanceID.NotFound"), "an empty answer": noInstances} {
+		t.Run(name, func(t *testing.T) {
+			e, waits := start(t, &fakeEC2{answers: map[string][]string{
+				"DescribeInstances": {answer, answer, instance}, "DescribeImages": {images},
+			}})
+			if _, err := e.Instance(t.Context(), region, id); err != nil {
+				t.Fatal(err)
+			}
+			if len(*waits) != 2 {
+				t.Errorf("waited %v, want twice", *waits)
+			}
+		})
+	}
+}
+
+func TestNotFoundEndsBeforeLong(t *testing.T) {
+	f := &fakeEC2{answers: map[string][]string{"DescribeInstances": {fault("InvalidInstanceID.NotFound")}}}
+	e, waits := start(t, f)
+	_, err := e.Instance(t.Context(), region, id)
+	if !errors.Is(err, ErrNotFound) {
+		t.Fatalf("error %v, want %v", err, ErrNotFound)
+	}
+	if n := f.count("DescribeInstances"); n != 5 {
+		t.Errorf("asked %d times, want 5", n)
+	}
+	for i, longest := 0, 250*time.Millisecond; i < len(*waits); i, longest = i+1, longest*2 {
+		if wait := (*waits)[i]; wait < 0 || wait >= longest {
+			t.Errorf("wait %d is %s, not below %s", i, wait, longest)
+		}
+	}
+}
+
+func TestNotFoundWhenTimeIsUp(t *testing.T) {
+	f := &fakeEC2{answers: map[string][]string{"DescribeInstances": {fault("InvalidInstanceID.NotFound")}}}
+	e, _ := start(t, f)
+	e.Wait = func(context.Context, time.Duration) error { return context.DeadlineExceeded }
+	if _, err := e.Instance(t.Context(), region, id); !errors.Is(err, ErrNotFound) {
+		t.Errorf("error %v, want what EC2 said", err)
+	}
+}
+
+func TestOtherErrorsAreNotNotFound(t *testing.T) {
+	for code, asked := range map[string]int{"UnauthorizedOperation": 1, "RequestLimitExceeded": 5} {
+		f := &fakeEC2{answers: map[string][]string{"DescribeInstances": {fault(code)}}}
+		e, _ := start(t, f)
+		_, err := e.Instance(t.Context(), region, id)
+		if err == nil || errors.Is(err, ErrNotFound) || !strings.Contains(err.Error(), code) {
+			t.Errorf("%s: error %v", code, err)
+		}
+		if n := f.count("DescribeInstances"); n != asked {
+			t.Errorf("%s: asked %d times, want %d", code, n, asked)
+		}
+	}
+}
+
+func TestAnAnswerOnAnotherInstanceIsNotFound(t *testing.T) {
+	other := strings.ReplaceAll(instance, id, "i-0123456789abcdef0")
+	e, _ := start(t, &fakeEC2{answers: map[string][]string{"DescribeInstances": {other}}})
+	if _, err := e.Instance(t.Context(), region, id); !errors.Is(err, ErrNotFound) {
+		t.Errorf("error %v, want %v", err, ErrNotFound)
+	}
+}
+
+func TestRequestsAreSignedForTheRegion(t *testing.T) {
+	f := &fakeEC2{answers: map[string][]string{"DescribeInstances": {instance}, "DescribeImages": {images}}}
+	e, _ := start(t, f)
+	if _, err := e.Instance(t.Context(), region, id); err != nil {
+		t.Fatal(err)
+	}
+	for _, signed := range f.authorizations {
+		if !strings.HasPrefix(signed, "AWS4-HMAC-SHA256 Credential=test/") || !strings.Contains(signed, "/us-west-2/ec2/aws4_request") {
+			t.Errorf("Authorization %q", signed)
+		}
+	}
+}
+
+func TestAGarbledAnswerIsAnError(t *testing.T) {
+	e, _ := start(t, &fakeEC2{answers: map[string][]string{"DescribeInstances": {"<html>"}}})
+	if _, err := e.Instance(t.Context(), region, id); err == nil || errors.Is(err, ErrNotFound) {
+		t.Errorf("error %v", err)
+	}
+}
+
+func TestWait(t *testing.T) {
+	if err := wait(t.Context(), time.Nanosecond); err != nil {
+		t.Error(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := wait(ctx, time.Hour); !errors.Is(err, context.Canceled) {
+		t.Errorf("error %v, want %v", err, context.Canceled)
+	}
+}

@@ -1,0 +1,31 @@
+package policy
+
+import (
+	"fmt"
+	"net"
+	"strconv"
+)
+
+// addressKind names which of an instance's addresses the proxy dials.
+type addressKind string
+
+const (
+	addressPrivate addressKind = "private"
+	addressPublic  addressKind = "public"
+	addressIPv6    addressKind = "ipv6"
+)
+
+// of returns the instance's address of this kind, as host:port. An instance
+// without one is refused: a node that nobody can dial helps nobody, and falling
+// back to another address could lead outside the network that the rule means.
+func (k addressKind) of(f Facts, port int) (string, error) {
+	address := map[addressKind]string{
+		addressPrivate: f.PrivateIP,
+		addressPublic:  f.PublicIP,
+		addressIPv6:    f.IPv6,
+	}[k]
+	if address == "" {
+		return "", fmt.Errorf("the instance has no %s address", k)
+	}
+	return net.JoinHostPort(address, strconv.Itoa(port)), nil
+}

@@ -1,0 +1,128 @@
+package policy
+
+import (
+	"maps"
+	"regexp"
+	"slices"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+)
+
+const (
+	defaultTagPrefix = "aws/"
+
+	maxLabelKeyBytes   = 256 // a tag's key has at most 128 characters, a prefix comes in front
+	maxLabelValueBytes = 1024
+	maxTagLabels       = 64 // an instance has at most 50 tags of its own
+)
+
+// regexpLabelKey is what Teleport accepts as a label's key.
+var regexpLabelKey = regexp.MustCompile(`^[a-zA-Z/.0-9_:*-]+$`)
+
+// reservedPrefixes lists the labels that only Teleport and the signer set.
+// People grant access on them, so neither tags nor a policy may choose them.
+func reservedPrefixes() []string {
+	return []string{"teleport.dev/", "teleport.internal/", "teleport.hidden/", "hallmark/"}
+}
+
+// wildcard is the key by which a Teleport role means any label.
+const wildcard = "*"
+
+func isReserved(key string) bool {
+	return slices.ContainsFunc(reservedPrefixes(), func(p string) bool { return strings.HasPrefix(key, p) })
+}
+
+// yieldsReserved reports whether some tag key behind the prefix gives a reserved
+// label.
+func yieldsReserved(prefix string) bool {
+	return isReserved(prefix) ||
+		slices.ContainsFunc(reservedPrefixes(), func(p string) bool { return strings.HasPrefix(p, prefix) })
+}
+
+// labelRules say which labels a node gets besides the fixed ones.
+type labelRules struct {
+	static    map[string]string
+	tagPrefix string
+	allow     []glob
+	deny      []glob
+}
+
+// render returns the labels of tags and the static ones, which win, and the keys
+// of the tags that were wanted but could not become labels.
+func (l labelRules) render(tags map[string]string) (labels map[string]string, skipped []string) {
+	labels = make(map[string]string)
+	for _, key := range slices.Sorted(maps.Keys(tags)) {
+		if !anyMatches(l.allow, key) || anyMatches(l.deny, key) {
+			continue
+		}
+		label, value := l.tagPrefix+key, tags[key]
+		if len(labels) >= maxTagLabels || !isLabel(key, label, value) {
+			skipped = append(skipped, key)
+			continue
+		}
+		labels[label] = value
+	}
+	maps.Copy(labels, l.static)
+	return labels, skipped
+}
+
+// isLabel reports whether a tag can be a label. Reserved keys are refused here
+// too, although no valid prefix gives one.
+func isLabel(tag, label, value string) bool {
+	return tag != wildcard && !isReserved(label) &&
+		len(label) <= maxLabelKeyBytes && regexpLabelKey.MatchString(label) && isLabelValue(value)
+}
+
+// isLabelValue keeps terminals safe from control characters, and gRPC from text
+// that it cannot carry, which would fail the whole node.
+func isLabelValue(value string) bool {
+	return len(value) <= maxLabelValueBytes && utf8.ValidString(value) && !strings.ContainsFunc(value, unicode.IsControl)
+}
+
+// fixedLabels come from verified facts only, so that access can be granted on
+// them. The first three are those of Teleport's own discovery, which therefore
+// leaves the instance alone.
+func fixedLabels(f Facts, c Cluster, rule string) map[string]string {
+	labels := map[string]string{
+		"teleport.dev/instance-id": f.InstanceID,
+		"teleport.dev/account-id":  f.Account,
+		"teleport.dev/aws-region":  f.Region,
+		"hallmark/signer":          c.Signer,
+		"hallmark/account":         f.Account,
+		"hallmark/vpc":             f.VPC,
+		"hallmark/image-owner":     f.ImageOwner,
+		"hallmark/rule":            rule,
+	}
+	// A fact that is not known gives no label rather than an empty one, which a
+	// role could be made to match.
+	maps.DeleteFunc(labels, func(_, value string) bool { return value == "" })
+	return labels
+}
+
+// glob is a pattern in which * stands for any run of characters, "/" too.
+type glob string
+
+func (g glob) matches(s string) bool {
+	parts := strings.Split(string(g), "*")
+	s, ok := strings.CutPrefix(s, parts[0])
+	if !ok {
+		return false
+	}
+	if len(parts) == 1 {
+		return s == ""
+	}
+	last := len(parts) - 1
+	for _, part := range parts[1:last] {
+		_, after, found := strings.Cut(s, part)
+		if !found {
+			return false
+		}
+		s = after
+	}
+	return strings.HasSuffix(s, parts[last])
+}
+
+func anyMatches(globs []glob, s string) bool {
+	return slices.ContainsFunc(globs, func(g glob) bool { return g.matches(s) })
+}

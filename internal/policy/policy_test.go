@@ -1,0 +1,229 @@
+package policy
+
+import (
+	"errors"
+	"maps"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+const (
+	account = "111122223333"
+	ownID   = "i-0a1b2c3d4e5f60718"
+	otherID = "i-0123456789abcdef0"
+)
+
+func limits() Limits {
+	return Limits{
+		Accounts:    []string{account, "444455556666"},
+		Regions:     []string{"us-west-2", "hm-test-1"},
+		MaxLifetime: LongestLifetime,
+	}
+}
+
+func facts() Facts {
+	return Facts{
+		Account: account, Region: "us-west-2", InstanceID: ownID,
+		VPC: "vpc-1", ImageOwner: "444455556666",
+		PrivateIP: "10.0.0.7", PublicIP: "192.0.2.7", IPv6: "2001:db8::7",
+		Tags: map[string]string{"Name": "Web Server", "env": "prod"},
+	}
+}
+
+func cluster() Cluster {
+	return Cluster{Name: "teleport.example.com", Proxy: "proxy.example.com", Signer: "hallmark.example.com"}
+}
+
+func mustParse(t *testing.T, text string) *Policy {
+	t.Helper()
+	p, err := Parse([]byte(text), limits())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+func TestDefaultDecision(t *testing.T) {
+	p, err := Default(limits())
+	if err != nil {
+		t.Fatal(err)
+	}
+	d, err := p.Decide(facts(), cluster())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d.Rule != "default" || d.Hostname != "web-server-"+ownID || d.Address != "10.0.0.7:22" || d.Lifetime != 168*time.Hour {
+		t.Errorf("decision: %+v", d)
+	}
+	want := map[string]string{
+		"teleport.dev/instance-id": ownID, "teleport.dev/account-id": account, "teleport.dev/aws-region": "us-west-2",
+		"hallmark/signer": "hallmark.example.com", "hallmark/account": account, "hallmark/vpc": "vpc-1",
+		"hallmark/image-owner": "444455556666", "hallmark/rule": "default",
+		"aws/Name": "Web Server", "aws/env": "prod",
+	}
+	if !maps.Equal(d.Labels, want) {
+		t.Errorf("labels: %v, want %v", d.Labels, want)
+	}
+}
+
+func TestDefaultLifetimeIsWithinTheDeployments(t *testing.T) {
+	l := limits()
+	l.MaxLifetime = 24 * time.Hour
+	p, err := Default(l)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d, err := p.Decide(facts(), cluster()); err != nil || d.Lifetime != 24*time.Hour {
+		t.Errorf("lifetime %s, error %v; want the deployment's 24h", d.Lifetime, err)
+	}
+}
+
+func TestFirstMatchingRuleWins(t *testing.T) {
+	p := mustParse(t, `
+version: 1
+rules:
+  - name: elsewhere
+    match: {regions: [hm-test-1]}
+  - name: public
+    match: {accounts: ["111122223333"], regions: [us-west-2]}
+    hostname: "{region}-web-{tag:env}-{instance-id}"
+    address: public
+    port: 2222
+    certificate_lifetime: 48h
+    labels:
+      static: {team: infra, tag_env: static wins}
+      tag_prefix: tag_
+      allow_tags: ["Na*", "e*"]
+      deny_tags: [Name]
+  - name: rest
+`)
+	d, err := p.Decide(facts(), cluster())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d.Rule != "public" || d.Hostname != "us-west-2-web-prod-"+ownID || d.Address != "192.0.2.7:2222" || d.Lifetime != 48*time.Hour {
+		t.Errorf("decision: %+v", d)
+	}
+	if d.Labels["team"] != "infra" || d.Labels["tag_env"] != "static wins" || d.Labels["hallmark/rule"] != "public" {
+		t.Errorf("labels: %v", d.Labels)
+	}
+	if _, denied := d.Labels["tag_Name"]; denied {
+		t.Errorf("denied tag became a label: %v", d.Labels)
+	}
+}
+
+func TestRefusals(t *testing.T) {
+	tests := map[string]struct {
+		rule   string
+		mutate func(*Facts)
+		want   string
+	}{
+		"no rule matches":   {"{name: a, match: {regions: [hm-test-1]}}", func(*Facts) {}, "no rule matches"},
+		"no public address": {"{name: a, address: public}", func(f *Facts) { f.PublicIP = "" }, "no public address"},
+		"no ipv6 address":   {"{name: a, address: ipv6}", func(f *Facts) { f.IPv6 = "" }, "no ipv6 address"},
+		"id is no label":    {"{name: a}", func(f *Facts) { f.InstanceID = "i-0A.example" }, "not one lower-case DNS label"},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			f := facts()
+			tt.mutate(&f)
+			_, err := mustParse(t, "version: 1\nrules: ["+tt.rule+"]").Decide(f, cluster())
+			if !errors.Is(err, ErrRefused) || !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("error %v; want ErrRefused with %q", err, tt.want)
+			}
+		})
+	}
+}
+
+func TestIPv6AddressIsBracketed(t *testing.T) {
+	d, err := mustParse(t, "version: 1\nrules: [{name: a, address: ipv6}]").Decide(facts(), cluster())
+	if err != nil || d.Address != "[2001:db8::7]:22" {
+		t.Errorf("address %q, error %v", d.Address, err)
+	}
+}
+
+func TestTagsNeverSetReservedLabels(t *testing.T) {
+	p := mustParse(t, `{version: 1, rules: [{name: a, labels: {tag_prefix: "x", static: {team: infra}}}]}`)
+	f := facts()
+	f.Tags = map[string]string{
+		"*": "any", "has space": "1", "naïve": "1", "ok": "1", "ctl": "a\x1b[2J", "bytes": "\xff",
+		"long": strings.Repeat("v", maxLabelValueBytes+1), "aws:autoscaling:groupName": "asg",
+	}
+	d, err := p.Decide(f, cluster())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := []string{"*", "bytes", "ctl", "has space", "long", "naïve"}; !slices.Equal(d.SkippedTags, want) {
+		t.Errorf("skipped %q, want %q", d.SkippedTags, want)
+	}
+	if d.Labels["xok"] != "1" || d.Labels["xaws:autoscaling:groupName"] != "asg" {
+		t.Errorf("labels: %v", d.Labels)
+	}
+}
+
+// No valid prefix gives a reserved key; the renderer must hold all the same.
+func TestFixedLabelsWinWhateverThePrefix(t *testing.T) {
+	r := rule{name: "a", address: addressPrivate, port: 22, labels: labelRules{
+		allow: []glob{"*"}, static: map[string]string{"hallmark/account": "forged"},
+	}}
+	f := facts()
+	f.Tags = map[string]string{"teleport.dev/account-id": "forged", "teleport.internal/x": "forged", "hallmark/x": "forged"}
+	d, err := r.decide(f, cluster())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for key, value := range d.Labels {
+		if value == "forged" {
+			t.Errorf("label %s is a tag's", key)
+		}
+	}
+}
+
+func TestUnknownFactsGiveNoLabel(t *testing.T) {
+	f := facts()
+	f.ImageOwner, f.VPC = "", ""
+	d, err := mustParse(t, builtIn).Decide(f, cluster())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, key := range []string{"hallmark/image-owner", "hallmark/vpc"} {
+		if value, ok := d.Labels[key]; ok {
+			t.Errorf("label %s = %q of an unknown fact", key, value)
+		}
+	}
+}
+
+func TestTagLabelsAreBounded(t *testing.T) {
+	f := facts()
+	f.Tags = make(map[string]string)
+	for i := range 200 {
+		f.Tags[strings.Repeat("k", i+1)] = "v"
+	}
+	d, err := mustParse(t, builtIn).Decide(f, cluster())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := len(d.Labels) - len(fixedLabels(f, cluster(), "default")); got != maxTagLabels {
+		t.Errorf("%d labels of tags, want %d", got, maxTagLabels)
+	}
+}
+
+func TestGlob(t *testing.T) {
+	tests := []struct {
+		glob glob
+		s    string
+		want bool
+	}{
+		{"*", "", true}, {"*", "a/b", true}, {"a", "a", true}, {"a", "ab", false}, {"a*", "ab", true},
+		{"*b", "ab", true}, {"*b", "ba", false}, {"a*c", "abc", true}, {"a*a", "a", false},
+		{"a*b*c", "axxbyyc", true}, {"a*b*c", "axxc", false}, {"**", "x", true}, {"?", "x", false},
+		{"*ab*ab", "ab", false}, {"*ab*ab", "abab", true},
+	}
+	for _, tt := range tests {
+		if got := tt.glob.matches(tt.s); got != tt.want {
+			t.Errorf("%q matches %q: %v, want %v", tt.glob, tt.s, got, tt.want)
+		}
+	}
+}
