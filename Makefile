@@ -88,4 +88,6 @@ clean: ## remove what was built
 # SAM calls this with ARTIFACTS_DIR set (BuildMethod: makefile in template.yaml).
 .PHONY: build-EnrollFunction
 build-EnrollFunction:
+	@test -f deployment/deployment.yaml || { echo "deployment/deployment.yaml is missing: see docs/deploy.md" >&2; exit 1; }
 	GOOS=linux GOARCH=arm64 $(GO_BUILD) -tags lambda.norpc -o "$(ARTIFACTS_DIR)/bootstrap" ./lambda
+	cp -R deployment/. "$(ARTIFACTS_DIR)/"

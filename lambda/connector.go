@@ -1,0 +1,33 @@
+package main
+
+import (
+	"context"
+	"sync"
+
+	"github.com/hallmark-ssh/hallmark/internal/signer"
+	"github.com/hallmark-ssh/hallmark/internal/teleport"
+)
+
+// connector logs in to Teleport at the first request that needs it, and keeps the
+// client for the life of the process. A login that failed is tried again by the
+// next request.
+type connector struct {
+	config teleport.Config
+
+	mu     sync.Mutex
+	client *teleport.Client
+}
+
+func (c *connector) connect(ctx context.Context) (signer.Cluster, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.client != nil {
+		return c.client, nil
+	}
+	client, err := teleport.Dial(ctx, c.config)
+	if err != nil {
+		return nil, err
+	}
+	c.client = client
+	return client, nil
+}

@@ -1,0 +1,214 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"net"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"time"
+
+	"go.yaml.in/yaml/v3"
+
+	"github.com/hallmark-ssh/hallmark/internal/identity"
+	"github.com/hallmark-ssh/hallmark/internal/policy"
+	"github.com/hallmark-ssh/hallmark/internal/teleport"
+)
+
+// deployment is the configuration that changes only by deploying: whom the signer
+// serves, whom it believes, and which Teleport it logs in to. The policy is apart,
+// because whoever may edit that must not be able to point the signer elsewhere.
+type deployment struct {
+	Audience               string            `yaml:"audience"`
+	Accounts               []string          `yaml:"accounts"`
+	Regions                []string          `yaml:"regions"`
+	RegionCertificates     map[string]string `yaml:"region_certificates"`
+	MaxCertificateLifetime time.Duration     `yaml:"max_certificate_lifetime"`
+	Teleport               struct {
+		Address      string `yaml:"address"`
+		RootsFile    string `yaml:"roots_file"`
+		IdentityFile string `yaml:"identity_file"`
+	} `yaml:"teleport"`
+	PolicyFile string `yaml:"policy_file"`
+
+	roots   []byte // content of RootsFile
+	keyring *identity.Keyring
+	policy  *policy.Policy
+}
+
+// readDeployment reads the file and all that it names; paths in it start from its
+// folder. Errors name the setting.
+func readDeployment(path string) (*deployment, error) {
+	data, err := os.ReadFile(path) //nolint:gosec // whoever deploys names the files
+	if err != nil {
+		return nil, err
+	}
+	d, err := parseDeployment(data)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	if err := d.readFiles(filepath.Dir(path)); err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	return d, nil
+}
+
+// parseDeployment decodes strictly and checks what needs no other file.
+func parseDeployment(data []byte) (*deployment, error) {
+	d := &deployment{MaxCertificateLifetime: policy.LongestLifetime}
+	decoder := yaml.NewDecoder(bytes.NewReader(data))
+	decoder.KnownFields(true)
+	if err := decoder.Decode(d); err != nil {
+		if errors.Is(err, io.EOF) {
+			err = errors.New("the file is empty")
+		}
+		return nil, err
+	}
+	if err := decoder.Decode(new(yaml.Node)); !errors.Is(err, io.EOF) {
+		return nil, errors.New("the file holds more than one YAML document")
+	}
+	if err := d.check(); err != nil {
+		return nil, err
+	}
+	var err error
+	if d.keyring, err = newKeyring(d.RegionCertificates); err != nil {
+		return nil, err
+	}
+	for _, region := range d.Regions {
+		if !d.keyring.Has(region) {
+			return nil, fmt.Errorf("regions: no key is known for %s; add its certificate under region_certificates", region)
+		}
+	}
+	return d, nil
+}
+
+var (
+	regexpAudience = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9.:/_-]{0,252}$`)
+	regexpAccount  = regexp.MustCompile(`^[0-9]{12}$`)
+	regexpRegion   = regexp.MustCompile(`^[a-z]{2,}(-[a-z]+)+-[0-9]+$`)
+)
+
+func (d *deployment) check() error {
+	if !regexpAudience.MatchString(d.Audience) {
+		return fmt.Errorf("audience: %q is not a name of 1 to 253 letters, digits, dots and hyphens", d.Audience)
+	}
+	if err := checkList("accounts", d.Accounts, regexpAccount, "twelve digits, in quotes"); err != nil {
+		return err
+	}
+	if err := checkList("regions", d.Regions, regexpRegion, "an AWS region"); err != nil {
+		return err
+	}
+	if err := checkPartition(d.Regions); err != nil {
+		return fmt.Errorf("regions: %w", err)
+	}
+	if m := d.MaxCertificateLifetime; m < policy.ShortestLifetime || m > policy.LongestLifetime {
+		return fmt.Errorf("max_certificate_lifetime: %s is not in %s to %s", m, policy.ShortestLifetime, policy.LongestLifetime)
+	}
+	if _, _, err := net.SplitHostPort(d.Teleport.Address); err != nil {
+		return fmt.Errorf("teleport.address: want host:port: %w", err)
+	}
+	if d.Teleport.IdentityFile == "" {
+		return errors.New("teleport.identity_file: missing; make one with tctl auth sign or tbot")
+	}
+	return nil
+}
+
+func checkList(name string, list []string, form *regexp.Regexp, want string) error {
+	if len(list) == 0 {
+		return fmt.Errorf("%s: empty; list those whose instances may enroll", name)
+	}
+	for i, value := range list {
+		if !form.MatchString(value) {
+			return fmt.Errorf("%s: %q is not %s", name, value, want)
+		}
+		if slices.Contains(list[:i], value) {
+			return fmt.Errorf("%s: %q is listed twice", name, value)
+		}
+	}
+	return nil
+}
+
+// checkPartition keeps a signer within one partition: account numbers are only
+// unique, and EC2 can only be asked, within one.
+func checkPartition(regions []string) error {
+	first, _, err := identity.Partition(regions[0])
+	if err != nil {
+		return err
+	}
+	for _, region := range regions[1:] {
+		partition, _, err := identity.Partition(region)
+		if err != nil {
+			return err
+		}
+		if partition != first {
+			return fmt.Errorf("%s is in partition %s and %s in %s; deploy a signer for each", regions[0], first, region, partition)
+		}
+	}
+	return nil
+}
+
+// newKeyring adds regions to the shipped ones, and overrides none of them.
+func newKeyring(certificates map[string]string) (*identity.Keyring, error) {
+	keyring, err := identity.Regions()
+	if err != nil {
+		return nil, err
+	}
+	for _, region := range slices.Sorted(maps.Keys(certificates)) {
+		if keyring, err = keyring.With(region, []byte(certificates[region])); err != nil {
+			return nil, fmt.Errorf("region_certificates: %w", err)
+		}
+	}
+	return keyring, nil
+}
+
+func (d *deployment) readFiles(folder string) error {
+	if d.Teleport.RootsFile != "" {
+		var err error
+		if d.roots, err = os.ReadFile(within(folder, d.Teleport.RootsFile)); err != nil { //nolint:gosec // likewise
+			return fmt.Errorf("teleport.roots_file: %w", err)
+		}
+	}
+	d.Teleport.IdentityFile = within(folder, d.Teleport.IdentityFile)
+	// Teleport's client reads it at each login; that it is missing is better known
+	// at the start.
+	if _, err := os.Stat(d.Teleport.IdentityFile); err != nil { //nolint:gosec // likewise
+		return fmt.Errorf("teleport.identity_file: %w", err)
+	}
+	return d.readPolicy(folder)
+}
+
+func (d *deployment) readPolicy(folder string) (err error) {
+	limits := policy.Limits{Accounts: d.Accounts, Regions: d.Regions, MaxLifetime: d.MaxCertificateLifetime}
+	if d.PolicyFile == "" {
+		d.policy, err = policy.Default(limits)
+		return err
+	}
+	data, err := os.ReadFile(within(folder, d.PolicyFile)) //nolint:gosec // likewise
+	if err != nil {
+		return fmt.Errorf("policy_file: %w", err)
+	}
+	if d.policy, err = policy.Parse(data, limits); err != nil {
+		return fmt.Errorf("policy_file: %s: %w", d.PolicyFile, err)
+	}
+	return nil
+}
+
+func within(folder, path string) string {
+	if filepath.IsAbs(path) {
+		return path
+	}
+	return filepath.Join(folder, path)
+}
+
+func (d *deployment) teleport() teleport.Config {
+	return teleport.Config{
+		Address:      d.Teleport.Address,
+		RootsPEM:     d.roots,
+		IdentityFile: d.Teleport.IdentityFile,
+	}
+}

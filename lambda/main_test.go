@@ -1,0 +1,284 @@
+package main
+
+import (
+	"bytes"
+	"crypto/ed25519"
+	"crypto/rand"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/crypto/ssh"
+
+	"github.com/hallmark-ssh/hallmark/e2e/sts"
+	"github.com/hallmark-ssh/hallmark/internal/identity"
+	"github.com/hallmark-ssh/hallmark/internal/identity/identitytest"
+	"github.com/hallmark-ssh/hallmark/internal/protocol"
+	"github.com/hallmark-ssh/hallmark/internal/teleport/teleporttest"
+)
+
+const (
+	testAudience = "hallmark.example.com"
+	testRegion   = "hm-test-1"
+	testAccount  = "111122223333"
+	testInstance = "i-0a1b2c3d4e5f60718"
+	testImage    = "ami-0a1b2c3d4e5f60718"
+)
+
+// world is the signer as it is deployed, with AWS and Teleport around it: STS
+// checks whole signatures, Teleport speaks its own protocol, and EC2 knows one
+// instance.
+type world struct {
+	t       *testing.T
+	region  *identitytest.Region
+	sts     *sts.Server
+	cluster *teleporttest.Cluster
+	handler handler
+	log     *bytes.Buffer
+	creds   identity.Credentials
+	key     ssh.Signer
+}
+
+func newWorld(t *testing.T) *world {
+	t.Helper()
+	region, err := identitytest.NewRegion(testRegion)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cluster, err := teleporttest.Start(teleporttest.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = cluster.Close() })
+	_, private, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	key, err := ssh.NewSignerFromSigner(private)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := &world{
+		t: t, region: region, cluster: cluster, key: key, log: new(bytes.Buffer),
+		sts:   sts.New(sts.Options{Region: testRegion}),
+		creds: identity.Credentials{AccessKeyID: "ASIATESTTESTTESTTEST", SecretAccessKey: "secret", SessionToken: "session-token"},
+	}
+	w.sts.Register(sts.Credential{
+		AccessKeyID: w.creds.AccessKeyID, SecretAccessKey: w.creds.SecretAccessKey, SessionToken: w.creds.SessionToken,
+		ARN: "arn:aws:sts::" + testAccount + ":assumed-role/aws:ec2-instance/" + testInstance,
+	})
+	w.setEnvironment()
+	s, err := build(t.Context(), slog.New(slog.NewJSONHandler(w.log, nil)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.handler = handler{s.Enroll}
+	return w
+}
+
+func (w *world) setEnvironment() {
+	w.t.Helper()
+	stsServer, ec2Server := httptest.NewServer(w.sts), httptest.NewServer(http.HandlerFunc(answerEC2))
+	w.t.Cleanup(stsServer.Close)
+	w.t.Cleanup(ec2Server.Close)
+	certificate := strings.ReplaceAll(string(w.region.CertificatePEM()), "\n", "\n    ")
+	w.t.Setenv("HALLMARK_DEPLOYMENT", write(w.t, map[string]string{
+		"deployment.yaml": fmt.Sprintf("audience: %s\naccounts: [%q]\nregions: [%s]\nregion_certificates:\n  %s: |\n    %s\n"+
+			"teleport: {address: %q, identity_file: identity.pem}\n",
+			testAudience, testAccount, testRegion, testRegion, certificate, w.cluster.Address()),
+		"identity.pem": string(w.cluster.IdentityFile()),
+	}))
+	for name, value := range map[string]string{
+		"AWS_ENDPOINT_URL_STS": stsServer.URL, "AWS_ENDPOINT_URL_EC2": ec2Server.URL, "AWS_REGION": testRegion,
+		"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_CONFIG_FILE": "/nonexistent",
+		"AWS_LAMBDA_FUNCTION_NAME": "enroll",
+	} {
+		w.t.Setenv(name, value)
+	}
+}
+
+func answerEC2(w http.ResponseWriter, r *http.Request) {
+	data, _ := io.ReadAll(r.Body)
+	form, _ := url.ParseQuery(string(data))
+	switch action := form.Get("Action"); {
+	case action == "DescribeImages":
+		_, _ = fmt.Fprintf(w, `<DescribeImagesResponse><imagesSet><item><imageId>%s</imageId><imageOwnerId>444455556666</imageOwnerId></item></imagesSet></DescribeImagesResponse>`, testImage)
+	case form.Get("InstanceId.1") == testInstance:
+		_, _ = fmt.Fprintf(w, `<DescribeInstancesResponse><reservationSet><item><ownerId>%s</ownerId><instancesSet><item>
+			<instanceId>%s</instanceId><imageId>%s</imageId><instanceState><name>pending</name></instanceState>
+			<privateIpAddress>10.0.0.7</privateIpAddress><placement><availabilityZone>%sa</availabilityZone></placement>
+			<vpcId>vpc-1</vpcId><tagSet><item><key>Name</key><value>Web</value></item></tagSet>
+			</item></instancesSet></item></reservationSet></DescribeInstancesResponse>`, testAccount, testInstance, testImage, testRegion)
+	default:
+		w.WriteHeader(http.StatusBadRequest)
+		_, _ = io.WriteString(w, `<Response><Errors><Error><Code>InvalidInstanceID.NotFound</Code></Error></Errors></Response>`)
+	}
+}
+
+// post enrolls as the instance does and returns the answer.
+func (w *world) post(audience string) (status int, body string) {
+	w.t.Helper()
+	document, err := w.region.Sign([]byte(fmt.Sprintf(`{"accountId":%q,"architecture":"arm64","availabilityZone":"%sa",
+		"imageId":%q,"instanceId":%q,"instanceType":"t4g.small","pendingTime":"2026-01-02T03:04:05Z","privateIp":"10.0.0.7",
+		"region":%q,"version":"2017-09-30"}`, testAccount, testRegion, testImage, testInstance, testRegion)))
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	now := time.Now().Truncate(time.Second)
+	payload, err := json.Marshal(protocol.Payload{
+		Version: protocol.Version, Audience: audience, IssuedAt: now.UTC(), IdentityDocument: string(document),
+		HostKeys: []string{strings.TrimSpace(string(ssh.MarshalAuthorizedKey(w.key.PublicKey())))},
+	})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	binding := protocol.Bind(payload)
+	proof, err := identity.SignCaller(w.t.Context(), w.creds, testRegion, binding, now)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	signature, err := identity.SignBinding(w.key, binding)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	request, err := json.Marshal(protocol.Request{Payload: payload, Caller: proof, Signatures: []string{signature}})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	answer, err := w.handler.handle(w.t.Context(), event(string(request), false))
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return answer.StatusCode, answer.Body
+}
+
+func TestEnrollOnRealParts(t *testing.T) {
+	w := newWorld(t)
+	status, body := w.post(testAudience)
+	if status != http.StatusOK {
+		t.Fatalf("status %d, %s; log: %s", status, body, w.log)
+	}
+	var got protocol.Response
+	if err := json.Unmarshal([]byte(body), &got); err != nil {
+		t.Fatal(err)
+	}
+	hostname := "web-" + testInstance
+	id := protocol.NodeID(testAccount, testRegion, testInstance)
+	checkNode(t, w, id, hostname)
+	checker := ssh.CertChecker{IsHostAuthority: func(key ssh.PublicKey, _ string) bool {
+		return bytes.Equal(key.Marshal(), w.cluster.HostCA().Marshal())
+	}}
+	certificate, _, _, _, err := ssh.ParseAuthorizedKey([]byte(got.Certificates[0]))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{hostname, id, hostname + "." + w.cluster.Name(), id + "." + w.cluster.Name()} {
+		if err := checker.CheckHostKey(name+":22", nil, certificate); err != nil {
+			t.Errorf("as %s: %v", name, err)
+		}
+	}
+	if principals := certificate.(*ssh.Certificate).ValidPrincipals; len(principals) != 4 {
+		t.Errorf("principals %q", principals)
+	}
+	if !slices.Contains(got.OpenSSHCAs, strings.TrimSpace(string(ssh.MarshalAuthorizedKey(w.cluster.OpenSSHCA())))) {
+		t.Errorf("OpenSSH CAs %q", got.OpenSSHCAs)
+	}
+	for _, secret := range []string{w.creds.SecretAccessKey, w.creds.SessionToken, "AWS4-HMAC-SHA256"} {
+		if strings.Contains(w.log.String(), secret) {
+			t.Errorf("%q is in the log: %s", secret, w.log)
+		}
+	}
+	if !strings.Contains(w.log.String(), `"level":"WARN","msg":"the ledger is this process's memory`) {
+		t.Errorf("no warning of the memory ledger in %s", w.log)
+	}
+}
+
+func checkNode(t *testing.T, w *world, id, hostname string) {
+	t.Helper()
+	nodes := w.cluster.Nodes()
+	if len(nodes) != 1 {
+		t.Fatalf("%d nodes", len(nodes))
+	}
+	node := nodes[0]
+	if node.GetName() != id || node.GetHostname() != hostname || node.GetAddr() != "10.0.0.7:22" || node.GetSubKind() != "openssh" {
+		t.Errorf("node %+v", node)
+	}
+	if left := time.Until(node.Expiry()); left < 167*time.Hour || left > 168*time.Hour {
+		t.Errorf("the lease ends in %s", left)
+	}
+	for key, value := range map[string]string{
+		"hallmark/signer": testAudience, "hallmark/vpc": "vpc-1", "hallmark/image-owner": "444455556666",
+		"teleport.dev/instance-id": testInstance, "aws/Name": "Web",
+	} {
+		if got := node.GetStaticLabels()[key]; got != value {
+			t.Errorf("label %s is %q, want %q", key, got, value)
+		}
+	}
+}
+
+func TestEnrollTwiceOnRealParts(t *testing.T) {
+	w := newWorld(t)
+	for range 2 {
+		if status, body := w.post(testAudience); status != http.StatusOK {
+			t.Fatalf("status %d, %s; log: %s", status, body, w.log)
+		}
+	}
+	if n := len(w.cluster.Nodes()); n != 1 {
+		t.Errorf("%d nodes of one instance", n)
+	}
+}
+
+// Whatever arrives before proof, Teleport hears nothing of it.
+func TestNobodyIsCalledForAStranger(t *testing.T) {
+	w := newWorld(t)
+	if status, body := w.post("another.example.com"); status != http.StatusUnauthorized {
+		t.Errorf("status %d, %s", status, body)
+	}
+	if calls := w.sts.Calls(); calls != 0 {
+		t.Errorf("%d calls of STS", calls)
+	}
+	w.creds.SecretAccessKey = "guessed"
+	if status, body := w.post(testAudience); status != http.StatusUnauthorized || !strings.Contains(body, string(protocol.CodeCallerProofInvalid)) {
+		t.Errorf("status %d, %s", status, body)
+	}
+	if calls := w.sts.Calls(); calls != 1 {
+		t.Errorf("%d calls of STS, want 1", calls)
+	}
+	if calls := w.cluster.Calls(); len(calls) != 0 {
+		t.Errorf("calls of Teleport: %v", calls)
+	}
+}
+
+func TestOtherKeysAreRefusedOnRealParts(t *testing.T) {
+	w := newWorld(t)
+	if status, body := w.post(testAudience); status != http.StatusOK {
+		t.Fatalf("status %d, %s", status, body)
+	}
+	_, private, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if w.key, err = ssh.NewSignerFromSigner(private); err != nil {
+		t.Fatal(err)
+	}
+	if status, body := w.post(testAudience); status != http.StatusConflict || !strings.Contains(body, string(protocol.CodeKeyConflict)) {
+		t.Errorf("status %d, %s", status, body)
+	}
+}
+
+func TestBuildSaysWhatIsWrong(t *testing.T) {
+	t.Setenv("HALLMARK_DEPLOYMENT", "")
+	t.Setenv("LAMBDA_TASK_ROOT", t.TempDir())
+	_, err := build(t.Context(), slog.New(slog.DiscardHandler))
+	if err == nil || !strings.Contains(err.Error(), "HALLMARK_DEPLOYMENT") || !strings.Contains(err.Error(), "deployment.yaml") {
+		t.Errorf("error %v; want the variable and the path", err)
+	}
+}
