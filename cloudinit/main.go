@@ -47,6 +47,10 @@ type command struct {
 
 func commands() []command {
 	return []command{
+		{"enroll", "enroll this machine, or renew its certificates if they are due", runEnroll},
+		{"status", "show what this machine is enrolled as", runStatus},
+		{"install", "put hallmark into a machine or image", runInstall},
+		{"seal", "remove host keys and state before an image is made", runSeal},
 		{"identity", "work with instance identity documents", runIdentity},
 		{"version", "print the version", runVersion},
 	}

@@ -1,0 +1,121 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/hallmark-ssh/hallmark/internal/agent"
+)
+
+func runEnroll(ctx context.Context, args []string, std streams) error {
+	flags := newFlags("enroll", "enroll this machine, or renew its certificates if they are due", std)
+	configFile := flags.String("config", agent.ConfigFile, "read the configuration from this `file`")
+	timeout := flags.Duration("timeout", 2*time.Minute, "give up asking after this `time`")
+	if err := parseFlags(flags, args); err != nil {
+		return err
+	}
+	if *timeout <= 0 {
+		return usagef("--timeout must be more than 0")
+	}
+	config, err := loadConfig(*configFile)
+	if err != nil {
+		return err
+	}
+	log := func(format string, args ...any) { fmt.Fprintf(std.err, "hallmark: "+format+"\n", args...) }
+	enroller, err := agent.NewEnroller(config, *timeout, log)
+	if err != nil {
+		return asFailure(err)
+	}
+	outcome, err := enroller.Enroll(ctx)
+	if err != nil {
+		return asFailure(err)
+	}
+	reportOutcome(outcome, log)
+	return nil
+}
+
+func reportOutcome(o *agent.Outcome, log func(string, ...any)) {
+	s := o.State
+	if o.Reason == "" {
+		log("already enrolled as %s in %s, to be renewed %s", s.Node.Hostname, s.Node.Cluster, s.RenewAfter.Format(time.RFC3339))
+	} else {
+		log("%s", o.Reason)
+		log("enrolled as %s in %s with %d certificates until %s", s.Node.Hostname, s.Node.Cluster, len(s.Certificates), s.End().Format(time.RFC3339))
+	}
+	switch {
+	case !s.Presented:
+		log("sshd does not run; it will present the certificates once it is started")
+	case o.Reloaded:
+		log("sshd was reloaded and presents the certificates")
+	case o.Reason != "":
+		log("sshd presents the certificates, without a reload")
+	}
+}
+
+func loadConfig(path string) (agent.Config, error) {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return agent.Config{}, &failure{
+			err: fmt.Errorf("read the configuration: %w", err), code: exitConfig,
+			hint: "run 'hallmark install', or give --config",
+		}
+	}
+	config, err := agent.ParseConfig(data)
+	if err != nil {
+		return agent.Config{}, &failure{err: fmt.Errorf("%s: %w", path, err), code: exitConfig}
+	}
+	return config, nil
+}
+
+// asFailure gives an error of the agent its exit code and hint.
+func asFailure(err error) error {
+	e, ok := errors.AsType[*agent.Error](err)
+	if !ok {
+		return err
+	}
+	codes := map[agent.Kind]int{
+		agent.Failed: exitFailed, agent.Misconfigured: exitConfig,
+		agent.Refused: exitRefused, agent.Temporary: exitTemporary,
+	}
+	return &failure{err: err, code: codes[e.Kind], hint: e.Hint}
+}
+
+// newFlags returns the flags of a subcommand, with a help text in one form.
+func newFlags(name, summary string, std streams) *flag.FlagSet {
+	flags := flag.NewFlagSet(name, flag.ContinueOnError)
+	flags.SetOutput(discard{})
+	flags.Usage = func() {
+		fmt.Fprintf(std.out, "usage: hallmark %s [flags]\n\n%s\n", name, summary)
+		flags.SetOutput(std.out)
+		flags.PrintDefaults()
+		flags.SetOutput(discard{})
+	}
+	return flags
+}
+
+// discard swallows what the flag package prints of an error: the error itself is
+// printed once, in the form of every other.
+type discard struct{}
+
+func (discard) Write(p []byte) (int, error) { return len(p), nil }
+
+// parseFlags parses the flags of a command without arguments.
+func parseFlags(flags *flag.FlagSet, args []string) error {
+	usage := flags.Usage
+	flags.Usage = func() {}
+	if err := flags.Parse(args); err != nil {
+		if errors.Is(err, flag.ErrHelp) {
+			usage()
+			return err
+		}
+		return usagef("%s: %w", flags.Name(), err)
+	}
+	if flags.NArg() > 0 {
+		return usagef("%s takes no arguments: %q", flags.Name(), flags.Arg(0))
+	}
+	return nil
+}

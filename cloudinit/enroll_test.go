@@ -1,0 +1,72 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/hallmark-ssh/hallmark/internal/agent"
+)
+
+// Units and scripts read exit codes, which testscript cannot tell apart.
+func TestExitCodes(t *testing.T) {
+	for _, test := range []struct {
+		args []string
+		want int
+	}{
+		{[]string{"help"}, exitOK},
+		{[]string{"enroll", "-h"}, exitOK},
+		{nil, exitUsage},
+		{[]string{"unknown"}, exitUsage},
+		{[]string{"enroll", "--unknown"}, exitUsage},
+		{[]string{"enroll", "--config", "/nonexistent"}, exitConfig},
+	} {
+		var out, err bytes.Buffer
+		if got := run(context.Background(), test.args, streams{strings.NewReader(""), &out, &err}); got != test.want {
+			t.Errorf("hallmark %q exits with %d, want %d: %s", test.args, got, test.want, err.String())
+		}
+	}
+}
+
+func TestAsFailure(t *testing.T) {
+	for kind, want := range map[agent.Kind]int{
+		agent.Failed: exitFailed, agent.Misconfigured: exitConfig,
+		agent.Refused: exitRefused, agent.Temporary: exitTemporary,
+	} {
+		err := asFailure(fmt.Errorf("around: %w", &agent.Error{Kind: kind, Hint: "do it", Err: errors.New("inner")}))
+		var f *failure
+		if !errors.As(err, &f) || f.code != want || f.hint != "do it" || err.Error() != "around: inner" {
+			t.Errorf("kind %d became %#v, want code %d", kind, err, want)
+		}
+	}
+}
+
+func TestPrintState(t *testing.T) {
+	end := time.Date(2026, 3, 8, 12, 0, 0, 0, time.UTC)
+	s := &agent.State{
+		Instance:     agent.Instance{AccountID: "111122223333", Region: "us-west-2", InstanceID: "i-0"},
+		Certificates: []agent.CertificateState{{Path: "/etc/ssh/k-cert.pub", ValidBefore: end}},
+		OpenSSHCAs:   []string{"a", "b"}, EnrolledAt: end.Add(-time.Hour), RenewAfter: end.Add(-time.Minute),
+	}
+	s.Node.Cluster, s.Node.Hostname, s.Node.ID = "example.com", "web-i-0", "uuid"
+	var b bytes.Buffer
+	if err := printState(&b, s, false); err != nil {
+		t.Fatal(err)
+	}
+	const want = `cluster      example.com
+host name    web-i-0
+node         uuid
+instance     i-0 in us-west-2, account 111122223333
+certificate  /etc/ssh/k-cert.pub until 2026-03-08T12:00:00Z
+trusted CAs  2
+enrolled     2026-03-08T11:00:00Z
+renewal      2026-03-08T11:59:00Z
+`
+	if b.String() != want {
+		t.Errorf("got\n%s\nwant\n%s", b.String(), want)
+	}
+}

@@ -1,0 +1,58 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"text/tabwriter"
+	"time"
+
+	"github.com/hallmark-ssh/hallmark/internal/agent"
+)
+
+func runStatus(_ context.Context, args []string, std streams) error {
+	flags := newFlags("status", "show what this machine is enrolled as; it fails if it is not, or if a certificate has ended", std)
+	asJSON := flags.Bool("json", false, "print the state as JSON")
+	if err := parseFlags(flags, args); err != nil {
+		return err
+	}
+	state, err := agent.LoadState(agent.StateDir)
+	if err != nil {
+		return err
+	}
+	if state == nil {
+		return &failure{err: errors.New("not enrolled"), code: exitFailed, hint: "see 'journalctl -u hallmark.service', or run 'hallmark enroll'"}
+	}
+	if err := printState(std.out, state, *asJSON); err != nil {
+		return err
+	}
+	if end := state.End(); !time.Now().Before(end) {
+		return &failure{
+			err:  fmt.Errorf("a certificate ended %s", end.Format(time.RFC3339)),
+			code: exitFailed, hint: "see 'journalctl -u hallmark.service', or run 'hallmark enroll'",
+		}
+	}
+	return nil
+}
+
+func printState(w io.Writer, s *agent.State, asJSON bool) error {
+	if asJSON {
+		encoder := json.NewEncoder(w)
+		encoder.SetIndent("", "  ")
+		return encoder.Encode(s)
+	}
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintf(t, "cluster\t%s\n", s.Node.Cluster)
+	fmt.Fprintf(t, "host name\t%s\n", s.Node.Hostname)
+	fmt.Fprintf(t, "node\t%s\n", s.Node.ID)
+	fmt.Fprintf(t, "instance\t%s in %s, account %s\n", s.Instance.InstanceID, s.Instance.Region, s.Instance.AccountID)
+	for _, c := range s.Certificates {
+		fmt.Fprintf(t, "certificate\t%s until %s\n", c.Path, c.ValidBefore.Format(time.RFC3339))
+	}
+	fmt.Fprintf(t, "trusted CAs\t%d\n", len(s.OpenSSHCAs))
+	fmt.Fprintf(t, "enrolled\t%s\n", s.EnrolledAt.Format(time.RFC3339))
+	fmt.Fprintf(t, "renewal\t%s\n", s.RenewAfter.Format(time.RFC3339))
+	return t.Flush()
+}

@@ -1,0 +1,295 @@
+package agent
+
+import (
+	"context"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/hallmark-ssh/hallmark/internal/sshd"
+	"github.com/hallmark-ssh/hallmark/templates/systemd"
+)
+
+// Names of what Install reads in its folder.
+const (
+	installConfig   = "config.yaml"
+	installCAs      = "openssh_ca.pub"
+	installSignerCA = "signer_ca.pem"
+)
+
+const unitDir = "/etc/systemd/system"
+
+// judge is sshd as far as an installation needs it.
+type judge interface {
+	Check(ctx context.Context) error
+	Effective(ctx context.Context) (*sshd.Effective, error)
+}
+
+// Installer puts hallmark on a machine or into an image. It starts nothing.
+type Installer struct {
+	root   string
+	self   string // path of the program to install
+	server judge
+	enable func(ctx context.Context) error
+}
+
+// NewInstaller returns an installer for the file system at root.
+func NewInstaller(root string) (*Installer, error) {
+	root, err := filepath.Abs(root)
+	if err != nil {
+		return nil, fmt.Errorf("find the root folder: %w", err)
+	}
+	server, err := sshd.Find(root)
+	if err != nil {
+		return nil, failf(Failed, "install OpenSSH's server first", "%w", err)
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return nil, fmt.Errorf("find this program: %w", err)
+	}
+	enable := func(ctx context.Context) error { return enableTimer(ctx, root) }
+	return &Installer{root: root, self: self, server: server, enable: enable}, nil
+}
+
+// enableTimer has systemd start the timer at the next boot. It needs no running
+// systemd.
+func enableTimer(ctx context.Context, root string) error {
+	args := []string{"enable", "hallmark.timer"}
+	if root != "/" {
+		args = append([]string{"--root=" + root}, args...)
+	}
+	output, err := exec.CommandContext(ctx, "systemctl", args...).CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("enable hallmark.timer: %w: %s", err, strings.TrimSpace(string(output)))
+	}
+	return nil
+}
+
+// Install copies this program, the configuration, the CAs and sshd's settings from
+// the folder to their places, enables the timer, and has sshd judge the result. If
+// sshd does not take it, everything is put back. It reports whether it changed
+// anything.
+func (in *Installer) Install(ctx context.Context, from string) (changed bool, err error) {
+	files, options, err := in.read(from)
+	if err != nil {
+		return false, err
+	}
+	if err := in.checkTrust(ctx); err != nil {
+		return false, err
+	}
+	change := &sshd.Change{}
+	defer func() { err = errors.Join(err, change.Close()) }()
+	for _, f := range files {
+		if err := in.stage(change, f); err != nil {
+			return false, err
+		}
+	}
+	if err := in.stageOptions(change, options); err != nil {
+		return false, err
+	}
+	changed = change.Changed()
+	if err := change.Commit(); err != nil {
+		return false, err
+	}
+	if err := in.verify(ctx, options); err != nil {
+		return false, failf(Failed, "everything was put back; see sshd_config and the files that it includes", "sshd does not take hallmark's settings: %w", err)
+	}
+	if err := in.enable(ctx); err != nil {
+		return false, err
+	}
+	change.Keep()
+	return changed, nil
+}
+
+// file is one file to install.
+type file struct {
+	path string
+	data []byte
+	mode fs.FileMode
+}
+
+// read reads and checks everything before anything is changed.
+func (in *Installer) read(from string) ([]file, sshd.Options, error) {
+	program, err := os.ReadFile(in.self)
+	if err != nil {
+		return nil, sshd.Options{}, fmt.Errorf("read this program: %w", err)
+	}
+	config, data, err := readInstallConfig(from)
+	if err != nil {
+		return nil, sshd.Options{}, err
+	}
+	files := []file{
+		{Program, program, 0o755},
+		{ConfigFile, data, 0o644},
+		{filepath.Join(unitDir, "hallmark.service"), systemd.Service, 0o644},
+		{filepath.Join(unitDir, "hallmark.timer"), systemd.Timer, 0o644},
+	}
+	extra, err := readTrust(from, config)
+	if err != nil {
+		return nil, sshd.Options{}, &Error{Kind: Misconfigured, Err: err}
+	}
+	return append(files, extra...), config.sshdOptions(), nil
+}
+
+func readInstallConfig(from string) (Config, []byte, error) {
+	path := filepath.Join(from, installConfig)
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return Config{}, nil, failf(Misconfigured, "the folder given by --from must hold "+installConfig, "read the configuration: %w", err)
+	}
+	config, err := ParseConfig(data)
+	if err != nil {
+		return Config{}, nil, failf(Misconfigured, "", "%s: %w", path, err)
+	}
+	return config, data, nil
+}
+
+// readTrust reads the CAs. Without OpenSSH CAs the machine trusts none before it is
+// enrolled, which is what "trust at enrollment" means.
+func readTrust(from string, config Config) ([]file, error) {
+	var files []file
+	data, err := os.ReadFile(filepath.Join(from, installCAs))
+	switch {
+	case err == nil:
+		keys, err := parseAuthorityFile(data)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", installCAs, err)
+		}
+		files = append(files, file{sshd.CAFile, renderAuthorities(keys), 0o644})
+	case !errors.Is(err, fs.ErrNotExist):
+		return nil, err
+	}
+	data, err = os.ReadFile(filepath.Join(from, installSignerCA))
+	switch {
+	case err == nil && config.SignerCAFile != SignerCAFile:
+		return nil, fmt.Errorf("%s is given, but %s does not say signer_ca_file: %s", installSignerCA, installConfig, SignerCAFile)
+	case err == nil:
+		if err := checkCertificates509(data); err != nil {
+			return nil, fmt.Errorf("%s: %w", installSignerCA, err)
+		}
+		return append(files, file{SignerCAFile, data, 0o644}), nil
+	case !errors.Is(err, fs.ErrNotExist):
+		return nil, err
+	}
+	return files, nil
+}
+
+// checkCertificates509 refuses PEM data without a certificate, and a private key
+// that was given by mistake.
+func checkCertificates509(data []byte) error {
+	found := false
+	for block, rest := pem.Decode(data); block != nil; block, rest = pem.Decode(rest) {
+		if block.Type != "CERTIFICATE" {
+			return fmt.Errorf("it holds a %s, not only certificates", block.Type)
+		}
+		if _, err := x509.ParseCertificate(block.Bytes); err != nil {
+			return err
+		}
+		found = true
+	}
+	if !found {
+		return errors.New("it holds no PEM certificate")
+	}
+	return nil
+}
+
+// checkTrust refuses a machine on which someone else's CA file is in effect: the
+// first TrustedUserCAKeys wins, so installing would silently end those logins.
+func (in *Installer) checkTrust(ctx context.Context) error {
+	conf, err := in.server.Effective(ctx)
+	if errors.Is(err, sshd.ErrNoHostKeys) {
+		return failf(Failed, "run 'ssh-keygen -A' first, and 'hallmark seal' at the end", "read sshd's configuration: %w", err)
+	}
+	if err != nil {
+		return failf(Failed, "run 'sshd -t' and correct what it says; with --root, mount /dev there first", "read sshd's configuration: %w", err)
+	}
+	if conf.TrustedUserCAKeys == "" || conf.TrustedUserCAKeys == sshd.CAFile {
+		return nil
+	}
+	where := strings.Join(in.find("trustedusercakeys"), ", ")
+	if where == "" {
+		where = "a file that " + sshd.MainConfig + " includes"
+	}
+	return failf(Failed, "remove that line, and put its CAs into openssh_ca.pub if they are the cluster's",
+		"sshd already trusts the CAs in %s, set in %s", conf.TrustedUserCAKeys, where)
+}
+
+// find returns where a keyword is set, as "file:line".
+func (in *Installer) find(keyword string) (places []string) {
+	dropIns, _ := filepath.Glob(in.path(filepath.Join(filepath.Dir(sshd.DropIn), "*.conf")))
+	for _, path := range append([]string{in.path(sshd.MainConfig)}, dropIns...) {
+		data, err := os.ReadFile(path)
+		if err != nil {
+			continue
+		}
+		for _, line := range sshd.LinesOf(data, keyword) {
+			places = append(places, fmt.Sprintf("%s:%d", path, line))
+		}
+	}
+	return places
+}
+
+func (in *Installer) path(p string) string { return filepath.Join(in.root, p) }
+
+func (in *Installer) stage(change *sshd.Change, f file) error {
+	path := in.path(f.path)
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return fmt.Errorf("make a folder: %w", err)
+	}
+	return change.Stage(path, f.data, f.mode)
+}
+
+// stageOptions writes the drop-in where it comes first, and otherwise one block at
+// the top of the main configuration.
+func (in *Installer) stageOptions(change *sshd.Change, options sshd.Options) error {
+	main := in.path(sshd.MainConfig)
+	config, err := os.ReadFile(main)
+	if err != nil {
+		return fmt.Errorf("read sshd's configuration: %w", err)
+	}
+	rest, err := sshd.WithoutBlock(config)
+	if err != nil {
+		return fmt.Errorf("%s: %w", main, err)
+	}
+	if sshd.IncludesFirst(rest, sshd.DropIn) {
+		if err := change.Stage(main, rest, 0o600); err != nil {
+			return err
+		}
+		return in.stage(change, file{sshd.DropIn, options.Render(), 0o644})
+	}
+	config, err = sshd.WithBlock(rest, options.Render())
+	if err != nil {
+		return fmt.Errorf("%s: %w", main, err)
+	}
+	if err := change.StageRemoval(in.path(sshd.DropIn)); err != nil {
+		return err
+	}
+	return change.Stage(main, config, 0o600)
+}
+
+// verify asks sshd what its configuration now comes to.
+func (in *Installer) verify(ctx context.Context, want sshd.Options) error {
+	if err := in.server.Check(ctx); err != nil {
+		return err
+	}
+	got, err := in.server.Effective(ctx)
+	if err != nil {
+		return err
+	}
+	if got.TrustedUserCAKeys != want.TrustedUserCAKeys {
+		return fmt.Errorf("TrustedUserCAKeys is %q, not %s", got.TrustedUserCAKeys, want.TrustedUserCAKeys)
+	}
+	for _, path := range want.HostCertificates {
+		if !slices.Contains(got.HostCertificates, path) {
+			return fmt.Errorf("HostCertificate %s is not in effect", path)
+		}
+	}
+	return nil
+}

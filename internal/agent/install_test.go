@@ -1,0 +1,276 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"golang.org/x/crypto/ssh"
+
+	"github.com/hallmark-ssh/hallmark/internal/sshd"
+)
+
+const (
+	withInclude    = "Include /etc/ssh/sshd_config.d/*.conf\nUsePAM yes\n"
+	withoutInclude = "# Amazon Linux 2\nUsePAM yes\nMatch User git\n\tX11Forwarding no\n"
+)
+
+// image is a root folder to install into, with a judge that reads its files as
+// sshd would.
+type image struct {
+	t       *testing.T
+	root    string
+	from    string
+	enabled int
+	// verdict replaces what the judge says, if set.
+	verdict func() error
+	*Installer
+}
+
+func newImage(t *testing.T, mainConfig string) *image {
+	t.Helper()
+	i := &image{t: t, root: t.TempDir(), from: t.TempDir()}
+	i.write(sshd.MainConfig, mainConfig)
+	i.give("config.yaml", "signer_url: https://signer.example.com/\naudience: hallmark.example.com\n")
+	i.give("openssh_ca.pub", string(ssh.MarshalAuthorizedKey(newSigner(t).PublicKey())))
+	self := filepath.Join(i.from, "hallmark")
+	i.give("hallmark", "program")
+	i.Installer = &Installer{root: i.root, self: self, server: i, enable: func(context.Context) error { i.enabled++; return nil }}
+	return i
+}
+
+func (i *image) write(path, content string) {
+	i.t.Helper()
+	path = filepath.Join(i.root, path)
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		i.t.Fatal(err)
+	}
+	if err := os.WriteFile(path, []byte(content), 0o640); err != nil {
+		i.t.Fatal(err)
+	}
+}
+
+func (i *image) give(name, content string) {
+	i.t.Helper()
+	if err := os.WriteFile(filepath.Join(i.from, name), []byte(content), 0o600); err != nil {
+		i.t.Fatal(err)
+	}
+}
+
+func (i *image) read(path string) string {
+	data, err := os.ReadFile(filepath.Join(i.root, path))
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		i.t.Fatal(err)
+	}
+	return string(data)
+}
+
+func (i *image) Check(context.Context) error {
+	if i.verdict != nil && i.read(ConfigFile) != "" {
+		return i.verdict()
+	}
+	return nil
+}
+
+// Effective takes the first TrustedUserCAKeys of drop-in and main configuration.
+func (i *image) Effective(context.Context) (*sshd.Effective, error) {
+	e := &sshd.Effective{}
+	text := i.read(sshd.MainConfig)
+	if strings.Contains(text, "Include") {
+		text = i.read(sshd.DropIn) + text
+	}
+	for line := range strings.Lines(text) {
+		switch fields := strings.Fields(line); {
+		case len(fields) < 2:
+		case fields[0] == "TrustedUserCAKeys" && e.TrustedUserCAKeys == "":
+			e.TrustedUserCAKeys = fields[1]
+		case fields[0] == "HostCertificate":
+			e.HostCertificates = append(e.HostCertificates, fields[1])
+		}
+	}
+	return e, nil
+}
+
+// tree returns every file below the root with its mode and content.
+func (i *image) tree() map[string]string {
+	i.t.Helper()
+	files := map[string]string{}
+	err := filepath.WalkDir(i.root, func(path string, d os.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		info, err := d.Info()
+		if err != nil {
+			return err
+		}
+		data, err := os.ReadFile(path)
+		files[strings.TrimPrefix(path, i.root)] = info.Mode().String() + " " + string(data)
+		return err
+	})
+	if err != nil {
+		i.t.Fatal(err)
+	}
+	return files
+}
+
+func TestInstall(t *testing.T) {
+	i := newImage(t, withInclude)
+	changed, err := i.Install(t.Context(), i.from)
+	if err != nil || !changed || i.enabled != 1 {
+		t.Fatalf("changed %v, enabled %d, %v", changed, i.enabled, err)
+	}
+	files := i.tree()
+	if got := files[Program]; got != "-rwxr-xr-x program" {
+		t.Errorf("program: %q", got)
+	}
+	for _, path := range []string{
+		ConfigFile, sshd.CAFile, sshd.DropIn, sshd.MainConfig,
+		"/etc/systemd/system/hallmark.service", "/etc/systemd/system/hallmark.timer",
+	} {
+		if files[path] == "" {
+			t.Errorf("%s was not installed", path)
+		}
+		delete(files, path)
+	}
+	if len(files) != 1 {
+		t.Errorf("more was installed: %v", files)
+	}
+	if got := i.read(sshd.MainConfig); got != withInclude {
+		t.Errorf("the main configuration was changed to %q", got)
+	}
+
+	before := i.tree()
+	changed, err = i.Install(t.Context(), i.from)
+	if err != nil || changed || !equal(i.tree(), before) {
+		t.Errorf("the second run changed something: %v, %v", changed, err)
+	}
+}
+
+func TestInstallWithoutInclude(t *testing.T) {
+	i := newImage(t, withoutInclude)
+	if _, err := i.Install(t.Context(), i.from); err != nil {
+		t.Fatal(err)
+	}
+	got := i.read(sshd.MainConfig)
+	if !strings.HasPrefix(got, "# BEGIN hallmark\n") || !strings.HasSuffix(got, "# END hallmark\n"+withoutInclude) {
+		t.Errorf("main configuration:\n%s", got)
+	}
+	if i.read(sshd.DropIn) != "" {
+		t.Error("a drop-in was written that nobody includes")
+	}
+	if changed, err := i.Install(t.Context(), i.from); err != nil || changed {
+		t.Errorf("the second run: changed %v, %v", changed, err)
+	}
+}
+
+func TestInstallTrustAtEnrollment(t *testing.T) {
+	i := newImage(t, withInclude)
+	if err := os.Remove(filepath.Join(i.from, "openssh_ca.pub")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := i.Install(t.Context(), i.from); err != nil {
+		t.Fatal(err)
+	}
+	if i.read(sshd.CAFile) != "" {
+		t.Error("CAs are trusted before the enrollment")
+	}
+}
+
+func TestInstallRefuses(t *testing.T) {
+	for _, test := range []struct {
+		name  string
+		spoil func(*image)
+		want  string
+	}{
+		{"no configuration", func(i *image) { os.Remove(filepath.Join(i.from, "config.yaml")) }, "read the configuration"},
+		{"bad configuration", func(i *image) { i.give("config.yaml", "signer: x\n") }, "line 1: field signer not found"},
+		{"bad CAs", func(i *image) { i.give("openssh_ca.pub", "cert-authority junk\n") }, "openssh_ca.pub: key 1"},
+		{"no CA in the file", func(i *image) { i.give("openssh_ca.pub", "# none\n") }, "openssh_ca.pub: no keys"},
+		{"unnamed signer CA", func(i *image) { i.give("signer_ca.pem", "x") }, "does not say signer_ca_file"},
+		{"someone else's CAs", func(i *image) {
+			i.write(sshd.MainConfig, withInclude+"TrustedUserCAKeys /etc/other.pub\n")
+		}, "/etc/ssh/sshd_config:3"},
+		{"someone else's CAs in a drop-in", func(i *image) {
+			i.write(sshd.DropIn, "TrustedUserCAKeys /etc/other.pub\n")
+		}, "00-hallmark.conf:1"},
+		{"damaged block", func(i *image) { i.write(sshd.MainConfig, "# BEGIN hallmark\n") }, "damaged"},
+		{"sshd refuses", func(i *image) { i.verdict = func() error { return errors.New("line 3: no") } }, "line 3: no"},
+		{"timer cannot be enabled", func(i *image) {
+			i.enable = func(context.Context) error { return errors.New("no systemd") }
+		}, "no systemd"},
+		{"program cannot be replaced", func(i *image) { i.write(Program+"/x", "") }, "/usr/local/bin/hallmark"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			i := newImage(t, withInclude)
+			test.spoil(i)
+			before := i.tree()
+			_, err := i.Install(t.Context(), i.from)
+			if err == nil || !strings.Contains(err.Error(), test.want) {
+				t.Errorf("error %v, want %q", err, test.want)
+			}
+			if after := i.tree(); !equal(after, before) {
+				t.Errorf("files differ: %v, want %v", after, before)
+			}
+		})
+	}
+}
+
+// A real sshd judges what is installed.
+func TestInstallWithRealSSHD(t *testing.T) {
+	s := newTestSSHD(t, findSSHD(t), t.TempDir(), newSigner(t).PublicKey())
+	i := newImage(t, "")
+	i.server = &sshd.Server{Program: s.Program, Config: filepath.Join(i.root, sshd.MainConfig)}
+	s.configure("")
+	config, err := os.ReadFile(s.Config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	i.write(sshd.MainConfig, string(config)+"Match User git\n\tX11Forwarding no\n")
+	if _, err := i.Install(t.Context(), i.from); err != nil {
+		t.Fatal(err)
+	}
+	conf, err := i.server.Effective(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if conf.TrustedUserCAKeys != sshd.CAFile || len(conf.HostCertificates) != 3 || conf.MaxStartups != sshd.DefaultMaxStartups {
+		t.Errorf("effective: %+v", conf)
+	}
+}
+
+func TestSeal(t *testing.T) {
+	i := newImage(t, withInclude)
+	remove := []string{
+		"/etc/ssh/ssh_host_rsa_key", "/etc/ssh/ssh_host_rsa_key.pub", "/etc/ssh/ssh_host_rsa_key-cert.pub",
+		"/etc/ssh/.ssh_host_rsa_key-cert.pub.hallmark-new", "/var/lib/hallmark/state.json", "/var/lib/hallmark/.x",
+	}
+	keep := []string{sshd.MainConfig, sshd.CAFile, ConfigFile, "/etc/ssh/ssh_config"}
+	for _, path := range append(remove, keep...) {
+		i.write(path, "x")
+	}
+	removed, err := Seal(i.root)
+	if err != nil || len(removed) != len(remove) {
+		t.Errorf("removed %q, %v", removed, err)
+	}
+	if left := i.tree(); len(left) != len(keep) {
+		t.Errorf("left %v, want %q", left, keep)
+	}
+	if removed, err := Seal(i.root); err != nil || len(removed) != 0 {
+		t.Errorf("the second time it removed %q, %v", removed, err)
+	}
+}
+
+func equal(a, b map[string]string) bool {
+	if len(a) != len(b) {
+		return false
+	}
+	for path, content := range a {
+		if b[path] != content {
+			return false
+		}
+	}
+	return true
+}

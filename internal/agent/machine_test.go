@@ -1,0 +1,489 @@
+package agent
+
+import (
+	"context"
+	"crypto/ed25519"
+	"crypto/rand"
+	"encoding/json"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io"
+	"log"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"os"
+	"os/exec"
+	"os/user"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/crypto/ssh"
+
+	"github.com/hallmark-ssh/hallmark/internal/identity"
+	"github.com/hallmark-ssh/hallmark/internal/identity/identitytest"
+	"github.com/hallmark-ssh/hallmark/internal/protocol"
+	"github.com/hallmark-ssh/hallmark/internal/sshd"
+)
+
+const (
+	testRegion  = "hm-test-1"
+	testAccount = "111122223333"
+	testCluster = "teleport.example.com"
+	testName    = "web-i-0123456789abcdef0"
+	testHost    = "i-0123456789abcdef0"
+)
+
+// machine is an instance in a temporary folder: a real sshd on loopback, a
+// metadata service, and a signer whose answers a test can spoil.
+type machine struct {
+	t    *testing.T
+	dir  string
+	sshd *testSSHD
+	imds *testMetadata
+	*testSigner
+	*Enroller
+	waits []time.Duration
+}
+
+func newMachine(t *testing.T) *machine {
+	t.Helper()
+	program := findSSHD(t)
+	dir := t.TempDir()
+	m := &machine{t: t, dir: dir, imds: newTestMetadata(t), testSigner: newTestSigner(t)}
+	m.sshd = newTestSSHD(t, program, dir, m.authority.PublicKey())
+	client, err := newSignerClient(m.writeRoots(t, dir))
+	if err != nil {
+		t.Fatal(err)
+	}
+	quick := retry{
+		sleep:  func(ctx context.Context, d time.Duration) error { m.waits = append(m.waits, d); return ctx.Err() },
+		random: func() float64 { return 0.5 },
+		log:    t.Logf,
+	}
+	t.Setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", m.imds.server.URL)
+	m.Enroller = &Enroller{
+		Config:   Config{SignerURL: m.testSigner.server.URL + "/", Audience: "hallmark.example.com"},
+		Timeout:  2 * time.Minute,
+		stateDir: filepath.Join(dir, "state"), caFile: m.sshd.caFile,
+		server: m.sshd, metadata: newMetadata(quick), http: client, retry: quick,
+		now: time.Now, settle: 10 * time.Second,
+	}
+	return m
+}
+
+// files returns the content of every file that an enrollment may write.
+func (m *machine) files() string {
+	m.t.Helper()
+	var b strings.Builder
+	for _, pattern := range []string{"*-cert.pub", "hallmark/*", ".*", "hallmark/.*", "state/*", "state/.*"} {
+		paths, err := filepath.Glob(filepath.Join(m.dir, pattern))
+		if err != nil {
+			m.t.Fatal(err)
+		}
+		for _, path := range paths {
+			if data, err := os.ReadFile(path); err == nil {
+				fmt.Fprintf(&b, "%s:\n%s\n", path, data)
+			}
+		}
+	}
+	return b.String()
+}
+
+// findSSHD returns a real sshd. Only where nothing demands it may a test go
+// without.
+func findSSHD(t *testing.T) string {
+	t.Helper()
+	server, err := sshd.Find("/")
+	if err == nil {
+		return server.Program
+	}
+	if os.Getenv("HALLMARK_TEST_STRICT") != "" {
+		t.Fatalf("%v: install openssh-server", err)
+	}
+	t.Skipf("%v: install openssh-server to run this test", err)
+	return ""
+}
+
+// testSSHD is a real sshd that counts its reloads.
+type testSSHD struct {
+	sshd.Server
+	t       *testing.T
+	dir     string
+	caFile  string
+	address netip.AddrPort
+	process *exec.Cmd
+	exited  chan struct{}
+	reloads int
+	starts  int
+	// onReload replaces Reload, if set.
+	onReload func(ctx context.Context) error
+	login    ssh.Signer
+}
+
+func newTestSSHD(t *testing.T, program, dir string, ca ssh.PublicKey) *testSSHD {
+	t.Helper()
+	s := &testSSHD{
+		t: t, dir: dir, caFile: filepath.Join(dir, "hallmark", "openssh_ca.pub"),
+		Server: sshd.Server{Program: program, Config: filepath.Join(dir, "sshd_config")},
+		login:  newSigner(t),
+	}
+	if os.Geteuid() == 0 {
+		// The privilege separation folder, which sshd's unit or tmpfiles make.
+		if err := os.MkdirAll("/run/sshd", 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, kind := range []string{"rsa", "ecdsa", "ed25519"} {
+		writeHostKey(t, kind, s.keyPath(kind))
+	}
+	s.write("authorized_keys", string(ssh.MarshalAuthorizedKey(s.login.PublicKey())))
+	if err := os.Mkdir(filepath.Dir(s.caFile), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	s.write("hallmark/openssh_ca.pub", string(renderAuthorities([]ssh.PublicKey{ca})))
+	s.address = freeAddress(t)
+	s.configure(s.hallmarkLines())
+	s.start()
+	t.Cleanup(s.stop)
+	return s
+}
+
+func (s *testSSHD) keyPath(kind string) string {
+	return filepath.Join(s.dir, "ssh_host_"+kind+"_key")
+}
+
+func (s *testSSHD) hallmarkLines() string {
+	return string(sshd.Options{
+		TrustedUserCAKeys: s.caFile,
+		HostCertificates: []string{
+			s.keyPath("rsa") + "-cert.pub", s.keyPath("ecdsa") + "-cert.pub", s.keyPath("ed25519") + "-cert.pub",
+		},
+		MaxStartups: sshd.DefaultMaxStartups,
+	}.Render())
+}
+
+func (s *testSSHD) configure(lines string) {
+	s.write("sshd_config", lines+fmt.Sprintf(`
+ListenAddress %s
+HostKey %s
+HostKey %s
+HostKey %s
+PidFile %s/sshd.pid
+AuthorizedKeysFile %s/authorized_keys
+StrictModes no
+UsePAM no
+PermitRootLogin yes
+LogLevel ERROR
+`, s.address, s.keyPath("rsa"), s.keyPath("ecdsa"), s.keyPath("ed25519"), s.dir, s.dir))
+}
+
+func (s *testSSHD) write(name, content string) {
+	s.t.Helper()
+	if err := os.WriteFile(filepath.Join(s.dir, name), []byte(content), 0o600); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+func (s *testSSHD) start() {
+	s.t.Helper()
+	s.process = exec.Command(s.Program, "-D", "-E", filepath.Join(s.dir, "sshd.log"), "-f", s.Config)
+	if err := s.process.Start(); err != nil {
+		s.t.Fatal(err)
+	}
+	exited := make(chan struct{})
+	s.exited = exited
+	process := s.process
+	go func() { _ = process.Wait(); close(exited) }()
+	ctx, cancel := context.WithTimeout(s.t.Context(), 10*time.Second)
+	defer cancel()
+	err := until(ctx, func(ctx context.Context) error {
+		_, err := sshd.Presented(ctx, s.address, nil)
+		return err
+	})
+	if err != nil {
+		s.t.Fatalf("sshd does not start: %v", err)
+	}
+}
+
+func (s *testSSHD) stop() {
+	_ = s.process.Process.Signal(syscall.SIGTERM) // it may have ended already
+	<-s.exited
+}
+
+func (s *testSSHD) Reload(ctx context.Context, pidFile string) error {
+	s.reloads++
+	if s.onReload != nil {
+		return s.onReload(ctx)
+	}
+	return s.Server.Reload(ctx, pidFile)
+}
+
+func (s *testSSHD) Start(context.Context) error {
+	s.starts++
+	s.stop()
+	s.start() //nolint:contextcheck // it outlives the enrollment
+	return nil
+}
+
+// acceptsLogins fails the test unless sshd admits the plain key that it admitted
+// before anything was enrolled.
+func (s *testSSHD) acceptsLogins() {
+	s.t.Helper()
+	if err := s.tryLogin(s.login, ssh.InsecureIgnoreHostKey()); err != nil {
+		s.t.Errorf("sshd no longer accepts a login that it accepted before: %v", err)
+	}
+}
+
+func (s *testSSHD) tryLogin(signer ssh.Signer, check ssh.HostKeyCallback) error {
+	me, err := user.Current()
+	if err != nil {
+		return err
+	}
+	conn, err := net.DialTimeout("tcp", s.address.String(), 5*time.Second)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	if err := conn.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
+		return err
+	}
+	c, channels, requests, err := ssh.NewClientConn(conn, testName+":22", &ssh.ClientConfig{
+		User: me.Username, Auth: []ssh.AuthMethod{ssh.PublicKeys(signer)}, HostKeyCallback: check,
+	})
+	if err != nil {
+		return err
+	}
+	return ssh.NewClient(c, channels, requests).Close()
+}
+
+// userCertificate makes a signer that logs in by a certificate of the CA.
+func userCertificate(t *testing.T, ca ssh.Signer) ssh.Signer {
+	t.Helper()
+	me, err := user.Current()
+	if err != nil {
+		t.Fatal(err)
+	}
+	key := newSigner(t)
+	cert := &ssh.Certificate{
+		Key: key.PublicKey(), CertType: ssh.UserCert, ValidPrincipals: []string{me.Username},
+		ValidBefore: ssh.CertTimeInfinity,
+	}
+	if err := cert.SignCert(rand.Reader, ca); err != nil {
+		t.Fatal(err)
+	}
+	signer, err := ssh.NewCertSigner(cert, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return signer
+}
+
+// testMetadata is a metadata service that knows IMDSv2 only.
+type testMetadata struct {
+	server *httptest.Server
+	mu     sync.Mutex
+	pages  map[string]string
+	// intercept answers instead, if set and true.
+	intercept func(http.ResponseWriter, *http.Request) bool
+}
+
+const (
+	rolePage     = "/latest/meta-data/identity-credentials/ec2/security-credentials/ec2-instance"
+	documentPage = "/latest/dynamic/instance-identity/document"
+)
+
+func newTestMetadata(t *testing.T) *testMetadata {
+	t.Helper()
+	region, err := identitytest.NewRegion(testRegion)
+	if err != nil {
+		t.Fatal(err)
+	}
+	document := fmt.Sprintf(`{"accountId":%q,"region":%q,"instanceId":%q}`, testAccount, testRegion, testHost)
+	signed, err := region.Sign([]byte(document))
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := &testMetadata{pages: map[string]string{
+		documentPage: document,
+		"/latest/dynamic/instance-identity/rsa2048": string(signed),
+		rolePage: `{"Code":"Success","AccessKeyId":"ASIAEXAMPLE","SecretAccessKey":"secret","Token":"token"}`,
+	}}
+	m.server = httptest.NewServer(m)
+	t.Cleanup(m.server.Close)
+	return m
+}
+
+func (m *testMetadata) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.intercept != nil && m.intercept(w, r) {
+		return
+	}
+	if r.URL.Path == "/latest/api/token" {
+		if r.Method != http.MethodPut || r.Header.Get("X-aws-ec2-metadata-token-ttl-seconds") == "" {
+			http.Error(w, "no", http.StatusBadRequest)
+			return
+		}
+		_, _ = io.WriteString(w, "session")
+		return
+	}
+	if r.Header.Get("X-aws-ec2-metadata-token") != "session" {
+		http.Error(w, "no token", http.StatusUnauthorized)
+		return
+	}
+	page, ok := m.pages[r.URL.Path]
+	if !ok {
+		http.NotFound(w, r)
+		return
+	}
+	_, _ = io.WriteString(w, page)
+}
+
+// testSigner signs what it is asked to, after checking the machine's proofs.
+type testSigner struct {
+	t         *testing.T
+	server    *httptest.Server
+	hosts     ssh.Signer // Host CA
+	authority ssh.Signer // OpenSSH CA
+	mu        sync.Mutex
+	requests  []*protocol.Payload
+	// spoil changes a good answer, if set.
+	spoil func(*protocol.Response)
+	// answerInstead answers instead, if set and true. n counts requests from 1.
+	answerInstead func(w http.ResponseWriter, r *http.Request, n int) bool
+	lifetime      time.Duration
+	mutate        func(*ssh.Certificate) // changes a certificate before it is signed
+}
+
+func newTestSigner(t *testing.T) *testSigner {
+	t.Helper()
+	s := &testSigner{t: t, hosts: newSigner(t), authority: newSigner(t), lifetime: 7 * 24 * time.Hour}
+	s.server = httptest.NewUnstartedServer(s)
+	s.server.Config.ErrorLog = log.New(io.Discard, "", 0) // refused handshakes are part of the tests
+	s.server.StartTLS()
+	t.Cleanup(s.server.Close)
+	return s
+}
+
+func (s *testSigner) writeRoots(t *testing.T, dir string) string {
+	t.Helper()
+	path := filepath.Join(dir, "signer_ca.pem")
+	data := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: s.server.Certificate().Raw})
+	if err := os.WriteFile(path, data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func (s *testSigner) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	payload, keys, err := readRequest(r)
+	if err != nil {
+		s.t.Errorf("the machine sent a bad request: %v", err)
+		http.Error(w, err.Error(), http.StatusBadRequest)
+		return
+	}
+	s.requests = append(s.requests, payload)
+	if s.answerInstead != nil && s.answerInstead(w, r, len(s.requests)) {
+		return
+	}
+	answer := s.answer(keys)
+	if s.spoil != nil {
+		s.spoil(answer)
+	}
+	_ = json.NewEncoder(w).Encode(answer)
+}
+
+func readRequest(r *http.Request) (*protocol.Payload, []ssh.PublicKey, error) {
+	body, err := io.ReadAll(r.Body)
+	if err != nil {
+		return nil, nil, err
+	}
+	request, err := protocol.ParseRequest(body)
+	if err != nil {
+		return nil, nil, err
+	}
+	payload, err := protocol.ParsePayload(request.Payload)
+	if err != nil {
+		return nil, nil, err
+	}
+	keys, err := identity.ParseHostKeys(payload.HostKeys)
+	if err != nil {
+		return nil, nil, err
+	}
+	if len(request.Signatures) != len(keys) || r.Method != http.MethodPost {
+		return nil, nil, errors.New("not one signature for each key")
+	}
+	for i, key := range keys {
+		if err := identity.VerifyBinding(key, protocol.Bind(request.Payload), request.Signatures[i]); err != nil {
+			return nil, nil, err
+		}
+	}
+	if got := request.Caller.Date; got != payload.IssuedAt.Format("20060102T150405Z") {
+		return nil, nil, fmt.Errorf("proof is of %s, payload of %s", got, payload.IssuedAt)
+	}
+	return payload, keys, nil
+}
+
+func (s *testSigner) answer(keys []ssh.PublicKey) *protocol.Response {
+	id := protocol.NodeID(testAccount, testRegion, testHost)
+	r := &protocol.Response{
+		Version: protocol.Version, RequestID: "request-1",
+		Node:       protocol.Node{ID: id, Hostname: testName, Address: "10.0.0.1:22", Cluster: testCluster},
+		Principals: []string{testName, id, testName + "." + testCluster, id + "." + testCluster},
+		OpenSSHCAs: authorizedLines([]ssh.PublicKey{s.authority.PublicKey()}),
+		HostCAs:    authorizedLines([]ssh.PublicKey{s.hosts.PublicKey()}),
+		RenewAfter: time.Now().Add(s.lifetime / 3),
+	}
+	for _, key := range keys {
+		r.Certificates = append(r.Certificates, s.certify(key, r.Principals, s.hosts))
+	}
+	return r
+}
+
+func (s *testSigner) certify(key ssh.PublicKey, principals []string, ca ssh.Signer) string {
+	s.t.Helper()
+	cert := &ssh.Certificate{
+		Key: key, CertType: ssh.HostCert, ValidPrincipals: principals, Serial: uint64(len(s.requests)),
+		ValidAfter:  uint64(time.Now().Add(-time.Minute).Unix()),
+		ValidBefore: uint64(time.Now().Add(s.lifetime).Unix()),
+	}
+	if s.mutate != nil {
+		s.mutate(cert)
+	}
+	if err := cert.SignCert(rand.Reader, ca); err != nil {
+		s.t.Fatal(err)
+	}
+	return strings.TrimSpace(string(ssh.MarshalAuthorizedKey(cert)))
+}
+
+func newSigner(t *testing.T) ssh.Signer {
+	t.Helper()
+	_, private, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	signer, err := ssh.NewSignerFromKey(private)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return signer
+}
+
+func freeAddress(t *testing.T) netip.AddrPort {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return netip.MustParseAddrPort(l.Addr().String())
+}

@@ -1,0 +1,168 @@
+package agent
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/hallmark-ssh/hallmark/internal/identity"
+)
+
+const (
+	metadataTimeout  = 5 * time.Second // of one request; a healthy service takes milliseconds
+	metadataAttempts = 4
+	maxMetadataBytes = 32 << 10
+
+	hintMetadata = "see that the instance metadata service is on (HttpEndpoint) and that nothing on the machine blocks its address"
+	hintRole     = "the instance identity role's credentials are missing: retry, and compare " +
+		"/latest/meta-data/identity-credentials/ec2/info on another instance"
+)
+
+// Instance is which instance this is, by its metadata.
+type Instance struct {
+	AccountID  string `json:"accountId"`
+	Region     string `json:"region"`
+	InstanceID string `json:"instanceId"`
+}
+
+// metadata speaks IMDSv2, and only that: a request without a session token can be
+// made by whatever forwards requests from outside.
+type metadata struct {
+	endpoint string
+	http     *http.Client
+	retry    retry
+	token    string
+}
+
+// errMissing says that the metadata service has no such page.
+var errMissing = errors.New("not found")
+
+// newMetadata takes the address from the AWS SDKs' variables. Its client ignores
+// proxies, which would see credentials, and follows no redirect.
+func newMetadata(r retry) *metadata {
+	endpoint := os.Getenv("AWS_EC2_METADATA_SERVICE_ENDPOINT")
+	if endpoint == "" {
+		endpoint = "http://169.254.169.254"
+		if strings.EqualFold(os.Getenv("AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE"), "ipv6") {
+			endpoint = "http://[fd00:ec2::254]"
+		}
+	}
+	return &metadata{
+		endpoint: strings.TrimSuffix(endpoint, "/"),
+		http: &http.Client{
+			Transport:     &http.Transport{Proxy: nil, DialContext: (&net.Dialer{Timeout: 2 * time.Second}).DialContext},
+			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+		},
+		retry: r,
+	}
+}
+
+// instance returns which instance this is. Whoever can falsify it is root on the
+// machine; the signer does not take this machine's word for it.
+func (m *metadata) instance(ctx context.Context) (Instance, error) {
+	var i Instance
+	text, err := m.get(ctx, "/latest/dynamic/instance-identity/document")
+	if err != nil {
+		return i, metadataError("which instance this is", hintMetadata, err)
+	}
+	if err := json.Unmarshal(text, &i); err != nil {
+		return i, failf(Failed, hintMetadata, "metadata service: identity document: %w", err)
+	}
+	if i.AccountID == "" || i.Region == "" || i.InstanceID == "" {
+		return i, failf(Failed, hintMetadata, "metadata service: identity document lacks accountId, region or instanceId")
+	}
+	return i, nil
+}
+
+// identityDocument returns the base64 text of the RSA-2048 form.
+func (m *metadata) identityDocument(ctx context.Context) (string, error) {
+	text, err := m.get(ctx, "/latest/dynamic/instance-identity/rsa2048")
+	if err != nil {
+		return "", metadataError("the identity document", hintMetadata, err)
+	}
+	return strings.TrimSpace(string(text)), nil
+}
+
+// credentials returns those of the instance identity role, which every instance
+// has and which may do nothing but say who they are.
+func (m *metadata) credentials(ctx context.Context) (identity.Credentials, error) {
+	const page = "/latest/meta-data/identity-credentials/ec2/security-credentials/ec2-instance"
+	text, err := m.get(ctx, page)
+	if errors.Is(err, errMissing) {
+		return identity.Credentials{}, failf(Failed, hintRole, "metadata service has no instance identity role (%s)", page)
+	}
+	if err != nil {
+		return identity.Credentials{}, metadataError("the identity role's credentials", hintMetadata, err)
+	}
+	var c struct{ Code, AccessKeyID, SecretAccessKey, Token string }
+	if err := json.Unmarshal(text, &c); err != nil {
+		return identity.Credentials{}, failf(Failed, hintRole, "metadata service: identity role's credentials cannot be read")
+	}
+	if c.Code != "Success" || c.AccessKeyID == "" || c.SecretAccessKey == "" || c.Token == "" {
+		return identity.Credentials{}, failf(Temporary, hintRole, "metadata service: identity role's credentials have code %q", c.Code)
+	}
+	return identity.Credentials{AccessKeyID: c.AccessKeyID, SecretAccessKey: c.SecretAccessKey, SessionToken: c.Token}, nil
+}
+
+func metadataError(what, hint string, err error) error {
+	if errors.Is(err, errMissing) {
+		return failf(Failed, hint, "ask the metadata service for %s: %w", what, err)
+	}
+	return failf(Temporary, hint, "ask the metadata service for %s: %w", what, err)
+}
+
+// get returns a page, with a session token that it gets first.
+func (m *metadata) get(ctx context.Context, page string) ([]byte, error) {
+	if m.token == "" {
+		token, err := m.request(ctx, http.MethodPut, "/latest/api/token", "X-aws-ec2-metadata-token-ttl-seconds", "300")
+		if err != nil {
+			return nil, fmt.Errorf("get a session token (IMDSv2): %w", err)
+		}
+		m.token = strings.TrimSpace(string(token))
+	}
+	return m.request(ctx, http.MethodGet, page, "X-aws-ec2-metadata-token", m.token)
+}
+
+func (m *metadata) request(ctx context.Context, method, page, header, value string) (body []byte, err error) {
+	err = m.retry.do(ctx, metadataAttempts, func(ctx context.Context) (again bool, after time.Duration, err error) {
+		body, again, err = m.once(ctx, method, page, header, value)
+		return again, 0, err
+	})
+	return body, err
+}
+
+func (m *metadata) once(ctx context.Context, method, page, header, value string) (body []byte, again bool, err error) {
+	ctx, cancel := context.WithTimeout(ctx, metadataTimeout)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, method, m.endpoint+page, nil)
+	if err != nil {
+		return nil, false, err
+	}
+	req.Header.Set(header, value)
+	resp, err := m.http.Do(req)
+	if err != nil {
+		return nil, true, err
+	}
+	defer resp.Body.Close()
+	body, err = io.ReadAll(io.LimitReader(resp.Body, maxMetadataBytes+1))
+	if err != nil {
+		return nil, true, err
+	}
+	switch {
+	case len(body) > maxMetadataBytes:
+		return nil, false, fmt.Errorf("%s has more than %d bytes", page, maxMetadataBytes)
+	case resp.StatusCode == http.StatusOK:
+		return body, false, nil
+	case resp.StatusCode == http.StatusNotFound:
+		return nil, false, fmt.Errorf("%s: %w", page, errMissing)
+	}
+	again = resp.StatusCode >= 500 || resp.StatusCode == http.StatusTooManyRequests
+	return nil, again, fmt.Errorf("%s: answered %s", page, resp.Status)
+}

@@ -1,0 +1,165 @@
+package agent
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/crypto/ssh"
+
+	"github.com/hallmark-ssh/hallmark/internal/protocol"
+)
+
+// State is what the last successful enrollment left behind. It holds no secret.
+type State struct {
+	Version    int           `json:"version"`
+	Instance   Instance      `json:"instance"`
+	Config     string        `json:"config"` // Config.digest
+	Node       protocol.Node `json:"node"`
+	Principals []string      `json:"principals"`
+	// Certificates has one entry per certified host key.
+	Certificates []CertificateState `json:"certificates"`
+	OpenSSHCAs   []string           `json:"opensshCAs"`
+	HostCAs      []string           `json:"hostCAs"`
+	EnrolledAt   time.Time          `json:"enrolledAt"`
+	RenewAfter   time.Time          `json:"renewAfter"`
+	// Presented tells whether sshd was seen to present the certificates. It is false
+	// if no sshd was running.
+	Presented bool `json:"presented"`
+}
+
+// CertificateState is one certified host key.
+type CertificateState struct {
+	Path        string    `json:"path"` // of the certificate
+	Fingerprint string    `json:"fingerprint"`
+	Serial      uint64    `json:"serial"`
+	ValidBefore time.Time `json:"validBefore"`
+}
+
+const (
+	stateVersion  = 1
+	maxStateBytes = 1 << 20
+)
+
+func statePath(dir string) string { return filepath.Join(dir, "state.json") }
+
+// LoadState reads the state in a folder. Without a file, or with one that cannot
+// be understood, it returns nil: the machine then enrolls again, which is harmless.
+func LoadState(dir string) (*State, error) {
+	data, err := os.ReadFile(statePath(dir))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read state: %w", err)
+	}
+	return parseState(data), nil
+}
+
+func parseState(data []byte) *State {
+	var s State
+	if len(data) > maxStateBytes || json.Unmarshal(data, &s) != nil || s.Version != stateVersion {
+		return nil
+	}
+	return &s
+}
+
+func (s *State) marshal() ([]byte, error) {
+	data, err := json.MarshalIndent(s, "", "  ")
+	if err != nil {
+		return nil, fmt.Errorf("encode state: %w", err)
+	}
+	return append(data, '\n'), nil
+}
+
+func newState(r *protocol.Response, g *grant, keys []hostKey, i Instance, configDigest string, now time.Time) *State {
+	s := &State{
+		Version: stateVersion, Instance: i, Config: configDigest, Node: r.Node, Principals: r.Principals,
+		OpenSSHCAs: authorizedLines(g.openSSH), HostCAs: authorizedLines(g.hosts),
+		EnrolledAt: now.UTC().Truncate(time.Second), RenewAfter: g.renewAfter.UTC().Truncate(time.Second),
+	}
+	for n, cert := range g.certificates {
+		s.Certificates = append(s.Certificates, certificateState(keys[n], cert))
+	}
+	return s
+}
+
+func certificateState(key hostKey, cert *ssh.Certificate) CertificateState {
+	return CertificateState{
+		Path: key.certificatePath(), Fingerprint: ssh.FingerprintSHA256(key.public),
+		Serial: cert.Serial, ValidBefore: firstEnd([]*ssh.Certificate{cert}).UTC(),
+	}
+}
+
+func authorizedLines(keys []ssh.PublicKey) (lines []string) {
+	for _, key := range keys {
+		lines = append(lines, string(bytes.TrimSpace(ssh.MarshalAuthorizedKey(key))))
+	}
+	return lines
+}
+
+// observed is what the machine looks like now.
+type observed struct {
+	instance Instance
+	config   string
+	keys     []hostKey
+	caFile   []byte // content, nil if there is none
+}
+
+// stale returns why the machine has to enroll, or "" if there is nothing to do. It
+// goes by what is there, never by "has it run": a disk may have been moved to
+// another instance, and cloud-init removes host keys with their certificates.
+func (s *State) stale(now time.Time, seen observed) string {
+	switch {
+	case s == nil:
+		return "not enrolled yet"
+	case s.Instance != seen.instance:
+		return fmt.Sprintf("enrolled as instance %s, but this is %s", s.Instance.InstanceID, seen.instance.InstanceID)
+	case s.Config != seen.config:
+		return "signer_url or audience changed"
+	case !now.Before(s.RenewAfter):
+		return "certificates are due for renewal"
+	case now.Before(s.EnrolledAt.Add(-time.Hour)):
+		return "the clock was set back to before the enrollment"
+	}
+	return s.staleFiles(now, seen)
+}
+
+func (s *State) staleFiles(now time.Time, seen observed) string {
+	if len(seen.keys) != len(s.Certificates) {
+		return "the set of host keys changed"
+	}
+	for n, key := range seen.keys {
+		switch {
+		case s.Certificates[n].Fingerprint != ssh.FingerprintSHA256(key.public):
+			return "host key " + key.path + " changed"
+		case key.certificate == nil:
+			return "certificate " + key.certificatePath() + " is missing or damaged"
+		case certificateState(key, key.certificate) != s.Certificates[n]:
+			return "certificate " + key.certificatePath() + " is not the one that was installed"
+		case !now.Before(s.Certificates[n].ValidBefore):
+			return "certificate " + key.certificatePath() + " has ended"
+		}
+	}
+	authorities, err := parseAuthorities(s.OpenSSHCAs)
+	if err != nil || !bytes.Equal(seen.caFile, renderAuthorities(authorities)) {
+		return "the file of trusted CAs changed"
+	}
+	return ""
+}
+
+// End returns when the first of the certificates ends.
+func (s *State) End() time.Time {
+	var end time.Time
+	for _, c := range s.Certificates {
+		if end.IsZero() || c.ValidBefore.Before(end) {
+			end = c.ValidBefore
+		}
+	}
+	return end
+}

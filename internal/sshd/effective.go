@@ -1,0 +1,100 @@
+package sshd
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"golang.org/x/crypto/ssh"
+)
+
+// Effective is the part of sshd's effective configuration that matters here.
+type Effective struct {
+	HostKeys         []string // paths of private keys, also of those that do not exist
+	HostCertificates []string // paths
+	// HostKeyAlgorithms is empty where sshd does not print them.
+	HostKeyAlgorithms []string
+	TrustedUserCAKeys string // path, or empty for none
+	MaxStartups       string
+	PIDFile           string // path, or empty for none
+	// Listen are addresses at which the sshd of this machine can be reached from
+	// this machine.
+	Listen []netip.AddrPort
+}
+
+// ParseEffective reads what "sshd -T" prints.
+func ParseEffective(output []byte) (*Effective, error) {
+	var e Effective
+	for line := range strings.Lines(string(output)) {
+		keyword, value, _ := strings.Cut(strings.TrimSpace(line), " ")
+		switch keyword {
+		case "hostkey":
+			e.HostKeys = append(e.HostKeys, value)
+		case "hostcertificate":
+			e.HostCertificates = append(e.HostCertificates, value)
+		case "hostkeyalgorithms":
+			e.HostKeyAlgorithms = strings.Split(value, ",")
+		case "trustedusercakeys":
+			e.TrustedUserCAKeys = noneIsEmpty(value)
+		case "maxstartups":
+			e.MaxStartups = value
+		case "pidfile":
+			e.PIDFile = noneIsEmpty(value)
+		case "listenaddress":
+			address, _, _ := strings.Cut(value, " ") // "… rdomain NAME" may follow
+			listen, err := netip.ParseAddrPort(address)
+			if err != nil {
+				return nil, fmt.Errorf("read sshd -T: listenaddress %q: %w", value, err)
+			}
+			e.Listen = append(e.Listen, reachable(listen))
+		}
+	}
+	if len(e.Listen) == 0 {
+		return nil, errors.New("read sshd -T: it names no listenaddress")
+	}
+	return &e, nil
+}
+
+func noneIsEmpty(value string) string {
+	if value == "none" {
+		return ""
+	}
+	return value
+}
+
+// reachable maps the unspecified addresses to loopback: one listens on 0.0.0.0,
+// but connects to 127.0.0.1.
+func reachable(a netip.AddrPort) netip.AddrPort {
+	switch a.Addr() {
+	case netip.IPv4Unspecified():
+		return netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), a.Port())
+	case netip.IPv6Unspecified():
+		return netip.AddrPortFrom(netip.IPv6Loopback(), a.Port())
+	}
+	return a
+}
+
+// CertAlgorithms returns the host key algorithms by which sshd may present a
+// certificate for a key, given the key's type: those that it permits, or none if
+// the configuration (a crypto policy, FIPS) rules them out.
+func (e *Effective) CertAlgorithms(keyType string) []string {
+	var algorithms []string
+	switch keyType {
+	case ssh.KeyAlgoRSA:
+		algorithms = []string{ssh.CertAlgoRSASHA512v01, ssh.CertAlgoRSASHA256v01}
+	case ssh.KeyAlgoED25519:
+		algorithms = []string{ssh.CertAlgoED25519v01}
+	case ssh.KeyAlgoECDSA256:
+		algorithms = []string{ssh.CertAlgoECDSA256v01}
+	case ssh.KeyAlgoECDSA384:
+		algorithms = []string{ssh.CertAlgoECDSA384v01}
+	case ssh.KeyAlgoECDSA521:
+		algorithms = []string{ssh.CertAlgoECDSA521v01}
+	}
+	if len(e.HostKeyAlgorithms) == 0 {
+		return algorithms
+	}
+	return slices.DeleteFunc(algorithms, func(a string) bool { return !slices.Contains(e.HostKeyAlgorithms, a) })
+}

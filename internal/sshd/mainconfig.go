@@ -1,0 +1,140 @@
+package sshd
+
+import (
+	"bytes"
+	"errors"
+	"path"
+	"strings"
+)
+
+// The markers stand around the lines that Hallmark adds to a main configuration
+// file that includes no drop-ins (OpenSSH before 8.2, on Amazon Linux 2).
+const (
+	blockBegin = "# BEGIN hallmark"
+	blockEnd   = "# END hallmark"
+)
+
+var errBlock = errors.New("the lines between " + blockBegin + " and " + blockEnd +
+	" are damaged: make them one pair, or remove them")
+
+// IncludesFirst reports whether the main configuration includes the drop-in
+// before it sets anything itself. Only then do the drop-in's values win, and only
+// then can no Match block of the main configuration swallow them.
+func IncludesFirst(config []byte, dropIn string) bool {
+	for line := range strings.Lines(string(config)) {
+		keyword, arguments := splitDirective(line)
+		switch {
+		case keyword == "":
+			continue
+		case keyword != "include":
+			return false
+		case includes(arguments, dropIn):
+			return true
+		}
+	}
+	return false
+}
+
+// splitDirective reads a line as sshd does: keywords in any case, then white
+// space or one "=", then arguments that may stand in double quotes.
+func splitDirective(line string) (keyword string, arguments []string) {
+	line = strings.TrimSpace(line)
+	if line == "" || strings.HasPrefix(line, "#") {
+		return "", nil
+	}
+	end := strings.IndexAny(line, " \t=\"")
+	if end < 0 {
+		return strings.ToLower(line), nil
+	}
+	rest := strings.TrimSpace(line[end:])
+	rest = strings.TrimPrefix(rest, "=")
+	return strings.ToLower(line[:end]), splitArguments(rest)
+}
+
+func splitArguments(s string) (arguments []string) {
+	for {
+		s = strings.TrimLeft(s, " \t")
+		if s == "" || s[0] == '#' {
+			return arguments
+		}
+		var argument string
+		if s[0] == '"' {
+			argument, s, _ = strings.Cut(s[1:], `"`)
+		} else if end := strings.IndexAny(s, " \t"); end >= 0 {
+			argument, s = s[:end], s[end:]
+		} else {
+			argument, s = s, ""
+		}
+		arguments = append(arguments, argument)
+	}
+}
+
+func includes(patterns []string, file string) bool {
+	for _, pattern := range patterns {
+		if !path.IsAbs(pattern) {
+			pattern = path.Join(path.Dir(MainConfig), pattern) // as sshd_config(5) says of Include
+		}
+		if ok, err := path.Match(pattern, file); err == nil && ok {
+			return true
+		}
+	}
+	return false
+}
+
+// WithBlock returns the configuration with body in one marked block at its top,
+// in the place of an earlier block. At the top, because the first value of a
+// keyword wins, and because after a Match line it would hold for that match only.
+func WithBlock(config, body []byte) ([]byte, error) {
+	rest, err := WithoutBlock(config)
+	if err != nil {
+		return nil, err
+	}
+	var b bytes.Buffer
+	b.WriteString(blockBegin + "\n")
+	b.Write(body)
+	if len(body) > 0 && body[len(body)-1] != '\n' {
+		b.WriteByte('\n')
+	}
+	b.WriteString(blockEnd + "\n")
+	b.Write(rest)
+	return b.Bytes(), nil
+}
+
+// WithoutBlock returns the configuration without the marked block. It refuses a
+// configuration with half a block or two of them: what belongs to someone else
+// cannot be told apart there.
+func WithoutBlock(config []byte) ([]byte, error) {
+	var rest strings.Builder
+	var begins, ends int
+	for line := range strings.Lines(string(config)) {
+		switch strings.TrimSpace(line) {
+		case blockBegin:
+			begins++
+		case blockEnd:
+			ends++
+		default:
+			if begins == ends {
+				rest.WriteString(line)
+			}
+		}
+		if ends > begins {
+			return nil, errBlock
+		}
+	}
+	if begins != ends || begins > 1 {
+		return nil, errBlock
+	}
+	return []byte(rest.String()), nil
+}
+
+// LinesOf returns the numbers of the lines that set a keyword, given in lower case.
+func LinesOf(config []byte, keyword string) (numbers []int) {
+	number := 0
+	for line := range strings.Lines(string(config)) {
+		number++
+		if got, _ := splitDirective(line); got == keyword {
+			numbers = append(numbers, number)
+		}
+	}
+	return numbers
+}
