@@ -44,7 +44,7 @@ type deployment struct {
 // readDeployment reads the file and all that it names; paths in it start from its
 // folder. Errors name the setting.
 func readDeployment(path string) (*deployment, error) {
-	data, err := os.ReadFile(path) //nolint:gosec // whoever deploys names the files
+	data, err := os.ReadFile(path)
 	if err != nil {
 		return nil, err
 	}
@@ -169,14 +169,14 @@ func newKeyring(certificates map[string]string) (*identity.Keyring, error) {
 func (d *deployment) readFiles(folder string) error {
 	if d.Teleport.RootsFile != "" {
 		var err error
-		if d.roots, err = os.ReadFile(within(folder, d.Teleport.RootsFile)); err != nil { //nolint:gosec // likewise
+		if d.roots, err = os.ReadFile(within(folder, d.Teleport.RootsFile)); err != nil {
 			return fmt.Errorf("teleport.roots_file: %w", err)
 		}
 	}
 	d.Teleport.IdentityFile = within(folder, d.Teleport.IdentityFile)
 	// Teleport's client reads it at each login; that it is missing is better known
 	// at the start.
-	if _, err := os.Stat(d.Teleport.IdentityFile); err != nil { //nolint:gosec // likewise
+	if _, err := os.Stat(d.Teleport.IdentityFile); err != nil {
 		return fmt.Errorf("teleport.identity_file: %w", err)
 	}
 	return d.readPolicy(folder)
@@ -188,7 +188,7 @@ func (d *deployment) readPolicy(folder string) (err error) {
 		d.policy, err = policy.Default(limits)
 		return err
 	}
-	data, err := os.ReadFile(within(folder, d.PolicyFile)) //nolint:gosec // likewise
+	data, err := os.ReadFile(within(folder, d.PolicyFile))
 	if err != nil {
 		return fmt.Errorf("policy_file: %w", err)
 	}

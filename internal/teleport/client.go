@@ -205,7 +205,7 @@ func (l login) TLSConfig() (*tls.Config, error) {
 // told: to a client with an expired certificate, a server just hangs up.
 func readLogin(config Config, now time.Time) (*login, error) {
 	path := config.IdentityFile
-	data, err := os.ReadFile(path) //nolint:gosec // the operator names it
+	data, err := os.ReadFile(path)
 	if err != nil {
 		return nil, fmt.Errorf("read Teleport identity file: %w: %w", ErrDenied, err)
 	}
