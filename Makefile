@@ -11,7 +11,9 @@ VERSION ?= 0.1.0-dev
 BUILDINFO := github.com/hallmark-ssh/hallmark/internal/buildinfo
 LDFLAGS := -s -w -X $(BUILDINFO).version=$(VERSION)
 GO_BUILD := CGO_ENABLED=0 go build -trimpath -ldflags "$(LDFLAGS)"
-GO_SOURCES := $(shell git ls-files '*.go' go.mod go.sum 2>/dev/null) $(wildcard templates/*/*)
+# What the programs are built from, embedded files too.
+GO_SOURCES := go.mod go.sum $(shell find cloudinit internal lambda packer-plugin templates -type f \
+	! -name '*_test.go' ! -path '*/testdata/*' ! -name 'hallmark-linux-*')
 # Whole-path tests need root; a developer's own account uses sudo for them.
 AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo -E env "PATH=$$PATH")
 
@@ -54,7 +56,7 @@ demo: setup build bin/packer ## bake an image, boot three machines, enroll them,
 	$(AS_ROOT) bin/demo
 
 .PHONY: test
-test: setup unit-race e2e ## run all tests, with real machines
+test: setup unit-race templates e2e ## run all tests, with real machines
 
 .PHONY: unit
 unit: ## run what needs no root, on any Linux or macOS
@@ -66,6 +68,11 @@ unit-race:
 	go vet ./...
 	HALLMARK_TEST_STRICT=1 go test -race ./...
 
+.PHONY: templates
+templates: setup bin/packer
+	bin/packer fmt -check -diff templates/packer
+	bin/packer validate -syntax-only templates/packer
+
 .PHONY: e2e
 e2e: setup build bin/packer
 	go test -c -tags e2e -o bin/e2e.test ./e2e
@@ -74,7 +81,7 @@ e2e: setup build bin/packer
 .PHONY: lint
 lint: setup bin/golangci-lint ## check the code, the scripts and the template
 	bin/golangci-lint run ./...
-	shellcheck e2e/setup.sh .ci/run
+	shellcheck e2e/setup.sh .ci/run packer-plugin/provisioner/bake.sh
 	cfn-lint template.yaml
 
 .PHONY: bench

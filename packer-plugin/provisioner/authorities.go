@@ -1,0 +1,70 @@
+package provisioner
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+
+	"golang.org/x/crypto/ssh"
+
+	"github.com/hallmark-ssh/hallmark/internal/teleport/caexport"
+)
+
+// authorities returns the keys of the OpenSSH CA that the image will trust, the
+// one that Teleport signs with first.
+//
+// Every key must have a pin. Leaving out the others would stop an attacker who
+// adds one as well, but in a rotation it would make an image that refuses the
+// logins of tomorrow, and nobody would know why.
+func (c *Config) authorities(ctx context.Context) ([]ssh.PublicKey, error) {
+	keys, err := c.readAuthorities(ctx)
+	if err != nil || c.SkipCAPin {
+		return keys, err
+	}
+	if err := caexport.CheckPins(keys, c.OpenSSHCAPins); err != nil {
+		return nil, fmt.Errorf("openssh_ca_pins: %w: compare it with the output of \"tctl auth export --type=openssh\", "+
+			"and add it only if it is there, as during a rotation", err)
+	}
+	return keys, nil
+}
+
+func (c *Config) readAuthorities(ctx context.Context) ([]ssh.PublicKey, error) {
+	if c.OpenSSHCAFile == "" {
+		return c.fetchAuthorities(ctx)
+	}
+	data, err := os.ReadFile(c.OpenSSHCAFile)
+	if err != nil {
+		return nil, fmt.Errorf("openssh_ca_file: %w", err)
+	}
+	keys, _, err := caexport.ParseOpenSSH(data)
+	if err != nil {
+		return nil, fmt.Errorf("openssh_ca_file %s: %w", c.OpenSSHCAFile, err)
+	}
+	return keys, nil
+}
+
+func (c *Config) fetchAuthorities(ctx context.Context) ([]ssh.PublicKey, error) {
+	var roots []byte
+	if c.ProxyCAFile != "" {
+		var err error
+		if roots, err = os.ReadFile(c.ProxyCAFile); err != nil {
+			return nil, fmt.Errorf("proxy_ca_file: %w", err)
+		}
+	}
+	client, err := caexport.NewHTTPClient(roots)
+	if err != nil {
+		return nil, err
+	}
+	defer client.CloseIdleConnections()
+	return caexport.Fetch(ctx, client, c.ProxyAddress, caexport.OpenSSH)
+}
+
+// authorizedKeys returns the keys as sshd reads them from TrustedUserCAKeys.
+func authorizedKeys(keys []ssh.PublicKey) []byte {
+	var lines bytes.Buffer
+	for _, key := range keys {
+		lines.Write(ssh.MarshalAuthorizedKey(key))
+	}
+	return lines.Bytes()
+}

@@ -1,0 +1,34 @@
+#!/bin/sh
+# Installs hallmark on the machine that is being baked, from the folder that this
+# script lies in, and seals the machine. Runs as root.
+#
+# Sealing removes the host keys, and sshd then resets every new connection. So
+# this is one command, it is the last, and it tidies up after itself.
+set -eu
+
+die() {
+	echo "hallmark: error: $1" >&2
+	exit 1
+}
+
+[ "$(id -u)" -eq 0 ] || die "this must run as root: does execute_command use sudo?"
+
+# This folder is removed at the end, so be sure that it is ours.
+stage=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
+case $stage in
+*/hallmark-*) ;;
+*) die "$0 does not lie in the folder of the upload: execute_command must run {{.Path}} itself" ;;
+esac
+
+# The folder may be mounted noexec, so run a copy from where the program will be:
+# hallmark install puts itself there, or everything back.
+program=/usr/local/bin/hallmark
+mkdir -p /usr/local/bin
+copy=$(mktemp "$program.XXXXXXXX")
+trap 'rm -rf -- "$stage" "$copy"' EXIT
+trap 'exit 1' HUP INT TERM
+cat "$stage/hallmark" >"$copy"
+chmod 0755 "$copy"
+
+"$copy" install --from "$stage"
+"$program" seal

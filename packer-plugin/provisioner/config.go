@@ -1,0 +1,76 @@
+package provisioner
+
+import (
+	"github.com/hashicorp/packer-plugin-sdk/common"
+	"github.com/hashicorp/packer-plugin-sdk/template/interpolate"
+)
+
+//go:generate go tool packer-sdc mapstructure-to-hcl2 -type Config
+
+// Config is what a template says in a provisioner "hallmark" block.
+type Config struct {
+	common.PackerConfig `mapstructure:",squash"`
+
+	// The https address of the signer: the function URL of the Lambda.
+	SignerURL string `mapstructure:"signer_url" required:"true"`
+	// The signer's audience, the name that was chosen when it was deployed.
+	Audience string `mapstructure:"audience" required:"true"`
+	// A PEM file with certificates that the machine trusts for the signer, beside
+	// those of its system.
+	SignerCAFile string `mapstructure:"signer_ca_file"`
+
+	// When the machine starts to trust the cluster's OpenSSH CA: "at_boot", the
+	// default, bakes the CA into the image; "at_enrollment" leaves it to the
+	// signer's first answer.
+	Trust string `mapstructure:"trust"`
+	// The Teleport proxy to fetch the OpenSSH CA from, as host or host:port.
+	ProxyAddress string `mapstructure:"proxy_address"`
+	// A PEM file with certificates to trust for the proxy, beside those of the
+	// system that Packer runs on.
+	ProxyCAFile string `mapstructure:"proxy_ca_file"`
+	// A file with the OpenSSH CA, in place of proxy_address: one public key a line,
+	// as the proxy exports it.
+	OpenSSHCAFile string `mapstructure:"openssh_ca_file"`
+	// The fingerprints, as ssh-keygen -l prints them ("SHA256:…"), that the
+	// OpenSSH CA may have. During a rotation the CA has two keys.
+	OpenSSHCAPins []string `mapstructure:"openssh_ca_pins"`
+	// Bake whatever CA is found, without pins. Whoever can then answer for the
+	// proxy can log in to every machine of the image.
+	SkipCAPin bool `mapstructure:"skip_ca_pin"`
+
+	// sshd's MaxStartups on the machine, as start:rate:full.
+	MaxStartups string `mapstructure:"max_startups"`
+
+	// An existing folder of the machine for a temporary folder of our own.
+	// Default /tmp. It may be mounted noexec.
+	RemoteFolder string `mapstructure:"remote_folder"`
+	// The command that runs the script {{.Path}} as root, as in Packer's shell
+	// provisioner; change it where sudo asks for a password. Default: sudo -n,
+	// or nothing if the login user is root.
+	ExecuteCommand string `mapstructure:"execute_command"`
+
+	ctx interpolate.Context
+}
+
+// The values of Config.Trust.
+const (
+	trustAtBoot       = "at_boot"
+	trustAtEnrollment = "at_enrollment"
+)
+
+const (
+	defaultRemoteFolder   = "/tmp"
+	defaultExecuteCommand = `if [ "$(id -u)" = 0 ]; then sh {{.Path}}; else sudo -n sh {{.Path}}; fi`
+)
+
+func (c *Config) setDefaults() {
+	setDefault(&c.Trust, trustAtBoot)
+	setDefault(&c.RemoteFolder, defaultRemoteFolder)
+	setDefault(&c.ExecuteCommand, defaultExecuteCommand)
+}
+
+func setDefault(field *string, value string) {
+	if *field == "" {
+		*field = value
+	}
+}

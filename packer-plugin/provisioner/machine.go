@@ -1,0 +1,173 @@
+package provisioner
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"time"
+
+	packersdk "github.com/hashicorp/packer-plugin-sdk/packer"
+	"github.com/hashicorp/packer-plugin-sdk/retry"
+)
+
+const (
+	// connectTimeout bounds the wait for a machine that may be rebooting after the
+	// provisioner before this one.
+	connectTimeout = 5 * time.Minute
+	cleanupTimeout = 30 * time.Second
+	// maxOutput bounds what is kept of a command's output: the machine has
+	// proved nothing to us.
+	maxOutput = 16 << 10
+)
+
+// machine is the machine being baked, by way of Packer's communicator.
+type machine struct {
+	comm       packersdk.Communicator
+	retryDelay time.Duration
+}
+
+// exitError says that a command ran and failed.
+type exitError struct {
+	status int
+	output string
+}
+
+func (e *exitError) Error() string {
+	what := fmt.Sprintf("exit status %d", e.status)
+	if e.disconnected() {
+		what = "the connection broke"
+	}
+	if e.output == "" {
+		return what + " without any output"
+	}
+	return what + ": " + e.output
+}
+
+func (e *exitError) disconnected() bool { return e.status == packersdk.CmdDisconnect }
+
+// run runs a command and returns what it printed, standard output and standard
+// error together: with ssh_pty they arrive as one anyway.
+func (m machine) run(ctx context.Context, command string) (string, error) {
+	var printed output
+	cmd := &packersdk.RemoteCmd{Command: command, Stdout: &printed, Stderr: &printed}
+	err := await(ctx, func() error {
+		if err := m.comm.Start(ctx, cmd); err != nil {
+			return err
+		}
+		cmd.Wait()
+		return nil
+	})
+	if err != nil {
+		return "", err
+	}
+	if status := cmd.ExitStatus(); status != 0 {
+		return "", &exitError{status, printed.String()}
+	}
+	return printed.String(), nil
+}
+
+// await runs f until the end of ctx. Packer's communicators go on regardless of
+// their context, so that f may still be running when await returns.
+func await(ctx context.Context, f func() error) error {
+	done := make(chan error, 1)
+	go func() { done <- f() }()
+	select {
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case err := <-done:
+		return err
+	}
+}
+
+// architecture waits until the machine runs commands and returns its architecture
+// in Go's words.
+func (m machine) architecture(ctx context.Context) (string, error) {
+	const command = "uname -sm"
+	var uname string
+	connect := retry.Config{
+		StartTimeout: connectTimeout,
+		RetryDelay:   func() time.Duration { return m.retryDelay },
+		ShouldRetry: func(err error) bool {
+			var exit *exitError
+			return ctx.Err() == nil && (!errors.As(err, &exit) || exit.disconnected())
+		},
+	}
+	err := connect.Run(ctx, func(ctx context.Context) (err error) {
+		uname, err = m.run(ctx, command)
+		return err
+	})
+	if err != nil {
+		return "", fmt.Errorf("run %q on the machine: %w", command, err)
+	}
+	return parseUname(uname)
+}
+
+// parseUname reads the output of "uname -sm", among whatever a login script has
+// printed.
+func parseUname(printed string) (string, error) {
+	if printed == "" {
+		return "", errors.New(`the machine does not run commands: with communicator = "none" there is nothing to provision`)
+	}
+	for line := range strings.Lines(printed) {
+		switch strings.TrimSpace(line) {
+		case "Linux x86_64":
+			return "amd64", nil
+		case "Linux aarch64":
+			return "arm64", nil
+		}
+	}
+	return "", fmt.Errorf("the machine is %q: hallmark runs on Linux x86_64 and Linux aarch64", printed)
+}
+
+func (m machine) makeFolder(ctx context.Context, folder string) error {
+	// mkdir fails if the name exists, whatever it is, so nobody prepares it for us.
+	if _, err := m.run(ctx, "mkdir -m 0700 "+folder); err != nil {
+		return fmt.Errorf("make folder %s on the machine (see remote_folder): %w", folder, err)
+	}
+	return nil
+}
+
+func (m machine) upload(ctx context.Context, file string, content []byte) error {
+	err := await(ctx, func() error { return m.comm.Upload(file, bytes.NewReader(content), nil) })
+	if err != nil {
+		return fmt.Errorf("upload %s to the machine: %w", file, err)
+	}
+	return nil
+}
+
+// removeFolder works after ctx has ended too: Packer cancels it on Ctrl-C, and
+// the machine may be kept for a look at it.
+func (m machine) removeFolder(ctx context.Context, folder string) error {
+	ctx, cancel := context.WithTimeoutCause(context.WithoutCancel(ctx), cleanupTimeout,
+		fmt.Errorf("no answer within %s", cleanupTimeout))
+	defer cancel()
+	if _, err := m.run(ctx, "rm -rf "+folder); err != nil {
+		return fmt.Errorf("remove folder %s from the machine: %w", folder, err)
+	}
+	return nil
+}
+
+// output keeps the end of what a command prints.
+type output struct {
+	mu   sync.Mutex
+	kept []byte
+}
+
+func (o *output) Write(p []byte) (int, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.kept = append(o.kept, p...)
+	if extra := len(o.kept) - maxOutput; extra > 0 {
+		o.kept = append(o.kept[:0], o.kept[extra:]...)
+	}
+	return len(p), nil
+}
+
+func (o *output) String() string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return strings.TrimSpace(string(o.kept))
+}

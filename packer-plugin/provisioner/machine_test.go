@@ -1,0 +1,159 @@
+package provisioner
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+
+	packersdk "github.com/hashicorp/packer-plugin-sdk/packer"
+)
+
+// localMachine is a communicator that really runs commands, with sh, in a folder
+// of the test. The programs that need a real machine are stubs in bin.
+type localMachine struct {
+	root string
+	// start, if set, is asked before each command.
+	start func(command string) error
+
+	mu       sync.Mutex
+	commands []string
+	running  sync.WaitGroup
+}
+
+// newMachine returns a machine whose login user is not root and may use sudo.
+func newMachine(t *testing.T) *localMachine {
+	t.Helper()
+	m := &localMachine{root: t.TempDir()}
+	t.Cleanup(m.running.Wait)
+	for _, folder := range []string{"bin", "tmp"} {
+		if err := os.Mkdir(filepath.Join(m.root, folder), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	m.stub(t, "uname", `echo "Linux x86_64"`)
+	m.stub(t, "id", `echo "${STUB_UID:-1000}"`)
+	m.stub(t, "sudo", `[ "$1" = -n ] && shift; STUB_UID=0 exec "$@"`)
+	return m
+}
+
+// stub puts a shell script in place of a program of the machine.
+func (m *localMachine) stub(t *testing.T, name, script string) {
+	t.Helper()
+	if err := os.WriteFile(filepath.Join(m.root, "bin", name), []byte("#!/bin/sh\n"+script+"\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (m *localMachine) tmp() string { return filepath.Join(m.root, "tmp") }
+
+// read returns the content of a file of the machine, and "" if there is none.
+func (m *localMachine) read(t *testing.T, file string) string {
+	t.Helper()
+	data, err := os.ReadFile(filepath.Join(m.root, file))
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		t.Fatal(err)
+	}
+	return string(data)
+}
+
+// ran returns the commands that were started so far.
+func (m *localMachine) ran() []string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return slices.Clone(m.commands)
+}
+
+func (m *localMachine) Start(ctx context.Context, cmd *packersdk.RemoteCmd) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	m.mu.Lock()
+	m.commands = append(m.commands, cmd.Command)
+	m.mu.Unlock()
+	if m.start != nil {
+		if err := m.start(cmd.Command); err != nil {
+			return err
+		}
+	}
+	sh := exec.Command("sh", "-c", cmd.Command)
+	sh.Env = []string{"ROOT=" + m.root, "PATH=" + filepath.Join(m.root, "bin") + ":" + os.Getenv("PATH")}
+	sh.Stdout, sh.Stderr = cmd.Stdout, cmd.Stderr
+	m.running.Go(func() {
+		_ = sh.Run()
+		cmd.SetExited(sh.ProcessState.ExitCode())
+	})
+	return nil
+}
+
+// Upload stores a file under the path that it is given, and keeps the script
+// within the machine's folder.
+func (m *localMachine) Upload(file string, content io.Reader, _ *os.FileInfo) error {
+	data, err := io.ReadAll(content)
+	if err != nil {
+		return err
+	}
+	if filepath.Base(file) == scriptFile {
+		data = bytes.ReplaceAll(data, []byte("/usr/local/bin"), []byte(filepath.Join(m.root, "usr/local/bin")))
+	}
+	return os.WriteFile(file, data, 0o644)
+}
+
+func (m *localMachine) UploadDir(string, string, []string) error   { return errors.ErrUnsupported }
+func (m *localMachine) Download(string, io.Writer) error           { return errors.ErrUnsupported }
+func (m *localMachine) DownloadDir(string, string, []string) error { return errors.ErrUnsupported }
+
+// noMachine is what Packer gives with communicator = "none".
+type noMachine struct{ localMachine }
+
+func (*noMachine) Start(_ context.Context, cmd *packersdk.RemoteCmd) error {
+	cmd.SetExited(0)
+	return nil
+}
+
+func TestParseUname(t *testing.T) {
+	for _, test := range []struct{ printed, want, wantErr string }{
+		{"Linux x86_64", "amd64", ""},
+		{"Linux aarch64\r", "arm64", ""},
+		{"Welcome!\r\nLinux x86_64\r\n", "amd64", ""},
+		{"Linux armv7l", "", `the machine is "Linux armv7l"`},
+		{"Darwin arm64", "", "hallmark runs on Linux"},
+		{"not Linux x86_64", "", "hallmark runs on Linux"},
+		{"", "", `communicator = "none"`},
+	} {
+		got, err := parseUname(test.printed)
+		if got != test.want || !matches(err, test.wantErr) {
+			t.Errorf("parseUname(%q) = %q, %v; want %q, %q", test.printed, got, err, test.want, test.wantErr)
+		}
+	}
+}
+
+func TestOutputKeepsTheEnd(t *testing.T) {
+	var o output
+	for range 3 {
+		if _, err := o.Write([]byte(strings.Repeat("x", maxOutput-1))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := o.Write([]byte("end\n")); err != nil {
+		t.Fatal(err)
+	}
+	if got := o.String(); len(got) > maxOutput || !strings.HasSuffix(got, "xend") {
+		t.Errorf("%d bytes are kept, ending in %q", len(got), got[len(got)-4:])
+	}
+}
+
+// matches reports whether err contains want; "" stands for no error.
+func matches(err error, want string) bool {
+	if err == nil || want == "" {
+		return err == nil && want == ""
+	}
+	return strings.Contains(err.Error(), want)
+}

@@ -1,0 +1,134 @@
+package provisioner
+
+import (
+	"errors"
+	"maps"
+	"os"
+	"path/filepath"
+	"testing"
+	"testing/fstest"
+
+	packersdk "github.com/hashicorp/packer-plugin-sdk/packer"
+)
+
+const pin = "SHA256:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"
+
+// goodBlock is the least that a template says.
+func goodBlock() map[string]any {
+	return map[string]any{
+		"signer_url":      "https://abc.lambda-url.us-west-2.on.aws/",
+		"audience":        "hallmark.example.com",
+		"proxy_address":   "teleport.example.com",
+		"openssh_ca_pins": []string{pin},
+	}
+}
+
+func TestPrepare(t *testing.T) {
+	dir := t.TempDir()
+	junk := filepath.Join(dir, "junk.pem")
+	if err := os.WriteFile(junk, []byte("junk"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	private := filepath.Join(dir, "private.pem")
+	if err := os.WriteFile(private, []byte("-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	remove := any(nil)
+	for _, test := range []struct {
+		name    string
+		change  map[string]any
+		wantErr string // "" stands for none
+	}{
+		{"least", nil, ""},
+		{"unknown field", map[string]any{"proxi_address": "x"}, `"proxi_address"`},
+
+		{"no signer", map[string]any{"signer_url": remove}, "signer_url: missing"},
+		{"http", map[string]any{"signer_url": "http://signer.example.com/"}, "not of the form https://"},
+		{"no host", map[string]any{"signer_url": "https:///x"}, "not of the form https://"},
+		{"user", map[string]any{"signer_url": "https://user@signer.example.com/"}, "not of the form https://"},
+		{"signer not known yet", map[string]any{"signer_url": "<unknown>"}, ""},
+		{"part of signer not known yet", map[string]any{"signer_url": "https://<unknown>/"}, ""},
+		{"no audience", map[string]any{"audience": ""}, "audience: "},
+		{"audience of two lines", map[string]any{"audience": "a\nb: c"}, "audience: "},
+		{"audience not known yet", map[string]any{"audience": "<unknown>"}, ""},
+		{"missing file", map[string]any{"signer_ca_file": filepath.Join(dir, "none.pem")}, "signer_ca_file: open " + dir},
+		{"no certificate", map[string]any{"signer_ca_file": junk}, "signer_ca_file: " + junk + " has no certificate"},
+
+		{"private key", map[string]any{"signer_ca_file": private}, "signer_ca_file: " + private + " holds a PRIVATE KEY"},
+
+		{"no CA", map[string]any{"proxy_address": remove}, "exactly one of proxy_address and openssh_ca_file"},
+		{"two CAs", map[string]any{"openssh_ca_file": junk}, "exactly one of proxy_address and openssh_ca_file"},
+		{"CA file", map[string]any{"openssh_ca_file": junk, "proxy_address": remove}, ""},
+		{"missing CA file", map[string]any{"openssh_ca_file": dir + "/none", "proxy_address": remove}, "openssh_ca_file: stat"},
+		{"proxy CA without proxy", map[string]any{"openssh_ca_file": junk, "proxy_address": remove, "proxy_ca_file": junk}, "proxy_ca_file has no effect"},
+		{"proxy with port", map[string]any{"proxy_address": "teleport.example.com:3080"}, ""},
+		{"proxy of IPv6", map[string]any{"proxy_address": "[2001:db8::1]:443"}, ""},
+		{"proxy as URL", map[string]any{"proxy_address": "https://teleport.example.com"}, "not HOST or HOST:PORT"},
+		{"proxy of bare IPv6", map[string]any{"proxy_address": "2001:db8::1"}, "not HOST or HOST:PORT"},
+		{"proxy with user", map[string]any{"proxy_address": "u@teleport.example.com"}, "not HOST or HOST:PORT"},
+		{"proxy without host", map[string]any{"proxy_address": ":443"}, "not HOST or HOST:PORT"},
+		{"proxy not known yet", map[string]any{"proxy_address": "<unknown>"}, ""},
+
+		{"no pin", map[string]any{"openssh_ca_pins": remove}, "openssh_ca_pins is required"},
+		{"pin of another kind", map[string]any{"openssh_ca_pins": []string{"MD5:00:11"}}, `"MD5:00:11" is not "SHA256:"`},
+		{"pin too short", map[string]any{"openssh_ca_pins": []string{pin, pin[:40]}}, "43 characters of base64"},
+		{"pins not known yet", map[string]any{"openssh_ca_pins": []string{}}, ""},
+		{"pin not known yet", map[string]any{"openssh_ca_pins": []string{"<unknown>"}}, ""},
+		{"pin waived", map[string]any{"openssh_ca_pins": remove, "skip_ca_pin": true}, ""},
+		{"pin and waiver", map[string]any{"skip_ca_pin": true}, "skip_ca_pin contradicts openssh_ca_pins"},
+
+		{"trust at boot", map[string]any{"trust": "at_boot"}, ""},
+		{"trust of another kind", map[string]any{"trust": "never"}, `trust is "never"`},
+		{"trust at enrollment", map[string]any{"trust": "at_enrollment", "proxy_address": remove, "openssh_ca_pins": remove}, ""},
+		{"trust at enrollment, CA baked", map[string]any{"trust": "at_enrollment"}, "bakes no OpenSSH CA"},
+
+		{"MaxStartups", map[string]any{"max_startups": "100:30:200"}, ""},
+		{"MaxStartups with a directive", map[string]any{"max_startups": "10\nPermitRootLogin yes"}, "max_startups: "},
+
+		{"remote folder", map[string]any{"remote_folder": "/var/tmp"}, ""},
+		{"relative folder", map[string]any{"remote_folder": "tmp"}, "remote_folder"},
+		{"folder with blank", map[string]any{"remote_folder": "/tmp/a b"}, "remote_folder"},
+		{"folder with command", map[string]any{"remote_folder": "/tmp/$(reboot)"}, "remote_folder"},
+		{"folder with dots", map[string]any{"remote_folder": "/tmp/../etc"}, "remote_folder"},
+		{"folder with line break", map[string]any{"remote_folder": "/tmp\n"}, "remote_folder"},
+		{"command without script", map[string]any{"execute_command": "sudo true"}, "does not contain {{.Path}}"},
+		{"command that is no template", map[string]any{"execute_command": "sudo {{.Path"}, "invalid 'execute_command'"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			block := goodBlock()
+			maps.Copy(block, test.change)
+			maps.DeleteFunc(block, func(_ string, value any) bool { return value == remove })
+			err := New(stubPrograms()).Prepare(block)
+			if !matches(err, test.wantErr) {
+				t.Errorf("error %v, want %q", err, test.wantErr)
+			}
+		})
+	}
+}
+
+func TestPrepareCollectsAllErrors(t *testing.T) {
+	err := New(fstest.MapFS{}).Prepare(map[string]any{"trust": "never"})
+	var all *packersdk.MultiError
+	if !errors.As(err, &all) || len(all.Errors) != 4 {
+		t.Errorf("error %v, want signer_url, audience, trust and the missing program", err)
+	}
+	if !matches(err, `no hallmark program for amd64: use a release, or build it with "make build"`) {
+		t.Errorf("error %v does not say that the plugin was built without programs", err)
+	}
+}
+
+// Packer prepares the same provisioner again when all values are known; nothing
+// may be left of the first time.
+func TestPrepareTwice(t *testing.T) {
+	p := New(stubPrograms())
+	first := goodBlock()
+	first["max_startups"] = "100:30:200"
+	for _, block := range []map[string]any{first, goodBlock()} {
+		if err := p.Prepare(block); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if p.config.MaxStartups != "" {
+		t.Errorf("max_startups = %q is left of the first block", p.config.MaxStartups)
+	}
+}
