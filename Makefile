@@ -7,6 +7,9 @@ SHELL := /bin/bash -euo pipefail
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 
+# Packer asks a server whether it is current.
+export CHECKPOINT_DISABLE := 1
+
 VERSION ?= 0.1.0-dev
 BUILDINFO := github.com/hallmark-ssh/hallmark/internal/buildinfo
 LDFLAGS := -s -w -X $(BUILDINFO).version=$(VERSION)
@@ -56,7 +59,7 @@ demo: setup build bin/packer ## bake an image, boot three machines, enroll them,
 	$(AS_ROOT) bin/demo
 
 .PHONY: test
-test: setup unit-race templates e2e ## run all tests, with real machines
+test: setup unit-race check-templates e2e ## run all tests, with real machines
 
 .PHONY: unit
 unit: ## run what needs no root, on any Linux or macOS
@@ -68,8 +71,8 @@ unit-race:
 	go vet ./...
 	HALLMARK_TEST_STRICT=1 go test -race ./...
 
-.PHONY: templates
-templates: setup bin/packer
+.PHONY: check-templates
+check-templates: setup bin/packer
 	bin/packer fmt -check -diff templates/packer
 	bin/packer validate -syntax-only templates/packer
 

@@ -55,7 +55,10 @@ func build(ctx context.Context, log *slog.Logger) (*signer.Signer, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read the deployment's configuration (HALLMARK_DEPLOYMENT): %w", err)
 	}
-	cfg, err := config.LoadDefaultConfig(ctx)
+	// One client for STS and EC2. Given one of this type, the SDK adds to it the
+	// private CA of the environment (AWS_CA_BUNDLE); given none, it makes one only
+	// where there is such a CA.
+	cfg, err := config.LoadDefaultConfig(ctx, config.WithHTTPClient(awshttp.NewBuildableClient()))
 	if err != nil {
 		return nil, fmt.Errorf("load the AWS configuration: %w", err)
 	}

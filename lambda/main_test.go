@@ -99,7 +99,7 @@ func (w *world) setEnvironment() {
 	for name, value := range map[string]string{
 		"AWS_ENDPOINT_URL_STS": stsServer.URL, "AWS_ENDPOINT_URL_EC2": ec2Server.URL, "AWS_REGION": testRegion,
 		"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_CONFIG_FILE": "/nonexistent",
-		"AWS_LAMBDA_FUNCTION_NAME": "enroll",
+		"AWS_LAMBDA_FUNCTION_NAME": "enroll", "AWS_CA_BUNDLE": "",
 	} {
 		w.t.Setenv(name, value)
 	}
