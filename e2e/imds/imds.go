@@ -1,0 +1,237 @@
+// Package imds is an EC2 instance metadata service for one made-up instance: the
+// part of version 2 that cloud-init, AWS's SDKs and Hallmark read.
+//
+// Its identity documents are signed for a made-up region. AWS describes the
+// service at
+// https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/ec2-instance-metadata.html.
+package imds
+
+import (
+	"crypto/rand"
+	"net/http"
+	"path"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/hallmark-ssh/hallmark/internal/identity/identitytest"
+)
+
+const (
+	tokenPath   = "/latest/api/token"
+	tokenHeader = "X-Aws-Ec2-Metadata-Token"
+	ttlHeader   = "X-Aws-Ec2-Metadata-Token-Ttl-Seconds"
+
+	maxTTL = 6 * time.Hour
+)
+
+// Instance is what the service tells about its instance.
+type Instance struct {
+	ID               string
+	AccountID        string
+	AvailabilityZone string
+	ImageID          string
+	Type             string
+	Architecture     string // x86_64 or arm64
+	PrivateIP        string
+	Hostname         string
+	Started          time.Time
+	Tags             map[string]string // as with InstanceMetadataTags=enabled
+	PublicKey        string            // of the key pair, in authorized_keys form
+	UserData         string
+}
+
+// Credential is what the instance identity role gives.
+type Credential struct {
+	AccessKeyID     string
+	SecretAccessKey string
+	SessionToken    string
+	Expires         time.Time
+}
+
+// Options configure a server.
+type Options struct {
+	Instance Instance
+	// Region signs the identity documents.
+	Region *identitytest.Region
+	// IdentityRole are the credentials that prove which instance is calling.
+	IdentityRole Credential
+	// TokensRequired refuses version 1, as HttpTokens=required does.
+	TokensRequired bool
+	// Now is the clock, nil meaning time.Now.
+	Now func() time.Time
+}
+
+// Trouble is what may be wrong with a metadata service.
+type Trouble struct {
+	// Disabled refuses everything, as HttpEndpoint=disabled does.
+	Disabled bool
+	// Delay is waited before every answer.
+	Delay time.Duration
+	// NoIdentityRole serves no credentials of the instance identity role, as
+	// compatible clouds do.
+	NoIdentityRole bool
+}
+
+// Request is one request that the service received.
+type Request struct {
+	Method, Path, UserAgent string
+	// Token says that it carried a valid session token.
+	Token  bool
+	Status int
+}
+
+// Server is the metadata service of one instance.
+type Server struct {
+	options Options
+	now     func() time.Time
+
+	mu       sync.Mutex
+	tokens   map[string]time.Time // to their ends
+	trouble  Trouble
+	requests []Request
+}
+
+// New returns a server in good health.
+func New(o Options) *Server {
+	s := &Server{options: o, now: o.Now, tokens: make(map[string]time.Time)}
+	if s.now == nil {
+		s.now = time.Now
+	}
+	return s
+}
+
+// SetTrouble makes the service ill, or well again.
+func (s *Server) SetTrouble(t Trouble) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.trouble = t
+}
+
+// Requests returns what was asked so far.
+func (s *Server) Requests() []Request {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.requests)
+}
+
+// ServeHTTP answers one request, and remembers it.
+func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	trouble, valid := s.admit(r)
+	status := s.answer(w, r, trouble, valid)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.requests = append(s.requests, Request{
+		Method: r.Method, Path: r.URL.Path, UserAgent: r.UserAgent(), Token: valid, Status: status,
+	})
+}
+
+// admit says what is wrong with the service now, and whether the request has a
+// valid token.
+func (s *Server) admit(r *http.Request) (Trouble, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	end, known := s.tokens[r.Header.Get(tokenHeader)]
+	return s.trouble, known && s.now().Before(end)
+}
+
+// answer writes the answer and returns its status.
+func (s *Server) answer(w http.ResponseWriter, r *http.Request, trouble Trouble, valid bool) int {
+	select {
+	case <-time.After(trouble.Delay):
+	case <-r.Context().Done():
+	}
+	w.Header().Set("Server", "EC2ws")
+	w.Header().Set("Content-Type", "text/plain")
+	switch {
+	case trouble.Disabled:
+		return write(w, http.StatusForbidden, "")
+	case r.Method == http.MethodPut && path.Clean(r.URL.Path) == tokenPath:
+		return s.answerToken(w, r)
+	case r.Method != http.MethodGet && r.Method != http.MethodHead:
+		return write(w, http.StatusMethodNotAllowed, "")
+	// A wrong token is refused even where none is needed.
+	case !valid && (s.options.TokensRequired || r.Header.Get(tokenHeader) != ""):
+		return write(w, http.StatusUnauthorized, "")
+	}
+	body, ok := s.lookUp(r.URL.Path, trouble)
+	if !ok {
+		return write(w, http.StatusNotFound, "")
+	}
+	return write(w, http.StatusOK, body)
+}
+
+func (s *Server) answerToken(w http.ResponseWriter, r *http.Request) int {
+	// A proxy that forwards strangers' requests must not get them a token.
+	if r.Header.Get("X-Forwarded-For") != "" {
+		return write(w, http.StatusForbidden, "")
+	}
+	seconds, err := strconv.Atoi(r.Header.Get(ttlHeader))
+	ttl := time.Duration(seconds) * time.Second
+	if err != nil || ttl <= 0 || ttl > maxTTL {
+		return write(w, http.StatusBadRequest, "")
+	}
+	token := rand.Text()
+	s.mu.Lock()
+	s.tokens[token] = s.now().Add(ttl)
+	s.mu.Unlock()
+	w.Header().Set(ttlHeader, strconv.Itoa(seconds))
+	return write(w, http.StatusOK, token)
+}
+
+func write(w http.ResponseWriter, status int, body string) int {
+	w.WriteHeader(status)
+	_, _ = w.Write([]byte(body)) // a client that went away doesn't matter
+	return status
+}
+
+// lookUp finds what is at a path: a value, or the names below it.
+func (s *Server) lookUp(requested string, trouble Trouble) (string, bool) {
+	version, rest, _ := strings.Cut(strings.TrimPrefix(path.Clean(requested), "/"), "/")
+	if version == "" {
+		return strings.Join(versions(), "\n"), true
+	}
+	if !regexp.MustCompile(`^(latest|1\.0|\d{4}-\d{2}-\d{2})$`).MatchString(version) {
+		return "", false
+	}
+	tree, err := s.tree(trouble)
+	if err != nil {
+		return err.Error(), true
+	}
+	if value, ok := tree[rest]; ok {
+		return value, true
+	}
+	names := list(tree, rest)
+	return strings.Join(names, "\n"), len(names) > 0
+}
+
+func versions() []string { return []string{"1.0", "2021-03-23", "latest"} }
+
+// list returns the names directly below a path, as the service lists them:
+// those with names below them end in a slash.
+func list(tree map[string]string, dir string) []string {
+	if dir != "" {
+		dir += "/"
+	}
+	var names []string
+	for key := range tree {
+		below, ok := strings.CutPrefix(key, dir)
+		if !ok {
+			continue
+		}
+		name, _, more := strings.Cut(below, "/")
+		// The one list that has labels instead of names.
+		if dir == "meta-data/public-keys/" {
+			name, more = name+"=default", false
+		}
+		if more {
+			name += "/"
+		}
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	return slices.Compact(names)
+}

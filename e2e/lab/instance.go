@@ -1,0 +1,185 @@
+//go:build linux
+
+package lab
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/service/ec2"
+	"github.com/aws/aws-sdk-go-v2/service/ec2/types"
+
+	"github.com/hallmark-ssh/hallmark/e2e/fleet"
+	"github.com/hallmark-ssh/hallmark/e2e/imds"
+	"github.com/hallmark-ssh/hallmark/e2e/moto"
+	"github.com/hallmark-ssh/hallmark/e2e/sts"
+	"github.com/hallmark-ssh/hallmark/internal/agent"
+)
+
+// Image is an AMI: what EC2 says of it, and its disk.
+type Image struct {
+	ID   string
+	Disk fleet.Image
+}
+
+// Instance is an EC2 instance: what EC2 says of it, its metadata service, and a
+// machine that is it.
+type Instance struct {
+	*fleet.Machine
+	ID       string
+	Metadata *imds.Server
+}
+
+// Template says what instance to launch.
+type Template struct {
+	// Name is the machine's in the lab, not its tag.
+	Name  string
+	Image Image
+	Tags  map[string]string
+	// Claim is the instance id of a machine that is no instance: EC2 knows nothing
+	// of it. Empty, as usual, lets EC2 pick one.
+	Claim string
+	// BeforeBoot is called when EC2 knows the instance, and before its machine boots.
+	// It may be nil.
+	BeforeBoot func(id string) error
+}
+
+// Launch runs an instance in EC2, and boots a machine that is it.
+func (l *Lab) Launch(ctx context.Context, t Template) (*Instance, error) {
+	address := l.last.Next()
+	l.last = address
+	id := t.Claim
+	if id == "" {
+		var err error
+		if id, err = l.runInstance(ctx, t, address); err != nil {
+			return nil, fmt.Errorf("run an instance of %s: %w", t.Image.ID, err)
+		}
+	}
+	if t.BeforeBoot != nil {
+		if err := t.BeforeBoot(id); err != nil {
+			return nil, err
+		}
+	}
+	metadata, err := l.newMetadata(id, address, t)
+	if err != nil {
+		return nil, err
+	}
+	machine, err := l.fleet.Boot(ctx, fleet.Spec{Name: t.Name, Image: t.Image.Disk, Address: address, Metadata: metadata})
+	if err != nil {
+		return nil, err
+	}
+	return &Instance{Machine: machine, ID: id, Metadata: metadata}, nil
+}
+
+func (l *Lab) newMetadata(id string, address netip.Addr, t Template) (*imds.Server, error) {
+	publicKey, err := os.ReadFile(l.keys.keyPair + ".pub")
+	if err != nil {
+		return nil, err
+	}
+	return imds.New(imds.Options{
+		Region: l.Region,
+		Instance: imds.Instance{
+			ID: id, AccountID: moto.Account, AvailabilityZone: zone, ImageID: t.Image.ID,
+			Type: string(types.InstanceTypeT3Micro), Architecture: "x86_64", PrivateIP: address.String(),
+			Hostname: fmt.Sprintf("ip-%s.%s.compute.internal", strings.ReplaceAll(address.String(), ".", "-"), Region),
+			Started:  time.Now(), Tags: t.Tags, PublicKey: strings.TrimSpace(string(publicKey)),
+		},
+		IdentityRole: l.newIdentityRole(id),
+	}), nil
+}
+
+func (l *Lab) runInstance(ctx context.Context, t Template, address netip.Addr) (string, error) {
+	input := &ec2.RunInstancesInput{
+		ImageId: aws.String(t.Image.ID), InstanceType: types.InstanceTypeT3Micro,
+		MinCount: aws.Int32(1), MaxCount: aws.Int32(1),
+		SubnetId: aws.String(l.subnet), PrivateIpAddress: aws.String(address.String()),
+	}
+	if len(t.Tags) > 0 {
+		input.TagSpecifications = []types.TagSpecification{{ResourceType: types.ResourceTypeInstance}}
+		for key, value := range t.Tags {
+			input.TagSpecifications[0].Tags = append(input.TagSpecifications[0].Tags,
+				types.Tag{Key: aws.String(key), Value: aws.String(value)})
+		}
+	}
+	out, err := l.EC2.RunInstances(ctx, input)
+	if err != nil {
+		return "", err
+	}
+	if len(out.Instances) != 1 {
+		return "", fmt.Errorf("EC2 ran %d instances, want one", len(out.Instances))
+	}
+	return aws.ToString(out.Instances[0].InstanceId), nil
+}
+
+// newIdentityRole makes the credentials that AWS gives every instance, and lets
+// STS know them.
+func (l *Lab) newIdentityRole(instance string) imds.Credential {
+	c := imds.Credential{
+		AccessKeyID: "ASIA" + rand.Text()[:16], SecretAccessKey: rand.Text(), SessionToken: rand.Text() + rand.Text(),
+		Expires: time.Now().Add(6 * time.Hour),
+	}
+	l.STS.Register(sts.Credential{
+		AccessKeyID: c.AccessKeyID, SecretAccessKey: c.SecretAccessKey, SessionToken: c.SessionToken, Expires: c.Expires,
+		ARN: fmt.Sprintf("arn:aws:sts::%s:assumed-role/aws:ec2-instance/%s", moto.Account, instance),
+	})
+	return c
+}
+
+// WaitEnrolled waits until the instance has enrolled, and returns what it knows
+// of its enrollment.
+func (i *Instance) WaitEnrolled(ctx context.Context) (*agent.State, error) {
+	var state *agent.State
+	err := fleet.Poll(ctx, 90*time.Second, func() (err error) {
+		state, err = i.State(ctx)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("%s does not enroll: %w", i.Name, err)
+	}
+	return state, nil
+}
+
+// State asks the instance what it is enrolled as.
+func (i *Instance) State(ctx context.Context) (*agent.State, error) {
+	out, err := i.Run(ctx, "hallmark", "status", "--json")
+	if err != nil {
+		return nil, err
+	}
+	state := new(agent.State)
+	if err := json.Unmarshal([]byte(out), state); err != nil {
+		return nil, fmt.Errorf("%s: hallmark status: %w", i.Name, err)
+	}
+	return state, nil
+}
+
+// Dump writes what helps to see why an instance failed.
+func (i *Instance) Dump(ctx context.Context, w io.Writer) {
+	i.Machine.Dump(ctx, w)
+	fmt.Fprintf(w, "--- metadata requests of %s (%s)\n", i.Name, i.ID)
+	for _, r := range i.Metadata.Requests() {
+		fmt.Fprintf(w, "%d %s %s token=%t %s\n", r.Status, r.Method, r.Path, r.Token, r.UserAgent)
+	}
+}
+
+// baseImage returns an image of Amazon's, with a freshly installed Debian on it.
+func (l *Lab) baseImage(ctx context.Context) (Image, error) {
+	out, err := l.EC2.DescribeImages(ctx, &ec2.DescribeImagesInput{
+		Filters: []types.Filter{{Name: aws.String("architecture"), Values: []string{"x86_64"}}},
+	})
+	if err != nil {
+		return Image{}, err
+	}
+	if len(out.Images) == 0 {
+		return Image{}, errors.New("EC2 has no image for x86_64")
+	}
+	return Image{ID: aws.ToString(out.Images[0].ImageId), Disk: l.fleet.BaseImage()}, nil
+}

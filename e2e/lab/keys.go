@@ -1,0 +1,129 @@
+//go:build linux
+
+package lab
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"math/big"
+	"net"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/crypto/ssh"
+
+	"github.com/hallmark-ssh/hallmark/e2e/fleet"
+	"github.com/hallmark-ssh/hallmark/internal/teleport/teleporttest"
+)
+
+// User is the user that cloud-init makes on the machines.
+const User = "debian"
+
+// keys are the lab's files that ssh, Packer and the machines read.
+type keys struct {
+	web tls.Certificate // of the signer's URL
+
+	webCA      string // file that the web certificate is verified with
+	keyPair    string // private key of the EC2 key pair
+	login      string // private key with a user certificate of the cluster beside it
+	stranger   string // the same, of another cluster
+	knownHosts string // the cluster's @cert-authority line, and nothing else
+	openSSHCA  ssh.PublicKey
+}
+
+func (l *Lab) makeKeys(context.Context) error {
+	k := &keys{
+		webCA: filepath.Join(l.dir, "signer_ca.pem"), knownHosts: filepath.Join(l.dir, "known_hosts"),
+		keyPair: filepath.Join(l.dir, "key-pair"), login: filepath.Join(l.dir, "login"), stranger: filepath.Join(l.dir, "stranger"),
+		openSSHCA: l.Cluster.OpenSSHCA(),
+	}
+	l.keys = k
+	web, err := newWebCertificate()
+	if err != nil {
+		return err
+	}
+	k.web = web
+	ca := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: web.Certificate[0]})
+	if err := os.WriteFile(k.webCA, ca, 0o600); err != nil {
+		return err
+	}
+	if err := os.WriteFile(k.knownHosts, l.Cluster.KnownHosts(), 0o600); err != nil {
+		return err
+	}
+	if _, err := writeKey(k.keyPair); err != nil {
+		return err
+	}
+	if err := writeLogin(k.login, l.Cluster); err != nil {
+		return err
+	}
+	other, err := teleporttest.Start(teleporttest.Options{ClusterName: l.Cluster.Name()})
+	if err != nil {
+		return err
+	}
+	defer other.Close()
+	return writeLogin(k.stranger, other)
+}
+
+// writeLogin writes a key, and a certificate of the cluster where ssh looks for
+// one.
+func writeLogin(path string, c *teleporttest.Cluster) error {
+	key, err := writeKey(path)
+	if err != nil {
+		return err
+	}
+	certificate, err := c.IssueUserCertificate(key, []string{User}, time.Hour)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(path+"-cert.pub", ssh.MarshalAuthorizedKey(certificate), 0o600)
+}
+
+// writeKey makes a key and writes it to path, its public half to path.pub.
+func writeKey(path string) (ssh.PublicKey, error) {
+	public, private, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		return nil, err
+	}
+	block, err := ssh.MarshalPrivateKey(private, "")
+	if err != nil {
+		return nil, err
+	}
+	if err := os.WriteFile(path, pem.EncodeToMemory(block), 0o600); err != nil {
+		return nil, err
+	}
+	key, err := ssh.NewPublicKey(public)
+	if err != nil {
+		return nil, err
+	}
+	return key, os.WriteFile(path+".pub", ssh.MarshalAuthorizedKey(key), 0o600)
+}
+
+// newWebCertificate makes a certificate for the hub's address, signed by itself.
+func newWebCertificate() (tls.Certificate, error) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return tls.Certificate{}, err
+	}
+	now := time.Now()
+	template := &x509.Certificate{
+		SerialNumber:          big.NewInt(now.UnixNano()),
+		Subject:               pkix.Name{CommonName: "Hallmark lab"},
+		NotBefore:             now.Add(-time.Hour),
+		NotAfter:              now.Add(24 * time.Hour),
+		IPAddresses:           []net.IP{net.ParseIP(fleet.Hub)},
+		KeyUsage:              x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign,
+		ExtKeyUsage:           []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
+		BasicConstraintsValid: true,
+		IsCA:                  true,
+	}
+	certificate, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	return tls.Certificate{Certificate: [][]byte{certificate}, PrivateKey: key}, err
+}

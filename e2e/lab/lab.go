@@ -1,0 +1,265 @@
+//go:build linux
+
+// Package lab puts the whole path together for the whole-path tests and the
+// demo: moto for EC2, an STS that checks signatures, an embedded cluster in place
+// of Teleport, the real signer behind a function URL, real Packer, and machines.
+package lab
+
+import (
+	"context"
+	"crypto/tls"
+	"fmt"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/service/ec2"
+	"go.yaml.in/yaml/v3"
+
+	"github.com/hallmark-ssh/hallmark/e2e/fleet"
+	"github.com/hallmark-ssh/hallmark/e2e/lambdahost"
+	"github.com/hallmark-ssh/hallmark/e2e/moto"
+	"github.com/hallmark-ssh/hallmark/e2e/sts"
+	"github.com/hallmark-ssh/hallmark/internal/identity/identitytest"
+	"github.com/hallmark-ssh/hallmark/internal/teleport/teleporttest"
+)
+
+const (
+	// Region is made up, so that nothing real believes its documents.
+	Region = "hm-test-1"
+	// Audience is the signer's.
+	Audience = "hallmark.lab.test"
+
+	zone = Region + "a"
+
+	// lastReserved is the last of the addresses that AWS keeps for itself in a
+	// subnet; the hub is the first.
+	lastReserved = "10.83.0.3"
+)
+
+// Config says what to build the lab from.
+type Config struct {
+	// Bootstrap, Packer and Plugin are the paths of the programs under test.
+	Bootstrap, Packer, Plugin string
+	// Policy is the signer's policy file; empty means none.
+	Policy string
+}
+
+// Lab is everything but the machines, which come from Bake and Launch.
+type Lab struct {
+	Cluster   *teleporttest.Cluster
+	STS       *sts.Server
+	EC2       *ec2.Client
+	Signer    *lambdahost.Host
+	SignerURL string
+	// Region signs the machines' identity documents.
+	Region *identitytest.Region
+
+	fleet  *fleet.Fleet
+	config Config
+	dir    string
+	subnet string       // id of the subnet in EC2
+	last   netip.Addr   // last address given to a machine
+	front  *http.Server // the signer's function URL
+	stsURL string
+	moto   *moto.Server
+	keys   *keys
+}
+
+// New starts the lab in a folder. It ends with the context, or the program.
+func New(ctx context.Context, f *fleet.Fleet, config Config, dir string) (*Lab, error) {
+	l := &Lab{fleet: f, config: config, dir: dir, last: netip.MustParseAddr(lastReserved)}
+	for _, program := range []*string{&l.config.Bootstrap, &l.config.Packer, &l.config.Plugin} {
+		if err := absolute(program); err != nil {
+			return nil, err
+		}
+	}
+	for _, step := range []struct {
+		what  string
+		start func(context.Context) error
+	}{
+		{"make a region", l.makeRegion},
+		{"start moto", l.startMoto},
+		{"start STS", l.startSTS},
+		{"start the cluster", l.startCluster},
+		{"make keys", l.makeKeys},
+		{"start the signer", l.startSigner},
+	} {
+		if err := step.start(ctx); err != nil {
+			return nil, fmt.Errorf("%s: %w", step.what, err)
+		}
+	}
+	return l, nil
+}
+
+// absolute resolves a program's path, and sees that it is there.
+func absolute(program *string) error {
+	path, err := filepath.Abs(*program)
+	if err != nil {
+		return err
+	}
+	if _, err := os.Stat(path); err != nil {
+		return fmt.Errorf("a program is missing (%w): run 'make build bin/packer'", err)
+	}
+	*program = path
+	return nil
+}
+
+func (l *Lab) makeRegion(context.Context) (err error) {
+	l.Region, err = identitytest.NewRegion(Region)
+	return err
+}
+
+func (l *Lab) startMoto(ctx context.Context) error {
+	log, err := l.createLog("moto")
+	if err != nil {
+		return err
+	}
+	if l.moto, err = moto.Start(ctx, Region, log); err != nil {
+		return err
+	}
+	l.EC2 = ec2.New(ec2.Options{
+		Region:       Region,
+		BaseEndpoint: aws.String(l.moto.URL),
+		Credentials: aws.CredentialsProviderFunc(func(context.Context) (aws.Credentials, error) {
+			return aws.Credentials{AccessKeyID: "lab", SecretAccessKey: "lab"}, nil
+		}),
+	})
+	l.subnet, err = makeSubnet(ctx, l.EC2)
+	return err
+}
+
+func makeSubnet(ctx context.Context, client *ec2.Client) (string, error) {
+	vpc, err := client.CreateVpc(ctx, &ec2.CreateVpcInput{CidrBlock: aws.String(fleet.Subnet)})
+	if err != nil {
+		return "", err
+	}
+	subnet, err := client.CreateSubnet(ctx, &ec2.CreateSubnetInput{
+		VpcId: vpc.Vpc.VpcId, CidrBlock: aws.String(fleet.Subnet), AvailabilityZone: aws.String(zone),
+	})
+	if err != nil {
+		return "", err
+	}
+	return aws.ToString(subnet.Subnet.SubnetId), nil
+}
+
+func (l *Lab) startSTS(ctx context.Context) error {
+	backend, err := url.Parse(l.moto.URL)
+	if err != nil {
+		return err
+	}
+	l.STS = sts.New(sts.Options{Region: Region, Backend: backend})
+	listener, err := new(net.ListenConfig).Listen(ctx, "tcp4", "127.0.0.1:0")
+	if err != nil {
+		return err
+	}
+	l.stsURL = "http://" + listener.Addr().String()
+	serve(ctx, listener, l.STS)
+	return nil
+}
+
+// serve serves until the context ends.
+func serve(ctx context.Context, l net.Listener, h http.Handler) *http.Server {
+	server := &http.Server{Handler: h, ReadHeaderTimeout: 10 * time.Second}
+	go func() { _ = server.Serve(l) }()
+	context.AfterFunc(ctx, func() { _ = server.Close() })
+	return server
+}
+
+func (l *Lab) startCluster(ctx context.Context) (err error) {
+	l.Cluster, err = teleporttest.Start(teleporttest.Options{})
+	if err == nil {
+		context.AfterFunc(ctx, func() { _ = l.Cluster.Close() })
+	}
+	return err
+}
+
+// startSigner deploys the signer as SAM would: a package folder with the program's
+// configuration, a function, and its URL.
+func (l *Lab) startSigner(ctx context.Context) error {
+	root := filepath.Join(l.dir, "signer")
+	if err := l.writeDeployment(root); err != nil {
+		return err
+	}
+	log, err := l.createLog("signer")
+	if err != nil {
+		return err
+	}
+	l.Signer = lambdahost.New(lambdahost.Function{
+		Name: "hallmark-enroll", Program: l.config.Bootstrap, Handler: "enroll", TaskRoot: root, Region: Region,
+		Environment: []string{
+			"AWS_ACCESS_KEY_ID=lab", "AWS_SECRET_ACCESS_KEY=lab",
+			"AWS_ENDPOINT_URL_STS=" + l.stsURL, "AWS_ENDPOINT_URL_EC2=" + l.moto.URL,
+		},
+		// One environment only, because the ledger is in its memory.
+		Concurrency: 1, Timeout: 20 * time.Second, Log: log,
+	})
+	context.AfterFunc(ctx, l.Signer.Close)
+	l.SignerURL = "https://" + fleet.Hub + "/"
+	return l.StartURL(ctx)
+}
+
+// StartURL makes the signer's function URL answer.
+func (l *Lab) StartURL(ctx context.Context) error {
+	listener, err := new(net.ListenConfig).Listen(ctx, "tcp4", net.JoinHostPort(fleet.Hub, "443"))
+	if err != nil {
+		return err
+	}
+	l.front = serve(ctx, tls.NewListener(listener, &tls.Config{Certificates: []tls.Certificate{l.keys.web}}), l.Signer.FunctionURL())
+	return nil
+}
+
+// StopURL makes the signer unreachable: connections to it are refused.
+func (l *Lab) StopURL() error { return l.front.Close() }
+
+func (l *Lab) writeDeployment(root string) error {
+	deployment := map[string]any{
+		"audience":            Audience,
+		"accounts":            []string{moto.Account},
+		"regions":             []string{Region},
+		"region_certificates": map[string]string{Region: string(l.Region.CertificatePEM())},
+		"teleport": map[string]string{
+			"address": l.Cluster.Address(), "roots_file": "ca.pem", "identity_file": "identity.pem",
+		},
+	}
+	files := map[string][]byte{"ca.pem": l.Cluster.RootsPEM(), "identity.pem": l.Cluster.IdentityFile()}
+	if l.config.Policy != "" {
+		deployment["policy_file"] = "policy.yaml"
+		files["policy.yaml"] = []byte(l.config.Policy)
+	}
+	encoded, err := yaml.Marshal(deployment)
+	if err != nil {
+		return err
+	}
+	files["deployment.yaml"] = encoded
+	if err := os.MkdirAll(root, 0o700); err != nil {
+		return err
+	}
+	for name, content := range files {
+		if err := os.WriteFile(filepath.Join(root, name), content, 0o600); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (l *Lab) createLog(name string) (*os.File, error) {
+	return os.OpenFile(filepath.Join(l.dir, name+".log"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+}
+
+// SignerRoots returns the certificates that the signer's URL is verified with.
+func (l *Lab) SignerRoots() ([]byte, error) { return os.ReadFile(l.keys.webCA) }
+
+// SignerLog returns what the signer and its URL have logged so far.
+func (l *Lab) SignerLog() string {
+	data, err := os.ReadFile(filepath.Join(l.dir, "signer.log"))
+	if err != nil {
+		return err.Error()
+	}
+	return string(data)
+}

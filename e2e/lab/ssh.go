@@ -1,0 +1,67 @@
+//go:build linux
+
+package lab
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"strings"
+	"time"
+)
+
+// SSH logs in to an instance with the stock client and a user certificate of the
+// cluster, and runs a command. It believes a host only by the cluster's Host CA, under
+// the name by which people type it.
+func (l *Lab) SSH(ctx context.Context, i *Instance, hostname, command string) (string, error) {
+	return l.ssh(ctx, i, l.keys.login, l.keys.knownHosts, hostname, command)
+}
+
+// SSHByStranger is SSH with a user certificate of another cluster's CA.
+func (l *Lab) SSHByStranger(ctx context.Context, i *Instance, hostname, command string) (string, error) {
+	return l.ssh(ctx, i, l.keys.stranger, l.keys.knownHosts, hostname, command)
+}
+
+// SSHByKeyPair logs in without anything of the cluster: with the instance's EC2
+// key pair, believing the host key that is on its disk.
+func (l *Lab) SSHByKeyPair(ctx context.Context, i *Instance, command string) (string, error) {
+	key, err := os.ReadFile(i.Path("etc/ssh/ssh_host_ed25519_key.pub"))
+	if err != nil {
+		return "", err
+	}
+	known, err := os.CreateTemp(l.dir, "known_hosts-")
+	if err != nil {
+		return "", err
+	}
+	defer os.Remove(known.Name())
+	defer known.Close()
+	if _, err := fmt.Fprintf(known, "%s %s", i.ID, key); err != nil {
+		return "", err
+	}
+	return l.ssh(ctx, i, l.keys.keyPair, known.Name(), i.ID, command)
+}
+
+func (l *Lab) ssh(ctx context.Context, i *Instance, identity, knownHosts, hostname, command string) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, "ssh", "-F", "none",
+		"-o", "BatchMode=yes",
+		"-o", "ConnectTimeout=10",
+		"-o", "GlobalKnownHostsFile=/dev/null",
+		"-o", "HostKeyAlias="+hostname,
+		"-o", "IdentitiesOnly=yes",
+		"-o", "IdentityAgent=none",
+		"-o", "StrictHostKeyChecking=yes",
+		"-o", "UpdateHostKeys=no",
+		"-o", "UserKnownHostsFile="+knownHosts,
+		"-i", identity,
+		User+"@"+i.Address.String(), command)
+	var stdout, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	if err := cmd.Run(); err != nil {
+		return stdout.String(), fmt.Errorf("ssh %s: %w: %s", hostname, err, strings.TrimSpace(stderr.String()))
+	}
+	return stdout.String(), nil
+}

@@ -1,0 +1,222 @@
+package lambdahost
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os/exec"
+	"strconv"
+	"sync"
+	"time"
+)
+
+// invocation is one event on its way through an environment.
+type invocation struct {
+	id       string
+	event    []byte
+	deadline time.Time
+	result   chan<- result // of capacity one
+}
+
+type result struct {
+	answer []byte
+	err    error
+}
+
+// environment is one process, and the Runtime API that it talks to. It handles
+// one event at a time.
+type environment struct {
+	arn    string
+	cancel context.CancelFunc
+	events chan invocation
+	ready  chan struct{} // closed when the program asks for its first event
+	exited chan struct{} // closed when the program has ended
+	server *http.Server
+
+	mu      sync.Mutex
+	current invocation
+	asked   sync.Once
+}
+
+// start starts an environment and waits until its program asks for an event.
+func (h *Host) start(ctx context.Context) (*environment, error) {
+	l, err := new(net.ListenConfig).Listen(ctx, "tcp4", "127.0.0.1:0")
+	if err != nil {
+		return nil, err
+	}
+	processContext, cancel := context.WithCancel(h.ctx)
+	e := &environment{
+		arn:    fmt.Sprintf("arn:aws:lambda:%s:123456789012:function:%s", h.function.Region, h.function.Name),
+		cancel: cancel,
+		events: make(chan invocation),
+		ready:  make(chan struct{}),
+		exited: make(chan struct{}),
+	}
+	e.server = &http.Server{Handler: e.runtimeAPI(), ReadHeaderTimeout: 10 * time.Second}
+	h.all.Go(func() { _ = e.server.Serve(l) }) // until close
+
+	cmd := exec.CommandContext(processContext, h.function.Program)
+	cmd.Dir = h.function.TaskRoot
+	cmd.Env = h.environment(l.Addr().String())
+	cmd.Stdout, cmd.Stderr = h.function.Log, h.function.Log
+	if err := cmd.Start(); err != nil {
+		close(e.exited)
+		e.close()
+		return nil, fmt.Errorf("start %s: %w", h.function.Program, err)
+	}
+	h.all.Go(func() {
+		_ = cmd.Wait() // how it ended shows in its log
+		close(e.exited)
+	})
+
+	select {
+	case <-e.ready:
+		return e, nil
+	case <-e.exited:
+		err = &FunctionError{Reason: "the program ended before it asked for an event"}
+	case <-time.After(initLimit):
+		err = &FunctionError{Reason: fmt.Sprintf("no event asked for within %v", initLimit)}
+	case <-ctx.Done():
+		err = ctx.Err()
+	}
+	e.close()
+	return nil, err
+}
+
+// environment returns the variables that Lambda sets, and the function's own.
+// (https://docs.aws.amazon.com/lambda/latest/dg/configuration-envvars.html)
+func (h *Host) environment(runtimeAPI string) []string {
+	f := h.function
+	return append([]string{
+		"PATH=/usr/local/bin:/usr/bin:/bin",
+		"TZ=:UTC",
+		"AWS_EXECUTION_ENV=AWS_Lambda_provided.al2023",
+		"AWS_LAMBDA_FUNCTION_NAME=" + f.Name,
+		"AWS_LAMBDA_FUNCTION_VERSION=$LATEST",
+		"AWS_LAMBDA_FUNCTION_MEMORY_SIZE=256",
+		"AWS_LAMBDA_INITIALIZATION_TYPE=on-demand",
+		"AWS_LAMBDA_RUNTIME_API=" + runtimeAPI,
+		"AWS_REGION=" + f.Region,
+		"AWS_DEFAULT_REGION=" + f.Region,
+		"LAMBDA_TASK_ROOT=" + f.TaskRoot,
+		"_HANDLER=" + f.Handler,
+	}, f.Environment...)
+}
+
+func (e *environment) alive() bool {
+	select {
+	case <-e.exited:
+		return false
+	default:
+		return true
+	}
+}
+
+// close kills the program. AWS gives no warning either.
+func (e *environment) close() {
+	e.cancel()
+	<-e.exited
+	_ = e.server.Close()
+}
+
+// invoke hands an event to the program and waits for the answer.
+func (e *environment) invoke(ctx context.Context, i invocation) ([]byte, error) {
+	results := make(chan result, 1)
+	i.result = results
+	ctx, cancel := context.WithDeadline(ctx, i.deadline)
+	defer cancel()
+	select {
+	case e.events <- i:
+	case <-e.exited:
+		return nil, &FunctionError{Reason: "the program ended while idle"}
+	case <-ctx.Done():
+		return nil, timedOut(ctx)
+	}
+	select {
+	case r := <-results:
+		return r.answer, r.err
+	case <-e.exited:
+		return nil, &FunctionError{Reason: "the program ended without an answer"}
+	case <-ctx.Done():
+		return nil, timedOut(ctx)
+	}
+}
+
+func timedOut(ctx context.Context) error {
+	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		return &FunctionError{Reason: "task timed out"}
+	}
+	return ctx.Err()
+}
+
+// runtimeAPI serves the calls that a program makes. There is one program, and it
+// makes one call at a time.
+func (e *environment) runtimeAPI() http.Handler {
+	const base = "/2018-06-01/runtime/"
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET "+base+"invocation/next", e.next)
+	mux.HandleFunc("POST "+base+"invocation/{id}/response", e.finish(func(body []byte) result {
+		return result{answer: body}
+	}))
+	mux.HandleFunc("POST "+base+"invocation/{id}/error", e.finish(func(body []byte) result {
+		return result{err: &FunctionError{Reason: string(body)}}
+	}))
+	mux.HandleFunc("POST "+base+"init/error", func(w http.ResponseWriter, _ *http.Request) {
+		w.WriteHeader(http.StatusAccepted) // the program says why in its log, and ends
+	})
+	return mux
+}
+
+func (e *environment) next(w http.ResponseWriter, r *http.Request) {
+	e.asked.Do(func() { close(e.ready) })
+	var i invocation
+	select {
+	case i = <-e.events:
+	case <-r.Context().Done():
+		return
+	}
+	e.mu.Lock()
+	e.current = i
+	e.mu.Unlock()
+	header := w.Header()
+	header.Set("Content-Type", "application/json")
+	header.Set("Lambda-Runtime-Aws-Request-Id", i.id)
+	header.Set("Lambda-Runtime-Deadline-Ms", strconv.FormatInt(i.deadline.UnixMilli(), 10))
+	header.Set("Lambda-Runtime-Invoked-Function-Arn", e.arn)
+	_, _ = w.Write(i.event) // a program that went away is seen as ended
+}
+
+// finish takes the program's answer to the current event.
+func (e *environment) finish(convert func(body []byte) result) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		results := e.settle(r.PathValue("id"))
+		if results == nil {
+			http.Error(w, "not the current invocation", http.StatusBadRequest)
+			return
+		}
+		body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxPayload))
+		if err != nil {
+			results <- result{err: &FunctionError{Reason: "response: " + err.Error()}}
+			http.Error(w, "response size too large", http.StatusRequestEntityTooLarge)
+			return
+		}
+		results <- convert(body)
+		w.WriteHeader(http.StatusAccepted)
+	}
+}
+
+// settle ends the current event, which is answered once, and returns where its
+// result goes; nil if the id is another's.
+func (e *environment) settle(id string) chan<- result {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if id != e.current.id {
+		return nil
+	}
+	results := e.current.result
+	e.current = invocation{}
+	return results
+}
