@@ -89,7 +89,8 @@ lint: setup bin/golangci-lint ## check the code, the scripts and the template
 
 .PHONY: bench
 bench: setup build bin/packer ## print sizes, times and memory
-	$(AS_ROOT) e2e/bench.sh
+	go build -o bin/bench ./e2e/bench
+	$(AS_ROOT) bin/bench
 
 .PHONY: clean
 clean: ## remove what was built
