@@ -78,6 +78,7 @@ check-templates: setup bin/packer
 
 .PHONY: e2e
 e2e: setup build bin/packer
+	go test -race -tags e2e ./e2e/moto ./e2e/sts
 	go test -c -tags e2e -o bin/e2e.test ./e2e
 	cd e2e && $(AS_ROOT) ../bin/e2e.test -test.v -test.timeout 25m
 

@@ -58,6 +58,7 @@ func (h *Host) start(ctx context.Context) (*environment, error) {
 	e.server = &http.Server{Handler: e.runtimeAPI(), ReadHeaderTimeout: 10 * time.Second}
 	h.all.Go(func() { _ = e.server.Serve(l) }) // until close
 
+	//nolint:contextcheck // the program outlives the event that it is started for
 	cmd := exec.CommandContext(processContext, h.function.Program)
 	cmd.Dir = h.function.TaskRoot
 	cmd.Env = h.environment(l.Addr().String())
@@ -122,7 +123,8 @@ func (e *environment) close() {
 	_ = e.server.Close()
 }
 
-// invoke hands an event to the program and waits for the answer.
+// invoke hands an event to the program and waits for the answer. A program that
+// does not answer in time is killed.
 func (e *environment) invoke(ctx context.Context, i invocation) ([]byte, error) {
 	results := make(chan result, 1)
 	i.result = results
@@ -131,8 +133,9 @@ func (e *environment) invoke(ctx context.Context, i invocation) ([]byte, error) 
 	select {
 	case e.events <- i:
 	case <-e.exited:
-		return nil, &FunctionError{Reason: "the program ended while idle"}
+		return nil, errEndedIdle
 	case <-ctx.Done():
+		e.close()
 		return nil, timedOut(ctx)
 	}
 	select {
@@ -141,6 +144,7 @@ func (e *environment) invoke(ctx context.Context, i invocation) ([]byte, error) 
 	case <-e.exited:
 		return nil, &FunctionError{Reason: "the program ended without an answer"}
 	case <-ctx.Done():
+		e.close()
 		return nil, timedOut(ctx)
 	}
 }

@@ -25,6 +25,10 @@ const initLimit = 10 * time.Second
 // ErrThrottled says that all the function's environments are busy.
 var ErrThrottled = errors.New("rate exceeded")
 
+// errEndedIdle says that a program had ended before it got the event, as one does
+// that has just panicked. Another can have it.
+var errEndedIdle = errors.New("the program ended while idle")
+
 // FunctionError says that the function failed, rather than refused.
 type FunctionError struct{ Reason string }
 
@@ -81,6 +85,7 @@ func New(f Function) *Host {
 // Close ends all environments.
 func (h *Host) Close() {
 	h.cancel()
+	h.Restart()
 	h.all.Wait()
 }
 
@@ -106,18 +111,21 @@ func (h *Host) Invoke(ctx context.Context, event []byte) ([]byte, error) {
 	default:
 		return nil, ErrThrottled
 	}
-	e, err := h.take(ctx)
-	if err != nil {
-		return nil, err
+	for {
+		e, err := h.take(ctx)
+		if err != nil {
+			return nil, err
+		}
+		answer, err := e.invoke(ctx, invocation{id: uuid.NewString(), event: event, deadline: time.Now().Add(h.function.Timeout)})
+		if e.alive() {
+			h.keep(e)
+		} else {
+			e.close()
+		}
+		if !errors.Is(err, errEndedIdle) {
+			return answer, err
+		}
 	}
-	answer, err := e.invoke(ctx, invocation{id: uuid.NewString(), event: event, deadline: time.Now().Add(h.function.Timeout)})
-	var failed *FunctionError
-	if err != nil && !(errors.As(err, &failed) && e.alive()) {
-		e.close()
-		return nil, err
-	}
-	h.keep(e)
-	return answer, err
 }
 
 // take returns an idle environment, or starts one.

@@ -52,7 +52,7 @@ func (h *Host) FunctionURL() http.Handler {
 
 // fail answers as AWS does, which tells the caller nothing of the reason.
 func (h *Host) fail(w http.ResponseWriter, status int, message string, reason error) {
-	fmt.Fprintf(h.function.Log, "function URL: %d: %v\n", status, reason)
+	fmt.Fprintf(h.function.Log, "function URL: %d: %.200s\n", status, reason)
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
 	_ = json.NewEncoder(w).Encode(map[string]string{"Message": message})

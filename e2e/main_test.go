@@ -1,0 +1,156 @@
+//go:build e2e && linux
+
+// Package e2e tests the whole path on real parts: Packer bakes an image, machines
+// of it boot and enroll, and ssh logs in to them.
+//
+// The tests share one lab and one image, and take their turns: some stop the
+// signer, which concerns every machine.
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/hallmark-ssh/hallmark/e2e/fleet"
+	"github.com/hallmark-ssh/hallmark/e2e/lab"
+)
+
+// policy asks for what the default does not give, so that it shows.
+const policy = `version: 1
+rules:
+  - name: e2e
+    labels:
+      static: {purpose: e2e}
+      tag_prefix: tag/
+      deny_tags: [secret*]
+    certificate_lifetime: 36h
+`
+
+const lifetime = 36 * time.Hour
+
+// shared is what all tests use. TestMain fills it.
+var shared struct {
+	lab   *lab.Lab
+	image lab.Image
+	web   *lab.Instance // enrolled; tests leave it so
+}
+
+func TestMain(m *testing.M) {
+	os.Exit(fleet.Main(os.Stderr, func(ctx context.Context, f *fleet.Fleet) int {
+		if err := setUp(ctx, f); err != nil {
+			fmt.Fprintf(os.Stderr, "e2e: error: %v\n", err)
+			return 1
+		}
+		return m.Run()
+	}))
+}
+
+func setUp(ctx context.Context, f *fleet.Fleet) (err error) {
+	dir, err := os.MkdirTemp("", "e2e-")
+	if err != nil {
+		return err
+	}
+	shared.lab, err = lab.New(ctx, f, lab.Config{
+		Bootstrap: "../bin/bootstrap", Packer: "../bin/packer", Plugin: "../bin/packer-plugin-hallmark", Policy: policy,
+	}, dir)
+	if err != nil {
+		return err
+	}
+	var packer bytes.Buffer
+	if shared.image, err = shared.lab.Bake(ctx, &packer); err != nil {
+		return fmt.Errorf("%w\n--- packer\n%s", err, &packer)
+	}
+	shared.web, err = shared.lab.Launch(ctx, lab.Template{
+		Name: "web", Image: shared.image, Tags: map[string]string{"Name": "Web", "team": "storefront", "secret-key": "x"},
+	})
+	if err != nil {
+		return err
+	}
+	if _, err := shared.web.WaitEnrolled(ctx); err != nil {
+		var dump bytes.Buffer
+		shared.web.Dump(ctx, &dump)
+		return fmt.Errorf("%w\n%s--- signer\n%s", err, &dump, shared.lab.SignerLog())
+	}
+	return nil
+}
+
+// launch boots a machine of the golden image, which is powered off after the test.
+func launch(t *testing.T, template lab.Template) *lab.Instance {
+	t.Helper()
+	template.Image = shared.image
+	i, err := shared.lab.Launch(t.Context(), template)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := i.PowerOff(context.WithoutCancel(t.Context())); err != nil {
+			t.Error(err)
+		}
+	})
+	dumpOnFailure(t, i)
+	return i
+}
+
+// web returns the machine that all tests share.
+func web(t *testing.T) *lab.Instance {
+	t.Helper()
+	dumpOnFailure(t, shared.web)
+	return shared.web
+}
+
+func dumpOnFailure(t *testing.T, i *lab.Instance) {
+	t.Cleanup(func() {
+		if t.Failed() {
+			i.Dump(context.WithoutCancel(t.Context()), t.Output())
+			t.Logf("--- signer\n%s", shared.lab.SignerLog())
+		}
+	})
+}
+
+// stopSigner makes the signer unreachable, until start is called or the test ends.
+func stopSigner(t *testing.T) (start func()) {
+	t.Helper()
+	if err := shared.lab.StopURL(); err != nil {
+		t.Fatal(err)
+	}
+	start = sync.OnceFunc(func() {
+		if err := shared.lab.StartURL(context.WithoutCancel(t.Context())); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Cleanup(start)
+	return start
+}
+
+// poll waits until a condition holds.
+func poll(t *testing.T, limit time.Duration, try func() error) {
+	t.Helper()
+	if err := fleet.Poll(t.Context(), limit, try); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// run runs a command in a machine, which must succeed.
+func run(t *testing.T, i *lab.Instance, name string, args ...string) string {
+	t.Helper()
+	out, err := i.Run(t.Context(), name, args...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+func must[T any](t *testing.T) func(T, error) T {
+	return func(value T, err error) T {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return value
+	}
+}
