@@ -147,7 +147,7 @@ func TestEnrollPutsBackWhenSSHDDoesNotComeBack(t *testing.T) {
 		<-m.sshd.exited
 		return nil
 	}
-	m.settle = 500 * time.Millisecond
+	m.settle = 3 * time.Second // long enough for one look, however busy the machine
 	m.now = func() time.Time { return time.Now().Add(4 * 24 * time.Hour) }
 
 	_, err := m.Enroll(t.Context())
@@ -168,7 +168,7 @@ func TestEnrollPutsBackWhenSSHDIgnoresTheCertificate(t *testing.T) {
 	m.sshd.configure("")
 	m.sshd.start()
 	m.sshd.configure(m.sshd.hallmarkLines())
-	m.settle = 500 * time.Millisecond
+	m.settle = 3 * time.Second // long enough for one look, however busy the machine
 	before := m.files()
 	m.sshd.onReload = func(context.Context) error {
 		_, err := os.Stat(m.sshd.keyPath("rsa") + "-cert.pub")

@@ -113,13 +113,21 @@ func (i *installation) prove(ctx context.Context) error {
 }
 
 // until repeats a check until it succeeds or the context ends, and returns the
-// check's last error. The pauses grow: OpenSSH 9.8 and later shuts out a source
-// address that connects too often without logging in (PerSourcePenalties).
+// last error that is the check's own: one that the end of the time cut short says
+// nothing new. The pauses grow: OpenSSH 9.8 and later shuts out a source address
+// that connects too often without logging in (PerSourcePenalties).
 func until(ctx context.Context, check func(context.Context) error) error {
+	var last error
 	for pause := 50 * time.Millisecond; ; pause = min(2*pause, 2*time.Second) {
 		err := check(ctx)
-		if err == nil || sleep(ctx, pause) != nil {
-			return err
+		if err == nil {
+			return nil
+		}
+		if last == nil || ctx.Err() == nil {
+			last = err
+		}
+		if sleep(ctx, pause) != nil {
+			return last
 		}
 	}
 }
