@@ -17,7 +17,6 @@ import (
 
 	"github.com/hallmark-ssh/hallmark/internal/identity"
 	"github.com/hallmark-ssh/hallmark/internal/policy"
-	"github.com/hallmark-ssh/hallmark/internal/teleport"
 )
 
 // deployment is the configuration that changes only by deploying: whom the signer
@@ -30,9 +29,9 @@ type deployment struct {
 	RegionCertificates     map[string]string `yaml:"region_certificates"`
 	MaxCertificateLifetime time.Duration     `yaml:"max_certificate_lifetime"`
 	Teleport               struct {
-		Address      string `yaml:"address"`
-		RootsFile    string `yaml:"roots_file"`
-		IdentityFile string `yaml:"identity_file"`
+		Address   string `yaml:"address"`
+		RootsFile string `yaml:"roots_file"`
+		Login     login  `yaml:"login"`
 	} `yaml:"teleport"`
 	PolicyFile string `yaml:"policy_file"`
 
@@ -112,8 +111,8 @@ func (d *deployment) check() error {
 	if _, _, err := net.SplitHostPort(d.Teleport.Address); err != nil {
 		return fmt.Errorf("teleport.address: want host:port: %w", err)
 	}
-	if d.Teleport.IdentityFile == "" {
-		return errors.New("teleport.identity_file: missing; make one with tctl auth sign or tbot")
+	if err := d.Teleport.Login.check(); err != nil {
+		return fmt.Errorf("teleport.login.%w", err)
 	}
 	return nil
 }
@@ -173,11 +172,13 @@ func (d *deployment) readFiles(folder string) error {
 			return fmt.Errorf("teleport.roots_file: %w", err)
 		}
 	}
-	d.Teleport.IdentityFile = within(folder, d.Teleport.IdentityFile)
-	// Teleport's client reads it at each login; that it is missing is better known
-	// at the start.
-	if _, err := os.Stat(d.Teleport.IdentityFile); err != nil {
-		return fmt.Errorf("teleport.identity_file: %w", err)
+	if login := &d.Teleport.Login; login.Method == loginFile {
+		login.File = within(folder, login.File)
+		// Teleport's client reads it at each call; that it is missing is better known at
+		// the start.
+		if _, err := os.Stat(login.File); err != nil {
+			return fmt.Errorf("teleport.login.file: %w", err)
+		}
 	}
 	return d.readPolicy(folder)
 }
@@ -203,12 +204,4 @@ func within(folder, path string) string {
 		return path
 	}
 	return filepath.Join(folder, path)
-}
-
-func (d *deployment) teleport() teleport.Config {
-	return teleport.Config{
-		Address:      d.Teleport.Address,
-		RootsPEM:     d.roots,
-		IdentityFile: d.Teleport.IdentityFile,
-	}
 }

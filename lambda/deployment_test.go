@@ -7,14 +7,17 @@ import (
 	"testing"
 	"time"
 
+	"github.com/aws/aws-sdk-go-v2/aws"
+
 	"github.com/hallmark-ssh/hallmark/internal/policy"
+	"github.com/hallmark-ssh/hallmark/internal/teleport"
 )
 
 const minimal = `
 audience: hallmark.example.com
 accounts: ["111122223333"]
 regions: [us-west-2]
-teleport: {address: "proxy.example.com:443", identity_file: identity.pem}
+teleport: {address: "proxy.example.com:443", login: {method: identity-file, file: identity.pem}}
 `
 
 // write puts files into a new folder and returns the path of deployment.yaml.
@@ -42,8 +45,9 @@ func TestReadDeployment(t *testing.T) {
 	if d.Audience != "hallmark.example.com" || d.MaxCertificateLifetime != 48*time.Hour || d.policy == nil || d.keyring == nil {
 		t.Errorf("deployment %+v", d)
 	}
-	if c := d.teleport(); c.Address != "proxy.example.com:443" || c.IdentityFile != filepath.Join(filepath.Dir(path), "identity.pem") {
-		t.Errorf("teleport %+v", c)
+	want := teleport.IdentityFile(filepath.Join(filepath.Dir(path), "identity.pem"))
+	if c, err := d.teleport(aws.Config{}); err != nil || c.Address != "proxy.example.com:443" || c.Login != want {
+		t.Errorf("teleport %+v, error %v", c, err)
 	}
 }
 
@@ -59,6 +63,7 @@ func TestDeploymentDefaults(t *testing.T) {
 
 func TestParseDeploymentRefuses(t *testing.T) {
 	with := func(old, replacement string) string { return strings.Replace(minimal, old, replacement, 1) }
+	login := func(settings string) string { return with("method: identity-file, file: identity.pem", settings) }
 	tests := map[string]struct{ text, want string }{
 		"empty":               {"", "empty"},
 		"unknown key":         {minimal + "debug: true", "line 6: field debug"},
@@ -77,9 +82,19 @@ func TestParseDeploymentRefuses(t *testing.T) {
 		"lifetime zero":       {minimal + "max_certificate_lifetime: 0s", "max_certificate_lifetime"},
 		"no address":          {with(`"proxy.example.com:443"`, `""`), "teleport.address"},
 		"address, no port":    {with(":443", ""), "teleport.address"},
-		"no identity file":    {with("identity.pem", `""`), "teleport.identity_file"},
-		"a shipped region":    {minimal + "region_certificates: {us-west-2: x}", "region_certificates"},
-		"no certificate":      {minimal + "region_certificates: {hm-test-1: x}", "region_certificates"},
+		"no identity file":    {with("identity.pem", `""`), "teleport.login.file"},
+		"no method":           {with("method: identity-file, ", ""), "teleport.login.method"},
+		"unknown method":      {with("identity-file", "password"), "teleport.login.method"},
+		"iam, no token":       {login("method: iam, role: a"), "teleport.login.token"},
+		"iam, no role":        {login("method: iam, token: a"), "teleport.login.role"},
+		"iam, with a file":    {login("method: iam, token: a, role: a, file: b"), "teleport.login.file"},
+		"iam, not a region":   {login("method: iam, token: a, role: a, region: b"), "teleport.login.region"},
+		"file, with a token":  {login("method: identity-file, file: a, token: b"), "teleport.login.token"},
+		"secret, no ARN":      {login("method: identity-secret, secret: signer"), "teleport.login.secret"},
+		"secret of another service": {login("method: identity-secret, secret: \"arn:aws:ssm:us-west-2:111122223333:parameter/signer\""),
+			"teleport.login.secret"},
+		"a shipped region": {minimal + "region_certificates: {us-west-2: x}", "region_certificates"},
+		"no certificate":   {minimal + "region_certificates: {hm-test-1: x}", "region_certificates"},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -97,7 +112,7 @@ func TestReadDeploymentNamesTheSetting(t *testing.T) {
 		want  string
 	}{
 		"no file":          {map[string]string{}, "deployment.yaml"},
-		"no identity file": {map[string]string{"deployment.yaml": minimal}, "teleport.identity_file"},
+		"no identity file": {map[string]string{"deployment.yaml": minimal}, "teleport.login.file"},
 		"no roots file": {map[string]string{
 			"deployment.yaml": strings.Replace(minimal, "{address", "{roots_file: ca.pem, address", 1), "identity.pem": "",
 		}, "teleport.roots_file"},

@@ -62,11 +62,16 @@ func build(ctx context.Context, log *slog.Logger) (*signer.Signer, error) {
 	if err != nil {
 		return nil, fmt.Errorf("load the AWS configuration: %w", err)
 	}
+	config, err := d.teleport(cfg)
+	if err != nil {
+		return nil, err
+	}
 	log.Info("the signer starts",
 		slog.String("version", buildinfo.Version()),
 		slog.String("audience", d.Audience),
 		slog.Any("accounts", d.Accounts),
 		slog.Any("regions", d.Regions),
+		slog.String("login", d.Teleport.Login.Method),
 		slog.String("policy_sha256", d.policy.SHA256))
 	if function := os.Getenv("AWS_LAMBDA_FUNCTION_NAME"); function != "" {
 		log.Warn("the ledger is this process's memory: it forgets with every cold start, and each concurrent "+
@@ -84,7 +89,7 @@ func build(ctx context.Context, log *slog.Logger) (*signer.Signer, error) {
 		Inventory: inventory.New(cfg, ec2Endpoint),
 		Policy:    d.policy,
 		Ledger:    new(ledger.Memory),
-		Connect:   (&connector{config: d.teleport()}).connect,
+		Connect:   (&connector{config: config}).connect,
 		Log:       log,
 		Now:       time.Now,
 	}, nil

@@ -47,13 +47,15 @@ type world struct {
 	key     ssh.Signer
 }
 
-func newWorld(t *testing.T) *world {
+func newWorld(t *testing.T) *world { return newWorldOn(t, teleporttest.Options{}) }
+
+func newWorldOn(t *testing.T, options teleporttest.Options) *world {
 	t.Helper()
 	region, err := identitytest.NewRegion(testRegion)
 	if err != nil {
 		t.Fatal(err)
 	}
-	cluster, err := teleporttest.Start(teleporttest.Options{})
+	cluster, err := teleporttest.Start(options)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -89,13 +91,7 @@ func (w *world) setEnvironment() {
 	stsServer, ec2Server := httptest.NewServer(w.sts), httptest.NewServer(http.HandlerFunc(answerEC2))
 	w.t.Cleanup(stsServer.Close)
 	w.t.Cleanup(ec2Server.Close)
-	certificate := strings.ReplaceAll(string(w.region.CertificatePEM()), "\n", "\n    ")
-	w.t.Setenv("HALLMARK_DEPLOYMENT", write(w.t, map[string]string{
-		"deployment.yaml": fmt.Sprintf("audience: %s\naccounts: [%q]\nregions: [%s]\nregion_certificates:\n  %s: |\n    %s\n"+
-			"teleport: {address: %q, identity_file: identity.pem}\n",
-			testAudience, testAccount, testRegion, testRegion, certificate, w.cluster.Address()),
-		"identity.pem": string(w.cluster.IdentityFile()),
-	}))
+	w.t.Setenv("HALLMARK_DEPLOYMENT", w.writeDeployment("method: identity-file, file: identity.pem"))
 	for name, value := range map[string]string{
 		"AWS_ENDPOINT_URL_STS": stsServer.URL, "AWS_ENDPOINT_URL_EC2": ec2Server.URL, "AWS_REGION": testRegion,
 		"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_CONFIG_FILE": "/nonexistent",
@@ -103,6 +99,19 @@ func (w *world) setEnvironment() {
 	} {
 		w.t.Setenv(name, value)
 	}
+}
+
+// writeDeployment writes the deployment's files and returns the path of the first.
+func (w *world) writeDeployment(login string) string {
+	w.t.Helper()
+	certificate := strings.ReplaceAll(string(w.region.CertificatePEM()), "\n", "\n    ")
+	return write(w.t, map[string]string{
+		"deployment.yaml": fmt.Sprintf("audience: %s\naccounts: [%q]\nregions: [%s]\nregion_certificates:\n  %s: |\n    %s\n"+
+			"teleport: {address: %q, roots_file: ca.pem, login: {%s}}\n",
+			testAudience, testAccount, testRegion, testRegion, certificate, w.cluster.Address(), login),
+		"identity.pem": string(w.cluster.IdentityFile()),
+		"ca.pem":       string(w.cluster.RootsPEM()),
+	})
 }
 
 func answerEC2(w http.ResponseWriter, r *http.Request) {

@@ -26,7 +26,7 @@ func TestCluster(t *testing.T) {
 	}
 
 	ctx := t.Context()
-	client, err := teleport.Dial(ctx, teleport.Config{Address: address, IdentityFile: filepath.Join(dir, "identity.pem")})
+	client, err := teleport.Dial(ctx, teleport.Config{Address: address, Login: teleport.IdentityFile(filepath.Join(dir, "identity.pem"))})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -5,9 +5,13 @@ import (
 	"context"
 	"crypto/ed25519"
 	"crypto/rand"
+	"encoding/pem"
 	"errors"
 	"io"
+	"log"
 	"net"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
@@ -22,23 +26,6 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/teleport"
 	"github.com/hallmark-ssh/hallmark/internal/teleport/teleporttest"
 )
-
-func TestContract(t *testing.T) {
-	for name, options := range map[string]teleporttest.Options{
-		"RSA":              {},
-		"Ed25519 with lag": {KeyType: teleporttest.KeyEd25519, ReadLag: 200 * time.Millisecond},
-	} {
-		t.Run(name, func(t *testing.T) {
-			cluster := start(t, options)
-			teleporttest.RunContract(t, func(t *testing.T) *teleport.Client { return dial(t, config(t, cluster)) })
-			for _, request := range cluster.HostCertRequests() {
-				if request.Role != "Nop" || request.HostId != "" || request.Ttl.AsDuration() <= 0 {
-					t.Errorf("Teleport was asked for %v", request)
-				}
-			}
-		})
-	}
-}
 
 func start(t *testing.T, options teleporttest.Options) *teleporttest.Cluster {
 	t.Helper()
@@ -62,7 +49,7 @@ func quick(t *testing.T) *teleporttest.Cluster {
 
 func config(t *testing.T, cluster *teleporttest.Cluster) teleport.Config {
 	t.Helper()
-	return teleport.Config{Address: cluster.Address(), IdentityFile: write(t, cluster.IdentityFile())}
+	return teleport.Config{Address: cluster.Address(), Login: teleport.IdentityFile(write(t, cluster.IdentityFile()))}
 }
 
 func write(t *testing.T, data []byte) string {
@@ -125,15 +112,15 @@ func TestDialRefusesLogin(t *testing.T) {
 		name, file, roots, want string
 	}{
 		{"missing", filepath.Join(t.TempDir(), "none"), "", "no such file"},
-		{"garbage", write(t, []byte("garbage")), "", "read Teleport identity file"},
-		{"truncated", write(t, cluster.IdentityFile()[:300]), "", "read Teleport identity file"},
+		{"garbage", write(t, []byte("garbage")), "", "not an identity file"},
+		{"truncated", write(t, cluster.IdentityFile()[:300]), "", "teleport.login.file"},
 		{"expired", write(t, expired), "", "expired at 20"},
 		{"roots without a certificate", good, "oops", "no certificate in the Teleport roots"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			_, err := teleport.Dial(timeout(t, 5*time.Second), teleport.Config{
-				Address: cluster.Address(), IdentityFile: tt.file, RootsPEM: []byte(tt.roots),
+				Address: cluster.Address(), Login: teleport.IdentityFile(tt.file), RootsPEM: []byte(tt.roots),
 			})
 			expect(t, err, teleport.ErrDenied, tt.want)
 		})
@@ -147,7 +134,7 @@ func TestDialRefusesLogin(t *testing.T) {
 func TestDialOtherCluster(t *testing.T) {
 	here, there := quick(t), quick(t)
 	_, err := teleport.Dial(timeout(t, time.Second), teleport.Config{
-		Address: here.Address(), IdentityFile: write(t, there.IdentityFile()),
+		Address: here.Address(), Login: teleport.IdentityFile(write(t, there.IdentityFile())),
 	})
 	expect(t, err, teleport.ErrUnavailable, here.Address())
 	if calls := here.Calls(); calls["Ping"] != 0 {
@@ -161,7 +148,7 @@ func TestDialWithRoots(t *testing.T) {
 	cluster := quick(t)
 	login := cluster.IdentityFile()
 	last := bytes.LastIndex(login, []byte("-----BEGIN CERTIFICATE"))
-	c := teleport.Config{Address: cluster.Address(), IdentityFile: write(t, login[:last])}
+	c := teleport.Config{Address: cluster.Address(), Login: teleport.IdentityFile(write(t, login[:last]))}
 
 	_, err := teleport.Dial(timeout(t, time.Second), c)
 	expect(t, err, teleport.ErrUnavailable, "certificate")
@@ -180,7 +167,7 @@ func TestDialNobodyThere(t *testing.T) {
 	cluster := quick(t)
 	began := time.Now()
 	_, err = teleport.Dial(timeout(t, time.Second), teleport.Config{
-		Address: address, IdentityFile: write(t, cluster.IdentityFile()),
+		Address: address, Login: teleport.IdentityFile(write(t, cluster.IdentityFile())),
 	})
 	expect(t, err, teleport.ErrUnavailable, address)
 	if strings.Contains(err.Error(), "\n") {
@@ -188,6 +175,61 @@ func TestDialNobodyThere(t *testing.T) {
 	}
 	if took := time.Since(began); took > 5*time.Second {
 		t.Errorf("it took %s, a second was given", took)
+	}
+}
+
+func TestDialWhatIsNotTeleport(t *testing.T) {
+	website := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNotFound) })
+	plain, encrypted := httptest.NewServer(website), httptest.NewTLSServer(website)
+	defer plain.Close()
+	defer encrypted.Close()
+	encrypted.Config.ErrorLog = log.New(io.Discard, "", 0)
+	roots := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: encrypted.Certificate().Raw})
+	cluster := quick(t)
+	file := teleport.IdentityFile(write(t, cluster.IdentityFile()))
+	for name, tt := range map[string]struct {
+		server *httptest.Server
+		login  teleport.Login
+		want   string
+	}{
+		"no TLS, file":  {plain, file, "is no Teleport"},
+		"no TLS, bot":   {plain, bot(), "is no Teleport"},
+		"website, file": {encrypted, file, "teleport.address"},
+		"website, bot":  {encrypted, bot(), "teleport.address"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, err := teleport.Dial(timeout(t, 5*time.Second), teleport.Config{
+				Address: tt.server.Listener.Addr().String(), RootsPEM: roots, Login: tt.login,
+			})
+			expect(t, err, teleport.ErrUnavailable, tt.want)
+		})
+	}
+}
+
+// Teleport hangs up on clients that are too old for it. Its proxy says which are.
+func TestDialTooNewCluster(t *testing.T) {
+	for minimum, tooNew := range map[string]bool{"25.0.0-aa": true, "17.0.0-aa": false, "": false} {
+		cluster := start(t, teleporttest.Options{KeyType: teleporttest.KeyEd25519, MinClientVersion: minimum})
+		cluster.Intercept(func(_ context.Context, method string) error {
+			if method == "Ping" {
+				return trace.ConnectionProblem(nil, "connection closed")
+			}
+			return nil
+		})
+		c := config(t, cluster)
+		c.RootsPEM = cluster.RootsPEM()
+		_, err := teleport.Dial(timeout(t, 5*time.Second), c)
+		if tooNew {
+			expect(t, err, teleport.ErrDenied, "update Hallmark")
+		} else {
+			expect(t, err, teleport.ErrUnavailable, "connection closed")
+		}
+	}
+}
+
+func TestDialWithoutLogin(t *testing.T) {
+	if _, err := teleport.Dial(t.Context(), teleport.Config{Address: "127.0.0.1:1"}); err == nil {
+		t.Error("connected")
 	}
 }
 
@@ -272,6 +314,14 @@ type relay struct {
 	address string
 	mu      sync.Mutex
 	open    []net.Conn
+	count   int
+}
+
+// accepted returns how many connections there were.
+func (r *relay) accepted() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.count
 }
 
 func newRelay(t *testing.T, to string) *relay {
@@ -298,6 +348,7 @@ func newRelay(t *testing.T, to string) *relay {
 			}
 			r.mu.Lock()
 			r.open = append(r.open, in, out)
+			r.count++
 			r.mu.Unlock()
 			go func() { _, _ = io.Copy(in, out) }()
 			go func() { _, _ = io.Copy(out, in) }()
@@ -315,30 +366,118 @@ func (r *relay) dropAll() {
 	r.open = nil
 }
 
-// A client that rested longer than a connection may be trusted to live dials
-// again, and reads the login again.
+// A connection that rested longer than one may be trusted to live is not used
+// again: its other end may be gone without a word.
 func TestDialsAgainAfterRest(t *testing.T) {
 	cluster := quick(t)
-	var ahead atomic.Int64
+	relay := newRelay(t, cluster.Address())
+	clock := newClock()
 	c := config(t, cluster)
-	c.Now = func() time.Time { return time.Now().Add(time.Duration(ahead.Load())) }
+	c.Address, c.Now = relay.address, clock.now
 	client := dial(t, c)
+	for _, step := range []struct {
+		rest time.Duration
+		want int
+	}{{0, 1}, {idleLimit - time.Second, 1}, {idleLimit, 2}, {time.Second, 2}} {
+		clock.advance(step.rest)
+		if _, err := client.CAs(timeout(t, 5*time.Second)); err != nil {
+			t.Fatal(err)
+		}
+		if got := relay.accepted(); got != step.want {
+			t.Errorf("after %s: %d connections, want %d", step.rest, got, step.want)
+		}
+	}
+}
 
-	if err := os.Remove(c.IdentityFile); err != nil {
+// A new identity file is used at once, and one that is lost or broken is missed
+// only when the login from it ends.
+func TestIdentityFileChanges(t *testing.T) {
+	cluster := quick(t)
+	relay := newRelay(t, cluster.Address())
+	clock := newClock()
+	path := write(t, cluster.IdentityFile())
+	client := dial(t, teleport.Config{Address: relay.address, Login: teleport.IdentityFile(path), Now: clock.now})
+	call := func() error {
+		_, err := client.CAs(timeout(t, 5*time.Second))
+		return err
+	}
+
+	fresh, err := cluster.NewIdentityFile(time.Hour)
+	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := client.CAs(timeout(t, 5*time.Second)); err != nil {
-		t.Fatalf("a moment later: %v", err)
-	}
-	ahead.Store(int64(2 * time.Minute))
-	_, err := client.CAs(timeout(t, 5*time.Second))
-	expect(t, err, teleport.ErrDenied, "no such file")
-
-	if err := os.WriteFile(c.IdentityFile, cluster.IdentityFile(), 0o600); err != nil {
+	replace(t, path, fresh)
+	if err := call(); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := client.CAs(timeout(t, 5*time.Second)); err != nil {
-		t.Fatalf("with the file back: %v", err)
+	if got := relay.accepted(); got != 2 {
+		t.Errorf("%d connections with two logins, want 2", got)
+	}
+
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	if err := call(); err != nil {
+		t.Errorf("the file is gone, the login is good: %v", err)
+	}
+	clock.advance(time.Hour)
+	expect(t, call(), teleport.ErrDenied, "no such file")
+
+	replace(t, path, fresh)
+	expect(t, call(), teleport.ErrDenied, "expired at 20")
+}
+
+func TestIdentitySecret(t *testing.T) {
+	cluster := quick(t)
+	clock := newClock()
+	var reads atomic.Int32
+	var broken atomic.Bool
+	client := dial(t, teleport.Config{Address: cluster.Address(), Now: clock.now, Login: teleport.IdentitySecret{
+		Name: "arn:aws:secretsmanager:us-west-2:111122223333:secret:signer",
+		Read: func(context.Context) ([]byte, error) {
+			reads.Add(1)
+			if broken.Load() {
+				return nil, errors.New("AccessDeniedException")
+			}
+			return cluster.IdentityFile(), nil
+		},
+	}})
+	call := func() error {
+		_, err := client.CAs(timeout(t, 5*time.Second))
+		return err
+	}
+	for _, step := range []struct {
+		rest   time.Duration
+		broken bool
+		reads  int32
+	}{{0, false, 1}, {4 * time.Minute, false, 1}, {2 * time.Minute, false, 2}, {6 * time.Minute, true, 3}, {time.Second, true, 3}} {
+		clock.advance(step.rest)
+		broken.Store(step.broken)
+		if err := call(); err != nil {
+			t.Fatal(err)
+		}
+		if got := reads.Load(); got != step.reads {
+			t.Errorf("%d reads, want %d", got, step.reads)
+		}
+	}
+	clock.advance(12 * time.Hour)
+	expect(t, call(), teleport.ErrUnavailable, "secret:signer (teleport.login.secret)")
+}
+
+const idleLimit = time.Minute // as in client.go
+
+type clock struct{ ahead atomic.Int64 }
+
+func newClock() *clock { return new(clock) }
+
+func (c *clock) now() time.Time { return time.Now().Add(time.Duration(c.ahead.Load())) }
+
+func (c *clock) advance(d time.Duration) { c.ahead.Add(int64(d)) }
+
+func replace(t *testing.T, path string, data []byte) {
+	t.Helper()
+	if err := os.WriteFile(path, data, 0o600); err != nil {
+		t.Fatal(err)
 	}
 }
 

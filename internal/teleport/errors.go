@@ -2,8 +2,13 @@ package teleport
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
+	"net"
+	"slices"
+	"strings"
 
 	"github.com/gravitational/trace"
 	"google.golang.org/grpc/codes"
@@ -24,24 +29,115 @@ var (
 	ErrDenied = errors.New("refused by Teleport")
 )
 
-// failed adds what was being done to an error of the api library, and the kind of
-// error it is, if callers can do something about that kind.
+// failed adds to an error of the api library what was being done, which kind of
+// error it is, if callers can do something about that kind, and what to change.
 func failed(doing string, err error) error {
-	if kind := kindOf(err); kind != nil {
-		return fmt.Errorf("%s: %w: %w", doing, kind, err)
+	return explain(doing, kindOf(err), err)
+}
+
+// unreachable is failed for errors of which we know no more than that there is no
+// connection.
+func unreachable(doing string, err error) error {
+	kind := kindOf(err)
+	if kind == nil {
+		kind = ErrUnavailable
 	}
-	return fmt.Errorf("%s: %w", doing, err)
+	return explain(doing, kind, err)
+}
+
+func explain(doing string, kind, err error) error {
+	explained := fmt.Errorf("%s: %w", doing, err)
+	if kind != nil {
+		explained = fmt.Errorf("%s: %w: %w", doing, kind, err)
+	}
+	if hint := advice(err); hint != "" {
+		return fmt.Errorf("%w (%s)", explained, hint)
+	}
+	return explained
 }
 
 func kindOf(err error) error {
 	switch {
 	case trace.IsNotFound(err):
 		return ErrNotFound
-	case trace.IsAccessDenied(err), status.Code(err) == codes.Unauthenticated:
+	case trace.IsAccessDenied(err), hasCode(err, codes.Unauthenticated, codes.PermissionDenied):
 		return ErrDenied
-	case trace.IsConnectionProblem(err), trace.IsLimitExceeded(err),
-		errors.Is(err, context.DeadlineExceeded), status.Code(err) == codes.DeadlineExceeded:
+	case trace.IsConnectionProblem(err), trace.IsLimitExceeded(err), isTimeout(err),
+		hasCode(err, codes.DeadlineExceeded, codes.Unavailable, codes.ResourceExhausted):
 		return ErrUnavailable
 	}
 	return nil
+}
+
+// isTimeout reports whether the time was up, here or, a moment earlier, there: a
+// server says so without the code for it.
+func isTimeout(err error) bool {
+	return errors.Is(err, context.DeadlineExceeded) || strings.HasSuffix(err.Error(), context.DeadlineExceeded.Error())
+}
+
+// hasCode reports whether err has one of the codes, be it in the text: what the
+// auth service says to a join, a proxy passes on in an error of its own.
+func hasCode(err error, any ...codes.Code) bool {
+	return slices.ContainsFunc(any, func(code codes.Code) bool {
+		return status.Code(err) == code || strings.Contains(err.Error(), "rpc error: code = "+code.String()+" desc = ")
+	})
+}
+
+const notTeleport = "what answers there is no Teleport: teleport.address takes the port of the proxy's web interface, or of the auth service"
+
+// advice says what to change, as far as the error tells; the settings are those
+// of deployment.yaml and of the templates in templates/teleport.
+func advice(err error) string {
+	var (
+		unknown  x509.UnknownAuthorityError
+		hostname x509.HostnameError
+		invalid  x509.CertificateInvalidError
+		record   tls.RecordHeaderError
+		network  *net.OpError
+	)
+	switch {
+	case errors.As(err, &unknown):
+		return "nobody whom the signer trusts vouches for the certificate at this address: " +
+			"is teleport.address right, and of the cluster that the login is of? " +
+			"If the certificate is of a private authority, put that into teleport.roots_file"
+	case errors.As(err, &hostname):
+		return "use a name that the certificate has in teleport.address"
+	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
+		return "renew the certificate at teleport.address, unless the clock here is wrong"
+	case errors.As(err, &record):
+		return notTeleport
+	case isNoSuchHost(err):
+		return "is the host in teleport.address right, and can the function's VPC resolve it?"
+	case errors.As(err, &network) && network.Op == "dial":
+		return "is teleport.address right, and may the function connect to it (VpcConfig, route, security groups)?"
+	}
+	return remoteAdvice(err.Error())
+}
+
+// remoteAdvice knows what Teleport says. It has no codes for it; the texts are
+// those of versions 13 to 18, and one that is missed costs the advice alone.
+func remoteAdvice(text string) string {
+	for _, known := range []struct{ part, hint string }{
+		{"the token is not valid", "Teleport has no join token of this name: make it from templates/teleport/token.yaml, or correct teleport.login.token"},
+		{"token expired or not found", "Teleport has no join token of this name: make it from templates/teleport/token.yaml, or correct teleport.login.token"},
+		{"does not support the IAM join method", "the join token wants join_method: iam"},
+		{"does not allow \"Bot\" role", "the join token wants roles: [Bot]"},
+		{"did not match any allow rules", "the function's role is not in the token's list: its allow wants aws_account, and the aws_arn that the stack puts out as TeleportTokenArn"},
+		{"unknown STS host", "this Teleport does not know the region: name an older one in teleport.login.region"},
+		{"Signature expired", "the clock here is wrong, or the answer took too long"},
+		{"Signature not yet current", "the clock here is wrong"},
+		{"aws sts api returned status", "AWS did not confirm the function's credentials: is the region in teleport.login.region enabled in its account?"},
+		{"has requested role impersonation", "the bot may not use the role: put teleport.login.role into the roles of the bot (templates/teleport/bot.yaml)"},
+		{"action \"create\" on \"host_cert\"", "the role of this login wants host_cert: [create], with a where that this cluster's name fits (templates/teleport/role.yaml)"},
+		{"on \"node\"", "the role of this login wants node: [list, read, create, update, delete] (templates/teleport/role.yaml)"},
+		{"tls: no application protocol", notTeleport},
+		{"connection upgrade call", notTeleport},
+		{"failed to switch Protocols", notTeleport},
+		{"remote error: tls:", "Teleport does not take this login's certificate: is the login of this cluster, from after its last rotation, and not of a leaf cluster?"},
+	} {
+		if strings.Contains(text, known.part) {
+			return known.hint
+		}
+	}
+	return ""
 }

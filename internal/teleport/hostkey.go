@@ -7,10 +7,8 @@ import (
 	"time"
 
 	"github.com/gravitational/teleport/api/client"
-	trustpb "github.com/gravitational/teleport/api/gen/proto/go/teleport/trust/v1"
 	"github.com/gravitational/teleport/api/types"
 	"golang.org/x/crypto/ssh"
-	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/hallmark-ssh/hallmark/internal/hostcert"
 )
@@ -26,15 +24,15 @@ type CAs struct {
 
 // CAs reads the authorities' public keys from the auth service.
 func (c *Client) CAs(ctx context.Context) (CAs, error) {
-	api, err := c.conn(ctx)
+	live, err := c.conn(ctx)
 	if err != nil {
 		return CAs{}, err
 	}
-	openssh, err := c.authority(ctx, api, types.OpenSSHCA)
+	openssh, err := c.authority(ctx, live.api, types.OpenSSHCA)
 	if err != nil {
 		return CAs{}, err
 	}
-	host, err := c.authority(ctx, api, types.HostCA)
+	host, err := c.authority(ctx, live.api, types.HostCA)
 	if err != nil {
 		return CAs{}, err
 	}
@@ -73,24 +71,21 @@ func (c *Client) SignHostKey(ctx context.Context, key ssh.PublicKey, principals 
 	case len(principals) == 0:
 		return nil, errors.New("sign host key: no principals, which would match every host")
 	}
-	api, err := c.conn(ctx)
+	live, err := c.conn(ctx)
 	if err != nil {
 		return nil, err
 	}
-	response, err := api.TrustClient().GenerateHostCert(ctx, &trustpb.GenerateHostCertRequest{
-		Key: ssh.MarshalAuthorizedKey(key),
-		// With a HostId, Teleport would add localhost, 127.0.0.1 and ::1 to the
-		// principals: then each machine could pass for the next one's loopback.
-		HostId:      "",
+	line, err := live.signHostKey(ctx, hostCertRequest{
+		Key:         ssh.MarshalAuthorizedKey(key),
 		Principals:  principals,
 		ClusterName: c.cluster,
 		// Nop is enough for the proxy's host check. A certificate of role Node is also
 		// a credential for a reverse tunnel, under any of its names.
-		Role: string(types.RoleNop),
-		Ttl:  durationpb.New(ttl),
+		Roles: []types.SystemRole{types.RoleNop},
+		TTL:   ttl,
 	})
 	if err != nil {
 		return nil, failed("sign host key", err)
 	}
-	return hostcert.Parse(string(response.SshCertificate))
+	return hostcert.Parse(line)
 }

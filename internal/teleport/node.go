@@ -37,11 +37,11 @@ const maxHostnameLength = 256
 // Node returns the node of that ID. It fails with ErrNotFound if there is none,
 // and may do so for a while after UpsertNode: Teleport reads from a cache.
 func (c *Client) Node(ctx context.Context, id string) (*Node, error) {
-	api, err := c.conn(ctx)
+	live, err := c.conn(ctx)
 	if err != nil {
 		return nil, err
 	}
-	server, err := api.GetNode(ctx, defaults.Namespace, id)
+	server, err := live.api.GetNode(ctx, defaults.Namespace, id)
 	if err != nil {
 		return nil, failed("read node "+id, err)
 	}
@@ -52,13 +52,13 @@ func (c *Client) Node(ctx context.Context, id string) (*Node, error) {
 // NodesNamed returns the nodes that have the host name, upper and lower case
 // alike, whoever registered them. Like Node it may not yet know of recent ones.
 func (c *Client) NodesNamed(ctx context.Context, hostname string) ([]Node, error) {
-	api, err := c.conn(ctx)
+	live, err := c.conn(ctx)
 	if err != nil {
 		return nil, err
 	}
 	// Keywords match parts of many fields and need no quoting, as an expression of
 	// Teleport's language would; the answer is narrowed down here.
-	servers, err := client.GetAllResources[types.Server](ctx, api, &proto.ListResourcesRequest{
+	servers, err := client.GetAllResources[types.Server](ctx, live.api, &proto.ListResourcesRequest{
 		ResourceType:   types.KindNode,
 		Namespace:      defaults.Namespace,
 		SearchKeywords: []string{hostname},
@@ -82,11 +82,11 @@ func (c *Client) UpsertNode(ctx context.Context, node Node) error {
 	if err != nil {
 		return fmt.Errorf("write node %s: %w", node.ID, err)
 	}
-	api, err := c.conn(ctx)
+	live, err := c.conn(ctx)
 	if err != nil {
 		return err
 	}
-	if _, err := api.UpsertNode(ctx, server); err != nil {
+	if _, err := live.api.UpsertNode(ctx, server); err != nil {
 		return failed("write node "+node.ID, err)
 	}
 	return nil
@@ -94,11 +94,11 @@ func (c *Client) UpsertNode(ctx context.Context, node Node) error {
 
 // DeleteNode removes the node. It fails with ErrNotFound if there is none.
 func (c *Client) DeleteNode(ctx context.Context, id string) error {
-	api, err := c.conn(ctx)
+	live, err := c.conn(ctx)
 	if err != nil {
 		return err
 	}
-	if err := api.DeleteNode(ctx, defaults.Namespace, id); err != nil {
+	if err := live.api.DeleteNode(ctx, defaults.Namespace, id); err != nil {
 		return failed("delete node "+id, err)
 	}
 	return nil

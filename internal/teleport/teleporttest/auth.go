@@ -54,7 +54,7 @@ func (c *Cluster) observe(ctx context.Context, request any, info *grpc.UnaryServ
 func (s *authService) Ping(context.Context, *proto.PingRequest) (*proto.PingResponse, error) {
 	return &proto.PingResponse{
 		ClusterName:     s.cluster.Name(),
-		ServerVersion:   Version,
+		ServerVersion:   s.cluster.version(),
 		ServerFeatures:  &proto.Features{},
 		ProxyPublicAddr: s.cluster.PublicAddress(),
 	}, nil
@@ -69,7 +69,7 @@ func (s *authService) GetNode(_ context.Context, request *types.ResourceInNamesp
 	return nil, trace.NotFound("node %q is not found", request.Name)
 }
 
-func (s *authService) UpsertNode(_ context.Context, node *types.ServerV2) (*types.KeepAlive, error) {
+func (s *authService) UpsertNode(ctx context.Context, node *types.ServerV2) (*types.KeepAlive, error) {
 	if err := node.CheckAndSetDefaults(); err != nil {
 		return nil, err
 	}
@@ -77,6 +77,9 @@ func (s *authService) UpsertNode(_ context.Context, node *types.ServerV2) (*type
 		return nil, trace.BadParameter("invalid namespace %q", node.GetNamespace())
 	}
 	replaceInvalidHostname(node)
+	if caller, ok := peer.FromContext(ctx); ok {
+		replaceLocalhost(node, caller.Addr)
+	}
 	s.cluster.nodes.put(node)
 	if node.Expiry().IsZero() {
 		return &types.KeepAlive{}, nil
@@ -102,6 +105,21 @@ func replaceInvalidHostname(node *types.ServerV2) {
 	node.Spec.Hostname = node.GetName()
 	if host, _, err := net.SplitHostPort(node.GetAddr()); err == nil && validHostname.MatchString(host) {
 		node.Spec.Hostname = host
+	}
+}
+
+// replaceLocalhost does what Teleport does for its own agents, which may not know
+// their address: one that means the host itself becomes that of the caller.
+func replaceLocalhost(node *types.ServerV2, caller net.Addr) {
+	host, port, err := net.SplitHostPort(node.GetAddr())
+	if err != nil {
+		return
+	}
+	if ip := net.ParseIP(host); host != "localhost" && !ip.IsLoopback() && !ip.IsUnspecified() {
+		return
+	}
+	if callerHost, _, err := net.SplitHostPort(caller.String()); err == nil {
+		node.Spec.Addr = net.JoinHostPort(callerHost, port)
 	}
 }
 

@@ -222,6 +222,15 @@ func (a *tlsAuthority) issue(template *x509.Certificate) (*tlsAuthority, error) 
 }
 
 func signTLS(template *x509.Certificate, key crypto.Signer, parent *x509.Certificate, parentKey crypto.Signer) (*tlsAuthority, error) {
+	cert, err := certify(template, key.Public(), parent, parentKey)
+	if err != nil {
+		return nil, err
+	}
+	return &tlsAuthority{cert: cert, key: key}, nil
+}
+
+// certify signs a certificate for a key, which may be somebody else's.
+func certify(template *x509.Certificate, key crypto.PublicKey, parent *x509.Certificate, parentKey crypto.Signer) (*x509.Certificate, error) {
 	serial, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 127))
 	if err != nil {
 		return nil, err
@@ -232,15 +241,11 @@ func signTLS(template *x509.Certificate, key crypto.Signer, parent *x509.Certifi
 	if !template.NotBefore.Before(template.NotAfter) {
 		template.NotBefore = template.NotAfter.Add(-time.Hour)
 	}
-	der, err := x509.CreateCertificate(rand.Reader, template, parent, key.Public(), parentKey)
+	der, err := x509.CreateCertificate(rand.Reader, template, parent, key, parentKey)
 	if err != nil {
 		return nil, err
 	}
-	cert, err := x509.ParseCertificate(der)
-	if err != nil {
-		return nil, err
-	}
-	return &tlsAuthority{cert: cert, key: key}, nil
+	return x509.ParseCertificate(der)
 }
 
 func (a *tlsAuthority) pem() []byte {
@@ -275,13 +280,15 @@ func (a *authorities) tlsConfigs(hosts []string) (auth, web *tls.Config, err err
 	}
 	auth = &tls.Config{
 		Certificates: []tls.Certificate{authCert.certificate()},
-		ClientAuth:   tls.RequireAndVerifyClientCert,
+		ClientAuth:   tls.VerifyClientCertIfGiven, // bots that join have none
 		ClientCAs:    a.userTLS.pool(),
-		NextProtos:   []string{"h2"},
+		NextProtos:   []string{"h2", "http/1.1"}, // gRPC, and Teleport's older API
 	}
 	web = &tls.Config{
 		Certificates: []tls.Certificate{webCert.certificate()},
-		NextProtos:   []string{"h2", "http/1.1"},
+		// The last two are how clients of the join service and of the tunnel service know
+		// a proxy with TLS routing; like Teleport's it prefers the plain names.
+		NextProtos: []string{"h2", "http/1.1", "teleport-proxy-grpc", "teleport-reversetunnel"},
 	}
 	return auth, web, nil
 }

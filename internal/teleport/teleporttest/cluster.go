@@ -28,8 +28,11 @@ import (
 	"google.golang.org/grpc"
 )
 
-// Version is the Teleport version that the cluster claims to be.
-const Version = "17.2.1"
+// The Teleport versions that a cluster claims to be.
+const (
+	Version       = "17.2.1"
+	LegacyVersion = "13.3.8" // with Options.Legacy
+)
 
 // Options describe a cluster. The zero value is a good one.
 type Options struct {
@@ -44,8 +47,15 @@ type Options struct {
 	KeyType KeyType
 	// ReadLag is how long reads do not see a write, as Teleport's cache has it.
 	ReadLag time.Duration
+	// Legacy makes it answer as versions 13 and 14 do: host certificates come from the
+	// auth service's older HTTP endpoint, and gRPC's method for them is unknown.
+	Legacy bool
+	// MinClientVersion is the oldest client library that the cluster says it takes.
+	MinClientVersion string
 	// LoginTTL is how long the identity file is good for, 12 hours by default.
 	LoginTTL time.Duration
+	// STS answers the calls of GetCallerIdentity by which bots join.
+	STS http.Handler
 	// Now is the clock of everything but TLS; time.Now by default.
 	Now func() time.Time
 }
@@ -53,7 +63,7 @@ type Options struct {
 // Hook is called before each request is served. An error of it is the answer, in
 // gRPC and HTTP alike by the kinds of the trace package (trace.LimitExceeded is
 // 429); waiting in it is latency. Method is "GetNode", "GenerateHostCert" and so on, or
-// the path of a request to the proxy.
+// the path of an HTTP request.
 type Hook func(ctx context.Context, method string) error
 
 // Cluster is a running cluster. All its methods may be called by many goroutines.
@@ -70,6 +80,7 @@ type Cluster struct {
 	mu        sync.Mutex // guards what follows
 	hook      Hook
 	calls     map[string]int
+	bots      []Bot
 	hostCerts []*trustpb.GenerateHostCertRequest
 }
 
@@ -125,30 +136,36 @@ func setDefaults(o *Options) {
 // for the auth service's own name meets mutual TLS; that is what a direct
 // connection asks for, and what a proxy with TLS routing passes on.
 func (c *Cluster) serve() error {
-	auth, web, err := c.ca.tlsConfigs(c.options.Hosts)
+	authTLS, webTLS, err := c.ca.tlsConfigs(c.options.Hosts)
 	if err != nil {
 		return err
 	}
-	rpc := grpc.NewServer(grpc.ChainUnaryInterceptor(toStatus, requireLogin, c.observe))
+	rpc := grpc.NewServer(
+		grpc.ChainUnaryInterceptor(toStatus, requireLogin, limitBots, c.observe),
+		grpc.ChainStreamInterceptor(relayErrors))
+	proto.RegisterJoinServiceServer(rpc, &joinService{cluster: c})
 	proto.RegisterAuthServiceServer(rpc, &authService{cluster: c})
 	trustpb.RegisterTrustServiceServer(rpc, &trustService{cluster: c})
-	proxy := c.webHandler()
+	auth, proxy := c.authHandler(), c.webHandler()
 
 	c.server = &http.Server{
 		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			if strings.HasPrefix(r.Header.Get("Content-Type"), "application/grpc") {
+			switch {
+			case strings.HasPrefix(r.Header.Get("Content-Type"), "application/grpc"):
 				rpc.ServeHTTP(w, r)
-				return
+			case isAuthName(r.TLS.ServerName):
+				auth.ServeHTTP(w, r)
+			default:
+				proxy.ServeHTTP(w, r)
 			}
-			proxy.ServeHTTP(w, r)
 		}),
 		TLSConfig: &tls.Config{
 			NextProtos: []string{"h2", "http/1.1"},
 			GetConfigForClient: func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
 				if isAuthName(hello.ServerName) {
-					return auth, nil
+					return authTLS, nil
 				}
-				return web, nil
+				return webTLS, nil
 			},
 		},
 		ReadHeaderTimeout: 10 * time.Second,
@@ -169,6 +186,13 @@ func (c *Cluster) Close() error {
 	err := c.server.Close()
 	<-c.served
 	return err
+}
+
+func (c *Cluster) version() string {
+	if c.options.Legacy {
+		return LegacyVersion
+	}
+	return Version
 }
 
 // Name returns the cluster's name.

@@ -61,10 +61,21 @@ func (a *authorities) byType(kind types.CertAuthType) *sshAuthority {
 	}
 }
 
-// GenerateHostCert signs what it is asked to, as Teleport does: any system role,
+func (s *trustService) GenerateHostCert(ctx context.Context, request *trustpb.GenerateHostCertRequest) (*trustpb.GenerateHostCertResponse, error) {
+	if s.cluster.options.Legacy {
+		return s.UnimplementedTrustServiceServer.GenerateHostCert(ctx, request)
+	}
+	cert, err := s.cluster.generateHostCert(request)
+	if err != nil {
+		return nil, err
+	}
+	return &trustpb.GenerateHostCertResponse{SshCertificate: cert}, nil
+}
+
+// generateHostCert signs what it is asked to, as Teleport does: any system role,
 // and for ever if no lifetime is named.
-func (s *trustService) GenerateHostCert(_ context.Context, request *trustpb.GenerateHostCertRequest) (*trustpb.GenerateHostCertResponse, error) {
-	s.cluster.record(request)
+func (c *Cluster) generateHostCert(request *trustpb.GenerateHostCertRequest) ([]byte, error) {
+	c.record(request)
 	role := types.SystemRole(request.Role)
 	if err := role.Check(); err != nil {
 		return nil, err
@@ -83,7 +94,7 @@ func (s *trustService) GenerateHostCert(_ context.Context, request *trustpb.Gene
 		Key:             key,
 		CertType:        ssh.HostCert,
 		ValidPrincipals: principals(request),
-		ValidAfter:      uint64(s.cluster.options.Now().Add(-time.Minute).Unix()),
+		ValidAfter:      uint64(c.options.Now().Add(-time.Minute).Unix()),
 		ValidBefore:     ssh.CertTimeInfinity,
 		Permissions: ssh.Permissions{Extensions: map[string]string{
 			ExtensionRole:      request.Role,
@@ -91,12 +102,12 @@ func (s *trustService) GenerateHostCert(_ context.Context, request *trustpb.Gene
 		}},
 	}
 	if ttl := request.Ttl.AsDuration(); ttl != 0 {
-		cert.ValidBefore = uint64(s.cluster.options.Now().Add(ttl).Unix())
+		cert.ValidBefore = uint64(c.options.Now().Add(ttl).Unix())
 	}
-	if err := cert.SignCert(rand.Reader, s.cluster.ca.host.signer()); err != nil {
+	if err := cert.SignCert(rand.Reader, c.ca.host.signer()); err != nil {
 		return nil, err
 	}
-	return &trustpb.GenerateHostCertResponse{SshCertificate: ssh.MarshalAuthorizedKey(cert)}, nil
+	return ssh.MarshalAuthorizedKey(cert), nil
 }
 
 // principals are those asked for, and with a host ID those that Teleport adds.

@@ -28,8 +28,9 @@ func (c *Cluster) find(w http.ResponseWriter, _ *http.Request) {
 	w.Header().Set("Content-Type", "application/json")
 	// Headers are out: nobody is left to tell of an error.
 	_ = json.NewEncoder(w).Encode(webclient.PingResponse{
-		ServerVersion: Version,
-		ClusterName:   c.Name(),
+		ServerVersion:    c.version(),
+		MinClientVersion: c.options.MinClientVersion,
+		ClusterName:      c.Name(),
 		Proxy: webclient.ProxySettings{
 			TLSRoutingEnabled: true,
 			SSH:               webclient.SSHProxySettings{PublicAddr: c.PublicAddress(), ListenAddr: c.Address()},

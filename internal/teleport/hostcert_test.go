@@ -1,0 +1,103 @@
+package teleport_test
+
+import (
+	"context"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/gravitational/trace"
+
+	"github.com/hallmark-ssh/hallmark/internal/teleport"
+	"github.com/hallmark-ssh/hallmark/internal/teleport/teleporttest"
+)
+
+const legacyPath = "/v2/ca/host/certs"
+
+func legacy(t *testing.T) *teleporttest.Cluster {
+	t.Helper()
+	return start(t, teleporttest.Options{KeyType: teleporttest.KeyEd25519, Legacy: true})
+}
+
+func signOne(t *testing.T, client *teleport.Client) error {
+	t.Helper()
+	_, err := client.SignHostKey(timeout(t, 5*time.Second), hostKey(t), []string{"web-1"}, time.Hour)
+	return err
+}
+
+// The server's answer decides which way host keys are signed, once a connection.
+func TestHostCertificateWay(t *testing.T) {
+	for name, tt := range map[string]struct {
+		cluster  *teleporttest.Cluster
+		overGRPC int
+		overHTTP int
+	}{
+		"13 and 14":    {legacy(t), 1, 3},
+		"15 and later": {quick(t), 3, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			client := dial(t, config(t, tt.cluster))
+			for range 3 {
+				if err := signOne(t, client); err != nil {
+					t.Fatal(err)
+				}
+			}
+			calls := tt.cluster.Calls()
+			if calls["GenerateHostCert"] != tt.overGRPC || calls[legacyPath] != tt.overHTTP {
+				t.Errorf("calls %v, want %d over gRPC and %d over HTTP", calls, tt.overGRPC, tt.overHTTP)
+			}
+		})
+	}
+}
+
+// Errors are of the same kinds, whichever way they came.
+func TestHostCertificateErrors(t *testing.T) {
+	for way, cluster := range map[string]*teleporttest.Cluster{"gRPC": quick(t), "HTTP": legacy(t)} {
+		client := dial(t, config(t, cluster))
+		if err := signOne(t, client); err != nil { // the way is chosen
+			t.Fatal(err)
+		}
+		for _, tt := range []struct {
+			name string
+			hook error
+			kind error
+			text string
+		}{
+			{"denied", trace.AccessDenied(`access denied to perform action "create" on "host_cert"`), teleport.ErrDenied, "host_cert: [create]"},
+			{"busy", trace.LimitExceeded("slow down"), teleport.ErrUnavailable, "slow down"},
+			{"down", trace.ConnectionProblem(nil, "restarting"), teleport.ErrUnavailable, "restarting"},
+		} {
+			t.Run(way+", "+tt.name, func(t *testing.T) {
+				cluster.Intercept(func(context.Context, string) error { return tt.hook })
+				defer cluster.Intercept(nil)
+				expect(t, signOne(t, client), tt.kind, tt.text)
+			})
+		}
+		t.Run(way+", down for a moment", func(t *testing.T) {
+			var calls atomic.Int32
+			cluster.Intercept(func(context.Context, string) error {
+				if calls.Add(1) == 1 {
+					return trace.ConnectionProblem(nil, "restarting")
+				}
+				return nil
+			})
+			defer cluster.Intercept(nil)
+			if err := signOne(t, client); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// Where neither way leads to a certificate, the cluster's version is the reason.
+func TestHostCertificateNoWay(t *testing.T) {
+	cluster := legacy(t)
+	client := dial(t, config(t, cluster))
+	cluster.Intercept(func(_ context.Context, method string) error {
+		if method == legacyPath {
+			return trace.NotFound("path is not found")
+		}
+		return nil
+	})
+	expect(t, signOne(t, client), teleport.ErrDenied, "versions 13 to 18")
+}

@@ -1,0 +1,137 @@
+package teleport
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/gravitational/teleport/api/constants"
+	"github.com/gravitational/teleport/api/identityfile"
+)
+
+// Login is a way to be somebody in a cluster: IdentityFile, IdentitySecret or Bot.
+type Login interface {
+	// identity gets credentials that are good now. It is asked again from their time
+	// of renewal on, and its errors say what to change.
+	identity(ctx context.Context, config Config) (*identity, error)
+}
+
+// identity is a client certificate of a cluster, with its key.
+type identity struct {
+	certificate tls.Certificate
+	roots       *x509.CertPool // that the auth service's certificate is signed by
+	cluster     string
+	expires     time.Time
+	renew       time.Time // from then on, ask for another
+}
+
+// equal reports whether the two are the same certificate. A nil other is not.
+func (id *identity) equal(other *identity) bool {
+	return other != nil && bytes.Equal(id.certificate.Certificate[0], other.certificate.Certificate[0])
+}
+
+// tlsConfig is how the auth service is called with this identity.
+func (id *identity) tlsConfig(moreRootsPEM []byte) *tls.Config {
+	return &tls.Config{
+		MinVersion: tls.VersionTLS12,
+		ServerName: constants.APIDomain, // a name that all auth services have
+		RootCAs:    rootPool(id.roots, moreRootsPEM),
+		// Not Certificates, of which Go shows none that the server's list of authorities
+		// does not name: during a rotation that list may be old.
+		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+			return &id.certificate, nil
+		},
+	}
+}
+
+// IdentityFile is the path of an identity file, as `tctl auth sign` and tbot
+// write it. It is read at every call, so that a new one is used at once.
+type IdentityFile string
+
+func (path IdentityFile) identity(_ context.Context, config Config) (*identity, error) {
+	if err := checkRoots(config.RootsPEM); err != nil {
+		return nil, err
+	}
+	data, err := os.ReadFile(string(path))
+	if err != nil {
+		return nil, fmt.Errorf("read Teleport identity file (teleport.login.file): %w: %w", ErrDenied, err)
+	}
+	id, err := parseIdentity(data, config.Now())
+	if err != nil {
+		return nil, fmt.Errorf("%w: Teleport identity file %s (teleport.login.file): %w", ErrDenied, path, err)
+	}
+	return id, nil
+}
+
+// secretRefresh is how long the content of a secret is used before it is read
+// again.
+const secretRefresh = 5 * time.Minute
+
+// IdentitySecret is an identity file that is kept elsewhere, and read again every
+// few minutes.
+type IdentitySecret struct {
+	Name string // for messages
+	// Read returns the file's content.
+	Read func(ctx context.Context) ([]byte, error)
+}
+
+func (s IdentitySecret) identity(ctx context.Context, config Config) (*identity, error) {
+	if err := checkRoots(config.RootsPEM); err != nil {
+		return nil, err
+	}
+	data, err := s.Read(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("read Teleport identity %s (teleport.login.secret): %w: %w", s.Name, ErrUnavailable, err)
+	}
+	now := config.Now()
+	id, err := parseIdentity(data, now)
+	if err != nil {
+		return nil, fmt.Errorf("%w: Teleport identity %s (teleport.login.secret): %w", ErrDenied, s.Name, err)
+	}
+	id.renew = now.Add(secretRefresh)
+	return id, nil
+}
+
+// parseIdentity reads an identity file and checks it here, where the reason can
+// be told: to a client with an expired certificate, a server just hangs up.
+func parseIdentity(data []byte, now time.Time) (*identity, error) {
+	file, err := identityfile.FromString(string(data))
+	if err != nil {
+		return nil, fmt.Errorf("not an identity file: %w", err)
+	}
+	config, err := file.TLSConfig()
+	if err != nil {
+		return nil, err
+	}
+	return newIdentity(config.Certificates[0], config.RootCAs, now)
+}
+
+// newIdentity returns an identity that is to be renewed at once.
+func newIdentity(certificate tls.Certificate, roots *x509.CertPool, now time.Time) (*identity, error) {
+	leaf, err := x509.ParseCertificate(certificate.Certificate[0])
+	if err != nil {
+		return nil, fmt.Errorf("TLS certificate: %w", err)
+	}
+	if !now.Before(leaf.NotAfter) {
+		return nil, fmt.Errorf("expired at %s; make a new one", leaf.NotAfter.UTC().Format(time.RFC3339))
+	}
+	if now.Before(leaf.NotBefore) {
+		return nil, fmt.Errorf("it begins at %s, and here it is %s: set the clock",
+			leaf.NotBefore.UTC().Format(time.RFC3339), now.UTC().Format(time.RFC3339))
+	}
+	if len(leaf.Issuer.Organization) == 0 {
+		return nil, errors.New("TLS certificate: its issuer names no cluster")
+	}
+	return &identity{
+		certificate: certificate,
+		roots:       roots,
+		cluster:     leaf.Issuer.Organization[0], // Teleport writes the cluster's name there
+		expires:     leaf.NotAfter,
+		renew:       now,
+	}, nil
+}

@@ -1,0 +1,129 @@
+package main
+
+import (
+	"io"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	awshttp "github.com/aws/aws-sdk-go-v2/aws/transport/http"
+	"github.com/aws/aws-sdk-go-v2/credentials"
+
+	"github.com/hallmark-ssh/hallmark/e2e/sts"
+	"github.com/hallmark-ssh/hallmark/internal/teleport"
+	"github.com/hallmark-ssh/hallmark/internal/teleport/teleporttest"
+)
+
+const secretARN = "arn:aws:secretsmanager:eu-west-1:111122223333:secret:hallmark/signer-AbCdEf"
+
+// The whole signer, logged in as a bot by the function's own credentials.
+func TestEnrollAsBot(t *testing.T) {
+	const functionARN = "arn:aws:sts::111122223333:assumed-role/hallmark-EnrollRole/enroll"
+	functionSTS := sts.New(sts.Options{Region: "us-west-2"})
+	functionSTS.Register(sts.Credential{
+		AccessKeyID: "ASIAFUNCTIONFUNCTION", SecretAccessKey: "function", SessionToken: "function-token", ARN: functionARN,
+	})
+	w := newWorldOn(t, teleporttest.Options{STS: functionSTS, Legacy: true})
+	w.cluster.AddBot(teleporttest.Bot{
+		Name: "hallmark-enroll", Token: "hallmark-enroll", AWSARN: strings.Replace(functionARN, "/enroll", "/*", 1), Roles: []string{"hallmark-enroll"},
+	})
+	for name, value := range map[string]string{
+		"AWS_ACCESS_KEY_ID": "ASIAFUNCTIONFUNCTION", "AWS_SECRET_ACCESS_KEY": "function", "AWS_SESSION_TOKEN": "function-token",
+	} {
+		t.Setenv(name, value)
+	}
+	w.deploy("method: iam, token: hallmark-enroll, role: hallmark-enroll, region: us-west-2")
+	for range 2 {
+		if status, body := w.post(testAudience); status != http.StatusOK {
+			t.Fatalf("status %d, %s; log: %s", status, body, w.log)
+		}
+	}
+	if calls := w.cluster.Calls(); calls["RegisterUsingIAMMethod"] != 1 || calls["/v2/ca/host/certs"] != 2 {
+		t.Errorf("calls of Teleport: %v", calls)
+	}
+}
+
+func TestSTSHost(t *testing.T) {
+	for region, want := range map[string]string{
+		"":           "sts.us-west-2.amazonaws.com",
+		"eu-west-1":  "sts.eu-west-1.amazonaws.com",
+		"cn-north-1": "sts.cn-north-1.amazonaws.com.cn",
+	} {
+		got, err := login{Method: loginIAM, Region: region}.with(aws.Config{Region: "us-west-2"})
+		if err != nil || got.(teleport.Bot).STSHost != want {
+			t.Errorf("region %q: %+v, error %v", region, got, err)
+		}
+	}
+	if _, err := (login{Method: loginIAM}).with(aws.Config{}); err == nil {
+		t.Error("no region at all: accepted")
+	}
+}
+
+func TestReadSecret(t *testing.T) {
+	for name, tt := range map[string]struct {
+		status       int
+		answer, want string
+		wantErr      string
+	}{
+		"text":      {200, `{"SecretString": "a\nb"}`, "a\nb", ""},
+		"binary":    {200, `{"SecretBinary": "YQpi"}`, "a\nb", ""},
+		"denied":    {400, `{"__type": "AccessDeniedException", "Message": "not authorized"}`, "", "AccessDeniedException: not authorized; the function's role"},
+		"not found": {400, `{"__type": "ResourceNotFoundException", "message": "can't find it"}`, "", "can't find it"},
+		"no JSON":   {502, `<html>`, "", "502"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				body, _ := io.ReadAll(r.Body)
+				if string(body) != `{"SecretId":"`+secretARN+`"}` || r.Header.Get("X-Amz-Target") != "secretsmanager.GetSecretValue" ||
+					!strings.Contains(r.Header.Get("Authorization"), "/eu-west-1/secretsmanager/aws4_request") {
+					t.Errorf("request %s, headers %v", body, r.Header)
+				}
+				w.WriteHeader(tt.status)
+				_, _ = io.WriteString(w, tt.answer)
+			}))
+			defer server.Close()
+			t.Setenv("AWS_ENDPOINT_URL_SECRETS_MANAGER", server.URL)
+			got, err := readSecret(t.Context(), aws.Config{
+				Credentials: credentials.NewStaticCredentialsProvider("ASIATESTTESTTESTTEST", "secret", "token"),
+				HTTPClient:  awshttp.NewBuildableClient(),
+			}, secretARN)
+			if tt.wantErr != "" {
+				if err == nil || !strings.Contains(err.Error(), tt.wantErr) {
+					t.Errorf("got %v, want %q in it", err, tt.wantErr)
+				}
+				return
+			}
+			if err != nil || string(got) != tt.want {
+				t.Errorf("got %q, error %v", got, err)
+			}
+		})
+	}
+}
+
+// A login that cannot work is an answer and a line in the log that says what to
+// change, not a signer that does not start.
+func TestLoginFailsInTheOpen(t *testing.T) {
+	w := newWorldOn(t, teleporttest.Options{STS: sts.New(sts.Options{Region: "us-west-2"})})
+	w.deploy("method: iam, token: hallmark-enroll, role: hallmark-enroll, region: us-west-2")
+	status, body := w.post(testAudience)
+	if status != http.StatusServiceUnavailable || strings.Contains(body, "token") {
+		t.Errorf("status %d, %s", status, body)
+	}
+	if !strings.Contains(w.log.String(), "teleport.login.token") {
+		t.Errorf("log %s", w.log)
+	}
+}
+
+// deploy starts the signer again with another login.
+func (w *world) deploy(login string) {
+	w.t.Helper()
+	w.t.Setenv("HALLMARK_DEPLOYMENT", w.writeDeployment(login))
+	s, err := build(w.t.Context(), slog.New(slog.NewJSONHandler(w.log, nil)))
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.handler = handler{s.Enroll}
+}
