@@ -22,7 +22,7 @@ AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo -E env "PATH=$$PATH")
 
 .PHONY: help
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: setup
 setup: ## install every Debian package and tool that the rest needs
@@ -53,10 +53,23 @@ bin/packer: e2e/packer/go.mod e2e/packer/go.sum
 bin/golangci-lint: e2e/golangci-lint/go.mod e2e/golangci-lint/go.sum
 	cd e2e/golangci-lint && go build -o ../../$@ github.com/golangci/golangci-lint/v2/cmd/golangci-lint
 
+# Teleport 13.3.8, for tests only: about ten minutes on two processors, once.
+TELEPORT := bin/teleport/cluster bin/teleport/tctl bin/teleport/tsh
+$(TELEPORT) &: e2e/teleport/go.mod e2e/teleport/go.sum $(wildcard e2e/teleport/*/*.go)
+	cd e2e/teleport && go build -ldflags '-s -w -checklinkname=0' -o ../../bin/teleport/ ./cluster \
+		github.com/gravitational/teleport/tool/tctl github.com/gravitational/teleport/tool/tsh
+
+# Only "make bench" compares with it.
+bin/teleport/teleport: e2e/teleport/go.mod e2e/teleport/go.sum
+	cd e2e/teleport && go build -ldflags '-s -w -checklinkname=0' -o ../../$@ github.com/gravitational/teleport/tool/teleport
+
+.PHONY: bin/teleport
+bin/teleport: $(TELEPORT)
+
 .PHONY: demo
-demo: setup build bin/packer ## bake an image, boot three machines, enroll them, log in
+demo: setup build bin/packer $(if $(filter teleport,$(CLUSTER)),bin/teleport) ## bake an image, boot three machines, enroll them, log in
 	go build -o bin/demo ./e2e/demo
-	$(AS_ROOT) bin/demo
+	$(AS_ROOT) bin/demo $(if $(filter teleport,$(CLUSTER)),-teleport bin/teleport)
 
 .PHONY: test
 test: setup unit-race check-templates e2e ## run all tests, with real machines
@@ -82,6 +95,12 @@ e2e: setup build bin/packer
 	go test -c -tags e2e -o bin/e2e.test ./e2e
 	cd e2e && $(AS_ROOT) ../bin/e2e.test -test.v -test.timeout 25m
 
+.PHONY: test-teleport
+test-teleport: setup build bin/packer bin/teleport ## run the tests that need a real Teleport cluster
+	go test -count 1 -timeout 20m -tags teleport ./e2e/teleportd
+	go test -c -tags teleport -o bin/people.test ./e2e/people
+	cd e2e/people && $(AS_ROOT) ../../bin/people.test -test.v -test.timeout 20m
+
 .PHONY: lint
 lint: setup bin/golangci-lint ## check the code, the scripts and the template
 	bin/golangci-lint run ./...
@@ -89,9 +108,9 @@ lint: setup bin/golangci-lint ## check the code, the scripts and the template
 	cfn-lint template.yaml
 
 .PHONY: bench
-bench: setup build bin/packer ## print sizes, times and memory
+bench: setup build bin/packer bin/teleport bin/teleport/teleport ## print sizes, times and memory
 	go build -o bin/bench ./e2e/bench
-	$(AS_ROOT) bin/bench
+	$(AS_ROOT) bin/bench -teleport bin/teleport
 
 .PHONY: clean
 clean: ## remove what was built

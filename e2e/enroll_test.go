@@ -15,6 +15,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/gravitational/teleport/api/types"
+
 	"github.com/hallmark-ssh/hallmark/e2e/lab"
 	"github.com/hallmark-ssh/hallmark/internal/agent"
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
@@ -135,7 +137,7 @@ func validity(t *testing.T, keygen string) time.Duration {
 func TestNodeHasLabelsAndLease(t *testing.T) {
 	i := web(t)
 	s := state(t, i)
-	for _, node := range shared.lab.Cluster.Nodes() {
+	for _, node := range must[[]types.Server](t)(shared.lab.Cluster.Nodes(t.Context())) {
 		if node.GetName() != s.Node.ID {
 			continue
 		}

@@ -4,8 +4,8 @@
 // boots three machines from it, waits while they enroll themselves, and logs in to
 // each with the stock OpenSSH client.
 //
-// Only AWS and Teleport are stand-ins. The cluster is embedded, for tests and for
-// this demo.
+// Only AWS and Teleport are stand-ins, and with -teleport only AWS: the cluster is
+// embedded, for tests and for this demo, or a real one.
 package main
 
 import (
@@ -20,10 +20,12 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"github.com/gravitational/teleport/api/types"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/hallmark-ssh/hallmark/e2e/fleet"
 	"github.com/hallmark-ssh/hallmark/e2e/lab"
+	"github.com/hallmark-ssh/hallmark/e2e/teleportd"
 	"github.com/hallmark-ssh/hallmark/internal/agent"
 )
 
@@ -34,6 +36,7 @@ func main() {
 	flag.StringVar(&config.Bootstrap, "bootstrap", "bin/bootstrap", "path of the signer")
 	flag.StringVar(&config.Packer, "packer", "bin/packer", "path of Packer 1.15")
 	flag.StringVar(&config.Plugin, "plugin", "bin/packer-plugin-hallmark", "path of the Packer plugin")
+	flag.StringVar(&config.Teleport, "teleport", "", "folder with Teleport's programs; empty for the embedded cluster")
 	flag.Parse()
 	os.Exit(fleet.Main(os.Stderr, func(ctx context.Context, f *fleet.Fleet) int {
 		d := &demo{fleet: f, config: config, started: time.Now()}
@@ -56,6 +59,7 @@ type demo struct {
 	lab   *lab.Lab
 	image lab.Image
 	hosts []*host
+	nodes []types.Server // that the cluster holds
 }
 
 // host is one of the three machines, and what became of it.
@@ -67,8 +71,12 @@ type host struct {
 }
 
 func (d *demo) run(ctx context.Context) error {
-	fmt.Println("AWS is emulated by moto, and Teleport by a small cluster inside this program that is for tests only.")
-	fmt.Println("Packer, the signer, systemd, cloud-init, sshd and ssh are the real ones.")
+	if d.config.Teleport == "" {
+		fmt.Println("AWS is emulated by moto, and Teleport by a small cluster inside this program that is for tests only.")
+		fmt.Println("Packer, the signer, systemd, cloud-init, sshd and ssh are the real ones.")
+	} else {
+		fmt.Println("AWS is emulated by moto. Teleport " + teleportd.Version + ", Packer, the signer, systemd, cloud-init and sshd are the real ones.")
+	}
 	fmt.Println()
 	for _, step := range []struct {
 		what string
@@ -78,7 +86,7 @@ func (d *demo) run(ctx context.Context) error {
 		{"bake an image with Packer", d.bake},
 		{"boot three machines of it, which enroll themselves", d.boot},
 		{"show the nodes that the cluster holds", d.show},
-		{"log in to each with ssh, by a certificate of the cluster", d.logIn},
+		{"log in to each, by a certificate of the cluster", d.logIn},
 		{"try a certificate of another cluster", d.refuseStranger},
 	} {
 		fmt.Printf("==> %s\n", step.what)
@@ -139,8 +147,11 @@ func (d *demo) boot(ctx context.Context) error {
 	return group.Wait()
 }
 
-func (d *demo) show(context.Context) error {
-	for _, node := range d.lab.Cluster.Nodes() {
+func (d *demo) show(ctx context.Context) (err error) {
+	if d.nodes, err = d.lab.Cluster.Nodes(ctx); err != nil {
+		return err
+	}
+	for _, node := range d.nodes {
 		d.say("%s  %s  %s", node.GetName(), node.GetHostname(), node.GetAddr())
 		labels := node.GetAllLabels()
 		for _, key := range slices.Sorted(maps.Keys(labels)) {
@@ -161,7 +172,7 @@ func (d *demo) logIn(ctx context.Context) error {
 			return fmt.Errorf("ssh %s reached %q, want %q", name, out, h.instance.ID)
 		}
 		h.verified = true
-		d.say("ssh %s@%s: reached %s", lab.User, name, out)
+		d.say("%s: reached %s", name, out)
 	}
 	return nil
 }
@@ -187,7 +198,7 @@ func (d *demo) report() bool {
 	t := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(t, "HOST\tNODE\tADDRESS\tLABELS\tENROLLED IN\tSSH")
 	enrolled, verified := 0, 0
-	for _, node := range d.lab.Cluster.Nodes() {
+	for _, node := range d.nodes {
 		i := slices.IndexFunc(d.hosts, func(h *host) bool { return h.state.Node.ID == node.GetName() })
 		if i < 0 {
 			continue // only ever ours

@@ -31,19 +31,14 @@ const User = "debian"
 type keys struct {
 	web tls.Certificate // of the signer's URL
 
-	webCA      string // file that the web certificate is verified with
-	keyPair    string // private key of the EC2 key pair
-	login      string // private key with a user certificate of the cluster beside it
-	stranger   string // the same, of another cluster
-	knownHosts string // the cluster's @cert-authority line, and nothing else
-	openSSHCA  ssh.PublicKey
+	webCA    string // file that the web certificate is verified with
+	keyPair  string // private key of the EC2 key pair
+	stranger string // private key with a user certificate of another cluster beside it
 }
 
 func (l *Lab) makeKeys(context.Context) error {
 	k := &keys{
-		webCA: filepath.Join(l.dir, "signer_ca.pem"), knownHosts: filepath.Join(l.dir, "known_hosts"),
-		keyPair: filepath.Join(l.dir, "key-pair"), login: filepath.Join(l.dir, "login"), stranger: filepath.Join(l.dir, "stranger"),
-		openSSHCA: l.Cluster.OpenSSHCA(),
+		webCA: filepath.Join(l.dir, "signer_ca.pem"), keyPair: filepath.Join(l.dir, "key-pair"), stranger: filepath.Join(l.dir, "stranger"),
 	}
 	l.keys = k
 	web, err := newWebCertificate()
@@ -55,13 +50,10 @@ func (l *Lab) makeKeys(context.Context) error {
 	if err := os.WriteFile(k.webCA, ca, 0o600); err != nil {
 		return err
 	}
-	if err := os.WriteFile(k.knownHosts, l.Cluster.KnownHosts(), 0o600); err != nil {
+	if err := os.WriteFile(l.knownHosts(), l.Cluster.KnownHosts(), 0o600); err != nil {
 		return err
 	}
 	if _, err := writeKey(k.keyPair); err != nil {
-		return err
-	}
-	if err := writeLogin(k.login, l.Cluster); err != nil {
 		return err
 	}
 	other, err := teleporttest.Start(teleporttest.Options{ClusterName: l.Cluster.Name()})
@@ -71,6 +63,9 @@ func (l *Lab) makeKeys(context.Context) error {
 	defer other.Close()
 	return writeLogin(k.stranger, other)
 }
+
+// knownHosts is a file with the cluster's @cert-authority line, and nothing else.
+func (l *Lab) knownHosts() string { return filepath.Join(l.dir, "known_hosts") }
 
 // writeLogin writes a key, and a certificate of the cluster where ssh looks for
 // one.

@@ -1,8 +1,8 @@
 //go:build linux
 
 // Package lab puts the whole path together for the whole-path tests and the
-// demo: moto for EC2, an STS that checks signatures, an embedded cluster in place
-// of Teleport, the real signer behind a function URL, real Packer, and machines.
+// demo: moto for EC2, an STS that checks signatures, a Teleport cluster or an
+// embedded one in its place, the real signer behind a function URL, real Packer, and machines.
 package lab
 
 import (
@@ -25,8 +25,8 @@ import (
 	"github.com/hallmark-ssh/hallmark/e2e/lambdahost"
 	"github.com/hallmark-ssh/hallmark/e2e/moto"
 	"github.com/hallmark-ssh/hallmark/e2e/sts"
+	"github.com/hallmark-ssh/hallmark/e2e/teleportd"
 	"github.com/hallmark-ssh/hallmark/internal/identity/identitytest"
-	"github.com/hallmark-ssh/hallmark/internal/teleport/teleporttest"
 )
 
 const (
@@ -46,19 +46,24 @@ const (
 type Config struct {
 	// Bootstrap, Packer and Plugin are the paths of the programs under test.
 	Bootstrap, Packer, Plugin string
+	// Teleport is the folder with Teleport's programs; empty means the embedded
+	// cluster.
+	Teleport string
 	// Policy is the signer's policy file; empty means none.
 	Policy string
 }
 
 // Lab is everything but the machines, which come from Bake and Launch.
 type Lab struct {
-	Cluster   *teleporttest.Cluster
+	Cluster   Cluster
 	STS       *sts.Server
 	EC2       *ec2.Client
 	Signer    *lambdahost.Host
 	SignerURL string
 	// Region signs the machines' identity documents.
 	Region *identitytest.Region
+	// Teleport is the cluster if it is a real one, otherwise nil.
+	Teleport *teleportd.Cluster
 
 	fleet  *fleet.Fleet
 	config Config
@@ -171,14 +176,6 @@ func serve(ctx context.Context, l net.Listener, h http.Handler) *http.Server {
 	return server
 }
 
-func (l *Lab) startCluster(ctx context.Context) (err error) {
-	l.Cluster, err = teleporttest.Start(teleporttest.Options{})
-	if err == nil {
-		context.AfterFunc(ctx, func() { _ = l.Cluster.Close() })
-	}
-	return err
-}
-
 // startSigner deploys the signer as SAM would: a package folder with the program's
 // configuration, a function, and its URL.
 func (l *Lab) startSigner(ctx context.Context) error {
@@ -223,8 +220,9 @@ func (l *Lab) writeDeployment(root string) error {
 		"accounts":            []string{moto.Account},
 		"regions":             []string{Region},
 		"region_certificates": map[string]string{Region: string(l.Region.CertificatePEM())},
-		"teleport": map[string]string{
-			"address": l.Cluster.Address(), "roots_file": "ca.pem", "identity_file": "identity.pem",
+		"teleport": map[string]any{
+			"address": l.Cluster.Address(), "roots_file": "ca.pem",
+			"login": map[string]string{"method": "identity-file", "file": "identity.pem"},
 		},
 	}
 	files := map[string][]byte{"ca.pem": l.Cluster.RootsPEM(), "identity.pem": l.Cluster.IdentityFile()}

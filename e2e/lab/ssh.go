@@ -6,22 +6,23 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"net/netip"
 	"os"
 	"os/exec"
 	"strings"
 	"time"
 )
 
-// SSH logs in to an instance with the stock client and a user certificate of the
-// cluster, and runs a command. It believes a host only by the cluster's Host CA, under
-// the name by which people type it.
+// SSH logs in to an instance as people of the cluster do, and runs a command. It
+// believes a host only by the cluster's Host CA, under the name by which people type
+// it.
 func (l *Lab) SSH(ctx context.Context, i *Instance, hostname, command string) (string, error) {
-	return l.ssh(ctx, i, l.keys.login, l.keys.knownHosts, hostname, command)
+	return l.Cluster.SSH(ctx, i.Address, hostname, command)
 }
 
-// SSHByStranger is SSH with a user certificate of another cluster's CA.
+// SSHByStranger logs in with a user certificate of another cluster's CA.
 func (l *Lab) SSHByStranger(ctx context.Context, i *Instance, hostname, command string) (string, error) {
-	return l.ssh(ctx, i, l.keys.stranger, l.keys.knownHosts, hostname, command)
+	return runSSH(ctx, i.Address, l.keys.stranger, l.knownHosts(), hostname, command)
 }
 
 // SSHByKeyPair logs in without anything of the cluster: with the instance's EC2
@@ -40,10 +41,11 @@ func (l *Lab) SSHByKeyPair(ctx context.Context, i *Instance, command string) (st
 	if _, err := fmt.Fprintf(known, "%s %s", i.ID, key); err != nil {
 		return "", err
 	}
-	return l.ssh(ctx, i, l.keys.keyPair, known.Name(), i.ID, command)
+	return runSSH(ctx, i.Address, l.keys.keyPair, known.Name(), i.ID, command)
 }
 
-func (l *Lab) ssh(ctx context.Context, i *Instance, identity, knownHosts, hostname, command string) (string, error) {
+// runSSH runs the stock client against the address. It knows the host by the name.
+func runSSH(ctx context.Context, address netip.Addr, identity, knownHosts, hostname, command string) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "ssh", "-F", "none",
@@ -57,7 +59,7 @@ func (l *Lab) ssh(ctx context.Context, i *Instance, identity, knownHosts, hostna
 		"-o", "UpdateHostKeys=no",
 		"-o", "UserKnownHostsFile="+knownHosts,
 		"-i", identity,
-		User+"@"+i.Address.String(), command)
+		User+"@"+address.String(), command)
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	if err := cmd.Run(); err != nil {

@@ -1,0 +1,205 @@
+//go:build linux
+
+package lab
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/gravitational/teleport/api/types"
+	"golang.org/x/crypto/ssh"
+
+	"github.com/hallmark-ssh/hallmark/e2e/fleet"
+	"github.com/hallmark-ssh/hallmark/e2e/teleportd"
+	"github.com/hallmark-ssh/hallmark/internal/teleport/caexport"
+	"github.com/hallmark-ssh/hallmark/internal/teleport/teleporttest"
+)
+
+// Cluster is the lab's Teleport cluster: the embedded one, or a real one.
+type Cluster interface {
+	Name() string
+	// Address is host:port of the proxy.
+	Address() string
+	// RootsPEM is what the proxy's web certificate is verified with.
+	RootsPEM() []byte
+	// IdentityFile is the signer's login.
+	IdentityFile() []byte
+	// OpenSSHCA signs the certificates that machines are shown, and KnownHosts are the
+	// lines of the one that signs theirs.
+	OpenSSHCA() ssh.PublicKey
+	KnownHosts() []byte
+	// Nodes returns the nodes, sorted by name.
+	Nodes(ctx context.Context) ([]types.Server, error)
+	// SSH runs a command as User, as people of the cluster do, on the machine whose
+	// name they type.
+	SSH(ctx context.Context, address netip.Addr, hostname, command string) (string, error)
+}
+
+func (l *Lab) startCluster(ctx context.Context) (err error) {
+	if l.config.Teleport == "" {
+		l.Cluster, err = l.startEmbedded(ctx)
+		return err
+	}
+	l.Cluster, err = l.startTeleport(ctx)
+	return err
+}
+
+// embedded is a cluster inside this program. Its people need no proxy: they hold the
+// certificates that Teleport's proxy shows to machines.
+type embedded struct {
+	*teleporttest.Cluster
+	login      string // private key with a user certificate of the cluster beside it
+	knownHosts string // the cluster's @cert-authority line, and nothing else
+}
+
+func (l *Lab) startEmbedded(ctx context.Context) (*embedded, error) {
+	cluster, err := teleporttest.Start(teleporttest.Options{})
+	if err != nil {
+		return nil, err
+	}
+	context.AfterFunc(ctx, func() { _ = cluster.Close() })
+	e := &embedded{Cluster: cluster, login: filepath.Join(l.dir, "login"), knownHosts: l.knownHosts()}
+	return e, writeLogin(e.login, cluster)
+}
+
+func (e *embedded) Nodes(context.Context) ([]types.Server, error) {
+	var nodes []types.Server
+	for _, node := range e.Cluster.Nodes() {
+		nodes = append(nodes, node)
+	}
+	return nodes, nil
+}
+
+func (e *embedded) SSH(ctx context.Context, address netip.Addr, hostname, command string) (string, error) {
+	return runSSH(ctx, address, e.login, e.knownHosts, hostname, command)
+}
+
+// signerRole is the signer's login, with the rules that it needs and no others.
+const signerRole = `kind: role
+version: v6
+metadata:
+  name: hallmark-signer
+spec:
+  allow:
+    node_labels: {'*': '*'}
+    rules:
+    - resources: [node]
+      verbs: [list, read, create, update, delete]
+    - resources: [host_cert]
+      verbs: [create]
+---
+kind: user
+version: v2
+metadata:
+  name: hallmark-signer
+spec:
+  roles: [hallmark-signer]
+`
+
+// everyone is the role of the person that SSH logs in as.
+const everyone = `kind: role
+version: v6
+metadata:
+  name: everyone
+spec:
+  allow:
+    logins: [` + User + `]
+    node_labels: {'*': '*'}
+`
+
+// real is a Teleport cluster.
+type real struct {
+	*teleportd.Cluster
+	person       *teleportd.Person
+	login, hosts []byte
+	openSSHCA    ssh.PublicKey
+}
+
+func (l *Lab) startTeleport(ctx context.Context) (*real, error) {
+	log, err := l.createLog("teleport")
+	if err != nil {
+		return nil, err
+	}
+	cluster, err := teleportd.Start(ctx, teleportd.Options{
+		Programs: l.config.Teleport, Dir: filepath.Join(l.dir, "teleport"), Name: "hallmark.test", Address: fleet.Hub,
+		STSURL: l.stsURL, Log: log,
+	})
+	if err != nil {
+		return nil, err
+	}
+	l.Teleport = cluster
+	r := &real{Cluster: cluster}
+	for _, step := range []func(context.Context) error{r.addSigner, r.addPerson, r.readAuthorities} {
+		if err := step(ctx); err != nil {
+			return nil, err
+		}
+	}
+	return r, nil
+}
+
+func (r *real) addSigner(ctx context.Context) error {
+	if err := r.Create(ctx, signerRole); err != nil {
+		return err
+	}
+	path, err := r.SignIdentity(ctx, "hallmark-signer", 12*time.Hour)
+	if err != nil {
+		return err
+	}
+	r.login, err = os.ReadFile(path)
+	return err
+}
+
+func (r *real) addPerson(ctx context.Context) (err error) {
+	if err := r.Create(ctx, everyone); err != nil {
+		return err
+	}
+	r.person, err = r.NewPerson(ctx, "everyone", "everyone")
+	return err
+}
+
+func (r *real) readAuthorities(ctx context.Context) error {
+	openssh, err := r.Authorities(ctx, caexport.OpenSSH)
+	if err != nil {
+		return err
+	}
+	r.openSSHCA = openssh[0]
+	host, err := r.Authorities(ctx, caexport.Host)
+	if err != nil {
+		return err
+	}
+	r.hosts = fmt.Appendf(nil, "@cert-authority %[1]s,*.%[1]s %s", r.Name(), ssh.MarshalAuthorizedKey(host[0]))
+	return nil
+}
+
+func (r *real) IdentityFile() []byte     { return r.login }
+func (r *real) OpenSSHCA() ssh.PublicKey { return r.openSSHCA }
+func (r *real) KnownHosts() []byte       { return r.hosts }
+
+func (r *real) Nodes(ctx context.Context) ([]types.Server, error) {
+	out, err := r.Tctl(ctx, "get", "nodes", "--format=json")
+	if err != nil {
+		return nil, err
+	}
+	var servers []*types.ServerV2
+	if err := json.Unmarshal([]byte(out), &servers); err != nil {
+		return nil, fmt.Errorf("read what tctl get nodes prints: %w", err)
+	}
+	var nodes []types.Server
+	for _, server := range servers {
+		nodes = append(nodes, server)
+	}
+	return nodes, nil
+}
+
+func (r *real) SSH(ctx context.Context, _ netip.Addr, hostname, command string) (string, error) {
+	// OpenSSH's client needs the cluster's name in the host's, for the configuration
+	// that tsh writes; tsh itself looks for nodes by their own.
+	name := strings.TrimSuffix(hostname, "."+r.Name())
+	return r.person.Tsh(ctx, "ssh", User+"@"+name, command)
+}

@@ -1,0 +1,130 @@
+//go:build teleport && linux
+
+// Package people tests what the people of a real Teleport cluster see of enrolled
+// machines: with tsh, and with OpenSSH's client as tsh configures it.
+package people
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/hallmark-ssh/hallmark/e2e/fleet"
+	"github.com/hallmark-ssh/hallmark/e2e/lab"
+	"github.com/hallmark-ssh/hallmark/e2e/teleportd"
+	"github.com/hallmark-ssh/hallmark/internal/agent"
+)
+
+// shared is what all tests use, and leave as it is. TestMain fills it.
+var shared struct {
+	lab       *lab.Lab
+	image     lab.Image
+	prod, dev machine
+}
+
+// machine is an enrolled instance.
+type machine struct {
+	*lab.Instance
+	state *agent.State
+}
+
+func TestMain(m *testing.M) {
+	os.Exit(fleet.Main(os.Stderr, func(ctx context.Context, f *fleet.Fleet) int {
+		if err := setUp(ctx, f); err != nil {
+			fmt.Fprintf(os.Stderr, "people: error: %v\n", err)
+			return 1
+		}
+		return m.Run()
+	}))
+}
+
+func setUp(ctx context.Context, f *fleet.Fleet) error {
+	dir, err := os.MkdirTemp("", "people-")
+	if err != nil {
+		return err
+	}
+	shared.lab, err = lab.New(ctx, f, lab.Config{
+		Bootstrap: "../../bin/bootstrap", Packer: "../../bin/packer", Plugin: "../../bin/packer-plugin-hallmark",
+		Teleport: "../../bin/teleport",
+	}, dir)
+	if err != nil {
+		return err
+	}
+	var packer bytes.Buffer
+	if shared.image, err = shared.lab.Bake(ctx, &packer); err != nil {
+		return fmt.Errorf("%w\n--- packer\n%s", err, &packer)
+	}
+	group, ctx := errgroup.WithContext(ctx)
+	for env, m := range map[string]*machine{"prod": &shared.prod, "dev": &shared.dev} {
+		instance, err := shared.lab.Launch(ctx, lab.Template{Name: env, Image: shared.image, Tags: map[string]string{"Name": env, "env": env}})
+		if err != nil {
+			return err
+		}
+		m.Instance = instance
+		group.Go(func() (err error) {
+			m.state, err = instance.WaitEnrolled(ctx)
+			if err != nil {
+				var dump bytes.Buffer
+				instance.Dump(ctx, &dump)
+				err = fmt.Errorf("%w\n%s--- signer\n%s", err, &dump, shared.lab.SignerLog())
+			}
+			return err
+		})
+	}
+	return group.Wait()
+}
+
+// newPerson logs in somebody of a role that this makes. The name is the role's, too.
+func newPerson(t *testing.T, cluster *teleportd.Cluster, name, allow string, more ...string) *teleportd.Person {
+	t.Helper()
+	role := fmt.Sprintf("kind: role\nversion: v6\nmetadata: {name: %s}\nspec: {allow: %s}\n", name, allow)
+	if err := cluster.Create(t.Context(), role); err != nil {
+		t.Fatal(err)
+	}
+	p, err := cluster.NewPerson(t.Context(), name, append([]string{name}, more...)...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+// reach is a command that only the machine itself answers to with its instance id.
+const reach = "cat /run/cloud-init/.instance-id"
+
+// reached checks the outcome of running reach.
+func reached(t *testing.T, m machine, out string, err error) {
+	t.Helper()
+	if err != nil {
+		t.Error(err)
+		return
+	}
+	if got := strings.TrimSpace(out); got != m.ID {
+		t.Errorf("reached %q, want %s", got, m.ID)
+	}
+}
+
+// refused checks that a command failed, and why.
+func refused(t *testing.T, out string, err error, want string) {
+	t.Helper()
+	if err == nil {
+		t.Errorf("it works, and says %q", out)
+		return
+	}
+	if !strings.Contains(err.Error(), want) {
+		t.Errorf("got %v, want %q", err, want)
+	}
+}
+
+// poll waits until a condition holds.
+func poll(t *testing.T, limit time.Duration, try func() error) {
+	t.Helper()
+	if err := fleet.Poll(t.Context(), limit, try); err != nil {
+		t.Fatal(err)
+	}
+}

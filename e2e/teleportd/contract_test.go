@@ -1,0 +1,109 @@
+//go:build linux && teleport
+
+package teleportd_test
+
+import (
+	"context"
+	"flag"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"golang.org/x/crypto/ssh"
+
+	"github.com/hallmark-ssh/hallmark/e2e/fleet"
+	"github.com/hallmark-ssh/hallmark/e2e/teleportd"
+	"github.com/hallmark-ssh/hallmark/internal/teleport"
+	"github.com/hallmark-ssh/hallmark/internal/teleport/caexport"
+	"github.com/hallmark-ssh/hallmark/internal/teleport/teleporttest"
+)
+
+var programs = flag.String("programs", "../../bin/teleport", "folder with the programs of Teleport")
+
+// addSigner makes the signer's login, a user with the role that operators get.
+func addSigner(t *testing.T, cluster *teleportd.Cluster) {
+	t.Helper()
+	const user = "kind: user\nversion: v2\nmetadata: {name: hallmark-enroll}\nspec: {roles: [hallmark-enroll]}\n"
+	if err := cluster.Create(t.Context(), template(t, "role.yaml", cluster.Name())+"---\n"+user); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestContract(t *testing.T) {
+	for name, address := range map[string]func(*teleportd.Cluster) string{
+		"proxy": (*teleportd.Cluster).Address,
+		"auth":  (*teleportd.Cluster).AuthAddress,
+	} {
+		t.Run(name, func(t *testing.T) {
+			cluster := start(t, "contract.test", "127.83.1.1")
+			addSigner(t, cluster)
+			teleporttest.RunContract(t, target(cluster, address(cluster)))
+		})
+	}
+}
+
+func target(cluster *teleportd.Cluster, address string) teleporttest.Target {
+	return teleporttest.Target{
+		Connect: func(t *testing.T) *teleport.Client {
+			ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+			defer cancel()
+			var client *teleport.Client
+			// It restarts in some phases of a rotation.
+			err := fleet.Poll(ctx, 30*time.Second, func() error {
+				identity, err := cluster.SignIdentity(ctx, "hallmark-enroll", time.Hour)
+				if err != nil {
+					return err
+				}
+				client, err = teleport.Dial(ctx, teleport.Config{Address: address, Login: teleport.IdentityFile(identity)})
+				return err
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { client.Close() })
+			return client
+		},
+		Export: func(ctx context.Context, kind caexport.Kind) ([]ssh.PublicKey, error) {
+			return cluster.Authorities(ctx, kind)
+		},
+		Rotate: func(ctx context.Context, kind caexport.Kind, phase teleporttest.Phase) error {
+			return cluster.Rotate(ctx, kind, string(phase))
+		},
+	}
+}
+
+// start starts a cluster. What it logs goes into the test's log if the test fails.
+func start(t *testing.T, name, address string) *teleportd.Cluster {
+	t.Helper()
+	return startWith(t, teleportd.Options{Name: name, Address: address})
+}
+
+// startWith is start with further options.
+func startWith(t *testing.T, options teleportd.Options) *teleportd.Cluster {
+	t.Helper()
+	dir, name := t.TempDir(), options.Name
+	log, err := os.Create(filepath.Join(dir, "log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		log.Close()
+		if data, err := os.ReadFile(log.Name()); t.Failed() && err == nil {
+			t.Logf("log of cluster %s:\n%s", name, data)
+		}
+	})
+	options.Programs, options.Dir, options.Log = *programs, dir, log
+	began := time.Now()
+	cluster, err := teleportd.Start(t.Context(), options)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("cluster %s started in %s", name, time.Since(began).Round(time.Millisecond))
+	t.Cleanup(func() {
+		if err := cluster.Close(); err != nil {
+			t.Errorf("close cluster %s: %v", name, err)
+		}
+	})
+	return cluster
+}

@@ -1,0 +1,57 @@
+//go:build linux
+
+package teleportd
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/gravitational/teleport/api/types"
+
+	"github.com/hallmark-ssh/hallmark/e2e/fleet"
+	"github.com/hallmark-ssh/hallmark/internal/teleport/caexport"
+)
+
+// Rotate takes an authority to a phase of its rotation, and returns when the cluster's
+// own services have followed. They have to, before the next phase: a service that misses
+// one of the Host CA's is locked out.
+func (c *Cluster) Rotate(ctx context.Context, kind caexport.Kind, phase string) error {
+	if err := os.RemoveAll(c.ready()); err != nil {
+		return err
+	}
+	if _, err := c.Tctl(ctx, "auth", "rotate", "--manual", "--type="+string(kind), "--phase="+phase); err != nil {
+		return err
+	}
+	if kind != caexport.Host {
+		return nil
+	}
+	return fleet.Poll(ctx, time.Minute, func() error {
+		if phase != "init" { // then the services start again
+			_, err := os.Stat(c.ready())
+			return err
+		}
+		return errors.Join(c.follows(ctx, "auth_server", phase), c.follows(ctx, "proxy", phase))
+	})
+}
+
+// follows checks that the service has come to the phase.
+func (c *Cluster) follows(ctx context.Context, service, phase string) error {
+	out, err := c.Tctl(ctx, "get", service, "--format=json")
+	if err != nil {
+		return err
+	}
+	var servers []*types.ServerV2
+	if err := json.Unmarshal([]byte(out), &servers); err != nil {
+		return fmt.Errorf("read what tctl get %s prints: %w", service, err)
+	}
+	for _, server := range servers {
+		if at := server.Spec.Rotation.Phase; at != phase {
+			return fmt.Errorf("%s is in phase %q, not %q", service, at, phase)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,265 @@
+//go:build linux
+
+// Package teleportd runs real Teleport clusters for tests and the demo: the programs
+// that e2e/teleport builds, each as a process of its own.
+package teleportd
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"go.yaml.in/yaml/v3"
+	"golang.org/x/crypto/ssh"
+
+	"github.com/hallmark-ssh/hallmark/e2e/fleet"
+	"github.com/hallmark-ssh/hallmark/internal/teleport/caexport"
+)
+
+// Version is the Teleport version of the programs.
+const Version = "13.3.8"
+
+const (
+	proxyPort = "3080"
+	authPort  = "3025"
+
+	// startLimit is how long a cluster may take to start. It takes five seconds.
+	startLimit = 2 * time.Minute
+)
+
+// Options describe a cluster.
+type Options struct {
+	// Programs is the folder with cluster, tctl and tsh: bin/teleport.
+	Programs string
+	// Dir is a folder for everything that the cluster and its people keep.
+	Dir string
+	// Name of the cluster.
+	Name string
+	// Address is the IP address to listen on, which no other cluster has. With an
+	// address each, clusters have no ports to find, and the usual ones.
+	Address string
+	// STSURL is asked in place of AWS STS when a bot joins by its AWS role; empty
+	// leaves AWS's.
+	STSURL string
+	// WebCA signs the proxy's web certificate. Clusters that trust one another share
+	// one; nil makes one.
+	WebCA *WebCA
+	// Log gets what the cluster logs.
+	Log io.Writer
+}
+
+// Cluster is a running cluster: auth service and proxy in one process, the proxy
+// with TLS routing on one port.
+type Cluster struct {
+	options Options
+	config  string // file of Teleport's configuration
+	process *exec.Cmd
+	exited  chan struct{}
+}
+
+// Start starts a cluster, and returns when it serves. It ends with the context.
+func Start(ctx context.Context, options Options) (*Cluster, error) {
+	for _, path := range []*string{&options.Programs, &options.Dir} {
+		absolute, err := filepath.Abs(*path)
+		if err != nil {
+			return nil, err
+		}
+		*path = absolute
+	}
+	c := &Cluster{options: options, config: filepath.Join(options.Dir, "teleport.yaml"), exited: make(chan struct{})}
+	for _, name := range []string{"cluster", "tctl", "tsh"} {
+		if _, err := os.Stat(c.program(name)); err != nil {
+			return nil, fmt.Errorf("a program of Teleport is missing (%w): run 'make bin/teleport'", err)
+		}
+	}
+	if err := c.writeFiles(); err != nil {
+		return nil, fmt.Errorf("configure Teleport: %w", err)
+	}
+	if err := c.start(ctx); err != nil {
+		return nil, fmt.Errorf("start Teleport: %w", err)
+	}
+	return c, nil
+}
+
+func (c *Cluster) program(name string) string { return filepath.Join(c.options.Programs, name) }
+
+// ready is a file that is made whenever the cluster has started, or started again.
+func (c *Cluster) ready() string           { return c.path("ready") }
+func (c *Cluster) path(name string) string { return filepath.Join(c.options.Dir, name) }
+
+func (c *Cluster) writeFiles() error {
+	if c.options.WebCA == nil {
+		ca, err := NewWebCA()
+		if err != nil {
+			return err
+		}
+		c.options.WebCA = ca
+	}
+	certificate, key, err := c.options.WebCA.issue(c.options.Address)
+	if err != nil {
+		return err
+	}
+	config, err := c.teleportConfig()
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(c.options.Dir, 0o700); err != nil {
+		return err
+	}
+	for name, data := range map[string][]byte{
+		"web_ca.crt": c.WebCA().PEM(), "web.crt": certificate, "web.key": key, "teleport.yaml": config,
+	} {
+		if err := os.WriteFile(c.path(name), data, 0o600); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (c *Cluster) teleportConfig() ([]byte, error) {
+	return yaml.Marshal(map[string]any{
+		"version": "v3",
+		"teleport": map[string]any{
+			"nodename": c.options.Name, "data_dir": c.path("data"), "log": map[string]string{"severity": "INFO"},
+		},
+		"auth_service": map[string]any{
+			"enabled": "yes", "cluster_name": c.options.Name, "listen_addr": c.AuthAddress(),
+			"proxy_listener_mode": "multiplex",
+			"authentication":      map[string]string{"type": "local", "second_factor": "off"},
+		},
+		"proxy_service": map[string]any{
+			"enabled": "yes", "web_listen_addr": c.Address(), "public_addr": c.Address(),
+			"https_keypairs": []map[string]string{{"key_file": c.path("web.key"), "cert_file": c.path("web.crt")}},
+		},
+		"ssh_service": map[string]string{"enabled": "no"},
+	})
+}
+
+func (c *Cluster) start(ctx context.Context) error {
+	c.process = exec.CommandContext(ctx, c.program("cluster"), "-config="+c.config, "-ready="+c.ready(), "-sts-url="+c.options.STSURL, "-until-eof")
+	c.process.Env = c.environment()
+	c.process.Stdout, c.process.Stderr = c.options.Log, c.options.Log
+	c.process.Cancel = func() error { return c.process.Process.Signal(syscall.SIGTERM) }
+	c.process.WaitDelay = 10 * time.Second
+	// The kernel closes it when this program ends, however it ends.
+	if _, err := c.process.StdinPipe(); err != nil {
+		return err
+	}
+	if err := c.process.Start(); err != nil {
+		return err
+	}
+	go func() {
+		_ = c.process.Wait() // it is told to end
+		close(c.exited)
+	}()
+	return fleet.Poll(ctx, startLimit, func() error {
+		select {
+		case <-c.exited:
+			return fleet.Fatal(errors.New("it ended while starting: see its log"))
+		default:
+		}
+		_, err := os.Stat(c.ready())
+		return err
+	})
+}
+
+// environment makes Teleport's programs trust the web certificates of the proxies,
+// and keeps them from looking for the metadata service of a cloud that they might
+// be in.
+func (c *Cluster) environment() []string {
+	return append(os.Environ(), "SSL_CERT_FILE="+c.RootsFile(),
+		"AWS_EC2_METADATA_DISABLED=true", "AWS_EC2_METADATA_SERVICE_ENDPOINT=http://127.0.0.1:1")
+}
+
+// Close ends the cluster.
+func (c *Cluster) Close() error {
+	select {
+	case <-c.exited: // with its context
+		return nil
+	default:
+	}
+	// There is nothing to keep, and an orderly end waits for people's connections.
+	err := c.process.Process.Kill()
+	<-c.exited
+	return err
+}
+
+// Name returns the cluster's name.
+func (c *Cluster) Name() string { return c.options.Name }
+
+// Address returns host:port of the proxy.
+func (c *Cluster) Address() string { return net.JoinHostPort(c.options.Address, proxyPort) }
+
+// AuthAddress returns host:port of the auth service.
+func (c *Cluster) AuthAddress() string { return net.JoinHostPort(c.options.Address, authPort) }
+
+// WebCA returns the authority of the proxy's web certificate.
+func (c *Cluster) WebCA() *WebCA { return c.options.WebCA }
+
+// RootsPEM returns what the proxy's web certificate is verified with.
+func (c *Cluster) RootsPEM() []byte { return c.WebCA().PEM() }
+
+// RootsFile returns the file that holds the same.
+func (c *Cluster) RootsFile() string { return c.path("web_ca.crt") }
+
+// Authorities returns the public keys of an authority, as the proxy exports them.
+func (c *Cluster) Authorities(ctx context.Context, kind caexport.Kind) ([]ssh.PublicKey, error) {
+	client, err := caexport.NewHTTPClient(c.RootsPEM())
+	if err != nil {
+		return nil, err
+	}
+	defer client.CloseIdleConnections()
+	return caexport.Fetch(ctx, client, c.Address(), kind)
+}
+
+// Tctl runs tctl as the cluster's administrator, and returns what it prints.
+func (c *Cluster) Tctl(ctx context.Context, args ...string) (string, error) {
+	cmd := exec.CommandContext(ctx, c.program("tctl"), append([]string{"-c", c.config}, args...)...)
+	cmd.Env = c.environment()
+	return run(cmd)
+}
+
+// Create creates resources, or replaces them, as `tctl create -f` does.
+func (c *Cluster) Create(ctx context.Context, resources string) error {
+	file, err := os.CreateTemp(c.options.Dir, "resources-*.yaml")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(file.Name())
+	if _, err := file.WriteString(resources); err != nil {
+		return errors.Join(err, file.Close())
+	}
+	if err := file.Close(); err != nil {
+		return err
+	}
+	// A resource that the configuration file sets needs the confirmation.
+	_, err = c.Tctl(ctx, "create", "-f", "--confirm", file.Name())
+	return err
+}
+
+// SignIdentity makes an identity file for the user, and returns its path.
+func (c *Cluster) SignIdentity(ctx context.Context, user string, ttl time.Duration) (string, error) {
+	out := c.path(user + ".identity")
+	_, err := c.Tctl(ctx, "auth", "sign", "--overwrite", "--format=file", "--user="+user, "--ttl="+ttl.String(), "--out="+out)
+	return out, err
+}
+
+// run runs a command and returns its standard output. The error has what it wrote
+// to standard error.
+func run(cmd *exec.Cmd) (string, error) {
+	var stdout, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	if err := cmd.Run(); err != nil {
+		return stdout.String(), fmt.Errorf("%s %s: %w: %s", filepath.Base(cmd.Path), strings.Join(cmd.Args[1:], " "), err, strings.TrimSpace(stderr.String()))
+	}
+	return stdout.String(), nil
+}
