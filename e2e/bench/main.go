@@ -37,9 +37,10 @@ func main() {
 	flag.StringVar(&c.Bootstrap, "bootstrap", "bin/bootstrap", "path of the signer")
 	flag.StringVar(&c.Packer, "packer", "bin/packer", "path of Packer 1.15")
 	flag.StringVar(&c.Plugin, "plugin", "bin/packer-plugin-hallmark", "path of the Packer plugin")
+	flag.StringVar(&c.Teleport, "teleport", "", "folder with Teleport's programs, to compare with; empty leaves that out")
 	flag.Parse()
 	os.Exit(fleet.Main(os.Stderr, func(ctx context.Context, f *fleet.Fleet) int {
-		err := errors.Join(printSizes(*hallmark, c.Bootstrap), printVerification(*document), printEnrollment(ctx, f, c))
+		err := errors.Join(printSizes(*hallmark, c.Bootstrap), printVerification(*document), printCosts(ctx, f, c))
 		if err != nil {
 			fmt.Fprintf(os.Stderr, "bench: error: %v\n", err)
 			return 1
@@ -138,69 +139,98 @@ type cost struct {
 const python = `
 import json, resource, subprocess, sys, time
 start = time.monotonic()
-subprocess.run(sys.argv[1:], check=True, stderr=subprocess.DEVNULL)
+subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL)
 wall, usage = time.monotonic() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
 print(json.dumps({"wall": wall, "cpu": usage.ru_utime + usage.ru_stime, "memory": usage.ru_maxrss}))
 `
 
-// printEnrollment enrolls a booted machine again and again, each time as if for
-// the first time, and then with nothing to do.
-func printEnrollment(ctx context.Context, f *fleet.Fleet, c lab.Config) error {
-	i, err := boot(ctx, f, c)
+// printCosts measures on one booted machine, one after the other.
+func printCosts(ctx context.Context, f *fleet.Fleet, c lab.Config) error {
+	l, i, err := boot(ctx, f, c)
 	if err != nil {
 		return err
 	}
-	// The timer would take the lock in between.
-	if _, err := i.Run(ctx, "systemctl", "stop", "hallmark.timer"); err != nil {
-		return err
+	first, err := printEnrollment(ctx, l, i)
+	if err == nil {
+		err = printSigner(l)
 	}
+	if err == nil && c.Teleport != "" {
+		err = printJoin(ctx, c, l, i, first)
+	}
+	return err
+}
+
+// printEnrollment enrolls the machine again and again, each time as if for the
+// first time, and then with nothing to do. It returns what the former cost.
+func printEnrollment(ctx context.Context, l *lab.Lab, i *lab.Instance) ([]cost, error) {
+	before := teleportCalls(l)
 	first, err := measure(ctx, i, func() error {
 		_, err := i.Run(ctx, "sh", "-c", "rm /var/lib/hallmark/state.json /etc/ssh/*-cert.pub")
 		return err
-	})
+	}, "hallmark", "enroll")
 	if err != nil {
-		return err
+		return nil, err
 	}
-	idle, err := measure(ctx, i, func() error { return nil })
+	calls := teleportCalls(l) - before
+	idle, err := measure(ctx, i, func() error { return nil }, "hallmark", "enroll")
 	if err != nil {
-		return err
+		return nil, err
 	}
 	show("hallmark enroll, wall (median)", median(first, wall), 0.15, "s")
 	show("hallmark enroll, peak memory", median(first, memory), 25, "MB")
 	fmt.Printf("%-46s %9.3f s\n", "hallmark enroll, CPU", median(first, cpu))
 	show("hallmark enroll, nothing to do, CPU", median(idle, cpu), 0.03, "s")
 	fmt.Printf("%-46s %9.2f\n", "nothing to do, wall over that of an enrollment", median(idle, wall)/median(first, wall))
-	return nil
+	if calls > 0 {
+		fmt.Printf("%-46s %9.1f of Teleport, with three host keys\n", "signer, calls per enrollment of a known machine", float64(calls)/runs)
+	}
+	return first, nil
 }
 
-func boot(ctx context.Context, f *fleet.Fleet, c lab.Config) (*lab.Instance, error) {
+// boot returns a machine that has enrolled by itself, and does so no more: the
+// timer would take the lock in between.
+func boot(ctx context.Context, f *fleet.Fleet, c lab.Config) (*lab.Lab, *lab.Instance, error) {
 	dir, err := os.MkdirTemp("", "bench-")
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	l, err := lab.New(ctx, f, c, dir)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	image, err := l.Bake(ctx, io.Discard)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	i, err := l.Launch(ctx, lab.Template{Name: "bench", Image: image, Tags: map[string]string{"Name": "bench"}})
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	_, err = i.WaitEnrolled(ctx)
-	return i, err
+	if _, err = i.WaitEnrolled(ctx); err != nil {
+		return nil, nil, err
+	}
+	_, err = i.Run(ctx, "systemctl", "stop", "hallmark.timer")
+	return l, i, err
 }
 
-func measure(ctx context.Context, i *lab.Instance, prepare func() error) ([]cost, error) {
+// teleportCalls counts the calls of the embedded cluster so far.
+func teleportCalls(l *lab.Lab) int {
+	sum := 0
+	if counted, ok := l.Cluster.(interface{ Calls() map[string]int }); ok {
+		for _, n := range counted.Calls() {
+			sum += n
+		}
+	}
+	return sum
+}
+
+func measure(ctx context.Context, i *lab.Instance, prepare func() error, command ...string) ([]cost, error) {
 	var costs []cost
 	for range runs {
 		if err := prepare(); err != nil {
 			return nil, err
 		}
-		out, err := i.Run(ctx, "python3", "-c", python, "hallmark", "enroll")
+		out, err := i.Run(ctx, "python3", append([]string{"-c", python}, command...)...)
 		if err != nil {
 			return nil, err
 		}

@@ -1,0 +1,125 @@
+//go:build linux
+
+package main
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/hallmark-ssh/hallmark/e2e/lab"
+)
+
+// joinProgram is where the machine has Teleport's own program.
+const joinProgram = "/usr/local/bin/teleport"
+
+// printJoin compares an enrollment with what Teleport itself offers for OpenSSH,
+// on the same machine, with the same real cluster, one after the other.
+func printJoin(ctx context.Context, c lab.Config, l *lab.Lab, i *lab.Instance, ours []cost) error {
+	command, err := prepareJoin(ctx, c, l, i)
+	if err != nil {
+		return err
+	}
+	theirs, err := measure(ctx, i, func() error { return nil }, command...)
+	if err != nil {
+		return err
+	}
+	sizes, err := diskUse(i, "usr/local/bin/hallmark", "var/lib/hallmark", "usr/local/bin/teleport", "var/lib/teleport")
+	if err != nil {
+		return err
+	}
+	compare := func(what string, ours, theirs float64, unit string, goal float64) {
+		fmt.Printf("%-46s %9.3f %-4s against %.3f %s: %.1f times less, the goal is %g\n", what, ours, unit, theirs, unit, theirs/ours, goal)
+	}
+	compare("enroll against teleport join openssh, wall", median(ours, wall), median(theirs, wall), "s", 5)
+	compare("enroll against teleport join openssh, CPU", median(ours, cpu), median(theirs, cpu), "s", 1)
+	compare("enroll against teleport join openssh, memory", median(ours, memory), median(theirs, memory), "MB", 10)
+	compare("enroll against teleport join openssh, disk", sizes[0]+sizes[1], sizes[2]+sizes[3], "MB", 20)
+	return nil
+}
+
+// prepareJoin puts Teleport's program on the machine and returns the command that
+// joins it.
+func prepareJoin(ctx context.Context, c lab.Config, l *lab.Lab, i *lab.Instance) ([]string, error) {
+	program, err := os.ReadFile(filepath.Join(c.Teleport, "teleport"))
+	if err != nil {
+		return nil, err
+	}
+	if err := os.WriteFile(i.Path(joinProgram), program, 0o755); err != nil {
+		return nil, err
+	}
+	if err := os.WriteFile(i.Path("root/web_ca.crt"), l.Teleport.RootsPEM(), 0o644); err != nil {
+		return nil, err
+	}
+	const token = "bench-join-openssh"
+	if _, err := l.Teleport.Tctl(ctx, "tokens", "add", "--type=node", "--value="+token, "--ttl=1h"); err != nil {
+		return nil, err
+	}
+	return []string{
+		"env", "SSL_CERT_FILE=/root/web_ca.crt", joinProgram, "join", "openssh",
+		"--token=" + token, "--join-method=token", "--proxy-server=" + l.Teleport.Address(), "--address=" + i.Address.String() + ":22",
+		"--sshd-restart-command=systemctl reload ssh",
+	}, nil
+}
+
+// diskUse returns the megabytes that each of the paths takes.
+func diskUse(i *lab.Instance, paths ...string) ([]float64, error) {
+	var sizes []float64
+	for _, path := range paths {
+		var size int64
+		err := filepath.WalkDir(i.Path(path), func(_ string, d fs.DirEntry, err error) error {
+			if err != nil || !d.Type().IsRegular() {
+				return err
+			}
+			info, err := d.Info()
+			if err == nil {
+				size += info.Size()
+			}
+			return err
+		})
+		if err != nil {
+			return nil, err
+		}
+		sizes = append(sizes, float64(size)/megabyte)
+	}
+	return sizes, nil
+}
+
+// auditLine is what the signer logs of a request, as far as it is needed here.
+type auditLine struct {
+	Message string         `json:"msg"`
+	Code    string         `json:"code"`
+	Total   int            `json:"total_ms"`
+	Steps   map[string]int `json:"steps_ms"`
+}
+
+// printSigner tells what the signer adds to the time of the calls that it makes.
+func printSigner(l *lab.Lab) error {
+	var ratios []cost
+	scanner := bufio.NewScanner(strings.NewReader(l.SignerLog()))
+	scanner.Buffer(nil, megabyte)
+	for scanner.Scan() {
+		var line auditLine
+		// The log has lines of other kinds, and of Lambda's.
+		if json.Unmarshal(scanner.Bytes(), &line) != nil || line.Code != "granted" {
+			continue
+		}
+		upstream := line.Steps["sts"] + line.Steps["ec2"] + line.Steps["lookup"] + line.Steps["teleport"]
+		if upstream == 0 {
+			return errors.New("the signer's log has no times of its calls")
+		}
+		ratios = append(ratios, cost{wall: float64(line.Total) / float64(upstream)})
+	}
+	if len(ratios) < 2 {
+		return fmt.Errorf("the signer's log has %d granted requests: too few", len(ratios))
+	}
+	// The first one started cold.
+	show("signer, warm: time over that of its calls", median(ratios[1:], wall), 1.2, "x")
+	return scanner.Err()
+}
