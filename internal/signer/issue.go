@@ -138,14 +138,26 @@ func refuseLedger(err error) error {
 // until a claim of this name has been confirmed once, and not only at the first
 // claim: an attempt that failed halfway has shown nothing.
 func (s *Signer) checkFree(ctx context.Context, cluster Cluster, g grant) error {
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return s.checkNodeFree(ctx, cluster, g) })
+	group.Go(func() error { return checkNameFree(ctx, cluster, g) })
+	return group.Wait()
+}
+
+func (s *Signer) checkNodeFree(ctx context.Context, cluster Cluster, g grant) error {
 	node, err := cluster.Node(ctx, g.node.ID)
 	switch {
 	case errors.Is(err, teleport.ErrNotFound):
+		return nil
 	case err != nil:
 		return refuse(protocol.CodeUpstream, fmt.Errorf("look up node %s: %w", g.node.ID, err))
 	case node.Labels[signerLabel] != s.Audience:
 		return refuse(protocol.CodeNameInUse, fmt.Errorf("node %s exists and is of signer %q", g.node.ID, node.Labels[signerLabel]))
 	}
+	return nil
+}
+
+func checkNameFree(ctx context.Context, cluster Cluster, g grant) error {
 	named, err := cluster.NodesNamed(ctx, g.node.Hostname)
 	if err != nil {
 		return refuse(protocol.CodeUpstream, fmt.Errorf("look up nodes named %s: %w", g.node.Hostname, err))

@@ -9,6 +9,7 @@ import (
 	"github.com/gravitational/teleport/api/client"
 	"github.com/gravitational/teleport/api/types"
 	"golang.org/x/crypto/ssh"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/hallmark-ssh/hallmark/internal/hostcert"
 )
@@ -28,15 +29,20 @@ func (c *Client) CAs(ctx context.Context) (CAs, error) {
 	if err != nil {
 		return CAs{}, err
 	}
-	openssh, err := c.authority(ctx, live.api, types.OpenSSHCA)
-	if err != nil {
+	var cas CAs
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() (err error) {
+		cas.OpenSSH, err = c.authority(ctx, live.api, types.OpenSSHCA)
+		return err
+	})
+	group.Go(func() (err error) {
+		cas.Host, err = c.authority(ctx, live.api, types.HostCA)
+		return err
+	})
+	if err := group.Wait(); err != nil {
 		return CAs{}, err
 	}
-	host, err := c.authority(ctx, live.api, types.HostCA)
-	if err != nil {
-		return CAs{}, err
-	}
-	return CAs{OpenSSH: openssh, Host: host}, nil
+	return cas, nil
 }
 
 // authority reads the keys of our own cluster's authority. A list of all that the
