@@ -17,6 +17,9 @@ GO_BUILD := CGO_ENABLED=0 go build -trimpath -ldflags "$(LDFLAGS)"
 # What the programs are built from, embedded files too.
 GO_SOURCES := go.mod go.sum $(shell find cloudinit internal lambda packer-plugin templates -type f \
 	! -name '*_test.go' ! -path '*/testdata/*' ! -name 'hallmark-linux-*')
+# golangci-lint keeps findings by content, with the paths of the tree that it first
+# saw them in; a cache shared with another checkout would undo the exclusions by path.
+export GOLANGCI_LINT_CACHE := $(CURDIR)/bin/golangci-lint-cache
 # Whole-path tests need root; a developer's own account uses sudo for them.
 AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo -E env "PATH=$$PATH")
 
