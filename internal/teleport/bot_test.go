@@ -223,3 +223,95 @@ func TestBotJoinsAtAuthService(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// After a rotation of the cluster's TLS authorities the old login is of no use. The
+// call that finds out joins anew, once for all that do at that time.
+func TestBotRejoinsAfterRotation(t *testing.T) {
+	for version, legacy := range map[string]bool{"17": false, "13": true} {
+		for authority, replace := range map[string]func(*teleporttest.Cluster) error{
+			"host": (*teleporttest.Cluster).ReplaceHostTLS, "user": (*teleporttest.Cluster).ReplaceUserTLS,
+		} {
+			for name, pause := range map[string]time.Duration{"connection lost": 0, "connection rested": 2 * idleLimit} {
+				t.Run(version+", "+authority+", "+name, func(t *testing.T) {
+					j := newJoinable(t, teleporttest.Options{Legacy: legacy})
+					relay := newRelay(t, j.Address())
+					config := j.config()
+					config.Address = relay.address
+					client := dial(t, config)
+					if err := signOne(t, client); err != nil {
+						t.Fatal(err)
+					}
+					if err := replace(j.Cluster); err != nil {
+						t.Fatal(err)
+					}
+					relay.dropAll()
+					j.clock.advance(pause)
+					var group sync.WaitGroup
+					for range 4 {
+						group.Go(func() {
+							if err := signOne(t, client); err != nil {
+								t.Error(err)
+							}
+						})
+					}
+					group.Wait()
+					if j.joins() != 2 {
+						t.Errorf("%d joins, want 2", j.joins())
+					}
+				})
+			}
+		}
+	}
+}
+
+// Where a new login helps no more than the old one, the error says what is wrong, and it
+// is asked for once.
+func TestBotRejoinsInVain(t *testing.T) {
+	j := newJoinable(t, teleporttest.Options{})
+	relay := newRelay(t, j.Address())
+	config := j.config()
+	config.Address = relay.address
+	client := dial(t, config)
+	if err := j.ReplaceUserTLS(); err != nil {
+		t.Fatal(err)
+	}
+	relay.dropAll()
+	j.Intercept(func(_ context.Context, method string) error {
+		if method == "RegisterUsingIAMMethod" {
+			return trace.AccessDenied("the token is not valid")
+		}
+		return nil
+	})
+	_, err := client.CAs(timeout(t, 10*time.Second))
+	expect(t, err, teleport.ErrDenied, "teleport.login.token")
+	if !strings.Contains(err.Error(), "remote error: tls:") {
+		t.Errorf("%v does not say why a new login was wanted", err)
+	}
+	if j.joins() != 2 {
+		t.Errorf("%d joins, want 2", j.joins())
+	}
+}
+
+// A login that is a file stays what it is: the error tells, at once.
+func TestIdentityFileAfterRotation(t *testing.T) {
+	cluster := quick(t)
+	relay := newRelay(t, cluster.Address())
+	c := config(t, cluster)
+	c.Address = relay.address
+	client := dial(t, c)
+	if err := cluster.ReplaceUserTLS(); err != nil {
+		t.Fatal(err)
+	}
+	relay.dropAll()
+	_, err := client.CAs(timeout(t, 10*time.Second))
+	expect(t, err, teleport.ErrUnavailable, "after its last rotation")
+	// Its successor serves at once.
+	fresh, err := cluster.NewIdentityFile(time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	replace(t, string(c.Login.(teleport.IdentityFile)), fresh)
+	if _, err := client.CAs(timeout(t, 10*time.Second)); err != nil {
+		t.Error(err)
+	}
+}

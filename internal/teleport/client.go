@@ -107,20 +107,37 @@ func (c *Client) Close() error {
 	return c.live.close()
 }
 
+// do calls with a connection. If by now one side does not believe the other's
+// certificate, as after a rotation of the cluster's authorities, it calls once more
+// with a new login. doing is for the error.
+func (c *Client) do(ctx context.Context, doing string, call func(ctx context.Context, live *connection) error) error {
+	ctx, cancel := withDeadline(ctx)
+	defer cancel()
+	live, err := c.conn(ctx)
+	if err != nil {
+		return err
+	}
+	err = call(ctx, live)
+	if turnedAway(err) {
+		if live, err = c.connInPlaceOf(ctx, live, failed(doing, err)); err != nil {
+			return err
+		}
+		err = call(ctx, live)
+	}
+	if err != nil {
+		return failed(doing, err)
+	}
+	return nil
+}
+
 // conn returns a connection that is fresh enough to be alive, with a login that
 // is good.
 func (c *Client) conn(ctx context.Context) (*connection, error) {
-	ctx, cancel := withDeadline(ctx)
-	defer cancel()
-	select {
-	case c.turn <- struct{}{}:
-		defer func() { <-c.turn }()
-	case <-ctx.Done():
-		return nil, fmt.Errorf("wait for a login to Teleport: %w: %w", ErrUnavailable, ctx.Err())
+	done, err := c.takeTurn(ctx)
+	if err != nil {
+		return nil, err
 	}
-	if c.closed {
-		return nil, errors.New("the Teleport client is closed")
-	}
+	defer done()
 	now := c.config.Now()
 	changed, err := c.renew(ctx, now)
 	if err != nil {
@@ -130,12 +147,60 @@ func (c *Client) conn(ctx context.Context) (*connection, error) {
 		c.lastUsed = now
 		return c.live, nil
 	}
-	live, err := connect(ctx, c.config, c.identity)
+	err = c.connect(ctx, now)
+	if turnedAway(err) && !changed {
+		if err = c.replace(ctx, err); err == nil {
+			err = c.connect(ctx, now)
+		}
+	}
 	if err != nil {
-		// A login that was good once may be refused now, after a rotation of the
-		// cluster's authorities: the next call gets another.
+		// Whatever is wrong, another login may do: the next call gets one.
 		c.identity = nil
 		return nil, err
+	}
+	return c.live, nil
+}
+
+// connInPlaceOf returns a connection with another login than that of the old one,
+// which failed for the cause. Of many who ask for the same, one gets it for all.
+func (c *Client) connInPlaceOf(ctx context.Context, old *connection, cause error) (*connection, error) {
+	done, err := c.takeTurn(ctx)
+	if err != nil {
+		return nil, errors.Join(cause, err)
+	}
+	defer done()
+	if c.live != old {
+		return c.live, nil
+	}
+	if err := c.replace(ctx, cause); err != nil {
+		return nil, err
+	}
+	if err := c.connect(ctx, c.config.Now()); err != nil {
+		c.identity = nil
+		return nil, err
+	}
+	return c.live, nil
+}
+
+// takeTurn waits for the turn, and returns what ends it.
+func (c *Client) takeTurn(ctx context.Context) (done func(), err error) {
+	select {
+	case c.turn <- struct{}{}:
+	case <-ctx.Done():
+		return nil, fmt.Errorf("wait for a login to Teleport: %w: %w", ErrUnavailable, ctx.Err())
+	}
+	if c.closed {
+		<-c.turn
+		return nil, errors.New("the Teleport client is closed")
+	}
+	return func() { <-c.turn }, nil
+}
+
+// connect replaces the connection. The old one stays if that fails.
+func (c *Client) connect(ctx context.Context, now time.Time) error {
+	live, err := connect(ctx, c.config, c.identity)
+	if err != nil {
+		return err
 	}
 	if old := c.live; old != nil {
 		// Calls on it may be under way. Whatever Close says: a connection left behind has
@@ -143,7 +208,21 @@ func (c *Client) conn(ctx context.Context) (*connection, error) {
 		time.AfterFunc(callTimeout, func() { _ = old.close() })
 	}
 	c.live, c.lastUsed = live, now
-	return live, nil
+	return nil
+}
+
+// replace gets a login in place of one that is no longer believed. There may be no
+// other, of a file for example: then the cause is all there is to say.
+func (c *Client) replace(ctx context.Context, cause error) error {
+	fresh, err := c.config.Login.identity(ctx, c.config)
+	if err != nil {
+		return fmt.Errorf("%w; and no new login is to be had: %w", cause, err)
+	}
+	if fresh.equal(c.identity) {
+		return cause
+	}
+	c.identity = fresh
+	return nil
 }
 
 // renew sees to it that the login is good, and reports whether it is another than

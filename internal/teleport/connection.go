@@ -252,8 +252,7 @@ func call(ctx context.Context, method string, request, reply any, conn *grpc.Cli
 	return retry(ctx, func() error {
 		return invoke(ctx, method, request, reply, conn, options...)
 	}, func(err error) bool {
-		// With TLS 1.3 it is here that a client hears that it was turned away.
-		return status.Code(err) == codes.Unavailable && !strings.Contains(err.Error(), "remote error: tls:")
+		return status.Code(err) == codes.Unavailable && !turnedAway(err)
 	})
 }
 
@@ -274,6 +273,17 @@ func certificateError(err error) bool {
 // it was offered. Go has no type for the alert that says so.
 func protocolError(err error) bool {
 	return err != nil && strings.Contains(err.Error(), "tls: no application protocol")
+}
+
+// turnedAway reports whether one side does not believe the other's certificate. With
+// TLS 1.3 a client may hear that only in its first call, and gRPC passes it on as text.
+func turnedAway(err error) bool {
+	if err == nil || protocolError(err) {
+		return false
+	}
+	return certificateError(err) ||
+		strings.Contains(err.Error(), "remote error: tls:") ||
+		strings.Contains(err.Error(), "tls: failed to verify certificate:")
 }
 
 func isNoSuchHost(err error) bool {

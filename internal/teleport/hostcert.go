@@ -74,7 +74,7 @@ func (c *connection) postHostKey(ctx context.Context, request hostCertRequest) (
 	err = retry(ctx, func() (err error) {
 		line, err = c.post(ctx, body)
 		return err
-	}, trace.IsConnectionProblem)
+	}, func(err error) bool { return trace.IsConnectionProblem(err) && !turnedAway(err) })
 	return line, err
 }
 

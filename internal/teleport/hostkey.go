@@ -25,21 +25,20 @@ type CAs struct {
 
 // CAs reads the authorities' public keys from the auth service.
 func (c *Client) CAs(ctx context.Context) (CAs, error) {
-	live, err := c.conn(ctx)
-	if err != nil {
-		return CAs{}, err
-	}
 	var cas CAs
-	group, ctx := errgroup.WithContext(ctx)
-	group.Go(func() (err error) {
-		cas.OpenSSH, err = c.authority(ctx, live.api, types.OpenSSHCA)
-		return err
+	err := c.do(ctx, "read the authorities of cluster "+c.cluster, func(ctx context.Context, live *connection) error {
+		group, ctx := errgroup.WithContext(ctx)
+		group.Go(func() (err error) {
+			cas.OpenSSH, err = c.authority(ctx, live.api, types.OpenSSHCA)
+			return err
+		})
+		group.Go(func() (err error) {
+			cas.Host, err = c.authority(ctx, live.api, types.HostCA)
+			return err
+		})
+		return group.Wait()
 	})
-	group.Go(func() (err error) {
-		cas.Host, err = c.authority(ctx, live.api, types.HostCA)
-		return err
-	})
-	if err := group.Wait(); err != nil {
+	if err != nil {
 		return CAs{}, err
 	}
 	return cas, nil
@@ -48,21 +47,20 @@ func (c *Client) CAs(ctx context.Context) (CAs, error) {
 // authority reads the keys of our own cluster's authority. A list of all that the
 // cluster knows would hold those of trusted clusters too.
 func (c *Client) authority(ctx context.Context, api *client.Client, kind types.CertAuthType) ([]ssh.PublicKey, error) {
-	doing := fmt.Sprintf("read the %s authority of cluster %s", kind, c.cluster)
 	ca, err := api.GetCertAuthority(ctx, types.CertAuthID{Type: kind, DomainName: c.cluster}, false)
 	if err != nil {
-		return nil, failed(doing, err)
+		return nil, fmt.Errorf("%s authority: %w", kind, err)
 	}
 	var trusted []ssh.PublicKey
 	for _, pair := range ca.GetTrustedSSHKeyPairs() {
 		key, _, _, _, err := ssh.ParseAuthorizedKey(pair.PublicKey)
 		if err != nil {
-			return nil, fmt.Errorf("%s: %w", doing, err)
+			return nil, fmt.Errorf("%s authority: %w", kind, err)
 		}
 		trusted = append(trusted, key)
 	}
 	if len(trusted) == 0 {
-		return nil, fmt.Errorf("%s: it has no SSH keys", doing)
+		return nil, fmt.Errorf("%s authority: it has no SSH keys", kind)
 	}
 	return trusted, nil
 }
@@ -77,11 +75,7 @@ func (c *Client) SignHostKey(ctx context.Context, key ssh.PublicKey, principals 
 	case len(principals) == 0:
 		return nil, errors.New("sign host key: no principals, which would match every host")
 	}
-	live, err := c.conn(ctx)
-	if err != nil {
-		return nil, err
-	}
-	line, err := live.signHostKey(ctx, hostCertRequest{
+	request := hostCertRequest{
 		Key:         ssh.MarshalAuthorizedKey(key),
 		Principals:  principals,
 		ClusterName: c.cluster,
@@ -89,9 +83,14 @@ func (c *Client) SignHostKey(ctx context.Context, key ssh.PublicKey, principals 
 		// a credential for a reverse tunnel, under any of its names.
 		Roles: []types.SystemRole{types.RoleNop},
 		TTL:   ttl,
+	}
+	var line string
+	err := c.do(ctx, "sign host key", func(ctx context.Context, live *connection) (err error) {
+		line, err = live.signHostKey(ctx, request)
+		return err
 	})
 	if err != nil {
-		return nil, failed("sign host key", err)
+		return nil, err
 	}
 	return hostcert.Parse(line)
 }

@@ -37,13 +37,13 @@ const maxHostnameLength = 256
 // Node returns the node of that ID. It fails with ErrNotFound if there is none,
 // and may do so for a while after UpsertNode: Teleport reads from a cache.
 func (c *Client) Node(ctx context.Context, id string) (*Node, error) {
-	live, err := c.conn(ctx)
+	var server types.Server
+	err := c.do(ctx, "read node "+id, func(ctx context.Context, live *connection) (err error) {
+		server, err = live.api.GetNode(ctx, defaults.Namespace, id)
+		return err
+	})
 	if err != nil {
 		return nil, err
-	}
-	server, err := live.api.GetNode(ctx, defaults.Namespace, id)
-	if err != nil {
-		return nil, failed("read node "+id, err)
 	}
 	node := nodeOf(server)
 	return &node, nil
@@ -52,19 +52,19 @@ func (c *Client) Node(ctx context.Context, id string) (*Node, error) {
 // NodesNamed returns the nodes that have the host name, upper and lower case
 // alike, whoever registered them. Like Node it may not yet know of recent ones.
 func (c *Client) NodesNamed(ctx context.Context, hostname string) ([]Node, error) {
-	live, err := c.conn(ctx)
-	if err != nil {
-		return nil, err
-	}
-	// Keywords match parts of many fields and need no quoting, as an expression of
-	// Teleport's language would; the answer is narrowed down here.
-	servers, err := client.GetAllResources[types.Server](ctx, live.api, &proto.ListResourcesRequest{
-		ResourceType:   types.KindNode,
-		Namespace:      defaults.Namespace,
-		SearchKeywords: []string{hostname},
+	var servers []types.Server
+	err := c.do(ctx, "list nodes named "+hostname, func(ctx context.Context, live *connection) (err error) {
+		// Keywords match parts of many fields and need no quoting, as an expression of
+		// Teleport's language would; the answer is narrowed down below.
+		servers, err = client.GetAllResources[types.Server](ctx, live.api, &proto.ListResourcesRequest{
+			ResourceType:   types.KindNode,
+			Namespace:      defaults.Namespace,
+			SearchKeywords: []string{hostname},
+		})
+		return err
 	})
 	if err != nil {
-		return nil, failed("list nodes named "+hostname, err)
+		return nil, err
 	}
 	var nodes []Node
 	for _, server := range servers {
@@ -82,26 +82,17 @@ func (c *Client) UpsertNode(ctx context.Context, node Node) error {
 	if err != nil {
 		return fmt.Errorf("write node %s: %w", node.ID, err)
 	}
-	live, err := c.conn(ctx)
-	if err != nil {
+	return c.do(ctx, "write node "+node.ID, func(ctx context.Context, live *connection) error {
+		_, err := live.api.UpsertNode(ctx, server)
 		return err
-	}
-	if _, err := live.api.UpsertNode(ctx, server); err != nil {
-		return failed("write node "+node.ID, err)
-	}
-	return nil
+	})
 }
 
 // DeleteNode removes the node. It fails with ErrNotFound if there is none.
 func (c *Client) DeleteNode(ctx context.Context, id string) error {
-	live, err := c.conn(ctx)
-	if err != nil {
-		return err
-	}
-	if err := live.api.DeleteNode(ctx, defaults.Namespace, id); err != nil {
-		return failed("delete node "+id, err)
-	}
-	return nil
+	return c.do(ctx, "delete node "+id, func(ctx context.Context, live *connection) error {
+		return live.api.DeleteNode(ctx, defaults.Namespace, id)
+	})
 }
 
 func nodeOf(server types.Server) Node {

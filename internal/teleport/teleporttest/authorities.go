@@ -56,8 +56,11 @@ type authorities struct {
 	now     func() time.Time
 
 	openssh, host, user *sshAuthority
-	hostTLS, userTLS    *tlsAuthority // sign the auth service's certificate and its clients'
 	web                 *tlsAuthority // signs the proxy's web certificate, as a company's CA would
+
+	mu               sync.Mutex
+	hostTLS, userTLS *tlsAuthority // sign the auth service's certificate and its clients'
+	auth             *tls.Config   // of the auth service, by these two
 }
 
 func newAuthorities(o Options) (*authorities, error) {
@@ -79,7 +82,34 @@ func newAuthorities(o Options) (*authorities, error) {
 		}
 		*ca.at = authority
 	}
-	return a, nil
+	return a, a.renewAuth()
+}
+
+// ReplaceHostTLS puts another authority in the place of the one that signs the auth
+// service's certificate, as a rotation of the Host authority does in the end: whoever
+// knows only the old one does not believe the new certificate.
+func (c *Cluster) ReplaceHostTLS() error { return c.ca.replaceTLS(&c.ca.hostTLS) }
+
+// ReplaceUserTLS does so with the one that signs the certificates of clients: those from
+// before are turned away. Connections that are open stay.
+func (c *Cluster) ReplaceUserTLS() error { return c.ca.replaceTLS(&c.ca.userTLS) }
+
+func (a *authorities) replaceTLS(at **tlsAuthority) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	authority, err := newTLSAuthority(a.cluster)
+	if err != nil {
+		return err
+	}
+	*at = authority
+	return a.renewAuth()
+}
+
+// tls returns the authorities of the auth service's certificate and of its clients'.
+func (a *authorities) tls() (host, user *tlsAuthority) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.hostTLS, a.userTLS
 }
 
 // RotateOpenSSH takes the OpenSSH authority to the phase.
@@ -268,29 +298,39 @@ func isAuthName(serverName string) bool {
 	return serverName == constants.APIDomain || strings.HasSuffix(serverName, "."+constants.APIDomain)
 }
 
-// tlsConfigs returns what the auth service and what the proxy's web server need.
-func (a *authorities) tlsConfigs(hosts []string) (auth, web *tls.Config, err error) {
-	authCert, err := a.hostTLS.issue(serverTemplate([]string{constants.APIDomain, utils.EncodeClusterName(a.cluster)}))
+// renewAuth makes what the auth service needs for TLS.
+func (a *authorities) renewAuth() error {
+	certificate, err := a.hostTLS.issue(serverTemplate([]string{constants.APIDomain, utils.EncodeClusterName(a.cluster)}))
 	if err != nil {
-		return nil, nil, err
+		return err
 	}
-	webCert, err := a.web.issue(serverTemplate(hosts))
-	if err != nil {
-		return nil, nil, err
-	}
-	auth = &tls.Config{
-		Certificates: []tls.Certificate{authCert.certificate()},
+	a.auth = &tls.Config{
+		Certificates: []tls.Certificate{certificate.certificate()},
 		ClientAuth:   tls.VerifyClientCertIfGiven, // bots that join have none
 		ClientCAs:    a.userTLS.pool(),
 		NextProtos:   []string{"h2", "http/1.1"}, // gRPC, and Teleport's older API
 	}
-	web = &tls.Config{
-		Certificates: []tls.Certificate{webCert.certificate()},
+	return nil
+}
+
+func (a *authorities) authConfig() *tls.Config {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.auth
+}
+
+// webConfig returns what the proxy's web server needs for TLS.
+func (a *authorities) webConfig(hosts []string) (*tls.Config, error) {
+	certificate, err := a.web.issue(serverTemplate(hosts))
+	if err != nil {
+		return nil, err
+	}
+	return &tls.Config{
+		Certificates: []tls.Certificate{certificate.certificate()},
 		// The last two are how clients of the join service and of the tunnel service know
 		// a proxy with TLS routing; like Teleport's it prefers the plain names.
 		NextProtos: []string{"h2", "http/1.1", "teleport-proxy-grpc", "teleport-reversetunnel"},
-	}
-	return auth, web, nil
+	}, nil
 }
 
 func serverTemplate(hosts []string) *x509.Certificate {
@@ -313,7 +353,8 @@ func serverTemplate(hosts []string) *x509.Certificate {
 // identityFile makes a login in the form of `tctl auth sign`: one key with an SSH
 // and a TLS certificate, and the cluster's authorities.
 func (a *authorities) identityFile(user string, ttl time.Duration) ([]byte, error) {
-	leaf, err := a.userTLS.issue(&x509.Certificate{
+	hostTLS, userTLS := a.tls()
+	leaf, err := userTLS.issue(&x509.Certificate{
 		Subject:     pkix.Name{CommonName: user, Organization: []string{user}}, // the roles
 		NotAfter:    time.Now().Add(ttl),
 		KeyUsage:    x509.KeyUsageDigitalSignature,
@@ -339,7 +380,7 @@ func (a *authorities) identityFile(user string, ttl time.Duration) ([]byte, erro
 		Certs:      identityfile.Certs{SSH: ssh.MarshalAuthorizedKey(sshCert), TLS: leaf.pem()},
 		CACerts: identityfile.CACerts{
 			SSH: knownHostsLines(a.cluster, a.host.trusted()),
-			TLS: [][]byte{a.hostTLS.pem()},
+			TLS: [][]byte{hostTLS.pem()},
 		},
 	})
 }

@@ -136,7 +136,7 @@ func setDefaults(o *Options) {
 // for the auth service's own name meets mutual TLS; that is what a direct
 // connection asks for, and what a proxy with TLS routing passes on.
 func (c *Cluster) serve() error {
-	authTLS, webTLS, err := c.ca.tlsConfigs(c.options.Hosts)
+	webTLS, err := c.ca.webConfig(c.options.Hosts)
 	if err != nil {
 		return err
 	}
@@ -163,7 +163,7 @@ func (c *Cluster) serve() error {
 			NextProtos: []string{"h2", "http/1.1"},
 			GetConfigForClient: func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
 				if isAuthName(hello.ServerName) {
-					return authTLS, nil
+					return c.ca.authConfig(), nil
 				}
 				return webTLS, nil
 			},

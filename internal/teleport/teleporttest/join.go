@@ -119,7 +119,8 @@ func (c *Cluster) join(request *proto.RegisterUsingIAMMethodRequest, challenge s
 	if err != nil {
 		return nil, err
 	}
-	certs.TLSCACerts = append(certs.TLSCACerts, c.ca.hostTLS.pem())
+	hostTLS, _ := c.ca.tls()
+	certs.TLSCACerts = append(certs.TLSCACerts, hostTLS.pem())
 	return certs, nil
 }
 
@@ -178,12 +179,13 @@ func (c *Cluster) botCerts(bot Bot, role string, sshKey []byte, expires time.Tim
 	if latest := now.Add(maxBotTTL); expires.After(latest) {
 		expires = latest
 	}
+	_, userTLS := c.ca.tls()
 	leaf, err := certify(&x509.Certificate{
 		Subject:     pkix.Name{CommonName: bot.user(), Organization: []string{role}},
 		NotAfter:    expires,
 		KeyUsage:    x509.KeyUsageDigitalSignature,
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
-	}, converted.CryptoPublicKey(), c.ca.userTLS.cert, c.ca.userTLS.key)
+	}, converted.CryptoPublicKey(), userTLS.cert, userTLS.key)
 	if err != nil {
 		return nil, err
 	}
@@ -194,7 +196,7 @@ func (c *Cluster) botCerts(bot Bot, role string, sshKey []byte, expires time.Tim
 	return &proto.Certs{
 		SSH:        ssh.MarshalAuthorizedKey(sshCert),
 		TLS:        pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: leaf.Raw}),
-		TLSCACerts: [][]byte{c.ca.userTLS.pem()},
+		TLSCACerts: [][]byte{userTLS.pem()},
 	}, nil
 }
 
@@ -221,7 +223,8 @@ func (s *authService) GenerateUserCerts(ctx context.Context, request *proto.User
 
 // GetClusterCACert names the authority of the auth service's certificate.
 func (s *authService) GetClusterCACert(context.Context, *emptypb.Empty) (*proto.GetClusterCACertResponse, error) {
-	return &proto.GetClusterCACertResponse{TLSCA: s.cluster.ca.hostTLS.pem()}, nil
+	hostTLS, _ := s.cluster.ca.tls()
+	return &proto.GetClusterCACertResponse{TLSCA: hostTLS.pem()}, nil
 }
 
 // callerName is the user in the caller's certificate.
