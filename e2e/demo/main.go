@@ -108,6 +108,7 @@ func (d *demo) start(ctx context.Context) (err error) {
 		return err
 	}
 	d.say("region %s, signer at %s, cluster %s at %s", lab.Region, d.lab.SignerURL, d.lab.Cluster.Name(), d.lab.Cluster.Address())
+	d.say("the signer logs in to the cluster by its AWS role; it keeps no secret")
 	return nil
 }
 

@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/netip"
-	"os"
 	"path/filepath"
 	"strings"
 	"time"
@@ -28,8 +27,6 @@ type Cluster interface {
 	Address() string
 	// RootsPEM is what the proxy's web certificate is verified with.
 	RootsPEM() []byte
-	// IdentityFile is the signer's login.
-	IdentityFile() []byte
 	// OpenSSHCA signs the certificates that machines are shown, and KnownHosts are the
 	// lines of the one that signs theirs.
 	OpenSSHCA() ssh.PublicKey
@@ -54,15 +51,18 @@ func (l *Lab) startCluster(ctx context.Context) (err error) {
 // certificates that Teleport's proxy shows to machines.
 type embedded struct {
 	*teleporttest.Cluster
-	login      string // private key with a user certificate of the cluster beside it
+	login      string // a person's private key with a user certificate of the cluster beside it
 	knownHosts string // the cluster's @cert-authority line, and nothing else
 }
 
 func (l *Lab) startEmbedded(ctx context.Context) (*embedded, error) {
-	cluster, err := teleporttest.Start(teleporttest.Options{})
+	cluster, err := teleporttest.Start(teleporttest.Options{STS: l.login.sts})
 	if err != nil {
 		return nil, err
 	}
+	cluster.AddBot(teleporttest.Bot{
+		Name: teleportd.EnrollBot, Token: teleportd.EnrollBot, AWSARN: functionARN, Roles: []string{teleportd.EnrollBot},
+	})
 	context.AfterFunc(ctx, func() { _ = cluster.Close() })
 	e := &embedded{Cluster: cluster, login: filepath.Join(l.dir, "login"), knownHosts: l.knownHosts()}
 	return e, writeLogin(e.login, cluster)
@@ -80,28 +80,6 @@ func (e *embedded) SSH(ctx context.Context, address netip.Addr, hostname, comman
 	return runSSH(ctx, address, e.login, e.knownHosts, hostname, command)
 }
 
-// signerRole is the signer's login, with the rules that it needs and no others.
-const signerRole = `kind: role
-version: v6
-metadata:
-  name: hallmark-signer
-spec:
-  allow:
-    node_labels: {'*': '*'}
-    rules:
-    - resources: [node]
-      verbs: [list, read, create, update, delete]
-    - resources: [host_cert]
-      verbs: [create]
----
-kind: user
-version: v2
-metadata:
-  name: hallmark-signer
-spec:
-  roles: [hallmark-signer]
-`
-
 // everyone is the role of the person that SSH logs in as.
 const everyone = `kind: role
 version: v6
@@ -113,12 +91,15 @@ spec:
     node_labels: {'*': '*'}
 `
 
+// proxyLag is far more than the second or so that a proxy's reads lag behind writes.
+const proxyLag = 10 * time.Second
+
 // real is a Teleport cluster.
 type real struct {
 	*teleportd.Cluster
-	person       *teleportd.Person
-	login, hosts []byte
-	openSSHCA    ssh.PublicKey
+	person    *teleportd.Person
+	hosts     []byte
+	openSSHCA ssh.PublicKey
 }
 
 func (l *Lab) startTeleport(ctx context.Context) (*real, error) {
@@ -128,7 +109,7 @@ func (l *Lab) startTeleport(ctx context.Context) (*real, error) {
 	}
 	cluster, err := teleportd.Start(ctx, teleportd.Options{
 		Programs: l.config.Teleport, Dir: filepath.Join(l.dir, "teleport"), Name: "hallmark.test", Address: fleet.Hub,
-		STSURL: l.stsURL, Log: log,
+		STSURL: l.login.url, Log: log,
 	})
 	if err != nil {
 		return nil, err
@@ -143,16 +124,9 @@ func (l *Lab) startTeleport(ctx context.Context) (*real, error) {
 	return r, nil
 }
 
+// addSigner lets the signer in by its AWS role, as docs/teleport.md says.
 func (r *real) addSigner(ctx context.Context) error {
-	if err := r.Create(ctx, signerRole); err != nil {
-		return err
-	}
-	path, err := r.SignIdentity(ctx, "hallmark-signer", 12*time.Hour)
-	if err != nil {
-		return err
-	}
-	r.login, err = os.ReadFile(path)
-	return err
+	return r.AddBots(ctx, map[string]string{teleportd.EnrollBot: functionARN})
 }
 
 func (r *real) addPerson(ctx context.Context) (err error) {
@@ -177,7 +151,6 @@ func (r *real) readAuthorities(ctx context.Context) error {
 	return nil
 }
 
-func (r *real) IdentityFile() []byte     { return r.login }
 func (r *real) OpenSSHCA() ssh.PublicKey { return r.openSSHCA }
 func (r *real) KnownHosts() []byte       { return r.hosts }
 
@@ -201,5 +174,15 @@ func (r *real) SSH(ctx context.Context, _ netip.Addr, hostname, command string) 
 	// OpenSSH's client needs the cluster's name in the host's, for the configuration
 	// that tsh writes; tsh itself looks for nodes by their own.
 	name := strings.TrimSuffix(hostname, "."+r.Name())
-	return r.person.Tsh(ctx, "ssh", User+"@"+name, command)
+	var out string
+	// What the proxy knows lags behind what has been written: it may not know yet of a
+	// machine that has just enrolled.
+	err := fleet.Poll(ctx, proxyLag, func() (err error) {
+		out, err = r.person.Tsh(ctx, "ssh", User+"@"+name, command)
+		if err != nil && !strings.Contains(err.Error(), "failed to dial target host") {
+			return fleet.Fatal(err)
+		}
+		return err
+	})
+	return out, err
 }

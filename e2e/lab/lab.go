@@ -72,6 +72,7 @@ type Lab struct {
 	last   netip.Addr   // last address given to a machine
 	front  *http.Server // the signer's function URL
 	stsURL string
+	login  *login
 	moto   *moto.Server
 	keys   *keys
 }
@@ -159,13 +160,21 @@ func (l *Lab) startSTS(ctx context.Context) error {
 		return err
 	}
 	l.STS = sts.New(sts.Options{Region: Region, Backend: backend})
-	listener, err := new(net.ListenConfig).Listen(ctx, "tcp4", "127.0.0.1:0")
-	if err != nil {
+	if l.stsURL, err = serveLocally(ctx, l.STS); err != nil {
 		return err
 	}
-	l.stsURL = "http://" + listener.Addr().String()
-	serve(ctx, listener, l.STS)
-	return nil
+	l.login, err = newLogin(ctx)
+	return err
+}
+
+// serveLocally serves on this machine until the context ends, and returns the URL.
+func serveLocally(ctx context.Context, h http.Handler) (url string, err error) {
+	listener, err := new(net.ListenConfig).Listen(ctx, "tcp4", "127.0.0.1:0")
+	if err != nil {
+		return "", err
+	}
+	serve(ctx, listener, h)
+	return "http://" + listener.Addr().String(), nil
 }
 
 // serve serves until the context ends.
@@ -188,9 +197,11 @@ func (l *Lab) startSigner(ctx context.Context) error {
 		return err
 	}
 	l.Signer = lambdahost.New(lambdahost.Function{
-		Name: "hallmark-enroll", Program: l.config.Bootstrap, Handler: "enroll", TaskRoot: root, Region: Region,
+		Name: function, Program: l.config.Bootstrap, Handler: "enroll", TaskRoot: root, Region: Region,
 		Environment: []string{
-			"AWS_ACCESS_KEY_ID=lab", "AWS_SECRET_ACCESS_KEY=lab",
+			// Those of the function's role, as Lambda gives them.
+			"AWS_ACCESS_KEY_ID=" + l.login.role.AccessKeyID, "AWS_SECRET_ACCESS_KEY=" + l.login.role.SecretAccessKey,
+			"AWS_SESSION_TOKEN=" + l.login.role.SessionToken,
 			"AWS_ENDPOINT_URL_STS=" + l.stsURL, "AWS_ENDPOINT_URL_EC2=" + l.moto.URL,
 		},
 		// One environment only, because the ledger is in its memory.
@@ -222,10 +233,12 @@ func (l *Lab) writeDeployment(root string) error {
 		"region_certificates": map[string]string{Region: string(l.Region.CertificatePEM())},
 		"teleport": map[string]any{
 			"address": l.Cluster.Address(), "roots_file": "ca.pem",
-			"login": map[string]string{"method": "identity-file", "file": "identity.pem"},
+			"login": map[string]string{
+				"method": "iam", "token": teleportd.EnrollBot, "role": teleportd.EnrollBot, "region": loginRegion,
+			},
 		},
 	}
-	files := map[string][]byte{"ca.pem": l.Cluster.RootsPEM(), "identity.pem": l.Cluster.IdentityFile()}
+	files := map[string][]byte{"ca.pem": l.Cluster.RootsPEM()}
 	if l.config.Policy != "" {
 		deployment["policy_file"] = "policy.yaml"
 		files["policy.yaml"] = []byte(l.config.Policy)

@@ -6,9 +6,7 @@ import (
 	"context"
 	"crypto/ed25519"
 	"crypto/rand"
-	"errors"
 	"net/http/httptest"
-	"os"
 	"strings"
 	"testing"
 	"time"
@@ -16,7 +14,6 @@ import (
 	"github.com/aws/aws-sdk-go-v2/credentials"
 	"golang.org/x/crypto/ssh"
 
-	"github.com/hallmark-ssh/hallmark/e2e/fleet"
 	"github.com/hallmark-ssh/hallmark/e2e/sts"
 	"github.com/hallmark-ssh/hallmark/e2e/teleportd"
 	"github.com/hallmark-ssh/hallmark/internal/teleport"
@@ -35,7 +32,10 @@ var access = map[string]string{
 
 // bots is a real cluster with the bots of templates/teleport, whose calls of STS a
 // test's own answers.
-type bots struct{ *teleportd.Cluster }
+type bots struct {
+	*teleportd.Cluster
+	sts *sts.Server
+}
 
 func startBots(t *testing.T, name, address string) bots {
 	t.Helper()
@@ -46,41 +46,11 @@ func startBots(t *testing.T, name, address string) bots {
 	server := httptest.NewServer(identities)
 	t.Cleanup(server.Close)
 	cluster := startWith(t, teleportd.Options{Name: name, Address: address, STSURL: server.URL})
-	for _, file := range []string{"role.yaml", "token.yaml"} {
-		if err := cluster.Create(t.Context(), template(t, file, name)); err != nil {
-			t.Fatal(err)
-		}
-	}
-	// tctl prints the proxy's address with a new bot, and fails while there is none.
-	if err := fleet.Poll(t.Context(), 30*time.Second, func() error {
-		proxies, err := cluster.Tctl(t.Context(), "get", "proxies")
-		if err == nil && !strings.Contains(proxies, "kind: proxy") {
-			err = errors.New("no proxy")
-		}
-		return err
-	}); err != nil {
+	arns := map[string]string{teleportd.EnrollBot: functionARN, teleportd.FleetBot: fleetARN}
+	if err := cluster.AddBots(t.Context(), arns); err != nil {
 		t.Fatal(err)
 	}
-	for _, bot := range []string{"hallmark-enroll", "hallmark-fleet"} {
-		if _, err := cluster.Tctl(t.Context(), "bots", "add", bot, "--roles="+bot, "--token="+bot); err != nil {
-			t.Fatal(err)
-		}
-	}
-	return bots{cluster}
-}
-
-// template is a file of templates/teleport with what an operator changes in it.
-func template(t *testing.T, file, cluster string) string {
-	t.Helper()
-	data, err := os.ReadFile("../../templates/teleport/" + file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return strings.NewReplacer(
-		"teleport.example.com", cluster,
-		"arn:aws:sts::111122223333:assumed-role/hallmark-EnrollRole-EXAMPLE/hallmark-EnrollFunction-EXAMPLE", functionARN,
-		"arn:aws:sts::111122223333:assumed-role/hallmark-FleetRole-EXAMPLE/hallmark-FleetFunction-EXAMPLE", fleetARN,
-	).Replace(string(data))
+	return bots{cluster, identities}
 }
 
 func (b bots) config(arn, token, role string) teleport.Config {

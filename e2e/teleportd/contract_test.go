@@ -25,7 +25,7 @@ var programs = flag.String("programs", "../../bin/teleport", "folder with the pr
 func addSigner(t *testing.T, cluster *teleportd.Cluster) {
 	t.Helper()
 	const user = "kind: user\nversion: v2\nmetadata: {name: hallmark-enroll}\nspec: {roles: [hallmark-enroll]}\n"
-	if err := cluster.Create(t.Context(), template(t, "role.yaml", cluster.Name())+"---\n"+user); err != nil {
+	if err := cluster.Create(t.Context(), teleportd.Role(cluster.Name())+"---\n"+user); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -13,6 +13,8 @@ import (
 	"github.com/gravitational/trace"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+
+	"github.com/hallmark-ssh/hallmark/e2e/teleportd"
 )
 
 // person has the role of templates/teleport/role.yaml outright, as an identity file
@@ -28,7 +30,7 @@ spec:
 // A thief of the signer's login can do what the signer does, and nothing else.
 func TestRoleMayDoNothingElse(t *testing.T) {
 	cluster := start(t, "permission.test", "127.83.9.1")
-	for _, resources := range []string{template(t, "role.yaml", cluster.Name()), person} {
+	for _, resources := range []string{teleportd.Role(cluster.Name()), person} {
 		if err := cluster.Create(t.Context(), resources); err != nil {
 			t.Fatal(err)
 		}

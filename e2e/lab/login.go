@@ -1,0 +1,44 @@
+//go:build linux
+
+package lab
+
+import (
+	"context"
+	"crypto/rand"
+
+	"github.com/hallmark-ssh/hallmark/e2e/moto"
+	"github.com/hallmark-ssh/hallmark/e2e/sts"
+)
+
+const (
+	// function is the signer's name in Lambda.
+	function = "hallmark-enroll"
+	// functionARN is what STS calls it: its role, and the name.
+	functionARN = "arn:aws:sts::" + moto.Account + ":assumed-role/hallmark-EnrollRole/" + function
+
+	// loginRegion is the one whose STS vouches for the function. Teleport takes the
+	// regions that it knows, and no made-up one.
+	loginRegion = "us-west-2"
+)
+
+// login is how the signer shows a cluster who it is: by its AWS role, and the STS that
+// says so.
+type login struct {
+	sts  *sts.Server
+	url  string // of STS, for a cluster that runs as another process
+	role sts.Credential
+}
+
+func newLogin(ctx context.Context) (*login, error) {
+	l := &login{
+		sts: sts.New(sts.Options{Region: loginRegion}),
+		role: sts.Credential{
+			AccessKeyID: "ASIA" + rand.Text()[:16], SecretAccessKey: rand.Text(), SessionToken: rand.Text() + rand.Text(),
+			ARN: functionARN,
+		},
+	}
+	l.sts.Register(l.role)
+	var err error
+	l.url, err = serveLocally(ctx, l.sts)
+	return l, err
+}

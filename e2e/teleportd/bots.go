@@ -1,0 +1,65 @@
+//go:build linux
+
+package teleportd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/hallmark-ssh/hallmark/e2e/fleet"
+	templates "github.com/hallmark-ssh/hallmark/templates/teleport"
+)
+
+// The bots of templates/teleport: the login of the function that enrolls, and that of
+// the fleet's upkeep. Role and token have the same names.
+const (
+	EnrollBot = "hallmark-enroll"
+	FleetBot  = "hallmark-fleet"
+)
+
+// Role returns the roles of templates/teleport for the cluster of that name, with what
+// docs/teleport.md tells an operator to change in them.
+func Role(cluster string) string {
+	return strings.ReplaceAll(templates.Role, "teleport.example.com", cluster)
+}
+
+// AddBots makes the roles, the tokens and these bots of templates/teleport as
+// docs/teleport.md tells an operator. arns are the AWS roles by bot, as GetCallerIdentity
+// names them, all of one account.
+func (c *Cluster) AddBots(ctx context.Context, arns map[string]string) error {
+	tokens := templates.Token
+	for bot, arn := range arns {
+		part := map[string]string{EnrollBot: "Enroll", FleetBot: "Fleet"}[bot]
+		fields := strings.Split(arn, ":")
+		if part == "" || len(fields) != 6 {
+			return fmt.Errorf("bot %s with AWS role %s: want a bot of the templates and an ARN", bot, arn)
+		}
+		example := fmt.Sprintf("arn:aws:sts::111122223333:assumed-role/hallmark-%[1]sRole-EXAMPLE/hallmark-%[1]sFunction-EXAMPLE", part)
+		tokens = strings.ReplaceAll(tokens, example, arn)
+		tokens = strings.ReplaceAll(tokens, `aws_account: "111122223333"`, fmt.Sprintf("aws_account: %q", fields[4]))
+	}
+	if err := c.Create(ctx, Role(c.Name())+"---\n"+tokens); err != nil {
+		return err
+	}
+	// tctl prints the proxy's address with a new bot, and fails while there is none.
+	if err := fleet.Poll(ctx, 30*time.Second, func() error {
+		proxies, err := c.Tctl(ctx, "get", "proxies")
+		if err == nil && !strings.Contains(proxies, "kind: proxy") {
+			err = errors.New("no proxy")
+		}
+		return err
+	}); err != nil {
+		return err
+	}
+	for _, bot := range slices.Sorted(maps.Keys(arns)) {
+		if _, err := c.Tctl(ctx, "bots", "add", bot, "--roles="+bot, "--token="+bot); err != nil {
+			return err
+		}
+	}
+	return nil
+}
