@@ -1,0 +1,125 @@
+//go:build linux && teleport
+
+package teleportd_test
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
+	"fmt"
+	"io"
+	"log"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/hallmark-ssh/hallmark/e2e/teleportd"
+	"github.com/hallmark-ssh/hallmark/internal/teleport/teleporttest"
+)
+
+// TestMain makes the load balancers' certificate one that the system trusts: Teleport's
+// library verifies them by the system's authorities alone, and those a process reads
+// once. The clusters have authorities of their own.
+func TestMain(m *testing.M) {
+	code, err := trustBalancers(m.Run)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		code = 1
+	}
+	os.Exit(code)
+}
+
+func trustBalancers(run func() int) (code int, err error) {
+	dir, err := os.MkdirTemp("", "teleportd-")
+	if err != nil {
+		return 0, err
+	}
+	defer os.RemoveAll(dir)
+	server := httptest.NewTLSServer(nil) // all of that kind have one certificate
+	server.Close()
+	file := filepath.Join(dir, "ca.pem")
+	authority := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw})
+	if err := os.WriteFile(file, authority, 0o600); err != nil {
+		return 0, err
+	}
+	for name, value := range map[string]string{"SSL_CERT_FILE": file, "SSL_CERT_DIR": dir} {
+		if err := os.Setenv(name, value); err != nil {
+			return 0, err
+		}
+	}
+	return run(), nil
+}
+
+// Behind a load balancer that ends TLS, the signer does all that it does elsewhere.
+func TestThroughBalancer(t *testing.T) {
+	t.Run("contract", func(t *testing.T) {
+		cluster := start(t, "balanced.test", "127.83.5.1")
+		addSigner(t, cluster)
+		teleporttest.RunContract(t, target(cluster, newBalancer(t, cluster, []string{"http/1.1"})))
+	})
+	t.Run("bot", func(t *testing.T) {
+		b := startBots(t, "balanced-bot.test", "127.83.5.2")
+		for kind, protocols := range map[string][]string{"strict": {"http/1.1"}, "lax": nil} {
+			t.Run(kind, func(t *testing.T) {
+				config := b.config(functionARN, teleportd.EnrollBot, teleportd.EnrollBot)
+				config.Address, config.RootsPEM = newBalancer(t, b.Cluster, protocols), nil
+				client, err := b.dial(t, config)
+				if err != nil {
+					t.Fatal(err)
+				}
+				b.enroll(t, client)
+			})
+		}
+	})
+}
+
+// newBalancer starts a load balancer that ends TLS before the cluster's proxy, and
+// returns its address. It knows HTTP and no protocol of Teleport's: with protocols it
+// refuses others, without it ignores them.
+func newBalancer(t *testing.T, cluster *teleportd.Cluster, protocols []string) string {
+	t.Helper()
+	behind := &tls.Config{RootCAs: x509.NewCertPool(), NextProtos: []string{"http/1.1"}}
+	behind.RootCAs.AppendCertsFromPEM(cluster.RootsPEM())
+	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if err := passOn(w, r, cluster.Address(), behind); err != nil {
+			http.Error(w, err.Error(), http.StatusBadGateway)
+		}
+	}))
+	server.Config.ErrorLog = log.New(io.Discard, "", 0)
+	server.TLS = &tls.Config{NextProtos: protocols}
+	if protocols == nil {
+		// httptest adds names of its own to the list, and none to this one.
+		server.TLS.GetConfigForClient = func(*tls.ClientHelloInfo) (*tls.Config, error) {
+			return &tls.Config{Certificates: server.TLS.Certificates}, nil
+		}
+	}
+	server.StartTLS()
+	t.Cleanup(server.Close)
+	return server.Listener.Addr().String()
+}
+
+// passOn passes a request on with the headers that it has, as AWS's load balancers do,
+// and then whatever either side says.
+func passOn(w http.ResponseWriter, r *http.Request, address string, config *tls.Config) error {
+	out, err := (&tls.Dialer{Config: config}).DialContext(r.Context(), "tcp", address)
+	if err != nil {
+		return err
+	}
+	defer out.Close()
+	if err := r.Write(out); err != nil {
+		return err
+	}
+	in, buffered, err := http.NewResponseController(w).Hijack()
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	go func() {
+		defer out.Close() // then the copy below ends, too
+		_, _ = io.Copy(out, buffered)
+	}()
+	_, _ = io.Copy(in, out)
+	return nil
+}
