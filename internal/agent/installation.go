@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"golang.org/x/crypto/ssh"
@@ -96,13 +97,21 @@ func (i *installation) findListener(ctx context.Context) bool {
 func (i *installation) prove(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, i.settle)
 	defer cancel()
+	var shown error
+	var look sync.WaitGroup
+	defer look.Wait()
+	if i.listener.IsValid() {
+		look.Go(func() { shown = i.presented(ctx) })
+	}
+	// Neither changes anything, so they take place side by side.
 	if err := i.server.Check(ctx); err != nil {
+		cancel()
 		return fmt.Errorf("sshd does not accept its configuration: %w", err)
 	}
 	if !i.listener.IsValid() {
 		return nil // there is nobody to ask
 	}
-	if i.presented(ctx) == nil {
+	if look.Wait(); shown == nil {
 		return nil
 	}
 	i.reloaded = true
