@@ -9,7 +9,14 @@ packages=(
   systemd-container mmdebstrap    # machines: nspawn on a Debian root file system
   iproute2 dbus                   # network namespaces; systemd inside the machines
   shellcheck zip                  # lint; the size of the Lambda's package
+  openjdk-17-jre-headless         # DynamoDB Local
 )
+
+# AWS's DynamoDB Local, inside a package of npm's whose version and hash are fixed.
+# e2e/dynamodb looks for it in this folder.
+dynamodb_version=2.9.30
+dynamodb_sha512=c5379e44bbf311fab2779961ddb1f8734907bd21c79a6843e590ec1c5280439836665e89aa515dbad6908422c7cf1129e91cb5a3b4c1ea7888a17b9002749ec1
+dynamodb_local=${XDG_CACHE_HOME:-$HOME/.cache}/hallmark/dynamodb-local-$dynamodb_version
 
 say() { printf 'setup: %s\n' "$*" >&2; }
 
@@ -28,6 +35,9 @@ missing_packages() {
 
 install_packages() {
   local missing sudo=()
+  # Debian's npm brings hundreds of packages along: only where there is none, and
+  # something to fetch with it.
+  [ -f "$dynamodb_local/DynamoDBLocal.jar" ] || command -v npm >/dev/null || packages+=(npm)
   mapfile -t missing < <(missing_packages)
   [ "${#missing[@]}" -eq 0 ] && return
   [ "$(id -u)" -eq 0 ] || sudo=(sudo)
@@ -53,6 +63,24 @@ install_python_tools() {
   exit 1
 }
 
+install_dynamodb_local() {
+  local dir=$dynamodb_local.partial
+  [ -f "$dynamodb_local/DynamoDBLocal.jar" ] && return
+  say "installing DynamoDB Local"
+  rm -rf "$dir" && mkdir -p "$dir"
+  (
+    cd "$dir"
+    npm pack --silent "amplify-dynamodb-simulator@$dynamodb_version" >/dev/null 2>&1 || {
+      say "could not fetch amplify-dynamodb-simulator@$dynamodb_version with npm: see 'npm config get registry'"
+      exit 1
+    }
+    sha512sum --check --quiet <<<"$dynamodb_sha512  amplify-dynamodb-simulator-$dynamodb_version.tgz"
+    tar -xzf "amplify-dynamodb-simulator-$dynamodb_version.tgz" --strip-components 2 package/emulator
+    rm "amplify-dynamodb-simulator-$dynamodb_version.tgz"
+  )
+  mv "$dir" "$dynamodb_local"
+}
+
 command -v dpkg-query >/dev/null || {
   say "the demo and the whole-path tests run on Debian; on other systems use 'make unit'"
   exit 1
@@ -60,3 +88,4 @@ command -v dpkg-query >/dev/null || {
 need_go
 install_packages
 install_python_tools
+install_dynamodb_local

@@ -7,13 +7,18 @@
 //   - An instance keeps its keys. A request may bring some of them, or bring new
 //     ones beside at least one that is recorded: all keys of a request sign it,
 //     so whoever adds a key holds an old one.
+//   - An operator may permit other keys, once. They are exactly the instance's then.
 //   - A host name stays with its holder until the holder has ended and every
-//     certificate that names it has ended too, also after a rename.
+//     certificate that names it has ended too, also after a rename. So do the further
+//     names of a certificate; all names are in one space.
 //   - An instance that ended stays ended.
+//   - Whoever crashed may do the same again: every operation is one write, and
+//     finds its own work done.
 package ledger
 
 import (
 	"errors"
+	"fmt"
 	"time"
 )
 
@@ -26,15 +31,22 @@ var (
 	ErrKeyInUse = errors.New("another instance holds one of the host keys")
 	// ErrNameInUse says that another instance holds the host name.
 	ErrNameInUse = errors.New("another instance holds the host name")
+	// ErrTooManyNames says that the instance would hold more than MaxNames.
+	ErrTooManyNames = errors.New("the instance would hold too many names")
 	// ErrEnded says that the instance was off-boarded.
 	ErrEnded = errors.New("the instance was off-boarded")
 	// ErrUnclaimed says that there is no claim to confirm.
 	ErrUnclaimed = errors.New("the instance holds no such claim")
 )
 
-// MaxKeys bounds the host keys that are ever recorded of one instance, so that
-// its root cannot make the record grow without end.
-const MaxKeys = 20
+// Bounds, so that an instance's root, or whoever may set its tags, cannot make its
+// record grow without end.
+const (
+	// MaxKeys bounds the host keys that are recorded of one life of an instance.
+	MaxKeys = 20
+	// MaxNames bounds the names that an instance holds, former ones too.
+	MaxNames = 32
+)
 
 // Instance names an EC2 instance.
 type Instance struct {
@@ -47,10 +59,58 @@ type Claim struct {
 	// Fingerprints are the SHA-256 fingerprints of the host keys, at least one.
 	Fingerprints []string
 	Hostname     string
+	// Names are the further principals of the certificates, addresses for example.
+	// They are held as host names are, and in one space with them.
+	Names []string
+	// ImageOwner is the account that owns the instance's image, or empty if EC2 no
+	// longer shows the image. The first one that is not empty is kept.
+	ImageOwner string
 	// End is no earlier than the end of any certificate that will be issued on
 	// this claim.
 	End time.Time
 }
+
+// Record is what the ledger knows of an instance. The zero value is an instance
+// that it does not know.
+type Record struct {
+	// Generation names this life of the record; a permitted re-key begins a new one.
+	Generation uint64
+	// Fingerprints are the host keys of this life, sorted.
+	Fingerprints []string
+	// ConfirmedHostname is the host name of the last claim that was confirmed. It is
+	// empty until an enrollment went through, and a re-key leaves it: the instance is
+	// no newer for it.
+	ConfirmedHostname string
+	// ImageOwner is the account that owned the image when it was first known.
+	ImageOwner string
+	Ended      bool
+}
+
+// Permit allows an instance to come with other host keys, once.
+type Permit struct {
+	// Fingerprint is one of the new keys.
+	Fingerprint string
+	// End is when the permit ends unused. Fractions of a second are dropped.
+	End time.Time
+	// By is who gave it, for the log. It is not empty.
+	By string
+}
+
+// NameInUseError says which of a claim's names other instances hold. It is an
+// ErrNameInUse.
+type NameInUseError struct {
+	// Names are the names, as the claim has them.
+	Names []string
+	// Holders are the ids of the instances that hold them, in the same order.
+	Holders []string
+}
+
+func (e *NameInUseError) Error() string {
+	return fmt.Sprintf("%v: %q held by %q", ErrNameInUse, e.Names, e.Holders)
+}
+
+// Is makes the error an ErrNameInUse.
+func (e *NameInUseError) Is(target error) bool { return target == ErrNameInUse }
 
 // Grant is a claim that was accepted.
 type Grant struct {
@@ -60,4 +120,8 @@ type Grant struct {
 	// empty. Until a claim with this name is confirmed, nobody has checked that it
 	// is free in Teleport.
 	ConfirmedHostname string
+	// PermittedBy is who permitted the re-key that the claim used up, and empty if it
+	// used none. Until the first claim with the new keys is confirmed, every claim of
+	// them has it.
+	PermittedBy string
 }

@@ -3,7 +3,6 @@ package ledger
 import (
 	"context"
 	"fmt"
-	"slices"
 	"sync"
 	"time"
 )
@@ -17,145 +16,104 @@ import (
 // about a kilobyte, so the process ends long before its memory does.
 type Memory struct {
 	mu        sync.Mutex
-	instances map[Instance]*record
+	instances map[Instance]record
 	keys      map[string]Instance // by fingerprint
-	names     map[string]nameRecord
+	names     map[string]Instance
 }
 
-// record is what is known of one instance.
-type record struct {
-	generation        uint64
-	keys              []string
-	confirmedHostname string
-	ended             bool
-}
-
-type nameRecord struct {
-	holder Instance
-	// end is when the last certificate that names it has ended.
-	end time.Time
-}
-
-// Claim records that the instance holds the keys and the name, if the rules of
-// the package allow it, and changes nothing otherwise. Claiming again what one
-// holds already is fine, at any time.
-func (m *Memory) Claim(ctx context.Context, c Claim, now time.Time) (Grant, error) {
+// Lookup returns what is known of an instance, and the zero Record if nothing is.
+func (m *Memory) Lookup(ctx context.Context, i Instance) (Record, error) {
 	if err := ctx.Err(); err != nil {
-		return Grant{}, fmt.Errorf("claim host keys of %s: %w", c.Instance.ID, err)
+		return Record{}, fmt.Errorf("look up %s: %w", i.ID, err)
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if err := m.check(c, now); err != nil {
-		return Grant{}, fmt.Errorf("claim host keys of %s: %w", c.Instance.ID, err)
-	}
-	return m.write(c), nil
+	return m.instances[i].exported(), nil
 }
 
-func (m *Memory) check(c Claim, now time.Time) error {
-	r := m.instances[c.Instance]
-	if r != nil && r.ended {
-		return ErrEnded
+// Claim records that the instance holds the keys and the names, if the rules of
+// the package allow it, and changes nothing otherwise. Claiming again what one
+// holds already is fine, at any time. It fails with ErrKeyConflict, ErrKeyInUse,
+// a *NameInUseError, ErrTooManyNames or ErrEnded.
+func (m *Memory) Claim(ctx context.Context, c Claim, now time.Time) (Grant, error) {
+	if err := ctx.Err(); err != nil {
+		return Grant{}, fmt.Errorf("claim for %s: %w", c.Instance.ID, err)
 	}
+	if err := c.check(); err != nil {
+		return Grant{}, fmt.Errorf("claim for %s: %w", c.Instance.ID, err)
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	change, grant, err := m.view(c).claim(c, now)
+	if err != nil {
+		return Grant{}, fmt.Errorf("claim for %s: %w", c.Instance.ID, err)
+	}
+	m.put(c.Instance, change)
+	return grant, nil
+}
+
+// view returns what the claim is decided on.
+func (m *Memory) view(c Claim) view {
+	v := view{record: m.instances[c.Instance], keys: make(map[string]Instance), names: make(map[string]tenure)}
 	for _, fingerprint := range c.Fingerprints {
-		if holder, held := m.keys[fingerprint]; held && holder != c.Instance {
-			return fmt.Errorf("%w: %s is held by %s", ErrKeyInUse, fingerprint, holder.ID)
+		if holder, held := m.keys[fingerprint]; held {
+			v.keys[fingerprint] = holder
 		}
 	}
-	if r != nil {
-		if err := checkKeys(r.keys, c.Fingerprints); err != nil {
-			return err
+	for _, name := range c.allNames() {
+		if holder, held := m.names[name]; held {
+			v.names[name] = newTenure(name, holder, m.instances[holder])
 		}
 	}
-	if name, held := m.names[c.Hostname]; held && name.holder != c.Instance && !m.isFree(name, now) {
-		return fmt.Errorf("%w: %s is held by %s", ErrNameInUse, c.Hostname, name.holder.ID)
-	}
-	return nil
+	return v
 }
 
-func checkKeys(recorded, asked []string) error {
-	known := func(fingerprint string) bool { return slices.Contains(recorded, fingerprint) }
-	if !slices.ContainsFunc(asked, known) {
-		return ErrKeyConflict
-	}
-	if n := len(union(recorded, asked)); n > MaxKeys {
-		return fmt.Errorf("%w: with these it would have %d, more than %d", ErrKeyConflict, n, MaxKeys)
-	}
-	return nil
-}
-
-// isFree compares times itself: a holder that is gone may still have
-// certificates out that name it.
-func (m *Memory) isFree(name nameRecord, now time.Time) bool {
-	holder := m.instances[name.holder]
-	return (holder == nil || holder.ended) && now.After(name.end)
-}
-
-func (m *Memory) write(c Claim) Grant {
-	r := m.record(c.Instance)
-	r.keys = union(r.keys, c.Fingerprints)
-	for _, fingerprint := range c.Fingerprints {
-		m.keys[fingerprint] = c.Instance
-	}
-	end := c.End
-	if name := m.names[c.Hostname]; name.holder == c.Instance && name.end.After(end) {
-		end = name.end
-	}
-	m.names[c.Hostname] = nameRecord{holder: c.Instance, end: end}
-	return Grant{Generation: r.generation, ConfirmedHostname: r.confirmedHostname}
-}
-
-// record returns the instance's record, a new one if there is none.
-func (m *Memory) record(i Instance) *record {
+func (m *Memory) put(i Instance, c change) {
 	if m.instances == nil {
-		m.instances = make(map[Instance]*record)
+		m.instances = make(map[Instance]record)
 		m.keys = make(map[string]Instance)
-		m.names = make(map[string]nameRecord)
+		m.names = make(map[string]Instance)
 	}
-	if m.instances[i] == nil {
-		m.instances[i] = &record{generation: 1}
+	c.record.version++
+	m.instances[i] = c.record
+	for _, fingerprint := range c.keys {
+		m.keys[fingerprint] = i
 	}
-	return m.instances[i]
-}
-
-func union(a, b []string) []string {
-	all := slices.Clone(a)
-	for _, s := range b {
-		if !slices.Contains(all, s) {
-			all = append(all, s)
-		}
+	for name := range c.names {
+		m.names[name] = i
 	}
-	return all
 }
 
 // Confirm says that what was claimed has been issued. It fails with ErrEnded if
-// the instance was off-boarded meanwhile; then nothing may be handed out.
+// the instance was off-boarded meanwhile, and with ErrUnclaimed if it got other
+// keys meanwhile; then nothing may be handed out.
 func (m *Memory) Confirm(ctx context.Context, c Claim, g Grant) error {
-	if err := ctx.Err(); err != nil {
-		return fmt.Errorf("confirm claim of %s: %w", c.Instance.ID, err)
-	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	r := m.instances[c.Instance]
-	switch {
-	case r == nil:
-		return fmt.Errorf("confirm claim of %s: %w", c.Instance.ID, ErrUnclaimed)
-	case r.ended:
-		return fmt.Errorf("confirm claim of %s: %w", c.Instance.ID, ErrEnded)
-	case r.generation != g.Generation || m.names[c.Hostname].holder != c.Instance:
-		return fmt.Errorf("confirm claim of %s: %w", c.Instance.ID, ErrUnclaimed)
-	}
-	r.confirmedHostname = c.Hostname
-	return nil
+	return m.amend(ctx, "confirm claim of", c.Instance, func(r record) (record, error) { return r.confirm(c, g) })
 }
 
 // End records that the instance is gone for good. Nobody needs to have claimed
 // anything for it: an event may come before the enrollment that it must stop.
 func (m *Memory) End(ctx context.Context, i Instance) error {
+	return m.amend(ctx, "end", i, record.end)
+}
+
+// Permit allows the instance to come with other host keys, once. It replaces a
+// permit that is not used yet. It fails with ErrUnclaimed for an instance that is
+// not known, and with ErrEnded.
+func (m *Memory) Permit(ctx context.Context, i Instance, p Permit) error {
+	return m.amend(ctx, "permit re-key of", i, func(r record) (record, error) { return r.withPermit(p) })
+}
+
+func (m *Memory) amend(ctx context.Context, doing string, i Instance, decide func(record) (record, error)) error {
 	if err := ctx.Err(); err != nil {
-		return fmt.Errorf("end %s: %w", i.ID, err)
+		return fmt.Errorf("%s %s: %w", doing, i.ID, err)
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.record(i).ended = true
+	next, err := decide(m.instances[i])
+	if err != nil {
+		return fmt.Errorf("%s %s: %w", doing, i.ID, err)
+	}
+	m.put(i, change{record: next})
 	return nil
 }

@@ -5,7 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"sync"
+	"reflect"
 	"testing"
 	"time"
 
@@ -14,45 +14,46 @@ import (
 
 // Ledger is what is tested.
 type Ledger interface {
+	Lookup(ctx context.Context, i ledger.Instance) (ledger.Record, error)
 	Claim(ctx context.Context, c ledger.Claim, now time.Time) (ledger.Grant, error)
 	Confirm(ctx context.Context, c ledger.Claim, g ledger.Grant) error
 	End(ctx context.Context, i ledger.Instance) error
+	Permit(ctx context.Context, i ledger.Instance, p ledger.Permit) error
 }
 
 // lifetime is how long the certificates of the tests last.
 const lifetime = 7 * 24 * time.Hour
 
-// Run runs the contract tests. New returns an empty ledger each time.
+// Run runs the contract tests. Open returns an empty ledger each time.
 func Run(t *testing.T, open func(*testing.T) Ledger) {
-	tests := map[string]func(*testing.T, *fixture){
-		"claiming again is idempotent":          testIdempotent,
-		"a subset of the keys is fine":          testSubset,
-		"other keys are refused":                testOtherKeys,
-		"a known key may bring new ones":        testAddedKeys,
-		"recorded keys are bounded":             testBoundedKeys,
-		"a key never moves":                     testKeyInUse,
-		"a key never moves after the end":       testKeyInUseAfterEnd,
-		"the same id elsewhere is a stranger":   testSameIDElsewhere,
-		"a name has one holder":                 testNameInUse,
-		"a name outlasts holder and last claim": testNameOutlasts,
-		"a shorter claim frees no name earlier": testNameEndNeverShrinks,
-		"a former name is kept":                 testFormerName,
-		"a refused claim changes nothing":       testRefusedChangesNothing,
-		"confirming remembers the name":         testConfirmedHostname,
-		"confirming fails after the end":        testConfirmAfterEnd,
-		"confirming needs a claim":              testConfirmWithoutClaim,
-		"an ended instance stays ended":         testEndedStaysEnded,
-		"an end may come before any claim":      testEndBeforeClaim,
-		"concurrent claims of one key":          testConcurrentKey,
-		"concurrent claims of one instance":     testConcurrentInstance,
-		"concurrent claims of one name":         testConcurrentName,
-		"concurrent equal claims all succeed":   testConcurrentEqual,
-		"a canceled context is an error":        testCanceled,
+	for _, tests := range []map[string]func(*testing.T, *fixture){claimTests(), nameTests(), permitTests(), raceTests()} {
+		for name, test := range tests {
+			t.Run(name, func(t *testing.T) { test(t, newFixture(t, open(t))) })
+		}
 	}
-	for name, test := range tests {
-		t.Run(name, func(t *testing.T) {
-			test(t, &fixture{t: t, Ledger: open(t), now: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)})
-		})
+}
+
+func claimTests() map[string]func(*testing.T, *fixture) {
+	return map[string]func(*testing.T, *fixture){
+		"claiming again is idempotent":        testIdempotent,
+		"a subset of the keys is fine":        testSubset,
+		"other keys are refused":              testOtherKeys,
+		"a known key may bring new ones":      testAddedKeys,
+		"recorded keys are bounded":           testBoundedKeys,
+		"a key never moves":                   testKeyInUse,
+		"a key never moves after the end":     testKeyInUseAfterEnd,
+		"the same id elsewhere is a stranger": testSameIDElsewhere,
+		"a refused claim changes nothing":     testRefusedChangesNothing,
+		"confirming remembers the name":       testConfirmedHostname,
+		"confirming fails after the end":      testConfirmAfterEnd,
+		"confirming needs a claim":            testConfirmWithoutClaim,
+		"an ended instance stays ended":       testEndedStaysEnded,
+		"an end may come before any claim":    testEndBeforeClaim,
+		"an end at any moment is final":       testEndAtAnyMoment,
+		"a claim needs a key":                 testNoKeys,
+		"what is known can be looked up":      testLookup,
+		"the first image owner is kept":       testImageOwner,
+		"a canceled context is an error":      testCanceled,
 	}
 }
 
@@ -61,6 +62,10 @@ type fixture struct {
 	Ledger
 	t   *testing.T
 	now time.Time
+}
+
+func newFixture(t *testing.T, l Ledger) *fixture {
+	return &fixture{t: t, Ledger: l, now: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)}
 }
 
 func instance(n int) ledger.Instance {
@@ -74,11 +79,34 @@ func (f *fixture) claimOf(n int, name string, keys ...string) ledger.Claim {
 // claim wants the claim accepted, or refused with the error wanted.
 func (f *fixture) claim(want error, n int, name string, keys ...string) ledger.Grant {
 	f.t.Helper()
-	g, err := f.Claim(f.t.Context(), f.claimOf(n, name, keys...), f.now)
+	return f.make(want, f.claimOf(n, name, keys...))
+}
+
+func (f *fixture) make(want error, c ledger.Claim) ledger.Grant {
+	f.t.Helper()
+	g, err := f.Claim(f.t.Context(), c, f.now)
 	if !errors.Is(err, want) {
-		f.t.Fatalf("claim of instance %d, name %s, keys %v: error %v, want %v", n, name, keys, err, want)
+		f.t.Fatalf("claim of %s, name %s %v, keys %v: error %v, want %v", c.Instance.ID, c.Hostname, c.Names, c.Fingerprints, err, want)
 	}
 	return g
+}
+
+// enroll claims and confirms.
+func (f *fixture) enroll(n int, name string, keys ...string) {
+	f.t.Helper()
+	g := f.claim(nil, n, name, keys...)
+	if err := f.Confirm(f.t.Context(), f.claimOf(n, name, keys...), g); err != nil {
+		f.t.Fatal(err)
+	}
+}
+
+func (f *fixture) lookup(n int) ledger.Record {
+	f.t.Helper()
+	r, err := f.Lookup(f.t.Context(), instance(n))
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	return r
 }
 
 // endFirst ends instance 1.
@@ -123,6 +151,13 @@ func testBoundedKeys(_ *testing.T, f *fixture) {
 	}
 	f.claim(ledger.ErrKeyConflict, 1, "web", "k0", "one too many")
 	f.claim(nil, 1, "web", "k0", "k1")
+
+	var many []string
+	for n := range ledger.MaxKeys + 1 {
+		many = append(many, fmt.Sprintf("m%d", n))
+	}
+	f.claim(ledger.ErrKeyConflict, 2, "db", many...)
+	f.claim(nil, 2, "db", many[1:]...)
 }
 
 func testKeyInUse(_ *testing.T, f *fixture) {
@@ -152,43 +187,6 @@ func testSameIDElsewhere(t *testing.T, f *fixture) {
 			t.Errorf("claim of %+v: error %v, want %v", other, err, ledger.ErrKeyInUse)
 		}
 	}
-}
-
-func testNameInUse(_ *testing.T, f *fixture) {
-	f.claim(nil, 1, "web", "k1")
-	f.claim(ledger.ErrNameInUse, 2, "web", "k2")
-	f.now = f.now.Add(10 * lifetime) // a stopped machine keeps its name
-	f.claim(ledger.ErrNameInUse, 2, "web", "k2")
-}
-
-func testNameOutlasts(_ *testing.T, f *fixture) {
-	f.claim(nil, 1, "web", "k1")
-	f.endFirst()
-	f.claim(ledger.ErrNameInUse, 2, "web", "k2")
-	f.now = f.now.Add(lifetime)
-	f.claim(ledger.ErrNameInUse, 2, "web", "k2")
-	f.now = f.now.Add(time.Second)
-	f.claim(nil, 2, "web", "k2")
-}
-
-func testNameEndNeverShrinks(t *testing.T, f *fixture) {
-	f.claim(nil, 1, "web", "k1")
-	short := f.claimOf(1, "web", "k1")
-	short.End = f.now.Add(time.Hour)
-	if _, err := f.Claim(t.Context(), short, f.now); err != nil {
-		t.Fatal(err)
-	}
-	f.endFirst()
-	f.now = f.now.Add(2 * time.Hour)
-	f.claim(ledger.ErrNameInUse, 2, "web", "k2")
-}
-
-func testFormerName(_ *testing.T, f *fixture) {
-	f.claim(nil, 1, "web", "k1")
-	f.claim(nil, 1, "www", "k1")
-	f.claim(ledger.ErrNameInUse, 2, "web", "k2")
-	f.claim(ledger.ErrNameInUse, 2, "www", "k2")
-	f.claim(nil, 1, "web", "k1")
 }
 
 func testRefusedChangesNothing(_ *testing.T, f *fixture) {
@@ -244,65 +242,68 @@ func testEndBeforeClaim(_ *testing.T, f *fixture) {
 	f.claim(ledger.ErrEnded, 1, "web", "k1")
 }
 
-const racers = 50
-
-// race makes claims at once and returns their errors.
-func (f *fixture) race(claim func(n int) ledger.Claim) []error {
-	var (
-		wg    sync.WaitGroup
-		start = make(chan struct{})
-		errs  = make([]error, racers)
-	)
-	for n := range racers {
-		c := claim(n)
-		wg.Go(func() {
-			<-start
-			_, errs[n] = f.Claim(f.t.Context(), c, f.now)
-		})
-	}
-	close(start)
-	wg.Wait()
-	return errs
-}
-
-func wantOneWinner(t *testing.T, errs []error, loss error) {
-	t.Helper()
-	winners := 0
-	for _, err := range errs {
-		switch {
-		case err == nil:
-			winners++
-		case !errors.Is(err, loss):
-			t.Errorf("error %v, want %v", err, loss)
+func testEndAtAnyMoment(t *testing.T, f *fixture) {
+	// Before the claim, between claim and confirmation, after it, and twice.
+	f.enroll(3, "confirmed", "k3")
+	g := f.claim(nil, 2, "claimed", "k2")
+	for _, n := range []int{3, 1, 2, 2, 1, 3} {
+		if err := f.End(t.Context(), instance(n)); err != nil {
+			t.Fatal(err)
 		}
 	}
-	if winners != 1 {
-		t.Errorf("%d winners of %d, want 1", winners, len(errs))
+	for n, name := range map[int]string{1: "new", 2: "claimed", 3: "confirmed"} {
+		key := fmt.Sprintf("k%d", n)
+		f.claim(ledger.ErrEnded, n, name, key)
+		if err := f.Confirm(t.Context(), f.claimOf(n, name, key), g); !errors.Is(err, ledger.ErrEnded) {
+			t.Errorf("confirmation of instance %d: error %v, want %v", n, err, ledger.ErrEnded)
+		}
+		if !f.lookup(n).Ended {
+			t.Errorf("instance %d has not ended", n)
+		}
 	}
 }
 
-func testConcurrentKey(t *testing.T, f *fixture) {
-	wantOneWinner(t, f.race(func(n int) ledger.Claim {
-		return f.claimOf(n, fmt.Sprintf("host-%d", n), "baked into the image")
-	}), ledger.ErrKeyInUse)
+func testNoKeys(t *testing.T, f *fixture) {
+	if _, err := f.Claim(t.Context(), f.claimOf(1, "web"), f.now); err == nil {
+		t.Error("a claim without keys is accepted")
+	}
+	f.claim(nil, 2, "web", "k2")
 }
 
-func testConcurrentInstance(t *testing.T, f *fixture) {
-	wantOneWinner(t, f.race(func(n int) ledger.Claim {
-		return f.claimOf(1, "web", fmt.Sprintf("k%d", n))
-	}), ledger.ErrKeyConflict)
+func testLookup(t *testing.T, f *fixture) {
+	want := ledger.Record{}
+	compare := func(after string) {
+		t.Helper()
+		if got := f.lookup(1); !reflect.DeepEqual(got, want) {
+			t.Errorf("after %s: %+v, want %+v", after, got, want)
+		}
+	}
+	compare("nothing")
+	first := f.claim(nil, 1, "web", "k2", "k1", "k2")
+	want = ledger.Record{Generation: first.Generation, Fingerprints: []string{"k1", "k2"}}
+	compare("a claim")
+	if err := f.Confirm(t.Context(), f.claimOf(1, "web", "k1"), first); err != nil {
+		t.Fatal(err)
+	}
+	want.ConfirmedHostname = "web"
+	compare("its confirmation")
+	f.claim(nil, 1, "www", "k1", "k0")
+	want.Fingerprints = []string{"k0", "k1", "k2"}
+	compare("a renaming")
+	f.endFirst()
+	want.Ended = true
+	compare("the end")
 }
 
-func testConcurrentName(t *testing.T, f *fixture) {
-	wantOneWinner(t, f.race(func(n int) ledger.Claim {
-		return f.claimOf(n, "web", fmt.Sprintf("k%d", n))
-	}), ledger.ErrNameInUse)
-}
-
-func testConcurrentEqual(t *testing.T, f *fixture) {
-	for _, err := range f.race(func(int) ledger.Claim { return f.claimOf(1, "web", "k1", "k2") }) {
-		if err != nil {
-			t.Error(err)
+func testImageOwner(t *testing.T, f *fixture) {
+	for _, step := range []struct{ says, want string }{
+		{"", ""}, {"111111111111", "111111111111"}, {"222222222222", "111111111111"}, {"", "111111111111"},
+	} {
+		c := f.claimOf(1, "web", "k1")
+		c.ImageOwner = step.says
+		f.make(nil, c)
+		if got := f.lookup(1).ImageOwner; got != step.want {
+			t.Errorf("owner %q after a claim that says %q, want %q", got, step.says, step.want)
 		}
 	}
 }

@@ -1,0 +1,296 @@
+package ledger
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/service/dynamodb"
+	"github.com/aws/aws-sdk-go-v2/service/dynamodb/types"
+)
+
+// DynamoDBClient is what the ledger calls. *dynamodb.Client is one; its role needs
+// BatchGetItem, PutItem and ConditionCheckItem on the table.
+type DynamoDBClient interface {
+	BatchGetItem(context.Context, *dynamodb.BatchGetItemInput, ...func(*dynamodb.Options)) (*dynamodb.BatchGetItemOutput, error)
+	PutItem(context.Context, *dynamodb.PutItemInput, ...func(*dynamodb.Options)) (*dynamodb.PutItemOutput, error)
+	TransactWriteItems(context.Context, *dynamodb.TransactWriteItemsInput, ...func(*dynamodb.Options)) (*dynamodb.TransactWriteItemsOutput, error)
+}
+
+// DynamoDB is a ledger that all signers of a cluster share. It may be used by
+// several goroutines at once.
+//
+// Every operation reads (strongly consistent), decides, and makes at most one
+// conditional write, which fails if what was decided on has changed; then it does
+// all of it again. So a crash leaves an operation undone or done, and doing it again
+// is right in either case.
+type DynamoDB struct {
+	client DynamoDBClient
+	table  string
+	now    func() time.Time
+}
+
+// NewDynamoDB returns the ledger in a table, whose form the comment in item.go
+// tells. The clock says how long a tombstone is kept; what is decided depends on
+// the times that callers pass.
+func NewDynamoDB(client DynamoDBClient, table string, now func() time.Time) *DynamoDB {
+	return &DynamoDB{client: client, table: table, now: now}
+}
+
+// Lookup returns what is known of an instance, and the zero Record if nothing is.
+func (d *DynamoDB) Lookup(ctx context.Context, i Instance) (Record, error) {
+	var found Record
+	err := patiently(ctx, func(ctx context.Context) error {
+		r, err := d.record(ctx, i)
+		found = r.exported()
+		return err
+	})
+	if err != nil {
+		return Record{}, fmt.Errorf("look up %s: %w", i.ID, err)
+	}
+	return found, nil
+}
+
+// Claim records that the instance holds the keys and the names, if the rules of
+// the package allow it, and changes nothing otherwise. Claiming again what one
+// holds already is fine, at any time. It fails with ErrKeyConflict, ErrKeyInUse,
+// a *NameInUseError, ErrTooManyNames or ErrEnded; any other error is a failure of
+// DynamoDB or of the way there.
+func (d *DynamoDB) Claim(ctx context.Context, c Claim, now time.Time) (Grant, error) {
+	if err := c.check(); err != nil {
+		return Grant{}, fmt.Errorf("claim for %s: %w", c.Instance.ID, err)
+	}
+	var granted Grant
+	err := patiently(ctx, func(ctx context.Context) error {
+		v, err := d.view(ctx, c)
+		if err != nil {
+			return err
+		}
+		change, grant, err := v.claim(c, now)
+		if err != nil {
+			return err
+		}
+		granted = grant
+		return d.apply(ctx, c.Instance, v.record, change)
+	})
+	if err != nil {
+		return Grant{}, fmt.Errorf("claim for %s: %w", c.Instance.ID, err)
+	}
+	return granted, nil
+}
+
+// Confirm says that what was claimed has been issued. It fails with ErrEnded if
+// the instance was off-boarded meanwhile, and with ErrUnclaimed if it got other
+// keys meanwhile; then nothing may be handed out.
+func (d *DynamoDB) Confirm(ctx context.Context, c Claim, g Grant) error {
+	return d.amend(ctx, "confirm claim of", c.Instance, func(r record) (record, error) { return r.confirm(c, g) })
+}
+
+// Permit allows the instance to come with other host keys, once. It replaces a
+// permit that is not used yet. It fails with ErrUnclaimed for an instance that is
+// not known, and with ErrEnded.
+func (d *DynamoDB) Permit(ctx context.Context, i Instance, p Permit) error {
+	return d.amend(ctx, "permit re-key of", i, func(r record) (record, error) { return r.withPermit(p) })
+}
+
+func (d *DynamoDB) amend(ctx context.Context, doing string, i Instance, decide func(record) (record, error)) error {
+	err := patiently(ctx, func(ctx context.Context) error {
+		r, err := d.record(ctx, i)
+		if err != nil {
+			return err
+		}
+		next, err := decide(r)
+		if err != nil {
+			return err
+		}
+		return d.apply(ctx, i, r, change{record: next})
+	})
+	if err != nil {
+		return fmt.Errorf("%s %s: %w", doing, i.ID, err)
+	}
+	return nil
+}
+
+// End records that the instance is gone for good. Nobody needs to have claimed
+// anything for it: an event may come before the enrollment that it must stop.
+func (d *DynamoDB) End(ctx context.Context, i Instance) error {
+	if err := patiently(ctx, func(ctx context.Context) error { return d.end(ctx, i) }); err != nil {
+		return fmt.Errorf("end %s: %w", i.ID, err)
+	}
+	return nil
+}
+
+func (d *DynamoDB) end(ctx context.Context, i Instance) error {
+	r, err := d.record(ctx, i)
+	if err != nil || r.ended {
+		return err
+	}
+	next, err := r.end()
+	if err != nil {
+		return err
+	}
+	names := slices.Sorted(maps.Keys(r.names))
+	items, err := d.read(ctx, pks(namePK, names))
+	if err != nil {
+		return err
+	}
+	holders, err := parseHolders(items, namePK, names)
+	if err != nil {
+		return err
+	}
+	last := r.lastEnd()
+	if now := d.now(); now.After(last) {
+		last = now
+	}
+	w := write{table: d.table, expires: last.Add(retention)}
+	w.putRecord(i, next, r.version)
+	for _, name := range names {
+		if holders[name] == i { // unless somebody mended the table by hand
+			w.putHolder(namePK(name), i, i)
+		}
+	}
+	return w.commit(ctx, d.client)
+}
+
+// record reads one instance's record.
+func (d *DynamoDB) record(ctx context.Context, i Instance) (record, error) {
+	records, err := d.records(ctx, []Instance{i})
+	return records[i], err
+}
+
+// records reads the records of instances; one that is not there is zero.
+func (d *DynamoDB) records(ctx context.Context, instances []Instance) (map[Instance]record, error) {
+	items, err := d.read(ctx, pks(instancePK, instances))
+	if err != nil {
+		return nil, err
+	}
+	records := make(map[Instance]record, len(instances))
+	for _, i := range instances {
+		if records[i], err = parseRecord(items[instancePK(i)]); err != nil {
+			return nil, err
+		}
+	}
+	return records, nil
+}
+
+// view reads what the claim is decided on. That takes one call, and a second one if
+// others have held some of the names.
+func (d *DynamoDB) view(ctx context.Context, c Claim) (view, error) {
+	keys, names := union(nil, c.Fingerprints), c.allNames()
+	items, err := d.read(ctx, slices.Concat([]string{instancePK(c.Instance)}, pks(keyPK, keys), pks(namePK, names)))
+	if err != nil {
+		return view{}, err
+	}
+	v := view{names: make(map[string]tenure)}
+	if v.record, err = parseRecord(items[instancePK(c.Instance)]); err != nil {
+		return view{}, err
+	}
+	if v.keys, err = parseHolders(items, keyPK, keys); err != nil {
+		return view{}, err
+	}
+	holders, err := parseHolders(items, namePK, names)
+	if err != nil {
+		return view{}, err
+	}
+	records, err := d.records(ctx, others(holders, c.Instance))
+	if err != nil {
+		return view{}, err
+	}
+	records[c.Instance] = v.record
+	for name, holder := range holders {
+		v.names[name] = newTenure(name, holder, records[holder])
+	}
+	return v, nil
+}
+
+// parseHolders reads who holds what; what nobody holds is not in the map.
+func parseHolders(items map[string]item, pk func(string) string, held []string) (map[string]Instance, error) {
+	holders := make(map[string]Instance)
+	for _, s := range held {
+		it, there := items[pk(s)]
+		if !there {
+			continue
+		}
+		holder, err := parseHolder(it)
+		if err != nil {
+			return nil, err
+		}
+		holders[s] = holder
+	}
+	return holders, nil
+}
+
+// others returns the instances in the map, each once, without the one and without
+// the zero one.
+func others(in map[string]Instance, one Instance) []Instance {
+	set := make(map[Instance]bool)
+	for _, i := range in {
+		set[i] = true
+	}
+	delete(set, one)
+	delete(set, Instance{})
+	return slices.Collect(maps.Keys(set))
+}
+
+func pks[T any](pk func(T) string, of []T) []string {
+	all := make([]string, len(of))
+	for n := range of {
+		all[n] = pk(of[n])
+	}
+	return all
+}
+
+// read returns the items that are there, by their key.
+func (d *DynamoDB) read(ctx context.Context, pks []string) (map[string]item, error) {
+	items := make(map[string]item, len(pks))
+	if len(pks) == 0 {
+		return items, nil
+	}
+	keys := make([]item, len(pks))
+	for n, pk := range pks {
+		keys[n] = item{attrPK: text(pk)}
+	}
+	out, err := d.client.BatchGetItem(ctx, &dynamodb.BatchGetItemInput{
+		RequestItems: map[string]types.KeysAndAttributes{d.table: {Keys: keys, ConsistentRead: aws.Bool(true)}},
+	})
+	if err != nil {
+		return nil, err
+	}
+	if len(out.UnprocessedKeys) > 0 {
+		return nil, errBusy
+	}
+	for _, found := range out.Responses { // of the one table, by its name or its ARN
+		for _, it := range found {
+			p := parser{item: it}
+			items[p.text(attrPK)] = it
+		}
+	}
+	return items, nil
+}
+
+// apply writes what a claim, a confirmation or a permit changes, if it changes
+// anything: a renewal within the same second does not.
+func (d *DynamoDB) apply(ctx context.Context, i Instance, old record, c change) error {
+	if len(c.keys) == 0 && len(c.names) == 0 && c.record.equal(old) {
+		return nil
+	}
+	w := write{table: d.table}
+	w.putRecord(i, c.record, old.version)
+	for _, fingerprint := range c.keys {
+		w.putHolder(keyPK(fingerprint), i, i)
+	}
+	for _, name := range slices.Sorted(maps.Keys(c.names)) {
+		former := c.names[name]
+		if former == (Instance{}) {
+			former = i
+		}
+		w.putHolder(namePK(name), i, former)
+	}
+	for _, former := range others(c.names, i) {
+		w.checkEnded(former)
+	}
+	return w.commit(ctx, d.client)
+}

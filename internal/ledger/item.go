@@ -1,0 +1,232 @@
+package ledger
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/service/dynamodb/types"
+)
+
+// The table. Its partition key is "pk", a string; it has no sort key and no index,
+// and is billed on demand. Time to live is on for the attribute "expires", epoch
+// seconds. It must not be a global table: two regions could each let an instance
+// have the same name, and the last writer would win.
+//
+// An instance is one item:
+//
+//	pk         S     instance#<account>/<region>/<instance id>
+//	version    N     counts the writes; every write wants the one that was read
+//	generation N     which life; a permitted re-key begins a new one
+//	keys       SS    fingerprints of the host keys of this life
+//	names      M     each name that it holds, to when its last certificate ends (N)
+//	confirmed  S     host name of the last claim that was confirmed
+//	owner      S     account that owns the image
+//	permit     M     fingerprint (S), end (N), by (S): a re-key that is permitted
+//	rekeyed_by S     who permitted the keys of this life, until they are confirmed
+//	ended      BOOL  true once it is gone for good
+//	expires    N     only of one that ended
+//
+// A key and a name are an item each, and say only whose they are. How long a name
+// is held stands in its holder's item, so that a renewal writes one item:
+//
+//	pk         S     key#<fingerprint>, or name#<name>
+//	holder     S     <account>/<region>/<instance id>
+//	expires    N     only of a name whose holder ended
+//
+// The item of an instance that ended is its tombstone. It stays for a week after
+// the last certificate, and for a week at least, so that neither a request made
+// before the end nor an answer of EC2 that is out of date brings the instance back.
+// DynamoDB deletes what has expired, some days late; no decision waits for that. A
+// key's item never expires.
+//
+// Package policy/live keeps one item of its own in the table, under another pk.
+const (
+	attrPK         = "pk"
+	attrVersion    = "version"
+	attrGeneration = "generation"
+	attrKeys       = "keys"
+	attrNames      = "names"
+	attrConfirmed  = "confirmed"
+	attrOwner      = "owner"
+	attrPermit     = "permit"
+	attrRekeyedBy  = "rekeyed_by"
+	attrEnded      = "ended"
+	attrExpires    = "expires"
+	attrHolder     = "holder"
+
+	attrPermitKey = "fingerprint"
+	attrPermitEnd = "end"
+	attrPermitBy  = "by"
+)
+
+// retention is how long a tombstone outlives certificates.
+const retention = 7 * 24 * time.Hour
+
+// item is one item of the table.
+type item = map[string]types.AttributeValue
+
+func instancePK(i Instance) string       { return "instance#" + formatInstance(i) }
+func keyPK(fingerprint string) string    { return "key#" + fingerprint }
+func namePK(name string) string          { return "name#" + name }
+func formatInstance(i Instance) string   { return i.Account + "/" + i.Region + "/" + i.ID }
+func text(s string) types.AttributeValue { return &types.AttributeValueMemberS{Value: s} }
+
+func number[N int64 | uint64](n N) types.AttributeValue {
+	return &types.AttributeValueMemberN{Value: fmt.Sprint(n)}
+}
+
+func parseInstance(s string) (Instance, error) {
+	parts := strings.Split(s, "/")
+	if len(parts) != 3 {
+		return Instance{}, fmt.Errorf("%q names no instance", s)
+	}
+	return Instance{Account: parts[0], Region: parts[1], ID: parts[2]}, nil
+}
+
+func formatRecord(i Instance, r record) item {
+	it := item{
+		attrPK:         text(instancePK(i)),
+		attrVersion:    number(r.version),
+		attrGeneration: number(r.generation),
+	}
+	if len(r.keys) > 0 { // DynamoDB has no empty sets
+		it[attrKeys] = &types.AttributeValueMemberSS{Value: r.keys}
+	}
+	names := make(item, len(r.names))
+	for name, end := range r.names {
+		names[name] = number(end.Unix())
+	}
+	it[attrNames] = &types.AttributeValueMemberM{Value: names}
+	for name, value := range map[string]string{attrConfirmed: r.confirmedHostname, attrOwner: r.imageOwner, attrRekeyedBy: r.rekeyedBy} {
+		if value != "" {
+			it[name] = text(value)
+		}
+	}
+	if p := r.permit; p.Fingerprint != "" {
+		it[attrPermit] = &types.AttributeValueMemberM{Value: item{
+			attrPermitKey: text(p.Fingerprint), attrPermitEnd: number(p.End.Unix()), attrPermitBy: text(p.By),
+		}}
+	}
+	if r.ended {
+		it[attrEnded] = &types.AttributeValueMemberBOOL{Value: true}
+	}
+	return it
+}
+
+// parseRecord reads an instance's item; nil is one that is not there.
+func parseRecord(it item) (record, error) {
+	if it == nil {
+		return record{}, nil
+	}
+	p := parser{item: it}
+	r := record{
+		version:           p.count(attrVersion),
+		generation:        p.count(attrGeneration),
+		keys:              p.set(attrKeys),
+		names:             make(map[string]time.Time),
+		confirmedHostname: p.text(attrConfirmed),
+		imageOwner:        p.text(attrOwner),
+		rekeyedBy:         p.text(attrRekeyedBy),
+		ended:             p.bool(attrEnded),
+	}
+	names := p.nested(attrNames)
+	for name := range names.item {
+		r.names[name] = names.time(name)
+	}
+	permit := p.nested(attrPermit)
+	if permit.item != nil {
+		r.permit = Permit{
+			Fingerprint: permit.text(attrPermitKey), End: permit.time(attrPermitEnd), By: permit.text(attrPermitBy),
+		}
+	}
+	if err := errors.Join(p.err, names.err, permit.err); err != nil {
+		return record{}, fmt.Errorf("read the ledger's item %s: %w", p.text(attrPK), err)
+	}
+	if r.version == 0 { // it would pass for one that is not there
+		return record{}, fmt.Errorf("the ledger's item %s has no version", p.text(attrPK))
+	}
+	return r, nil
+}
+
+// parseHolder reads the item of a key or a name.
+func parseHolder(it item) (Instance, error) {
+	p := parser{item: it}
+	holder, err := parseInstance(p.text(attrHolder))
+	if err := errors.Join(p.err, err); err != nil {
+		return Instance{}, fmt.Errorf("read the ledger's item %s: %w", p.text(attrPK), err)
+	}
+	return holder, nil
+}
+
+// parser reads attributes and keeps the first error. One that is not there is zero;
+// one of another type is an error, for to take it as zero would give away what
+// somebody holds.
+type parser struct {
+	item item
+	err  error
+}
+
+func (p *parser) text(name string) string {
+	if v := attribute[*types.AttributeValueMemberS](p, name); v != nil {
+		return v.Value
+	}
+	return ""
+}
+
+func (p *parser) count(name string) uint64 {
+	v := attribute[*types.AttributeValueMemberN](p, name)
+	if v == nil {
+		return 0
+	}
+	n, err := strconv.ParseUint(v.Value, 10, 64)
+	p.check(name, err)
+	return n
+}
+
+func (p *parser) time(name string) time.Time {
+	v := attribute[*types.AttributeValueMemberN](p, name)
+	if v == nil {
+		return time.Time{}
+	}
+	seconds, err := strconv.ParseInt(v.Value, 10, 64)
+	p.check(name, err)
+	return time.Unix(seconds, 0).UTC()
+}
+
+func (p *parser) set(name string) []string {
+	if v := attribute[*types.AttributeValueMemberSS](p, name); v != nil {
+		return slices.Sorted(slices.Values(v.Value))
+	}
+	return nil
+}
+
+func (p *parser) bool(name string) bool {
+	v := attribute[*types.AttributeValueMemberBOOL](p, name)
+	return v != nil && v.Value
+}
+
+func (p *parser) nested(name string) *parser {
+	if v := attribute[*types.AttributeValueMemberM](p, name); v != nil {
+		return &parser{item: v.Value}
+	}
+	return new(parser)
+}
+
+func (p *parser) check(name string, err error) {
+	if err != nil && p.err == nil {
+		p.err = fmt.Errorf("attribute %s: %w", name, err)
+	}
+}
+
+func attribute[V types.AttributeValue](p *parser, name string) V {
+	value, there := p.item[name]
+	v, ok := value.(V)
+	if there && !ok {
+		p.check(name, fmt.Errorf("it is a %T", value))
+	}
+	return v
+}

@@ -1,0 +1,56 @@
+package ledger
+
+import (
+	"reflect"
+	"testing"
+	"time"
+)
+
+func TestRecordItemRoundTrip(t *testing.T) {
+	end := time.Date(2026, 1, 9, 3, 4, 5, 0, time.UTC)
+	for name, r := range map[string]record{
+		"ended before any claim": {version: 1, generation: 1, names: map[string]time.Time{}, ended: true},
+		"all there is": {
+			version: 1 << 60, generation: 3, keys: []string{"SHA256:a", "SHA256:b"},
+			names:             map[string]time.Time{"web": end, "10.0.0.1": end.Add(time.Second), "db.example.com": end},
+			confirmedHostname: "web", imageOwner: "111122223333", rekeyedBy: "an operator",
+			permit: Permit{Fingerprint: "SHA256:c", End: end, By: "another"},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			i := Instance{Account: "111122223333", Region: "us-west-2", ID: "i-0123456789abcdef0"}
+			got, err := parseRecord(formatRecord(i, r))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !reflect.DeepEqual(got, r) || !got.equal(r) {
+				t.Errorf("record %+v, want %+v", got, r)
+			}
+		})
+	}
+}
+
+// TestRecordEqual changes each field: one that equal forgets would never be written.
+func TestRecordEqual(t *testing.T) {
+	var zero record
+	fields := reflect.TypeFor[record]()
+	changed := map[string]record{
+		"generation":        {generation: 1},
+		"keys":              {keys: []string{"k"}},
+		"names":             {names: map[string]time.Time{"n": {}}},
+		"confirmedHostname": {confirmedHostname: "n"},
+		"imageOwner":        {imageOwner: "1"},
+		"permit":            {permit: Permit{By: "me"}},
+		"rekeyedBy":         {rekeyedBy: "me"},
+		"ended":             {ended: true},
+	}
+	for n := range fields.NumField() {
+		name := fields.Field(n).Name
+		if name == "version" {
+			continue
+		}
+		if r, there := changed[name]; !there || r.equal(zero) {
+			t.Errorf("a record with another %s is equal", name)
+		}
+	}
+}

@@ -1,0 +1,274 @@
+package ledger
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+)
+
+// This file decides, and no other: what was read goes in, and what is to be
+// written or the refusal comes out. Each ledger only reads and writes.
+
+// record is what is known of one instance. A record is never changed in place.
+type record struct {
+	// version counts the writes. It is 0 of an instance that is not known.
+	version    uint64
+	generation uint64
+	// keys are the fingerprints of this life, sorted.
+	keys []string
+	// names are the names that it holds, former ones too, each with the time when the
+	// last certificate that names it has ended.
+	names             map[string]time.Time
+	confirmedHostname string
+	imageOwner        string
+	// permit is zero if there is none.
+	permit Permit
+	// rekeyedBy is who permitted the keys of this life. It stays until a claim is
+	// confirmed: one who crashed in between claims again, and the audit line of that
+	// attempt must say it too.
+	rekeyedBy string
+	ended     bool
+}
+
+func (r record) exported() Record {
+	return Record{
+		Generation: r.generation, Fingerprints: slices.Clone(r.keys),
+		ConfirmedHostname: r.confirmedHostname, ImageOwner: r.imageOwner, Ended: r.ended,
+	}
+}
+
+// equal compares all but the version.
+func (r record) equal(s record) bool {
+	return r.generation == s.generation && slices.Equal(r.keys, s.keys) &&
+		maps.EqualFunc(r.names, s.names, time.Time.Equal) &&
+		r.confirmedHostname == s.confirmedHostname && r.imageOwner == s.imageOwner &&
+		r.permit.equal(s.permit) && r.rekeyedBy == s.rekeyedBy && r.ended == s.ended
+}
+
+func (p Permit) equal(q Permit) bool {
+	return p.Fingerprint == q.Fingerprint && p.End.Equal(q.End) && p.By == q.By
+}
+
+// view is what a claim is decided on. Keys and names that nobody holds are not in
+// the maps.
+type view struct {
+	record record // of the instance that claims
+	keys   map[string]Instance
+	names  map[string]tenure
+}
+
+// tenure is who holds a name, and how long yet.
+type tenure struct {
+	holder Instance
+	// ended says that the holder is gone for good.
+	ended bool
+	// end is when the last certificate that names it has ended.
+	end time.Time
+}
+
+func newTenure(name string, holder Instance, r record) tenure {
+	// A holder without a record ended so long ago that its tombstone is gone.
+	return tenure{holder: holder, ended: r.ended || r.version == 0, end: r.names[name]}
+}
+
+// isFree compares times itself: a holder that is gone may still have
+// certificates out that name it, and what has expired may still be stored.
+func (t tenure) isFree(now time.Time) bool { return t.ended && now.After(t.end) }
+
+// change is what a claim writes, all of it or nothing.
+type change struct {
+	record record
+	// keys are fingerprints that the instance did not hold before.
+	keys []string
+	// names are names that it did not hold before, with who did. That is the zero
+	// Instance if nobody did.
+	names map[string]Instance
+}
+
+// check refuses a claim that no ledger need read anything for.
+func (c Claim) check() error {
+	switch {
+	case len(c.Fingerprints) == 0:
+		return errors.New("the claim has no host keys")
+	case len(c.Fingerprints) > MaxKeys:
+		return tooManyKeys(len(c.Fingerprints))
+	case len(c.allNames()) > MaxNames:
+		return tooManyNames(len(c.allNames()))
+	}
+	return nil
+}
+
+// allNames are host name and further names, each once.
+func (c Claim) allNames() []string { return union([]string{c.Hostname}, c.Names) }
+
+// claim applies the rules of the package.
+func (v view) claim(c Claim, now time.Time) (change, Grant, error) {
+	if v.record.ended {
+		return change{}, Grant{}, ErrEnded
+	}
+	for _, fingerprint := range c.Fingerprints {
+		if holder, held := v.keys[fingerprint]; held && holder != c.Instance {
+			return change{}, Grant{}, fmt.Errorf("%w: %s is held by %s", ErrKeyInUse, fingerprint, holder.ID)
+		}
+	}
+	next, err := v.record.withKeys(c.Fingerprints, now)
+	if err != nil {
+		return change{}, Grant{}, err
+	}
+	names, err := v.freeNames(c, now)
+	if err != nil {
+		return change{}, Grant{}, err
+	}
+	if next, err = next.withNames(c.allNames(), c.End); err != nil {
+		return change{}, Grant{}, err
+	}
+	if next.imageOwner == "" {
+		next.imageOwner = c.ImageOwner
+	}
+	keys := slices.DeleteFunc(union(nil, c.Fingerprints), func(fingerprint string) bool {
+		_, held := v.keys[fingerprint]
+		return held
+	})
+	return change{record: next, keys: keys, names: names}, next.grant(), nil
+}
+
+func (r record) grant() Grant {
+	return Grant{Generation: r.generation, ConfirmedHostname: r.confirmedHostname, PermittedBy: r.rekeyedBy}
+}
+
+// withKeys returns the record with the keys that are asked for, if it may have
+// them.
+func (r record) withKeys(asked []string, now time.Time) (record, error) {
+	known := func(fingerprint string) bool { return slices.Contains(r.keys, fingerprint) }
+	switch {
+	case r.version == 0:
+		r.generation, r.keys = 1, union(nil, asked)
+	case r.permits(asked, now):
+		// From here on the old keys count for nothing, or else who stole one could
+		// still add his own. They stay held, as every key does.
+		r.generation, r.keys = r.generation+1, union(nil, asked)
+		r.rekeyedBy, r.permit = r.permit.By, Permit{}
+	case slices.ContainsFunc(asked, known):
+		r.keys = union(r.keys, asked)
+	default:
+		return record{}, ErrKeyConflict
+	}
+	if len(r.keys) > MaxKeys {
+		return record{}, tooManyKeys(len(r.keys))
+	}
+	slices.Sort(r.keys)
+	return r, nil
+}
+
+func (r record) permits(asked []string, now time.Time) bool {
+	return r.permit.Fingerprint != "" && now.Before(r.permit.End) && slices.Contains(asked, r.permit.Fingerprint)
+}
+
+// freeNames returns those of the claim's names that the instance does not hold,
+// with who did, or says which others hold.
+func (v view) freeNames(c Claim, now time.Time) (map[string]Instance, error) {
+	free := make(map[string]Instance)
+	var inUse NameInUseError
+	for _, name := range c.allNames() {
+		t, held := v.names[name]
+		switch {
+		case held && t.holder == c.Instance:
+		case !held || t.isFree(now):
+			free[name] = t.holder
+		default:
+			inUse.Names = append(inUse.Names, name)
+			inUse.Holders = append(inUse.Holders, t.holder.ID)
+		}
+	}
+	if len(inUse.Names) > 0 {
+		return nil, &inUse
+	}
+	return free, nil
+}
+
+// withNames returns the record with names that are held until the end at least.
+// What is recorded is never earlier: whole seconds are all that is stored.
+func (r record) withNames(names []string, end time.Time) (record, error) {
+	held := make(map[string]time.Time, len(r.names)+len(names))
+	maps.Copy(held, r.names)
+	for _, name := range names {
+		if rounded := end.Add(time.Second - 1).Truncate(time.Second); rounded.After(held[name]) {
+			held[name] = rounded
+		}
+	}
+	if len(held) > MaxNames {
+		return record{}, tooManyNames(len(held))
+	}
+	r.names = held
+	return r, nil
+}
+
+// confirm returns the record after what was claimed has been issued.
+func (r record) confirm(c Claim, g Grant) (record, error) {
+	if r.ended {
+		return record{}, ErrEnded
+	}
+	if r.version == 0 || r.generation != g.Generation {
+		return record{}, ErrUnclaimed
+	}
+	for _, name := range c.allNames() {
+		if _, held := r.names[name]; !held {
+			return record{}, ErrUnclaimed
+		}
+	}
+	r.confirmedHostname, r.rekeyedBy = c.Hostname, ""
+	return r, nil
+}
+
+// end returns the record of the instance when it is gone. There may be none yet:
+// an event may come before the enrollment that it must stop.
+func (r record) end() (record, error) {
+	r.generation = max(r.generation, 1)
+	r.ended = true
+	return r, nil
+}
+
+// withPermit returns the record with the permit, in place of one that it has.
+func (r record) withPermit(p Permit) (record, error) {
+	switch {
+	case r.ended:
+		return record{}, ErrEnded
+	case r.version == 0:
+		return record{}, ErrUnclaimed
+	}
+	p.End = p.End.Truncate(time.Second)
+	r.permit = p
+	return r, nil
+}
+
+// lastEnd is when the last certificate of the instance has ended.
+func (r record) lastEnd() time.Time {
+	var last time.Time
+	for _, end := range r.names {
+		if end.After(last) {
+			last = end
+		}
+	}
+	return last
+}
+
+func tooManyKeys(n int) error {
+	return fmt.Errorf("%w: with these it would have %d, more than %d", ErrKeyConflict, n, MaxKeys)
+}
+
+func tooManyNames(n int) error {
+	return fmt.Errorf("%w: with these it would hold %d, more than %d", ErrTooManyNames, n, MaxNames)
+}
+
+// union returns a new slice with each string of both once.
+func union(a, b []string) []string {
+	all := make([]string, 0, len(a)+len(b))
+	for _, s := range slices.Concat(a, b) {
+		if !slices.Contains(all, s) {
+			all = append(all, s)
+		}
+	}
+	return all
+}

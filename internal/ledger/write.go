@@ -1,0 +1,78 @@
+package ledger
+
+import (
+	"context"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/service/dynamodb"
+	"github.com/aws/aws-sdk-go-v2/service/dynamodb/types"
+)
+
+// write is a conditional write of several items, all or none. Its conditions say
+// that what was decided on has not changed. It names each item once, as DynamoDB
+// demands, and at most 1 + MaxKeys + 2*MaxNames of them, of 100 that may be.
+type write struct {
+	table string
+	// expires is when the items that are put may be deleted. Zero is never.
+	expires time.Time
+	actions []types.TransactWriteItem
+}
+
+// putRecord puts the record if its version is still the one that was read.
+func (w *write) putRecord(i Instance, r record, version uint64) {
+	r.version = version + 1
+	if version == 0 {
+		w.put(formatRecord(i, r), "attribute_not_exists(pk)", nil)
+		return
+	}
+	w.put(formatRecord(i, r), "version = :version", item{":version": number(version)})
+}
+
+// putHolder makes the instance the holder of a key or a name, if nobody is, or it is
+// already, or the former holder still is.
+func (w *write) putHolder(pk string, i, former Instance) {
+	w.put(
+		item{attrPK: text(pk), attrHolder: text(formatInstance(i))},
+		"attribute_not_exists(pk) OR holder = :former",
+		item{":former": text(formatInstance(former))},
+	)
+}
+
+// checkEnded wants that the instance is still gone for good. Its claims have not
+// changed then since they were read.
+func (w *write) checkEnded(i Instance) {
+	w.actions = append(w.actions, types.TransactWriteItem{ConditionCheck: &types.ConditionCheck{
+		TableName:                 &w.table,
+		Key:                       item{attrPK: text(instancePK(i))},
+		ConditionExpression:       aws.String("attribute_not_exists(pk) OR ended = :true"),
+		ExpressionAttributeValues: item{":true": &types.AttributeValueMemberBOOL{Value: true}},
+	}})
+}
+
+func (w *write) put(it item, condition string, values item) {
+	if !w.expires.IsZero() {
+		it[attrExpires] = number(w.expires.Unix())
+	}
+	w.actions = append(w.actions, types.TransactWriteItem{Put: &types.Put{
+		TableName:                 &w.table,
+		Item:                      it,
+		ConditionExpression:       &condition,
+		ExpressionAttributeValues: values,
+	}})
+}
+
+// commit writes. One item needs no transaction, which would cost twice as much.
+func (w *write) commit(ctx context.Context, client DynamoDBClient) error {
+	if put := w.actions[0].Put; len(w.actions) == 1 && put != nil {
+		_, err := client.PutItem(ctx, &dynamodb.PutItemInput{
+			TableName:                 put.TableName,
+			Item:                      put.Item,
+			ConditionExpression:       put.ConditionExpression,
+			ExpressionAttributeValues: put.ExpressionAttributeValues,
+		})
+		return err
+	}
+	_, err := client.TransactWriteItems(ctx, &dynamodb.TransactWriteItemsInput{TransactItems: w.actions})
+	return err
+}
