@@ -15,6 +15,15 @@ const (
 	addressIPv6    addressKind = "ipv6"
 )
 
+func parseAddress(text *string) (addressKind, error) {
+	switch kind := addressKind(or(text, string(addressPrivate))); kind {
+	case addressPrivate, addressPublic, addressIPv6:
+		return kind, nil
+	default:
+		return "", fmt.Errorf("%s is not private, public or ipv6", quote(string(kind)))
+	}
+}
+
 // of returns the instance's address of this kind, as host:port. An instance
 // without one is refused: a node that nobody can dial helps nobody, and falling
 // back to another address could lead outside the network that the rule means.

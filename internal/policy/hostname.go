@@ -178,6 +178,83 @@ func checkHostname(name string, f Facts, c Cluster) error {
 	return nil
 }
 
+// checkDNSName refuses DNS names that stand for something else than this instance.
+// Its first label obeys the rules for a name without dots.
+func checkDNSName(name string, f Facts, c Cluster) error {
+	label, domain, dotted := strings.Cut(name, ".")
+	if err := checkHostname(label, f, c); err != nil {
+		return err
+	}
+	if !dotted {
+		return nil
+	}
+	if err := checkDomain(domain); err != nil {
+		return fmt.Errorf("%q: %w", name, err)
+	}
+	// Certificates carry "<host name>.<cluster>" too, so such a name would be another
+	// machine's. Below the proxy's name are Teleport's web applications.
+	for _, taken := range []string{c.Name, c.Proxy} {
+		if taken = strings.ToLower(strings.TrimSuffix(taken, ".")); taken != "" && isWithin(name, taken) {
+			return fmt.Errorf("%q is %q or below it", name, taken)
+		}
+	}
+	if id := regexpInstanceID.FindString(name); id != "" && id != f.InstanceID {
+		return fmt.Errorf("%q ends in the id of another instance", name)
+	}
+	return nil
+}
+
+// maxDomainBytes leaves room for a label in front (RFC 1035, section 2.3.4: a name
+// has at most 253 characters as text).
+const maxDomainBytes = 253 - maxLabelBytes - len(".")
+
+// checkDomain refuses what may not stand behind a host name.
+func checkDomain(domain string) error {
+	if len(domain) > maxDomainBytes {
+		return fmt.Errorf("%d bytes of domain, more than %d", len(domain), maxDomainBytes)
+	}
+	labels := strings.Split(domain, ".")
+	for _, label := range labels {
+		if len(label) > maxLabelBytes || !regexpLabel.MatchString(label) {
+			return fmt.Errorf("%q is not a lower-case DNS label", label)
+		}
+	}
+	switch last := labels[len(labels)-1]; {
+	case regexpInteger.MatchString(last):
+		// inet_aton reads 10.1 and 10.0x1 as addresses; none has another last part.
+		return errors.New("the last label is a number: it could make an IP address")
+	case last == "localhost":
+		return errors.New("names below localhost are every machine's own (RFC 6761, section 6.3)")
+	}
+	return nil
+}
+
+// isWithin reports whether name is the domain or below it.
+func isWithin(name, domain string) bool {
+	return name == domain || strings.HasSuffix(name, "."+domain)
+}
+
+// fallback returns the host name for when another instance holds name: the same with
+// the instance's id at the end of the first label, or the id alone if that may not
+// be. It is empty if the name bears the id already.
+func fallback(name string, f Facts, c Cluster) string {
+	label, domain, dotted := strings.Cut(name, ".")
+	if strings.HasSuffix(label, f.InstanceID) {
+		return ""
+	}
+	if dotted {
+		domain = "." + domain
+	}
+	room := max(maxLabelBytes-len("-")-len(f.InstanceID), 0)
+	front := strings.TrimRight(label[:min(len(label), room)], "-")
+	for _, unique := range []string{front + "-" + f.InstanceID, f.InstanceID} {
+		if checkDNSName(unique+domain, f, c) == nil {
+			return unique + domain
+		}
+	}
+	return ""
+}
+
 func isUUID(name string) bool {
 	_, err := uuid.Parse(name)
 	return err == nil

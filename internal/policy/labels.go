@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"fmt"
 	"maps"
 	"regexp"
 	"slices"
@@ -48,15 +49,20 @@ type labelRules struct {
 	deny      []glob
 }
 
-// render returns the labels of tags and the static ones, which win, and the keys
-// of the tags that were wanted but could not become labels.
-func (l labelRules) render(tags map[string]string) (labels map[string]string, skipped []string) {
+// render returns the labels of tags and the static ones, which win, the keys of the
+// tags that were wanted but could not become labels, and a note for each tag that a
+// static label hides. Two tags never make the same label: all get the same prefix.
+func (l labelRules) render(tags map[string]string) (labels map[string]string, skipped, notes []string) {
 	labels = make(map[string]string)
 	for _, key := range slices.Sorted(maps.Keys(tags)) {
 		if !anyMatches(l.allow, key) || anyMatches(l.deny, key) {
 			continue
 		}
 		label, value := l.tagPrefix+key, tags[key]
+		if _, hidden := l.static[label]; hidden {
+			notes = append(notes, fmt.Sprintf("tag %.100q: the rule's static label stands in its place", key))
+			continue
+		}
 		if len(labels) >= maxTagLabels || !isLabel(key, label, value) {
 			skipped = append(skipped, key)
 			continue
@@ -64,7 +70,7 @@ func (l labelRules) render(tags map[string]string) (labels map[string]string, sk
 		labels[label] = value
 	}
 	maps.Copy(labels, l.static)
-	return labels, skipped
+	return labels, skipped, notes
 }
 
 // isLabel reports whether a tag can be a label. Reserved keys are refused here

@@ -7,11 +7,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"regexp"
 	"slices"
 	"strings"
-	"time"
 
 	"go.yaml.in/yaml/v3"
 )
@@ -22,85 +20,75 @@ const (
 
 	maxFileBytes    = 256 << 10
 	maxRules        = 100
+	maxEntries      = 100 // of a list
 	maxStaticLabels = 32
-	maxGlobs        = 100
-	maxGlobBytes    = 128
+	maxGlobBytes    = 256 // as long as a tag's value can be
 	defaultPort     = 22
 )
 
 // builtIn is the policy of a deployment without a policy file: all that the
-// deployment allows, in the default form.
-const builtIn = "version: 1\nrules:\n  - name: default\n"
+// deployment allows, from images of its own accounts, soon after launch.
+const builtIn = `version: 1
+rules:
+  - name: default
+    match:
+      image_owners: [listed]
+      max_age: 24h
+`
 
 // Default returns the policy of a deployment without a policy file: one rule
 // named "default".
 func Default(limits Limits) (*Policy, error) { return Parse([]byte(builtIn), limits) }
 
-// The file's own form. A pointer or a nil slice tells "not set" from "set to
-// nothing", which are different things in a policy.
-type (
-	fileDocument struct {
-		Version int            `yaml:"version"`
-		Rules   []ruleDocument `yaml:"rules"`
-	}
-	ruleDocument struct {
-		Name                string         `yaml:"name"`
-		Match               matchDocument  `yaml:"match"`
-		Hostname            *string        `yaml:"hostname"`
-		Address             *string        `yaml:"address"`
-		Port                *int           `yaml:"port"`
-		Labels              labelsDocument `yaml:"labels"`
-		CertificateLifetime *time.Duration `yaml:"certificate_lifetime"`
-	}
-	matchDocument struct {
-		Accounts []string `yaml:"accounts"`
-		Regions  []string `yaml:"regions"`
-	}
-	labelsDocument struct {
-		Static    map[string]string `yaml:"static"`
-		TagPrefix *string           `yaml:"tag_prefix"`
-		AllowTags []string          `yaml:"allow_tags"`
-		DenyTags  []string          `yaml:"deny_tags"`
-	}
-)
-
 // Parse reads a policy file strictly: unknown and repeated keys, keys without a
 // value, aliases, and anything that would widen the limits are errors that name
 // the line.
 func Parse(data []byte, limits Limits) (*Policy, error) {
-	if len(data) > maxFileBytes {
-		return nil, fmt.Errorf("policy: %d bytes, more than %d", len(data), maxFileBytes)
-	}
-	if m := limits.MaxLifetime; m < ShortestLifetime || m > LongestLifetime {
-		return nil, fmt.Errorf("policy: the deployment's longest lifetime is %s; it must be %s to %s", m, ShortestLifetime, LongestLifetime)
-	}
-	file, lines, err := decode(data)
+	p, err := parse(data, limits)
 	if err != nil {
 		return nil, fmt.Errorf("policy: %w", err)
 	}
+	return p, nil
+}
+
+func parse(data []byte, limits Limits) (*Policy, error) {
+	if len(data) > maxFileBytes {
+		return nil, fmt.Errorf("%d bytes, more than %d", len(data), maxFileBytes)
+	}
+	if m := limits.MaxLifetime; m < ShortestLifetime || m > LongestLifetime {
+		return nil, fmt.Errorf("the deployment's longest lifetime is %s; it must be %s to %s", m, ShortestLifetime, LongestLifetime)
+	}
+	file, root, err := decode(data)
+	if err != nil {
+		return nil, err
+	}
 	if file.Version != Version {
-		return nil, fmt.Errorf("policy: version is %d; this signer reads version %d", file.Version, Version)
+		return nil, fmt.Errorf("line %d: version is %d; this signer reads version %d", lineOf(root, "version"), file.Version, Version)
 	}
 	if len(file.Rules) == 0 || len(file.Rules) > maxRules {
-		return nil, fmt.Errorf("policy: %d rules; there must be 1 to %d", len(file.Rules), maxRules)
+		return nil, fmt.Errorf("line %d: %d rules; there must be 1 to %d", lineOf(root, "rules"), len(file.Rules), maxRules)
 	}
 	sum := sha256.Sum256(data)
 	p := &Policy{SHA256: hex.EncodeToString(sum[:])}
+	b := builder{limits: limits}
+	_, rules := entry(root, "rules")
 	for i, document := range file.Rules {
-		r, err := document.rule(limits)
-		if err == nil && slices.ContainsFunc(p.rules, func(other rule) bool { return other.name == r.name }) {
-			err = errors.New("name: another rule has it")
+		node := rules.Content[i]
+		r, err := b.rule(document)
+		if slices.ContainsFunc(p.rules, func(other rule) bool { return other.name == document.Name }) {
+			err = in("name", errors.New("another rule has it"))
 		}
 		if err != nil {
-			return nil, fmt.Errorf("policy: line %d: rule %q: %w", lines[i], document.Name, err)
+			return nil, fmt.Errorf("line %d: rule %s: %w", lineOf(node, pathOf(err)...), quote(document.Name), err)
 		}
+		r.line = node.Line
 		p.rules = append(p.rules, r)
 	}
 	return p, nil
 }
 
-// decode returns the file's content and the line on which each rule starts.
-func decode(data []byte) (file fileDocument, ruleLines []int, err error) {
+// decode returns the file's content, and its tree for the lines.
+func decode(data []byte) (file fileDocument, top *yaml.Node, err error) {
 	var root yaml.Node
 	if err := yaml.Unmarshal(data, &root); err != nil {
 		return file, nil, err
@@ -111,19 +99,28 @@ func decode(data []byte) (file fileDocument, ruleLines []int, err error) {
 	d := yaml.NewDecoder(bytes.NewReader(data))
 	d.KnownFields(true)
 	if err := d.Decode(&file); err != nil {
-		if errors.Is(err, io.EOF) {
-			err = errors.New("the file is empty")
-		}
-		return file, nil, err
+		return file, nil, plain(err)
 	}
 	if err := d.Decode(new(yaml.Node)); !errors.Is(err, io.EOF) {
 		return file, nil, errors.New("the file holds more than one YAML document")
 	}
-	for _, n := range rulesOf(&root) {
-		ruleLines = append(ruleLines, n.Line)
-	}
-	return file, ruleLines, nil
+	return file, root.Content[0], nil
 }
+
+// plain says what a decoder's error means to the file's author, who knows nothing of
+// Go's types.
+func plain(err error) error {
+	if errors.Is(err, io.EOF) {
+		return errors.New("the file is empty")
+	}
+	var mismatches *yaml.TypeError
+	if errors.As(err, &mismatches) {
+		return fmt.Errorf("%.500s", regexpGoType.ReplaceAllString(strings.Join(mismatches.Errors, "; "), ""))
+	}
+	return err
+}
+
+var regexpGoType = regexp.MustCompile(` (in type|into) policy\.\w+`)
 
 // refuseLoose refuses what YAML allows and a policy is better without: a key
 // without a value, which would silently mean its default, and aliases and merge
@@ -143,142 +140,60 @@ func refuseLoose(n *yaml.Node) error {
 	return nil
 }
 
-func rulesOf(root *yaml.Node) []*yaml.Node {
-	if len(root.Content) == 0 {
+// entry returns a mapping's key and its value, or nil.
+func entry(n *yaml.Node, key string) (k, value *yaml.Node) {
+	if n.Kind != yaml.MappingNode {
+		return nil, nil
+	}
+	for i := 0; i+1 < len(n.Content); i += 2 {
+		if n.Content[i].Value == key {
+			return n.Content[i], n.Content[i+1]
+		}
+	}
+	return nil, nil
+}
+
+// lineOf returns the line of the last key of a path that the file has.
+func lineOf(n *yaml.Node, path ...string) int {
+	line := n.Line
+	for _, key := range path {
+		k, value := entry(n, key)
+		if k == nil {
+			break
+		}
+		line, n = k.Line, value
+	}
+	return line
+}
+
+// keyError is what is wrong with the value of a key, or below it.
+type keyError struct {
+	key string
+	err error
+}
+
+func in(key string, err error) error {
+	if err == nil {
 		return nil
 	}
-	top := root.Content[0].Content
-	for i := 0; i+1 < len(top); i += 2 {
-		if top[i].Value == "rules" {
-			return top[i+1].Content
-		}
-	}
-	return nil
+	return &keyError{key, err}
 }
 
-var regexpRuleName = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`)
-
-// rule checks the document and fills in the defaults.
-func (d ruleDocument) rule(limits Limits) (rule, error) {
-	if !regexpRuleName.MatchString(d.Name) {
-		return rule{}, errors.New("name: use 1 to 63 lower-case letters, digits and hyphens")
+func (e *keyError) Error() string {
+	separator := ": "
+	if below := (*keyError)(nil); errors.As(e.err, &below) {
+		separator = "."
 	}
-	r := rule{name: d.Name, accounts: d.Match.Accounts, regions: d.Match.Regions}
-	if err := subset("match.accounts", "account", r.accounts, limits.Accounts); err != nil {
-		return rule{}, err
-	}
-	if err := subset("match.regions", "region", r.regions, limits.Regions); err != nil {
-		return rule{}, err
-	}
-	var err error
-	if r.hostname, err = parseTemplate(or(d.Hostname, defaultTemplate)); err != nil {
-		return rule{}, fmt.Errorf("hostname: %w", err)
-	}
-	r.address = addressKind(or(d.Address, string(addressPrivate)))
-	if !slices.Contains([]addressKind{addressPrivate, addressPublic, addressIPv6}, r.address) {
-		return rule{}, fmt.Errorf("address: %q is not private, public or ipv6", r.address)
-	}
-	if r.port = or(d.Port, defaultPort); r.port < 1 || r.port > 65535 {
-		return rule{}, fmt.Errorf("port: %d is not in 1 to 65535", r.port)
-	}
-	if r.lifetime, err = lifetime(d.CertificateLifetime, limits.MaxLifetime); err != nil {
-		return rule{}, fmt.Errorf("certificate_lifetime: %w", err)
-	}
-	if r.labels, err = d.Labels.rules(); err != nil {
-		return rule{}, fmt.Errorf("labels.%w", err)
-	}
-	return r, nil
+	return fmt.Sprintf("%.128s%s%s", e.key, separator, e.err)
 }
 
-func or[T any](value *T, otherwise T) T {
-	if value == nil {
-		return otherwise
-	}
-	return *value
-}
+func (e *keyError) Unwrap() error { return e.err }
 
-// subset stops a policy from admitting what the deployment does not: whoever may
-// edit the policy must not be able to let a stranger's account in.
-func subset(field, what string, list, allowed []string) error {
-	if list != nil && len(list) == 0 {
-		return fmt.Errorf("%s: an empty list matches nothing; leave it out to match all of the deployment's", field)
+// pathOf returns the keys that lead to an error.
+func pathOf(err error) []string {
+	var path []string
+	for e := (*keyError)(nil); errors.As(err, &e); err = e.err {
+		path = append(path, e.key)
 	}
-	for _, value := range list {
-		if !slices.Contains(allowed, value) {
-			return fmt.Errorf("%s: %s %q is not in the deployment's list; a policy can only narrow it", field, what, value)
-		}
-	}
-	return nil
-}
-
-func lifetime(asked *time.Duration, longest time.Duration) (time.Duration, error) {
-	if asked == nil {
-		return min(DefaultLifetime, longest), nil
-	}
-	switch d := *asked; {
-	case d < ShortestLifetime:
-		return 0, fmt.Errorf("%s is shorter than %s", d, ShortestLifetime)
-	case d > longest:
-		return 0, fmt.Errorf("%s is longer than the deployment's %s; a policy can only narrow it", d, longest)
-	default:
-		return d.Truncate(time.Second), nil // the resolution of certificates
-	}
-}
-
-func (d labelsDocument) rules() (labelRules, error) {
-	l := labelRules{static: d.Static, tagPrefix: or(d.TagPrefix, defaultTagPrefix)}
-	if len(d.Static) > maxStaticLabels {
-		return l, fmt.Errorf("static: %d labels, more than %d", len(d.Static), maxStaticLabels)
-	}
-	for _, key := range slices.Sorted(maps.Keys(d.Static)) {
-		if err := checkStatic(key, d.Static[key]); err != nil {
-			return l, fmt.Errorf("static: %w", err)
-		}
-	}
-	if yieldsReserved(l.tagPrefix) {
-		return l, fmt.Errorf("tag_prefix: %q lets a tag make a label that begins with %s, which are the signer's",
-			l.tagPrefix, strings.Join(reservedPrefixes(), ", "))
-	}
-	if len(l.tagPrefix) > maxGlobBytes || !regexpLabelKey.MatchString(l.tagPrefix) {
-		return l, fmt.Errorf("tag_prefix: %q cannot begin a label's key", l.tagPrefix)
-	}
-	if d.AllowTags == nil {
-		d.AllowTags = []string{"*"}
-	}
-	var err error
-	if l.allow, err = globs(d.AllowTags); err != nil {
-		return l, fmt.Errorf("allow_tags: %w", err)
-	}
-	if l.deny, err = globs(d.DenyTags); err != nil {
-		return l, fmt.Errorf("deny_tags: %w", err)
-	}
-	return l, nil
-}
-
-func checkStatic(key, value string) error {
-	switch {
-	case key == wildcard:
-		return errors.New("the key * means any label in a Teleport role")
-	case isReserved(key):
-		return fmt.Errorf("the key %q is the signer's to set", key)
-	case len(key) > maxLabelKeyBytes || !regexpLabelKey.MatchString(key):
-		return fmt.Errorf("%q is not a label key that Teleport accepts (%s)", key, regexpLabelKey)
-	case !isLabelValue(value):
-		return fmt.Errorf("the value of %q is too long or not plain text", key)
-	}
-	return nil
-}
-
-func globs(patterns []string) ([]glob, error) {
-	if len(patterns) > maxGlobs {
-		return nil, fmt.Errorf("%d patterns, more than %d", len(patterns), maxGlobs)
-	}
-	list := make([]glob, 0, len(patterns))
-	for _, p := range patterns {
-		if p == "" || len(p) > maxGlobBytes {
-			return nil, fmt.Errorf("pattern %q: use 1 to %d characters", p, maxGlobBytes)
-		}
-		list = append(list, glob(p))
-	}
-	return list, nil
+	return path
 }

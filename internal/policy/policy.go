@@ -10,7 +10,8 @@ package policy
 import (
 	"errors"
 	"fmt"
-	"slices"
+	"maps"
+	"strings"
 	"time"
 )
 
@@ -35,23 +36,17 @@ type Limits struct {
 	Regions []string
 	// MaxLifetime bounds the certificates.
 	MaxLifetime time.Duration
+
+	// unlimited leaves accounts and regions open.
+	unlimited bool
 }
 
-// Facts are what is known of an instance, all of it from the signed document or
-// from EC2, and none of it said by the caller alone. Tags are the exception in
-// spirit: whoever may call ec2:CreateTags chooses them.
-type Facts struct {
-	Account    string
-	Region     string
-	InstanceID string
-	VPC        string
-	ImageOwner string // empty if the image is gone
-
-	PrivateIP string
-	PublicIP  string
-	IPv6      string
-
-	Tags map[string]string
+// Unlimited returns limits that allow every account and region, and the longest
+// lifetime. They are for checking a policy without its deployment, and for nothing
+// else: a signer with them would admit any account that the policy doesn't exclude.
+// Under them, the image owner "listed" means any account that is known.
+func Unlimited() Limits {
+	return Limits{MaxLifetime: LongestLifetime, unlimited: true}
 }
 
 // Cluster names what no node may be called.
@@ -68,14 +63,23 @@ type Cluster struct {
 type Decision struct {
 	// Rule is the name of the rule that decided.
 	Rule string
-	// Hostname is one lower-case DNS label that ends in the instance's id.
+	// Hostname is a lower-case DNS label that ends in the instance's id, or, where the
+	// rule allows that, a name from the tag TeleportHostname, which may have dots.
 	Hostname string
+	// Fallback is the host name to take if another instance holds Hostname. It ends
+	// in the instance's id, and is empty if Hostname does already.
+	Fallback string
+	// Names are further principals, addresses for example, each the instance's own.
+	Names []string
 	// Address is where the proxy dials: host:port.
 	Address string
 	// Labels are all of the node's labels.
 	Labels map[string]string
 	// SkippedTags are the keys of tags that a label could not be made of, sorted.
 	SkippedTags []string
+	// Notes say what the rule would have given but for this instance's tags or
+	// addresses. They are for the log.
+	Notes []string
 	// Lifetime is how long the certificates last.
 	Lifetime time.Duration
 }
@@ -90,36 +94,124 @@ type Policy struct {
 
 // rule is one entry of the file, checked and with its defaults filled in.
 type rule struct {
-	name     string
-	accounts []string // empty: all that the deployment allows
-	regions  []string // likewise
-	hostname template
-	address  addressKind
-	port     int
-	labels   labelRules
-	lifetime time.Duration
+	name       string
+	line       int
+	match      []condition
+	when       *expression // or nil
+	hostname   template
+	tagName    *tagName // or nil: the tag TeleportHostname doesn't count
+	address    addressKind
+	port       int
+	principals []principalKind
+	labels     labelRules
+	lifetime   time.Duration
+}
+
+// Outcome says what became of a rule.
+type Outcome string
+
+// The outcomes of a rule.
+const (
+	Matched    Outcome = "matches"
+	Unmatched  Outcome = "does not match"
+	Failed     Outcome = "failed"          // its condition could not be evaluated
+	NotReached Outcome = "was not reached" // a rule before it decided
+)
+
+// Verdict is what became of one rule.
+type Verdict struct {
+	Rule    string
+	Line    int // on which the rule starts
+	Outcome Outcome
+	// Why names the first condition that did not hold, or the failure. It is empty for
+	// the other outcomes.
+	Why string
+}
+
+// Explanation is a decision and the way to it.
+type Explanation struct {
+	// Rules are all of the policy's, in their order.
+	Rules []Verdict
+	// Decision is what is granted, if Err is nil.
+	Decision Decision
+	// Err is the refusal. It wraps ErrRefused.
+	Err error
 }
 
 // Decide applies the first rule that matches the instance. Its errors wrap
-// ErrRefused.
-func (p *Policy) Decide(f Facts, c Cluster) (Decision, error) {
-	i := slices.IndexFunc(p.rules, func(r rule) bool { return r.matches(f) })
-	if i < 0 {
-		return Decision{}, fmt.Errorf("%w: no rule matches account %s in region %s", ErrRefused, f.Account, f.Region)
+// ErrRefused, and say of the rules why they don't match; their length is bounded.
+func (p *Policy) Decide(f Facts, c Cluster, now time.Time) (Decision, error) {
+	e := p.Explain(f, c, now)
+	return e.Decision, e.Err
+}
+
+// Explain decides as Decide does, and says what became of each rule.
+func (p *Policy) Explain(f Facts, c Cluster, now time.Time) Explanation {
+	e := Explanation{Rules: make([]Verdict, len(p.rules))}
+	decided := false
+	for i, r := range p.rules {
+		v := Verdict{Rule: r.name, Line: r.line, Outcome: NotReached}
+		if !decided {
+			v.Outcome, v.Why = r.judge(f, now)
+			decided = v.Outcome != Unmatched
+		}
+		e.Rules[i] = v
+		if v.Outcome == Matched {
+			e.Decision, e.Err = r.decide(f, c)
+		}
+		// A condition that can't be evaluated ends it. Were the rule passed over, a tag
+		// that breaks it would choose a laxer rule further down.
+		if v.Outcome == Failed {
+			e.Err = fmt.Errorf("%w: rule %q: %s", ErrRefused, r.name, v.Why)
+		}
 	}
-	return p.rules[i].decide(f, c)
+	if !decided {
+		e.Err = fmt.Errorf("%w: no rule matches: %s", ErrRefused, summary(e.Rules))
+	}
+	return e
 }
 
-func (r rule) matches(f Facts) bool {
-	return admits(r.accounts, f.Account) && admits(r.regions, f.Region)
+// judge asks the rule's conditions in their order, up to the first that does not
+// hold.
+func (r rule) judge(f Facts, now time.Time) (Outcome, string) {
+	for _, holds := range r.match {
+		if unmet := holds(f, now); unmet != "" {
+			return Unmatched, unmet
+		}
+	}
+	if r.when == nil {
+		return Matched, ""
+	}
+	switch ok, err := r.when.holds(f, now); {
+	case err != nil:
+		return Failed, fmt.Sprintf("when: %.300s", err)
+	case !ok:
+		return Unmatched, "when: it is false"
+	}
+	return Matched, ""
 }
 
-func admits(list []string, value string) bool {
-	return len(list) == 0 || slices.Contains(list, value)
+// maxSummaryBytes bounds what a refusal says of the rules: it goes into a log line.
+const maxSummaryBytes = 2048
+
+func summary(rules []Verdict) string {
+	var b strings.Builder
+	for i, v := range rules {
+		text := fmt.Sprintf("%q: %s", v.Rule, v.Why)
+		if b.Len()+len(text) > maxSummaryBytes {
+			fmt.Fprintf(&b, "; and %d more rules", len(rules)-i)
+			break
+		}
+		if i > 0 {
+			b.WriteString("; ")
+		}
+		b.WriteString(text)
+	}
+	return b.String()
 }
 
 func (r rule) decide(f Facts, c Cluster) (Decision, error) {
-	hostname, err := r.hostname.hostname(f, c)
+	hostname, notes, err := r.hostnameOf(f, c)
 	if err != nil {
 		return Decision{}, fmt.Errorf("%w: rule %q: %w", ErrRefused, r.name, err)
 	}
@@ -127,16 +219,35 @@ func (r rule) decide(f Facts, c Cluster) (Decision, error) {
 	if err != nil {
 		return Decision{}, fmt.Errorf("%w: rule %q: %w", ErrRefused, r.name, err)
 	}
-	labels, skipped := r.labels.render(f.Tags)
-	for key, value := range fixedLabels(f, c, r.name) {
-		labels[key] = value
+	d := Decision{
+		Rule:     r.name,
+		Hostname: hostname,
+		Fallback: fallback(hostname, f, c),
+		Address:  address,
+		Lifetime: r.lifetime,
 	}
-	return Decision{
-		Rule:        r.name,
-		Hostname:    hostname,
-		Address:     address,
-		Labels:      labels,
-		SkippedTags: skipped,
-		Lifetime:    r.lifetime,
-	}, nil
+	var more []string
+	d.Names, more = names(r.principals, f, c)
+	notes = append(notes, more...)
+	d.Labels, d.SkippedTags, more = r.labels.render(f.Tags)
+	d.Notes = append(notes, more...)
+	maps.Copy(d.Labels, fixedLabels(f, c, r.name))
+	return d, nil
+}
+
+// hostnameOf returns the name from the tag TeleportHostname where the rule lets the
+// tag choose and its value is fit, and the template's otherwise: an unlucky tag
+// must not keep a machine out.
+func (r rule) hostnameOf(f Facts, c Cluster) (name string, notes []string, err error) {
+	if r.tagName != nil {
+		name, err := r.tagName.of(f, c)
+		if err == nil && name != "" {
+			return name, nil, nil
+		}
+		if err != nil {
+			notes = []string{fmt.Sprintf("tag %s: %s", hostnameTag, err)}
+		}
+	}
+	name, err = r.hostname.hostname(f, c)
+	return name, notes, err
 }

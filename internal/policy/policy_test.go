@@ -26,19 +26,29 @@ func limits() Limits {
 func facts() Facts {
 	return Facts{
 		Account: account, Region: "us-west-2", InstanceID: ownID,
-		VPC: "vpc-1", ImageOwner: "444455556666",
-		PrivateIP: "10.0.0.7", PublicIP: "192.0.2.7", IPv6: "2001:db8::7",
+		Zone: "us-west-2a", VPC: "vpc-0a1b2c3d", Subnet: "subnet-0a1b2c3d",
+		InstanceProfile: "arn:aws:iam::" + account + ":instance-profile/web/front",
+		Image:           "ami-0a1b2c3d", ImageOwner: "444455556666",
+		LaunchTime: clock().Add(-time.Hour),
+		PrivateIP:  "10.0.0.7", PublicIP: "192.0.2.7", IPv6: "2001:db8::7", PrivateDNS: "ip-10-0-0-7.us-west-2.compute.internal",
 		Tags: map[string]string{"Name": "Web Server", "env": "prod"},
 	}
 }
+
+func clock() time.Time { return time.Date(2026, 7, 1, 12, 0, 0, 0, time.UTC) }
 
 func cluster() Cluster {
 	return Cluster{Name: "teleport.example.com", Proxy: "proxy.example.com", Signer: "hallmark.example.com"}
 }
 
+// anyImage writes out ANY, the waiver of what each rule must say.
+func anyImage(text string) []byte {
+	return []byte(strings.ReplaceAll(text, "ANY", "image_owners: [any], max_age: any"))
+}
+
 func mustParse(t *testing.T, text string) *Policy {
 	t.Helper()
-	p, err := Parse([]byte(text), limits())
+	p, err := Parse(anyImage(text), limits())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -50,7 +60,7 @@ func TestDefaultDecision(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	d, err := p.Decide(facts(), cluster())
+	d, err := p.Decide(facts(), cluster(), clock())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -59,7 +69,7 @@ func TestDefaultDecision(t *testing.T) {
 	}
 	want := map[string]string{
 		"teleport.dev/instance-id": ownID, "teleport.dev/account-id": account, "teleport.dev/aws-region": "us-west-2",
-		"hallmark/signer": "hallmark.example.com", "hallmark/account": account, "hallmark/vpc": "vpc-1",
+		"hallmark/signer": "hallmark.example.com", "hallmark/account": account, "hallmark/vpc": "vpc-0a1b2c3d",
 		"hallmark/image-owner": "444455556666", "hallmark/rule": "default",
 		"aws/Name": "Web Server", "aws/env": "prod",
 	}
@@ -75,7 +85,7 @@ func TestDefaultLifetimeIsWithinTheDeployments(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if d, err := p.Decide(facts(), cluster()); err != nil || d.Lifetime != 24*time.Hour {
+	if d, err := p.Decide(facts(), cluster(), clock()); err != nil || d.Lifetime != 24*time.Hour {
 		t.Errorf("lifetime %s, error %v; want the deployment's 24h", d.Lifetime, err)
 	}
 }
@@ -85,9 +95,9 @@ func TestFirstMatchingRuleWins(t *testing.T) {
 version: 1
 rules:
   - name: elsewhere
-    match: {regions: [hm-test-1]}
+    match: {ANY, regions: [hm-test-1]}
   - name: public
-    match: {accounts: ["111122223333"], regions: [us-west-2]}
+    match: {ANY, accounts: ["111122223333"], regions: [us-west-2]}
     hostname: "{region}-web-{tag:env}-{instance-id}"
     address: public
     port: 2222
@@ -98,8 +108,9 @@ rules:
       allow_tags: ["Na*", "e*"]
       deny_tags: [Name]
   - name: rest
+    match: {ANY}
 `)
-	d, err := p.Decide(facts(), cluster())
+	d, err := p.Decide(facts(), cluster(), clock())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -120,16 +131,16 @@ func TestRefusals(t *testing.T) {
 		mutate func(*Facts)
 		want   string
 	}{
-		"no rule matches":   {"{name: a, match: {regions: [hm-test-1]}}", func(*Facts) {}, "no rule matches"},
-		"no public address": {"{name: a, address: public}", func(f *Facts) { f.PublicIP = "" }, "no public address"},
-		"no ipv6 address":   {"{name: a, address: ipv6}", func(f *Facts) { f.IPv6 = "" }, "no ipv6 address"},
-		"id is no label":    {"{name: a}", func(f *Facts) { f.InstanceID = "i-0A.example" }, "not one lower-case DNS label"},
+		"no rule matches":   {"{name: a, match: {ANY, regions: [hm-test-1]}}", func(*Facts) {}, "no rule matches"},
+		"no public address": {"{name: a, match: {ANY}, address: public}", func(f *Facts) { f.PublicIP = "" }, "no public address"},
+		"no ipv6 address":   {"{name: a, match: {ANY}, address: ipv6}", func(f *Facts) { f.IPv6 = "" }, "no ipv6 address"},
+		"id is no label":    {"{name: a, match: {ANY}}", func(f *Facts) { f.InstanceID = "i-0A.example" }, "not one lower-case DNS label"},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
 			f := facts()
 			tt.mutate(&f)
-			_, err := mustParse(t, "version: 1\nrules: ["+tt.rule+"]").Decide(f, cluster())
+			_, err := mustParse(t, "version: 1\nrules: ["+tt.rule+"]").Decide(f, cluster(), clock())
 			if !errors.Is(err, ErrRefused) || !strings.Contains(err.Error(), tt.want) {
 				t.Errorf("error %v; want ErrRefused with %q", err, tt.want)
 			}
@@ -138,20 +149,20 @@ func TestRefusals(t *testing.T) {
 }
 
 func TestIPv6AddressIsBracketed(t *testing.T) {
-	d, err := mustParse(t, "version: 1\nrules: [{name: a, address: ipv6}]").Decide(facts(), cluster())
+	d, err := mustParse(t, "version: 1\nrules: [{name: a, match: {ANY}, address: ipv6}]").Decide(facts(), cluster(), clock())
 	if err != nil || d.Address != "[2001:db8::7]:22" {
 		t.Errorf("address %q, error %v", d.Address, err)
 	}
 }
 
 func TestTagsNeverSetReservedLabels(t *testing.T) {
-	p := mustParse(t, `{version: 1, rules: [{name: a, labels: {tag_prefix: "x", static: {team: infra}}}]}`)
+	p := mustParse(t, `{version: 1, rules: [{name: a, match: {ANY}, labels: {tag_prefix: "x", static: {team: infra}}}]}`)
 	f := facts()
 	f.Tags = map[string]string{
 		"*": "any", "has space": "1", "naïve": "1", "ok": "1", "ctl": "a\x1b[2J", "bytes": "\xff",
 		"long": strings.Repeat("v", maxLabelValueBytes+1), "aws:autoscaling:groupName": "asg",
 	}
-	d, err := p.Decide(f, cluster())
+	d, err := p.Decide(f, cluster(), clock())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -184,7 +195,7 @@ func TestFixedLabelsWinWhateverThePrefix(t *testing.T) {
 func TestUnknownFactsGiveNoLabel(t *testing.T) {
 	f := facts()
 	f.ImageOwner, f.VPC = "", ""
-	d, err := mustParse(t, builtIn).Decide(f, cluster())
+	d, err := mustParse(t, "version: 1\nrules: [{name: a, match: {ANY}}]").Decide(f, cluster(), clock())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -195,13 +206,35 @@ func TestUnknownFactsGiveNoLabel(t *testing.T) {
 	}
 }
 
+// Keys that differ give labels that differ, whatever else they share, and a static
+// label wins over a tag, which the decision notes.
+func TestLabelsDoNotCollide(t *testing.T) {
+	p := mustParse(t, `{version: 1, rules: [{name: a, match: {ANY}, labels: {tag_prefix: "x", static: {xteam: static, xother: static}}}]}`)
+	f := facts()
+	f.Tags = map[string]string{"team": "tag", "Team": "1", "xteam": "2", "team ": "3", "aws/team": "4"}
+	for range 20 {
+		d, err := p.Decide(f, cluster(), clock())
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := map[string]string{"xteam": "static", "xother": "static", "xTeam": "1", "xxteam": "2", "xaws/team": "4"}
+		maps.Copy(want, fixedLabels(f, cluster(), "a"))
+		if !maps.Equal(d.Labels, want) {
+			t.Fatalf("labels %v, want %v", d.Labels, want)
+		}
+		if !slices.Equal(d.SkippedTags, []string{"team "}) || len(d.Notes) != 1 || !strings.HasPrefix(d.Notes[0], `tag "team": `) {
+			t.Fatalf("skipped %q, notes %q", d.SkippedTags, d.Notes)
+		}
+	}
+}
+
 func TestTagLabelsAreBounded(t *testing.T) {
 	f := facts()
 	f.Tags = make(map[string]string)
 	for i := range 200 {
 		f.Tags[strings.Repeat("k", i+1)] = "v"
 	}
-	d, err := mustParse(t, builtIn).Decide(f, cluster())
+	d, err := mustParse(t, builtIn).Decide(f, cluster(), clock())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,0 +1,184 @@
+package policy
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+)
+
+// Facts are what is known of an instance, all of it from the signed document, from
+// EC2 or from the ledger, and none of it said by the caller alone. Tags are the
+// exception in spirit: whoever may call ec2:CreateTags chooses them.
+type Facts struct {
+	Account    string
+	Region     string
+	InstanceID string
+	VPC        string
+	Subnet     string
+	Zone       string // availability zone
+	// InstanceProfile is the ARN of the instance profile, or empty.
+	InstanceProfile string
+
+	Image string // id
+	// ImageOwner is the account that owns the image, or empty if nobody knows it any
+	// more.
+	ImageOwner string
+	// ImageTags are the image's tags, and empty unless the image is of the instance's
+	// own account: AWS shows them to no other, and whoever copies an image can forge
+	// them.
+	ImageTags map[string]string
+
+	// LaunchTime is zero if nobody knows it.
+	LaunchTime time.Time
+	// Enrolled says that the ledger knows the instance from an enrollment that went
+	// through. It stands in for the instance's age.
+	Enrolled bool
+
+	PrivateIP  string
+	PublicIP   string
+	IPv6       string
+	PrivateDNS string // host name within the VPC
+
+	Tags map[string]string
+}
+
+// maxLaunchSkew is how far EC2's clock may be ahead of the signer's.
+const maxLaunchSkew = 5 * time.Minute
+
+// age returns the time since the launch, and whether it is known. A launch that is
+// yet to come says nothing: taken for a young machine, it would pass every bound.
+func (f Facts) age(now time.Time) (age time.Duration, known bool) {
+	if f.LaunchTime.IsZero() || f.LaunchTime.After(now.Add(maxLaunchSkew)) {
+		return 0, false
+	}
+	return max(now.Sub(f.LaunchTime), 0), true
+}
+
+// fields names the facts, as JSON and, but for launch_time, in conditions.
+func (f *Facts) fields() map[string]any {
+	return map[string]any{
+		"account":          &f.Account,
+		"region":           &f.Region,
+		"zone":             &f.Zone,
+		"vpc":              &f.VPC,
+		"subnet":           &f.Subnet,
+		"instance_id":      &f.InstanceID,
+		"instance_profile": &f.InstanceProfile,
+		"image":            &f.Image,
+		"image_owner":      &f.ImageOwner,
+		"image_tags":       &f.ImageTags,
+		"launch_time":      &f.LaunchTime,
+		"enrolled":         &f.Enrolled,
+		"private_ip":       &f.PrivateIP,
+		"public_ip":        &f.PublicIP,
+		"ipv6":             &f.IPv6,
+		"private_dns":      &f.PrivateDNS,
+		"tags":             &f.Tags,
+	}
+}
+
+const maxFactsBytes = 256 << 10
+
+// ParseFacts reads an instance's facts from a JSON object, to try a policy without
+// AWS. Keys are the fields' names in snake case (instance_id, launch_time in the
+// form of RFC 3339, tags as an object); account, region and instance_id must be
+// there. An unknown, repeated or null key is an error with its line: a fact that
+// went missing in silence would make the trial say something else than the signer
+// does.
+func ParseFacts(data []byte) (Facts, error) {
+	if len(data) > maxFactsBytes {
+		return Facts{}, fmt.Errorf("facts: %d bytes, more than %d", len(data), maxFactsBytes)
+	}
+	var f Facts
+	d := json.NewDecoder(bytes.NewReader(data))
+	err := f.read(d)
+	if err == nil {
+		err = atEnd(d)
+	}
+	if err != nil {
+		line := 1 + bytes.Count(data[:d.InputOffset()], []byte("\n"))
+		// Cut: encoding/json repeats values of any length.
+		return Facts{}, fmt.Errorf("facts: line %d: %.300s", line, err.Error())
+	}
+	if f.Account == "" || f.Region == "" || f.InstanceID == "" {
+		return Facts{}, errors.New("facts: account, region and instance_id are required")
+	}
+	return f, nil
+}
+
+func (f *Facts) read(d *json.Decoder) error {
+	fields := f.fields()
+	return eachKey(d, func(key string) error {
+		field, ok := fields[key]
+		if !ok {
+			return errors.New("no such fact")
+		}
+		if tags, ok := field.(*map[string]string); ok {
+			*tags = make(map[string]string)
+			return eachKey(d, func(key string) error {
+				var value string
+				err := readValue(d, &value)
+				(*tags)[key] = value
+				return err
+			})
+		}
+		return readValue(d, field)
+	})
+}
+
+// eachKey calls read for each key of the JSON object that comes next. It tells
+// keys apart by every letter and refuses one that comes twice, neither of which
+// encoding/json does by itself.
+func eachKey(d *json.Decoder, read func(key string) error) error {
+	if t, err := d.Token(); err != nil {
+		return ended(err)
+	} else if t != json.Delim('{') {
+		return errors.New("want a JSON object")
+	}
+	seen := make(map[string]bool)
+	for d.More() {
+		t, err := d.Token()
+		if err != nil {
+			return ended(err)
+		}
+		key, _ := t.(string) // within an object, a decoder lets nothing else pass here
+		if seen[key] {
+			return fmt.Errorf("%.100q comes twice", key)
+		}
+		seen[key] = true
+		if err := read(key); err != nil {
+			return fmt.Errorf("%.100q: %w", key, err)
+		}
+	}
+	_, err := d.Token()
+	return ended(err)
+}
+
+func readValue(d *json.Decoder, value any) error {
+	var raw json.RawMessage
+	if err := d.Decode(&raw); err != nil {
+		return ended(err)
+	}
+	if bytes.Equal(raw, []byte("null")) {
+		return errors.New("null is no value; leave the key out")
+	}
+	return json.Unmarshal(raw, value)
+}
+
+func atEnd(d *json.Decoder) error {
+	if _, err := d.Token(); !errors.Is(err, io.EOF) {
+		return errors.New("something follows the JSON object")
+	}
+	return nil
+}
+
+// ended says what an end of the file in the middle of a value is.
+func ended(err error) error {
+	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+		return errors.New("the file ends too early")
+	}
+	return err
+}

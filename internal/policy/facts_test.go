@@ -1,0 +1,109 @@
+package policy
+
+import (
+	"reflect"
+	"strings"
+	"testing"
+)
+
+const allFacts = `{
+  "account": "111122223333", "region": "us-west-2", "zone": "us-west-2a",
+  "vpc": "vpc-0a1b2c3d", "subnet": "subnet-0a1b2c3d",
+  "instance_id": "i-0a1b2c3d4e5f60718",
+  "instance_profile": "arn:aws:iam::111122223333:instance-profile/web/front",
+  "image": "ami-0a1b2c3d", "image_owner": "444455556666", "image_tags": {"golden": "yes"},
+  "launch_time": "2026-07-01T13:00:00+02:00", "enrolled": true,
+  "private_ip": "10.0.0.7", "public_ip": "192.0.2.7", "ipv6": "2001:db8::7",
+  "private_dns": "ip-10-0-0-7.us-west-2.compute.internal",
+  "tags": {"Name": "Web \ud83d\ude00", "env": ""}
+}
+`
+
+func TestParseFacts(t *testing.T) {
+	f, err := ParseFacts([]byte(allFacts))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := facts()
+	want.Enrolled = true
+	want.ImageTags = map[string]string{"golden": "yes"}
+	want.Tags = map[string]string{"Name": "Web \U0001F600", "env": ""}
+	if !f.LaunchTime.Equal(want.LaunchTime) {
+		t.Errorf("launch time %s, want %s", f.LaunchTime, want.LaunchTime)
+	}
+	f.LaunchTime = want.LaunchTime
+	if !reflect.DeepEqual(f, want) {
+		t.Errorf("facts %+v, want %+v", f, want)
+	}
+}
+
+// A fact that JSON can't name could not be tried.
+func TestEveryFactHasAName(t *testing.T) {
+	var f Facts
+	named := make(map[any]bool)
+	for _, field := range f.fields() {
+		named[field] = true
+	}
+	v := reflect.ValueOf(&f).Elem()
+	for i := range v.NumField() {
+		if !named[v.Field(i).Addr().Interface()] {
+			t.Errorf("%s has no name", v.Type().Field(i).Name)
+		}
+	}
+}
+
+func TestParseFactsRefuses(t *testing.T) {
+	const required = `"account": "111122223333", "region": "us-west-2", "instance_id": "i-0a1b2c3d"`
+	tests := map[string]struct{ text, want string }{
+		"empty":            {"", "line 1: the file ends too early"},
+		"no object":        {"[]", "want a JSON object"},
+		"cut":              {"{" + required, "ends too early"},
+		"cut in a value":   {`{"account": "1111`, "ends too early"},
+		"two objects":      {"{" + required + "}\n{}", "line 2: something follows"},
+		"unknown key":      {"{" + required + ",\n\"vcp\": \"x\"}", `line 2: "vcp": no such fact`},
+		"other letters":    {"{" + required + `, "Account": "444455556666"}`, `"Account": no such fact`},
+		"repeated key":     {"{" + required + `, "account": "444455556666"}`, `"account" comes twice`},
+		"repeated tag":     {"{" + required + `, "tags": {"a": "1", "a": "2"}}`, `"tags": "a" comes twice`},
+		"null":             {"{" + required + `, "vpc": null}`, `"vpc": null is no value`},
+		"null tags":        {"{" + required + `, "tags": null}`, `"tags": want a JSON object`},
+		"null tag":         {"{" + required + `, "tags": {"a": null}}`, "null is no value"},
+		"wrong type":       {"{" + required + `, "vpc": 1}`, "cannot unmarshal number"},
+		"tags as EC2 says": {"{" + required + `, "tags": [{"Key": "a", "Value": "b"}]}`, `"tags": want a JSON object`},
+		"time":             {"{" + required + `, "launch_time": "yesterday"}`, `"launch_time"`},
+		"no account":       {`{"region": "us-west-2", "instance_id": "i-0a1b2c3d"}`, "account, region and instance_id are required"},
+		"too long":         {strings.Repeat(" ", maxFactsBytes+1), "bytes, more than"},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			_, err := ParseFacts([]byte(tt.text))
+			if err == nil || !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("error %v; want %q", err, tt.want)
+			}
+		})
+	}
+}
+
+// Whatever the file says, there are facts or an error of one bounded line, and the
+// facts can be judged.
+func FuzzParseFacts(f *testing.F) {
+	f.Add([]byte(allFacts))
+	f.Add([]byte(`{"account": "1", "region": "r", "instance_id": "i", "tags": {"a": "b", "a": "c"}}`))
+	f.Add([]byte(`{"tags": {"a": {}}}`))
+	p, err := Parse(anyImage(whenPolicy(`tags.get("env") == "" && age > duration("0s")`)), Unlimited())
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		facts, err := ParseFacts(data)
+		if err != nil {
+			if len(err.Error()) > 1000 {
+				t.Errorf("%d bytes of error", len(err.Error()))
+			}
+			return
+		}
+		if facts.Account == "" || facts.Region == "" || facts.InstanceID == "" {
+			t.Errorf("facts %+v", facts)
+		}
+		p.Explain(facts, cluster(), clock())
+	})
+}

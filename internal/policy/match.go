@@ -1,0 +1,125 @@
+package policy
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+)
+
+// condition is one thing that a rule asks of an instance. It returns why it does
+// not hold, for the log, or nothing if it does.
+type condition func(f Facts, now time.Time) (unmet string)
+
+// ownAccount, listedAccounts and anything are the words of a policy for accounts
+// that it need not spell out, and for a condition that it waives.
+const (
+	ownAccount     = "self"
+	listedAccounts = "listed"
+	anything       = "any"
+)
+
+// oneOf holds if the fact is in the list.
+func oneOf(key string, list []string, fact func(Facts) string) condition {
+	return func(f Facts, _ time.Time) string {
+		if value := fact(f); !slices.Contains(list, value) {
+			return fmt.Sprintf("%s: %s is not listed", key, quote(value))
+		}
+		return ""
+	}
+}
+
+// profiles holds for the instance-profile ARNs of a list. The last part of an entry
+// may be a pattern; it does not reach across a "/", so that a path of profiles
+// stays a border.
+func profiles(key string, list []string) condition {
+	return func(f Facts, _ time.Time) string {
+		folder, name := splitLast(f.InstanceProfile)
+		matches := func(pattern string) bool {
+			patternFolder, patternName := splitLast(pattern)
+			return folder == patternFolder && glob(patternName).matches(name)
+		}
+		if f.InstanceProfile == "" {
+			return key + ": the instance has none"
+		}
+		if !slices.ContainsFunc(list, matches) {
+			return fmt.Sprintf("%s: %s is not listed", key, quote(f.InstanceProfile))
+		}
+		return ""
+	}
+}
+
+func splitLast(arn string) (folder, name string) {
+	i := strings.LastIndex(arn, "/") + 1
+	return arn[:i], arn[i:]
+}
+
+// imageOwners holds if the image is of an account of the list. A name and tags of
+// an image prove nothing, since anyone may give them to an image of his own; the
+// owner's account can't be forged. An owner whom nobody knows is not in any list.
+func imageOwners(key string, list []string, limits Limits) condition {
+	return func(f Facts, _ time.Time) string {
+		owner := f.ImageOwner
+		switch {
+		case owner == "":
+			return key + ": nobody knows the image's owner"
+		case slices.Contains(list, owner),
+			slices.Contains(list, ownAccount) && owner == f.Account,
+			slices.Contains(list, listedAccounts) && (limits.unlimited || slices.Contains(limits.Accounts, owner)):
+			return ""
+		}
+		return fmt.Sprintf("%s: %s is not listed", key, quote(owner))
+	}
+}
+
+// maxAge bounds the time since launch at the first enrollment: a document never
+// expires, so an old machine that was never enrolled may be anybody's by now. Later
+// the ledger stands in for the age.
+func maxAge(key string, longest time.Duration) condition {
+	return func(f Facts, now time.Time) string {
+		if f.Enrolled {
+			return ""
+		}
+		switch age, known := f.age(now); {
+		case !known:
+			return key + ": the launch time is not known or is yet to come"
+		case age > longest:
+			return fmt.Sprintf("%s: launched %s ago, more than %s, and never enrolled", key, age.Truncate(time.Second), longest)
+		}
+		return ""
+	}
+}
+
+// tagged holds if the tag is there and its value fits one of the patterns.
+func tagged(key, tag string, patterns []glob, tags func(Facts) map[string]string) condition {
+	return func(f Facts, _ time.Time) string {
+		value, ok := tags(f)[tag]
+		switch {
+		case !ok:
+			return fmt.Sprintf("%s: there is no tag %s", key, quote(tag))
+		case !anyMatches(patterns, value):
+			// Not what it is: people put secrets into tags, and this goes into a log.
+			return fmt.Sprintf("%s: the value of %s is not listed", key, quote(tag))
+		}
+		return ""
+	}
+}
+
+// ownImage holds for images of the instance's own account. It stands before every
+// condition on image tags: AWS shows an image's tags to no other account, and
+// whoever copies the image gives the copy what tags he likes.
+func ownImage(f Facts, _ time.Time) string {
+	if f.ImageOwner != f.Account {
+		return "image_tags: the image is not of the instance's own account"
+	}
+	return ""
+}
+
+// quote makes text of others fit for a log line.
+func quote(s string) string {
+	const longest = 100
+	if len(s) > longest {
+		return fmt.Sprintf("%q…", s[:longest])
+	}
+	return fmt.Sprintf("%q", s)
+}

@@ -1,0 +1,87 @@
+package policy
+
+import (
+	"errors"
+	"fmt"
+	"regexp"
+	"slices"
+	"strings"
+)
+
+// hostnameTag is the tag by which an instance may be called otherwise than its
+// template says, where a rule allows it.
+const hostnameTag = "TeleportHostname"
+
+const (
+	maxNamePatternBytes = 512
+	maxSuffixes         = 10
+)
+
+// tagName lets the tag TeleportHostname choose the host name.
+//
+// Such a name does not end in the instance's id, so whoever may set tags chooses it.
+// The rule's pattern says out of which names; the checks here keep out those that
+// mean another machine, and the ledger those that one has.
+type tagName struct {
+	pattern  *regexp.Regexp // of the whole value
+	suffixes []string       // ".corp.example.com": what may stand behind the first label
+}
+
+func parseNamePattern(text string) (*regexp.Regexp, error) {
+	if text == "" || len(text) > maxNamePatternBytes {
+		return nil, fmt.Errorf("use 1 to %d characters", maxNamePatternBytes)
+	}
+	// By itself first: "a)|(b" is valid only within the anchors, which it would lift.
+	if _, err := regexp.Compile(text); err != nil {
+		return nil, err
+	}
+	return regexp.Compile(`\A(?:` + text + `)\z`)
+}
+
+func checkSuffix(suffix string) error {
+	domain, ok := strings.CutPrefix(suffix, ".")
+	if !ok {
+		return fmt.Errorf("%s: it must begin with a dot", quote(suffix))
+	}
+	if err := checkDomain(domain); err != nil {
+		return fmt.Errorf("%s: %w", quote(suffix), err)
+	}
+	// AWS gives these names to addresses and instances itself.
+	for _, taken := range []string{"ec2.internal", "compute.internal", "amazonaws.com", "amazonaws.com.cn"} {
+		if isWithin(domain, taken) {
+			return fmt.Errorf("%s: names below %s are AWS's to give", quote(suffix), taken)
+		}
+	}
+	return nil
+}
+
+// regexpAddressName is how EC2 names private addresses ("EC2 instance hostnames and
+// domains", IP name).
+var regexpAddressName = regexp.MustCompile(`^ip-[0-9]+(-[0-9]+){3}$`)
+
+// of returns the name that the tag asks for, nothing if there is no such tag, or why
+// the name may not be.
+func (t *tagName) of(f Facts, c Cluster) (string, error) {
+	name := f.Tags[hostnameTag]
+	if name == "" {
+		return "", nil
+	}
+	label, domain, dotted := strings.Cut(name, ".")
+	switch {
+	case len(name) > maxLabelBytes+len(".")+maxDomainBytes:
+		return "", errors.New("it is too long for a host name")
+	case !t.pattern.MatchString(name):
+		return "", fmt.Errorf("%s does not match the rule's pattern", quote(name))
+	case dotted && !slices.Contains(t.suffixes, "."+domain):
+		return "", fmt.Errorf("%s: the rule has no such suffix", quote(name))
+	case regexpAddressName.MatchString(label):
+		return "", fmt.Errorf("%s is what EC2 calls an address", quote(name))
+	case len(label) >= 4 && label[2:4] == "--":
+		// Internationalized names (RFC 5890, section 2.3.1) may look like others.
+		return "", fmt.Errorf("%s is an encoded name", quote(name))
+	}
+	if err := checkDNSName(name, f, c); err != nil {
+		return "", err
+	}
+	return name, nil
+}

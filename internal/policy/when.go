@@ -1,0 +1,140 @@
+package policy
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"cel.dev/cel-go/cel"
+	"cel.dev/cel-go/common/types"
+	"cel.dev/cel-go/common/types/ref"
+	"cel.dev/cel-go/common/types/traits"
+)
+
+// Bounds of an expression. Without macros that loop, the work grows with the text
+// and the facts alone; the cost, in CEL's own units, is a second lock.
+const (
+	maxWhenBytes     = 2048
+	maxWhenDepth     = 50
+	maxWhenCost      = 100_000
+	maxRegexpProgram = 1000
+)
+
+// expression is a condition in the Common Expression Language (https://cel.dev):
+// typed, without loops or side effects, and with bounded cost.
+type expression struct {
+	program cel.Program
+}
+
+// expressions returns what conditions are written in: variables for the facts, the
+// standard functions, and the function get of a map of tags. Of the macros only has
+// is there: all, exists, map and filter are loops.
+func expressions() (*cel.Env, error) {
+	tags := cel.MapType(cel.StringType, cel.StringType)
+	options := []cel.EnvOption{
+		cel.ClearMacros(),
+		cel.Macros(cel.HasMacro),
+		cel.ParserExpressionSizeLimit(maxWhenBytes),
+		cel.ParserRecursionLimit(maxWhenDepth),
+		cel.RegexProgramSizeLimit(maxRegexpProgram),
+		cel.ASTValidators(cel.ValidateRegexLiterals(), cel.ValidateDurationLiterals(), cel.ValidateTimestampLiterals()),
+		cel.Function("get", cel.MemberOverload("tags_get", []*cel.Type{tags, cel.StringType}, cel.StringType, cel.BinaryBinding(getTag))),
+		cel.Variable("age", cel.DurationType),
+		cel.Variable("enrolled", cel.BoolType),
+		cel.Variable("tags", tags),
+		cel.Variable("image_tags", tags),
+	}
+	for _, name := range []string{
+		"account", "region", "zone", "vpc", "subnet", "instance_id", "instance_profile", "image", "image_owner",
+		"private_ip", "public_ip", "ipv6", "private_dns",
+	} {
+		options = append(options, cel.Variable(name, cel.StringType))
+	}
+	return cel.NewEnv(options...)
+}
+
+// getTag returns a tag's value, or "" where tags[key] is an error.
+func getTag(tags, key ref.Val) ref.Val {
+	m, ok := tags.(traits.Mapper)
+	if !ok {
+		return types.MaybeNoSuchOverloadErr(tags)
+	}
+	if value, ok := m.Find(key); ok {
+		return value
+	}
+	return types.String("")
+}
+
+// compile checks the text and the type of its result.
+func compile(env *cel.Env, text string) (*expression, error) {
+	if len(text) > maxWhenBytes {
+		return nil, fmt.Errorf("%d bytes, more than %d", len(text), maxWhenBytes)
+	}
+	ast, issues := env.Compile(text)
+	if err := issues.Err(); err != nil {
+		return nil, errors.New(firstIssue(issues))
+	}
+	if t := ast.OutputType(); !t.IsExactType(cel.BoolType) {
+		return nil, fmt.Errorf("it gives %s; it must give bool", t)
+	}
+	program, err := env.Program(ast, cel.CostLimit(maxWhenCost))
+	if err != nil {
+		return nil, err
+	}
+	return &expression{program: program}, nil
+}
+
+// firstIssue leaves out the excerpt that CEL draws below an error.
+func firstIssue(issues *cel.Issues) string {
+	for _, e := range issues.Errors() {
+		return fmt.Sprintf("column %d: %.300s", e.Location.Column()+1, strings.TrimSpace(e.Message))
+	}
+	return "it does not compile"
+}
+
+// holds evaluates the expression. An error is neither true nor false.
+func (e *expression) holds(f Facts, now time.Time) (bool, error) {
+	imageTags := f.ImageTags
+	if ownImage(f, now) != "" {
+		imageTags = nil
+	}
+	variables := map[string]any{
+		"account":          f.Account,
+		"region":           f.Region,
+		"zone":             f.Zone,
+		"vpc":              f.VPC,
+		"subnet":           f.Subnet,
+		"instance_id":      f.InstanceID,
+		"instance_profile": f.InstanceProfile,
+		"image":            f.Image,
+		"image_owner":      f.ImageOwner,
+		"image_tags":       nonNil(imageTags),
+		"enrolled":         f.Enrolled,
+		"private_ip":       f.PrivateIP,
+		"public_ip":        f.PublicIP,
+		"ipv6":             f.IPv6,
+		"private_dns":      f.PrivateDNS,
+		"tags":             nonNil(f.Tags),
+	}
+	// Without a known age, an expression that asks for it is an error.
+	if age, known := f.age(now); known {
+		variables["age"] = age
+	}
+	result, _, err := e.program.Eval(variables)
+	if err != nil {
+		return false, err
+	}
+	holds, ok := result.Value().(bool)
+	if !ok {
+		return false, fmt.Errorf("it gave %s", result.Type().TypeName())
+	}
+	return holds, nil
+}
+
+func nonNil(m map[string]string) map[string]string {
+	if m == nil {
+		return map[string]string{}
+	}
+	return m
+}
