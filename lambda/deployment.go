@@ -7,6 +7,7 @@ import (
 	"io"
 	"maps"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -24,7 +25,7 @@ import (
 // because whoever may edit that must not be able to point the signer elsewhere.
 type deployment struct {
 	Audience               string            `yaml:"audience"`
-	Accounts               []string          `yaml:"accounts"`
+	Accounts               accounts          `yaml:"accounts"`
 	Regions                []string          `yaml:"regions"`
 	RegionCertificates     map[string]string `yaml:"region_certificates"`
 	MaxCertificateLifetime time.Duration     `yaml:"max_certificate_lifetime"`
@@ -34,10 +35,26 @@ type deployment struct {
 		Login     login  `yaml:"login"`
 	} `yaml:"teleport"`
 	PolicyFile string `yaml:"policy_file"`
+	// AllowSources are the networks that may call; nil means all.
+	AllowSources []string `yaml:"allow_sources"`
+	// URLAuth is the function URL's AuthType: urlAuthNone or urlAuthIAM.
+	URLAuth string `yaml:"url_auth"`
 
-	roots   []byte // content of RootsFile
+	sources []netip.Prefix // AllowSources
+	roots   []byte         // content of RootsFile
 	keyring *identity.Keyring
-	policy  *policy.Policy
+	policy  *policy.Policy // of PolicyFile, or the built-in one
+}
+
+// The values of url_auth.
+const (
+	urlAuthNone = "none"
+	urlAuthIAM  = "aws_iam"
+)
+
+// limits are what the deployment leaves to the policy.
+func (d *deployment) limits() policy.Limits {
+	return policy.Limits{Accounts: d.Accounts.ids(), Regions: d.Regions, MaxLifetime: d.MaxCertificateLifetime}
 }
 
 // readDeployment reads the file and all that it names; paths in it start from its
@@ -59,7 +76,7 @@ func readDeployment(path string) (*deployment, error) {
 
 // parseDeployment decodes strictly and checks what needs no other file.
 func parseDeployment(data []byte) (*deployment, error) {
-	d := &deployment{MaxCertificateLifetime: policy.LongestLifetime}
+	d := &deployment{MaxCertificateLifetime: policy.LongestLifetime, URLAuth: urlAuthNone}
 	decoder := yaml.NewDecoder(bytes.NewReader(data))
 	decoder.KnownFields(true)
 	if err := decoder.Decode(d); err != nil {
@@ -75,6 +92,9 @@ func parseDeployment(data []byte) (*deployment, error) {
 		return nil, err
 	}
 	var err error
+	if d.sources, err = parseSources(d.AllowSources); err != nil {
+		return nil, fmt.Errorf("allow_sources: %w", err)
+	}
 	if d.keyring, err = newKeyring(d.RegionCertificates); err != nil {
 		return nil, err
 	}
@@ -87,23 +107,30 @@ func parseDeployment(data []byte) (*deployment, error) {
 }
 
 var (
-	regexpAudience = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9.:/_-]{0,252}$`)
+	regexpAudience = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9.:/_-]*$`)
 	regexpAccount  = regexp.MustCompile(`^[0-9]{12}$`)
 	regexpRegion   = regexp.MustCompile(`^[a-z]{2,}(-[a-z]+)+-[0-9]+$`)
 )
 
+// maxAudience is compared apart: to count in a regular expression costs time at
+// every cold start.
+const maxAudience = 253
+
 func (d *deployment) check() error {
-	if !regexpAudience.MatchString(d.Audience) {
+	if !regexpAudience.MatchString(d.Audience) || len(d.Audience) > maxAudience {
 		return fmt.Errorf("audience: %q is not a name of 1 to 253 letters, digits, dots and hyphens", d.Audience)
-	}
-	if err := checkList("accounts", d.Accounts, regexpAccount, "twelve digits, in quotes"); err != nil {
-		return err
 	}
 	if err := checkList("regions", d.Regions, regexpRegion, "an AWS region"); err != nil {
 		return err
 	}
 	if err := checkPartition(d.Regions); err != nil {
 		return fmt.Errorf("regions: %w", err)
+	}
+	if err := d.Accounts.check(d.Regions[0]); err != nil {
+		return err
+	}
+	if d.URLAuth != urlAuthNone && d.URLAuth != urlAuthIAM {
+		return fmt.Errorf("url_auth: %q is neither %s nor %s", d.URLAuth, urlAuthNone, urlAuthIAM)
 	}
 	if m := d.MaxCertificateLifetime; m < policy.ShortestLifetime || m > policy.LongestLifetime {
 		return fmt.Errorf("max_certificate_lifetime: %s is not in %s to %s", m, policy.ShortestLifetime, policy.LongestLifetime)
@@ -130,6 +157,26 @@ func checkList(name string, list []string, form *regexp.Regexp, want string) err
 		}
 	}
 	return nil
+}
+
+// parseSources reads networks in CIDR notation. A list that is there and empty is
+// an error: it reads like nobody, and would mean everybody.
+func parseSources(list []string) ([]netip.Prefix, error) {
+	if list != nil && len(list) == 0 {
+		return nil, errors.New("empty; leave it out to admit every address")
+	}
+	var sources []netip.Prefix
+	for _, text := range list {
+		network, err := netip.ParsePrefix(text)
+		switch {
+		case err != nil || network.Addr().Is4In6():
+			return nil, fmt.Errorf("%q is not a network such as 192.0.2.0/24 or 2001:db8::/32", text)
+		case network != network.Masked():
+			return nil, fmt.Errorf("%s is an address within %s; write the network", text, network.Masked())
+		}
+		sources = append(sources, network)
+	}
+	return sources, nil
 }
 
 // checkPartition keeps a signer within one partition: account numbers are only
@@ -184,16 +231,15 @@ func (d *deployment) readFiles(folder string) error {
 }
 
 func (d *deployment) readPolicy(folder string) (err error) {
-	limits := policy.Limits{Accounts: d.Accounts, Regions: d.Regions, MaxLifetime: d.MaxCertificateLifetime}
 	if d.PolicyFile == "" {
-		d.policy, err = policy.Default(limits)
+		d.policy, err = policy.Default(d.limits())
 		return err
 	}
 	data, err := os.ReadFile(within(folder, d.PolicyFile))
 	if err != nil {
 		return fmt.Errorf("policy_file: %w", err)
 	}
-	if d.policy, err = policy.Parse(data, limits); err != nil {
+	if d.policy, err = policy.Parse(data, d.limits()); err != nil {
 		return fmt.Errorf("policy_file: %s: %w", d.PolicyFile, err)
 	}
 	return nil

@@ -1,14 +1,17 @@
 package main
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 
+	"github.com/hallmark-ssh/hallmark/internal/inventory"
 	"github.com/hallmark-ssh/hallmark/internal/policy"
 	"github.com/hallmark-ssh/hallmark/internal/teleport"
 )
@@ -19,6 +22,9 @@ accounts: ["111122223333"]
 regions: [us-west-2]
 teleport: {address: "proxy.example.com:443", login: {method: identity-file, file: identity.pem}}
 `
+
+// anyPolicy is a valid policy file.
+const anyPolicy = "version: 1\nrules: [{name: a, match: {image_owners: [self], max_age: 24h}}]"
 
 // write puts files into a new folder and returns the path of deployment.yaml.
 func write(t *testing.T, files map[string]string) string {
@@ -35,7 +41,7 @@ func write(t *testing.T, files map[string]string) string {
 func TestReadDeployment(t *testing.T) {
 	path := write(t, map[string]string{
 		"deployment.yaml": minimal + "max_certificate_lifetime: 48h\npolicy_file: policy.yaml\n",
-		"policy.yaml":     "version: 1\nrules: [{name: a}]",
+		"policy.yaml":     anyPolicy,
 		"identity.pem":    "identity",
 	})
 	d, err := readDeployment(path)
@@ -56,14 +62,52 @@ func TestDeploymentDefaults(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if d.MaxCertificateLifetime != policy.LongestLifetime || d.policy.SHA256 == "" {
+	if d.MaxCertificateLifetime != policy.LongestLifetime || d.policy.SHA256 == "" || d.sources != nil || d.URLAuth != urlAuthNone {
 		t.Errorf("deployment %+v", d)
+	}
+}
+
+func TestAccounts(t *testing.T) {
+	d, err := parseDeployment([]byte(strings.Replace(minimal, `["111122223333"]`, `
+  - 011122223333
+  - id: "111122223333"
+    role: arn:aws:iam::111122223333:role/hallmark/member
+    external_id: hallmark.example.com
+  - {id: 222233334444, role: "arn:aws:iam::222233334444:role/member", external_id: two}`, 1)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []inventory.Account{
+		{ID: "011122223333"},
+		{ID: "111122223333", Role: "arn:aws:iam::111122223333:role/hallmark/member", ExternalID: "hallmark.example.com"},
+		{ID: "222233334444", Role: "arn:aws:iam::222233334444:role/member", ExternalID: "two"},
+	}
+	if got := d.Accounts.inventory(); !slices.Equal(got, want) {
+		t.Errorf("got  %+v\nwant %+v", got, want)
+	}
+	if got := d.limits().Accounts; !slices.Equal(got, []string{"011122223333", "111122223333", "222233334444"}) {
+		t.Errorf("limits %v", got)
+	}
+}
+
+func TestSecondLock(t *testing.T) {
+	d, err := parseDeployment([]byte(minimal + "allow_sources: [192.0.2.0/24, \"2001:db8::/32\", 198.51.100.7/32]\nurl_auth: aws_iam\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := fmt.Sprint(d.sources); got != "[192.0.2.0/24 2001:db8::/32 198.51.100.7/32]" || d.URLAuth != urlAuthIAM {
+		t.Errorf("sources %s, url_auth %s", got, d.URLAuth)
 	}
 }
 
 func TestParseDeploymentRefuses(t *testing.T) {
 	with := func(old, replacement string) string { return strings.Replace(minimal, old, replacement, 1) }
 	login := func(settings string) string { return with("method: identity-file, file: identity.pem", settings) }
+	member := func(fields string) string { return with(`"111122223333"`, "{"+fields+"}") }
+	const role = `id: "111122223333", external_id: x1, role: "arn:aws:iam::111122223333:role/member"`
+	roleAs := func(arn string) string {
+		return member(strings.Replace(role, "arn:aws:iam::111122223333:role/member", arn, 1))
+	}
 	tests := map[string]struct{ text, want string }{
 		"empty":               {"", "empty"},
 		"unknown key":         {minimal + "debug: true", "line 6: field debug"},
@@ -74,6 +118,27 @@ func TestParseDeploymentRefuses(t *testing.T) {
 		"no accounts":         {with(`"111122223333"`, ""), "accounts: empty"},
 		"short account":       {with("111122223333", "11112222333"), "accounts:"},
 		"account twice":       {with(`"111122223333"`, `"111122223333", "111122223333"`), "listed twice"},
+		"two without a role":  {with(`"111122223333"`, `"111122223333", "222233334444"`), "only the function's own account"},
+		"account, not a form": {with(`"111122223333"`, `["111122223333"]`), "line 3: an account is"},
+		"account, no id":      {member("role: x"), "accounts:"},
+		"account, other key":  {member(role + ", region: x"), "line 3: field region not found"},
+		"account, key twice":  {member(role + ", role: x"), "already defined"},
+		"account again":       {with(`"111122223333"`, `"111122223333", {`+role+`}`), "listed twice"},
+		"role, not an ARN":    {roleAs("member"), "accounts: 111122223333: role:"},
+		"role, a user":        {roleAs("arn:aws:iam::111122223333:user/member"), "role:"},
+		"role, a session":     {roleAs("arn:aws:sts::111122223333:assumed-role/member/x"), "role:"},
+		"role, any":           {roleAs("arn:aws:iam::111122223333:role/*"), "role:"},
+		"role elsewhere":      {roleAs("arn:aws:iam::222233334444:role/member"), "is in account 222233334444"},
+		"role of China":       {roleAs("arn:aws-cn:iam::111122223333:role/member"), "partition"},
+		"role, no id":         {member(strings.Replace(role, "external_id: x1, ", "", 1)), "external_id: needed with role"},
+		"id with a space":     {member(strings.Replace(role, "x1", `"x 1"`, 1)), "external_id:"},
+		"id without a role":   {member(`id: "111122223333", external_id: x1`), "external_id: not used"},
+		"no sources":          {minimal + "allow_sources: []", "allow_sources: empty"},
+		"source, an address":  {minimal + "allow_sources: [192.0.2.1]", "allow_sources:"},
+		"source, host bits":   {minimal + "allow_sources: [192.0.2.1/24]", "write the network"},
+		"source, mapped":      {minimal + "allow_sources: [\"::ffff:192.0.2.0/120\"]", "allow_sources:"},
+		"source, nothing":     {minimal + "allow_sources: [~]", "allow_sources:"},
+		"unknown auth":        {minimal + "url_auth: AWS_IAM", "url_auth:"},
 		"no regions":          {with("us-west-2", ""), "regions: empty"},
 		"not a region":        {with("us-west-2", "us west"), "regions:"},
 		"region, no key":      {with("us-west-2", "us-west-9"), "no key is known for us-west-9"},

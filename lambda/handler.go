@@ -3,7 +3,12 @@ package main
 import (
 	"context"
 	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
 	"io"
+	"log/slog"
+	"net/http"
 	"strings"
 
 	"github.com/aws/aws-lambda-go/events"
@@ -14,24 +19,70 @@ import (
 )
 
 // handler turns events of a function URL (payload format 2.0) into requests to
-// the signer, and its answers back.
+// the signer, and its answers back. It is a lambda.Handler.
 type handler struct {
 	enroll func(context.Context, signer.Request) signer.Answer
+	log    *slog.Logger
 }
 
-func (h handler) handle(ctx context.Context, e events.LambdaFunctionURLRequest) (events.LambdaFunctionURLResponse, error) {
-	answer := h.enroll(ctx, signer.Request{
+// Invoke answers one event, whatever it is. An event of any other form, which only
+// somebody sends who may invoke the function himself, is refused like a request
+// that makes no sense.
+func (h handler) Invoke(ctx context.Context, event []byte) ([]byte, error) {
+	e, err := decodeEvent(event)
+	if err != nil {
+		h.log.WarnContext(ctx, "an event that is not of the function URL", slog.Any("error", err))
+		return json.Marshal(malformed(requestID(ctx, e)))
+	}
+	answer := h.enroll(ctx, newRequest(ctx, e))
+	return json.Marshal(events.LambdaFunctionURLResponse{
+		StatusCode: answer.Status,
+		Headers:    answer.Header,
+		Body:       string(answer.Body),
+	})
+}
+
+func decodeEvent(data []byte) (events.LambdaFunctionURLRequest, error) {
+	var e events.LambdaFunctionURLRequest
+	if err := json.Unmarshal(data, &e); err != nil {
+		// Without the decoder's words: they quote the event.
+		return events.LambdaFunctionURLRequest{}, errors.New("not the JSON of a function URL's event")
+	}
+	// EventBridge's events have a version too, "0".
+	if e.Version != "2.0" || e.RequestContext.HTTP.Method == "" {
+		return e, fmt.Errorf("version %.16q, method %.16q", e.Version, e.RequestContext.HTTP.Method)
+	}
+	return e, nil
+}
+
+// newRequest takes who calls from what Lambda says (requestContext) and never from
+// the caller's own headers, of which X-Forwarded-For is one.
+func newRequest(ctx context.Context, e events.LambdaFunctionURLRequest) signer.Request {
+	r := signer.Request{
 		ID:          requestID(ctx, e),
 		Method:      e.RequestContext.HTTP.Method,
 		ContentType: e.Headers["content-type"], // function URLs send names in lower case
 		Body:        body(e),
 		Source:      e.RequestContext.HTTP.SourceIP,
-	})
-	return events.LambdaFunctionURLResponse{
-		StatusCode: answer.Status,
-		Headers:    answer.Header,
-		Body:       string(answer.Body),
-	}, nil
+	}
+	if a := e.RequestContext.Authorizer; a != nil && a.IAM != nil {
+		r.IAM = &signer.IAMCaller{Account: a.IAM.AccountID, ARN: a.IAM.UserARN}
+	}
+	return r
+}
+
+func malformed(requestID string) events.LambdaFunctionURLResponse {
+	response := events.LambdaFunctionURLResponse{
+		StatusCode: http.StatusBadRequest,
+		Headers:    map[string]string{"Content-Type": "application/json", "Cache-Control": "no-store"},
+	}
+	text, err := json.Marshal(protocol.ErrorResponse{Error: protocol.Refusal{
+		Code: protocol.CodeMalformed, Message: "not an enrollment request", RequestID: requestID,
+	}})
+	if err == nil { // the types of the protocol always marshal
+		response.Body = string(text)
+	}
+	return response
 }
 
 // requestID is the one under which Lambda's own log lines stand.

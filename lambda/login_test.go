@@ -9,7 +9,7 @@ import (
 	"testing"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
-	awshttp "github.com/aws/aws-sdk-go-v2/aws/transport/http"
+	"github.com/aws/aws-sdk-go-v2/config"
 	"github.com/aws/aws-sdk-go-v2/credentials"
 
 	"github.com/hallmark-ssh/hallmark/e2e/sts"
@@ -86,10 +86,12 @@ func TestReadSecret(t *testing.T) {
 			}))
 			defer server.Close()
 			t.Setenv("AWS_ENDPOINT_URL_SECRETS_MANAGER", server.URL)
-			got, err := readSecret(t.Context(), aws.Config{
-				Credentials: credentials.NewStaticCredentialsProvider("ASIATESTTESTTESTTEST", "secret", "token"),
-				HTTPClient:  awshttp.NewBuildableClient(),
-			}, secretARN)
+			cfg, err := config.LoadDefaultConfig(t.Context(), config.WithRegion("us-west-2"), config.WithRetryMaxAttempts(1),
+				config.WithCredentialsProvider(credentials.NewStaticCredentialsProvider("ASIATESTTESTTESTTEST", "secret", "token")))
+			if err != nil {
+				t.Fatal(err)
+			}
+			got, err := readSecret(t.Context(), cfg, secretARN)
 			if tt.wantErr != "" {
 				if err == nil || !strings.Contains(err.Error(), tt.wantErr) {
 					t.Errorf("got %v, want %q in it", err, tt.wantErr)
@@ -125,5 +127,5 @@ func (w *world) deploy(login string) {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	w.handler = handler{s.Enroll}
+	w.handler = handler{s.Enroll, s.Log}
 }

@@ -1,8 +1,10 @@
 // Command bootstrap is Hallmark's signer on AWS Lambda: the function behind the
-// URL that instances enroll at.
+// URL that instances enroll at. Outside Lambda the same program is
+// hallmark-signer, the operator's command.
 //
-// It takes its settings from the file that HALLMARK_DEPLOYMENT names, by default
-// deployment.yaml beside the program, and the usual variables of the AWS SDK.
+// The function takes its settings from the file that HALLMARK_DEPLOYMENT names, by default
+// deployment.yaml beside the program, from HALLMARK_LEDGER_TABLE and
+// HALLMARK_POLICY_PARAMETER, and from the usual variables of the AWS SDK.
 package main
 
 import (
@@ -18,23 +20,27 @@ import (
 	"github.com/aws/aws-sdk-go-v2/aws"
 	awshttp "github.com/aws/aws-sdk-go-v2/aws/transport/http"
 	"github.com/aws/aws-sdk-go-v2/config"
+	"github.com/aws/aws-sdk-go-v2/service/sts"
 
 	"github.com/hallmark-ssh/hallmark/internal/buildinfo"
 	"github.com/hallmark-ssh/hallmark/internal/identity"
 	"github.com/hallmark-ssh/hallmark/internal/inventory"
-	"github.com/hallmark-ssh/hallmark/internal/ledger"
 	"github.com/hallmark-ssh/hallmark/internal/signer"
 )
 
 func main() {
+	ctx := context.Background()
+	if os.Getenv("AWS_LAMBDA_RUNTIME_API") == "" {
+		os.Exit(runCommand(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
+	}
 	log := newLog()
-	s, err := build(context.Background(), log)
+	s, err := build(ctx, log)
 	if err != nil {
 		// Lambda reports the exit; this line says why.
 		log.Error("the signer cannot start", slog.Any("error", err))
 		os.Exit(1)
 	}
-	lambda.Start(handler{s.Enroll}.handle)
+	lambda.Start(handler{s.Enroll, log})
 }
 
 // newLog writes JSON in the names by which Lambda filters by level.
@@ -55,44 +61,70 @@ func build(ctx context.Context, log *slog.Logger) (*signer.Signer, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read the deployment's configuration (HALLMARK_DEPLOYMENT): %w", err)
 	}
-	// One client for STS and EC2. Given one of this type, the SDK adds to it the
+	env, err := readEnvironment()
+	if err != nil {
+		return nil, err
+	}
+	// One HTTP client for all of AWS. Given one of this type, the SDK adds to it the
 	// private CA of the environment (AWS_CA_BUNDLE); given none, it makes one only
 	// where there is such a CA.
 	cfg, err := config.LoadDefaultConfig(ctx, config.WithHTTPClient(awshttp.NewBuildableClient()))
 	if err != nil {
 		return nil, fmt.Errorf("load the AWS configuration: %w", err)
 	}
-	config, err := d.teleport(cfg)
+	teleport, err := d.teleport(cfg)
 	if err != nil {
 		return nil, err
 	}
-	log.Info("the signer starts",
+	ledger, table := env.ledger(cfg)
+	policy, err := env.policy(d, cfg, table, log)
+	if err != nil {
+		return nil, err
+	}
+	logStart(ctx, log, d, env)
+	return &signer.Signer{
+		Audience:   d.Audience,
+		Accounts:   d.Accounts.ids(),
+		Regions:    d.Regions,
+		Sources:    d.sources,
+		RequireIAM: d.URLAuth == urlAuthIAM,
+		Documents:  d.keyring,
+		Callers:    &identity.CallerVerifier{HTTP: httpClient(cfg), Endpoint: os.Getenv("AWS_ENDPOINT_URL_STS")},
+		Inventory:  newInventory(d, cfg),
+		Policy:     policy,
+		Ledger:     ledger,
+		Connect:    (&connector{config: teleport}).connect,
+		Log:        log,
+		Now:        time.Now,
+	}, nil
+}
+
+func logStart(ctx context.Context, log *slog.Logger, d *deployment, env environment) {
+	attributes := []slog.Attr{
 		slog.String("version", buildinfo.Version()),
 		slog.String("audience", d.Audience),
-		slog.Any("accounts", d.Accounts),
+		slog.Any("accounts", d.Accounts.ids()),
 		slog.Any("regions", d.Regions),
 		slog.String("login", d.Teleport.Login.Method),
-		slog.String("policy_sha256", d.policy.SHA256))
-	if function := os.Getenv("AWS_LAMBDA_FUNCTION_NAME"); function != "" {
-		log.Warn("the ledger is this process's memory: it forgets with every cold start, and each concurrent "+
-			"environment has its own. An instance's host keys and host name are then protected only within one "+
-			"environment, so a stolen identity role or a copied host key can be enrolled through another. "+
-			"Use it to try Hallmark out, with a reserved concurrency of 1, and not for production",
-			slog.String("function", function))
+		slog.String("url_auth", d.URLAuth),
+		slog.String("ledger_table", env.table),
 	}
-	return &signer.Signer{
-		Audience:  d.Audience,
-		Accounts:  d.Accounts,
-		Regions:   d.Regions,
-		Documents: d.keyring,
-		Callers:   &identity.CallerVerifier{HTTP: httpClient(cfg), Endpoint: os.Getenv("AWS_ENDPOINT_URL_STS")},
-		Inventory: inventory.New(cfg, ec2Endpoint),
-		Policy:    d.policy,
-		Ledger:    new(ledger.Memory),
-		Connect:   (&connector{config: config}).connect,
-		Log:       log,
-		Now:       time.Now,
-	}, nil
+	if env.parameter != "" {
+		attributes = append(attributes, slog.String("policy_parameter", env.parameter))
+	} else {
+		attributes = append(attributes, slog.String("policy_sha256", d.policy.SHA256))
+	}
+	log.LogAttrs(ctx, slog.LevelInfo, "the signer starts", attributes...)
+}
+
+func newInventory(d *deployment, cfg aws.Config) *inventory.EC2 {
+	return inventory.New(inventory.Config{
+		AWS:      cfg,
+		Accounts: d.Accounts.inventory(),
+		Roles:    sts.NewFromConfig(cfg),
+		Endpoint: ec2Endpoint,
+		Now:      time.Now,
+	})
 }
 
 func deploymentPath() string {

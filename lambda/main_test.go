@@ -21,6 +21,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/e2e/sts"
 	"github.com/hallmark-ssh/hallmark/internal/identity"
 	"github.com/hallmark-ssh/hallmark/internal/identity/identitytest"
+	"github.com/hallmark-ssh/hallmark/internal/ledger"
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
 	"github.com/hallmark-ssh/hallmark/internal/teleport/teleporttest"
 )
@@ -82,7 +83,7 @@ func newWorldOn(t *testing.T, options teleporttest.Options) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w.handler = handler{s.Enroll}
+	w.handler = handler{s.Enroll, s.Log}
 	return w
 }
 
@@ -95,7 +96,7 @@ func (w *world) setEnvironment() {
 	for name, value := range map[string]string{
 		"AWS_ENDPOINT_URL_STS": stsServer.URL, "AWS_ENDPOINT_URL_EC2": ec2Server.URL, "AWS_REGION": testRegion,
 		"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_CONFIG_FILE": "/nonexistent",
-		"AWS_LAMBDA_FUNCTION_NAME": "enroll", "AWS_CA_BUNDLE": "",
+		"AWS_CA_BUNDLE": "", "AWS_LAMBDA_FUNCTION_NAME": "", "HALLMARK_LEDGER_TABLE": "", "HALLMARK_POLICY_PARAMETER": "",
 	} {
 		w.t.Setenv(name, value)
 	}
@@ -119,13 +120,14 @@ func answerEC2(w http.ResponseWriter, r *http.Request) {
 	form, _ := url.ParseQuery(string(data))
 	switch action := form.Get("Action"); {
 	case action == "DescribeImages":
-		_, _ = fmt.Fprintf(w, `<DescribeImagesResponse><imagesSet><item><imageId>%s</imageId><imageOwnerId>444455556666</imageOwnerId></item></imagesSet></DescribeImagesResponse>`, testImage)
+		_, _ = fmt.Fprintf(w, `<DescribeImagesResponse><imagesSet><item><imageId>%s</imageId><imageOwnerId>%s</imageOwnerId></item></imagesSet></DescribeImagesResponse>`, testImage, testAccount)
 	case form.Get("InstanceId.1") == testInstance:
 		_, _ = fmt.Fprintf(w, `<DescribeInstancesResponse><reservationSet><item><ownerId>%s</ownerId><instancesSet><item>
 			<instanceId>%s</instanceId><imageId>%s</imageId><instanceState><name>pending</name></instanceState>
 			<privateIpAddress>10.0.0.7</privateIpAddress><placement><availabilityZone>%sa</availabilityZone></placement>
-			<vpcId>vpc-1</vpcId><tagSet><item><key>Name</key><value>Web</value></item></tagSet>
-			</item></instancesSet></item></reservationSet></DescribeInstancesResponse>`, testAccount, testInstance, testImage, testRegion)
+			<vpcId>vpc-1</vpcId><launchTime>%s</launchTime><tagSet><item><key>Name</key><value>Web</value></item></tagSet>
+			</item></instancesSet></item></reservationSet></DescribeInstancesResponse>`, testAccount, testInstance, testImage, testRegion,
+			time.Now().UTC().Format(time.RFC3339))
 	default:
 		w.WriteHeader(http.StatusBadRequest)
 		_, _ = io.WriteString(w, `<Response><Errors><Error><Code>InvalidInstanceID.NotFound</Code></Error></Errors></Response>`)
@@ -162,10 +164,7 @@ func (w *world) post(audience string) (status int, body string) {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	answer, err := w.handler.handle(w.t.Context(), event(string(request), false))
-	if err != nil {
-		w.t.Fatal(err)
-	}
+	answer := invoke(w.t, w.handler, encode(w.t, event(string(request), false)))
 	return answer.StatusCode, answer.Body
 }
 
@@ -205,9 +204,6 @@ func TestEnrollOnRealParts(t *testing.T) {
 			t.Errorf("%q is in the log: %s", secret, w.log)
 		}
 	}
-	if !strings.Contains(w.log.String(), `"level":"WARN","msg":"the ledger is this process's memory`) {
-		t.Errorf("no warning of the memory ledger in %s", w.log)
-	}
 }
 
 func checkNode(t *testing.T, w *world, id, hostname string) {
@@ -224,7 +220,7 @@ func checkNode(t *testing.T, w *world, id, hostname string) {
 		t.Errorf("the lease ends in %s", left)
 	}
 	for key, value := range map[string]string{
-		"hallmark/signer": testAudience, "hallmark/vpc": "vpc-1", "hallmark/image-owner": "444455556666",
+		"hallmark/signer": testAudience, "hallmark/vpc": "vpc-1", "hallmark/image-owner": testAccount,
 		"teleport.dev/instance-id": testInstance, "aws/Name": "Web",
 	} {
 		if got := node.GetStaticLabels()[key]; got != value {
@@ -280,6 +276,69 @@ func TestOtherKeysAreRefusedOnRealParts(t *testing.T) {
 	}
 	if status, body := w.post(testAudience); status != http.StatusConflict || !strings.Contains(body, string(protocol.CodeKeyConflict)) {
 		t.Errorf("status %d, %s", status, body)
+	}
+}
+
+// What build is missing, it says by the name of the setting.
+func TestBuildRefusesTheEnvironment(t *testing.T) {
+	for name, tt := range map[string]struct {
+		environment map[string]string
+		want        []string
+	}{
+		"inside Lambda without a table": {
+			map[string]string{"AWS_LAMBDA_FUNCTION_NAME": "enroll"}, []string{"HALLMARK_LEDGER_TABLE", "pk", "enroll"},
+		},
+		"a policy parameter without a table": {
+			map[string]string{"HALLMARK_POLICY_PARAMETER": "/hallmark/policy"}, []string{"HALLMARK_POLICY_PARAMETER", "HALLMARK_LEDGER_TABLE"},
+		},
+		"two policies": {
+			map[string]string{"HALLMARK_POLICY_PARAMETER": "/hallmark/policy", "HALLMARK_LEDGER_TABLE": "ledger"},
+			[]string{"policy_file", "HALLMARK_POLICY_PARAMETER"},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			path := write(t, map[string]string{
+				"deployment.yaml": minimal + "policy_file: policy.yaml", "identity.pem": "", "policy.yaml": anyPolicy,
+			})
+			t.Setenv("HALLMARK_DEPLOYMENT", path)
+			for _, variable := range []string{"AWS_LAMBDA_FUNCTION_NAME", "HALLMARK_LEDGER_TABLE", "HALLMARK_POLICY_PARAMETER"} {
+				t.Setenv(variable, tt.environment[variable])
+			}
+			t.Setenv("AWS_REGION", "us-west-2")
+			_, err := build(t.Context(), slog.New(slog.DiscardHandler))
+			for _, want := range tt.want {
+				if err == nil || !strings.Contains(err.Error(), want) {
+					t.Errorf("error %v; want %q in it", err, want)
+				}
+			}
+		})
+	}
+}
+
+func TestBuildInsideLambda(t *testing.T) {
+	w := newWorld(t)
+	t.Setenv("AWS_LAMBDA_FUNCTION_NAME", "enroll")
+	t.Setenv("HALLMARK_LEDGER_TABLE", "arn:aws:dynamodb:eu-west-1:111122223333:table/ledger")
+	s, err := build(t.Context(), slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, durable := s.Ledger.(*ledger.DynamoDB); !durable {
+		t.Errorf("the ledger is a %T", s.Ledger)
+	}
+	if calls := w.sts.Calls(); calls != 0 {
+		t.Errorf("%d calls of STS while starting", calls)
+	}
+}
+
+func TestARNs(t *testing.T) {
+	for name, want := range map[string][2]string{
+		"ledger": {"us-west-2", "ledger"},
+		"arn:aws:dynamodb:eu-west-1:111122223333:table/ledger": {"eu-west-1", "ledger"},
+	} {
+		if got := [2]string{regionOf(name, "us-west-2"), tableName(name)}; got != want {
+			t.Errorf("%s: got %q, want %q", name, got, want)
+		}
 	}
 }
 

@@ -1,8 +1,9 @@
 //go:build linux
 
 // Package lab puts the whole path together for the whole-path tests and the
-// demo: moto for EC2, an STS that checks signatures, a Teleport cluster or an
-// embedded one in its place, the real signer behind a function URL, real Packer, and machines.
+// demo: moto for EC2, DynamoDB and Systems Manager, an STS that checks signatures,
+// a Teleport cluster or an embedded one in its place, the real signer behind a
+// function URL, real Packer, and machines.
 package lab
 
 import (
@@ -18,9 +19,13 @@ import (
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/credentials"
 	"github.com/aws/aws-sdk-go-v2/service/ec2"
+	"github.com/aws/aws-sdk-go-v2/service/ssm"
+	"github.com/aws/aws-sdk-go-v2/service/ssm/types"
 	"go.yaml.in/yaml/v3"
 
+	"github.com/hallmark-ssh/hallmark/e2e/dynamodb"
 	"github.com/hallmark-ssh/hallmark/e2e/fleet"
 	"github.com/hallmark-ssh/hallmark/e2e/lambdahost"
 	"github.com/hallmark-ssh/hallmark/e2e/moto"
@@ -37,6 +42,10 @@ const (
 
 	zone = Region + "a"
 
+	// policyParameter is the signer's policy in Systems Manager, which is moto's as
+	// DynamoDB and EC2 are.
+	policyParameter = "/hallmark/lab/policy"
+
 	// lastReserved is the last of the addresses that AWS keeps for itself in a
 	// subnet; the hub is the first.
 	lastReserved = "10.83.0.3"
@@ -49,7 +58,7 @@ type Config struct {
 	// Teleport is the folder with Teleport's programs; empty means the embedded
 	// cluster.
 	Teleport string
-	// Policy is the signer's policy file; empty means none.
+	// Policy is the signer's policy; empty means the built-in one.
 	Policy string
 }
 
@@ -132,12 +141,12 @@ func (l *Lab) startMoto(ctx context.Context) error {
 	l.EC2 = ec2.New(ec2.Options{
 		Region:       Region,
 		BaseEndpoint: aws.String(l.moto.URL),
-		Credentials: aws.CredentialsProviderFunc(func(context.Context) (aws.Credentials, error) {
-			return aws.Credentials{AccessKeyID: "lab", SecretAccessKey: "lab"}, nil
-		}),
+		Credentials:  credentials.NewStaticCredentialsProvider("lab", "lab", ""),
 	})
-	l.subnet, err = makeSubnet(ctx, l.EC2)
-	return err
+	if l.subnet, err = makeSubnet(ctx, l.EC2); err != nil {
+		return err
+	}
+	return dynamodb.CreateTable(ctx, dynamodb.Client(l.moto.URL, Region), LedgerTable)
 }
 
 func makeSubnet(ctx context.Context, client *ec2.Client) (string, error) {
@@ -192,20 +201,27 @@ func (l *Lab) startSigner(ctx context.Context) error {
 	if err := l.writeDeployment(root); err != nil {
 		return err
 	}
+	environment := []string{
+		// Those of the function's role, as Lambda gives them.
+		"AWS_ACCESS_KEY_ID=" + l.login.role.AccessKeyID, "AWS_SECRET_ACCESS_KEY=" + l.login.role.SecretAccessKey,
+		"AWS_SESSION_TOKEN=" + l.login.role.SessionToken, "AWS_ENDPOINT_URL_STS=" + l.stsURL,
+		"AWS_ENDPOINT_URL_EC2=" + l.moto.URL, "AWS_ENDPOINT_URL_DYNAMODB=" + l.moto.URL, "AWS_ENDPOINT_URL_SSM=" + l.moto.URL,
+		"HALLMARK_LEDGER_TABLE=" + LedgerTable,
+	}
+	if l.config.Policy != "" {
+		if err := l.PutPolicy(ctx, l.config.Policy); err != nil {
+			return err
+		}
+		environment = append(environment, "HALLMARK_POLICY_PARAMETER="+policyParameter)
+	}
 	log, err := l.createLog("signer")
 	if err != nil {
 		return err
 	}
 	l.Signer = lambdahost.New(lambdahost.Function{
 		Name: function, Program: l.config.Bootstrap, Handler: "enroll", TaskRoot: root, Region: Region,
-		Environment: []string{
-			// Those of the function's role, as Lambda gives them.
-			"AWS_ACCESS_KEY_ID=" + l.login.role.AccessKeyID, "AWS_SECRET_ACCESS_KEY=" + l.login.role.SecretAccessKey,
-			"AWS_SESSION_TOKEN=" + l.login.role.SessionToken,
-			"AWS_ENDPOINT_URL_STS=" + l.stsURL, "AWS_ENDPOINT_URL_EC2=" + l.moto.URL,
-		},
-		// One environment only, because the ledger is in its memory.
-		Concurrency: 1, Timeout: 20 * time.Second, Log: log,
+		Environment: environment,
+		Concurrency: 4, Timeout: 20 * time.Second, Log: log,
 	})
 	context.AfterFunc(ctx, l.Signer.Close)
 	l.SignerURL = "https://" + fleet.Hub + "/"
@@ -239,10 +255,6 @@ func (l *Lab) writeDeployment(root string) error {
 		},
 	}
 	files := map[string][]byte{"ca.pem": l.Cluster.RootsPEM()}
-	if l.config.Policy != "" {
-		deployment["policy_file"] = "policy.yaml"
-		files["policy.yaml"] = []byte(l.config.Policy)
-	}
 	encoded, err := yaml.Marshal(deployment)
 	if err != nil {
 		return err
@@ -257,6 +269,19 @@ func (l *Lab) writeDeployment(root string) error {
 		}
 	}
 	return nil
+}
+
+// PutPolicy makes the text the policy's parameter.
+func (l *Lab) PutPolicy(ctx context.Context, policy string) error {
+	client := ssm.New(ssm.Options{
+		Region:       Region,
+		BaseEndpoint: aws.String(l.moto.URL),
+		Credentials:  credentials.NewStaticCredentialsProvider("lab", "lab", ""),
+	})
+	_, err := client.PutParameter(ctx, &ssm.PutParameterInput{
+		Name: aws.String(policyParameter), Value: &policy, Type: types.ParameterTypeString, Overwrite: aws.Bool(true),
+	})
+	return err
 }
 
 func (l *Lab) createLog(name string) (*os.File, error) {

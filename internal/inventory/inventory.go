@@ -1,10 +1,12 @@
-// Package inventory asks EC2 what it knows of an instance.
+// Package inventory asks EC2 what it knows of an instance, with the credentials
+// for the instance's account.
 package inventory
 
 import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"net/url"
 	"slices"
@@ -38,35 +40,83 @@ type Instance struct {
 	ImageID          string
 	// ImageOwner is the account that owns the image, or empty if the image is gone
 	// or no longer shared.
-	ImageOwner         string
+	ImageOwner string
+	// ImageTags are the image's tags, and empty unless it is the instance's own
+	// account that owns it.
+	ImageTags          map[string]string
 	InstanceProfileARN string
+	PrivateDNS         string
 	LaunchTime         time.Time
 	Tags               map[string]string
 }
 
-// maxCachedImages bounds what a warm process remembers.
-const maxCachedImages = 256
+const (
+	// maxImages bounds what a warm process remembers.
+	maxImages = 256
+	// imageLife is how long an image is not asked about again, so that a fleet that
+	// boots at once asks about its image once. An image never changes its owner, but
+	// its tags, or whom it is shared with.
+	imageLife = time.Minute
+)
 
-// EC2 reads from EC2.
+// place is where an instance or image is, and whose credentials see it. What is
+// known of one place says nothing of another.
+type place struct {
+	account, region string
+}
+
+type imageKey struct {
+	place
+	id string
+}
+
+// image is what EC2 says of an image, the zero value if it does not show it.
+type image struct {
+	owner string
+	tags  map[string]string
+}
+
+type rememberedImage struct {
+	image
+	until time.Time
+}
+
+// EC2 reads from EC2. It may be used by several goroutines at once.
 type EC2 struct {
 	// Wait blocks for a time, or until the context ends. Tests replace it.
 	Wait func(ctx context.Context, d time.Duration) error
 
-	config   aws.Config
-	endpoint func(region string) (string, error)
+	http        aws.HTTPClient
+	credentials map[string]aws.CredentialsProvider // by account
+	endpoint    func(region string) (string, error)
+	now         func() time.Time
 
-	mu          sync.Mutex
-	imageOwners map[string]string // by image id; an image never changes its owner
+	mu     sync.Mutex
+	images map[imageKey]rememberedImage
 }
 
-// New returns an EC2 that takes credentials and HTTP client from cfg, both
-// required, and calls the URL that endpoint returns for a region.
-func New(cfg aws.Config, endpoint func(region string) (string, error)) *EC2 {
+// Config says whom to ask, and as whom. All fields are required.
+type Config struct {
+	// AWS has the HTTP client, and the credentials for accounts without a role.
+	AWS aws.Config
+	// Accounts are all that may be asked about.
+	Accounts []Account
+	// Roles gives the credentials for accounts with a role.
+	Roles RoleAssumer
+	// Endpoint returns the URL of EC2 in a region.
+	Endpoint func(region string) (string, error)
+	Now      func() time.Time
+}
+
+// New returns an EC2. It calls nobody.
+func New(c Config) *EC2 {
 	return &EC2{
 		Wait:        wait,
-		config:      cfg,
-		endpoint:    endpoint,
-		imageOwners: make(map[string]string),
+		http:        c.AWS.HTTPClient,
+		credentials: newCredentials(c.AWS.Credentials, c.Roles, c.Accounts),
+		endpoint:    c.Endpoint,
+		now:         c.Now,
+		images:      make(map[imageKey]rememberedImage),
 	}
 }
 
@@ -81,22 +131,32 @@ func wait(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// Instance returns what EC2 knows of the instance now. It fails with ErrNotFound
-// if EC2 still does not know the instance after a few seconds.
-func (e *EC2) Instance(ctx context.Context, region, id string) (*Instance, error) {
-	i, err := e.findInstance(ctx, region, id)
+// Instance returns what EC2 knows of the account's instance now. It fails with
+// ErrNotListed for an account that is not configured, before any call, and with
+// ErrNotFound if EC2 still does not know the instance after a few seconds.
+func (e *EC2) Instance(ctx context.Context, account, region, id string) (*Instance, error) {
+	at := place{account, region}
+	i, err := e.findInstance(ctx, at, id)
 	if err != nil {
-		return nil, fmt.Errorf("describe instance %s in %s: %w", id, region, err)
+		return nil, fmt.Errorf("describe instance %s in account %s, %s: %w", id, account, region, err)
 	}
-	if i.ImageOwner, err = e.imageOwner(ctx, region, i.ImageID); err != nil {
-		return nil, fmt.Errorf("describe image %s in %s: %w", i.ImageID, region, err)
+	found, err := e.findImage(ctx, at, i.ImageID)
+	if err != nil {
+		return nil, fmt.Errorf("describe image %s in account %s, %s: %w", i.ImageID, account, region, err)
+	}
+	i.ImageOwner = found.owner
+	// Tags of an image are each account's own: whoever may use another's image can
+	// give it any tags within his account. They say something of where an image comes
+	// from only where the owner has set them.
+	if found.owner == i.OwnerID {
+		i.ImageTags = maps.Clone(found.tags) // which other requests share
 	}
 	return i, nil
 }
 
-func (e *EC2) findInstance(ctx context.Context, region, id string) (i *Instance, err error) {
+func (e *EC2) findInstance(ctx context.Context, at place, id string) (i *Instance, err error) {
 	err = e.patiently(ctx, func() error {
-		i, err = e.describeInstance(ctx, region, id)
+		i, err = e.describeInstance(ctx, at, id)
 		return err
 	})
 	return i, err
@@ -123,9 +183,9 @@ func (e *EC2) patiently(ctx context.Context, ask func() error) error {
 	}
 }
 
-func (e *EC2) describeInstance(ctx context.Context, region, id string) (*Instance, error) {
+func (e *EC2) describeInstance(ctx context.Context, at place, id string) (*Instance, error) {
 	var answer instancesAnswer
-	err := e.call(ctx, region, url.Values{"Action": {"DescribeInstances"}, "InstanceId.1": {id}}, &answer)
+	err := e.call(ctx, at, url.Values{"Action": {"DescribeInstances"}, "InstanceId.1": {id}}, &answer)
 	if hasCode(err, "InvalidInstanceID.NotFound", "InvalidInstanceID.Malformed") {
 		return nil, fmt.Errorf("%w: %w", ErrNotFound, err)
 	}
@@ -136,7 +196,7 @@ func (e *EC2) describeInstance(ctx context.Context, region, id string) (*Instanc
 		for _, item := range reservation.Instances {
 			// Judge the answer by what it says, not by what was asked for.
 			if item.ID == id {
-				return newInstance(region, reservation.OwnerID, item), nil
+				return newInstance(at.region, reservation.OwnerID, item), nil
 			}
 		}
 	}
@@ -144,7 +204,7 @@ func (e *EC2) describeInstance(ctx context.Context, region, id string) (*Instanc
 }
 
 func newInstance(region, owner string, item instanceItem) *Instance {
-	i := &Instance{
+	return &Instance{
 		ID:                 item.ID,
 		OwnerID:            owner,
 		State:              item.State,
@@ -157,60 +217,76 @@ func newInstance(region, owner string, item instanceItem) *Instance {
 		IPv6:               item.IPv6,
 		ImageID:            item.ImageID,
 		InstanceProfileARN: item.ProfileARN,
+		PrivateDNS:         item.PrivateDNS,
 		LaunchTime:         item.LaunchTime,
-		Tags:               make(map[string]string, len(item.Tags)),
+		Tags:               tagMap(item.Tags),
 	}
-	for _, tag := range item.Tags {
-		i.Tags[tag.Key] = tag.Value
-	}
-	return i
 }
 
-// imageOwner returns the account that owns the image, or "" if EC2 does not show
-// the image: an image may be deregistered while its instances run on.
-func (e *EC2) imageOwner(ctx context.Context, region, image string) (string, error) {
-	if image == "" {
-		return "", nil
+func tagMap(items []tagItem) map[string]string {
+	tags := make(map[string]string, len(items))
+	for _, item := range items {
+		tags[item.Key] = item.Value
 	}
-	if owner, ok := e.cachedOwner(image); ok {
-		return owner, nil
+	return tags
+}
+
+// findImage returns what EC2 says of the image, and nothing of one that it does
+// not show: an image may be deregistered while its instances run on.
+func (e *EC2) findImage(ctx context.Context, at place, id string) (image, error) {
+	if id == "" {
+		return image{}, nil
 	}
-	var answer imagesAnswer
-	err := e.patiently(ctx, func() error {
-		return e.call(ctx, region, url.Values{
-			"Action": {"DescribeImages"}, "ImageId.1": {image},
-			"IncludeDeprecated": {"true"}, "IncludeDisabled": {"true"},
-		}, &answer)
+	key := imageKey{at, id}
+	if remembered, ok := e.recall(key); ok {
+		return remembered, nil
+	}
+	var found image
+	err := e.patiently(ctx, func() (err error) {
+		found, err = e.describeImage(ctx, at, id)
+		return err
 	})
+	if err == nil && found.owner != "" {
+		e.remember(key, found)
+	}
+	return found, err
+}
+
+func (e *EC2) describeImage(ctx context.Context, at place, id string) (image, error) {
+	var answer imagesAnswer
+	err := e.call(ctx, at, url.Values{
+		"Action": {"DescribeImages"}, "ImageId.1": {id},
+		"IncludeDeprecated": {"true"}, "IncludeDisabled": {"true"},
+	}, &answer)
 	if hasCode(err, "InvalidAMIID.NotFound", "InvalidAMIID.Unavailable", "InvalidAMIID.Malformed") {
-		return "", nil
+		return image{}, nil
 	}
 	if err != nil {
-		return "", err
+		return image{}, err
 	}
-	for _, found := range answer.Images {
-		if found.ID == image {
-			e.cacheOwner(image, found.OwnerID)
-			return found.OwnerID, nil
+	for _, item := range answer.Images {
+		if item.ID == id {
+			return image{owner: item.OwnerID, tags: tagMap(item.Tags)}, nil
 		}
 	}
-	return "", nil
+	return image{}, nil
 }
 
-func (e *EC2) cachedOwner(image string) (string, bool) {
+func (e *EC2) recall(key imageKey) (image, bool) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	owner, ok := e.imageOwners[image]
-	return owner, ok
+	remembered, ok := e.images[key]
+	return remembered.image, ok && e.now().Before(remembered.until)
 }
 
-func (e *EC2) cacheOwner(image, owner string) {
+func (e *EC2) remember(key imageKey, i image) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if len(e.imageOwners) >= maxCachedImages {
-		clear(e.imageOwners)
+	if len(e.images) >= maxImages {
+		clear(e.images)
 	}
-	e.imageOwners[image] = owner
+	// Without the monotonic reading: that clock stands still while a Lambda is frozen.
+	e.images[key] = rememberedImage{i, e.now().Round(0).Add(imageLife)}
 }
 
 func hasCode(err error, codes ...string) bool {

@@ -17,20 +17,22 @@ import (
 )
 
 const (
+	account  = "111122223333"
 	region   = "us-west-2"
 	id       = "i-0a1b2c3d4e5f60718"
-	image    = "ami-0a1b2c3d4e5f60718"
+	ami      = "ami-0a1b2c3d4e5f60718"
 	instance = `<DescribeInstancesResponse><reservationSet><item><ownerId>111122223333</ownerId><instancesSet><item>
-		<instanceId>` + id + `</instanceId><imageId>` + image + `</imageId>
+		<instanceId>` + id + `</instanceId><imageId>` + ami + `</imageId>
 		<instanceState><code>16</code><name>running</name></instanceState>
 		<privateIpAddress>10.0.0.7</privateIpAddress><ipAddress>192.0.2.7</ipAddress><ipv6Address>2001:db8::7</ipv6Address>
-		<placement><availabilityZone>us-west-2b</availabilityZone></placement>
+		<privateDnsName>ip-10-0-0-7.us-west-2.compute.internal</privateDnsName><placement><availabilityZone>us-west-2b</availabilityZone></placement>
 		<vpcId>vpc-1</vpcId><subnetId>subnet-1</subnetId><launchTime>2026-01-02T03:04:05.000Z</launchTime>
 		<iamInstanceProfile><arn>arn:aws:iam::111122223333:instance-profile/web</arn></iamInstanceProfile>
 		<tagSet><item><key>Name</key><value>web</value></item><item><key>empty</key><value/></item></tagSet>
 		</item></instancesSet></item></reservationSet></DescribeInstancesResponse>`
-	images = `<DescribeImagesResponse><imagesSet><item><imageId>` + image + `</imageId>
-		<imageOwnerId>444455556666</imageOwnerId></item></imagesSet></DescribeImagesResponse>`
+	images = `<DescribeImagesResponse><imagesSet><item><imageId>` + ami + `</imageId>
+		<imageOwnerId>444455556666</imageOwnerId><tagSet><item><key>pipeline</key><value>golden</value></item></tagSet>
+		</item></imagesSet></DescribeImagesResponse>`
 	noInstances = `<DescribeInstancesResponse><reservationSet/></DescribeInstancesResponse>`
 	noImages    = `<DescribeImagesResponse><imagesSet/></DescribeImagesResponse>`
 )
@@ -76,17 +78,28 @@ func (f *fakeEC2) count(action string) (n int) {
 	return n
 }
 
-// start returns an EC2 that asks the fake and waits no real time.
+// start returns an EC2 that asks the fake about one account, with the credentials
+// at hand, and waits no real time.
 func start(t *testing.T, f *fakeEC2) (e *EC2, waits *[]time.Duration) {
+	return startFor(t, f, nil, Account{ID: account})
+}
+
+func startFor(t *testing.T, f *fakeEC2, roles RoleAssumer, accounts ...Account) (e *EC2, waits *[]time.Duration) {
 	t.Helper()
 	server := httptest.NewServer(f)
 	t.Cleanup(server.Close)
-	e = New(aws.Config{
-		Credentials: aws.CredentialsProviderFunc(func(context.Context) (aws.Credentials, error) {
-			return aws.Credentials{AccessKeyID: "test", SecretAccessKey: "test"}, nil
-		}),
-		HTTPClient: server.Client(),
-	}, func(region string) (string, error) { return server.URL + "/" + region, nil })
+	e = New(Config{
+		AWS: aws.Config{
+			Credentials: aws.CredentialsProviderFunc(func(context.Context) (aws.Credentials, error) {
+				return aws.Credentials{AccessKeyID: "test", SecretAccessKey: "test"}, nil
+			}),
+			HTTPClient: server.Client(),
+		},
+		Accounts: accounts,
+		Roles:    roles,
+		Endpoint: func(region string) (string, error) { return server.URL + "/" + region, nil },
+		Now:      time.Now,
+	})
 	waits = new([]time.Duration)
 	e.Wait = func(ctx context.Context, d time.Duration) error {
 		*waits = append(*waits, d)
@@ -97,14 +110,15 @@ func start(t *testing.T, f *fakeEC2) (e *EC2, waits *[]time.Duration) {
 
 func TestInstance(t *testing.T) {
 	e, _ := start(t, &fakeEC2{answers: map[string][]string{"DescribeInstances": {instance}, "DescribeImages": {images}}})
-	got, err := e.Instance(t.Context(), region, id)
+	got, err := e.Instance(t.Context(), account, region, id)
 	if err != nil {
 		t.Fatal(err)
 	}
 	want := Instance{
 		ID: id, OwnerID: "111122223333", State: StateRunning, Region: region, AvailabilityZone: "us-west-2b",
 		VPC: "vpc-1", Subnet: "subnet-1", PrivateIP: "10.0.0.7", PublicIP: "192.0.2.7", IPv6: "2001:db8::7",
-		ImageID: image, ImageOwner: "444455556666", InstanceProfileARN: "arn:aws:iam::111122223333:instance-profile/web",
+		ImageID: ami, ImageOwner: "444455556666", InstanceProfileARN: "arn:aws:iam::111122223333:instance-profile/web",
+		PrivateDNS: "ip-10-0-0-7.us-west-2.compute.internal",
 		LaunchTime: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC), Tags: map[string]string{"Name": "web", "empty": ""},
 	}
 	if g, w := fmt.Sprintf("%+v", *got), fmt.Sprintf("%+v", want); g != w {
@@ -122,13 +136,13 @@ func TestImageOwner(t *testing.T) {
 		"gone":                 {fault("InvalidAMIID.NotFound"), "", false},
 		"no longer shared":     {fault("InvalidAMIID.Unavailable"), "", false},
 		"not in the answer":    {noImages, "", false},
-		"an answer on another": {strings.Replace(images, image, "ami-other", 1), "", false},
+		"an answer on another": {strings.Replace(images, ami, "ami-other", 1), "", false},
 		"not allowed to ask":   {fault("UnauthorizedOperation"), "", true},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
 			e, _ := start(t, &fakeEC2{answers: map[string][]string{"DescribeInstances": {instance}, "DescribeImages": {tt.answer}}})
-			got, err := e.Instance(t.Context(), region, id)
+			got, err := e.Instance(t.Context(), account, region, id)
 			if (err != nil) != tt.fails {
 				t.Fatalf("error %v, want one: %v", err, tt.fails)
 			}
@@ -139,16 +153,69 @@ func TestImageOwner(t *testing.T) {
 	}
 }
 
-func TestImageOwnerIsRemembered(t *testing.T) {
+func TestImageTags(t *testing.T) {
+	own := strings.Replace(images, "444455556666", account, 1)
+	tests := map[string]struct{ answer, want string }{
+		"of the instance's own account": {own, "map[pipeline:golden]"},
+		"of another account":            {images, "map[]"},
+		"of nobody":                     {noImages, "map[]"},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			e, _ := start(t, &fakeEC2{answers: map[string][]string{"DescribeInstances": {instance}, "DescribeImages": {tt.answer}}})
+			for range 2 { // asked, and remembered
+				got, err := e.Instance(t.Context(), account, region, id)
+				if err != nil || fmt.Sprint(got.ImageTags) != tt.want {
+					t.Fatalf("tags %v, error %v; want %s", got.ImageTags, err, tt.want)
+				}
+				clear(got.ImageTags) // what is remembered stays as it is
+			}
+		})
+	}
+}
+
+func TestImageIsRememberedForAWhile(t *testing.T) {
 	f := &fakeEC2{answers: map[string][]string{"DescribeInstances": {instance}, "DescribeImages": {noImages, images}}}
 	e, _ := start(t, f)
-	for range 4 {
-		if _, err := e.Instance(t.Context(), region, id); err != nil {
+	now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	e.now = func() time.Time { return now }
+	for i, asked := range []int{1, 2, 2, 3} {
+		if i == 3 {
+			now = now.Add(imageLife)
+		}
+		if _, err := e.Instance(t.Context(), account, region, id); err != nil {
 			t.Fatal(err)
 		}
+		if n := f.count("DescribeImages"); n != asked {
+			t.Errorf("request %d: asked %d times; want %d", i, n, asked)
+		}
 	}
-	if n := f.count("DescribeImages"); n != 2 {
-		t.Errorf("asked %d times; want until the owner was known, 2", n)
+}
+
+// What one account or region says of an image is not taken for what another would.
+func TestImageIsRememberedForItsPlaceAlone(t *testing.T) {
+	const other = "999988887777"
+	f := &fakeEC2{answers: map[string][]string{"DescribeInstances": {instance}, "DescribeImages": {images}}}
+	e, _ := startFor(t, f, nil, Account{ID: account}, Account{ID: other})
+	for range 2 {
+		for _, at := range []place{{account, region}, {account, "us-east-1"}, {other, region}} {
+			if _, err := e.Instance(t.Context(), at.account, at.region, id); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if n := f.count("DescribeImages"); n != 3 {
+		t.Errorf("asked %d times, want once for each account and region, 3", n)
+	}
+}
+
+func TestRememberedImagesAreBounded(t *testing.T) {
+	e, _ := start(t, &fakeEC2{})
+	for i := range 3 * maxImages {
+		e.remember(imageKey{place{account, region}, fmt.Sprintf("ami-%d", i)}, image{owner: account})
+	}
+	if n := len(e.images); n > maxImages {
+		t.Errorf("%d images remembered, more than %d", n, maxImages)
 	}
 }
 
@@ -158,7 +225,7 @@ func TestNotFoundIsAskedAgain(t *testing.T) {
 			e, waits := start(t, &fakeEC2{answers: map[string][]string{
 				"DescribeInstances": {answer, answer, instance}, "DescribeImages": {images},
 			}})
-			if _, err := e.Instance(t.Context(), region, id); err != nil {
+			if _, err := e.Instance(t.Context(), account, region, id); err != nil {
 				t.Fatal(err)
 			}
 			if len(*waits) != 2 {
@@ -171,7 +238,7 @@ func TestNotFoundIsAskedAgain(t *testing.T) {
 func TestNotFoundEndsBeforeLong(t *testing.T) {
 	f := &fakeEC2{answers: map[string][]string{"DescribeInstances": {fault("InvalidInstanceID.NotFound")}}}
 	e, waits := start(t, f)
-	_, err := e.Instance(t.Context(), region, id)
+	_, err := e.Instance(t.Context(), account, region, id)
 	if !errors.Is(err, ErrNotFound) {
 		t.Fatalf("error %v, want %v", err, ErrNotFound)
 	}
@@ -189,7 +256,7 @@ func TestNotFoundWhenTimeIsUp(t *testing.T) {
 	f := &fakeEC2{answers: map[string][]string{"DescribeInstances": {fault("InvalidInstanceID.NotFound")}}}
 	e, _ := start(t, f)
 	e.Wait = func(context.Context, time.Duration) error { return context.DeadlineExceeded }
-	if _, err := e.Instance(t.Context(), region, id); !errors.Is(err, ErrNotFound) {
+	if _, err := e.Instance(t.Context(), account, region, id); !errors.Is(err, ErrNotFound) {
 		t.Errorf("error %v, want what EC2 said", err)
 	}
 }
@@ -198,7 +265,7 @@ func TestOtherErrorsAreNotNotFound(t *testing.T) {
 	for code, asked := range map[string]int{"UnauthorizedOperation": 1, "RequestLimitExceeded": 5} {
 		f := &fakeEC2{answers: map[string][]string{"DescribeInstances": {fault(code)}}}
 		e, _ := start(t, f)
-		_, err := e.Instance(t.Context(), region, id)
+		_, err := e.Instance(t.Context(), account, region, id)
 		if err == nil || errors.Is(err, ErrNotFound) || !strings.Contains(err.Error(), code) {
 			t.Errorf("%s: error %v", code, err)
 		}
@@ -211,7 +278,7 @@ func TestOtherErrorsAreNotNotFound(t *testing.T) {
 func TestAnAnswerOnAnotherInstanceIsNotFound(t *testing.T) {
 	other := strings.ReplaceAll(instance, id, "i-0123456789abcdef0")
 	e, _ := start(t, &fakeEC2{answers: map[string][]string{"DescribeInstances": {other}}})
-	if _, err := e.Instance(t.Context(), region, id); !errors.Is(err, ErrNotFound) {
+	if _, err := e.Instance(t.Context(), account, region, id); !errors.Is(err, ErrNotFound) {
 		t.Errorf("error %v, want %v", err, ErrNotFound)
 	}
 }
@@ -219,7 +286,7 @@ func TestAnAnswerOnAnotherInstanceIsNotFound(t *testing.T) {
 func TestRequestsAreSignedForTheRegion(t *testing.T) {
 	f := &fakeEC2{answers: map[string][]string{"DescribeInstances": {instance}, "DescribeImages": {images}}}
 	e, _ := start(t, f)
-	if _, err := e.Instance(t.Context(), region, id); err != nil {
+	if _, err := e.Instance(t.Context(), account, region, id); err != nil {
 		t.Fatal(err)
 	}
 	for _, signed := range f.authorizations {
@@ -231,7 +298,7 @@ func TestRequestsAreSignedForTheRegion(t *testing.T) {
 
 func TestAGarbledAnswerIsAnError(t *testing.T) {
 	e, _ := start(t, &fakeEC2{answers: map[string][]string{"DescribeInstances": {"<html>"}}})
-	if _, err := e.Instance(t.Context(), region, id); err == nil || errors.Is(err, ErrNotFound) {
+	if _, err := e.Instance(t.Context(), account, region, id); err == nil || errors.Is(err, ErrNotFound) {
 		t.Errorf("error %v", err)
 	}
 }

@@ -45,13 +45,13 @@ func (e *apiError) Is(target error) bool {
 
 // call sends an action of EC2's Query API (Amazon EC2 API Reference, "Query
 // requests") and decodes the answer.
-func (e *EC2) call(ctx context.Context, region string, form url.Values, answer any) error {
+func (e *EC2) call(ctx context.Context, at place, form url.Values, answer any) error {
 	form.Set("Version", apiVersion)
-	request, err := e.newRequest(ctx, region, form.Encode())
+	request, err := e.newRequest(ctx, at, form.Encode())
 	if err != nil {
 		return err
 	}
-	response, err := e.config.HTTPClient.Do(request)
+	response, err := e.http.Do(request)
 	if err != nil {
 		return fmt.Errorf("%w: %w", errBusy, err)
 	}
@@ -69,8 +69,14 @@ func (e *EC2) call(ctx context.Context, region string, form url.Values, answer a
 	return nil
 }
 
-func (e *EC2) newRequest(ctx context.Context, region, body string) (*http.Request, error) {
-	endpoint, err := e.endpoint(region)
+func (e *EC2) newRequest(ctx context.Context, at place, body string) (*http.Request, error) {
+	// A stranger's account with a role of the expected name would let the signer in:
+	// an account that is not listed gets no call, not even of STS.
+	provider, listed := e.credentials[at.account]
+	if !listed {
+		return nil, ErrNotListed
+	}
+	endpoint, err := e.endpoint(at.region)
 	if err != nil {
 		return nil, err
 	}
@@ -79,12 +85,12 @@ func (e *EC2) newRequest(ctx context.Context, region, body string) (*http.Reques
 		return nil, err
 	}
 	request.Header.Set("Content-Type", "application/x-www-form-urlencoded; charset=utf-8")
-	credentials, err := e.config.Credentials.Retrieve(ctx)
+	credentials, err := provider.Retrieve(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("get AWS credentials: %w", err)
 	}
 	sum := sha256.Sum256([]byte(body))
-	err = v4.NewSigner().SignHTTP(ctx, credentials, request, hex.EncodeToString(sum[:]), "ec2", region, time.Now())
+	err = v4.NewSigner().SignHTTP(ctx, credentials, request, hex.EncodeToString(sum[:]), "ec2", at.region, e.now())
 	return request, err
 }
 
@@ -119,15 +125,18 @@ type (
 		Subnet           string    `xml:"subnetId"`
 		LaunchTime       time.Time `xml:"launchTime"`
 		ProfileARN       string    `xml:"iamInstanceProfile>arn"`
-		Tags             []struct {
-			Key   string `xml:"key"`
-			Value string `xml:"value"`
-		} `xml:"tagSet>item"`
+		PrivateDNS       string    `xml:"privateDnsName"`
+		Tags             []tagItem `xml:"tagSet>item"`
 	}
 	imagesAnswer struct {
 		Images []struct {
-			ID      string `xml:"imageId"`
-			OwnerID string `xml:"imageOwnerId"`
+			ID      string    `xml:"imageId"`
+			OwnerID string    `xml:"imageOwnerId"`
+			Tags    []tagItem `xml:"tagSet>item"`
 		} `xml:"imagesSet>item"`
+	}
+	tagItem struct {
+		Key   string `xml:"key"`
+		Value string `xml:"value"`
 	}
 )

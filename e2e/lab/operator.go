@@ -1,0 +1,34 @@
+//go:build linux
+
+package lab
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+
+	"github.com/hallmark-ssh/hallmark/e2e/moto"
+)
+
+// OperatorARN is whom moto takes everybody for who has no role.
+const OperatorARN = "arn:aws:sts::" + moto.Account + ":user/moto"
+
+// LedgerTable is the signer's table in DynamoDB.
+const LedgerTable = "hallmark-ledger"
+
+// Operator runs hallmark-signer, the signer's own program, as an operator on a
+// workstation does: with credentials of his own. It returns what it prints.
+func (l *Lab) Operator(ctx context.Context, args ...string) (string, error) {
+	cmd := exec.CommandContext(ctx, l.config.Bootstrap, args...)
+	cmd.Env = append(os.Environ(), "AWS_REGION="+Region, "AWS_ACCESS_KEY_ID=operator", "AWS_SECRET_ACCESS_KEY=operator",
+		"AWS_ENDPOINT_URL_STS="+l.moto.URL, "AWS_ENDPOINT_URL_DYNAMODB="+l.moto.URL)
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		return "", fmt.Errorf("hallmark-signer %v: %w\n%s", args, err, &stderr)
+	}
+	return string(out), nil
+}

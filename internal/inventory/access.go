@@ -1,0 +1,112 @@
+package inventory
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/aws/arn"
+	"github.com/aws/aws-sdk-go-v2/service/sts"
+)
+
+// ErrNotListed says that an account is none of those that may be asked about.
+// Nobody was called.
+var ErrNotListed = errors.New("the account is not listed")
+
+const (
+	// sessionName is what the member account's CloudTrail shows of the signer.
+	sessionName = "hallmark-signer"
+	// renewBefore is how long before their end credentials are replaced, so that
+	// none end between being signed with and being looked at.
+	renewBefore = 5 * time.Minute
+	// assumeTimeout bounds the call of STS, which several requests may wait for and
+	// which therefore ends with none of them.
+	assumeTimeout = 5 * time.Second
+)
+
+// Account is an AWS account whose instances may be asked about.
+type Account struct {
+	ID string
+	// Role is the ARN of the role in that account to ask with. Empty means that the
+	// credentials at hand are of that account already.
+	Role string
+	// ExternalID is what the role's trust policy asks for, so that nobody else can
+	// have the signer use the role for him (IAM User Guide, "The confused deputy
+	// problem").
+	ExternalID string
+}
+
+// RoleAssumer gives credentials for a role. *sts.Client is one.
+type RoleAssumer interface {
+	AssumeRole(ctx context.Context, in *sts.AssumeRoleInput, options ...func(*sts.Options)) (*sts.AssumeRoleOutput, error)
+}
+
+// newCredentials returns the credentials to use for each account, by its id. Each
+// account with a role has a cache of its own, which asks STS once for all who
+// wait: credentials are never found by a role's name alone, which many accounts
+// have, but by the account's number.
+func newCredentials(own aws.CredentialsProvider, assumer RoleAssumer, accounts []Account) map[string]aws.CredentialsProvider {
+	byAccount := make(map[string]aws.CredentialsProvider, len(accounts))
+	for _, account := range accounts {
+		byAccount[account.ID] = own
+		if account.Role != "" {
+			byAccount[account.ID] = aws.NewCredentialsCache(assumedRole{assumer, account}, func(o *aws.CredentialsCacheOptions) {
+				o.ExpiryWindow = renewBefore
+			})
+		}
+	}
+	return byAccount
+}
+
+// assumedRole fetches credentials for the role of an account.
+type assumedRole struct {
+	assumer RoleAssumer
+	account Account
+}
+
+// Retrieve implements aws.CredentialsProvider.
+func (r assumedRole) Retrieve(ctx context.Context) (aws.Credentials, error) {
+	ctx, cancel := context.WithTimeout(ctx, assumeTimeout)
+	defer cancel()
+	out, err := r.assumer.AssumeRole(ctx, &sts.AssumeRoleInput{
+		RoleArn:         aws.String(r.account.Role),
+		RoleSessionName: aws.String(sessionName),
+		ExternalId:      aws.String(r.account.ExternalID),
+	})
+	if err != nil {
+		return aws.Credentials{}, fmt.Errorf("assume role %s: %w", r.account.Role, err)
+	}
+	c, err := r.credentials(out)
+	if err != nil {
+		return aws.Credentials{}, fmt.Errorf("assume role %s: %w", r.account.Role, err)
+	}
+	return c, nil
+}
+
+// credentials believes STS's answer only if it names a session of a role in the
+// account: whatever else they were for, EC2 would answer for another account, and
+// tell of an instance of the same id there.
+func (r assumedRole) credentials(out *sts.AssumeRoleOutput) (aws.Credentials, error) {
+	if out.AssumedRoleUser == nil || out.Credentials == nil || out.Credentials.Expiration == nil {
+		return aws.Credentials{}, errors.New("STS answered without an identity, credentials or their end")
+	}
+	session, err := arn.Parse(aws.ToString(out.AssumedRoleUser.Arn))
+	if err != nil {
+		return aws.Credentials{}, fmt.Errorf("STS's answer: %w", err)
+	}
+	if session.AccountID != r.account.ID || session.Service != "sts" || !strings.HasPrefix(session.Resource, "assumed-role/") {
+		return aws.Credentials{}, fmt.Errorf("STS answered for %s, which is no session of a role in account %s", session, r.account.ID)
+	}
+	return aws.Credentials{
+		AccessKeyID:     aws.ToString(out.Credentials.AccessKeyId),
+		SecretAccessKey: aws.ToString(out.Credentials.SecretAccessKey),
+		SessionToken:    aws.ToString(out.Credentials.SessionToken),
+		Source:          r.account.Role,
+		CanExpire:       true,
+		Expires:         *out.Credentials.Expiration,
+		AccountID:       session.AccountID,
+	}, nil
+}

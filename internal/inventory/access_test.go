@@ -1,0 +1,287 @@
+package inventory
+
+import (
+	"context"
+	"encoding/xml"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/credentials"
+	"github.com/aws/aws-sdk-go-v2/service/sts"
+	"github.com/aws/aws-sdk-go-v2/service/sts/types"
+)
+
+const (
+	otherAccount = "999988887777"
+	role         = "arn:aws:iam::" + account + ":role/hallmark/reader"
+	otherRole    = "arn:aws:iam::" + otherAccount + ":role/hallmark/reader" // of the same name
+)
+
+// fakeSTS answers AssumeRole with an access key that names the account and counts
+// up, and remembers what it was asked.
+type fakeSTS struct {
+	mu sync.Mutex
+	// life is how long the credentials last, an hour if zero.
+	life time.Duration
+	// session replaces the ARN of the answer.
+	session string
+	// answer replaces the whole answer.
+	answer   string
+	requests []string // role, external id and session name
+}
+
+func (f *fakeSTS) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.requests = append(f.requests, strings.Join([]string{r.FormValue("RoleArn"), r.FormValue("ExternalId"), r.FormValue("RoleSessionName")}, " "))
+	if f.answer != "" {
+		if strings.Contains(f.answer, "<Error>") {
+			w.WriteHeader(http.StatusForbidden)
+		}
+		_, _ = fmt.Fprint(w, f.answer)
+		return
+	}
+	inAccount := strings.Split(r.FormValue("RoleArn"), ":")[4]
+	session := f.session
+	if session == "" {
+		session = "arn:aws:sts::" + inAccount + ":assumed-role/reader/" + r.FormValue("RoleSessionName")
+	}
+	life := f.life
+	if life == 0 {
+		life = time.Hour
+	}
+	type user struct{ Arn string }
+	type temporary struct {
+		AccessKeyID                               string `xml:"AccessKeyId"`
+		SecretAccessKey, SessionToken, Expiration string
+	}
+	type result struct {
+		AssumedRoleUser user
+		Credentials     temporary
+	}
+	_ = xml.NewEncoder(w).Encode(struct {
+		XMLName xml.Name `xml:"AssumeRoleResponse"`
+		Result  result   `xml:"AssumeRoleResult"`
+	}{Result: result{
+		AssumedRoleUser: user{session},
+		Credentials: temporary{
+			AccessKeyID: fmt.Sprintf("ASIA%s-%d", inAccount, len(f.requests)), SecretAccessKey: "secret", SessionToken: "token-" + inAccount,
+			Expiration: time.Now().Add(life).UTC().Format(time.RFC3339),
+		},
+	}})
+}
+
+func (f *fakeSTS) calls() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return len(f.requests)
+}
+
+func (f *fakeSTS) client(t *testing.T) *sts.Client {
+	t.Helper()
+	server := httptest.NewServer(f)
+	t.Cleanup(server.Close)
+	return sts.New(sts.Options{
+		Region: region, BaseEndpoint: aws.String(server.URL), HTTPClient: server.Client(), RetryMaxAttempts: 1,
+		Credentials: credentials.NewStaticCredentialsProvider("OWN", "own", ""),
+	})
+}
+
+func twoAccounts() []Account {
+	return []Account{{ID: account, Role: role, ExternalID: "one"}, {ID: otherAccount, Role: otherRole, ExternalID: "two"}}
+}
+
+func fakeEC2Everywhere() *fakeEC2 {
+	return &fakeEC2{answers: map[string][]string{"DescribeInstances": {instance}, "DescribeImages": {images}}}
+}
+
+// Two accounts with roles of one name: each is asked with its own credentials, as
+// often as one likes for one call of STS.
+func TestCredentialsAreTheAccounts(t *testing.T) {
+	roles, f := &fakeSTS{}, fakeEC2Everywhere()
+	e, _ := startFor(t, f, roles.client(t), twoAccounts()...)
+	for range 3 {
+		for _, a := range []string{account, otherAccount} {
+			f.authorizations = nil
+			if _, err := e.Instance(t.Context(), a, region, id); err != nil {
+				t.Fatal(err)
+			}
+			for _, signed := range f.authorizations {
+				if !strings.Contains(signed, "Credential=ASIA"+a+"-") {
+					t.Errorf("account %s was asked about with %q", a, signed)
+				}
+			}
+		}
+	}
+	want := []string{role + " one hallmark-signer", otherRole + " two hallmark-signer"}
+	if fmt.Sprint(roles.requests) != fmt.Sprint(want) {
+		t.Errorf("calls of STS:\n got %q\nwant %q", roles.requests, want)
+	}
+}
+
+func TestAnAccountWithoutARoleUsesTheOwnCredentials(t *testing.T) {
+	roles, f := &fakeSTS{}, fakeEC2Everywhere()
+	e, _ := startFor(t, f, roles.client(t), Account{ID: account}, twoAccounts()[1])
+	if _, err := e.Instance(t.Context(), account, region, id); err != nil {
+		t.Fatal(err)
+	}
+	if roles.calls() != 0 || !strings.Contains(f.authorizations[0], "Credential=test/") {
+		t.Errorf("%d calls of STS, signed %q", roles.calls(), f.authorizations[0])
+	}
+}
+
+func TestAnAccountThatIsNotListedMakesNoCall(t *testing.T) {
+	roles, f := &fakeSTS{}, fakeEC2Everywhere()
+	e, waits := startFor(t, f, roles.client(t), twoAccounts()...)
+	for _, a := range []string{"123456789012", "", "11112222333", account + " "} {
+		if _, err := e.Instance(t.Context(), a, region, id); !errors.Is(err, ErrNotListed) {
+			t.Errorf("account %q: error %v, want %v", a, err, ErrNotListed)
+		}
+	}
+	if roles.calls() != 0 || len(f.requests) != 0 || len(*waits) != 0 {
+		t.Errorf("%d calls of STS, %d of EC2, %d waits; want none", roles.calls(), len(f.requests), len(*waits))
+	}
+}
+
+func TestCredentialsAreFetchedOnceForAll(t *testing.T) {
+	roles := &fakeSTS{}
+	byAccount := newCredentials(nil, roles.client(t), twoAccounts())
+	var all sync.WaitGroup
+	for range 50 {
+		for _, provider := range byAccount {
+			all.Go(func() {
+				if _, err := provider.Retrieve(t.Context()); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+	}
+	all.Wait()
+	if n := roles.calls(); n != 2 {
+		t.Errorf("%d calls of STS for two accounts", n)
+	}
+}
+
+func TestCredentialsAreRenewedBeforeTheirEnd(t *testing.T) {
+	for name, tt := range map[string]struct {
+		life  time.Duration
+		calls int
+	}{
+		"with time left":      {renewBefore + time.Minute, 1},
+		"soon to end":         {renewBefore - time.Minute, 3},
+		"that ended long ago": {-time.Hour, 3},
+	} {
+		t.Run(name, func(t *testing.T) {
+			roles := &fakeSTS{life: tt.life}
+			provider := newCredentials(nil, roles.client(t), twoAccounts())[account]
+			for range 3 {
+				if _, err := provider.Retrieve(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if n := roles.calls(); n != tt.calls {
+				t.Errorf("%d calls of STS, want %d", n, tt.calls)
+			}
+		})
+	}
+}
+
+// A caller who gives up does not take the answer from the others who wait for it.
+func TestOneWhoGivesUpLeavesTheCallToTheOthers(t *testing.T) {
+	asked, release := make(chan struct{}), make(chan struct{})
+	slow := assumerFunc(func(ctx context.Context) error {
+		close(asked)
+		select {
+		case <-release:
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	})
+	provider := newCredentials(nil, slow, twoAccounts())[account]
+	impatient, giveUp := context.WithCancel(t.Context())
+	first, second := make(chan error, 1), make(chan error, 1)
+	go func() { _, err := provider.Retrieve(impatient); first <- err }()
+	<-asked
+	go func() { _, err := provider.Retrieve(t.Context()); second <- err }()
+	giveUp()
+	if err := <-first; err == nil {
+		t.Error("the one who gave up got an answer")
+	}
+	close(release)
+	if err := <-second; err != nil {
+		t.Errorf("the other got %v", err)
+	}
+}
+
+// assumerFunc answers for the first account's role, unless it fails.
+type assumerFunc func(ctx context.Context) error
+
+func (f assumerFunc) AssumeRole(ctx context.Context, _ *sts.AssumeRoleInput, _ ...func(*sts.Options)) (*sts.AssumeRoleOutput, error) {
+	if err := f(ctx); err != nil {
+		return nil, err
+	}
+	return assumed("arn:aws:sts::" + account + ":assumed-role/reader/hallmark-signer"), nil
+}
+
+func TestTheCallOfSTSIsBounded(t *testing.T) {
+	var deadline time.Time
+	provider := newCredentials(nil, assumerFunc(func(ctx context.Context) error {
+		deadline, _ = ctx.Deadline()
+		return nil
+	}), twoAccounts())[account]
+	if _, err := provider.Retrieve(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if left := time.Until(deadline); left > assumeTimeout {
+		t.Errorf("the call may take %s, more than %s", left, assumeTimeout)
+	}
+}
+
+func TestAssumeRoleRefuses(t *testing.T) {
+	const denied = `<ErrorResponse><Error><Code>AccessDenied</Code><Message>no</Message></Error></ErrorResponse>`
+	tests := map[string]struct {
+		sts  *fakeSTS
+		want string
+	}{
+		"another account":        {&fakeSTS{session: "arn:aws:sts::" + otherAccount + ":assumed-role/reader/hallmark-signer"}, otherAccount},
+		"a user":                 {&fakeSTS{session: "arn:aws:iam::" + account + ":user/reader"}, "no session of a role"},
+		"a federated user":       {&fakeSTS{session: "arn:aws:sts::" + account + ":federated-user/reader"}, "no session of a role"},
+		"no ARN":                 {&fakeSTS{session: "reader"}, "STS's answer"},
+		"an account in the name": {&fakeSTS{session: "arn:aws:sts::" + otherAccount + ":assumed-role/" + account + "/x"}, otherAccount},
+		"nothing":                {&fakeSTS{answer: "<AssumeRoleResponse><AssumeRoleResult/></AssumeRoleResponse>"}, "without an identity"},
+		"a refusal":              {&fakeSTS{answer: denied}, "AccessDenied"},
+		"no XML":                 {&fakeSTS{answer: "<html"}, "assume role"},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			f := fakeEC2Everywhere()
+			e, _ := startFor(t, f, tt.sts.client(t), twoAccounts()...)
+			_, err := e.Instance(t.Context(), account, region, id)
+			if err == nil || !strings.Contains(err.Error(), tt.want) || !strings.Contains(err.Error(), role) {
+				t.Errorf("error %v; want %q and the role", err, tt.want)
+			}
+			if errors.Is(err, ErrNotFound) || errors.Is(err, ErrNotListed) || len(f.requests) != 0 {
+				t.Errorf("error %v, %d calls of EC2; want another error, and none", err, len(f.requests))
+			}
+		})
+	}
+}
+
+// assumed is STS's answer for a session.
+func assumed(session string) *sts.AssumeRoleOutput {
+	return &sts.AssumeRoleOutput{
+		AssumedRoleUser: &types.AssumedRoleUser{Arn: aws.String(session)},
+		Credentials: &types.Credentials{
+			AccessKeyId: aws.String("ASIA"), SecretAccessKey: aws.String("secret"), SessionToken: aws.String("token"),
+			Expiration: aws.Time(time.Now().Add(time.Hour)),
+		},
+	}
+}

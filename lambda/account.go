@@ -1,0 +1,122 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"regexp"
+	"slices"
+
+	"github.com/aws/aws-sdk-go-v2/aws/arn"
+	"go.yaml.in/yaml/v3"
+
+	"github.com/hallmark-ssh/hallmark/internal/identity"
+	"github.com/hallmark-ssh/hallmark/internal/inventory"
+)
+
+// account is an AWS account whose instances may enroll: its number alone, or with
+// the role to assume there. The role belongs to the deployment and not to the
+// policy: who names the role names whose word the signer takes for EC2's.
+type account struct {
+	ID         string `yaml:"id"`
+	Role       string `yaml:"role"`
+	ExternalID string `yaml:"external_id"`
+}
+
+// accounts is the deployment's list.
+type accounts []account
+
+// UnmarshalYAML reads either form. It looks for unknown keys itself, because a
+// decoder that is asked from here has forgotten that it should.
+func (a *account) UnmarshalYAML(n *yaml.Node) error {
+	if n.Kind == yaml.ScalarNode {
+		return n.Decode(&a.ID)
+	}
+	if n.Kind != yaml.MappingNode {
+		return fmt.Errorf("line %d: an account is twelve digits, in quotes, or id, role and external_id", n.Line)
+	}
+	for i := 0; i < len(n.Content); i += 2 {
+		if key := n.Content[i]; !slices.Contains([]string{"id", "role", "external_id"}, key.Value) {
+			return fmt.Errorf("line %d: field %s not found in an account", key.Line, key.Value)
+		}
+	}
+	type plain account // without this method
+	return n.Decode((*plain)(a))
+}
+
+var (
+	// IAM API Reference, AssumeRole: RoleArn and ExternalId.
+	regexpRole       = regexp.MustCompile(`^role/([\x21-\x7e]+/)?[A-Za-z0-9_+=,.@-]{1,64}$`)
+	regexpExternalID = regexp.MustCompile(`^[A-Za-z0-9_+=,.@:/-]{2,}$`)
+)
+
+// The most that AssumeRole takes, and that a role's path and name have together.
+// To count in a regular expression costs time at every cold start.
+const (
+	maxExternalID = 1224
+	maxRole       = len("role/") + 511 + 64
+)
+
+func (list accounts) ids() []string {
+	ids := make([]string, len(list))
+	for i, a := range list {
+		ids[i] = a.ID
+	}
+	return ids
+}
+
+func (list accounts) inventory() []inventory.Account {
+	converted := make([]inventory.Account, len(list))
+	for i, a := range list {
+		converted[i] = inventory.Account(a)
+	}
+	return converted
+}
+
+// check says which entry is wrong. The region is one of the signer's.
+func (list accounts) check(region string) error {
+	if err := checkList("accounts", list.ids(), regexpAccount, "twelve digits, in quotes"); err != nil {
+		return err
+	}
+	partition, _, err := identity.Partition(region)
+	if err != nil {
+		return fmt.Errorf("regions: %w", err)
+	}
+	var own string
+	for _, a := range list {
+		if err := a.check(partition); err != nil {
+			return fmt.Errorf("accounts: %s: %w", a.ID, err)
+		}
+		if a.Role != "" {
+			continue
+		}
+		if own != "" {
+			return fmt.Errorf("accounts: %s and %s have no role; only the function's own account can go without", own, a.ID)
+		}
+		own = a.ID
+	}
+	return nil
+}
+
+func (a account) check(partition string) error {
+	if a.Role == "" {
+		if a.ExternalID != "" {
+			return errors.New("external_id: not used without role")
+		}
+		return nil
+	}
+	role, err := arn.Parse(a.Role)
+	if err != nil || role.Service != "iam" || role.Region != "" || !regexpRole.MatchString(role.Resource) || len(role.Resource) > maxRole {
+		return fmt.Errorf("role: %q is not the ARN of an IAM role", a.Role)
+	}
+	// A role elsewhere would have another account's EC2 vouch for this one's instances.
+	if role.AccountID != a.ID {
+		return fmt.Errorf("role: %s is in account %s", a.Role, role.AccountID)
+	}
+	if role.Partition != partition {
+		return fmt.Errorf("role: %s is not in the regions' partition, %s", a.Role, partition)
+	}
+	if !regexpExternalID.MatchString(a.ExternalID) || len(a.ExternalID) > maxExternalID {
+		return fmt.Errorf("external_id: needed with role; 2 to %d letters, digits and characters of _+=,.@:/-", maxExternalID)
+	}
+	return nil
+}

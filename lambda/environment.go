@@ -1,0 +1,104 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/aws/arn"
+
+	"github.com/hallmark-ssh/hallmark/internal/identity"
+	"github.com/hallmark-ssh/hallmark/internal/ledger"
+	"github.com/hallmark-ssh/hallmark/internal/policy"
+	"github.com/hallmark-ssh/hallmark/internal/policy/live"
+	"github.com/hallmark-ssh/hallmark/internal/signer"
+)
+
+// environment is what the function is told beside deployment.yaml: the names of
+// what the same template creates.
+type environment struct {
+	// table is the ledger's DynamoDB table, by name or, for one in another region of the
+	// account, by ARN. Empty means that the ledger is in memory.
+	table string
+	// parameter is the SSM parameter that holds the policy, by name or ARN. Empty means
+	// that the policy is deployed with the program.
+	parameter string
+}
+
+// readEnvironment refuses a memory ledger inside Lambda: it would forget with every
+// cold start, and each of the function's environments would have its own, so that a
+// stolen identity role or a copied host key could be enrolled through another.
+func readEnvironment() (environment, error) {
+	e := environment{table: os.Getenv("HALLMARK_LEDGER_TABLE"), parameter: os.Getenv("HALLMARK_POLICY_PARAMETER")}
+	if function := os.Getenv("AWS_LAMBDA_FUNCTION_NAME"); function != "" && e.table == "" {
+		return e, fmt.Errorf("function %s has no ledger that lasts: set HALLMARK_LEDGER_TABLE to the name or ARN of its "+
+			"DynamoDB table, with a string partition key pk (template.yaml has it)", function)
+	}
+	if e.parameter != "" && e.table == "" {
+		return e, errors.New("HALLMARK_POLICY_PARAMETER needs HALLMARK_LEDGER_TABLE, where the last good policy is kept")
+	}
+	return e, nil
+}
+
+// ledger returns the ledger, and the client of its table, nil if it is in memory.
+func (e environment) ledger(cfg aws.Config) (signer.Ledger, *dynamoDB) {
+	if e.table == "" {
+		return new(ledger.Memory), nil
+	}
+	client := newDynamoDB(cfg, e.table)
+	return ledger.NewDynamoDB(client, tableName(e.table), time.Now), client
+}
+
+// policy returns what gives the policy in force.
+func (e environment) policy(d *deployment, cfg aws.Config, table *dynamoDB, log *slog.Logger) (func(context.Context) (*policy.Policy, error), error) {
+	if e.parameter == "" {
+		return func(context.Context) (*policy.Policy, error) { return d.policy, nil }, nil
+	}
+	if d.PolicyFile != "" {
+		return nil, errors.New("policy_file and HALLMARK_POLICY_PARAMETER are both set, and there can be one policy: remove one (template.yaml: PolicyIn)")
+	}
+	cfg.Region = regionOf(e.parameter, cfg.Region)
+	endpoint, err := ssmEndpoint(cfg.Region)
+	if err != nil {
+		return nil, fmt.Errorf("HALLMARK_POLICY_PARAMETER: %w", err)
+	}
+	return live.New(live.Config{
+		Fetch:    live.Parameter{AWS: cfg, Endpoint: endpoint, Name: e.parameter, Now: time.Now}.Fetch,
+		LastGood: live.Table{Client: table, Table: tableName(e.table)},
+		Limits:   d.limits(),
+		Now:      time.Now,
+		Log:      log,
+	}).Current, nil
+}
+
+// ssmEndpoint returns the URL of a region's SSM.
+func ssmEndpoint(region string) (string, error) {
+	if endpoint := os.Getenv("AWS_ENDPOINT_URL_SSM"); endpoint != "" {
+		return endpoint, nil
+	}
+	_, suffix, err := identity.Partition(region)
+	return "https://ssm." + region + "." + suffix + "/", err
+}
+
+// tableName returns the name in a table's ARN, or the name itself.
+func tableName(table string) string {
+	if parsed, err := arn.Parse(table); err == nil {
+		return strings.TrimPrefix(parsed.Resource, "table/")
+	}
+	return table
+}
+
+// regionOf returns the region in an ARN, or the other one if the name is no ARN.
+// There is one ledger in one home region for all signers of a cluster: a table that
+// is replicated between regions takes the last of two claims, not the first.
+func regionOf(name, otherwise string) string {
+	if parsed, err := arn.Parse(name); err == nil && parsed.Region != "" {
+		return parsed.Region
+	}
+	return otherwise
+}
