@@ -1,9 +1,11 @@
 package signer
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"net/http"
 	"strconv"
 	"time"
@@ -24,7 +26,9 @@ type refusal struct {
 	code protocol.Code
 	// public replaces the code's own sentence.
 	public string
-	err    error
+	// retryAfter replaces the code's own time to wait.
+	retryAfter time.Duration
+	err        error
 }
 
 func (r *refusal) Error() string { return fmt.Sprintf("%s: %v", r.code, r.err) }
@@ -35,6 +39,12 @@ func refuse(code protocol.Code, err error) *refusal { return &refusal{code: code
 // saying sets what the caller is told. Use it only for callers who are proved.
 func (r *refusal) saying(public string) *refusal {
 	r.public = public
+	return r
+}
+
+// after sets when it is worth to ask again.
+func (r *refusal) after(wait time.Duration) *refusal {
+	r.retryAfter = wait
 	return r
 }
 
@@ -96,8 +106,9 @@ func refusalAnswer(err error, requestID string, now time.Time) Answer {
 	o := outcomes()[code]
 	body := protocol.Refusal{Code: code, Message: o.message, RequestID: requestID}
 	var r *refusal
-	if errors.As(err, &r) && r.public != "" {
-		body.Message = r.public
+	if errors.As(err, &r) {
+		body.Message = cmp.Or(r.public, o.message)
+		o.retryAfter = cmp.Or(r.retryAfter, o.retryAfter)
 	}
 	if code == protocol.CodeClockSkew {
 		serverTime := now.UTC().Truncate(time.Second)
@@ -105,7 +116,7 @@ func refusalAnswer(err error, requestID string, now time.Time) Answer {
 	}
 	answer := jsonAnswer(o.status, protocol.ErrorResponse{Error: body})
 	if o.retryAfter > 0 {
-		answer.Header["Retry-After"] = strconv.Itoa(int(o.retryAfter.Seconds()))
+		answer.Header["Retry-After"] = strconv.Itoa(int(math.Ceil(o.retryAfter.Seconds())))
 	}
 	if code == protocol.CodeMethodNotAllowed {
 		answer.Header["Allow"] = http.MethodPost

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/crypto/ssh"
 
 	"github.com/hallmark-ssh/hallmark/internal/identity"
+	"github.com/hallmark-ssh/hallmark/internal/ledger"
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
 )
 
@@ -24,8 +25,11 @@ type Request struct {
 	ContentType string
 	// Body may be cut at one byte more than protocol.MaxRequestBytes.
 	Body []byte
-	// Source is the caller's address, for the log alone.
+	// Source is the caller's address, as the network saw it and never as a header
+	// says.
 	Source string
+	// IAM is who signed the HTTP request, or nil if nobody needed to.
+	IAM *IAMCaller
 }
 
 // caller is who has proved to be calling, and with which host keys.
@@ -45,23 +49,11 @@ type evidence struct {
 
 // believe takes the steps up to STS.
 func (s *Signer) believe(ctx context.Context, r Request, a *audit) (caller, error) {
-	e, err := s.readEvidence(r)
+	e, document, err := s.examine(r, a)
 	if err != nil {
 		return caller{}, err
 	}
-	a.keys = fingerprints(e.keys)
-	document, err := s.verifyDocument(e.payload.IdentityDocument)
-	if err != nil {
-		return caller{}, err
-	}
-	a.document = document
-	if err := s.checkListed(document); err != nil {
-		return caller{}, err
-	}
-	if err := checkTime(e, s.Now()); err != nil {
-		return caller{}, err
-	}
-	if err := checkSignatures(e); err != nil {
+	if err := s.limitAttempts(document, r.Source); err != nil {
 		return caller{}, err
 	}
 	err = a.step(ctx, "sts", stsTimeout, func(ctx context.Context) error {
@@ -71,7 +63,37 @@ func (s *Signer) believe(ctx context.Context, r Request, a *audit) (caller, erro
 		return caller{}, refuseCaller(err)
 	}
 	a.proved = true
+	if err := s.limitProved(document); err != nil {
+		return caller{}, err
+	}
 	return caller{document: document, keys: e.keys}, nil
+}
+
+// examine checks all that can be checked without calling anybody.
+func (s *Signer) examine(r Request, a *audit) (*evidence, *identity.Document, error) {
+	if err := s.checkDoor(r); err != nil {
+		return nil, nil, err
+	}
+	e, err := s.readEvidence(r)
+	if err != nil {
+		return nil, nil, err
+	}
+	a.keys = fingerprints(e.keys)
+	document, err := s.verifyDocument(e.payload.IdentityDocument)
+	if err != nil {
+		return nil, nil, err
+	}
+	a.document = document
+	if err := s.checkListed(document); err != nil {
+		return nil, nil, err
+	}
+	if err := checkIAM(r.IAM, document); err != nil {
+		return nil, nil, err
+	}
+	if err := checkTime(e, s.Now()); err != nil {
+		return nil, nil, err
+	}
+	return e, document, checkSignatures(e)
 }
 
 // readEvidence checks all that needs neither a signature nor a clock.
@@ -181,6 +203,10 @@ func checkSignatures(e *evidence) error {
 		}
 	}
 	return nil
+}
+
+func instanceOf(d *identity.Document) ledger.Instance {
+	return ledger.Instance{Account: d.AccountID, Region: d.Region, ID: d.InstanceID}
 }
 
 func refuseCaller(err error) error {

@@ -1,24 +1,87 @@
 package signer
 
 import (
+	"cmp"
+	"context"
 	"errors"
 	"fmt"
+	"sync"
 
 	"github.com/hallmark-ssh/hallmark/internal/identity"
 	"github.com/hallmark-ssh/hallmark/internal/inventory"
+	"github.com/hallmark-ssh/hallmark/internal/ledger"
 	"github.com/hallmark-ssh/hallmark/internal/policy"
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
 )
 
-func refuseInventory(err error) error {
-	if errors.Is(err, inventory.ErrNotFound) {
-		return refuse(protocol.CodeInstanceUnknown, err)
+// inspect asks EC2 and the ledger about the instance, at once, and compares what
+// EC2 says with the document.
+func (s *Signer) inspect(ctx context.Context, d *identity.Document, a *audit) (policy.Facts, error) {
+	// EC2 may take seconds to say that it does not know an instance that the ledger
+	// knows to be gone.
+	ec2, stop := context.WithCancel(ctx)
+	defer stop()
+	var (
+		instance            *inventory.Instance
+		record              ledger.Record
+		errEC2, errRecorded error
+		both                sync.WaitGroup
+	)
+	both.Go(func() {
+		instance, errEC2 = s.describe(ec2, d, a)
+	})
+	both.Go(func() {
+		if record, errRecorded = s.recall(ctx, d, a); errRecorded != nil {
+			stop()
+		}
+	})
+	both.Wait()
+	// The ledger goes first, so that the answer about an instance that is gone does
+	// not hang on which of the two was faster.
+	if err := cmp.Or(errRecorded, errEC2); err != nil {
+		return policy.Facts{}, err
 	}
-	return refuse(protocol.CodeUpstream, err)
+	if err := checkInstance(instance, d); err != nil {
+		return policy.Facts{}, err
+	}
+	facts := newFacts(instance, record)
+	a.facts, a.record = &facts, record
+	return facts, nil
+}
+
+// describe asks EC2 what it knows of the instance.
+func (s *Signer) describe(ctx context.Context, d *identity.Document, a *audit) (*inventory.Instance, error) {
+	var i *inventory.Instance
+	err := a.step(ctx, "ec2", ec2Timeout, func(ctx context.Context) (err error) {
+		i, err = s.Inventory.Instance(ctx, d.AccountID, d.Region, d.InstanceID)
+		return err
+	})
+	if errors.Is(err, inventory.ErrNotFound) {
+		return nil, refuse(protocol.CodeInstanceUnknown, err)
+	}
+	if err != nil {
+		return nil, refuse(protocol.CodeUpstream, err)
+	}
+	return i, nil
+}
+
+// recall reads what the ledger knows of the instance. One that was off-boarded ends
+// here: its document stays valid for ever, and EC2 may still show it as running.
+func (s *Signer) recall(ctx context.Context, d *identity.Document, a *audit) (ledger.Record, error) {
+	var record ledger.Record
+	err := a.step(ctx, "record", ledgerTimeout, func(ctx context.Context) (err error) {
+		record, err = s.Ledger.Lookup(ctx, instanceOf(d))
+		return err
+	})
+	if err == nil && record.Ended {
+		err = ledger.ErrEnded
+	}
+	return record, refuseLedger(err)
 }
 
 // checkInstance compares EC2's answer with the document. Each line stands for
-// itself; none is skipped because another is absent or off.
+// itself; none is skipped because another is absent or off. The launch time is not
+// among them: the document has the time of the last start, which need not be it.
 func checkInstance(i *inventory.Instance, d *identity.Document) error {
 	agree := []struct{ what, ec2, document string }{
 		{"instance", i.ID, d.InstanceID},
@@ -44,16 +107,28 @@ func checkInstance(i *inventory.Instance, d *identity.Document) error {
 	return nil
 }
 
-func policyFacts(i *inventory.Instance, d *identity.Document) policy.Facts {
+// newFacts joins what EC2 says of an instance, which agrees with its document, and
+// what the ledger remembers.
+func newFacts(i *inventory.Instance, r ledger.Record) policy.Facts {
 	return policy.Facts{
-		Account:    d.AccountID,
-		Region:     d.Region,
-		InstanceID: d.InstanceID,
-		VPC:        i.VPC,
-		ImageOwner: i.ImageOwner,
+		Account:         i.OwnerID,
+		Region:          i.Region,
+		InstanceID:      i.ID,
+		VPC:             i.VPC,
+		Subnet:          i.Subnet,
+		Zone:            i.AvailabilityZone,
+		InstanceProfile: i.InstanceProfileARN,
+		Image:           i.ImageID,
+		// An image may be deregistered while its instances run on. Its owner does not
+		// change, nor an instance's image.
+		ImageOwner: cmp.Or(i.ImageOwner, r.ImageOwner),
+		ImageTags:  i.ImageTags,
+		LaunchTime: i.LaunchTime,
+		Enrolled:   r.ConfirmedHostname != "" && !r.Ended,
 		PrivateIP:  i.PrivateIP,
 		PublicIP:   i.PublicIP,
 		IPv6:       i.IPv6,
+		PrivateDNS: i.PrivateDNS,
 		Tags:       i.Tags,
 	}
 }

@@ -12,60 +12,15 @@ import (
 
 	"github.com/hallmark-ssh/hallmark/internal/hostcert"
 	"github.com/hallmark-ssh/hallmark/internal/ledger"
-	"github.com/hallmark-ssh/hallmark/internal/policy"
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
 	"github.com/hallmark-ssh/hallmark/internal/teleport"
 )
 
-// signerLabel marks a node as this signer's.
-const signerLabel = "hallmark/signer"
-
-// grant is what will be issued if the ledger allows it.
-type grant struct {
-	claim      ledger.Claim
-	node       teleport.Node
-	cluster    string
-	keys       []ssh.PublicKey
-	principals []string
-	start      time.Time
-	lifetime   time.Duration
-}
-
-func newGrant(c caller, d policy.Decision, cluster Cluster, now time.Time) grant {
-	instance := ledger.Instance{Account: c.document.AccountID, Region: c.document.Region, ID: c.document.InstanceID}
-	id := protocol.NodeID(instance.Account, instance.Region, instance.ID)
-	end := now.Add(d.Lifetime)
-	return grant{
-		claim: ledger.Claim{
-			Instance:     instance,
-			Fingerprints: fingerprints(c.keys),
-			Hostname:     d.Hostname,
-			// Teleport's clock sets the certificates' end; hostcert.Check lets it be off
-			// by this much. The claim must not end before they do.
-			End: end.Add(hostcert.MaxClockSkew),
-		},
-		// The lease: if every event is lost, the node still goes when its certificates
-		// do.
-		node:       teleport.Node{ID: id, Hostname: d.Hostname, Address: d.Address, Labels: d.Labels, Expires: end},
-		cluster:    cluster.ClusterName(),
-		keys:       c.keys,
-		principals: principals(d.Hostname, id, cluster.ClusterName()),
-		start:      now,
-		lifetime:   d.Lifetime,
-	}
-}
-
-// principals are the names that people and the proxy may type. No address is
-// among them: private addresses repeat across VPCs.
-func principals(hostname, id, cluster string) []string {
-	return []string{hostname, id, hostname + "." + cluster, id + "." + cluster}
-}
-
-// issue claims, registers the node, has the keys signed, and confirms.
+// issue registers the node, has the keys signed, and confirms the claim.
 //
 // What a failure leaves behind, and why it is not undone:
 //
-//   - After the claim: the claim. It is the instance's own, and the next attempt
+//   - Before the node was written: the claim. It is the instance's own, and the next attempt
 //     finds it.
 //   - After the node was written but a certificate failed: a node whose machine
 //     cannot prove itself for it, or, at a renewal, one whose certificates are still
@@ -77,20 +32,8 @@ func principals(hostname, id, cluster string) []string {
 // One thing is undone: a node of an instance that was off-boarded meanwhile.
 // Whoever off-boarded it may have deleted the node before it was written.
 func (s *Signer) issue(ctx context.Context, cluster Cluster, g grant, a *audit) (*protocol.Response, error) {
-	held, err := s.claim(ctx, g, a)
-	if err != nil {
-		return nil, err
-	}
-	if held.ConfirmedHostname != g.claim.Hostname {
-		err := a.step(ctx, "lookup", teleportTimeout, func(ctx context.Context) error {
-			return s.checkFree(ctx, cluster, g)
-		})
-		if err != nil {
-			return nil, err
-		}
-	}
 	var i issued
-	err = a.step(ctx, "teleport", teleportTimeout, func(ctx context.Context) (err error) {
+	err := a.step(ctx, "teleport", teleportTimeout, func(ctx context.Context) (err error) {
 		i, err = register(ctx, cluster, g)
 		return err
 	})
@@ -101,73 +44,10 @@ func (s *Signer) issue(ctx context.Context, cluster Cluster, g grant, a *audit) 
 		return nil, err
 	}
 	a.certificates = i.certificates
-	if err := s.confirm(ctx, cluster, g, held, a); err != nil {
+	if err := s.confirm(ctx, cluster, g, a); err != nil {
 		return nil, err
 	}
 	return newResponse(g, i, a.request.ID), nil
-}
-
-func (s *Signer) claim(ctx context.Context, g grant, a *audit) (ledger.Grant, error) {
-	var held ledger.Grant
-	err := a.step(ctx, "claim", ledgerTimeout, func(ctx context.Context) (err error) {
-		held, err = s.Ledger.Claim(ctx, g.claim, s.Now())
-		return err
-	})
-	return held, refuseLedger(err)
-}
-
-func refuseLedger(err error) error {
-	switch {
-	case err == nil:
-		return nil
-	case errors.Is(err, ledger.ErrKeyConflict):
-		return refuse(protocol.CodeKeyConflict, err)
-	case errors.Is(err, ledger.ErrKeyInUse):
-		return refuse(protocol.CodeKeyInUse, err)
-	case errors.Is(err, ledger.ErrNameInUse):
-		return refuse(protocol.CodeNameInUse, err)
-	case errors.Is(err, ledger.ErrEnded):
-		return refuse(protocol.CodeInstanceEnded, err)
-	default:
-		return refuse(protocol.CodeUpstream, err)
-	}
-}
-
-// checkFree refuses what somebody else holds in Teleport: a node of our id that
-// another program wrote, and a host name that another node bears. It is asked
-// until a claim of this name has been confirmed once, and not only at the first
-// claim: an attempt that failed halfway has shown nothing.
-func (s *Signer) checkFree(ctx context.Context, cluster Cluster, g grant) error {
-	group, ctx := errgroup.WithContext(ctx)
-	group.Go(func() error { return s.checkNodeFree(ctx, cluster, g) })
-	group.Go(func() error { return checkNameFree(ctx, cluster, g) })
-	return group.Wait()
-}
-
-func (s *Signer) checkNodeFree(ctx context.Context, cluster Cluster, g grant) error {
-	node, err := cluster.Node(ctx, g.node.ID)
-	switch {
-	case errors.Is(err, teleport.ErrNotFound):
-		return nil
-	case err != nil:
-		return refuse(protocol.CodeUpstream, fmt.Errorf("look up node %s: %w", g.node.ID, err))
-	case node.Labels[signerLabel] != s.Audience:
-		return refuse(protocol.CodeNameInUse, fmt.Errorf("node %s exists and is of signer %q", g.node.ID, node.Labels[signerLabel]))
-	}
-	return nil
-}
-
-func checkNameFree(ctx context.Context, cluster Cluster, g grant) error {
-	named, err := cluster.NodesNamed(ctx, g.node.Hostname)
-	if err != nil {
-		return refuse(protocol.CodeUpstream, fmt.Errorf("look up nodes named %s: %w", g.node.Hostname, err))
-	}
-	for _, other := range named {
-		if other.ID != g.node.ID {
-			return refuse(protocol.CodeNameInUse, fmt.Errorf("node %s is named %s", other.ID, g.node.Hostname))
-		}
-	}
-	return nil
 }
 
 // issued is what the cluster answered.
@@ -237,9 +117,9 @@ func checkCertificates(g grant, i *issued, now time.Time) error {
 	return nil
 }
 
-func (s *Signer) confirm(ctx context.Context, cluster Cluster, g grant, held ledger.Grant, a *audit) error {
+func (s *Signer) confirm(ctx context.Context, cluster Cluster, g grant, a *audit) error {
 	err := a.step(ctx, "confirm", ledgerTimeout, func(ctx context.Context) error {
-		return s.Ledger.Confirm(ctx, g.claim, held)
+		return s.Ledger.Confirm(ctx, g.claim, g.held)
 	})
 	if !errors.Is(err, ledger.ErrEnded) {
 		return refuseLedger(err)

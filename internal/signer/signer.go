@@ -10,6 +10,7 @@ package signer
 import (
 	"context"
 	"log/slog"
+	"net/netip"
 	"time"
 
 	"golang.org/x/crypto/ssh"
@@ -36,12 +37,13 @@ type CallerVerifier interface {
 // Inventory tells what EC2 knows of an instance. *inventory.EC2 is one; it fails
 // with inventory.ErrNotFound for an instance that EC2 does not know.
 type Inventory interface {
-	Instance(ctx context.Context, region, id string) (*inventory.Instance, error)
+	Instance(ctx context.Context, account, region, id string) (*inventory.Instance, error)
 }
 
 // Ledger remembers who holds which key and name. Package ledger has one, and
 // ledgertest says what each must do.
 type Ledger interface {
+	Lookup(ctx context.Context, i ledger.Instance) (ledger.Record, error)
 	Claim(ctx context.Context, c ledger.Claim, now time.Time) (ledger.Grant, error)
 	Confirm(ctx context.Context, c ledger.Claim, g ledger.Grant) error
 }
@@ -60,26 +62,37 @@ type Cluster interface {
 	CAs(ctx context.Context) (teleport.CAs, error)
 }
 
-// Signer answers enrollment requests. All fields are required. It may be used by
-// several goroutines at once.
+// Signer answers enrollment requests. All fields are required, unless they say
+// otherwise. It may be used by several goroutines at once.
 type Signer struct {
 	// Audience is the signer's own name, which requests must be addressed to.
 	Audience string
 	// Accounts and Regions are the deployment's lists of who may call.
 	Accounts []string
 	Regions  []string
+	// Sources are the networks that requests may come from; without any, all may.
+	Sources []netip.Prefix
+	// RequireIAM refuses requests that carry no IAM caller.
+	RequireIAM bool
 
 	Documents DocumentVerifier
 	Callers   CallerVerifier
 	Inventory Inventory
-	Policy    *policy.Policy
-	Ledger    Ledger
+	// Policy returns the policy in force. It is asked once for each request that is
+	// proved.
+	Policy func(ctx context.Context) (*policy.Policy, error)
+	Ledger Ledger
 	// Connect returns the cluster, logged in. It is called once a caller is proved,
 	// so that a Teleport that is down costs an answer and not the process.
 	Connect func(ctx context.Context) (Cluster, error)
 
+	// Log gets the audit lines (docs/audit.md). For CloudWatch to find the metrics in
+	// them, it writes JSON, outside any group.
 	Log *slog.Logger
 	Now func() time.Time
+
+	attempts limiter // by instance and source
+	proved   limiter // by instance
 }
 
 // How long each step may take, so that no one upstream uses up the whole request.
@@ -88,6 +101,7 @@ const (
 	stsTimeout      = 5 * time.Second
 	ec2Timeout      = 8 * time.Second
 	ledgerTimeout   = 3 * time.Second
+	policyTimeout   = 3 * time.Second
 	teleportTimeout = 8 * time.Second
 	undoTimeout     = 2 * time.Second
 
@@ -101,16 +115,18 @@ const (
 // Enroll answers one request and writes one audit line. The steps stand in the
 // order of the security rules, each only after the one before:
 //
-//  1. shape and size, version, audience, number and size of host keys
-//  2. the identity document's signature
-//  3. account and region in the deployment's lists
-//  4. the time, and each host key's signature of the binding
-//  5. STS: is it that instance that calls
-//  6. EC2, policy, ledger, Teleport
+//  1. where the request comes from
+//  2. shape and size, version, audience, number and size of host keys
+//  3. the identity document's signature
+//  4. account and region in the deployment's lists; who signed the HTTP request
+//  5. the time, and each host key's signature of the binding
+//  6. how often that instance was asked for from there
+//  7. STS: is it that instance that calls, and how often it did
+//  8. EC2, and what the ledger knows; policy; claim; Teleport; confirm
 func (s *Signer) Enroll(ctx context.Context, r Request) Answer {
 	ctx, cancel := withDeadline(ctx)
 	defer cancel()
-	a := &audit{now: s.Now, request: r, start: s.Now()}
+	a := newAudit(s.Audience, r, s.Now)
 	response, err := s.enroll(ctx, r, a)
 	answer := newAnswer(response, err, r.ID, s.Now())
 	a.log(ctx, s.Log, answer.Status, err)
@@ -129,7 +145,7 @@ func (s *Signer) enroll(ctx context.Context, r Request, a *audit) (*protocol.Res
 	if err != nil {
 		return nil, err
 	}
-	instance, err := s.inspect(ctx, c.document, a)
+	facts, err := s.inspect(ctx, c.document, a)
 	if err != nil {
 		return nil, err
 	}
@@ -137,27 +153,15 @@ func (s *Signer) enroll(ctx context.Context, r Request, a *audit) (*protocol.Res
 	if err != nil {
 		return nil, err
 	}
-	decision, err := s.decide(instance, c.document, cluster, a)
+	decision, err := s.decide(ctx, facts, cluster, a)
 	if err != nil {
 		return nil, err
 	}
-	return s.issue(ctx, cluster, newGrant(c, decision, cluster, s.Now()), a)
-}
-
-// inspect asks EC2 about the instance and compares the answer with the document.
-func (s *Signer) inspect(ctx context.Context, d *identity.Document, a *audit) (*inventory.Instance, error) {
-	var instance *inventory.Instance
-	err := a.step(ctx, "ec2", ec2Timeout, func(ctx context.Context) (err error) {
-		instance, err = s.Inventory.Instance(ctx, d.Region, d.InstanceID)
-		return err
-	})
+	grant, err := s.claim(ctx, cluster, ask{c, facts, decision}, a)
 	if err != nil {
-		return nil, refuseInventory(err)
-	}
-	if err := checkInstance(instance, d); err != nil {
 		return nil, err
 	}
-	return instance, nil
+	return s.issue(ctx, cluster, grant, a)
 }
 
 func (s *Signer) connect(ctx context.Context, a *audit) (Cluster, error) {
@@ -172,17 +176,25 @@ func (s *Signer) connect(ctx context.Context, a *audit) (Cluster, error) {
 	return cluster, nil
 }
 
-func (s *Signer) decide(i *inventory.Instance, d *identity.Document, cluster Cluster, a *audit) (policy.Decision, error) {
-	a.policy = s.Policy.SHA256
-	decision, err := s.Policy.Decide(policyFacts(i, d), policy.Cluster{
+// decide asks the policy. What it says to a refused instance is for the log alone:
+// what would be admitted instead is the operator's business.
+func (s *Signer) decide(ctx context.Context, facts policy.Facts, cluster Cluster, a *audit) (policy.Decision, error) {
+	var rules *policy.Policy
+	err := a.step(ctx, "policy", policyTimeout, func(ctx context.Context) (err error) {
+		rules, err = s.Policy(ctx)
+		return err
+	})
+	if err != nil {
+		return policy.Decision{}, refuse(protocol.CodeUpstream, err)
+	}
+	a.policy = rules.SHA256
+	decision, err := rules.Decide(facts, policy.Cluster{
 		Name:   cluster.ClusterName(),
 		Proxy:  cluster.ProxyName(),
 		Signer: s.Audience,
-	})
+	}, s.Now())
 	if err != nil {
-		// Why is for the log alone: what would be admitted instead is the operator's
-		// business.
-		return decision, refuse(protocol.CodePolicyRefused, err)
+		return policy.Decision{}, refuse(protocol.CodePolicyRefused, err)
 	}
 	a.decision = decision
 	return decision, nil

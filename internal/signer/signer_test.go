@@ -33,6 +33,7 @@ const (
 	testAccount  = "111122223333"
 	testInstance = "i-0a1b2c3d4e5f60718"
 	testImage    = "ami-0a1b2c3d4e5f60718"
+	testOwner    = "444455556666" // of the image; listed too
 	testCluster  = "teleport.example.com"
 	testHostname = "web-" + testInstance
 	testSecret   = "FwoGZXIvYXdzE-secret-token"
@@ -53,7 +54,7 @@ var regions = sync.OnceValue(func() map[string]*identitytest.Region {
 
 // world is a signer and all that it calls, faked, with a note of each call.
 type world struct {
-	t      *testing.T
+	t      testing.TB
 	now    time.Time
 	signer *Signer
 	log    bytes.Buffer
@@ -65,8 +66,11 @@ type world struct {
 	instance  inventory.Instance
 	stsErr    error
 	ec2Err    error
+	lookupErr error
 	claimErr  error
-	beforeOK  func() // runs before a claim is confirmed
+	claimed   []ledger.Claim             // every claim, refused ones too
+	onClaim   func(c ledger.Claim) error // refuses a claim
+	beforeOK  func()                     // runs before a claim is confirmed
 	dialErr   error
 	nodes     map[string]teleport.Node
 	nodeErr   error
@@ -78,7 +82,7 @@ type world struct {
 	cas       func(n int) teleport.CAs // the answer to the nth reading
 }
 
-func newKey(t *testing.T) ssh.Signer {
+func newKey(t testing.TB) ssh.Signer {
 	t.Helper()
 	_, private, err := ed25519.GenerateKey(rand.Reader)
 	if err != nil {
@@ -91,28 +95,29 @@ func newKey(t *testing.T) ssh.Signer {
 	return signer
 }
 
-func newWorld(t *testing.T) *world {
+func newWorld(t testing.TB) *world {
 	t.Helper()
+	now := time.Now().Truncate(time.Second)
 	w := &world{
 		t:      t,
-		now:    time.Now().Truncate(time.Second),
+		now:    now,
 		nodes:  make(map[string]teleport.Node),
 		hostCA: newKey(t),
 		instance: inventory.Instance{
 			ID: testInstance, OwnerID: testAccount, Region: testRegion, AvailabilityZone: testRegion + "a",
-			State: inventory.StateRunning, VPC: "vpc-1", ImageID: testImage, ImageOwner: "444455556666",
-			PrivateIP: "10.0.0.7", Tags: map[string]string{"Name": "web"},
+			State: inventory.StateRunning, VPC: "vpc-1", ImageID: testImage, ImageOwner: testOwner,
+			LaunchTime: now.Add(-time.Minute), PrivateIP: "10.0.0.7", Tags: map[string]string{"Name": "web"},
 		},
 	}
 	w.cas = func(int) teleport.CAs { return teleport.CAs{Host: []ssh.PublicKey{w.hostCA.PublicKey()}} }
-	limits := policy.Limits{Accounts: []string{testAccount}, Regions: []string{testRegion}, MaxLifetime: policy.LongestLifetime}
+	limits := policy.Limits{Accounts: []string{testAccount, testOwner}, Regions: []string{testRegion}, MaxLifetime: policy.LongestLifetime}
 	rules, err := policy.Default(limits)
 	if err != nil {
 		t.Fatal(err)
 	}
 	w.signer = &Signer{
 		Audience: testAudience, Accounts: limits.Accounts, Regions: limits.Regions,
-		Documents: testKeyring(t), Callers: fakeSTS{w}, Inventory: fakeEC2{w}, Policy: rules, Ledger: fakeLedger{w},
+		Documents: testKeyring(t), Callers: fakeSTS{w}, Inventory: fakeEC2{w}, Policy: fixed(rules), Ledger: fakeLedger{w},
 		Connect: func(context.Context) (Cluster, error) {
 			w.note("connect")
 			return fakeCluster{w}, w.dialErr
@@ -123,8 +128,12 @@ func newWorld(t *testing.T) *world {
 	return w
 }
 
+func fixed(p *policy.Policy) func(context.Context) (*policy.Policy, error) {
+	return func(context.Context) (*policy.Policy, error) { return p, nil }
+}
+
 // testKeyring knows the listed region and one that is not listed.
-func testKeyring(t *testing.T) *identity.Keyring {
+func testKeyring(t testing.TB) *identity.Keyring {
 	t.Helper()
 	keyring, err := identity.Regions()
 	if err != nil {
@@ -177,7 +186,7 @@ func (f fakeSTS) Verify(_ context.Context, p protocol.CallerProof, b protocol.Bi
 
 type fakeEC2 struct{ *world }
 
-func (f fakeEC2) Instance(_ context.Context, region, id string) (*inventory.Instance, error) {
+func (f fakeEC2) Instance(_ context.Context, _, region, id string) (*inventory.Instance, error) {
 	f.note("ec2")
 	if region != testRegion || id != testInstance {
 		return nil, inventory.ErrNotFound
@@ -188,10 +197,29 @@ func (f fakeEC2) Instance(_ context.Context, region, id string) (*inventory.Inst
 
 type fakeLedger struct{ *world }
 
+// Lookup runs side by side with EC2, so it has no place in the order of calls.
+func (f fakeLedger) Lookup(ctx context.Context, i ledger.Instance) (ledger.Record, error) {
+	if !strings.Contains(f.upstream(), "sts") {
+		f.t.Error("the ledger is asked before the caller is proved")
+	}
+	if f.lookupErr != nil {
+		return ledger.Record{}, f.lookupErr
+	}
+	return f.ledger.Lookup(ctx, i)
+}
+
 func (f fakeLedger) Claim(ctx context.Context, c ledger.Claim, now time.Time) (ledger.Grant, error) {
 	f.note("claim")
 	if f.claimErr != nil {
 		return ledger.Grant{}, f.claimErr
+	}
+	f.mu.Lock()
+	f.claimed = append(f.claimed, c)
+	f.mu.Unlock()
+	if f.onClaim != nil {
+		if err := f.onClaim(c); err != nil {
+			return ledger.Grant{}, err
+		}
 	}
 	return f.ledger.Claim(ctx, c, now)
 }
@@ -292,7 +320,7 @@ type attempt struct {
 	http    func(*Request)
 }
 
-func newAttempt(t *testing.T, now time.Time) *attempt {
+func newAttempt(t testing.TB, now time.Time) *attempt {
 	t.Helper()
 	return &attempt{
 		document: map[string]any{
@@ -310,7 +338,7 @@ func newAttempt(t *testing.T, now time.Time) *attempt {
 }
 
 // build signs everything and returns the HTTP request.
-func (a *attempt) build(t *testing.T) Request {
+func (a *attempt) build(t testing.TB) Request {
 	t.Helper()
 	text, err := a.region.Sign(must(json.Marshal(a.document)))
 	if err != nil {
@@ -414,7 +442,7 @@ func TestEnroll(t *testing.T) {
 	if !node.Expires.Equal(w.now.Add(policy.DefaultLifetime)) {
 		t.Errorf("lease ends %s, not with the certificates", node.Expires)
 	}
-	if node.Labels[signerLabel] != testAudience || node.Labels["hallmark/image-owner"] != "444455556666" || node.Labels["aws/Name"] != "web" {
+	if node.Labels[signerLabel] != testAudience || node.Labels["hallmark/image-owner"] != testOwner || node.Labels["aws/Name"] != "web" {
 		t.Errorf("labels %v", node.Labels)
 	}
 }
@@ -536,38 +564,5 @@ func TestCAsThatRotateMeanwhileAreReadAgain(t *testing.T) {
 	}
 	if want := []string{line(w.hostCA.PublicKey())}; !slices.Equal(got.HostCAs, want) {
 		t.Errorf("host CAs %q, want %q", got.HostCAs, want)
-	}
-}
-
-func TestAuditLine(t *testing.T) {
-	w := newWorld(t)
-	a := newAttempt(t, w.now)
-	w.enroll(a)
-	var entry map[string]any
-	if err := json.Unmarshal(w.log.Bytes(), &entry); err != nil {
-		t.Fatalf("want one line: %v in %q", err, w.log.String())
-	}
-	want := map[string]any{
-		"level": "INFO", "msg": "enroll", "request_id": "request-1", "code": "granted", "proved": true,
-		"account": testAccount, "region": testRegion, "instance": testInstance, "hostname": testHostname,
-		"node_id": protocol.NodeID(testAccount, testRegion, testInstance), "rule": "default",
-		"policy_sha256": w.signer.Policy.SHA256, "lifetime_s": float64(7 * 24 * 3600), "source": "192.0.2.1",
-	}
-	for key, value := range want {
-		if entry[key] != value {
-			t.Errorf("%s is %v, want %v", key, entry[key], value)
-		}
-	}
-	if serials := fmt.Sprint(entry["certificate_serials"]); serials != "[9223372036854775809 9223372036854775809]" {
-		t.Errorf("serials %s", serials)
-	}
-	if keys := fmt.Sprint(entry["host_keys"]); keys != fmt.Sprint([]string{ssh.FingerprintSHA256(a.keys[0].PublicKey()), ssh.FingerprintSHA256(a.keys[1].PublicKey())}) {
-		t.Errorf("host keys %s", keys)
-	}
-	steps, _ := entry["steps_ms"].(map[string]any)
-	for _, step := range []string{"sts", "ec2", "connect", "claim", "lookup", "teleport", "confirm"} {
-		if _, ok := steps[step]; !ok {
-			t.Errorf("no latency of step %s in %v", step, steps)
-		}
 	}
 }
