@@ -3,8 +3,10 @@ package agent
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"regexp"
 	"slices"
+	"strings"
 	"time"
 
 	"golang.org/x/crypto/ssh"
@@ -48,8 +50,13 @@ func checkAnswer(r *protocol.Response, keys []hostKey, i Instance, now time.Time
 	return &grant{certificates, openSSH, hosts, clampRenewal(r.RenewAfter, certificates, now)}, nil
 }
 
+// maxAddresses bounds the principals beside the node's own four names.
+const maxAddresses = 8
+
 // checkNode refuses an answer about another instance, and principals that are not
-// the four names of this node (security rule 3).
+// the four names of this node and what a rule of the signer's policy may add:
+// addresses, and a DNS name as EC2 gives it. Which of them are the instance's own,
+// the signer knows; here it is enough that none is a plain host name, nor a pattern.
 func checkNode(r *protocol.Response, i Instance) error {
 	if want := protocol.NodeID(i.AccountID, i.Region, i.InstanceID); r.Node.ID != want {
 		return fmt.Errorf("it is about node %.64q, but this instance is %s", r.Node.ID, want)
@@ -60,17 +67,36 @@ func checkNode(r *protocol.Response, i Instance) error {
 	if r.Node.Cluster == "" {
 		return errors.New("it names no cluster")
 	}
-	want := []string{
+	own := []string{
 		r.Node.Hostname, r.Node.Hostname + "." + r.Node.Cluster,
 		r.Node.ID, r.Node.ID + "." + r.Node.Cluster,
 	}
-	got := slices.Clone(r.Principals)
-	slices.Sort(want)
-	slices.Sort(got)
-	if !slices.Equal(got, want) {
-		return fmt.Errorf("principals %.200q are not exactly %q", got, want)
+	for _, name := range own {
+		if !slices.Contains(r.Principals, name) {
+			return fmt.Errorf("principals %.200q lack %q", r.Principals, name)
+		}
+	}
+	if n := len(r.Principals) - len(own); n > maxAddresses {
+		return fmt.Errorf("principals: %d beside the node's own, more than %d", n, maxAddresses)
+	}
+	for i, name := range r.Principals {
+		if slices.Contains(r.Principals[:i], name) {
+			return fmt.Errorf("principals: %.64q is there twice", name)
+		}
+		if !slices.Contains(own, name) && !isAddress(name) {
+			return fmt.Errorf("principals: %.64q is neither the node's own nor an address", name)
+		}
 	}
 	return nil
+}
+
+// isAddress reports whether a principal is an IP address, in the one form in which
+// clients write it, or a DNS name of more than one label.
+func isAddress(name string) bool {
+	if address, err := netip.ParseAddr(name); err == nil {
+		return address.IsGlobalUnicast() && address.Zone() == "" && !address.Is4In6() && address.String() == name
+	}
+	return dnsName.MatchString(name) && strings.Contains(name, ".")
 }
 
 func checkCertificates(r *protocol.Response, keys []hostKey, authorities []ssh.PublicKey, now time.Time) ([]*ssh.Certificate, error) {

@@ -72,7 +72,7 @@ func Parse(line string) (*ssh.Certificate, error) {
 // with ErrUnknownAuthority if that property is the signing key.
 func Check(cert *ssh.Certificate, want Want, now time.Time) error {
 	checks := []func(*ssh.Certificate, Want, time.Time) error{
-		checkType, checkKey, checkPrincipals, checkOptions, checkValidity, checkAuthority, checkSignature,
+		checkType, checkKey, checkPrincipals, checkOptions, checkValidity, checkAuthority, checkNotAuthority, checkSignature,
 	}
 	for _, check := range checks {
 		if err := check(cert, want, now); err != nil {
@@ -164,6 +164,16 @@ func checkAuthority(cert *ssh.Certificate, want Want, _ time.Time) error {
 	known := func(key ssh.PublicKey) bool { return bytes.Equal(key.Marshal(), signer) }
 	if !slices.ContainsFunc(want.Authorities, known) {
 		return fmt.Errorf("%w: %s", ErrUnknownAuthority, ssh.FingerprintSHA256(cert.SignatureKey))
+	}
+	return nil
+}
+
+// checkNotAuthority refuses an authority's own key as a host key. Whoever could
+// sign the request with it holds the cluster's Host CA; no machine does.
+func checkNotAuthority(cert *ssh.Certificate, want Want, _ time.Time) error {
+	own := func(key ssh.PublicKey) bool { return bytes.Equal(key.Marshal(), cert.Key.Marshal()) }
+	if slices.ContainsFunc(want.Authorities, own) {
+		return fmt.Errorf("the host key %s is an authority's own", ssh.FingerprintSHA256(cert.Key))
 	}
 	return nil
 }

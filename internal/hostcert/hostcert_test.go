@@ -173,6 +173,12 @@ func TestCheck(t *testing.T) {
 			signer: host,
 			want:   hostcert.ErrUnknownAuthority.Error(),
 		}, {
+			name: "an authority's own key",
+			change: func(c *ssh.Certificate, w *hostcert.Want) {
+				c.Key, w.Key = retired.PublicKey(), retired.PublicKey()
+			},
+			want: "is an authority's own",
+		}, {
 			name:   "SHA-1 signature of an RSA authority",
 			signer: newRSASigner(t, ssh.KeyAlgoRSA),
 			want:   "algorithm ssh-rsa uses SHA-1",

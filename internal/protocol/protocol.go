@@ -7,13 +7,9 @@
 package protocol
 
 import (
-	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
-	"encoding/json"
-	"errors"
 	"fmt"
-	"io"
 	"time"
 )
 
@@ -180,14 +176,23 @@ func (b Binding) String() string { return hex.EncodeToString(b[:]) }
 // ssh-keygen -Y verify can check a signature by hand.
 func (b Binding) Message() []byte { return []byte(b.String()) }
 
-// ParseRequest decodes a request strictly: unknown fields, trailing data and
-// more than MaxRequestBytes are errors.
+// ParseRequest decodes a request strictly: unknown, repeated and wrongly cased
+// fields, bad UTF-8, trailing data and more than MaxRequestBytes are errors.
 func ParseRequest(body []byte) (*Request, error) {
 	if len(body) > MaxRequestBytes {
 		return nil, fmt.Errorf("request has %d bytes, more than %d", len(body), MaxRequestBytes)
 	}
 	var r Request
-	if err := decodeStrict(body, &r); err != nil {
+	err := object{
+		"payload": &r.Payload,
+		"caller": object{
+			"authorization": &r.Caller.Authorization,
+			"date":          &r.Caller.Date,
+			"securityToken": &r.Caller.SecurityToken,
+		},
+		"signatures": &r.Signatures,
+	}.decode(body)
+	if err != nil {
 		return nil, fmt.Errorf("decode request: %w", err)
 	}
 	return &r, nil
@@ -196,20 +201,15 @@ func ParseRequest(body []byte) (*Request, error) {
 // ParsePayload decodes a payload as strictly as ParseRequest.
 func ParsePayload(payload []byte) (*Payload, error) {
 	var p Payload
-	if err := decodeStrict(payload, &p); err != nil {
+	err := object{
+		"version":          &p.Version,
+		"audience":         &p.Audience,
+		"issuedAt":         &p.IssuedAt,
+		"identityDocument": &p.IdentityDocument,
+		"hostKeys":         &p.HostKeys,
+	}.decode(payload)
+	if err != nil {
 		return nil, fmt.Errorf("decode payload: %w", err)
 	}
 	return &p, nil
-}
-
-func decodeStrict(data []byte, into any) error {
-	d := json.NewDecoder(bytes.NewReader(data))
-	d.DisallowUnknownFields()
-	if err := d.Decode(into); err != nil {
-		return err
-	}
-	if _, err := d.Token(); !errors.Is(err, io.EOF) {
-		return errors.New("data after the JSON value")
-	}
-	return nil
 }

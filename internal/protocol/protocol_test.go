@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -53,6 +54,20 @@ func TestParseRequest(t *testing.T) {
 		{"empty", ``, "decode request: EOF"},
 		{"unknown field", `{"payload":"e30=","admin":true}`, `unknown field "admin"`},
 		{"unknown nested field", `{"caller":{"host":"evil"}}`, `unknown field "host"`},
+		{"field in another case", `{"Payload":"e30="}`, `unknown field "Payload"`},
+		{"field in a letter that folds to another", `{"\u017fignatures":[]}`, "unknown field"},
+		{"field twice", `{"payload":"e30=","payload":"e30="}`, `field "payload" is there twice`},
+		{"nested field twice", `{"caller":{"date":"a","date":"b"}}`, `field "date" is there twice`},
+		{"object twice", `{"caller":{"date":"a"},"caller":{"authorization":"b"}}`, `field "caller" is there twice`},
+		{"field twice, once escaped", `{"payload":"e30=","p\u0061yload":"e30="}`, "is there twice"},
+		{"array", `["payload"]`, "not a JSON object"},
+		{"null", `null`, "not a JSON object"},
+		{"null object", `{"caller":null}`, "not a JSON object"},
+		{"bad UTF-8", "{\"signatures\":[\"\xff\"]}", "not UTF-8"},
+		{"deep, in an unknown field", `{"x":` + strings.Repeat("[", 20000), `unknown field "x"`},
+		{"deep, in a known field", `{"signatures":` + strings.Repeat("[", 20000), "depth"},
+		{"deep objects", strings.Repeat(`{"caller":`, 1000), `unknown field "caller"`},
+		{"cut short", `{"payload":"e30="`, "EOF"},
 		{"two values", `{}{}`, "data after the JSON value"},
 		{"wrong type", `{"payload":7}`, "cannot unmarshal"},
 		{"too long", `{"payload":"` + strings.Repeat("A", protocol.MaxRequestBytes) + `"}`, "more than 65536"},
@@ -88,14 +103,45 @@ func TestParsePayload(t *testing.T) {
 	}
 }
 
+// FuzzParseRequest holds the parser to encoding/json at its strictest: it accepts
+// less, and what it accepts it reads the same.
 func FuzzParseRequest(f *testing.F) {
-	f.Add([]byte(`{"payload":"e30=","caller":{},"signatures":[]}`))
+	f.Add([]byte(`{"payload":"e30=","caller":{"authorization":"a","date":"d","securityToken":"s"},"signatures":["x"]}`))
+	f.Add([]byte(`{"payload":"e30=","Payload":"e30="}`))
+	f.Add([]byte(`{"caller":{"date":"a","date":"b"}}`))
 	f.Fuzz(func(t *testing.T, body []byte) {
-		r, err := protocol.ParseRequest(body)
-		if (r == nil) == (err == nil) {
-			t.Fatalf("ParseRequest returned %v and %v", r, err)
-		}
+		got, err := protocol.ParseRequest(body)
+		checkAgainstStandard(t, body, got, err)
 	})
+}
+
+func FuzzParsePayload(f *testing.F) {
+	f.Add([]byte(`{"version":1,"audience":"a","issuedAt":"2026-01-02T03:04:05Z","identityDocument":"MIIB","hostKeys":["ssh-ed25519 AAAA"]}`))
+	f.Add([]byte(`{"version":1,"version":2}`))
+	f.Add([]byte(`{"issuedAt":null,"hostKeys":[null]}`))
+	f.Fuzz(func(t *testing.T, payload []byte) {
+		got, err := protocol.ParsePayload(payload)
+		checkAgainstStandard(t, payload, got, err)
+	})
+}
+
+func checkAgainstStandard[T any](t *testing.T, data []byte, got *T, err error) {
+	t.Helper()
+	if (got == nil) == (err == nil) {
+		t.Fatalf("returned %v and %v", got, err)
+	}
+	if err != nil {
+		return
+	}
+	var want T
+	d := json.NewDecoder(bytes.NewReader(data))
+	d.DisallowUnknownFields()
+	if err := d.Decode(&want); err != nil {
+		t.Fatalf("accepted %q, which encoding/json refuses: %v", data, err)
+	}
+	if !reflect.DeepEqual(*got, want) {
+		t.Fatalf("read %+v, encoding/json %+v", *got, want)
+	}
 }
 
 func message(err error) string {

@@ -1,6 +1,7 @@
 package teleport
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -53,7 +54,7 @@ func (c *Client) authority(ctx context.Context, api *client.Client, kind types.C
 	}
 	var trusted []ssh.PublicKey
 	for _, pair := range ca.GetTrustedSSHKeyPairs() {
-		key, _, _, _, err := ssh.ParseAuthorizedKey(pair.PublicKey)
+		key, err := parseAuthority(pair.PublicKey)
 		if err != nil {
 			return nil, fmt.Errorf("%s authority: %w", kind, err)
 		}
@@ -63,6 +64,22 @@ func (c *Client) authority(ctx context.Context, api *client.Client, kind types.C
 		return nil, fmt.Errorf("%s authority: it has no SSH keys", kind)
 	}
 	return trusted, nil
+}
+
+// parseAuthority reads one plain key. The library would pass over what it cannot
+// read to a key on a later line, and over options, which sshd would obey.
+func parseAuthority(line []byte) (ssh.PublicKey, error) {
+	key, _, options, rest, err := ssh.ParseAuthorizedKey(line)
+	if err != nil {
+		return nil, err
+	}
+	if len(options) > 0 || len(rest) > 0 || !bytes.HasPrefix(line, []byte(key.Type()+" ")) {
+		return nil, errors.New("not exactly one public key")
+	}
+	if _, ok := key.(*ssh.Certificate); ok {
+		return nil, errors.New("a certificate, not a key")
+	}
+	return key, nil
 }
 
 // SignHostKey has the Host CA certify the key for the principals and for ttl. It

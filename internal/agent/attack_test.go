@@ -1,0 +1,223 @@
+package agent
+
+import (
+	"crypto/ed25519"
+	"crypto/rand"
+	"encoding/json"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/crypto/ssh"
+
+	"github.com/hallmark-ssh/hallmark/internal/protocol"
+)
+
+// Each row is a line that a signer gone wrong, or whoever answers in its place,
+// passes off as a CA. sshd would read more into its file than one key.
+func TestAttackCALine(t *testing.T) {
+	key := plainLine(seededSigner(t, 1).PublicKey())
+	for name, line := range map[string]string{
+		"option":                         "cert-authority " + key,
+		"options":                        `principals="root",no-pty ` + key,
+		"option with a quoted line feed": "environment=\"A=b\nC=d\" " + key,
+		"forced command":                 `command="/bin/sh" ` + key,
+		"marker of known_hosts":          "@cert-authority * " + key,
+		"second line":                    key + "\n" + plainLine(seededSigner(t, 2).PublicKey()),
+		"second line after CR":           key + "\r" + plainLine(seededSigner(t, 2).PublicKey()),
+		"junk, then the key":             "junk\n" + key,
+		"comment, then the key":          "#\n" + key,
+		"comment only":                   "# " + key,
+		"certificate":                    certificateLine(t, seededSigner(t, 1), "a"),
+		"private key":                    "-----BEGIN OPENSSH PRIVATE KEY-----",
+		"configuration":                  "TrustedUserCAKeys /etc/passwd",
+		"path":                           "/etc/ssh/other_ca.pub",
+		"empty":                          "",
+		"blank":                          " \t",
+		"type and blob disagree":         strings.Replace(key, "ssh-ed25519", "ssh-rsa", 1),
+		"cut short":                      key[:len(key)-8],
+	} {
+		t.Run(name, func(t *testing.T) {
+			if keys, err := parseAuthorities([]string{key, line}); err == nil {
+				t.Errorf("%q was taken for %d keys", line, len(keys))
+			}
+		})
+	}
+}
+
+// A comment is the one thing that may stand beside the key, and none of it is
+// written.
+func TestCAFileHasNothingButKeys(t *testing.T) {
+	key := seededSigner(t, 1).PublicKey()
+	keys, err := parseAuthorities([]string{plainLine(key) + " clustername=c\t\x00 cert-authority"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	lines := strings.Split(strings.TrimSpace(string(renderAuthorities(keys))), "\n")
+	if last := lines[len(lines)-1]; last != plainLine(key) || len(lines) != 3 {
+		t.Errorf("lines %q", lines)
+	}
+}
+
+// Each row is a list of principals beside the node's own four. A rule of the policy
+// may add the instance's addresses, and nothing that would be another host's name.
+func TestAttackPrincipals(t *testing.T) {
+	now := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
+	instance := Instance{AccountID: testAccount, Region: testRegion, InstanceID: testHost}
+	for name, test := range map[string]struct {
+		change func(own []string) []string
+		want   string // part of the error, empty if they are fine
+	}{
+		"its own":                 {func(own []string) []string { return own }, ""},
+		"in another order":        {func(own []string) []string { slices.Reverse(own); return own }, ""},
+		"addresses":               {adding("10.0.0.7", "192.0.2.7", "2001:db8::7"), ""},
+		"EC2's DNS name":          {adding("ip-10-0-0-7.us-west-2.compute.internal"), ""},
+		"none":                    {func([]string) []string { return nil }, "lack"},
+		"one too few":             {func(own []string) []string { return own[1:] }, "lack"},
+		"one in place of another": {func(own []string) []string { own[0] = "bastion"; return own }, "lack"},
+		"another host's name":     {adding("bastion"), `"bastion" is neither`},
+		"localhost":               {adding("localhost"), "is neither"},
+		"loopback":                {adding("127.0.0.1"), "is neither"},
+		"IPv6 loopback":           {adding("::1"), "is neither"},
+		"unspecified":             {adding("0.0.0.0"), "is neither"},
+		"metadata service":        {adding("169.254.169.254"), "is neither"},
+		"IPv6, in another form":   {adding("2001:DB8:0:0::7"), "is neither"},
+		"IPv4 mapped into IPv6":   {adding("::ffff:10.0.0.7"), "is neither"},
+		"zone":                    {adding("fe80::1%eth0"), "is neither"},
+		"everything":              {adding("*"), "is neither"},
+		"wildcard":                {adding("*.example.com"), "is neither"},
+		"list":                    {adding("10.0.0.7,bastion"), "is neither"},
+		"empty":                   {adding(""), "is neither"},
+		"upper case":              {adding("A.EXAMPLE.COM"), "is neither"},
+		"twice":                   {adding("10.0.0.7", "10.0.0.7"), "there twice"},
+		"too many":                {adding("a.1x", "b.1x", "c.1x", "d.1x", "e.1x", "f.1x", "g.1x", "h.1x", "i.1x"), "more than 8"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var answer protocol.Response
+			if err := json.Unmarshal(goodAnswer(t, seededSigner(t, 1), now), &answer); err != nil {
+				t.Fatal(err)
+			}
+			answer.Principals = test.change(answer.Principals)
+			err := checkNode(&answer, instance)
+			if (err == nil) != (test.want == "") || err != nil && !strings.Contains(err.Error(), test.want) {
+				t.Errorf("error %v, want %q", err, test.want)
+			}
+		})
+	}
+}
+
+func adding(names ...string) func([]string) []string {
+	return func(own []string) []string { return append(own, names...) }
+}
+
+// FuzzAnswer reads what came back over the network as the machine does. Whatever
+// is taken has certificates of its own keys, and CA files of plain keys only.
+func FuzzAnswer(f *testing.F) {
+	now := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
+	host := seededSigner(f, 1)
+	keys := []hostKey{{path: "/k", public: host.PublicKey()}}
+	instance := Instance{AccountID: testAccount, Region: testRegion, InstanceID: testHost}
+	f.Add(200, goodAnswer(f, host, now))
+	f.Add(200, []byte(`{"version":1,"certificates":[""]}`))
+	f.Add(401, []byte(`{"error":{"code":"clock_skew","message":"x","serverTime":"2026-01-02T03:04:05Z"}}`))
+	f.Add(503, []byte(`<html>`))
+	f.Fuzz(func(t *testing.T, status int, data []byte) {
+		answer, err := readAnswer(status, data)
+		if err != nil {
+			if strings.ContainsAny(err.Error(), "\n\x1b") {
+				t.Errorf("error %q is more than a line for a terminal", err)
+			}
+			return
+		}
+		g, err := checkAnswer(answer, keys, instance, now)
+		if err != nil {
+			return
+		}
+		if string(g.certificates[0].Key.Marshal()) != string(host.PublicKey().Marshal()) {
+			t.Error("a certificate of another key")
+		}
+		if again, err := parseAuthorityFile(renderAuthorities(g.openSSH)); err != nil || len(again) != len(g.openSSH) {
+			t.Errorf("%d CAs were written and %d read: %v", len(g.openSSH), len(again), err)
+		}
+		if g.renewAfter.Before(now) || g.renewAfter.After(firstEnd(g.certificates)) {
+			t.Errorf("renewal at %s", g.renewAfter)
+		}
+	})
+}
+
+func FuzzParseAuthorityFile(f *testing.F) {
+	key := plainLine(seededSigner(f, 1).PublicKey())
+	f.Add([]byte("# comment\n" + key + "\n"))
+	f.Add([]byte("cert-authority " + key))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		keys, err := parseAuthorityFile(data)
+		if err != nil {
+			return
+		}
+		again, err := parseAuthorityFile(renderAuthorities(keys))
+		if err != nil || len(again) != len(keys) {
+			t.Errorf("%d keys, but read again %d: %v", len(keys), len(again), err)
+		}
+	})
+}
+
+// goodAnswer is the same in every process, so that a fuzzer's workers agree on it.
+func goodAnswer(t testing.TB, host ssh.Signer, now time.Time) []byte {
+	t.Helper()
+	authority := seededSigner(t, 2)
+	id := protocol.NodeID(testAccount, testRegion, testHost)
+	names := []string{testName, id, testName + "." + testCluster, id + "." + testCluster}
+	certificate := &ssh.Certificate{
+		Key: host.PublicKey(), CertType: ssh.HostCert, ValidPrincipals: names, Nonce: make([]byte, 32),
+		ValidAfter: uint64(now.Add(-time.Minute).Unix()), ValidBefore: uint64(now.Add(24 * time.Hour).Unix()),
+	}
+	if err := certificate.SignCert(zeros{}, authority); err != nil {
+		t.Fatal(err)
+	}
+	data, err := json.Marshal(protocol.Response{
+		Version: protocol.Version, RequestID: "r",
+		Node:         protocol.Node{ID: id, Hostname: testName, Address: "10.0.0.7:22", Cluster: testCluster},
+		Principals:   names,
+		Certificates: []string{plainLine(certificate)},
+		OpenSSHCAs:   []string{plainLine(seededSigner(t, 3).PublicKey())},
+		HostCAs:      []string{plainLine(authority.PublicKey())},
+		RenewAfter:   now.Add(8 * time.Hour),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if answer, err := readAnswer(200, data); err != nil {
+		t.Fatal(err)
+	} else if _, err := checkAnswer(answer, []hostKey{{public: host.PublicKey()}}, Instance{AccountID: testAccount, Region: testRegion, InstanceID: testHost}, now); err != nil {
+		t.Fatal(err)
+	}
+	return data
+}
+
+// zeros is a source of randomness without any.
+type zeros struct{}
+
+func (zeros) Read(p []byte) (int, error) { clear(p); return len(p), nil }
+
+func seededSigner(t testing.TB, seed byte) ssh.Signer {
+	t.Helper()
+	signer, err := ssh.NewSignerFromKey(ed25519.NewKeyFromSeed([]byte(strings.Repeat(string(rune('a'+seed)), ed25519.SeedSize))))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return signer
+}
+
+func plainLine(key ssh.PublicKey) string {
+	return strings.TrimSpace(string(ssh.MarshalAuthorizedKey(key)))
+}
+
+func certificateLine(t testing.TB, authority ssh.Signer, name string) string {
+	t.Helper()
+	certificate := &ssh.Certificate{Key: authority.PublicKey(), CertType: ssh.HostCert, ValidPrincipals: []string{name}}
+	if err := certificate.SignCert(rand.Reader, authority); err != nil {
+		t.Fatal(err)
+	}
+	return plainLine(certificate)
+}

@@ -1,0 +1,43 @@
+package teleport
+
+import (
+	"crypto/ed25519"
+	"crypto/rand"
+	"strings"
+	"testing"
+
+	"golang.org/x/crypto/ssh"
+)
+
+// Each row is what an auth service gone wrong could give for a CA's public key.
+func TestAttackCALine(t *testing.T) {
+	signer, err := ssh.NewSignerFromKey(ed25519.NewKeyFromSeed(make([]byte, ed25519.SeedSize)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	certificate := &ssh.Certificate{Key: signer.PublicKey(), CertType: ssh.UserCert}
+	if err := certificate.SignCert(rand.Reader, signer); err != nil {
+		t.Fatal(err)
+	}
+	key := strings.TrimSpace(string(ssh.MarshalAuthorizedKey(signer.PublicKey())))
+	for name, line := range map[string]string{
+		"option":                "cert-authority " + key,
+		"forced command":        `command="/bin/sh" ` + key,
+		"second line":           key + "\n" + key,
+		"junk, then the key":    "junk\n" + key,
+		"comment, then the key": "# a comment\n" + key,
+		"certificate":           string(ssh.MarshalAuthorizedKey(certificate)),
+		"known_hosts line":      "@cert-authority * " + key,
+		"empty":                 "",
+		"cut short":             key[:len(key)-8],
+	} {
+		if got, err := parseAuthority([]byte(line)); err == nil {
+			t.Errorf("%s: %q was taken for a %s key", name, line, got.Type())
+		}
+	}
+	for _, line := range []string{key, key + "\n", key + " a comment\n"} {
+		if _, err := parseAuthority([]byte(line)); err != nil {
+			t.Errorf("%q: %v", line, err)
+		}
+	}
+}
