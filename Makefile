@@ -32,7 +32,7 @@ setup: ## install every Debian package and tool that the rest needs
 	@e2e/setup.sh
 
 .PHONY: build
-build: bin/hallmark bin/bootstrap bin/packer-plugin-hallmark ## build the programs into bin/
+build: bin/hallmark bin/bootstrap bin/hallmark-signer bin/packer-plugin-hallmark ## build the programs into bin/
 
 # The programs that the Packer plugin carries, one for each architecture of EC2.
 PROGRAMS := packer-plugin/programs/hallmark-linux-amd64 packer-plugin/programs/hallmark-linux-arm64
@@ -42,6 +42,14 @@ bin/hallmark: $(GO_SOURCES)
 
 bin/bootstrap: $(GO_SOURCES)
 	$(GO_BUILD) -tags lambda.norpc -o $@ ./lambda
+
+# A function that does nothing, built as bootstrap is, to compare cold starts with.
+bin/bench-empty: go.mod go.sum e2e/bench/empty/main.go
+	$(GO_BUILD) -tags lambda.norpc -o $@ ./e2e/bench/empty
+
+# The same program, for a workstation: the operator's command.
+bin/hallmark-signer: bin/bootstrap
+	cp $< $@
 
 packer-plugin/programs/hallmark-linux-%: $(GO_SOURCES)
 	GOOS=linux GOARCH=$* $(GO_BUILD) -o $@ ./cloudinit
@@ -75,7 +83,7 @@ demo: setup build bin/packer $(if $(filter teleport,$(CLUSTER)),bin/teleport) ##
 	$(AS_ROOT) bin/demo $(if $(filter teleport,$(CLUSTER)),-teleport bin/teleport)
 
 .PHONY: test
-test: setup unit-race check-templates e2e ## run all tests, with real machines
+test: setup unit-race fuzz-short check-templates e2e ## run all tests, with real machines
 
 .PHONY: unit
 unit: ## run what needs no root, on any Linux or macOS
@@ -87,6 +95,17 @@ unit-race:
 	go vet ./...
 	HALLMARK_TEST_STRICT=1 go test -race ./...
 
+# How long "make fuzz" runs each target.
+FUZZTIME ?= 60s
+
+.PHONY: fuzz
+fuzz: ## fuzz whatever parses what a stranger sends, FUZZTIME for each target
+	e2e/fuzz.sh $(FUZZTIME)
+
+.PHONY: fuzz-short
+fuzz-short:
+	e2e/fuzz.sh 10s
+
 .PHONY: check-templates
 check-templates: setup bin/packer
 	bin/packer fmt -check -diff templates/packer
@@ -94,7 +113,8 @@ check-templates: setup bin/packer
 
 .PHONY: e2e
 e2e: setup build bin/packer
-	go test -race -tags e2e ./e2e/moto ./e2e/sts
+	go test -race -tags e2e ./e2e/moto ./e2e/sts ./e2e/dynamodb ./e2e/policystore
+	go test -race -tags e2e -run Moto ./lambda
 	go test -c -tags e2e -o bin/e2e.test ./e2e
 	cd e2e && $(AS_ROOT) ../bin/e2e.test -test.v -test.timeout 25m
 
@@ -105,13 +125,14 @@ test-teleport: setup build bin/packer bin/teleport ## run the tests that need a 
 	cd e2e/people && $(AS_ROOT) ../../bin/people.test -test.v -test.timeout 20m
 
 .PHONY: lint
-lint: setup bin/golangci-lint ## check the code, the scripts and the template
+lint: setup bin/golangci-lint ## check the code, the scripts and the templates
 	bin/golangci-lint run ./...
-	shellcheck e2e/setup.sh .ci/run packer-plugin/provisioner/bake.sh
-	cfn-lint template.yaml
+	shellcheck e2e/setup.sh e2e/fuzz.sh .ci/run packer-plugin/provisioner/bake.sh
+	cfn-lint template.yaml templates/member-account/role.yaml
 
 .PHONY: bench
-bench: setup build bin/packer bin/teleport bin/teleport/teleport ## print sizes, times and memory
+bench: setup build bin/bench-empty bin/packer bin/teleport bin/teleport/teleport ## print sizes, times and memory
+	go test -run '^$$' -bench . -cpu 1 ./internal/signer
 	go build -o bin/bench ./e2e/bench
 	$(AS_ROOT) bin/bench -teleport bin/teleport
 

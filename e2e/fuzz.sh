@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+# Runs every fuzz target for a time, as many at once as there are processors.
+#
+#   e2e/fuzz.sh 10s
+#
+# An input that breaks a target is written to testdata/fuzz beside it; keep it
+# there, and "go test" tries it ever after. Inputs that reached new code stay in
+# Go's cache, and the next run starts from them.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+root=$PWD fuzztime=${1:?"usage: e2e/fuzz.sh TIME"} cache=$(go env GOCACHE)/fuzz
+export root fuzztime cache
+
+mapfile -t targets < <(grep -rHo --include='*_test.go' '^func Fuzz[A-Za-z0-9_]*' cloudinit internal lambda packer-plugin |
+	sed -E 's,^(.*)/[^/]*:func (.*)$,\1 \2,' | sort -u)
+
+# One program for each package: "go test -fuzz" would link it anew for each target.
+# With -fuzz, Go 1.26 gives its own vet no facts about package syscall; "go vet" runs apart.
+mkdir -p bin/fuzz
+for package in $(printf '%s\n' "${targets[@]}" | cut -d ' ' -f 1 | sort -u); do
+	go test -c -vet=off -fuzz=Fuzz -o "bin/fuzz/${package//\//_}" "./$package"
+done
+
+run() {
+	local package=$1 target=$2 output
+	if ! output=$(cd "$package" && "$root/bin/fuzz/${package//\//_}" -test.run='^$' -test.fuzz="^$target\$" \
+		-test.fuzztime="$fuzztime" -test.fuzzminimizetime=100x -test.parallel=1 -test.fuzzcachedir="$cache/hallmark/$package" 2>&1); then
+		printf '%s %s\n%s\n' "$package" "$target" "$output" >&2
+		return 1
+	fi
+	printf '%s %s, %s\n' "$package" "$target" "$(grep -o 'execs: [0-9]*' <<<"$output" | tail -n 1)"
+}
+export -f run
+
+# shellcheck disable=SC2016 # the inner shell expands
+printf '%s\n' "${targets[@]}" | xargs -L 1 -P "$(nproc)" bash -c 'run "$@"' run
