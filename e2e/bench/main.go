@@ -1,8 +1,8 @@
 //go:build linux
 
 // Command bench prints what is measured of Hallmark: the sizes of its programs,
-// what one enrollment costs a machine, and how fast identity documents are
-// verified. It judges nothing: each figure stands beside its goal, as a ratio.
+// what one enrollment costs a machine, how fast identity documents are verified,
+// and how long the signer takes to start. It judges nothing: each figure stands beside its goal, as a ratio.
 package main
 
 import (
@@ -34,13 +34,15 @@ func main() {
 	var c lab.Config
 	hallmark := flag.String("hallmark", "bin/hallmark", "path of the machine's program")
 	document := flag.String("document", "internal/identity/testdata/real/us-west-2/rsa2048.txt", "path of a signed identity document")
+	empty := flag.String("empty", "bin/bench-empty", "path of a function that does nothing, to compare cold starts with")
 	flag.StringVar(&c.Bootstrap, "bootstrap", "bin/bootstrap", "path of the signer")
 	flag.StringVar(&c.Packer, "packer", "bin/packer", "path of Packer 1.15")
 	flag.StringVar(&c.Plugin, "plugin", "bin/packer-plugin-hallmark", "path of the Packer plugin")
 	flag.StringVar(&c.Teleport, "teleport", "", "folder with Teleport's programs, to compare with; empty leaves that out")
 	flag.Parse()
 	os.Exit(fleet.Main(os.Stderr, func(ctx context.Context, f *fleet.Fleet) int {
-		err := errors.Join(printSizes(*hallmark, c.Bootstrap), printVerification(*document), printCosts(ctx, f, c))
+		err := errors.Join(printSizes(*hallmark, c.Bootstrap), printVerification(*document),
+			printColdStarts(ctx, c.Bootstrap, *empty), printCosts(ctx, f, c))
 		if err != nil {
 			fmt.Fprintf(os.Stderr, "bench: error: %v\n", err)
 			return 1
