@@ -24,6 +24,10 @@ import (
 const policy = `version: 1
 rules:
   - name: e2e
+    match:
+      image_owners: [self]
+      max_age: 1h
+    teleport_hostname: {pattern: "bastion-[0-9]+"}
     labels:
       static: {purpose: e2e}
       tag_prefix: tag/
