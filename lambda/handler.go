@@ -62,6 +62,7 @@ func newRequest(ctx context.Context, e events.LambdaFunctionURLRequest) signer.R
 		ID:          requestID(ctx, e),
 		Method:      e.RequestContext.HTTP.Method,
 		ContentType: e.Headers["content-type"], // function URLs send names in lower case
+		IfNoneMatch: e.Headers["if-none-match"],
 		Body:        body(e),
 		Source:      e.RequestContext.HTTP.SourceIP,
 	}

@@ -14,7 +14,7 @@ import (
 )
 
 const (
-	// Version is the protocol version that this package speaks.
+	// Version is the protocol version in which this package makes requests and answers.
 	Version = 1
 
 	// MaxRequestBytes bounds an encoded request. A function URL allows 6 MB;
@@ -153,7 +153,14 @@ type Refusal struct {
 	RequestID string `json:"requestId"`
 	// ServerTime is set with CodeClockSkew.
 	ServerTime *time.Time `json:"serverTime,omitempty"`
+	// SupportedVersions is set with CodeUnsupportedVersion: the versions in which the
+	// signer may be asked. A machine that speaks one of them asks again in the latest of
+	// those.
+	SupportedVersions []int `json:"supportedVersions,omitempty"`
 }
+
+// SupportedVersions returns the versions that this package reads, in their order.
+func SupportedVersions() []int { return []int{Version} }
 
 // Binding ties every proof of a request to its payload.
 type Binding [sha256.Size]byte

@@ -61,8 +61,8 @@ func outcomes() map[protocol.Code]outcome {
 	return map[protocol.Code]outcome{
 		protocol.CodeMalformed:          {status: http.StatusBadRequest, message: "not an enrollment request"},
 		protocol.CodeTooLarge:           {status: http.StatusRequestEntityTooLarge, message: "the request is too large"},
-		protocol.CodeMethodNotAllowed:   {status: http.StatusMethodNotAllowed, message: "use POST"},
-		protocol.CodeUnsupportedVersion: {status: http.StatusBadRequest, message: "this signer speaks protocol version 1"},
+		protocol.CodeMethodNotAllowed:   {status: http.StatusMethodNotAllowed, message: "use POST to enroll, GET for the CAs"},
+		protocol.CodeUnsupportedVersion: {status: http.StatusBadRequest, message: "this signer does not speak that version of the protocol"},
 		protocol.CodeIdentityInvalid:    {status: http.StatusUnauthorized, message: "the identity document does not verify"},
 		protocol.CodeNotAllowed:         {status: http.StatusForbidden, message: "this signer does not serve the instance"},
 		protocol.CodeAudienceMismatch:   {status: http.StatusUnauthorized, message: "the request is addressed to another signer; check audience in the machine's configuration"},
@@ -114,12 +114,15 @@ func refusalAnswer(err error, requestID string, now time.Time) Answer {
 		serverTime := now.UTC().Truncate(time.Second)
 		body.ServerTime = &serverTime
 	}
+	if code == protocol.CodeUnsupportedVersion {
+		body.SupportedVersions = protocol.SupportedVersions()
+	}
 	answer := jsonAnswer(o.status, protocol.ErrorResponse{Error: body})
 	if o.retryAfter > 0 {
 		answer.Header["Retry-After"] = strconv.Itoa(int(math.Ceil(o.retryAfter.Seconds())))
 	}
 	if code == protocol.CodeMethodNotAllowed {
-		answer.Header["Allow"] = http.MethodPost
+		answer.Header["Allow"] = http.MethodGet + ", " + http.MethodPost
 	}
 	return answer
 }

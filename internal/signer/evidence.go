@@ -23,6 +23,8 @@ type Request struct {
 	ID          string
 	Method      string
 	ContentType string
+	// IfNoneMatch is the header of that name.
+	IfNoneMatch string
 	// Body may be cut at one byte more than protocol.MaxRequestBytes.
 	Body []byte
 	// Source is the caller's address, as the network saw it and never as a header
@@ -134,7 +136,7 @@ func (s *Signer) readPayload(data []byte) (*protocol.Payload, error) {
 	var peek struct {
 		Version int `json:"version"`
 	}
-	if err := json.Unmarshal(data, &peek); err == nil && peek.Version != protocol.Version {
+	if err := json.Unmarshal(data, &peek); err == nil && !slices.Contains(protocol.SupportedVersions(), peek.Version) {
 		return nil, refuse(protocol.CodeUnsupportedVersion, fmt.Errorf("version %d", peek.Version))
 	}
 	payload, err := protocol.ParsePayload(data)

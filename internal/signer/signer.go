@@ -91,8 +91,9 @@ type Signer struct {
 	Log *slog.Logger
 	Now func() time.Time
 
-	attempts limiter // by instance and source
-	proved   limiter // by instance
+	attempts    limiter // by instance and source
+	proved      limiter // by instance
+	authorities authorities
 }
 
 // How long each step may take, so that no one upstream uses up the whole request.

@@ -1,0 +1,79 @@
+package protocol_test
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/hallmark-ssh/hallmark/internal/protocol"
+)
+
+// testdata has what machines and signers of each released version send, recorded
+// once: the tests of packages agent and signer, run with -record, make what is
+// missing for the version of today. What a release has sent never changes again, so a
+// file that is there is never written.
+
+// Each version that is spoken is recorded, and read to the last byte.
+func TestRecordedVersions(t *testing.T) {
+	for version := 1; version <= protocol.Version; version++ {
+		dir := filepath.Join("testdata", fmt.Sprintf("v%d", version))
+		body := read(t, dir, "request.json")
+		request, err := protocol.ParseRequest(body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		payload, err := protocol.ParsePayload(request.Payload)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if payload.Version != version {
+			t.Errorf("%s has version %d", dir, payload.Version)
+		}
+		if version != protocol.Version {
+			continue
+		}
+		// A machine of today writes what the recorded one did.
+		if again := must(json.Marshal(payload)); !bytes.Equal(again, request.Payload) {
+			t.Errorf("the payload is written as %s, was %s", again, request.Payload)
+		}
+		if again := must(json.Marshal(request)); !bytes.Equal(again, body) {
+			t.Errorf("the request is written as %s, was %s", again, body)
+		}
+		var response protocol.Response
+		answer := read(t, dir, "response.json")
+		if err := json.Unmarshal(answer, &response); err != nil {
+			t.Fatal(err)
+		}
+		if again := must(json.Marshal(response)); !bytes.Equal(again, answer) {
+			t.Errorf("the response is written as %s, was %s", again, answer)
+		}
+		// Machines of this version know the entity tag of what an enrollment told them.
+		var authorities protocol.CAs
+		list := read(t, dir, "authorities.json")
+		if err := json.Unmarshal(list, &authorities); err != nil {
+			t.Fatal(err)
+		}
+		if again := must(authorities.Encode()); !bytes.Equal(again, list) {
+			t.Errorf("the authorities are written as %s, were %s", again, list)
+		}
+	}
+}
+
+func read(t *testing.T, dir, name string) []byte {
+	t.Helper()
+	data, err := os.ReadFile(filepath.Join(dir, name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return data
+}
+
+func must[T any](value T, err error) T {
+	if err != nil {
+		panic(err)
+	}
+	return value
+}
