@@ -18,7 +18,23 @@ import (
 const gcPercent = 25
 
 func runEnroll(ctx context.Context, args []string, std streams) error {
-	flags := newFlags("enroll", "enroll this machine, or renew its certificates if they are due", std)
+	return enroll(ctx, args, std, "enroll", "enroll this machine now, or renew its certificates if they are due", (*agent.Enroller).Enroll)
+}
+
+func runRenew(ctx context.Context, args []string, std streams) error {
+	err := enroll(ctx, args, std, "renew", "do what enroll does, for a timer: after failures it waits before it asks again", (*agent.Enroller).Renew)
+	if errors.Is(err, agent.ErrRunning) {
+		fmt.Fprintf(std.err, "hallmark: %v; nothing to do\n", err)
+		return nil
+	}
+	return err
+}
+
+func enroll(
+	ctx context.Context, args []string, std streams, name, summary string,
+	act func(*agent.Enroller, context.Context) (*agent.Outcome, error),
+) error {
+	flags := newFlags(name, summary, std)
 	configFile := flags.String("config", agent.ConfigFile, "read the configuration from this `file`")
 	timeout := flags.Duration("timeout", 2*time.Minute, "give up asking after this `time`")
 	if err := parseFlags(flags, args); err != nil {
@@ -37,7 +53,7 @@ func runEnroll(ctx context.Context, args []string, std streams) error {
 	if err != nil {
 		return asFailure(err)
 	}
-	outcome, err := enroller.Enroll(ctx)
+	outcome, err := act(enroller, ctx)
 	if err != nil {
 		return asFailure(err)
 	}
@@ -52,6 +68,12 @@ func reportOutcome(o *agent.Outcome, log func(string, ...any)) {
 	} else {
 		log("%s", o.Reason)
 		log("enrolled as %s in %s with %d certificates until %s", s.Node.Hostname, s.Node.Cluster, len(s.Certificates), s.End().Format(time.RFC3339))
+	}
+	for _, fingerprint := range o.Trusted {
+		log("sshd now trusts the OpenSSH CA %s", fingerprint)
+	}
+	for _, fingerprint := range o.Retired {
+		log("sshd no longer trusts the OpenSSH CA %s", fingerprint)
 	}
 	switch {
 	case !s.Presented:

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -24,6 +25,9 @@ func TestExitCodes(t *testing.T) {
 		{[]string{"unknown"}, exitUsage},
 		{[]string{"enroll", "--unknown"}, exitUsage},
 		{[]string{"enroll", "--config", "/nonexistent"}, exitConfig},
+		{[]string{"renew", "-h"}, exitOK},
+		{[]string{"renew", "--unknown"}, exitUsage},
+		{[]string{"renew", "--config", "/nonexistent"}, exitConfig},
 	} {
 		var out, err bytes.Buffer
 		if got := run(context.Background(), test.args, streams{strings.NewReader(""), &out, &err}); got != test.want {
@@ -42,6 +46,22 @@ func TestAsFailure(t *testing.T) {
 		if !errors.As(err, &f) || f.code != want || f.hint != "do it" || err.Error() != "around: inner" {
 			t.Errorf("kind %d became %#v, want code %d", kind, err, want)
 		}
+	}
+}
+
+func TestReportOutcome(t *testing.T) {
+	var lines []string
+	log := func(format string, args ...any) { lines = append(lines, fmt.Sprintf(format, args...)) }
+	s := &agent.State{Presented: true, RenewAfter: time.Date(2026, 3, 8, 12, 0, 0, 0, time.UTC)}
+	s.Node.Cluster, s.Node.Hostname = "example.com", "web-i-0"
+	reportOutcome(&agent.Outcome{State: s, Trusted: []string{"SHA256:a"}, Retired: []string{"SHA256:b"}}, log)
+	want := []string{
+		"already enrolled as web-i-0 in example.com, to be renewed 2026-03-08T12:00:00Z",
+		"sshd now trusts the OpenSSH CA SHA256:a",
+		"sshd no longer trusts the OpenSSH CA SHA256:b",
+	}
+	if !slices.Equal(lines, want) {
+		t.Errorf("got %q, want %q", lines, want)
 	}
 }
 

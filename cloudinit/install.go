@@ -22,7 +22,8 @@ func runInstall(ctx context.Context, args []string, std streams) error {
 	if err := requireRoot("install"); err != nil {
 		return err
 	}
-	installer, err := agent.NewInstaller(*root)
+	log := func(format string, args ...any) { fmt.Fprintf(std.err, "hallmark: "+format+"\n", args...) }
+	installer, err := agent.NewInstaller(*root, log)
 	if err != nil {
 		return asFailure(err)
 	}
@@ -34,7 +35,7 @@ func runInstall(ctx context.Context, args []string, std streams) error {
 		fmt.Fprintln(std.err, "hallmark: already installed, nothing changed")
 		return nil
 	}
-	fmt.Fprintln(std.err, "hallmark: installed; the machine enrolls at its next boot, or now by 'systemctl start hallmark.timer'")
+	fmt.Fprintln(std.err, "hallmark: installed; the machine enrolls at its next boot, or now by 'systemctl start hallmark.timer hallmark-renew.timer'")
 	return nil
 }
 

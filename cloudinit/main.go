@@ -48,6 +48,7 @@ type command struct {
 func commands() []command {
 	return []command{
 		{"enroll", "enroll this machine, or renew its certificates if they are due", runEnroll},
+		{"renew", "do that for a timer: after failures, wait before asking again", runRenew},
 		{"status", "show what this machine is enrolled as", runStatus},
 		{"install", "put hallmark into a machine or image", runInstall},
 		{"seal", "remove host keys and state before an image is made", runSeal},

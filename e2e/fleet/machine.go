@@ -57,6 +57,9 @@ type Spec struct {
 	Address netip.Addr
 	// Metadata answers on 169.254.169.254, for this machine only.
 	Metadata http.Handler
+	// Prepare changes the machine's disk, at the given folder, before it boots for the
+	// first time. It may be nil.
+	Prepare func(ctx context.Context, root string) error
 }
 
 // Machine is one machine. Its disk outlives power-off.
@@ -75,7 +78,7 @@ type Machine struct {
 // systemd runs.
 func (f *Fleet) Boot(ctx context.Context, spec Spec) (*Machine, error) {
 	m := &Machine{Spec: spec, fleet: f, dir: filepath.Join(scratch, "machines", spec.Name)}
-	for _, step := range []func(context.Context) error{m.makeDisk, m.makeNetwork, m.serveMetadata, m.Start} {
+	for _, step := range []func(context.Context) error{m.makeDisk, m.prepare, m.makeNetwork, m.serveMetadata, m.Start} {
 		if err := step(ctx); err != nil {
 			return nil, fmt.Errorf("machine %s: %w", spec.Name, err)
 		}
@@ -99,6 +102,13 @@ func (m *Machine) makeDisk(context.Context) error {
 		return fmt.Errorf("mount its disk: %w", err)
 	}
 	return nil
+}
+
+func (m *Machine) prepare(ctx context.Context) error {
+	if m.Prepare == nil {
+		return nil
+	}
+	return m.Prepare(ctx, m.root())
 }
 
 // makeNetwork gives the machine a namespace, and a cable to the hub's bridge.

@@ -50,6 +50,7 @@ type Server struct {
 	backend http.Handler
 	now     func() time.Time
 	calls   atomic.Int64
+	down    atomic.Bool
 
 	mu          sync.RWMutex
 	credentials map[string]Credential // by access key id
@@ -85,11 +86,18 @@ func (s *Server) credential(accessKeyID string) (Credential, bool) {
 // them.
 func (s *Server) Calls() int { return int(s.calls.Load()) }
 
+// SetDown makes every request fail with 503, or ends that.
+func (s *Server) SetDown(down bool) { s.down.Store(down) }
+
 // ServeHTTP answers one request of the AWS Query protocol.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
 	if err != nil {
 		writeFault(w, r, &fault{http.StatusRequestEntityTooLarge, "RequestEntityTooLarge", "The request is too large."})
+		return
+	}
+	if s.down.Load() {
+		writeFault(w, r, &fault{http.StatusServiceUnavailable, "ServiceUnavailable", "Service is unavailable."})
 		return
 	}
 	action := actionOf(r, body)

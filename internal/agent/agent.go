@@ -5,6 +5,7 @@ package agent
 import (
 	"errors"
 	"fmt"
+	"time"
 )
 
 // Files of the agent. Those of sshd are named by internal/sshd.
@@ -31,6 +32,8 @@ type Error struct {
 	Kind Kind
 	Hint string // what to do, one sentence, or empty
 	Err  error
+
+	after time.Duration // the wait that the signer asked for
 }
 
 func (e *Error) Error() string { return e.Err.Error() }

@@ -3,10 +3,8 @@ package agent
 import (
 	"errors"
 	"fmt"
-	"net/netip"
 	"regexp"
 	"slices"
-	"strings"
 	"time"
 
 	"golang.org/x/crypto/ssh"
@@ -22,42 +20,47 @@ var dnsName = regexp.MustCompile(`^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$`)
 
 // grant is an answer that has been checked.
 type grant struct {
+	authorities
 	certificates []*ssh.Certificate // in the order of the host keys
-	openSSH      []ssh.PublicKey
-	hosts        []ssh.PublicKey
 	renewAfter   time.Time
 }
 
 // checkAnswer decides whether an answer is what was asked for, before anything is
 // written. The signer is trusted, but an answer to another machine, or by a signer
 // that went wrong, must not lock people out.
-func checkAnswer(r *protocol.Response, keys []hostKey, i Instance, now time.Time) (*grant, error) {
-	if err := checkNode(r, i); err != nil {
+//
+// own are the further names that are provably this machine's: see furtherPrincipals.
+func checkAnswer(r *protocol.Response, keys []hostKey, i Instance, own map[string]bool, now time.Time) (*grant, error) {
+	if err := checkNode(r, i, own); err != nil {
 		return nil, err
 	}
-	openSSH, err := parseAuthorities(r.OpenSSHCAs)
-	if err != nil {
-		return nil, fmt.Errorf("OpenSSH CAs: %w", err)
-	}
-	hosts, err := parseAuthorities(r.HostCAs)
-	if err != nil {
-		return nil, fmt.Errorf("host CAs: %w", err)
-	}
-	certificates, err := checkCertificates(r, keys, hosts, now)
+	authorities, err := readAuthorities(r.OpenSSHCAs, r.HostCAs)
 	if err != nil {
 		return nil, err
 	}
-	return &grant{certificates, openSSH, hosts, clampRenewal(r.RenewAfter, certificates, now)}, nil
+	certificates, err := checkCertificates(r, keys, authorities.hosts, now)
+	if err != nil {
+		return nil, err
+	}
+	return &grant{authorities, certificates, clampRenewal(r.RenewAfter, certificates, now)}, nil
 }
 
-// maxAddresses bounds the principals beside the node's own four names.
-const maxAddresses = 8
+// nodeNames are the four principals of every certificate (security rule 3).
+func nodeNames(n protocol.Node) []string {
+	return []string{n.Hostname, n.Hostname + "." + n.Cluster, n.ID, n.ID + "." + n.Cluster}
+}
 
-// checkNode refuses an answer about another instance, and principals that are not
-// the four names of this node and what a rule of the signer's policy may add:
-// addresses, and a DNS name as EC2 gives it. Which of them are the instance's own,
-// the signer knows; here it is enough that none is a plain host name, nor a pattern.
-func checkNode(r *protocol.Response, i Instance) error {
+// furtherPrincipals returns those beside the four, which a rule of the signer's
+// policy may add.
+func furtherPrincipals(r *protocol.Response) []string {
+	four := nodeNames(r.Node)
+	return slices.DeleteFunc(slices.Clone(r.Principals), func(p string) bool { return slices.Contains(four, p) })
+}
+
+// checkNode refuses an answer about another instance, and principals that are
+// neither the four names of this node nor this machine's own: a certificate for
+// anything else would let this machine pass for another one.
+func checkNode(r *protocol.Response, i Instance, own map[string]bool) error {
 	if want := protocol.NodeID(i.AccountID, i.Region, i.InstanceID); r.Node.ID != want {
 		return fmt.Errorf("it is about node %.64q, but this instance is %s", r.Node.ID, want)
 	}
@@ -67,36 +70,22 @@ func checkNode(r *protocol.Response, i Instance) error {
 	if r.Node.Cluster == "" {
 		return errors.New("it names no cluster")
 	}
-	own := []string{
-		r.Node.Hostname, r.Node.Hostname + "." + r.Node.Cluster,
-		r.Node.ID, r.Node.ID + "." + r.Node.Cluster,
+	for n, principal := range r.Principals {
+		if slices.Contains(r.Principals[:n], principal) {
+			return fmt.Errorf("principal %.64q comes twice", principal)
+		}
 	}
-	for _, name := range own {
+	for _, name := range nodeNames(r.Node) {
 		if !slices.Contains(r.Principals, name) {
 			return fmt.Errorf("principals %.200q lack %q", r.Principals, name)
 		}
 	}
-	if n := len(r.Principals) - len(own); n > maxAddresses {
-		return fmt.Errorf("principals: %d beside the node's own, more than %d", n, maxAddresses)
-	}
-	for i, name := range r.Principals {
-		if slices.Contains(r.Principals[:i], name) {
-			return fmt.Errorf("principals: %.64q is there twice", name)
-		}
-		if !slices.Contains(own, name) && !isAddress(name) {
-			return fmt.Errorf("principals: %.64q is neither the node's own nor an address", name)
+	for _, principal := range furtherPrincipals(r) {
+		if !own[principal] {
+			return fmt.Errorf("principal %.64q is not provably this machine's", principal)
 		}
 	}
 	return nil
-}
-
-// isAddress reports whether a principal is an IP address, in the one form in which
-// clients write it, or a DNS name of more than one label.
-func isAddress(name string) bool {
-	if address, err := netip.ParseAddr(name); err == nil {
-		return address.IsGlobalUnicast() && address.Zone() == "" && !address.Is4In6() && address.String() == name
-	}
-	return dnsName.MatchString(name) && strings.Contains(name, ".")
 }
 
 func checkCertificates(r *protocol.Response, keys []hostKey, authorities []ssh.PublicKey, now time.Time) ([]*ssh.Certificate, error) {
@@ -130,6 +119,12 @@ func clampRenewal(asked time.Time, certificates []*ssh.Certificate, now time.Tim
 		return latest
 	}
 	return asked
+}
+
+// spread moves a time by up to a tenth of how far off it is, either way, so that
+// machines that enrolled at the same moment do not renew at the same moment.
+func spread(at, now time.Time, random float64) time.Time {
+	return at.Add(time.Duration((random - 0.5) / 5 * float64(at.Sub(now))))
 }
 
 // firstEnd returns when the first of the certificates ends.

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"golang.org/x/crypto/ssh"
@@ -12,6 +13,23 @@ import (
 // maxAuthorities bounds a list of CA keys. A rotation has two; clusters with HSMs
 // have one per auth server.
 const maxAuthorities = 16
+
+// authorities are the cluster's CAs, those that Teleport signs with first.
+type authorities struct {
+	openSSH []ssh.PublicKey // of people's certificates
+	hosts   []ssh.PublicKey
+}
+
+// readAuthorities reads both lists of an answer of the signer.
+func readAuthorities(openSSH, hosts []string) (a authorities, err error) {
+	if a.openSSH, err = parseAuthorities(openSSH); err != nil {
+		return a, fmt.Errorf("OpenSSH CAs: %w", err)
+	}
+	if a.hosts, err = parseAuthorities(hosts); err != nil {
+		return a, fmt.Errorf("host CAs: %w", err)
+	}
+	return a, nil
+}
 
 // parseAuthorities reads public keys of CAs: plain keys, distinct, without options.
 // A line such as "cert-authority …" or one with a certificate would not mean in
@@ -75,9 +93,37 @@ func parseAuthorityFile(data []byte) ([]ssh.PublicKey, error) {
 func renderAuthorities(keys []ssh.PublicKey) []byte {
 	var b bytes.Buffer
 	b.WriteString("# OpenSSH user CAs of the Teleport cluster. Written by hallmark, which replaces\n")
-	b.WriteString("# them at enrollment: changes made here are lost.\n")
+	b.WriteString("# them when the cluster's change: changes made here are lost.\n")
 	for _, key := range keys {
 		b.Write(ssh.MarshalAuthorizedKey(key))
 	}
 	return b.Bytes()
+}
+
+// compareTrust returns the fingerprints of the keys that are new in a CA file, and of
+// those that are gone. A file that cannot be read trusted nobody.
+func compareTrust(before, after []byte) (trusted, retired []string) {
+	was, is := fingerprints(before), fingerprints(after)
+	for _, f := range is {
+		if !slices.Contains(was, f) {
+			trusted = append(trusted, f)
+		}
+	}
+	for _, f := range was {
+		if !slices.Contains(is, f) {
+			retired = append(retired, f)
+		}
+	}
+	return trusted, retired
+}
+
+func fingerprints(caFile []byte) (all []string) {
+	keys, err := parseAuthorityFile(caFile)
+	if err != nil {
+		return nil
+	}
+	for _, key := range keys {
+		all = append(all, ssh.FingerprintSHA256(key))
+	}
+	return all
 }

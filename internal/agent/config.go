@@ -26,12 +26,21 @@ type Config struct {
 	// SignerCAFile is the absolute path of PEM certificates that are trusted for
 	// SignerURL besides those of the system. Optional.
 	SignerCAFile string `yaml:"signer_ca_file,omitempty"`
+	// SignerAuth is how requests to the signer are authenticated on their way: none,
+	// the default, or aws_iam for a function URL of AuthType AWS_IAM.
+	SignerAuth string `yaml:"signer_auth,omitempty"`
 	// MaxStartups is sshd's MaxStartups, which hallmark install sets. Empty means
 	// sshd.DefaultMaxStartups.
 	MaxStartups string `yaml:"max_startups,omitempty"`
 }
 
-// maxConfigBytes bounds a configuration, which has four short lines.
+// Values of SignerAuth.
+const (
+	authNone = "none"
+	authIAM  = "aws_iam"
+)
+
+// maxConfigBytes bounds a configuration, which has five short lines.
 const maxConfigBytes = 64 << 10
 
 var (
@@ -70,6 +79,11 @@ func (c Config) check() (key string, err error) {
 	}
 	if c.SignerCAFile != "" && (!path.IsAbs(c.SignerCAFile) || path.Clean(c.SignerCAFile) != c.SignerCAFile) {
 		return "signer_ca_file", fmt.Errorf("%q is not an absolute path", c.SignerCAFile)
+	}
+	switch c.SignerAuth {
+	case "", authNone, authIAM:
+	default:
+		return "signer_auth", fmt.Errorf("%q is neither %s nor %s", c.SignerAuth, authNone, authIAM)
 	}
 	if c.MaxStartups != "" {
 		if err := sshd.CheckMaxStartups(c.MaxStartups); err != nil {

@@ -14,7 +14,9 @@ func TestParseConfig(t *testing.T) {
 		name, text, want string // want is the whole error, or empty
 	}{
 		{"least", good, ""},
-		{"all", good + "signer_ca_file: /etc/hallmark/signer_ca.pem\nmax_startups: 10:30:60\n", ""},
+		{"all", good + "signer_ca_file: /etc/hallmark/signer_ca.pem\nsigner_auth: aws_iam\nmax_startups: 10:30:60\n", ""},
+		{"signer_auth none", good + "signer_auth: none\n", ""},
+		{"another signer_auth", good + "signer_auth: basic\n", `line 3: signer_auth: "basic" is neither none nor aws_iam`},
 		{"empty", "", "signer_url: missing: give the https URL of the signer"},
 		{"no audience", "signer_url: https://signer.example.com/\n", `audience: "" is not a name such as hallmark.example.com`},
 		{"unknown key", good + "signer: x\n", "line 3: field signer not found"},
@@ -81,11 +83,17 @@ func TestStateStale(t *testing.T) {
 	}{
 		{"nothing", func(*State, *observed, *time.Time) {}, ""},
 		{"another instance", func(_ *State, o *observed, _ *time.Time) { o.instance.InstanceID = "i-2" }, "enrolled as instance i-1, but this is i-2"},
+		{"stopped and started", func(_ *State, o *observed, _ *time.Time) { o.instance.Started = "2026-03-01T11:00:00Z" }, "stopped and started"},
 		{"another region", func(_ *State, o *observed, _ *time.Time) { o.instance.Region = "x" }, "enrolled as instance"},
 		{"configuration", func(_ *State, o *observed, _ *time.Time) { o.config = "other" }, "signer_url or audience changed"},
 		{"due", func(s *State, _ *observed, now *time.Time) { *now = s.RenewAfter }, "due for renewal"},
 		{"not due for a second", func(s *State, _ *observed, now *time.Time) { *now = s.RenewAfter.Add(-time.Second) }, ""},
 		{"clock set back", func(s *State, _ *observed, now *time.Time) { *now = s.EnrolledAt.Add(-2 * time.Hour) }, "clock was set back"},
+		{"renewal in a hundred years", func(s *State, _ *observed, _ *time.Time) { s.RenewAfter = s.EnrolledAt.Add(876_000 * time.Hour) }, "further off"},
+		{"address moved", func(_ *State, o *observed, _ *time.Time) { o.moved = true }, "no longer this machine's"},
+		{"an old state on newer certificates", func(s *State, _ *observed, _ *time.Time) {
+			s.Certificates[0].ValidBefore = s.Certificates[0].ValidBefore.Add(-time.Minute)
+		}, "is not the one that was installed"},
 		{"a key more", func(_ *State, o *observed, _ *time.Time) { o.keys = append(o.keys, o.keys[0]) }, "set of host keys changed"},
 		{"no key", func(_ *State, o *observed, _ *time.Time) { o.keys = nil }, "set of host keys changed"},
 		{"another key", func(_ *State, o *observed, _ *time.Time) { o.keys[0].public = newSigner(t).PublicKey() }, "host key /k changed"},
@@ -160,7 +168,7 @@ func TestRetryWait(t *testing.T) {
 		{6, 0, 0.5, 15 * time.Second},
 		{500, 0, 0.5, 15 * time.Second},
 		{0, 10 * time.Second, 0.5, 10250 * time.Millisecond},
-		{0, time.Hour, 0.5, time.Minute + 250*time.Millisecond},
+		{0, 24 * time.Hour, 0.5, time.Hour + 250*time.Millisecond},
 		{0, -time.Hour, 0.5, 250 * time.Millisecond},
 	} {
 		r := retry{random: func() float64 { return test.random }}
@@ -209,6 +217,6 @@ func TestParseAuthorities(t *testing.T) {
 }
 
 func hostCertificateLine(t *testing.T) string {
-	s := &testSigner{t: t}
+	s := &testSigner{t: t, clock: time.Now}
 	return s.certify(newSigner(t).PublicKey(), []string{"a"}, newSigner(t))
 }

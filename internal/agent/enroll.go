@@ -1,14 +1,16 @@
 package agent
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"net/http"
+	"net/netip"
 	"os"
-	"path/filepath"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -22,6 +24,7 @@ import (
 type server interface {
 	Check(ctx context.Context) error
 	Effective(ctx context.Context) (*sshd.Effective, error)
+	Addresses(ctx context.Context, conf *sshd.Effective) ([]netip.AddrPort, error)
 	Reload(ctx context.Context, pidFile string) error
 	Start(ctx context.Context) error
 }
@@ -41,6 +44,7 @@ type Enroller struct {
 	retry    retry
 	now      func() time.Time
 	settle   time.Duration // how long sshd may take to present new certificates
+	runDir   string        // forgotten at each boot, or "" without such a folder
 }
 
 // settleTimeout is far more than the 50 to 115 ms that a reload takes.
@@ -62,64 +66,151 @@ func NewEnroller(config Config, timeout time.Duration, log func(format string, a
 		Config: config, Timeout: timeout,
 		stateDir: StateDir, caFile: sshd.CAFile,
 		server: server, metadata: newMetadata(retry), http: client,
-		retry: retry, now: time.Now, settle: settleTimeout,
+		retry: retry, now: time.Now, settle: settleTimeout, runDir: volatileDir(),
 	}, nil
 }
 
 // Outcome is what an enrollment came to.
 type Outcome struct {
 	State *State
-	// Reason is why there was something to do, or empty.
+	// Reason is why certificates were asked for, or empty.
 	Reason string
 	// Reloaded tells whether sshd was reloaded.
 	Reloaded bool
+	// Trusted and Retired are fingerprints of the OpenSSH CAs that sshd trusts now and
+	// did not before, and the other way round.
+	Trusted, Retired []string
 }
+
+// ErrRunning says that another run has the lock.
+var ErrRunning = errors.New("another enrollment is running")
 
 // Enroll brings the machine to where its sshd presents valid certificates and
 // trusts the cluster's current CAs. If it is there already, it changes nothing.
 // Whatever goes wrong, sshd is left as it was.
-func (e *Enroller) Enroll(ctx context.Context) (*Outcome, error) {
+func (e *Enroller) Enroll(ctx context.Context) (*Outcome, error) { return e.run(ctx, false) }
+
+// Renew does what Enroll does, for a timer: after runs that failed it leaves the
+// signer alone for a while, and returns the last error until then.
+func (e *Enroller) Renew(ctx context.Context) (*Outcome, error) { return e.run(ctx, true) }
+
+func (e *Enroller) run(ctx context.Context, patient bool) (*Outcome, error) {
 	unlock, err := lock(e.stateDir)
 	if err != nil {
 		return nil, err
 	}
 	defer unlock()
 
-	conf, err := e.effective(ctx)
-	if err != nil {
-		return nil, err
-	}
-	keys, err := findHostKeys(conf)
-	if err != nil {
-		return nil, err
-	}
 	askCtx, cancel := context.WithTimeout(ctx, e.Timeout)
 	defer cancel()
-	instance, err := e.metadata.instance(askCtx)
+	m, err := e.look(ctx, askCtx)
 	if err != nil {
 		return nil, err
 	}
-	state, reason, err := e.compare(instance, keys)
-	if err != nil {
-		return nil, err
+	reason := m.state.stale(e.now(), m.observed)
+	last, wanted := loadSetback(e.stateDir), situation(m.observed, reason)
+	if patient {
+		if err := last.holds(wanted, e.now()); err != nil {
+			return nil, err
+		}
 	}
-	if reason == "" {
-		return e.confirm(ctx, conf, keys, state)
+	o, err := e.act(ctx, askCtx, m, reason)
+	if err != nil && ctx.Err() == nil { // whoever ends a run, as a shutdown does, is no failure
+		last = last.next(wanted, !m.certified(e.now()), err, e.now(), e.retry.random())
+		e.note("note the failure", last.save(e.stateDir))
 	}
-	answer, g, err := e.obtain(askCtx, instance, keys)
-	if err != nil {
-		return nil, err
+	if err == nil && last != nil {
+		e.note("forget the last failure", forgetSetback(e.stateDir))
 	}
-	state = newState(answer, g, keys, instance, e.Config.digest(), e.now())
-	for n := range keys {
-		keys[n].certificate = g.certificates[n]
-	}
-	i := &installation{Enroller: e, conf: conf, keys: keys}
-	if err := i.install(ctx, renderAuthorities(g.openSSH), state); err != nil {
-		return nil, err
-	}
-	return &Outcome{State: state, Reason: reason, Reloaded: i.reloaded}, nil
+	return o, err
 }
+
+// note reports what went wrong beside the matter itself.
+func (e *Enroller) note(what string, err error) {
+	if err != nil {
+		e.retry.log("%s: %v", what, err)
+	}
+}
+
+// act does what there is to do. Without a reason it asks for the cluster's current
+// CAs only, which may be a reason.
+func (e *Enroller) act(ctx, askCtx context.Context, m *sight, reason string) (*Outcome, error) {
+	o := &Outcome{}
+	if reason == "" {
+		if err := e.confirm(ctx, m, o); err != nil {
+			return nil, err
+		}
+		if err := e.follow(ctx, askCtx, m, o); err != nil {
+			return nil, err
+		}
+		reason = m.state.resigned(m.keys)
+	}
+	if reason != "" {
+		if err := e.enroll(ctx, askCtx, m, o); err != nil {
+			return nil, err
+		}
+	}
+	o.State, o.Reason = m.state, reason
+	return o, nil
+}
+
+// enroll obtains certificates and puts them into use.
+func (e *Enroller) enroll(ctx, askCtx context.Context, m *sight, o *Outcome) error {
+	answer, g, err := e.obtain(askCtx, m.instance, m.keys)
+	if err != nil {
+		return err
+	}
+	state := newState(answer, g, m.keys, m.instance, e.Config.digest(), e.now())
+	state.RenewAfter = spread(state.RenewAfter, state.EnrolledAt, e.retry.random()).Truncate(time.Second)
+	state.OwnAddress = e.owns(askCtx, state.Node.Address) == yes
+	for n := range m.keys {
+		m.keys[n].certificate = g.certificates[n]
+	}
+	return e.install(ctx, m, state, o)
+}
+
+// install puts a state's CAs, and the keys' certificates, into use.
+func (e *Enroller) install(ctx context.Context, m *sight, state *State, o *Outcome) error {
+	keys, err := parseAuthorities(state.OpenSSHCAs)
+	if err != nil {
+		return fmt.Errorf("trust OpenSSH CAs: %w", err) // has been checked
+	}
+	caFile := renderAuthorities(keys)
+	i := &installation{Enroller: e, conf: m.conf, keys: m.keys}
+	if err := i.install(ctx, caFile, state); err != nil {
+		return err
+	}
+	o.Trusted, o.Retired = compareTrust(m.caFile, caFile)
+	o.Reloaded = o.Reloaded || i.reloaded
+	m.state, m.caFile = state, caFile
+	return nil
+}
+
+// follow asks the signer which CAs the cluster has now, and has sshd trust those for
+// people. They are added and removed only as the signer says, who reads them from
+// Teleport's auth service: whoever controls the proxy's public list alone gets in
+// nowhere.
+func (e *Enroller) follow(ctx, askCtx context.Context, m *sight, o *Outcome) error {
+	// The signer's list may be some minutes old, and older than what it just answered.
+	if since := e.now().Sub(m.state.EnrolledAt); since >= 0 && since < freshAnswer {
+		return nil
+	}
+	current, etag, err := e.authorities(askCtx, m.state.CAsETag, m.instance.Region)
+	if err != nil || current == nil {
+		return err
+	}
+	state := *m.state
+	state.learn(*current)
+	state.CAsETag = etag
+	if !bytes.Equal(renderAuthorities(current.openSSH), m.caFile) {
+		return e.install(ctx, m, &state, o)
+	}
+	m.state = &state
+	return e.save(m.state)
+}
+
+// freshAnswer is how long after an enrollment there is no need to ask for CAs.
+const freshAnswer = 10 * time.Minute
 
 // lock keeps a second enrollment out while one runs. The kernel releases it
 // whatever happens to the process, and locking the folder itself needs no file.
@@ -134,7 +225,7 @@ func lock(dir string) (unlock func(), err error) {
 	if err := unix.Flock(int(folder.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		folder.Close()
 		if errors.Is(err, unix.EWOULDBLOCK) {
-			return nil, failf(Temporary, "wait for it to end: systemctl status hallmark.service", "another enrollment is running")
+			return nil, failf(Temporary, "wait for it to end: systemctl status hallmark.service", "%w", ErrRunning)
 		}
 		return nil, fmt.Errorf("lock %s: %w", dir, err)
 	}
@@ -160,17 +251,80 @@ func (e *Enroller) effective(ctx context.Context) (*sshd.Effective, error) {
 		"sshd's configuration has TrustedUserCAKeys %s, which comes before hallmark's %s", conf.TrustedUserCAKeys, e.caFile)
 }
 
-// compare decides from what is there whether anything has to be done.
-func (e *Enroller) compare(instance Instance, keys []hostKey) (*State, string, error) {
-	state, err := LoadState(e.stateDir)
+// sight is what a run finds on the machine.
+type sight struct {
+	observed
+	conf  *sshd.Effective
+	state *State // nil if it never enrolled
+}
+
+// look finds out what there is.
+func (e *Enroller) look(ctx, askCtx context.Context) (*sight, error) {
+	m := &sight{observed: observed{config: e.Config.digest()}}
+	var err error
+	if m.conf, err = e.effective(ctx); err != nil {
+		return nil, err
+	}
+	if m.keys, err = findHostKeys(m.conf); err != nil {
+		return nil, err
+	}
+	e.note("tidy up after a run that was killed", e.removeLeftovers(m.keys))
+	if m.state, err = LoadState(e.stateDir); err != nil {
+		return nil, err
+	}
+	if m.caFile, err = os.ReadFile(e.caFile); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("read the trusted CAs: %w", err)
+	}
+	if m.instance, err = e.instance(askCtx); err != nil {
+		return nil, err
+	}
+	if m.state != nil && m.state.OwnAddress && m.state.Instance == m.instance {
+		m.moved = e.owns(askCtx, m.state.Node.Address) == no
+	}
+	return m, nil
+}
+
+func (e *Enroller) removeLeftovers(keys []hostKey) error {
+	paths := []string{e.caFile, statePath(e.stateDir), setbackPath(e.stateDir)}
+	for _, key := range keys {
+		paths = append(paths, key.certificatePath())
+	}
+	return sshd.RemoveLeftovers(paths...)
+}
+
+// answer is yes, no, or neither.
+type answer int
+
+const (
+	unknown answer = iota
+	yes
+	no
+)
+
+// owns tells whether a node's address, host and port, is one of this machine's:
+// either an interface has it, or it is the public one.
+func (e *Enroller) owns(ctx context.Context, address string) answer {
+	node, err := netip.ParseAddrPort(address)
 	if err != nil {
-		return nil, "", err
+		return unknown // the signer may name it by DNS one day
 	}
-	caFile, err := os.ReadFile(e.caFile)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, "", fmt.Errorf("read the trusted CAs: %w", err)
+	interfaces, err := net.InterfaceAddrs()
+	if err != nil {
+		return unknown
 	}
-	return state, state.stale(e.now(), observed{instance, e.Config.digest(), keys, caFile}), nil
+	for _, i := range interfaces {
+		if prefix, err := netip.ParsePrefix(i.String()); err == nil && prefix.Addr().Unmap() == node.Addr().Unmap() {
+			return yes
+		}
+	}
+	public, err := e.metadata.optional(ctx, publicAddressPage)
+	switch {
+	case err != nil:
+		return unknown
+	case public == node.Addr().String():
+		return yes
+	}
+	return no
 }
 
 // obtain asks the signer and checks its answer.
@@ -183,13 +337,19 @@ func (e *Enroller) obtain(ctx context.Context, instance Instance, keys []hostKey
 	if err != nil {
 		return nil, nil, err
 	}
-	answer, err := e.ask(ctx, func(ctx context.Context) ([]byte, error) {
+	answer, err := e.ask(ctx, instance.Region, func(ctx context.Context) ([]byte, error) {
 		return e.newRequest(ctx, instance.Region, document, creds, keys)
 	})
 	if err != nil {
 		return nil, nil, err
 	}
-	g, err := checkAnswer(answer, keys, instance, e.now())
+	var own map[string]bool
+	if len(furtherPrincipals(answer)) > 0 { // few policies have them: else nobody is asked
+		if own, err = e.metadata.names(ctx); err != nil {
+			return nil, nil, err
+		}
+	}
+	g, err := checkAnswer(answer, keys, instance, own, e.now())
 	if err != nil {
 		return nil, nil, failf(Failed, "nothing was changed; the signer's log says more, by the request id",
 			"the signer's answer (request %.64q) is not acceptable: %w", answer.RequestID, err)
@@ -226,28 +386,33 @@ func (e *Enroller) newRequest(ctx context.Context, region, document string, cred
 
 // confirm makes up for an enrollment at which sshd was not running: once it runs,
 // it has to be seen presenting the certificates.
-func (e *Enroller) confirm(ctx context.Context, conf *sshd.Effective, keys []hostKey, state *State) (*Outcome, error) {
-	if state.Presented {
-		return &Outcome{State: state}, nil
+func (e *Enroller) confirm(ctx context.Context, m *sight, o *Outcome) error {
+	if m.state.Presented {
+		return nil
 	}
-	i := &installation{Enroller: e, conf: conf, keys: keys}
-	if !i.findListener(ctx) {
-		return &Outcome{State: state}, nil
+	i := &installation{Enroller: e, conf: m.conf, keys: m.keys}
+	if err := i.findListeners(ctx); err != nil {
+		return err
+	}
+	if len(i.listeners) == 0 {
+		return nil
 	}
 	if err := i.prove(ctx); err != nil {
-		return nil, failf(Failed, hintSSHD, "%w", err)
+		return failf(Failed, hintSSHD, "%w", err)
 	}
+	state := *m.state
 	state.Presented = true
-	change, err := stageState(e.stateDir, state)
+	m.state, o.Reloaded = &state, i.reloaded
+	return e.save(m.state)
+}
+
+// save writes the state, unless it is there already.
+func (e *Enroller) save(state *State) (err error) {
+	data, err := state.marshal()
 	if err != nil {
-		return nil, err
+		return err
 	}
-	defer change.Close()
-	if err := change.Commit(); err != nil {
-		return nil, err
-	}
-	change.Keep()
-	return &Outcome{State: state, Reloaded: i.reloaded}, nil
+	return replaceFile(statePath(e.stateDir), data)
 }
 
 func stageState(dir string, state *State) (*sshd.Change, error) {
@@ -256,7 +421,7 @@ func stageState(dir string, state *State) (*sshd.Change, error) {
 		return nil, err
 	}
 	change := &sshd.Change{}
-	if err := change.Stage(filepath.Join(dir, "state.json"), data, 0o644); err != nil {
+	if err := change.Stage(statePath(dir), data, 0o644); err != nil {
 		return nil, errors.Join(err, change.Close())
 	}
 	return change, nil

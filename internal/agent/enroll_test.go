@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"net/http"
+	"net/netip"
 	"os"
 	"os/exec"
 	"strings"
@@ -248,7 +249,7 @@ func TestEnrollBadAnswers(t *testing.T) {
 				}
 				r.Certificates[n] = m.certify(cert.Key, r.Principals, m.hosts)
 			}
-		}, message: "principals"},
+		}, message: "not provably this machine's"},
 		{name: "no principals", mutate: func(c *ssh.Certificate) { c.ValidPrincipals = nil }, message: "matches every host"},
 		{name: "ended", mutate: func(c *ssh.Certificate) { c.ValidBefore = 1000 }, message: "ended"},
 		{name: "without end", mutate: func(c *ssh.Certificate) { c.ValidBefore = ssh.CertTimeInfinity }, message: "without an end"},
@@ -320,7 +321,7 @@ func TestEnrollTriesAgain(t *testing.T) {
 		{"500", 500, "", `{"error":{"code":"internal","message":"x"}}`, 250 * time.Millisecond},
 		{"502 of a gateway", 502, "", "<html>", 250 * time.Millisecond},
 		{"429 with Retry-After", 429, "7", `{"error":{"code":"rate_limited","message":"x"}}`, 7250 * time.Millisecond},
-		{"429 with an outrageous Retry-After", 429, "86400", ``, time.Minute + 250*time.Millisecond},
+		{"503 with half an hour of Retry-After", 503, "1800", ``, 30*time.Minute + 250*time.Millisecond},
 		{"clock skew", 401, "", `{"error":{"code":"clock_skew","message":"x","serverTime":"2026-01-02T03:04:05Z"}}`, 250 * time.Millisecond},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -336,7 +337,7 @@ func TestEnrollTriesAgain(t *testing.T) {
 				_, _ = w.Write([]byte(test.body))
 				return true
 			}
-			m.Timeout = 10 * time.Minute
+			m.Timeout = 2 * time.Hour
 			if _, err := m.Enroll(t.Context()); err != nil {
 				t.Fatal(err)
 			}
@@ -464,6 +465,69 @@ func TestEnrollHonorsHostKeyAlgorithms(t *testing.T) {
 	}
 	if got := outcome.State.Certificates; len(got) != 1 || got[0].Path != m.sshd.keyPath("ed25519")+"-cert.pub" {
 		t.Errorf("certificates %+v, want the one for ed25519", got)
+	}
+}
+
+// Every address of sshd has to present the certificates, on several ports as well.
+func TestEnrollAsksEveryAddress(t *testing.T) {
+	m := newMachine(t)
+	second := freeAddress(t)
+	m.sshd.stop()
+	m.sshd.configure(m.sshd.hallmarkLines() + "ListenAddress " + second.String() + "\n")
+	m.sshd.start()
+	if _, err := m.Enroll(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for _, address := range []netip.AddrPort{m.sshd.address, second} {
+		key, err := sshd.Presented(t.Context(), address, []string{ssh.CertAlgoED25519v01})
+		if _, ok := key.(*ssh.Certificate); err != nil || !ok {
+			t.Errorf("%s presents %T: %v", address, key, err)
+		}
+	}
+}
+
+// An address at which something else answers is not passed over.
+func TestEnrollPutsBackWhenOneAddressDoesNotPresent(t *testing.T) {
+	m := newMachine(t)
+	other := newTestSSHD(t, m.sshd.Program, t.TempDir(), m.authority.PublicKey())
+	other.stop()
+	other.configure("")
+	other.start()
+	m.sshd.stop()
+	m.sshd.configure(m.sshd.hallmarkLines() + "ListenAddress " + other.address.String() + "\n")
+	m.sshd.start()
+	m.settle = 3 * time.Second
+	before := m.files()
+	_, err := m.Enroll(t.Context())
+	wantError(t, err, Failed, "presents no such host key", "put back")
+	if m.files() != before {
+		t.Errorf("files differ:\n%s\nwant\n%s", m.files(), before)
+	}
+	m.sshd.acceptsLogins()
+}
+
+// Machines that have but one kind of host key.
+func TestEnrollWithOneKindOfKey(t *testing.T) {
+	for _, kind := range []string{"rsa", "ecdsa", "ed25519"} {
+		m := newMachine(t)
+		m.sshd.stop()
+		for _, other := range []string{"rsa", "ecdsa", "ed25519"} {
+			if other != kind {
+				if err := errors.Join(os.Remove(m.sshd.keyPath(other)), os.Remove(m.sshd.keyPath(other)+".pub")); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		m.sshd.start()
+		o, err := m.Enroll(t.Context())
+		if err != nil {
+			t.Errorf("%s: %v", kind, err)
+			continue
+		}
+		if !o.State.Presented || len(o.State.Certificates) != 1 {
+			t.Errorf("%s: state %+v", kind, o.State)
+		}
+		m.sshd.acceptsLogins()
 	}
 }
 

@@ -30,6 +30,7 @@ const unitDir = "/etc/systemd/system"
 type judge interface {
 	Check(ctx context.Context) error
 	Effective(ctx context.Context) (*sshd.Effective, error)
+	Logins(ctx context.Context) ([]sshd.Login, error)
 }
 
 // Installer puts hallmark on a machine or into an image. It starts nothing.
@@ -38,10 +39,12 @@ type Installer struct {
 	self   string // path of the program to install
 	server judge
 	enable func(ctx context.Context) error
+	log    func(format string, args ...any)
 }
 
-// NewInstaller returns an installer for the file system at root.
-func NewInstaller(root string) (*Installer, error) {
+// NewInstaller returns an installer for the file system at root. log is told what
+// somebody should know.
+func NewInstaller(root string, log func(format string, args ...any)) (*Installer, error) {
 	root, err := filepath.Abs(root)
 	if err != nil {
 		return nil, fmt.Errorf("find the root folder: %w", err)
@@ -54,26 +57,26 @@ func NewInstaller(root string) (*Installer, error) {
 	if err != nil {
 		return nil, fmt.Errorf("find this program: %w", err)
 	}
-	enable := func(ctx context.Context) error { return enableTimer(ctx, root) }
-	return &Installer{root: root, self: self, server: server, enable: enable}, nil
+	enable := func(ctx context.Context) error { return enableTimers(ctx, root) }
+	return &Installer{root: root, self: self, server: server, enable: enable, log: log}, nil
 }
 
-// enableTimer has systemd start the timer at the next boot. It needs no running
+// enableTimers has systemd start the timers at the next boot. It needs no running
 // systemd.
-func enableTimer(ctx context.Context, root string) error {
-	args := []string{"enable", "hallmark.timer"}
+func enableTimers(ctx context.Context, root string) error {
+	args := []string{"enable", "hallmark.timer", "hallmark-renew.timer"}
 	if root != "/" {
 		args = append([]string{"--root=" + root}, args...)
 	}
 	output, err := exec.CommandContext(ctx, "systemctl", args...).CombinedOutput()
 	if err != nil {
-		return fmt.Errorf("enable hallmark.timer: %w: %s", err, strings.TrimSpace(string(output)))
+		return fmt.Errorf("enable hallmark's timers: %w: %s", err, strings.TrimSpace(string(output)))
 	}
 	return nil
 }
 
 // Install copies this program, the configuration, the CAs and sshd's settings from
-// the folder to their places, enables the timer, and has sshd judge the result. If
+// the folder to their places, enables the timers, and has sshd judge the result. If
 // sshd does not take it, everything is put back. It reports whether it changed
 // anything.
 func (in *Installer) Install(ctx context.Context, from string) (changed bool, err error) {
@@ -83,6 +86,10 @@ func (in *Installer) Install(ctx context.Context, from string) (changed bool, er
 	}
 	if err := in.checkTrust(ctx); err != nil {
 		return false, err
+	}
+	before, err := in.server.Logins(ctx)
+	if err != nil {
+		return false, failf(Failed, hintBroken, "read sshd's configuration: %w", err)
 	}
 	change := &sshd.Change{}
 	defer func() { err = errors.Join(err, change.Close()) }()
@@ -98,7 +105,7 @@ func (in *Installer) Install(ctx context.Context, from string) (changed bool, er
 	if err := change.Commit(); err != nil {
 		return false, err
 	}
-	if err := in.verify(ctx, options); err != nil {
+	if err := in.verify(ctx, options, before); err != nil {
 		return false, failf(Failed, "everything was put back; see sshd_config and the files that it includes", "sshd does not take hallmark's settings: %w", err)
 	}
 	if err := in.enable(ctx); err != nil {
@@ -130,6 +137,7 @@ func (in *Installer) read(from string) ([]file, sshd.Options, error) {
 		{ConfigFile, data, 0o644},
 		{filepath.Join(unitDir, "hallmark.service"), systemd.Service, 0o644},
 		{filepath.Join(unitDir, "hallmark.timer"), systemd.Timer, 0o644},
+		{filepath.Join(unitDir, "hallmark-renew.timer"), systemd.RenewTimer, 0o644},
 	}
 	extra, err := readTrust(from, config)
 	if err != nil {
@@ -200,6 +208,8 @@ func checkCertificates509(data []byte) error {
 	return nil
 }
 
+const hintBroken = "run 'sshd -t' and correct what it says; with --root, mount /dev there first"
+
 // checkTrust refuses a machine on which someone else's CA file is in effect: the
 // first TrustedUserCAKeys wins, so installing would silently end those logins.
 func (in *Installer) checkTrust(ctx context.Context) error {
@@ -208,7 +218,7 @@ func (in *Installer) checkTrust(ctx context.Context) error {
 		return failf(Failed, "run 'ssh-keygen -A' first, and 'hallmark seal' at the end", "read sshd's configuration: %w", err)
 	}
 	if err != nil {
-		return failf(Failed, "run 'sshd -t' and correct what it says; with --root, mount /dev there first", "read sshd's configuration: %w", err)
+		return failf(Failed, hintBroken, "read sshd's configuration: %w", err)
 	}
 	if conf.TrustedUserCAKeys == "" || conf.TrustedUserCAKeys == sshd.CAFile {
 		return nil
@@ -274,8 +284,9 @@ func (in *Installer) stageOptions(change *sshd.Change, options sshd.Options) err
 	return change.Stage(main, config, 0o600)
 }
 
-// verify asks sshd what its configuration now comes to.
-func (in *Installer) verify(ctx context.Context, want sshd.Options) error {
+// verify asks sshd what its configuration now comes to: what was to be set is, and
+// for everyone who can log in nothing else became different.
+func (in *Installer) verify(ctx context.Context, want sshd.Options, before []sshd.Login) error {
 	if err := in.server.Check(ctx); err != nil {
 		return err
 	}
@@ -290,6 +301,16 @@ func (in *Installer) verify(ctx context.Context, want sshd.Options) error {
 		if !slices.Contains(got.HostCertificates, path) {
 			return fmt.Errorf("HostCertificate %s is not in effect", path)
 		}
+	}
+	after, err := in.server.Logins(ctx)
+	if err != nil {
+		return err
+	}
+	if drift := sshd.Drift(before, after, "trustedusercakeys", "hostcertificate", "maxstartups"); drift != "" {
+		return fmt.Errorf("another setting would change %s", drift)
+	}
+	if users := sshd.OwnAuthorities(after, want.TrustedUserCAKeys); len(users) > 0 {
+		in.log("a Match block sets TrustedUserCAKeys for %s: certificates of the cluster do not log in there", strings.Join(users, ", "))
 	}
 	return nil
 }

@@ -3,8 +3,10 @@ package agent
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -27,6 +29,8 @@ type image struct {
 	enabled int
 	// verdict replaces what the judge says, if set.
 	verdict func() error
+	// drift adds to the settings of logins, if set.
+	drift func() string
 	*Installer
 }
 
@@ -38,7 +42,7 @@ func newImage(t *testing.T, mainConfig string) *image {
 	i.give("openssh_ca.pub", string(ssh.MarshalAuthorizedKey(newSigner(t).PublicKey())))
 	self := filepath.Join(i.from, "hallmark")
 	i.give("hallmark", "program")
-	i.Installer = &Installer{root: i.root, self: self, server: i, enable: func(context.Context) error { i.enabled++; return nil }}
+	i.Installer = &Installer{root: i.root, self: self, server: i, log: t.Logf, enable: func(context.Context) error { i.enabled++; return nil }}
 	return i
 }
 
@@ -94,6 +98,20 @@ func (i *image) Effective(context.Context) (*sshd.Effective, error) {
 	return e, nil
 }
 
+// Logins are those of one account, whose settings are the configuration's lines.
+func (i *image) Logins(context.Context) ([]sshd.Login, error) {
+	var settings strings.Builder
+	if i.drift != nil {
+		settings.WriteString(i.drift())
+	}
+	for line := range strings.Lines(i.read(sshd.DropIn) + i.read(sshd.MainConfig)) {
+		if keyword, value, ok := strings.Cut(strings.TrimSpace(line), " "); ok && keyword != "#" {
+			fmt.Fprintf(&settings, "%s %s\n", strings.ToLower(keyword), value)
+		}
+	}
+	return []sshd.Login{{Connection: sshd.Connection{User: "root", Address: "192.0.2.1"}, Settings: []byte(settings.String())}}, nil
+}
+
 // tree returns every file below the root with its mode and content.
 func (i *image) tree() map[string]string {
 	i.t.Helper()
@@ -129,6 +147,7 @@ func TestInstall(t *testing.T) {
 	for _, path := range []string{
 		ConfigFile, sshd.CAFile, sshd.DropIn, sshd.MainConfig,
 		"/etc/systemd/system/hallmark.service", "/etc/systemd/system/hallmark.timer",
+		"/etc/systemd/system/hallmark-renew.timer",
 	} {
 		if files[path] == "" {
 			t.Errorf("%s was not installed", path)
@@ -218,26 +237,79 @@ func TestInstallRefuses(t *testing.T) {
 	}
 }
 
-// A real sshd judges what is installed.
+// A real sshd judges what is installed into configurations as they are found. None
+// of them includes drop-ins first.
 func TestInstallWithRealSSHD(t *testing.T) {
-	s := newTestSSHD(t, findSSHD(t), t.TempDir(), newSigner(t).PublicKey())
-	i := newImage(t, "")
-	i.server = &sshd.Server{Program: s.Program, Config: filepath.Join(i.root, sshd.MainConfig)}
-	s.configure("")
-	config, err := os.ReadFile(s.Config)
-	if err != nil {
-		t.Fatal(err)
+	const connect = "AuthorizedKeysCommand /opt/aws/bin/eic_run_authorized_keys %u %f\nAuthorizedKeysCommandUser nobody\n"
+	for _, test := range []struct {
+		name, before, after string // around what every sshd_config has
+		want                string // the error, or ""
+		keeps               string // a line of sshd -T
+	}{
+		{name: "Amazon Linux 2", after: "Match User git\n\tX11Forwarding no\n"},
+		{name: "no line break at the end", after: "Match User git\n\tX11Forwarding no"},
+		{name: "drop-ins included last", after: "Include /nonexistent/sshd_config.d/*.conf\n"},
+		{name: "drop-ins included in a Match", after: "Match all\nInclude /nonexistent/sshd_config.d/*.conf\n"},
+		{name: "EC2 Instance Connect", before: connect, keeps: "authorizedkeyscommand /opt/aws/bin/eic_run_authorized_keys %u %f"},
+		{name: "several ports and addresses", before: "ListenAddress 127.0.0.1:2201\nListenAddress [::1]:2202\n", keeps: "listenaddress [::1]:2202"},
+		{name: "a host certificate of someone else", before: "HostCertificate /etc/other-cert.pub\n", keeps: "hostcertificate /etc/other-cert.pub"},
+		{name: "a host key of someone else", before: "HostKey /etc/other\n", keeps: "hostkey /etc/other"},
+		{name: "FIPS", before: "HostKeyAlgorithms rsa-sha2-256-cert-v01@openssh.com,rsa-sha2-256,ecdsa-sha2-nistp256\n", keeps: "hostkeyalgorithms rsa-sha2-256-cert-v01@openssh.com,rsa-sha2-256,ecdsa-sha2-nistp256"},
+		{name: "CAs of someone else", before: "TrustedUserCAKeys /etc/other.pub\n", want: "sshd already trusts the CAs in /etc/other.pub"},
+		{name: "CAs of someone else for everyone", after: "Match all\nTrustedUserCAKeys /etc/other.pub\n", want: "sshd already trusts the CAs in /etc/other.pub"},
+		{name: "CAs of someone else for some", after: "Match Address 192.0.2.0/24\nTrustedUserCAKeys /etc/other.pub\n"},
+		{name: "a bad Match block", after: "Match User root\nNonsense yes\n", want: "Nonsense"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			s := newTestSSHD(t, findSSHD(t), t.TempDir(), newSigner(t).PublicKey())
+			i := newImage(t, "")
+			i.server = &sshd.Server{Program: s.Program, Config: filepath.Join(i.root, sshd.MainConfig)}
+			s.configure("")
+			i.write(sshd.MainConfig, test.before+string(mustRead(t, s.Config))+test.after)
+			before := i.tree()
+			_, err := i.Install(t.Context(), i.from)
+			if test.want != "" {
+				if err == nil || !strings.Contains(err.Error(), test.want) || !equal(i.tree(), before) {
+					t.Errorf("error %v, want %q, and nothing changed", err, test.want)
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			conf, err := i.server.Effective(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if conf.TrustedUserCAKeys != sshd.CAFile || conf.MaxStartups != sshd.DefaultMaxStartups {
+				t.Errorf("effective: %+v", conf)
+			}
+			for _, path := range sshd.DefaultOptions().HostCertificates {
+				if !slices.Contains(conf.HostCertificates, path) {
+					t.Errorf("HostCertificate %s is not in effect", path)
+				}
+			}
+			logins, err := i.server.Logins(t.Context())
+			if err != nil || !strings.Contains(string(logins[0].Settings), test.keeps) {
+				t.Errorf("%q is lost: %v", test.keeps, err)
+			}
+		})
 	}
-	i.write(sshd.MainConfig, string(config)+"Match User git\n\tX11Forwarding no\n")
-	if _, err := i.Install(t.Context(), i.from); err != nil {
-		t.Fatal(err)
+}
+
+// What would change a setting of someone else is put back.
+func TestInstallChangesNothingElse(t *testing.T) {
+	i := newImage(t, withInclude)
+	i.drift = func() string {
+		if i.read(ConfigFile) == "" {
+			return "permitrootlogin no\n"
+		}
+		return "permitrootlogin yes\n"
 	}
-	conf, err := i.server.Effective(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	if conf.TrustedUserCAKeys != sshd.CAFile || len(conf.HostCertificates) != 3 || conf.MaxStartups != sshd.DefaultMaxStartups {
-		t.Errorf("effective: %+v", conf)
+	before := i.tree()
+	_, err := i.Install(t.Context(), i.from)
+	if err == nil || !strings.Contains(err.Error(), `"permitrootlogin no" became "permitrootlogin yes"`) || !equal(i.tree(), before) {
+		t.Errorf("error %v, want that it would change, and nothing changed", err)
 	}
 }
 

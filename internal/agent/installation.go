@@ -25,8 +25,8 @@ type installation struct {
 	conf *sshd.Effective
 	keys []hostKey // with the certificates to install
 
-	listener netip.AddrPort // of the running sshd; the zero value if none runs
-	reloaded bool
+	listeners []netip.AddrPort // of the running sshd; none if none runs
+	reloaded  bool
 }
 
 // install writes the certificates and the CA file, sees sshd present them, and
@@ -39,7 +39,10 @@ func (i *installation) install(ctx context.Context, caFile []byte, state *State)
 	defer func() { err = errors.Join(err, change.Close()) }()
 	// An sshd that does not run is not started: someone may have stopped it. One that
 	// listens behind ssh.socket is started by this question, as by any login.
-	state.Presented = i.findListener(ctx)
+	if err := i.findListeners(ctx); err != nil {
+		return nothingChanged(err)
+	}
+	state.Presented = len(i.listeners) > 0
 	// The state is written last, but staged now: a full disk shows before sshd's
 	// files change.
 	final, err := stageState(i.stateDir, state)
@@ -84,12 +87,14 @@ func (i *installation) stage(caFile []byte) (*sshd.Change, error) {
 	return change, nil
 }
 
-// findListener notes where the running sshd answers, and returns false if none
-// does.
-func (i *installation) findListener(ctx context.Context) bool {
-	var ok bool
-	i.listener, ok = sshd.Answers(ctx, i.conf.Listen)
-	return ok
+// findListeners notes where the running sshd answers.
+func (i *installation) findListeners(ctx context.Context) error {
+	addresses, err := i.server.Addresses(ctx, i.conf)
+	if err != nil {
+		return fmt.Errorf("find where sshd listens: %w", err)
+	}
+	i.listeners = sshd.Answering(ctx, addresses)
+	return nil
 }
 
 // prove sees that sshd accepts its configuration and presents the certificates,
@@ -97,28 +102,49 @@ func (i *installation) findListener(ctx context.Context) bool {
 func (i *installation) prove(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, i.settle)
 	defer cancel()
-	var shown error
-	var look sync.WaitGroup
-	defer look.Wait()
-	if i.listener.IsValid() {
-		look.Go(func() { shown = i.presented(ctx) })
+	var refused error
+	var check sync.WaitGroup
+	// It changes nothing, so it takes place beside the handshakes.
+	check.Go(func() {
+		if refused = i.server.Check(ctx); refused != nil {
+			cancel()
+		}
+	})
+	mismatch, err := i.mismatch(ctx)
+	if check.Wait(); refused != nil {
+		return fmt.Errorf("sshd does not accept its configuration: %w", refused)
 	}
-	// Neither changes anything, so they take place side by side.
-	if err := i.server.Check(ctx); err != nil {
-		cancel()
-		return fmt.Errorf("sshd does not accept its configuration: %w", err)
-	}
-	if !i.listener.IsValid() {
-		return nil // there is nobody to ask
-	}
-	if look.Wait(); shown == nil {
-		return nil
+	if err != nil || !mismatch {
+		return err
 	}
 	i.reloaded = true
 	if err := i.server.Reload(ctx, i.conf.PIDFile); err != nil {
 		return fmt.Errorf("reload sshd: %w", err)
 	}
+	// One question at a time until the reload is through, then all.
+	first := func(ctx context.Context) error { return i.presents(ctx, i.listeners[0], i.keys[0]) }
+	if err := until(ctx, first); err != nil {
+		return err
+	}
 	return until(ctx, i.presented)
+}
+
+// mismatch reports whether sshd presents something else than the certificates.
+func (i *installation) mismatch(ctx context.Context) (mismatch bool, err error) {
+	if len(i.listeners) == 0 {
+		return false, nil // there is nobody to ask
+	}
+	// An sshd that does not answer just now is asked again, not reloaded: it may keep
+	// out this machine's address for a while (PerSourcePenalties).
+	err = until(ctx, func(ctx context.Context) error {
+		err := i.presented(ctx)
+		mismatch = errors.Is(err, sshd.ErrNotPresented) || errors.Is(err, errAnother)
+		if mismatch {
+			return nil
+		}
+		return err
+	})
+	return mismatch, err
 }
 
 // until repeats a check until it succeeds or the context ends, and returns the
@@ -142,7 +168,9 @@ func until(ctx context.Context, check func(context.Context) error) error {
 }
 
 // presented returns nil if sshd presents the certificates. Of two keys that share
-// an algorithm sshd presents one, and either will do.
+// an algorithm sshd presents one, and either will do. Every certificate is asked for
+// at the first address, and one of them at each other: a listener has the same keys
+// everywhere, and OpenSSH 9.8 and later counts connections that do not log in.
 func (i *installation) presented(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	seen := map[string]bool{}
@@ -151,18 +179,24 @@ func (i *installation) presented(ctx context.Context) error {
 			continue
 		}
 		seen[key.algorithms[0]] = true
-		group.Go(func() error { return i.presents(ctx, key) })
+		group.Go(func() error { return i.presents(ctx, i.listeners[0], key) })
+	}
+	for _, listener := range i.listeners[1:] {
+		group.Go(func() error { return i.presents(ctx, listener, i.keys[0]) })
 	}
 	return group.Wait()
 }
 
-func (i *installation) presents(ctx context.Context, key hostKey) error {
-	got, err := sshd.Presented(ctx, i.listener, key.algorithms)
+// errAnother says that sshd presents a certificate, but an old one.
+var errAnother = errors.New("presents another certificate")
+
+func (i *installation) presents(ctx context.Context, listener netip.AddrPort, key hostKey) error {
+	got, err := sshd.Presented(ctx, listener, key.algorithms)
 	if err != nil {
 		return fmt.Errorf("%s: %w", key.certificatePath(), err)
 	}
 	if !i.installed(got) {
-		return fmt.Errorf("sshd at %s presents another certificate than %s", i.listener, key.certificatePath())
+		return fmt.Errorf("sshd at %s %w than %s", listener, errAnother, key.certificatePath())
 	}
 	return nil
 }
@@ -212,9 +246,10 @@ func (i *installation) revive(ctx context.Context) error {
 	return until(ctx, i.answers)
 }
 
+// answers returns nil if sshd answers wherever it did before.
 func (i *installation) answers(ctx context.Context) error {
-	if _, ok := sshd.Answers(ctx, i.conf.Listen); !ok {
-		return errors.New("no sshd answers at its addresses")
+	if answering := sshd.Answering(ctx, i.listeners); len(answering) < len(i.listeners) {
+		return fmt.Errorf("of sshd's addresses %v only %v answer", i.listeners, answering)
 	}
 	return nil
 }

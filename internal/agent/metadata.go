@@ -8,7 +8,9 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
+	"regexp"
 	"strings"
 	"time"
 
@@ -23,6 +25,9 @@ const (
 	hintMetadata = "see that the instance metadata service is on (HttpEndpoint) and that nothing on the machine blocks its address"
 	hintRole     = "the instance identity role's credentials are missing: retry, and compare " +
 		"/latest/meta-data/identity-credentials/ec2/info on another instance"
+	hintProfile = "give the instance an instance profile whose role may call lambda:InvokeFunctionUrl, or set signer_auth: none"
+
+	documentPage = "/latest/dynamic/instance-identity/document"
 )
 
 // Instance is which instance this is, by its metadata.
@@ -30,6 +35,9 @@ type Instance struct {
 	AccountID  string `json:"accountId"`
 	Region     string `json:"region"`
 	InstanceID string `json:"instanceId"`
+	// Started is when it was last started, as the document says. A reboot does not
+	// change it.
+	Started string `json:"pendingTime"`
 }
 
 // metadata speaks IMDSv2, and only that: a request without a session token can be
@@ -68,7 +76,7 @@ func newMetadata(r retry) *metadata {
 // machine; the signer does not take this machine's word for it.
 func (m *metadata) instance(ctx context.Context) (Instance, error) {
 	var i Instance
-	text, err := m.get(ctx, "/latest/dynamic/instance-identity/document")
+	text, err := m.get(ctx, documentPage)
 	if err != nil {
 		return i, metadataError("which instance this is", hintMetadata, err)
 	}
@@ -101,14 +109,97 @@ func (m *metadata) credentials(ctx context.Context) (identity.Credentials, error
 	if err != nil {
 		return identity.Credentials{}, metadataError("the identity role's credentials", hintMetadata, err)
 	}
+	return parseCredentials(text, "identity role", hintRole)
+}
+
+var roleName = regexp.MustCompile(`^[A-Za-z0-9_+=,.@-]{1,64}$`)
+
+// profileCredentials returns those of the instance profile's role, by which
+// signer_auth: aws_iam lets the machine in. They prove no instance: whoever runs the
+// machine chooses the profile.
+func (m *metadata) profileCredentials(ctx context.Context) (identity.Credentials, error) {
+	const folder = "/latest/meta-data/iam/security-credentials/"
+	list, err := m.get(ctx, folder)
+	if errors.Is(err, errMissing) {
+		return identity.Credentials{}, failf(Misconfigured, hintProfile, "signer_auth is aws_iam, but the instance has no instance profile")
+	}
+	if err != nil {
+		return identity.Credentials{}, metadataError("the instance profile", hintMetadata, err)
+	}
+	role, _, _ := strings.Cut(strings.TrimSpace(string(list)), "\n")
+	if !roleName.MatchString(role) { // it becomes part of a path
+		return identity.Credentials{}, failf(Failed, hintProfile, "metadata service: %.64q is no role's name", role)
+	}
+	text, err := m.get(ctx, folder+role)
+	if err != nil {
+		return identity.Credentials{}, metadataError("the instance profile's credentials", hintProfile, err)
+	}
+	return parseCredentials(text, "instance profile", hintProfile)
+}
+
+func parseCredentials(text []byte, whose, hint string) (identity.Credentials, error) {
 	var c struct{ Code, AccessKeyID, SecretAccessKey, Token string }
-	if err := json.Unmarshal(text, &c); err != nil {
-		return identity.Credentials{}, failf(Failed, hintRole, "metadata service: identity role's credentials cannot be read")
+	if err := json.Unmarshal(text, &c); err != nil { // which may quote a secret
+		return identity.Credentials{}, failf(Failed, hint, "metadata service: %s's credentials cannot be read", whose)
 	}
 	if c.Code != "Success" || c.AccessKeyID == "" || c.SecretAccessKey == "" || c.Token == "" {
-		return identity.Credentials{}, failf(Temporary, hintRole, "metadata service: identity role's credentials have code %q", c.Code)
+		return identity.Credentials{}, failf(Temporary, hint, "metadata service: %s's credentials have code %q", whose, c.Code)
 	}
 	return identity.Credentials{AccessKeyID: c.AccessKeyID, SecretAccessKey: c.SecretAccessKey, SessionToken: c.Token}, nil
+}
+
+// optional returns a page that not every instance has, or "".
+func (m *metadata) optional(ctx context.Context, page string) (string, error) {
+	text, err := m.get(ctx, page)
+	if errors.Is(err, errMissing) {
+		return "", nil
+	}
+	if err != nil {
+		return "", metadataError("this machine's names and addresses", hintMetadata, err)
+	}
+	return strings.TrimSpace(string(text)), nil
+}
+
+const publicAddressPage = "/latest/meta-data/public-ipv4"
+
+// names returns the addresses and the name that AWS gave this instance, each in the
+// one form in which it may stand in a certificate.
+func (m *metadata) names(ctx context.Context) (map[string]bool, error) {
+	text, err := m.get(ctx, documentPage)
+	if err != nil {
+		return nil, metadataError("this machine's addresses", hintMetadata, err)
+	}
+	var document struct {
+		PrivateIP string `json:"privateIp"`
+	}
+	if err := json.Unmarshal(text, &document); err != nil {
+		return nil, failf(Failed, hintMetadata, "metadata service: identity document: %w", err)
+	}
+	own := map[string]bool{}
+	addAddress(own, document.PrivateIP)
+	for _, page := range []string{publicAddressPage, "/latest/meta-data/ipv6"} {
+		address, err := m.optional(ctx, page)
+		if err != nil {
+			return nil, err
+		}
+		addAddress(own, address)
+	}
+	name, err := m.optional(ctx, "/latest/meta-data/local-hostname")
+	if err != nil {
+		return nil, err
+	}
+	if dnsName.MatchString(name) && strings.Contains(name, ".") { // not localhost
+		own[name] = true
+	}
+	return own, nil
+}
+
+func addAddress(own map[string]bool, text string) {
+	// Loopback and the like are every machine's: a certificate for them would pass
+	// for each.
+	if a, err := netip.ParseAddr(text); err == nil && a.IsGlobalUnicast() && a.Zone() == "" {
+		own[a.String()] = true
+	}
 }
 
 func metadataError(what, hint string, err error) error {

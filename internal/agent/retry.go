@@ -11,7 +11,7 @@ import (
 const (
 	firstBackoff  = 500 * time.Millisecond
 	longestDelay  = 30 * time.Second // between two attempts, by our own choice
-	longestHonor  = time.Minute      // between two attempts, by Retry-After
+	longestHonor  = time.Hour        // by Retry-After
 	manyAttempts  = 1000             // bounded by the deadline instead
 	signerTimeout = 30 * time.Second // of one attempt
 )
@@ -65,8 +65,8 @@ func (r retry) do(ctx context.Context, attempts int, attempt func(context.Contex
 	}
 }
 
-// wait returns how long to wait after attempt n, counted from zero: a random part
-// of an exponentially growing time, on top of what the server asked for. The
+// wait returns how long to wait after attempt n, counted from zero: a random part of
+// an exponentially growing time, on top of what the server asked for. The
 // server's wish is bounded, so that no answer can silence a machine.
 func (r retry) wait(n int, after time.Duration) time.Duration {
 	limit := longestDelay

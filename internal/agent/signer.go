@@ -3,8 +3,10 @@ package agent
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -12,9 +14,14 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	v4 "github.com/aws/aws-sdk-go-v2/aws/signer/v4"
 
 	"github.com/hallmark-ssh/hallmark/internal/buildinfo"
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
@@ -22,7 +29,7 @@ import (
 
 const (
 	hintSignerURL  = "see that signer_url in the configuration is the signer's, and that nothing in between answers for it"
-	hintSignerDown = "sshd works as before; hallmark.timer tries again every few minutes"
+	hintSignerDown = "sshd works as before; hallmark.service tries again in some minutes"
 )
 
 // newSignerClient returns a client for the signer: TLS 1.2 or later, the system's
@@ -43,7 +50,13 @@ func newSignerClient(caFile string) (*http.Client, error) {
 // read only if the others do not vouch for the signer: reading some 140 certificates,
 // most of them twice, is a fifth of an enrollment's memory and CPU time.
 func newTransport(caFile string) (http.RoundTripper, error) {
-	system := transportWith(nil)
+	system := systemTransport(sync.OnceValues(func() (http.RoundTripper, error) {
+		roots, err := systemRoots()
+		if err != nil {
+			return nil, fmt.Errorf("read the system's CAs: %w", err)
+		}
+		return transportWith(roots), nil
+	}))
 	if caFile == "" {
 		return system, nil
 	}
@@ -58,7 +71,18 @@ func newTransport(caFile string) (http.RoundTripper, error) {
 	return ownFirst{transportWith(roots), system}, nil
 }
 
-// transportWith returns a transport that trusts the roots; nil means the system's.
+// systemTransport makes a transport when there is a request for it.
+type systemTransport func() (http.RoundTripper, error)
+
+func (t systemTransport) RoundTrip(r *http.Request) (*http.Response, error) {
+	transport, err := t()
+	if err != nil {
+		return nil, err
+	}
+	return transport.RoundTrip(r)
+}
+
+// transportWith returns a transport that trusts the roots.
 func transportWith(roots *x509.CertPool) *http.Transport {
 	return &http.Transport{
 		Proxy:               http.ProxyFromEnvironment,
@@ -88,42 +112,162 @@ func (t ownFirst) RoundTrip(r *http.Request) (*http.Response, error) {
 	return t.system.RoundTrip(again)
 }
 
+// systemRoots returns the CAs of the system's bundle, as curl does. Where there is
+// one, Go's library would read the folder of single certificates as well: the same ones
+// again, for 9 ms of the 30 that a wake-up may take.
+func systemRoots() (*x509.CertPool, error) {
+	if os.Getenv("SSL_CERT_FILE") == "" && os.Getenv("SSL_CERT_DIR") == "" {
+		for _, bundle := range []string{"/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt"} {
+			roots := x509.NewCertPool()
+			if data, err := os.ReadFile(bundle); err == nil && roots.AppendCertsFromPEM(data) {
+				return roots, nil
+			}
+		}
+	}
+	roots, err := x509.SystemCertPool()
+	if err != nil && os.IsNotExist(err) {
+		return x509.NewCertPool(), nil // a machine without CAs: then signer_ca_file counts
+	}
+	return roots, err
+}
+
 // ask posts a request until it is answered, and makes it anew each time: a proof
 // is good for minutes only.
-func (e *Enroller) ask(ctx context.Context, newRequest func(context.Context) ([]byte, error)) (*protocol.Response, error) {
+func (e *Enroller) ask(ctx context.Context, region string, newRequest func(context.Context) ([]byte, error)) (*protocol.Response, error) {
 	var answer *protocol.Response
 	err := e.retry.do(ctx, manyAttempts, func(ctx context.Context) (again bool, after time.Duration, err error) {
 		body, err := newRequest(ctx)
 		if err != nil {
 			return false, 0, err
 		}
-		answer, after, err = e.post(ctx, body)
-		return kindOf(err) == Temporary, after, err
+		answer, err = e.post(ctx, region, body)
+		return kindOf(err) == Temporary, waitOf(err), err
 	})
 	return answer, err
 }
 
-// post sends one request. after is the wait that the signer asked for.
-func (e *Enroller) post(ctx context.Context, body []byte) (answer *protocol.Response, after time.Duration, err error) {
+func (e *Enroller) post(ctx context.Context, region string, body []byte) (*protocol.Response, error) {
+	header := http.Header{"Content-Type": {"application/json"}}
+	status, data, err := e.send(ctx, region, http.MethodPost, header, body)
+	if err != nil {
+		return nil, err
+	}
+	if status.code != http.StatusOK {
+		return nil, e.refusal(status, data)
+	}
+	return readAnswer(data)
+}
+
+// authorities asks once for the cluster's current CAs, unless they are those of the
+// entity tag. It returns nil for those, and where the signer does not tell: then the
+// next enrollment will.
+func (e *Enroller) authorities(ctx context.Context, etag, region string) (current *authorities, newETag string, err error) {
+	header := http.Header{}
+	if etag != "" {
+		header.Set("If-None-Match", etag)
+	}
+	status, data, err := e.send(ctx, region, http.MethodGet, header, nil)
+	if err != nil {
+		return nil, "", err
+	}
+	switch status.code {
+	case http.StatusOK:
+		current, err = readCAs(data)
+		return current, protocol.ETag(data), err
+	case http.StatusNotModified, http.StatusNotFound, http.StatusMethodNotAllowed, http.StatusNotImplemented:
+		return nil, "", nil
+	}
+	return nil, "", e.refusal(status, data)
+}
+
+func readCAs(data []byte) (*authorities, error) {
+	const hint = "nothing was changed; see that signer_url is the signer's"
+	if len(data) > protocol.MaxResponseBytes {
+		return nil, failf(Failed, hint, "the signer's list of CAs has more than %d bytes", protocol.MaxResponseBytes)
+	}
+	var c protocol.CAs
+	if err := json.Unmarshal(data, &c); err != nil {
+		return nil, failf(Failed, hint, "the signer's list of CAs is not of this protocol: %w", err)
+	}
+	if c.Version != protocol.Version {
+		return nil, failf(Failed, "update hallmark on this machine, or the signer",
+			"the signer's list of CAs has protocol version %d, not %d", c.Version, protocol.Version)
+	}
+	a, err := readAuthorities(c.OpenSSHCAs, c.HostCAs)
+	if err != nil {
+		return nil, failf(Failed, hint, "the signer's list of CAs is not acceptable: %w", err)
+	}
+	return &a, nil
+}
+
+// status is how a request was answered.
+type status struct {
+	code  int
+	after time.Duration // the wait that the signer asked for
+}
+
+// send sends one request, and returns as much of the answer as any may have, and a
+// byte more.
+func (e *Enroller) send(ctx context.Context, region, method string, header http.Header, body []byte) (status, []byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, signerTimeout)
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, e.Config.SignerURL, bytes.NewReader(body))
+	req, err := http.NewRequestWithContext(ctx, method, e.Config.SignerURL, bytes.NewReader(body))
 	if err != nil {
-		return nil, 0, fmt.Errorf("ask the signer: %w", err)
+		return status{}, nil, fmt.Errorf("ask the signer: %w", err)
 	}
-	req.Header.Set("Content-Type", "application/json")
+	req.Header = header
 	req.Header.Set("User-Agent", "hallmark/"+strings.Trim(buildinfo.Version(), "()"))
+	if e.Config.SignerAuth == authIAM {
+		if err := e.signRequest(ctx, req, region, body); err != nil {
+			return status{}, nil, err
+		}
+	}
 	resp, err := e.http.Do(req)
 	if err != nil {
-		return nil, 0, unreachable(err)
+		return status{}, nil, unreachable(err)
 	}
 	defer resp.Body.Close()
 	data, err := io.ReadAll(io.LimitReader(resp.Body, protocol.MaxResponseBytes+1))
 	if err != nil {
-		return nil, 0, failf(Temporary, hintSignerDown, "read the signer's answer: %w", err)
+		return status{}, nil, failf(Temporary, hintSignerDown, "read the signer's answer: %w", err)
 	}
-	answer, err = readAnswer(resp.StatusCode, data)
-	return answer, retryAfter(resp.Header.Get("Retry-After"), e.now()), err
+	return status{resp.StatusCode, retryAfter(resp.Header.Get("Retry-After"), e.now())}, data, nil
+}
+
+// signRequest signs a request for a function URL of AuthType AWS_IAM, by the
+// credentials of the instance profile.
+// (https://docs.aws.amazon.com/lambda/latest/dg/urls-auth.html)
+func (e *Enroller) signRequest(ctx context.Context, req *http.Request, region string, body []byte) error {
+	creds, err := e.metadata.profileCredentials(ctx)
+	if err != nil {
+		return err
+	}
+	digest := sha256.Sum256(body)
+	err = v4.NewSigner().SignHTTP(ctx, aws.Credentials{
+		AccessKeyID: creds.AccessKeyID, SecretAccessKey: creds.SecretAccessKey, SessionToken: creds.SessionToken,
+	}, req, hex.EncodeToString(digest[:]), "lambda", signingRegion(req.URL.Hostname(), region), e.now())
+	if err != nil {
+		return fmt.Errorf("sign the request to the signer: %w", err)
+	}
+	return nil
+}
+
+// signingRegion returns the region in <id>.lambda-url.<region>.on.aws, and the
+// machine's own for a host name of the operator's.
+func signingRegion(host, own string) string {
+	labels := strings.Split(host, ".")
+	if len(labels) > 3 && labels[1] == "lambda-url" {
+		return labels[2]
+	}
+	return own
+}
+
+// waitOf returns the wait that the signer asked for with an error.
+func waitOf(err error) time.Duration {
+	if e, ok := errors.AsType[*Error](err); ok {
+		return e.after
+	}
+	return 0
 }
 
 // unreachable explains why no answer came. A certificate that does not verify is
@@ -136,34 +280,49 @@ func unreachable(err error) error {
 	return failf(Temporary, hint, "ask the signer: %w", err)
 }
 
-// readAnswer turns what the signer said into an answer, or an error that knows
-// whether asking again may help.
-func readAnswer(status int, data []byte) (*protocol.Response, error) {
+// readAnswer reads the body of an answer that grants.
+func readAnswer(data []byte) (*protocol.Response, error) {
 	if len(data) > protocol.MaxResponseBytes {
 		return nil, failf(Failed, hintSignerURL, "the signer's answer has more than %d bytes", protocol.MaxResponseBytes)
-	}
-	if status != http.StatusOK {
-		return nil, readRefusal(status, data)
 	}
 	var answer protocol.Response
 	// Fields that a later signer adds do no harm to an older machine.
 	if err := json.Unmarshal(data, &answer); err != nil {
 		return nil, failf(Failed, hintSignerURL, "the signer's answer is not of this protocol: %w", err)
 	}
-	if answer.Version != protocol.Version {
-		return nil, failf(Failed, "update hallmark on this machine, or the signer",
+	if !slices.Contains(protocol.SupportedVersions(), answer.Version) {
+		return nil, failf(Failed, hintVersions([]int{answer.Version}),
 			"the signer's answer has protocol version %d, not %d", answer.Version, protocol.Version)
 	}
 	return &answer, nil
 }
 
-func readRefusal(status int, data []byte) error {
+// refusal turns any other answer into an error that knows whether asking again may
+// help, and when.
+func (e *Enroller) refusal(s status, data []byte) error {
+	refusal := readRefusal(s.code, data)
+	refusal.after = s.after
+	if s.code == http.StatusForbidden && e.Config.SignerAuth == authIAM && refusal.Hint == hintSignerURL {
+		refusal.Hint = hintProfile
+	}
+	return refusal
+}
+
+func readRefusal(status int, data []byte) *Error {
 	var r protocol.ErrorResponse
 	if err := json.Unmarshal(data, &r); err != nil || r.Error.Code == "" {
 		return unexplained(status)
 	}
 	if r.Error.Code == protocol.CodeClockSkew {
-		return failf(Temporary, "set the machine's clock, for example with chrony or systemd-timesyncd", "%s", explainSkew(r.Error))
+		return &Error{
+			Kind: Temporary, Hint: "set the machine's clock, for example with chrony or systemd-timesyncd",
+			Err: errors.New(explainSkew(r.Error)),
+		}
+	}
+	if r.Error.Code == protocol.CodeUnsupportedVersion {
+		return &Error{Kind: Refused, Hint: hintVersions(r.Error.SupportedVersions), Err: fmt.Errorf(
+			"the signer does not speak this machine's protocol version %d%s (request %.64q)",
+			protocol.Version, spoken(r.Error.SupportedVersions), r.Error.RequestID)}
 	}
 	// The signer is trusted to sign, not to draw on a terminal: %q.
 	err := fmt.Errorf("the signer answered %d %.64q: %.300q (request %.64q)", status, r.Error.Code, r.Error.Message, r.Error.RequestID)
@@ -180,9 +339,31 @@ func explainSkew(r protocol.Refusal) string {
 	return fmt.Sprintf("this machine's clock is wrong: the signer's says %s", r.ServerTime.UTC().Format(time.RFC3339))
 }
 
+// hintVersions says which side is behind, going by the versions that the signer
+// speaks. Signers are updated first, so that one knows more versions than its machines.
+func hintVersions(signers []int) string {
+	own := protocol.SupportedVersions()
+	switch {
+	case len(signers) == 0:
+		return "update hallmark on this machine, or the signer"
+	case slices.Min(signers) > slices.Max(own):
+		return "update hallmark on this machine: bake its image anew, or run a newer 'hallmark install'"
+	default:
+		return "update the signer: it is older than hallmark on this machine"
+	}
+}
+
+// spoken says which versions the signer named, if it did.
+func spoken(versions []int) string {
+	if len(versions) == 0 {
+		return "" // a signer from before it did
+	}
+	return fmt.Sprintf(", but %d to %d", slices.Min(versions), slices.Max(versions))
+}
+
 // unexplained is for answers that did not come from a signer, but from something
 // in front of it.
-func unexplained(status int) error {
+func unexplained(status int) *Error {
 	err := fmt.Errorf("the signer answered %d %s, without a reason of this protocol", status, http.StatusText(status))
 	switch {
 	case temporary(status):
@@ -213,8 +394,6 @@ func hintRefused(code protocol.Code) string {
 		return "host keys must be made on each instance at first boot: end a bake with 'hallmark seal'"
 	case protocol.CodeNameInUse:
 		return "give the instance another name, or remove the node that holds it from Teleport"
-	case protocol.CodeUnsupportedVersion:
-		return "update hallmark on this machine, or the signer"
 	default:
 		return "the signer's log says more, by the request id"
 	}

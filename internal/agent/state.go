@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"golang.org/x/crypto/ssh"
@@ -27,7 +28,15 @@ type State struct {
 	OpenSSHCAs   []string           `json:"opensshCAs"`
 	HostCAs      []string           `json:"hostCAs"`
 	EnrolledAt   time.Time          `json:"enrolledAt"`
-	RenewAfter   time.Time          `json:"renewAfter"`
+	// RenewAfter has its share of chance already: machines that enrolled together do
+	// not renew together.
+	RenewAfter time.Time `json:"renewAfter"`
+	// SignedUnder is the first of the HostCAs at the enrollment.
+	SignedUnder string `json:"signedUnder,omitempty"`
+	// CAsETag is the entity tag of the authorities that were last learned.
+	CAsETag string `json:"casETag,omitempty"`
+	// OwnAddress tells whether the node's address was one of this machine's.
+	OwnAddress bool `json:"ownAddress,omitempty"`
 	// Presented tells whether sshd was seen to present the certificates. It is false
 	// if no sshd was running.
 	Presented bool `json:"presented"`
@@ -80,9 +89,10 @@ func (s *State) marshal() ([]byte, error) {
 func newState(r *protocol.Response, g *grant, keys []hostKey, i Instance, configDigest string, now time.Time) *State {
 	s := &State{
 		Version: stateVersion, Instance: i, Config: configDigest, Node: r.Node, Principals: r.Principals,
-		OpenSSHCAs: authorizedLines(g.openSSH), HostCAs: authorizedLines(g.hosts),
 		EnrolledAt: now.UTC().Truncate(time.Second), RenewAfter: g.renewAfter.UTC().Truncate(time.Second),
 	}
+	s.learn(authorities{g.openSSH, g.hosts})
+	s.SignedUnder = s.HostCAs[0]
 	for n, cert := range g.certificates {
 		s.Certificates = append(s.Certificates, certificateState(keys[n], cert))
 	}
@@ -96,11 +106,25 @@ func certificateState(key hostKey, cert *ssh.Certificate) CertificateState {
 	}
 }
 
+// learn takes the authorities over, and knows the entity tag of a signer's answer
+// that names just these.
+func (s *State) learn(a authorities) {
+	s.OpenSSHCAs, s.HostCAs = authorizedLines(a.openSSH), authorizedLines(a.hosts)
+	s.CAsETag = ""
+	if body, err := (protocol.CAs{Version: protocol.Version, OpenSSHCAs: s.OpenSSHCAs, HostCAs: s.HostCAs}).Encode(); err == nil {
+		s.CAsETag = protocol.ETag(body)
+	}
+}
+
 func authorizedLines(keys []ssh.PublicKey) (lines []string) {
 	for _, key := range keys {
-		lines = append(lines, string(bytes.TrimSpace(ssh.MarshalAuthorizedKey(key))))
+		lines = append(lines, authorizedLine(key))
 	}
 	return lines
+}
+
+func authorizedLine(key ssh.PublicKey) string {
+	return string(bytes.TrimSpace(ssh.MarshalAuthorizedKey(key)))
 }
 
 // observed is what the machine looks like now.
@@ -109,6 +133,17 @@ type observed struct {
 	config   string
 	keys     []hostKey
 	caFile   []byte // content, nil if there is none
+	moved    bool   // the node's address was this machine's, and no longer is
+}
+
+// certified tells whether every key has a certificate that has not ended.
+func (o observed) certified(now time.Time) bool {
+	for _, key := range o.keys {
+		if key.certificate == nil || !now.Before(firstEnd([]*ssh.Certificate{key.certificate})) {
+			return false
+		}
+	}
+	return len(o.keys) > 0
 }
 
 // stale returns why the machine has to enroll, or "" if there is nothing to do. It
@@ -118,6 +153,9 @@ func (s *State) stale(now time.Time, seen observed) string {
 	switch {
 	case s == nil:
 		return "not enrolled yet"
+	case s.Instance.InstanceID == seen.instance.InstanceID && s.Instance.Started != seen.instance.Started:
+		// Its public address is another then, and a policy may have removed its node.
+		return "the instance was stopped and started"
 	case s.Instance != seen.instance:
 		return fmt.Sprintf("enrolled as instance %s, but this is %s", s.Instance.InstanceID, seen.instance.InstanceID)
 	case s.Config != seen.config:
@@ -126,8 +164,41 @@ func (s *State) stale(now time.Time, seen observed) string {
 		return "certificates are due for renewal"
 	case now.Before(s.EnrolledAt.Add(-time.Hour)):
 		return "the clock was set back to before the enrollment"
+	case s.RenewAfter.Sub(s.EnrolledAt) > maxLifetime:
+		return "the time of renewal is further off than any certificate lasts"
+	case seen.moved:
+		return fmt.Sprintf("the node's address %.64q is no longer this machine's", s.Node.Address)
 	}
 	return s.staleFiles(now, seen)
+}
+
+// resigned returns why the certificates have to be made anew although nothing on
+// the machine changed, or "". During a rotation the cluster has two Host CAs. That the
+// set changed is the wrong moment: Teleport still signs with the old key, and a
+// certificate of the new one would be refused by those who do not know it yet. The
+// right one is when the key that Teleport signs with, the first, is another than the
+// one that signed here.
+//
+// A cluster may sign with several keys at once. If the renewal for a first key brought a
+// certificate of another one, it is not repeated for the same first key.
+func (s *State) resigned(keys []hostKey) string {
+	hosts, err := parseAuthorities(s.HostCAs)
+	if err != nil {
+		return "" // an old state without them
+	}
+	for _, key := range keys {
+		if key.certificate == nil {
+			continue
+		}
+		signer := authorizedLine(key.certificate.SignatureKey)
+		switch {
+		case !slices.Contains(authorizedLines(hosts), signer):
+			return "the authority that signed " + key.certificatePath() + " is no longer the cluster's"
+		case signer != s.HostCAs[0] && s.SignedUnder != s.HostCAs[0]:
+			return "Teleport signs host certificates with another key now"
+		}
+	}
+	return ""
 }
 
 func (s *State) staleFiles(now time.Time, seen observed) string {

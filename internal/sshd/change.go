@@ -21,8 +21,8 @@ type Change struct {
 }
 
 // change is what happens to one file. Its helper files have fixed names, so that
-// those a crash left behind are removed by the next Change. They start with a dot
-// and do not end in .conf: no Include pattern takes them for drop-ins.
+// those a crash left behind are removed by the next Change of the file, or by
+// RemoveLeftovers. They start with a dot and do not end in .conf: no Include pattern takes them for drop-ins.
 type change struct {
 	path      string
 	staged    string // the new content, or "" to remove the file
@@ -65,6 +65,16 @@ func (c *Change) Changed() bool { return len(c.files) > 0 }
 
 func helperFile(path, what string) string {
 	return filepath.Join(filepath.Dir(path), "."+filepath.Base(path)+".hallmark-"+what)
+}
+
+// RemoveLeftovers removes what a run that was killed left next to the files. It must
+// not run beside a Change of them.
+func RemoveLeftovers(paths ...string) error {
+	var errs []error
+	for _, path := range paths {
+		errs = append(errs, removeAll(helperFile(path, "new"), helperFile(path, "old")))
+	}
+	return errors.Join(errs...)
 }
 
 // add saves the old file by a hard link, which takes no space and is the very

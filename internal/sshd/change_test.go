@@ -187,3 +187,17 @@ func TestChangeDoesNotFollowLinks(t *testing.T) {
 		t.Errorf("got\n%swant\n%s", got, before)
 	}
 }
+
+func TestRemoveLeftovers(t *testing.T) {
+	dir := newFolder(t)
+	before := folder(t, dir)
+	crashed := &Change{}
+	stageAll(t, crashed, dir)
+	paths := []string{filepath.Join(dir, "old"), filepath.Join(dir, "new"), filepath.Join(dir, "gone"), filepath.Join(dir, "none")}
+	if err := RemoveLeftovers(paths...); err != nil {
+		t.Fatal(err)
+	}
+	if got := folder(t, dir); got != before {
+		t.Errorf("got\n%swant\n%s", got, before)
+	}
+}

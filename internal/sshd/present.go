@@ -57,14 +57,14 @@ func Presented(ctx context.Context, address netip.AddrPort, algorithms []string)
 	return nil, fmt.Errorf("handshake with sshd at %s: %w", address, err)
 }
 
-// Answers returns the first of the addresses at which an sshd answers with a host
-// key of any kind, and false if none does.
-func Answers(ctx context.Context, addresses []netip.AddrPort) (netip.AddrPort, bool) {
+// Answering returns those of the addresses at which an sshd answers with a host key
+// of any kind. An address of the configuration need not be one of the machine's.
+func Answering(ctx context.Context, addresses []netip.AddrPort) (answering []netip.AddrPort) {
 	for _, address := range addresses {
 		_, err := Presented(ctx, address, nil)
 		if err == nil || errors.Is(err, ErrNotPresented) {
-			return address, true
+			answering = append(answering, address)
 		}
 	}
-	return netip.AddrPort{}, false
+	return answering
 }

@@ -5,9 +5,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -45,28 +48,58 @@ func Find(root string) (*Server, error) {
 	return nil, fmt.Errorf("%w in /usr/sbin, /usr/local/sbin or /usr/bin of %s", ErrNoServer, filepath.Join("/", root))
 }
 
-// Check runs "sshd -t": is the configuration free of errors? It says yes to
-// certificates that are missing or wrong, so it never suffices alone.
+// Check asks sshd whether its configuration is free of errors: as a whole ("sshd
+// -t"), and for the logins of Logins, because Match blocks are read only then. It
+// says yes to certificates that are missing or wrong, so it never suffices alone.
 func (s *Server) Check(ctx context.Context) error {
-	_, err := s.run(ctx, "-t")
+	if _, err := s.run(ctx, "-t"); err != nil {
+		return err
+	}
+	_, err := s.Logins(ctx)
 	return err
 }
 
 // Effective runs "sshd -T" for a login of root from this machine. Without a
 // connection to judge by, versions before 8.6 refuse configurations with Match.
 func (s *Server) Effective(ctx context.Context) (*Effective, error) {
-	output, err := s.run(ctx, "-T", "-C", "user=root,host=localhost,addr=127.0.0.1,laddr=127.0.0.1,lport=22")
+	output, err := s.settings(ctx, rootHere())
 	if err != nil {
 		return nil, err
 	}
 	return ParseEffective(output)
 }
 
+func (s *Server) settings(ctx context.Context, c Connection) ([]byte, error) {
+	return s.run(ctx, "-T", "-C", c.spec())
+}
+
 func (s *Server) run(ctx context.Context, args ...string) ([]byte, error) {
 	if s.Config != "" {
 		args = append([]string{"-f", s.Config}, args...)
 	}
+	output, err := command(ctx, s.Root, s.Program, args...)
+	if err == nil || !missingFolder.MatchString(err.Error()) {
+		return output, err
+	}
+	if err := s.makeFolder(); err != nil {
+		return nil, err
+	}
 	return command(ctx, s.Root, s.Program, args...)
+}
+
+// missingFolder is what Debian's and Ubuntu's sshd says, even to -t and -T, while
+// ssh.service does not run: the unit's RuntimeDirectory is gone with it. So it is
+// before the first login on a machine with ssh.socket.
+var missingFolder = regexp.MustCompile(`Missing privilege separation directory: (/var)?/run/sshd\b`)
+
+// makeFolder makes the privilege separation folder as the unit does. The path is
+// fixed: what a program prints chooses none.
+func (s *Server) makeFolder() error {
+	folder := filepath.Join("/", s.Root, "run/sshd")
+	if err := os.Mkdir(folder, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
+		return fmt.Errorf("make sshd's privilege separation folder: %w", err)
+	}
+	return nil
 }
 
 // command runs a program and returns its standard output. The error quotes what
@@ -112,23 +145,48 @@ func lastLines(s string) string {
 // The listener is the process that pidFile names. If it is the main process of a
 // systemd unit, systemd is told to reload that unit, otherwise the process gets a
 // SIGHUP (sshd(8)).
+//
+// Behind a socket of systemd it is different. An sshd that was handed its socket
+// closes it at a SIGHUP, cannot open it again, and ends. So the service is restarted,
+// while systemd holds the socket and lets new connections wait; where none runs,
+// there is nothing to do, because the next connection starts one.
 func (s *Server) Reload(ctx context.Context, pidFile string) error {
 	pid, pidErr := listenerPID(pidFile)
-	unit, err := runningUnit(ctx, pid)
+	units, err := s.units(ctx)
 	if err != nil {
 		return err
 	}
-	if unit != "" {
-		_, err := command(ctx, "", "systemctl", "reload", unit)
+	service, activated := chooseUnit(units, pid), activeSocket(units) != nil
+	switch {
+	case activated && service == "":
+		return nil
+	case activated:
+		_, err := command(ctx, "", "systemctl", "try-restart", service)
 		return err
-	}
-	if pidErr != nil {
+	case service != "":
+		_, err := command(ctx, "", "systemctl", "reload", service)
+		return err
+	case pidErr != nil:
 		return fmt.Errorf("find the running sshd: %w", pidErr)
 	}
 	if err := syscall.Kill(pid, syscall.SIGHUP); err != nil {
 		return fmt.Errorf("send SIGHUP to sshd (process %d): %w", pid, err)
 	}
 	return nil
+}
+
+// Addresses returns where the sshd of this machine can be reached from this machine:
+// where systemd listens for it, if it does, because sshd then passes its
+// ListenAddress over; otherwise where the configuration says.
+func (s *Server) Addresses(ctx context.Context, conf *Effective) ([]netip.AddrPort, error) {
+	units, err := s.units(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if socket := activeSocket(units); socket != nil && len(socket.listen) > 0 {
+		return socket.listen, nil
+	}
+	return conf.Listen, nil
 }
 
 // Start starts sshd again where systemd runs it. It is the last resort of a
@@ -142,7 +200,7 @@ func (s *Server) Start(ctx context.Context) error {
 		return err
 	}
 	for _, u := range units {
-		if u.loaded {
+		if u.loaded && !u.isSocket() {
 			_, err := command(ctx, "", "systemctl", "restart", u.name)
 			return err
 		}
@@ -189,30 +247,35 @@ func systemdRuns() bool {
 	return err == nil && info.IsDir()
 }
 
-// runningUnit returns the unit whose main process is pid, or, without a pid, the
-// one that is active; "" if there is none.
-func runningUnit(ctx context.Context, pid int) (string, error) {
+// units returns sshd's units, and none where systemd does not run. For a
+// configuration of its own (Config) only a service whose main process is the
+// listener counts: the machine's socket is another server's.
+func (s *Server) units(ctx context.Context) ([]unit, error) {
 	if !systemdRuns() {
-		return "", nil
+		return nil, nil
 	}
 	units, err := showUnits(ctx)
-	if err != nil {
-		return "", err
+	if s.Config != "" {
+		units = slices.DeleteFunc(units, unit.isSocket)
 	}
-	return chooseUnit(units, pid), nil
+	return units, err
 }
 
-// unit is what systemd says of one of sshd's services.
+// unit is what systemd says of one of sshd's services and sockets.
 type unit struct {
 	name           string
 	loaded, active bool
 	mainPID        int
+	listen         []netip.AddrPort // of a socket
 }
+
+func (u unit) isSocket() bool { return strings.HasSuffix(u.name, ".socket") }
 
 // showUnits asks for both names that distributions use. On some, one is an alias
 // of the other.
 func showUnits(ctx context.Context) ([]unit, error) {
-	output, err := command(ctx, "", "systemctl", "show", "--property=Id,LoadState,ActiveState,MainPID", "ssh.service", "sshd.service")
+	output, err := command(ctx, "", "systemctl", "show",
+		"--property=Id,LoadState,ActiveState,MainPID,Listen", "ssh.service", "sshd.service", "ssh.socket", "sshd.socket")
 	if err != nil {
 		return nil, err
 	}
@@ -234,6 +297,8 @@ func parseUnits(output string) (units []unit) {
 				u.active = value == "active" || value == "reloading"
 			case "MainPID":
 				u.mainPID, _ = strconv.Atoi(value)
+			case "Listen", "ListenStream": // the latter before systemd 230
+				u.listen = append(u.listen, socketAddresses(value)...)
 			}
 		}
 		if u.name != "" {
@@ -243,11 +308,37 @@ func parseUnits(output string) (units []unit) {
 	return units
 }
 
+// socketAddresses reads "[::]:22 (Stream)". A socket on all IPv6 addresses takes
+// IPv4 as well, unless the kernel is told otherwise. Others, such as paths, are
+// passed over.
+func socketAddresses(value string) []netip.AddrPort {
+	address, _, _ := strings.Cut(value, " ")
+	listen, err := netip.ParseAddrPort(address)
+	if err != nil {
+		return nil
+	}
+	addresses := []netip.AddrPort{reachable(listen)}
+	if listen.Addr() == netip.IPv6Unspecified() {
+		addresses = append(addresses, reachable(netip.AddrPortFrom(netip.IPv4Unspecified(), listen.Port())))
+	}
+	return addresses
+}
+
 func chooseUnit(units []unit, pid int) string {
 	for _, u := range units {
-		if u.active && (pid == 0 || u.mainPID == pid) {
+		if u.active && !u.isSocket() && (pid == 0 || u.mainPID == pid) {
 			return u.name
 		}
 	}
 	return ""
+}
+
+// activeSocket returns the socket by which systemd listens for sshd, or nil.
+func activeSocket(units []unit) *unit {
+	for i := range units {
+		if units[i].active && units[i].isSocket() {
+			return &units[i]
+		}
+	}
+	return nil
 }

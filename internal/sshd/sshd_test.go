@@ -186,6 +186,36 @@ func TestParseEffective(t *testing.T) {
 	}
 }
 
+// What versions and policies make of the same three host keys.
+func TestCertAlgorithmsOfVersions(t *testing.T) {
+	const listen = "listenaddress 0.0.0.0:22\n"
+	for _, test := range []struct {
+		name, algorithms  string
+		rsa, ecdsa, other bool // whether a certificate of such a key is any use
+	}{
+		// 7.4 signs as RSA certificate with SHA-1 only, which clients refuse by now.
+		{"OpenSSH 7.4, Amazon Linux 2", "ecdsa-sha2-nistp256-cert-v01@openssh.com,ssh-ed25519-cert-v01@openssh.com,ssh-rsa-cert-v01@openssh.com,ecdsa-sha2-nistp256,ssh-ed25519,rsa-sha2-512,rsa-sha2-256,ssh-rsa", false, true, true},
+		{"OpenSSH 8.0 in FIPS mode, RHEL 8", "ecdsa-sha2-nistp256,ecdsa-sha2-nistp256-cert-v01@openssh.com,ecdsa-sha2-nistp384,ecdsa-sha2-nistp384-cert-v01@openssh.com,rsa-sha2-256,rsa-sha2-256-cert-v01@openssh.com,rsa-sha2-512,rsa-sha2-512-cert-v01@openssh.com", true, true, false},
+		{"OpenSSH 9.2, Debian 12", "ssh-ed25519-cert-v01@openssh.com,ecdsa-sha2-nistp256-cert-v01@openssh.com,rsa-sha2-512-cert-v01@openssh.com,rsa-sha2-256-cert-v01@openssh.com,ssh-ed25519", true, true, true},
+		{"one that does not print them", "", true, true, true},
+		{"no certificates at all", "ssh-ed25519,rsa-sha2-512", false, false, false},
+	} {
+		text := listen
+		if test.algorithms != "" {
+			text += "hostkeyalgorithms " + test.algorithms + "\n"
+		}
+		e, err := ParseEffective([]byte(text))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for keyType, want := range map[string]bool{ssh.KeyAlgoRSA: test.rsa, ssh.KeyAlgoECDSA256: test.ecdsa, ssh.KeyAlgoED25519: test.other} {
+			if got := e.CertAlgorithms(keyType); (len(got) > 0) != want {
+				t.Errorf("%s: %s by %q, want any: %v", test.name, keyType, got, want)
+			}
+		}
+	}
+}
+
 func FuzzParseEffective(f *testing.F) {
 	f.Add([]byte("listenaddress 0.0.0.0:22\nhostkey /a\ntrustedusercakeys none\n"))
 	f.Fuzz(func(t *testing.T, output []byte) {

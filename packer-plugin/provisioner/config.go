@@ -18,6 +18,10 @@ type Config struct {
 	// A PEM file with certificates that the machine trusts for the signer, beside
 	// those of its system.
 	SignerCAFile string `mapstructure:"signer_ca_file"`
+	// How the machine's requests to the signer are authenticated: "none", the default,
+	// or "aws_iam" for a function URL of that AuthType. The instances then need a
+	// profile whose role may call it.
+	SignerAuth string `mapstructure:"signer_auth"`
 
 	// When the machine starts to trust the cluster's OpenSSH CA: "at_boot", the
 	// default, bakes the CA into the image; "at_enrollment" leaves it to the

@@ -116,6 +116,7 @@ func TestProvision(t *testing.T) {
 	m, p := newMachine(t), newProxy(t, 2)
 	block := block(m, p)
 	block["signer_ca_file"] = p.caFile
+	block["signer_auth"] = "aws_iam"
 	said, err := provision(t, t.Context(), m, block)
 	if err != nil {
 		t.Fatal(err)
@@ -131,7 +132,7 @@ func TestProvision(t *testing.T) {
 	if got := m.read(t, "staged/openssh_ca.pub"); got != p.lines {
 		t.Errorf("openssh_ca.pub = %q, want %q", got, p.lines)
 	}
-	if got := m.read(t, "staged/config.yaml"); !strings.Contains(got, "signer_ca_file: /etc/hallmark/signer_ca.pem\n") {
+	if got := m.read(t, "staged/config.yaml"); !strings.Contains(got, "signer_ca_file: /etc/hallmark/signer_ca.pem\nsigner_auth: aws_iam\n") {
 		t.Errorf("config.yaml = %q does not name the signer's CA", got)
 	}
 	if got := m.read(t, "staged/signer_ca.pem"); !strings.Contains(got, "BEGIN CERTIFICATE") {

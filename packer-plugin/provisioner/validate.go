@@ -57,6 +57,7 @@ func (c *Config) checkMachineKeys() []error {
 	return []error{
 		check(c.SignerURL, func(m *agent.Config) { m.SignerURL = c.SignerURL }),
 		check(c.Audience, func(m *agent.Config) { m.Audience = c.Audience }),
+		check(c.SignerAuth, func(m *agent.Config) { m.SignerAuth = c.SignerAuth }),
 		check(c.MaxStartups, func(m *agent.Config) { m.MaxStartups = c.MaxStartups }),
 	}
 }

@@ -82,6 +82,8 @@ func TestPrepare(t *testing.T) {
 		{"trust at enrollment", map[string]any{"trust": "at_enrollment", "proxy_address": remove, "openssh_ca_pins": remove}, ""},
 		{"trust at enrollment, CA baked", map[string]any{"trust": "at_enrollment"}, "bakes no OpenSSH CA"},
 
+		{"signer_auth", map[string]any{"signer_auth": "aws_iam"}, ""},
+		{"another signer_auth", map[string]any{"signer_auth": "basic"}, `signer_auth: "basic" is neither none nor aws_iam`},
 		{"MaxStartups", map[string]any{"max_startups": "100:30:200"}, ""},
 		{"MaxStartups with a directive", map[string]any{"max_startups": "10\nPermitRootLogin yes"}, "max_startups: "},
 

@@ -3,10 +3,12 @@ package systemd
 
 import _ "embed"
 
-// Service and Timer are the content of hallmark.service and hallmark.timer.
+// The content of hallmark.service, hallmark.timer and hallmark-renew.timer.
 var (
 	//go:embed hallmark.service
 	Service []byte
 	//go:embed hallmark.timer
 	Timer []byte
+	//go:embed hallmark-renew.timer
+	RenewTimer []byte
 )

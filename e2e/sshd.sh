@@ -1,0 +1,40 @@
+#!/bin/sh
+# Runs the tests of sshd's part against the OpenSSH of other Debian releases, each in
+# a root file system of its own: 8.4 (bullseye) and 10.0 (trixie). Needs root. Further
+# arguments go to the tests of internal/agent.
+set -eu
+
+cd "$(dirname "$0")/.."
+cache=${XDG_CACHE_HOME:-$HOME/.cache}/hallmark
+mkdir -p "$cache" bin/sshd
+for part in agent sshd; do
+	CGO_ENABLED=0 go test -c -o "bin/sshd/$part.test" "./internal/$part"
+done
+
+for suite in bullseye trixie; do
+	root=$cache/sshd-$suite
+	if ! [ -d "$root" ]; then
+		rm -rf "$root.partial"
+		mmdebstrap --quiet --variant=minbase --include=openssh-server "$suite" "$root.partial"
+		mv "$root.partial" "$root"
+	fi
+	# The tree as the tests know it, on a file system that ends with them.
+	# shellcheck disable=SC2016 # the inner shell expands
+	unshare --mount --pid --fork sh -euc '
+		root=$1 suite=$2
+		shift 2
+		mount --bind /dev "$root/dev"
+		mount -t proc proc "$root/proc"
+		for folder in run tmp srv; do mount -t tmpfs tmpfs "$root/$folder"; done
+		for part in agent sshd; do
+			mkdir -p "$root/srv/internal/$part"
+			cp "bin/sshd/$part.test" "$root/srv/internal/$part/"
+		done
+		cp -R internal/sshd/testdata "$root/srv/internal/sshd/"
+		cp -R docs templates "$root/srv/"
+		echo "$suite: $(chroot "$root" dpkg-query -W openssh-server)"
+		export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root HALLMARK_TEST_STRICT=1
+		chroot "$root" sh -euc "cd /srv/internal/sshd && ./sshd.test"
+		chroot "$root" sh -euc "cd /srv/internal/agent && exec ./agent.test \"\$@\"" sh -test.skip "NoHerd" "$@"
+	' sh "$root" "$suite" "$@"
+done

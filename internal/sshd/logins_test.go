@@ -1,0 +1,163 @@
+package sshd
+
+import (
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+)
+
+func TestParseUsers(t *testing.T) {
+	const passwd = `root:x:0:0:root:/root:/bin/bash
+daemon:x:1:1:daemon:/usr/sbin:/usr/sbin/nologin
+sshd:x:100:65534::/run/sshd:/usr/sbin/nologin
+postgres:x:105:110::/var/lib/postgresql:/bin/bash
+admin:x:1000:1000:Debian:/home/admin:/bin/bash
+git:x:1001:1001::/home/git:/usr/bin/git-shell
+nobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin
+ftp:x:1002:1002::/srv:/bin/false
+a,user=root:x:1003:1003::/:/bin/sh
+short:x:1004
+word:x:many:1::/:/bin/sh
+admin:x:1000:1000:again:/home/admin:/bin/bash
+`
+	if got, want := parseUsers(passwd), []string{"root", "admin", "git"}; !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
+func TestDrift(t *testing.T) {
+	login := func(settings string) []Login {
+		return []Login{{Connection{"git", elsewhere}, []byte(settings)}}
+	}
+	const before = "port 22\nusepam yes\ntrustedusercakeys none\nmaxstartups 10:30:100\n"
+	for _, test := range []struct{ name, after, want string }{
+		{"the same", before, ""},
+		{"what is ours", "port 22\nusepam yes\ntrustedusercakeys /a\nhostcertificate /b\nhostcertificate /c\nmaxstartups 5\n", ""},
+		{"another value", strings.Replace(before, "usepam yes", "usepam no", 1), `for git from 192.0.2.1: "usepam yes" became "usepam no"`},
+		{"one more", before + "forcecommand x\n", `"" became "forcecommand x"`},
+		{"one less", "port 22\ntrustedusercakeys none\n", `"usepam yes" became ""`},
+	} {
+		got := Drift(login(before), login(test.after), "trustedusercakeys", "hostcertificate", "maxstartups")
+		if (got == "") != (test.want == "") || !strings.Contains(got, test.want) {
+			t.Errorf("%s: %q, want %q", test.name, got, test.want)
+		}
+	}
+}
+
+func TestOwnAuthorities(t *testing.T) {
+	logins := []Login{
+		{Connection{"root", here}, []byte("trustedusercakeys /ours\n")},
+		{Connection{"deploy", here}, []byte("usepam no\ntrustedusercakeys /theirs\n")},
+		{Connection{"deploy", elsewhere}, []byte("trustedusercakeys /theirs\n")},
+		{Connection{"git", elsewhere}, []byte("trustedusercakeys none\n")},
+	}
+	if got := OwnAuthorities(logins, "/ours"); !slices.Equal(got, []string{"deploy", "git"}) {
+		t.Errorf("got %q", got)
+	}
+}
+
+// fakeSSHD is a program in sshd's place.
+func fakeSSHD(t *testing.T, script string) *Server {
+	t.Helper()
+	root := t.TempDir()
+	program := filepath.Join(root, "sshd")
+	if err := os.WriteFile(program, []byte("#!/bin/sh\n"+script), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return &Server{Program: program, Config: filepath.Join(root, "sshd_config")}
+}
+
+// An error that only some login meets.
+func TestCheckReadsMatchBlocks(t *testing.T) {
+	s := fakeSSHD(t, `case "$*" in *addr=192.0.2.1*) echo "line 9: Bad SSH2 cipher spec" >&2; exit 255;; esac`)
+	err := s.Check(t.Context())
+	if err == nil || !strings.Contains(err.Error(), "login of root from 192.0.2.1") || !strings.Contains(err.Error(), "line 9") {
+		t.Errorf("error %v, want line 9", err)
+	}
+}
+
+func TestFolderThatIsMissing(t *testing.T) {
+	for message, want := range map[string]bool{
+		"Missing privilege separation directory: /run/sshd":                true,
+		"Missing privilege separation directory: /var/run/sshd":            true,
+		"Missing privilege separation directory: /run/sshd; end":           true,
+		"Missing privilege separation directory: /var/empty":               false,
+		"Missing privilege separation directory: /run/sshdx":               false,
+		"/run/sshd must be owned by root and not group or world-writable.": false,
+	} {
+		if got := missingFolder.MatchString(message); got != want {
+			t.Errorf("%q: %v, want %v", message, got, want)
+		}
+	}
+}
+
+func TestSocketActivation(t *testing.T) {
+	const running = "MainPID=77\nId=ssh.service\nLoadState=loaded\nActiveState=active\n"
+	const stopped = "MainPID=0\nId=ssh.service\nLoadState=loaded\nActiveState=inactive\n"
+	const socket = "Id=ssh.socket\nLoadState=loaded\nActiveState=active\n"
+	for _, test := range []struct {
+		name, output, service, listens string
+		activated                      bool
+	}{
+		{"Ubuntu 22.10, nobody has logged in", stopped + "\n" + socket + "Listen=[::]:22 (Stream)\n", "", "[::1]:22 127.0.0.1:22", true},
+		{"and then somebody has", running + "\n" + socket + "Listen=[::]:22 (Stream)\n", "ssh.service", "[::1]:22 127.0.0.1:22", true},
+		{"two addresses", stopped + "\n" + socket + "Listen=0.0.0.0:2222 (Stream)\nListen=10.0.0.1:22 (Stream)\n", "", "127.0.0.1:2222 10.0.0.1:22", true},
+		{"also a path", stopped + "\n" + socket + "Listen=/run/ssh-unix-local/socket (Stream)\nListen=127.0.0.1:22 (Stream)\n", "", "127.0.0.1:22", true},
+		{"systemd 219", stopped + "\n" + socket + "ListenStream=[::]:22\n", "", "[::1]:22 127.0.0.1:22", true},
+		{"a socket that is not active", running + "\nId=ssh.socket\nLoadState=loaded\nActiveState=inactive\nListen=[::]:22 (Stream)\n", "ssh.service", "", false},
+		{"no socket", running, "ssh.service", "", false},
+	} {
+		units := parseUnits(test.output)
+		if got := chooseUnit(units, 0); got != test.service {
+			t.Errorf("%s: service %q, want %q", test.name, got, test.service)
+		}
+		got := activeSocket(units)
+		if (got != nil) != test.activated {
+			t.Errorf("%s: socket %v", test.name, got)
+			continue
+		}
+		var listens []string
+		if got != nil {
+			for _, address := range got.listen {
+				listens = append(listens, address.String())
+			}
+		}
+		if strings.Join(listens, " ") != test.listens {
+			t.Errorf("%s: listens on %q, want %q", test.name, listens, test.listens)
+		}
+	}
+}
+
+// The SELinux label is kept, where the kernel lets a test set one.
+func TestStageKeepsTheLabel(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(path, []byte("before"), 0o640); err != nil {
+		t.Fatal(err)
+	}
+	const label = "system_u:object_r:etc_t:s0\x00"
+	if err := setLabel(path, label); err != nil {
+		if os.Geteuid() == 0 && os.Getenv("HALLMARK_TEST_STRICT") != "" {
+			t.Fatalf("set a label: %v", err)
+		}
+		t.Skipf("set a label: %v (needs root)", err)
+	}
+	c := &Change{}
+	if err := c.Stage(path, []byte("after"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Commit(); err != nil {
+		t.Fatal(err)
+	}
+	c.Keep()
+	if err := c.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if got := readLabel(path); got != label {
+		t.Errorf("label %q, want %q", got, label)
+	}
+	if info := stat(t, path); info.Mode().Perm() != 0o640 {
+		t.Errorf("mode %v", info.Mode())
+	}
+}
