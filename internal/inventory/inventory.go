@@ -1,5 +1,5 @@
-// Package inventory asks EC2 what it knows of an instance, with the credentials
-// for the instance's account.
+// Package inventory asks EC2 what it knows of instances, with the credentials for
+// their account.
 package inventory
 
 import (
@@ -19,10 +19,15 @@ import (
 // ErrNotFound says that EC2 does not know the instance in that region.
 var ErrNotFound = errors.New("EC2 does not know the instance")
 
-// The states of an instance in which it may enroll, as EC2 names them.
+// The states of an instance, as EC2 names them: those in which it may enroll, those
+// in which it waits to be started again, and those that it does not come back from.
 const (
-	StatePending = "pending"
-	StateRunning = "running"
+	StatePending      = "pending"
+	StateRunning      = "running"
+	StateStopping     = "stopping"
+	StateStopped      = "stopped"
+	StateShuttingDown = "shutting-down"
+	StateTerminated   = "terminated"
 )
 
 // Instance is what EC2 says of an instance. Text that EC2 leaves out is empty.
@@ -144,6 +149,12 @@ func (e *EC2) Instance(ctx context.Context, account, region, id string) (*Instan
 	if err != nil {
 		return nil, fmt.Errorf("describe image %s in account %s, %s: %w", i.ImageID, account, region, err)
 	}
+	i.setImage(found)
+	return i, nil
+}
+
+// setImage notes what is known of the instance's image.
+func (i *Instance) setImage(found image) {
 	i.ImageOwner = found.owner
 	// Tags of an image are each account's own: whoever may use another's image can
 	// give it any tags within his account. They say something of where an image comes
@@ -151,7 +162,6 @@ func (e *EC2) Instance(ctx context.Context, account, region, id string) (*Instan
 	if found.owner == i.OwnerID {
 		i.ImageTags = maps.Clone(found.tags) // which other requests share
 	}
-	return i, nil
 }
 
 func (e *EC2) findInstance(ctx context.Context, at place, id string) (i *Instance, err error) {
@@ -185,7 +195,7 @@ func (e *EC2) patiently(ctx context.Context, ask func() error) error {
 
 func (e *EC2) describeInstance(ctx context.Context, at place, id string) (*Instance, error) {
 	var answer instancesAnswer
-	err := e.call(ctx, at, url.Values{"Action": {"DescribeInstances"}, "InstanceId.1": {id}}, &answer)
+	err := e.call(ctx, at, url.Values{"Action": {"DescribeInstances"}, "InstanceId.1": {id}}, maxAnswerBytes, &answer)
 	if hasCode(err, "InvalidInstanceID.NotFound", "InvalidInstanceID.Malformed") {
 		return nil, fmt.Errorf("%w: %w", ErrNotFound, err)
 	}
@@ -257,7 +267,7 @@ func (e *EC2) describeImage(ctx context.Context, at place, id string) (image, er
 	err := e.call(ctx, at, url.Values{
 		"Action": {"DescribeImages"}, "ImageId.1": {id},
 		"IncludeDeprecated": {"true"}, "IncludeDisabled": {"true"},
-	}, &answer)
+	}, maxAnswerBytes, &answer)
 	if hasCode(err, "InvalidAMIID.NotFound", "InvalidAMIID.Unavailable", "InvalidAMIID.Malformed") {
 		return image{}, nil
 	}

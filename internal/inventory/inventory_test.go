@@ -84,7 +84,7 @@ func start(t *testing.T, f *fakeEC2) (e *EC2, waits *[]time.Duration) {
 	return startFor(t, f, nil, Account{ID: account})
 }
 
-func startFor(t *testing.T, f *fakeEC2, roles RoleAssumer, accounts ...Account) (e *EC2, waits *[]time.Duration) {
+func startFor(t *testing.T, f http.Handler, roles RoleAssumer, accounts ...Account) (e *EC2, waits *[]time.Duration) {
 	t.Helper()
 	server := httptest.NewServer(f)
 	t.Cleanup(server.Close)

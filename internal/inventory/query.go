@@ -16,7 +16,7 @@ import (
 	v4 "github.com/aws/aws-sdk-go-v2/aws/signer/v4"
 )
 
-// The two calls are made here, on the SDK's credentials, signer and HTTP client,
+// The calls are made here, on the SDK's credentials, signer and HTTP client,
 // because the SDK's own EC2 package cannot be had in parts: Teleport's library
 // uses templates, with which the linker keeps every method of every type, and all
 // 700 actions of EC2 would add 30 MB to the function.
@@ -25,6 +25,12 @@ const (
 	apiVersion = "2016-11-15"
 	// maxAnswerBytes bounds an answer on one instance or image.
 	maxAnswerBytes = 1 << 20
+	// maxListBytes bounds a page of a thousand instances, of 5 KB each and more with many
+	// tags.
+	maxListBytes = 32 << 20
+	// callTimeout bounds one call, so that a region that hangs is given up before a sweep
+	// of all regions runs out of time.
+	callTimeout = 20 * time.Second
 )
 
 // errBusy marks what EC2 may answer better in a moment.
@@ -44,8 +50,10 @@ func (e *apiError) Is(target error) bool {
 }
 
 // call sends an action of EC2's Query API (Amazon EC2 API Reference, "Query
-// requests") and decodes the answer.
-func (e *EC2) call(ctx context.Context, at place, form url.Values, answer any) error {
+// requests") and decodes the answer, of which no more than limit bytes are read.
+func (e *EC2) call(ctx context.Context, at place, form url.Values, limit int64, answer any) error {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
 	form.Set("Version", apiVersion)
 	request, err := e.newRequest(ctx, at, form.Encode())
 	if err != nil {
@@ -56,7 +64,7 @@ func (e *EC2) call(ctx context.Context, at place, form url.Values, answer any) e
 		return fmt.Errorf("%w: %w", errBusy, err)
 	}
 	defer func() { _ = response.Body.Close() }()
-	data, err := io.ReadAll(io.LimitReader(response.Body, maxAnswerBytes))
+	data, err := io.ReadAll(io.LimitReader(response.Body, limit))
 	if err != nil {
 		return fmt.Errorf("%w: read the answer: %w", errBusy, err)
 	}
@@ -112,6 +120,7 @@ type (
 			OwnerID   string         `xml:"ownerId"`
 			Instances []instanceItem `xml:"instancesSet>item"`
 		} `xml:"reservationSet>item"`
+		NextToken string `xml:"nextToken"`
 	}
 	instanceItem struct {
 		ID               string    `xml:"instanceId"`
@@ -134,6 +143,7 @@ type (
 			OwnerID string    `xml:"imageOwnerId"`
 			Tags    []tagItem `xml:"tagSet>item"`
 		} `xml:"imagesSet>item"`
+		NextToken string `xml:"nextToken"`
 	}
 	tagItem struct {
 		Key   string `xml:"key"`

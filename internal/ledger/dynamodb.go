@@ -96,6 +96,12 @@ func (d *DynamoDB) Permit(ctx context.Context, i Instance, p Permit) error {
 	return d.amend(ctx, "permit re-key of", i, func(r record) (record, error) { return r.withPermit(p) })
 }
 
+// SeeTags notes the version of an instance's tags. It fails with ErrSeen if a later
+// one is noted, and for an instance that is not known.
+func (d *DynamoDB) SeeTags(ctx context.Context, i Instance, version uint64) error {
+	return d.amend(ctx, "note the tags of", i, func(r record) (record, error) { return r.withTags(version) })
+}
+
 func (d *DynamoDB) amend(ctx context.Context, doing string, i Instance, decide func(record) (record, error)) error {
 	err := patiently(ctx, func(ctx context.Context) error {
 		r, err := d.record(ctx, i)

@@ -26,6 +26,7 @@ import (
 //	confirmed  S     host name of the last claim that was confirmed
 //	owner      S     account that owns the image
 //	permit     M     fingerprint (S), end (N), by (S): a re-key that is permitted
+//	tags       N     latest version of the instance's tags that an event told of
 //	rekeyed_by S     who permitted the keys of this life, until they are confirmed
 //	ended      BOOL  true once it is gone for good
 //	expires    N     only of one that ended
@@ -53,6 +54,7 @@ const (
 	attrConfirmed  = "confirmed"
 	attrOwner      = "owner"
 	attrPermit     = "permit"
+	attrTags       = "tags"
 	attrRekeyedBy  = "rekeyed_by"
 	attrEnded      = "ended"
 	attrExpires    = "expires"
@@ -111,6 +113,9 @@ func formatRecord(i Instance, r record) item {
 			attrPermitKey: text(p.Fingerprint), attrPermitEnd: number(p.End.Unix()), attrPermitBy: text(p.By),
 		}}
 	}
+	if r.tagsVersion > 0 {
+		it[attrTags] = number(r.tagsVersion)
+	}
 	if r.ended {
 		it[attrEnded] = &types.AttributeValueMemberBOOL{Value: true}
 	}
@@ -130,6 +135,7 @@ func parseRecord(it item) (record, error) {
 		names:             make(map[string]time.Time),
 		confirmedHostname: p.text(attrConfirmed),
 		imageOwner:        p.text(attrOwner),
+		tagsVersion:       p.count(attrTags),
 		rekeyedBy:         p.text(attrRekeyedBy),
 		ended:             p.bool(attrEnded),
 	}

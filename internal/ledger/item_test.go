@@ -41,6 +41,7 @@ func TestRecordEqual(t *testing.T) {
 		"confirmedHostname": {confirmedHostname: "n"},
 		"imageOwner":        {imageOwner: "1"},
 		"permit":            {permit: Permit{By: "me"}},
+		"tagsVersion":       {tagsVersion: 1},
 		"rekeyedBy":         {rekeyedBy: "me"},
 		"ended":             {ended: true},
 	}

@@ -35,6 +35,9 @@ var (
 	ErrTooManyNames = errors.New("the instance would hold too many names")
 	// ErrEnded says that the instance was off-boarded.
 	ErrEnded = errors.New("the instance was off-boarded")
+	// ErrSeen says that a later version of the instance's tags was noted already, or
+	// that the instance is not known.
+	ErrSeen = errors.New("a later version of the tags was noted")
 	// ErrUnclaimed says that there is no claim to confirm.
 	ErrUnclaimed = errors.New("the instance holds no such claim")
 )
@@ -83,7 +86,11 @@ type Record struct {
 	ConfirmedHostname string
 	// ImageOwner is the account that owned the image when it was first known.
 	ImageOwner string
-	Ended      bool
+	// End is when the claim of ConfirmedHostname ends, and with it the certificates.
+	End time.Time
+	// TagsVersion is the latest version of the instance's tags that was noted.
+	TagsVersion uint64
+	Ended       bool
 }
 
 // Permit allows an instance to come with other host keys, once.

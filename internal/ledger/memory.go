@@ -104,6 +104,12 @@ func (m *Memory) Permit(ctx context.Context, i Instance, p Permit) error {
 	return m.amend(ctx, "permit re-key of", i, func(r record) (record, error) { return r.withPermit(p) })
 }
 
+// SeeTags notes the version of an instance's tags. It fails with ErrSeen if a later
+// one is noted, and for an instance that is not known.
+func (m *Memory) SeeTags(ctx context.Context, i Instance, version uint64) error {
+	return m.amend(ctx, "note the tags of", i, func(r record) (record, error) { return r.withTags(version) })
+}
+
 func (m *Memory) amend(ctx context.Context, doing string, i Instance, decide func(record) (record, error)) error {
 	if err := ctx.Err(); err != nil {
 		return fmt.Errorf("%s %s: %w", doing, i.ID, err)

@@ -23,6 +23,8 @@ type record struct {
 	names             map[string]time.Time
 	confirmedHostname string
 	imageOwner        string
+	// tagsVersion is the latest version of the instance's tags that was noted.
+	tagsVersion uint64
 	// permit is zero if there is none.
 	permit Permit
 	// rekeyedBy is who permitted the keys of this life. It stays until a claim is
@@ -36,6 +38,7 @@ func (r record) exported() Record {
 	return Record{
 		Generation: r.generation, Fingerprints: slices.Clone(r.keys),
 		ConfirmedHostname: r.confirmedHostname, ImageOwner: r.imageOwner, Ended: r.ended,
+		End: r.names[r.confirmedHostname], TagsVersion: r.tagsVersion,
 	}
 }
 
@@ -44,6 +47,7 @@ func (r record) equal(s record) bool {
 	return r.generation == s.generation && slices.Equal(r.keys, s.keys) &&
 		maps.EqualFunc(r.names, s.names, time.Time.Equal) &&
 		r.confirmedHostname == s.confirmedHostname && r.imageOwner == s.imageOwner &&
+		r.tagsVersion == s.tagsVersion &&
 		r.permit.equal(s.permit) && r.rekeyedBy == s.rekeyedBy && r.ended == s.ended
 }
 
@@ -240,6 +244,16 @@ func (r record) withPermit(p Permit) (record, error) {
 	}
 	p.End = p.End.Truncate(time.Second)
 	r.permit = p
+	return r, nil
+}
+
+// withTags returns the record with the version of the instance's tags noted. An
+// instance that never enrolled has no node whose labels could follow.
+func (r record) withTags(version uint64) (record, error) {
+	if r.version == 0 || version < r.tagsVersion {
+		return record{}, ErrSeen
+	}
+	r.tagsVersion = version
 	return r, nil
 }
 

@@ -31,6 +31,7 @@ type (
 		Principals          []principalKind  `yaml:"principals"`
 		Labels              labelsDocument   `yaml:"labels"`
 		CertificateLifetime *time.Duration   `yaml:"certificate_lifetime"`
+		WhenStopped         *string          `yaml:"when_stopped"`
 	}
 	matchDocument struct {
 		Accounts         []string            `yaml:"accounts"`
@@ -99,7 +100,22 @@ func (b *builder) rule(d ruleDocument) (rule, error) {
 	if r.lifetime, err = lifetime(d.CertificateLifetime, b.limits.MaxLifetime); err != nil {
 		return rule{}, in("certificate_lifetime", err)
 	}
+	if r.removeWhenStopped, err = parseWhenStopped(d.WhenStopped); err != nil {
+		return rule{}, in("when_stopped", err)
+	}
 	return r, nil
+}
+
+// parseWhenStopped reports whether an instance that is stopped loses its node.
+func parseWhenStopped(text *string) (remove bool, err error) {
+	switch value := or(text, "keep"); value {
+	case "keep":
+		return false, nil
+	case "remove":
+		return true, nil
+	default:
+		return false, fmt.Errorf("%s is neither keep nor remove", quote(value))
+	}
 }
 
 func or[T any](value *T, otherwise T) T {

@@ -82,6 +82,9 @@ type Decision struct {
 	Notes []string
 	// Lifetime is how long the certificates last.
 	Lifetime time.Duration
+	// RemoveWhenStopped says that the node goes when the instance is stopped, rather
+	// than when its lease ends.
+	RemoveWhenStopped bool
 }
 
 // Policy is a valid policy file.
@@ -105,6 +108,8 @@ type rule struct {
 	principals []principalKind
 	labels     labelRules
 	lifetime   time.Duration
+
+	removeWhenStopped bool
 }
 
 // Outcome says what became of a rule.
@@ -143,6 +148,18 @@ type Explanation struct {
 func (p *Policy) Decide(f Facts, c Cluster, now time.Time) (Decision, error) {
 	e := p.Explain(f, c, now)
 	return e.Decision, e.Err
+}
+
+// RemovesStopped reports what Decision.RemoveWhenStopped of the instance would be.
+// Unlike Decide it answers for an instance that has lost its address by being
+// stopped, as public ones are lost. An instance that the policy refuses is left alone.
+func (p *Policy) RemovesStopped(f Facts, now time.Time) bool {
+	for _, r := range p.rules {
+		if outcome, _ := r.judge(f, now); outcome != Unmatched {
+			return outcome == Matched && r.removeWhenStopped
+		}
+	}
+	return false
 }
 
 // Explain decides as Decide does, and says what became of each rule.
@@ -225,6 +242,8 @@ func (r rule) decide(f Facts, c Cluster) (Decision, error) {
 		Fallback: fallback(hostname, f, c),
 		Address:  address,
 		Lifetime: r.lifetime,
+
+		RemoveWhenStopped: r.removeWhenStopped,
 	}
 	var more []string
 	d.Names, more = names(r.principals, f, c)

@@ -242,6 +242,10 @@ func TestSchemaAgreesWithTheParser(t *testing.T) {
 		`name: a, match: {ANY}, labels: {deny_tags: [""]}`:                                                  false,
 		`name: a, match: {ANY}, certificate_lifetime: 36h`:                                                  true,
 		`name: a, match: {ANY}, certificate_lifetime: 36`:                                                   false,
+		`name: a, match: {ANY}, when_stopped: keep`:                                                         true,
+		`name: a, match: {ANY}, when_stopped: remove`:                                                       true,
+		`name: a, match: {ANY}, when_stopped: "true"`:                                                       false,
+		`name: a, match: {ANY}, when_stopped: ""`:                                                           false,
 	}
 	root := readSchema(t)
 	for text, want := range tests {

@@ -40,6 +40,9 @@ type Config struct {
 	RootsPEM []byte
 	// Login says who calls.
 	Login Login
+	// LoggedIn is called with the end of each login that was got; it must not block.
+	// Optional.
+	LoggedIn func(end time.Time)
 	// Now is the clock; nil means time.Now.
 	Now func() time.Time
 }
@@ -240,6 +243,9 @@ func (c *Client) renew(ctx context.Context, now time.Time) (changed bool, err er
 	fresh, err := c.config.Login.identity(ctx, c.config)
 	if err == nil {
 		c.identity = fresh
+		if c.config.LoggedIn != nil {
+			c.config.LoggedIn(fresh.expires)
+		}
 		return !fresh.equal(old), nil
 	}
 	// Renewing begins well before the end, so that there is time for what does not

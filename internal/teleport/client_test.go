@@ -432,7 +432,10 @@ func TestIdentitySecret(t *testing.T) {
 	clock := newClock()
 	var reads atomic.Int32
 	var broken atomic.Bool
-	client := dial(t, teleport.Config{Address: cluster.Address(), Now: clock.now, Login: teleport.IdentitySecret{
+	var ends []time.Time // of the logins
+	client := dial(t, teleport.Config{Address: cluster.Address(), Now: clock.now, LoggedIn: func(end time.Time) {
+		ends = append(ends, end)
+	}, Login: teleport.IdentitySecret{
 		Name: "arn:aws:secretsmanager:us-west-2:111122223333:secret:signer",
 		Read: func(context.Context) ([]byte, error) {
 			reads.Add(1)
@@ -462,6 +465,9 @@ func TestIdentitySecret(t *testing.T) {
 	}
 	clock.advance(12 * time.Hour)
 	expect(t, call(), teleport.ErrUnavailable, "secret:signer (teleport.login.secret)")
+	if len(ends) != 2 || !ends[0].After(time.Now()) {
+		t.Errorf("told of logins that end at %v, want two of them", ends)
+	}
 }
 
 const idleLimit = time.Minute // as in client.go

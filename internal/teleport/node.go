@@ -75,6 +75,28 @@ func (c *Client) NodesNamed(ctx context.Context, hostname string) ([]Node, error
 	return nodes, nil
 }
 
+// NodesWith returns the nodes that bear all the labels, whoever registered them.
+// Like Node it may not yet know of recent ones.
+func (c *Client) NodesWith(ctx context.Context, labels map[string]string) ([]Node, error) {
+	var servers []types.Server
+	err := c.do(ctx, "list nodes by their labels", func(ctx context.Context, live *connection) (err error) {
+		servers, err = client.GetAllResources[types.Server](ctx, live.api, &proto.ListResourcesRequest{
+			ResourceType: types.KindNode,
+			Namespace:    defaults.Namespace,
+			Labels:       labels,
+		})
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	nodes := make([]Node, 0, len(servers))
+	for _, server := range servers {
+		nodes = append(nodes, nodeOf(server))
+	}
+	return nodes, nil
+}
+
 // UpsertNode creates the node or replaces it, whoever it belongs to: the caller
 // knows that it is ours.
 func (c *Client) UpsertNode(ctx context.Context, node Node) error {

@@ -19,6 +19,7 @@ type Ledger interface {
 	Confirm(ctx context.Context, c ledger.Claim, g ledger.Grant) error
 	End(ctx context.Context, i ledger.Instance) error
 	Permit(ctx context.Context, i ledger.Instance, p ledger.Permit) error
+	SeeTags(ctx context.Context, i ledger.Instance, version uint64) error
 }
 
 // lifetime is how long the certificates of the tests last.
@@ -53,6 +54,7 @@ func claimTests() map[string]func(*testing.T, *fixture) {
 		"a claim needs a key":                 testNoKeys,
 		"what is known can be looked up":      testLookup,
 		"the first image owner is kept":       testImageOwner,
+		"later tags win":                      testSeeTags,
 		"a canceled context is an error":      testCanceled,
 	}
 }
@@ -285,7 +287,7 @@ func testLookup(t *testing.T, f *fixture) {
 	if err := f.Confirm(t.Context(), f.claimOf(1, "web", "k1"), first); err != nil {
 		t.Fatal(err)
 	}
-	want.ConfirmedHostname = "web"
+	want.ConfirmedHostname, want.End = "web", f.now.Add(lifetime)
 	compare("its confirmation")
 	f.claim(nil, 1, "www", "k1", "k0")
 	want.Fingerprints = []string{"k0", "k1", "k2"}
@@ -293,6 +295,28 @@ func testLookup(t *testing.T, f *fixture) {
 	f.endFirst()
 	want.Ended = true
 	compare("the end")
+}
+
+func testSeeTags(t *testing.T, f *fixture) {
+	see := func(version uint64, want error) {
+		t.Helper()
+		if err := f.SeeTags(t.Context(), instance(1), version); !errors.Is(err, want) {
+			t.Errorf("version %d: error %v, want %v", version, err, want)
+		}
+	}
+	see(1, ledger.ErrSeen) // the instance is not known
+	f.claim(nil, 1, "web", "k1")
+	see(0, nil)
+	see(5, nil)
+	see(5, nil) // the same event again does what a failure left undone
+	see(4, ledger.ErrSeen)
+	if got := f.lookup(1).TagsVersion; got != 5 {
+		t.Errorf("version %d, want 5", got)
+	}
+	f.claim(nil, 1, "web", "k1")
+	if got := f.lookup(1).TagsVersion; got != 5 {
+		t.Errorf("a claim made the version %d, want 5", got)
+	}
 }
 
 func testImageOwner(t *testing.T, f *fixture) {

@@ -134,14 +134,15 @@ func (s *authService) ListResources(_ context.Context, request *proto.ListResour
 	switch {
 	case request.ResourceType != types.KindNode:
 		return nil, trace.NotImplemented("resource type %q", request.ResourceType)
-	case request.PredicateExpression != "" || len(request.Labels) > 0:
-		return nil, trace.NotImplemented("expressions and labels")
+	case request.PredicateExpression != "":
+		return nil, trace.NotImplemented("expressions")
 	case request.Limit <= 0:
 		return nil, trace.BadParameter("nonpositive limit value")
 	}
 	response := &proto.ListResourcesResponse{}
 	for _, node := range s.cluster.nodes.visible() {
-		if node.GetName() < request.StartKey || !node.MatchSearch(request.SearchKeywords) {
+		if node.GetName() < request.StartKey || !node.MatchSearch(request.SearchKeywords) ||
+			!types.MatchLabels(node, request.Labels) {
 			continue
 		}
 		if len(response.Resources) == int(request.Limit) {

@@ -43,6 +43,7 @@ func RunContract(t *testing.T, target Target) {
 		{"node expiry", contractNodeExpiry},
 		{"node on the loopback interface", contractNodeLoopback},
 		{"nodes by name", contractNodesNamed},
+		{"nodes by label", contractNodesWith},
 		{"node refused", contractNodeRefused},
 		{"host certificate", contractHostCertificate},
 		{"host certificate refused", contractHostCertificateRefused},
@@ -134,6 +135,23 @@ func contractNodesNamed(t *testing.T, c *teleport.Client) {
 	check(t, err)
 	if len(nodes) != 0 {
 		t.Errorf("nodes of a name that nobody has: %+v", nodes)
+	}
+}
+
+func contractNodesWith(t *testing.T, c *teleport.Client) {
+	node, other := newNode(t, c, time.Hour), newNode(t, c, time.Hour)
+	mark := uuid.NewString()
+	node.Labels["hallmark/signer"], node.Labels["aws/mark"] = "contract", mark
+	other.Labels["hallmark/signer"], other.Labels["aws/mark"] = "another", mark
+	ctx := deadline(t)
+	check(t, c.UpsertNode(ctx, node))
+	check(t, c.UpsertNode(ctx, other))
+	await(t, c, node.ID, func(n *teleport.Node) bool { return n != nil })
+	await(t, c, other.ID, func(n *teleport.Node) bool { return n != nil })
+	nodes, err := c.NodesWith(ctx, map[string]string{"hallmark/signer": "contract", "aws/mark": mark})
+	check(t, err)
+	if len(nodes) != 1 || nodes[0].ID != node.ID || !maps.Equal(nodes[0].Labels, node.Labels) {
+		t.Errorf("got %+v, want just %s", nodes, node.ID)
 	}
 }
 

@@ -1,0 +1,335 @@
+package fleet
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"slices"
+
+	"github.com/hallmark-ssh/hallmark/internal/inventory"
+	"github.com/hallmark-ssh/hallmark/internal/ledger"
+	"github.com/hallmark-ssh/hallmark/internal/policy"
+	"github.com/hallmark-ssh/hallmark/internal/teleport"
+)
+
+// DefaultLimit is how many nodes one sweep may delete of so many: a tenth of them,
+// or 20 if that is more. What is above it needs a person: a whole fleet that is
+// gone at once looks just like an EC2 that went wrong.
+func DefaultLimit(nodes int) int { return max(20, nodes/10) }
+
+// Report is what a sweep came to.
+type Report struct {
+	Nodes int // of ours, in the listed accounts and regions
+	// Deleted are nodes of instances that are gone, or that are stopped where the policy
+	// wants the nodes of such removed.
+	Deleted int
+	// Mended are nodes whose labels or address were not as they should be.
+	Mended int
+	// Refused are nodes of instances that run and that the policy no longer admits. They
+	// stay until their leases end, which no renewal puts off: a policy that went wrong
+	// must not empty a cluster.
+	Refused int
+	// Unenrolled are live instances that have no node.
+	Unenrolled int
+	// Foreign are nodes that bear our signer's label but no instance of a listed
+	// account and region, or another's id. They are never touched.
+	Foreign int
+	// OverLimit is how many nodes were not deleted because they were too many.
+	OverLimit int
+	// Failed are the accounts and regions that EC2 did not answer for, and nodes that
+	// could not be deleted or mended.
+	Failed int
+	// Next is the account and region to begin with next time, empty if all were done.
+	Next string
+}
+
+// ours is one of our nodes.
+type ours struct {
+	instance ledger.Instance
+	node     teleport.Node
+}
+
+// survey is what was found out of one account and region.
+type survey struct {
+	dead    []ours
+	stopped []ours // and the policy wants the node removed
+	odd     []ours // labels or address are not as they should be, perhaps
+}
+
+// run is a sweep on its way.
+type run struct {
+	pass
+	limit  int
+	report *Report
+}
+
+// Sweep compares all of our nodes with EC2: dead ones are off-boarded, at most limit
+// of them (DefaultLimit if limit is 0), the others mended. It begins with the account
+// and region that an earlier report named as Next, and stops when the context ends:
+// what is left of that account and region is found again when its turn comes.
+// One line of the log says what it came to.
+func (f *Fleet) Sweep(ctx context.Context, from string, limit int) (Report, error) {
+	start := f.Now()
+	report, err := f.sweep(ctx, from, limit)
+	f.tellSweep(ctx, start, report, err)
+	return report, err
+}
+
+func (f *Fleet) sweep(ctx context.Context, from string, limit int) (Report, error) {
+	p, err := f.newPass(ctx)
+	if err != nil {
+		return Report{}, err
+	}
+	nodes, err := p.cluster.NodesWith(ctx, map[string]string{signerLabel: f.Audience})
+	if err != nil {
+		return Report{}, fmt.Errorf("list our nodes: %w", err)
+	}
+	var report Report
+	byPlace := f.sort(ctx, nodes, &report)
+	if limit == 0 {
+		limit = DefaultLimit(report.Nodes)
+	}
+	r := run{p, limit, &report}
+	places := placesFrom(byPlace, from)
+	for n, at := range places {
+		if r.sweepPlace(ctx, at, byPlace[at]); ctx.Err() != nil {
+			if n == 0 {
+				n = 1 % len(places) // one that takes all the time must not keep the others from their turn
+			}
+			report.Next = places[n].String()
+			break
+		}
+		delete(byPlace, at) // the memory is needed for the next
+	}
+	return report, nil
+}
+
+// placesFrom returns the places in order, beginning with the one that is named.
+func placesFrom(byPlace map[place][]ours, from string) []place {
+	places := slices.SortedFunc(maps.Keys(byPlace), func(a, b place) int { return cmp.Compare(a.String(), b.String()) })
+	if start := slices.IndexFunc(places, func(p place) bool { return p.String() >= from }); start > 0 {
+		return slices.Concat(places[start:], places[:start])
+	}
+	return places
+}
+
+func (r run) sweepPlace(ctx context.Context, at place, nodes []ours) {
+	s, err := r.survey(ctx, at, nodes)
+	if err != nil {
+		// What could not be asked about is as it was: nothing of it is touched.
+		if ctx.Err() == nil { // or it is only late
+			r.report.Failed++
+			r.Log.ErrorContext(ctx, "EC2 could not be asked", slog.String("account", at.account),
+				slog.String("region", at.region), slog.Any("error", err))
+		}
+		return
+	}
+	if doomed := len(s.dead) + len(s.stopped); r.report.Deleted+doomed > r.limit {
+		r.report.OverLimit += doomed
+		r.Log.ErrorContext(ctx, "too many nodes to delete in one sweep: none deleted here; look at EC2, then sweep with a higher limit",
+			slog.String("account", at.account), slog.String("region", at.region), slog.Int("dead", len(s.dead)), slog.Int("stopped", len(s.stopped)),
+			slog.Int("limit", r.limit), slog.Int("nodes", r.report.Nodes), slog.Bool("alarm", true))
+		s.dead, s.stopped = nil, nil
+	}
+	r.tidy(ctx, at, s)
+}
+
+func (p place) String() string { return p.account + "/" + p.region }
+
+// sort groups our nodes by account and region, and leaves out those that are none of
+// our business: of an account or region that is not listed, or with labels that do
+// not fit their id.
+func (f *Fleet) sort(ctx context.Context, nodes []teleport.Node, report *Report) map[place][]ours {
+	byPlace := make(map[place][]ours)
+	for _, account := range f.Accounts {
+		for _, region := range f.Regions {
+			byPlace[place{account, region}] = nil
+		}
+	}
+	for _, node := range nodes {
+		i := ledger.Instance{Account: node.Labels[accountLabel], Region: node.Labels[regionLabel], ID: node.Labels[instanceLabel]}
+		p := place{i.Account, i.Region}
+		if _, listed := byPlace[p]; !listed || node.Labels[signerLabel] != f.Audience || nodeID(i) != node.ID {
+			report.Foreign++
+			f.Log.WarnContext(ctx, "a node with our label that is not ours to touch", slog.String("node_id", node.ID),
+				slog.String("account", i.Account), slog.String("region", i.Region), slog.String("instance", i.ID))
+			continue
+		}
+		report.Nodes++
+		byPlace[p] = append(byPlace[p], ours{i, node})
+	}
+	return byPlace
+}
+
+func (r run) survey(ctx context.Context, at place, nodes []ours) (survey, error) {
+	live, err := r.Inventory.All(ctx, at.account, at.region)
+	if err != nil {
+		return survey{}, err
+	}
+	var s survey
+	var missing []ours
+	var refused []error
+	for _, o := range nodes {
+		i, listed := live[o.instance.ID]
+		delete(live, o.instance.ID)
+		if !listed {
+			missing = append(missing, o)
+		} else if err := r.judge(o, i, &s); err != nil {
+			refused = append(refused, err)
+		}
+	}
+	for _, i := range live {
+		if i.State == inventory.StateRunning {
+			r.report.Unenrolled++
+		}
+	}
+	r.refuse(ctx, at, refused)
+	gone, err := r.confirmGone(ctx, at, missing)
+	s.dead = append(s.dead, gone...)
+	return s, err
+}
+
+// judge sorts a node into the survey by what EC2 lists of its instance, without asking
+// the ledger, which is asked before anything is written. Its error is
+// policy.ErrRefused.
+func (r run) judge(o ours, i *inventory.Instance, s *survey) error {
+	// The owner of an image that is gone is in the ledger; the node's label has it too.
+	record := ledger.Record{ImageOwner: o.node.Labels[imageOwnerLabel]}
+	switch {
+	case isGone(i):
+		s.dead = append(s.dead, o)
+		return nil
+	case isStopped(i) && r.rules.RemovesStopped(factsOf(i, record), r.Now()):
+		s.stopped = append(s.stopped, o)
+		return nil
+	}
+	want, err := r.render(i, record)
+	switch {
+	case err == nil && !isSame(want, o.node):
+		s.odd = append(s.odd, o)
+	case err != nil && i.State == inventory.StateRunning: // others may just lack an address
+		return err
+	}
+	return nil
+}
+
+// refuse counts the refusals of one account and region, with one line of the log: they
+// may be thousands, for one reason.
+func (r run) refuse(ctx context.Context, at place, reasons []error) {
+	if len(reasons) == 0 {
+		return
+	}
+	r.report.Refused += len(reasons)
+	r.Log.WarnContext(ctx, "the policy no longer admits instances that have enrolled: their nodes stay until their leases end",
+		slog.String("account", at.account), slog.String("region", at.region), slog.Int("instances", len(reasons)), slog.Any("first", reasons[0]))
+}
+
+// confirmGone asks about instances by id that a listing did not have: an instance
+// that starts while pages are read may be on none of them.
+func (r run) confirmGone(ctx context.Context, at place, missing []ours) (gone []ours, err error) {
+	if len(missing) == 0 {
+		return nil, nil
+	}
+	found, err := r.Inventory.Instances(ctx, at.account, at.region, idsOf(missing))
+	if err != nil {
+		return nil, err
+	}
+	for _, o := range missing {
+		if isGone(found[o.instance.ID]) {
+			gone = append(gone, o)
+		}
+	}
+	return gone, nil
+}
+
+func idsOf(list []ours) []string {
+	ids := make([]string, len(list))
+	for n, o := range list {
+		ids[n] = o.instance.ID
+	}
+	return ids
+}
+
+// tidy acts on what was found, as far as time allows: what is left is found again.
+func (r run) tidy(ctx context.Context, at place, s survey) {
+	for _, o := range s.dead {
+		if ctx.Err() != nil {
+			return
+		}
+		deleted, err := r.offboard(ctx, o.instance)
+		if r.note(ctx, "off-board", o, err) && deleted {
+			r.report.Deleted++
+		}
+	}
+	for batch := range slices.Chunk(slices.Concat(s.stopped, s.odd), refreshBatch) {
+		if ctx.Err() != nil {
+			return
+		}
+		r.refresh(ctx, at, batch)
+	}
+}
+
+// refreshBatch is how many instances EC2 is asked about at once before their nodes
+// are written: as many as one call may be about, and few enough that its answer is
+// still fresh for the last of them.
+const refreshBatch = 200
+
+// refresh asks EC2 again before it writes. The listing is older than the ledger's note
+// of the latest event, and an instance that was stopped may run again.
+func (r run) refresh(ctx context.Context, at place, batch []ours) {
+	versions := make(map[string]uint64, len(batch))
+	var known []ours
+	for _, o := range batch {
+		record, err := r.Ledger.Lookup(ctx, o.instance)
+		if r.note(ctx, "look up", o, err) {
+			versions[o.instance.ID] = record.TagsVersion
+			known = append(known, o)
+		}
+	}
+	found, err := r.Inventory.Instances(ctx, at.account, at.region, idsOf(known))
+	for _, o := range known {
+		if ctx.Err() != nil {
+			return
+		}
+		if !r.note(ctx, "ask EC2 again", o, err) {
+			continue
+		}
+		i := found[o.instance.ID]
+		if isStopped(i) && r.rules.RemovesStopped(factsOf(i, ledger.Record{ImageOwner: o.node.Labels[imageOwnerLabel]}), r.Now()) {
+			r.remove(ctx, o)
+			continue
+		}
+		r.mend(ctx, o, versions[o.instance.ID], i)
+	}
+}
+
+func (r run) remove(ctx context.Context, o ours) {
+	deleted, err := r.deleteOwn(ctx, r.cluster, o.node.ID)
+	if r.note(ctx, "remove", o, err) && deleted {
+		r.report.Deleted++
+	}
+}
+
+func (r run) mend(ctx context.Context, o ours, version uint64, i *inventory.Instance) {
+	written, err := r.relabel(ctx, o.instance, version, i)
+	switch {
+	case errors.Is(err, policy.ErrRefused):
+		r.refuse(ctx, place{o.instance.Account, o.instance.Region}, []error{err})
+	case r.note(ctx, "mend", o, err) && written:
+		r.report.Mended++
+	}
+}
+
+// note reports whether something was done, and counts and logs it if not. What time
+// did not suffice for is left to the next sweep, and is no failure.
+func (r run) note(ctx context.Context, what string, o ours, err error) bool {
+	if err != nil && ctx.Err() == nil {
+		r.report.Failed++
+		r.Log.ErrorContext(ctx, what+" failed", slog.String("account", o.instance.Account), slog.String("region", o.instance.Region),
+			slog.String("instance", o.instance.ID), slog.String("node_id", o.node.ID), slog.Any("error", err))
+	}
+	return err == nil
+}

@@ -1,0 +1,174 @@
+package inventory
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"net/url"
+	"slices"
+	"strconv"
+)
+
+const (
+	// maxFilterValues is EC2's bound on the values of a filter (Amazon EC2 API
+	// Reference, "Filter").
+	maxFilterValues = 200
+	// pageSize is the most that EC2 puts on a page (the same, DescribeInstances).
+	pageSize = 1000
+	// maxPages bounds one listing: half a million instances of one account and region.
+	maxPages = 500
+)
+
+// Instances returns those of the account's instances that EC2 knows, by id. It never
+// leaves out one that it could not ask about: whatever goes wrong fails the whole
+// call. What EC2 does not show is asked about again for a few seconds, as Instance
+// does, since to be off-boarded by mistake cannot be undone.
+func (e *EC2) Instances(ctx context.Context, account, region string, ids []string) (map[string]*Instance, error) {
+	at := place{account, region}
+	found := make(map[string]*Instance, len(ids))
+	missing := slices.Compact(slices.Sorted(slices.Values(ids)))
+	var failed error
+	_ = e.patiently(ctx, func() error {
+		missing, failed = e.seek(ctx, at, missing, found)
+		if len(missing) > 0 {
+			return ErrNotFound
+		}
+		return nil
+	})
+	if failed == nil && len(missing) > 0 {
+		failed = ctx.Err() // that time was up is no answer
+	}
+	if failed == nil {
+		failed = e.addImages(ctx, at, found)
+	}
+	if failed != nil {
+		return nil, fmt.Errorf("describe %d instances in account %s, %s: %w", len(ids), account, region, failed)
+	}
+	return found, nil
+}
+
+// seek asks for instances, adds them to found, and returns the ids of the others; with
+// an error none.
+func (e *EC2) seek(ctx context.Context, at place, ids []string, found map[string]*Instance) (missing []string, err error) {
+	for batch := range slices.Chunk(ids, maxFilterValues) {
+		// By filter: of ids that are named as such, one that EC2 does not know fails all.
+		if err := e.listInstances(ctx, at, filter("instance-id", batch), found); err != nil {
+			return nil, err
+		}
+	}
+	return slices.DeleteFunc(ids, func(id string) bool { return found[id] != nil }), nil
+}
+
+// All returns all instances of an account in a region, by id. Instances that start
+// or end while EC2 is asked may be missing.
+func (e *EC2) All(ctx context.Context, account, region string) (map[string]*Instance, error) {
+	at := place{account, region}
+	found := make(map[string]*Instance)
+	err := e.listInstances(ctx, at, url.Values{}, found)
+	if err == nil {
+		err = e.addImages(ctx, at, found)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("list the instances of account %s, %s: %w", account, region, err)
+	}
+	return found, nil
+}
+
+// filter asks for what has one of these values.
+func filter(name string, values []string) url.Values {
+	form := url.Values{"Filter.1.Name": {name}}
+	for n, value := range values {
+		form.Set(fmt.Sprintf("Filter.1.Value.%d", n+1), value)
+	}
+	return form
+}
+
+// listInstances adds to found what the question's pages hold.
+func (e *EC2) listInstances(ctx context.Context, at place, question url.Values, found map[string]*Instance) error {
+	question.Set("Action", "DescribeInstances")
+	return e.pages(ctx, question, func(question url.Values) (next string, err error) {
+		var answer instancesAnswer
+		if err := e.call(ctx, at, question, maxListBytes, &answer); err != nil {
+			return "", err
+		}
+		for _, reservation := range answer.Reservations {
+			// Whoever answers for another account has said nothing of this one, least of all
+			// that its instances are gone.
+			if reservation.OwnerID != at.account {
+				return "", fmt.Errorf("EC2 answered for account %.16q", reservation.OwnerID)
+			}
+			for _, item := range reservation.Instances {
+				found[item.ID] = newInstance(at.region, reservation.OwnerID, item)
+			}
+		}
+		return answer.NextToken, nil
+	})
+}
+
+// pages asks for one page after the other, each of them patiently. A page may be
+// empty and yet not be the last (Amazon EC2 API Reference, "Pagination").
+func (e *EC2) pages(ctx context.Context, question url.Values, ask func(url.Values) (next string, err error)) error {
+	question.Set("MaxResults", strconv.Itoa(pageSize))
+	seen := make(map[string]bool)
+	for range maxPages {
+		var next string
+		err := e.patiently(ctx, func() (err error) {
+			next, err = ask(question)
+			return err
+		})
+		switch {
+		case err != nil || next == "":
+			return err
+		case seen[next]:
+			return errors.New("EC2's pages go round in a circle")
+		}
+		seen[next] = true
+		question.Set("NextToken", next)
+	}
+	return fmt.Errorf("EC2 has more than %d pages", maxPages)
+}
+
+// addImages fills in what is known of the instances' images, asking for all at once.
+func (e *EC2) addImages(ctx context.Context, at place, instances map[string]*Instance) error {
+	images := make(map[string]image)
+	var unknown []string
+	for _, i := range instances {
+		if _, asked := images[i.ImageID]; asked || i.ImageID == "" {
+			continue
+		}
+		remembered, ok := e.recall(imageKey{at, i.ImageID})
+		if images[i.ImageID] = remembered; !ok {
+			unknown = append(unknown, i.ImageID)
+		}
+	}
+	slices.Sort(unknown)
+	for batch := range slices.Chunk(unknown, maxFilterValues) {
+		if err := e.listImages(ctx, at, batch, images); err != nil {
+			return fmt.Errorf("describe images: %w", err)
+		}
+	}
+	for _, i := range instances {
+		i.setImage(images[i.ImageID])
+	}
+	return nil
+}
+
+// listImages adds to images what EC2 says of those with these ids.
+func (e *EC2) listImages(ctx context.Context, at place, ids []string, images map[string]image) error {
+	// By filter, as in Instances: an image may be gone.
+	question := filter("image-id", ids)
+	maps.Copy(question, url.Values{"Action": {"DescribeImages"}, "IncludeDeprecated": {"true"}, "IncludeDisabled": {"true"}})
+	return e.pages(ctx, question, func(question url.Values) (next string, err error) {
+		var answer imagesAnswer
+		if err := e.call(ctx, at, question, maxListBytes, &answer); err != nil {
+			return "", err
+		}
+		for _, item := range answer.Images {
+			found := image{owner: item.OwnerID, tags: tagMap(item.Tags)}
+			images[item.ID] = found
+			e.remember(imageKey{at, item.ID}, found)
+		}
+		return answer.NextToken, nil
+	})
+}
