@@ -4,6 +4,7 @@ import (
 	"context"
 	"sync"
 
+	"github.com/hallmark-ssh/hallmark/internal/fleet"
 	"github.com/hallmark-ssh/hallmark/internal/signer"
 	"github.com/hallmark-ssh/hallmark/internal/teleport"
 )
@@ -18,7 +19,7 @@ type connector struct {
 	client *teleport.Client
 }
 
-func (c *connector) connect(ctx context.Context) (signer.Cluster, error) {
+func (c *connector) connect(ctx context.Context) (*teleport.Client, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.client != nil {
@@ -29,5 +30,21 @@ func (c *connector) connect(ctx context.Context) (signer.Cluster, error) {
 		return nil, err
 	}
 	c.client = client
+	return client, nil
+}
+
+func (c *connector) signer(ctx context.Context) (signer.Cluster, error) {
+	client, err := c.connect(ctx)
+	if err != nil {
+		return nil, err // not client, which would be a nil of a type
+	}
+	return client, nil
+}
+
+func (c *connector) fleet(ctx context.Context) (fleet.Cluster, error) {
+	client, err := c.connect(ctx)
+	if err != nil {
+		return nil, err
+	}
 	return client, nil
 }

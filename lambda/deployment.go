@@ -33,6 +33,8 @@ type deployment struct {
 		Address   string `yaml:"address"`
 		RootsFile string `yaml:"roots_file"`
 		Login     login  `yaml:"login"`
+		// FleetLogin is the function fleet's; nil means the default (fleetLogin).
+		FleetLogin *login `yaml:"fleet_login"`
 	} `yaml:"teleport"`
 	PolicyFile string `yaml:"policy_file"`
 	// AllowSources are the networks that may call; nil means all.
@@ -141,6 +143,11 @@ func (d *deployment) check() error {
 	if err := d.Teleport.Login.check(); err != nil {
 		return fmt.Errorf("teleport.login.%w", err)
 	}
+	if l := d.Teleport.FleetLogin; l != nil {
+		if err := l.check(); err != nil {
+			return fmt.Errorf("teleport.fleet_login.%w", err)
+		}
+	}
 	return nil
 }
 
@@ -219,15 +226,26 @@ func (d *deployment) readFiles(folder string) error {
 			return fmt.Errorf("teleport.roots_file: %w", err)
 		}
 	}
-	if login := &d.Teleport.Login; login.Method == loginFile {
-		login.File = within(folder, login.File)
-		// Teleport's client reads it at each call; that it is missing is better known at
-		// the start.
-		if _, err := os.Stat(login.File); err != nil {
-			return fmt.Errorf("teleport.login.file: %w", err)
+	if err := d.Teleport.Login.find(folder); err != nil {
+		return fmt.Errorf("teleport.login.file: %w", err)
+	}
+	if l := d.Teleport.FleetLogin; l != nil {
+		if err := l.find(folder); err != nil {
+			return fmt.Errorf("teleport.fleet_login.file: %w", err)
 		}
 	}
 	return d.readPolicy(folder)
+}
+
+// find looks for the file of method identity-file. Teleport's client reads it at
+// each call; that it is missing is better known at the start.
+func (l *login) find(folder string) error {
+	if l.Method != loginFile {
+		return nil
+	}
+	l.File = within(folder, l.File)
+	_, err := os.Stat(l.File)
+	return err
 }
 
 func (d *deployment) readPolicy(folder string) (err error) {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
@@ -52,7 +53,7 @@ func TestReadDeployment(t *testing.T) {
 		t.Errorf("deployment %+v", d)
 	}
 	want := teleport.IdentityFile(filepath.Join(filepath.Dir(path), "identity.pem"))
-	if c, err := d.teleport(aws.Config{}); err != nil || c.Address != "proxy.example.com:443" || c.Login != want {
+	if c, err := d.teleport("login", d.Teleport.Login, aws.Config{}, slog.New(slog.DiscardHandler)); err != nil || c.Address != "proxy.example.com:443" || c.Login != want {
 		t.Errorf("teleport %+v, error %v", c, err)
 	}
 }

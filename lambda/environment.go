@@ -12,6 +12,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/aws/arn"
 
+	"github.com/hallmark-ssh/hallmark/internal/fleet"
 	"github.com/hallmark-ssh/hallmark/internal/identity"
 	"github.com/hallmark-ssh/hallmark/internal/ledger"
 	"github.com/hallmark-ssh/hallmark/internal/policy"
@@ -28,13 +29,20 @@ type environment struct {
 	// parameter is the SSM parameter that holds the policy, by name or ARN. Empty means
 	// that the policy is deployed with the program.
 	parameter string
+	// audience is what the stack takes the audience to be, for its alarms. Empty means
+	// that it does not say.
+	audience string
 }
 
 // readEnvironment refuses a memory ledger inside Lambda: it would forget with every
 // cold start, and each of the function's environments would have its own, so that a
 // stolen identity role or a copied host key could be enrolled through another.
 func readEnvironment() (environment, error) {
-	e := environment{table: os.Getenv("HALLMARK_LEDGER_TABLE"), parameter: os.Getenv("HALLMARK_POLICY_PARAMETER")}
+	e := environment{
+		table:     os.Getenv("HALLMARK_LEDGER_TABLE"),
+		parameter: os.Getenv("HALLMARK_POLICY_PARAMETER"),
+		audience:  os.Getenv("HALLMARK_AUDIENCE"),
+	}
 	if function := os.Getenv("AWS_LAMBDA_FUNCTION_NAME"); function != "" && e.table == "" {
 		return e, fmt.Errorf("function %s has no ledger that lasts: set HALLMARK_LEDGER_TABLE to the name or ARN of its "+
 			"DynamoDB table, with a string partition key pk (template.yaml has it)", function)
@@ -45,8 +53,24 @@ func readEnvironment() (environment, error) {
 	return e, nil
 }
 
+// checkAudience keeps the stack's alarms from watching metrics of another name, which
+// would never tell anything.
+func (e environment) checkAudience(audience string) error {
+	if e.audience != "" && e.audience != audience {
+		return fmt.Errorf("the stack's parameter Audience (HALLMARK_AUDIENCE) is %q, and audience in deployment.yaml is %q: make them the same",
+			e.audience, audience)
+	}
+	return nil
+}
+
+// ledgers is a ledger for either function.
+type ledgers interface {
+	signer.Ledger
+	fleet.Ledger
+}
+
 // ledger returns the ledger, and the client of its table, nil if it is in memory.
-func (e environment) ledger(cfg aws.Config) (signer.Ledger, *dynamoDB) {
+func (e environment) ledger(cfg aws.Config) (ledgers, *dynamoDB) {
 	if e.table == "" {
 		return new(ledger.Memory), nil
 	}

@@ -4,11 +4,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"regexp"
 	"slices"
+	"sync"
+	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 
+	"github.com/hallmark-ssh/hallmark/internal/emf"
 	"github.com/hallmark-ssh/hallmark/internal/identity"
 	"github.com/hallmark-ssh/hallmark/internal/teleport"
 )
@@ -20,7 +24,7 @@ const (
 	loginSecret = "identity-secret" // with a file in Secrets Manager
 )
 
-// login is how the signer becomes somebody in Teleport.
+// login is how a function becomes somebody in Teleport.
 type login struct {
 	Method string `yaml:"method"`
 
@@ -64,13 +68,64 @@ func (l login) check() error {
 	return nil
 }
 
-// teleport is how the deployment reaches Teleport.
-func (d *deployment) teleport(cfg aws.Config) (teleport.Config, error) {
-	login, err := d.Teleport.Login.with(cfg)
-	if err != nil {
-		return teleport.Config{}, fmt.Errorf("teleport.login.%w", err)
+// The role and token of templates/teleport for the fleet's upkeep.
+const fleetRole = "hallmark-fleet"
+
+// fleetLogin returns how the function "fleet" logs in: as it is told, or with the
+// bot of the templates. It never falls back to the other function's login, which may
+// sign host certificates.
+func (d *deployment) fleetLogin() (login, error) {
+	switch l := d.Teleport.Login; {
+	case d.Teleport.FleetLogin != nil:
+		return *d.Teleport.FleetLogin, nil
+	case l.Method == loginIAM:
+		return login{Method: loginIAM, Token: fleetRole, Role: fleetRole, Region: l.Region}, nil
+	default:
+		return login{}, fmt.Errorf("teleport.fleet_login: missing; with method %s the function fleet needs a login of its own, which may sign nothing", l.Method)
 	}
-	return teleport.Config{Address: d.Teleport.Address, RootsPEM: d.roots, Login: login}, nil
+}
+
+// teleport is how the deployment reaches Teleport with one of its logins.
+func (d *deployment) teleport(setting string, l login, cfg aws.Config, log *slog.Logger) (teleport.Config, error) {
+	with, err := l.with(cfg)
+	if err != nil {
+		return teleport.Config{}, fmt.Errorf("teleport.%s.%w", setting, err)
+	}
+	c := teleport.Config{Address: d.Teleport.Address, RootsPEM: d.roots, Login: with}
+	if l.Method != loginIAM { // a bot gets a new one every hour by itself
+		c.LoggedIn = (&loginWatch{signer: d.Audience, log: log, now: time.Now}).loggedIn
+	}
+	return c, nil
+}
+
+// loginWatch tells how long a login is good for that somebody has to replace.
+type loginWatch struct {
+	signer string
+	log    *slog.Logger
+	now    func() time.Time
+
+	mu   sync.Mutex
+	told time.Time
+}
+
+// loginPause is how often that is told: a file is read at every call.
+const loginPause = 5 * time.Minute
+
+func (w *loginWatch) loggedIn(end time.Time) {
+	now := w.now()
+	w.mu.Lock()
+	again := now.Sub(w.told) < loginPause
+	if !again {
+		w.told = now
+	}
+	w.mu.Unlock()
+	if again {
+		return
+	}
+	left := emf.By("signer")
+	left.Seconds("login_left_s", end.Sub(now))
+	attributes := append([]slog.Attr{slog.String("signer", w.signer)}, emf.Attrs(now, left)...)
+	w.log.LogAttrs(context.Background(), slog.LevelInfo, "login", attributes...)
 }
 
 func (l login) with(cfg aws.Config) (teleport.Login, error) {

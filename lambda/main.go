@@ -1,10 +1,14 @@
-// Command bootstrap is Hallmark's signer on AWS Lambda: the function behind the
-// URL that instances enroll at. Outside Lambda the same program is
-// hallmark-signer, the operator's command.
+// Command bootstrap is Hallmark's signer on AWS Lambda. It is deployed as two
+// functions, told apart by their handler setting: "enroll", behind the URL that
+// instances enroll at, and "fleet", which keeps Teleport true to EC2 afterwards.
+// Neither does the other's work, so that a flood of requests cannot stop
+// off-boarding, and nobody who sends requests can have a node deleted. Outside
+// Lambda the same program is hallmark-signer, the operator's command.
 //
-// The function takes its settings from the file that HALLMARK_DEPLOYMENT names, by default
-// deployment.yaml beside the program, from HALLMARK_LEDGER_TABLE and
-// HALLMARK_POLICY_PARAMETER, and from the usual variables of the AWS SDK.
+// The functions take their settings from the file that HALLMARK_DEPLOYMENT names, by
+// default deployment.yaml beside the program, from HALLMARK_LEDGER_TABLE,
+// HALLMARK_POLICY_PARAMETER and HALLMARK_AUDIENCE, and from the usual variables of
+// the AWS SDK.
 package main
 
 import (
@@ -25,6 +29,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/buildinfo"
 	"github.com/hallmark-ssh/hallmark/internal/identity"
 	"github.com/hallmark-ssh/hallmark/internal/inventory"
+	"github.com/hallmark-ssh/hallmark/internal/policy"
 	"github.com/hallmark-ssh/hallmark/internal/signer"
 )
 
@@ -34,13 +39,28 @@ func main() {
 		os.Exit(runCommand(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
 	}
 	log := newLog()
-	s, err := build(ctx, log)
+	h, err := newFunction(ctx, os.Getenv("_HANDLER"), log)
 	if err != nil {
 		// Lambda reports the exit; this line says why.
 		log.Error("the signer cannot start", slog.Any("error", err))
 		os.Exit(1)
 	}
-	lambda.Start(handler{s.Enroll, log})
+	lambda.Start(h)
+}
+
+// newFunction makes the function of that name.
+func newFunction(ctx context.Context, name string, log *slog.Logger) (lambda.Handler, error) {
+	switch name {
+	case "enroll":
+		s, err := build(ctx, log)
+		if err != nil {
+			return nil, err
+		}
+		return handler{s.Answer, log}, nil
+	case "fleet":
+		return buildFleet(ctx, log)
+	}
+	return nil, fmt.Errorf("_HANDLER is %q; the function's handler setting must be enroll or fleet (template.yaml has both)", name)
 }
 
 // newLog writes JSON in the names by which Lambda filters by level.
@@ -55,14 +75,28 @@ func newLog() *slog.Logger {
 	}))
 }
 
-// build makes the signer that the deployment describes. It calls nobody.
-func build(ctx context.Context, log *slog.Logger) (*signer.Signer, error) {
+// parts are what both functions are made of.
+type parts struct {
+	deployment *deployment
+	env        environment
+	aws        aws.Config
+	ledger     ledgers
+	table      *dynamoDB // nil if the ledger is in memory
+	policy     func(context.Context) (*policy.Policy, error)
+}
+
+// load makes what both functions need as the deployment describes it. It calls
+// nobody.
+func load(ctx context.Context, log *slog.Logger) (*parts, error) {
 	d, err := readDeployment(deploymentPath())
 	if err != nil {
 		return nil, fmt.Errorf("read the deployment's configuration (HALLMARK_DEPLOYMENT): %w", err)
 	}
 	env, err := readEnvironment()
 	if err != nil {
+		return nil, err
+	}
+	if err := env.checkAudience(d.Audience); err != nil {
 		return nil, err
 	}
 	// One HTTP client for all of AWS. Given one of this type, the SDK adds to it the
@@ -72,16 +106,25 @@ func build(ctx context.Context, log *slog.Logger) (*signer.Signer, error) {
 	if err != nil {
 		return nil, fmt.Errorf("load the AWS configuration: %w", err)
 	}
-	teleport, err := d.teleport(cfg)
+	p := &parts{deployment: d, env: env, aws: cfg}
+	p.ledger, p.table = env.ledger(cfg)
+	p.policy, err = env.policy(d, cfg, p.table, log)
+	return p, err
+}
+
+// build makes the signer that the deployment describes. It calls nobody.
+func build(ctx context.Context, log *slog.Logger) (*signer.Signer, error) {
+	p, err := load(ctx, log)
 	if err != nil {
 		return nil, err
 	}
-	ledger, table := env.ledger(cfg)
-	policy, err := env.policy(d, cfg, table, log)
+	d := p.deployment
+	login, err := d.teleport("login", d.Teleport.Login, p.aws, log)
 	if err != nil {
 		return nil, err
 	}
-	logStart(ctx, log, d, env)
+	cluster := &connector{config: login}
+	p.logStart(ctx, log, d.Teleport.Login, slog.String("url_auth", d.URLAuth))
 	return &signer.Signer{
 		Audience:   d.Audience,
 		Accounts:   d.Accounts.ids(),
@@ -89,28 +132,28 @@ func build(ctx context.Context, log *slog.Logger) (*signer.Signer, error) {
 		Sources:    d.sources,
 		RequireIAM: d.URLAuth == urlAuthIAM,
 		Documents:  d.keyring,
-		Callers:    &identity.CallerVerifier{HTTP: httpClient(cfg), Endpoint: os.Getenv("AWS_ENDPOINT_URL_STS")},
-		Inventory:  newInventory(d, cfg),
-		Policy:     policy,
-		Ledger:     ledger,
-		Connect:    (&connector{config: teleport}).connect,
+		Callers:    &identity.CallerVerifier{HTTP: httpClient(p.aws), Endpoint: os.Getenv("AWS_ENDPOINT_URL_STS")},
+		Inventory:  newInventory(d, p.aws),
+		Policy:     p.policy,
+		Ledger:     p.ledger,
+		Connect:    cluster.signer,
 		Log:        log,
 		Now:        time.Now,
 	}, nil
 }
 
-func logStart(ctx context.Context, log *slog.Logger, d *deployment, env environment) {
-	attributes := []slog.Attr{
+func (p *parts) logStart(ctx context.Context, log *slog.Logger, l login, more ...slog.Attr) {
+	d := p.deployment
+	attributes := append([]slog.Attr{
 		slog.String("version", buildinfo.Version()),
 		slog.String("audience", d.Audience),
 		slog.Any("accounts", d.Accounts.ids()),
 		slog.Any("regions", d.Regions),
-		slog.String("login", d.Teleport.Login.Method),
-		slog.String("url_auth", d.URLAuth),
-		slog.String("ledger_table", env.table),
-	}
-	if env.parameter != "" {
-		attributes = append(attributes, slog.String("policy_parameter", env.parameter))
+		slog.String("login", l.Method),
+		slog.String("ledger_table", p.env.table),
+	}, more...)
+	if p.env.parameter != "" {
+		attributes = append(attributes, slog.String("policy_parameter", p.env.parameter))
 	} else {
 		attributes = append(attributes, slog.String("policy_sha256", d.policy.SHA256))
 	}

@@ -29,7 +29,7 @@ variable "subnet_id" {
 
 variable "signer_url" {
   type        = string
-  description = "The function URL of the signer: output FunctionUrl of its stack."
+  description = "The function URL of the signer: output SignerUrl of its stack."
 }
 
 variable "audience" {

@@ -1,0 +1,149 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/hallmark-ssh/hallmark/internal/fleet"
+)
+
+const (
+	// spare is what a sweep leaves of an invocation's time to finish the machine it is
+	// at and to note where the next sweep begins.
+	spare = 20 * time.Second
+	// batchTime bounds a batch of events. The queue keeps a message hidden for six times
+	// as long (template.yaml), so that nobody else works on it meanwhile.
+	batchTime = time.Minute
+)
+
+// bookmark remembers where the next sweep begins. fleet.Bookmark is one.
+type bookmark interface {
+	Load(ctx context.Context) (string, error)
+	Save(ctx context.Context, next string) error
+}
+
+// fleetHandler is the function "fleet". It is a lambda.Handler.
+type fleetHandler struct {
+	fleet    *fleet.Fleet
+	bookmark bookmark // nil: every sweep begins at the beginning
+	log      *slog.Logger
+}
+
+// buildFleet makes the function that the deployment describes. It calls nobody.
+func buildFleet(ctx context.Context, log *slog.Logger) (fleetHandler, error) {
+	p, err := load(ctx, log)
+	if err != nil {
+		return fleetHandler{}, err
+	}
+	d := p.deployment
+	l, err := d.fleetLogin()
+	if err != nil {
+		return fleetHandler{}, err
+	}
+	config, err := d.teleport("fleet_login", l, p.aws, log)
+	if err != nil {
+		return fleetHandler{}, err
+	}
+	cluster := &connector{config: config}
+	p.logStart(ctx, log, l)
+	h := fleetHandler{fleet: &fleet.Fleet{
+		Audience:  d.Audience,
+		Accounts:  d.Accounts.ids(),
+		Regions:   d.Regions,
+		Inventory: newInventory(d, p.aws),
+		Ledger:    p.ledger,
+		Policy:    p.policy,
+		Connect:   cluster.fleet,
+		Log:       log,
+		Now:       time.Now,
+	}, log: log}
+	if p.table != nil {
+		h.bookmark = fleet.Bookmark{Client: p.table, Table: tableName(p.env.table)}
+	}
+	return h, nil
+}
+
+// refusal answers an event that the function does not act on.
+type refusal struct {
+	Error string `json:"error"`
+}
+
+// Invoke acts on one event: a batch of the queue, the schedule, or a person's
+// {"sweep":{"limit":500}}. What is none of these is refused, with an answer and not
+// with an error: Lambda runs a function again after an error, and such an event
+// would not get better.
+func (h fleetHandler) Invoke(ctx context.Context, event []byte) ([]byte, error) {
+	batch, isBatch, err := fleet.ParseBatch(event)
+	switch {
+	case err != nil:
+		return h.refuse(ctx, err)
+	case isBatch:
+		ctx, cancel := context.WithTimeout(ctx, batchTime)
+		defer cancel()
+		return json.Marshal(h.fleet.Handle(ctx, batch))
+	}
+	e, err := fleet.ParseEvent(event)
+	if err != nil {
+		return h.refuse(ctx, err)
+	}
+	if e.Sweep == nil {
+		// A rule that was pointed at the function by hand: through the queue an event that
+		// fails comes again by itself, and is kept if it goes on failing.
+		return h.refuse(ctx, errors.New("events about instances come through the queue"))
+	}
+	report, err := h.sweep(ctx, e.Sweep.Limit)
+	if err != nil {
+		return nil, err // Lambda tries again, and then tells the queue for what failed
+	}
+	return json.Marshal(report)
+}
+
+func (h fleetHandler) refuse(ctx context.Context, reason error) ([]byte, error) {
+	h.log.ErrorContext(ctx, "an event is refused", slog.Any("error", reason))
+	return json.Marshal(refusal{reason.Error()})
+}
+
+// sweep sweeps for as long as the invocation lasts, from where the last one stopped.
+func (h fleetHandler) sweep(ctx context.Context, limit int) (fleet.Report, error) {
+	from := h.begin(ctx)
+	sweeping, cancel := withSpare(ctx)
+	defer cancel()
+	report, err := h.fleet.Sweep(sweeping, from, limit)
+	if err != nil {
+		return report, fmt.Errorf("sweep: %w", err)
+	}
+	if h.bookmark == nil || report.Next == from {
+		return report, nil
+	}
+	if err := h.bookmark.Save(ctx, report.Next); err != nil {
+		// The sweep is done; the next one begins elsewhere than it might.
+		h.log.WarnContext(ctx, "where the next sweep begins could not be noted", slog.Any("error", err))
+	}
+	return report, nil
+}
+
+// begin returns where to begin. That is a matter of fairness alone: without it a
+// sweep begins at the beginning.
+func (h fleetHandler) begin(ctx context.Context) string {
+	if h.bookmark == nil {
+		return ""
+	}
+	from, err := h.bookmark.Load(ctx)
+	if err != nil {
+		h.log.WarnContext(ctx, "where the last sweep stopped could not be read", slog.Any("error", err))
+	}
+	return from
+}
+
+// withSpare returns a context that ends some time before the invocation does.
+func withSpare(ctx context.Context) (context.Context, context.CancelFunc) {
+	deadline, ok := ctx.Deadline()
+	if !ok {
+		return context.WithCancel(ctx)
+	}
+	return context.WithDeadline(ctx, deadline.Add(-spare))
+}

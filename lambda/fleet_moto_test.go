@@ -1,0 +1,273 @@
+//go:build e2e
+
+package main
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/config"
+	"github.com/aws/aws-sdk-go-v2/service/ec2"
+	ec2types "github.com/aws/aws-sdk-go-v2/service/ec2/types"
+
+	"github.com/hallmark-ssh/hallmark/e2e/dynamodb"
+	"github.com/hallmark-ssh/hallmark/e2e/lambdahost"
+	"github.com/hallmark-ssh/hallmark/e2e/moto"
+	"github.com/hallmark-ssh/hallmark/internal/fleet"
+	"github.com/hallmark-ssh/hallmark/internal/identity/identitytest"
+	"github.com/hallmark-ssh/hallmark/internal/ledger"
+	"github.com/hallmark-ssh/hallmark/internal/protocol"
+	"github.com/hallmark-ssh/hallmark/internal/teleport"
+	"github.com/hallmark-ssh/hallmark/internal/teleport/teleporttest"
+)
+
+// lockedBuffer is a log that a process writes while the test reads.
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *lockedBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *lockedBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
+
+// motoWorld is an account in moto, a cluster, and the two functions over the Runtime
+// API.
+type motoWorld struct {
+	t             *testing.T
+	ec2           *ec2.Client
+	image         string
+	ledger        *ledger.DynamoDB
+	bookmark      fleet.Bookmark
+	cluster       *teleporttest.Cluster
+	nodes         *teleport.Client
+	enroll, fleet *lambdahost.Host
+	log           lockedBuffer
+}
+
+func newMotoWorld(t *testing.T) *motoWorld {
+	t.Helper()
+	server, err := moto.Start(t.Context(), testRegion, t.Output())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(server.Close)
+	cluster, err := teleporttest.Start(teleporttest.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = cluster.Close() })
+	w := &motoWorld{t: t, cluster: cluster}
+	w.connectAWS(server.URL)
+
+	path := write(t, map[string]string{
+		"deployment.yaml": fmt.Sprintf("audience: %s\naccounts: [%q]\nregions: [%s]\nregion_certificates: {%s: %s}\n"+
+			"teleport: {address: %q, roots_file: ca.pem, login: {method: identity-file, file: identity.pem}, fleet_login: {method: identity-file, file: identity.pem}}\n",
+			testAudience, moto.Account, testRegion, testRegion, regionCertificate(t), cluster.Address()),
+		"identity.pem": string(cluster.IdentityFile()),
+		"ca.pem":       string(cluster.RootsPEM()),
+	})
+	program, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	function := lambdahost.Function{
+		Name: "hallmark", Program: program, TaskRoot: strings.TrimSuffix(path, "deployment.yaml"), Region: testRegion, Log: &w.log,
+		Timeout: time.Minute, Environment: []string{
+			"AWS_ACCESS_KEY_ID=test", "AWS_SECRET_ACCESS_KEY=test", "AWS_ENDPOINT_URL=" + server.URL,
+			"AWS_ENDPOINT_URL_EC2=" + server.URL, "HALLMARK_LEDGER_TABLE=hallmark", "HALLMARK_AUDIENCE=" + testAudience,
+		},
+	}
+	function.Handler = "enroll"
+	w.enroll = lambdahost.New(function)
+	function.Handler = "fleet"
+	w.fleet = lambdahost.New(function)
+	t.Cleanup(w.enroll.Close)
+	t.Cleanup(w.fleet.Close)
+	return w
+}
+
+func regionCertificate(t *testing.T) string {
+	t.Helper()
+	region, err := identitytest.NewRegion(testRegion)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return fmt.Sprintf("%q", region.CertificatePEM())
+}
+
+func (w *motoWorld) connectAWS(url string) {
+	w.t.Helper()
+	for name, value := range map[string]string{
+		"AWS_ENDPOINT_URL": url, "AWS_REGION": testRegion, "AWS_CONFIG_FILE": "/nonexistent",
+		"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_CA_BUNDLE": "",
+	} {
+		w.t.Setenv(name, value)
+	}
+	cfg, err := config.LoadDefaultConfig(w.t.Context())
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.ec2 = ec2.NewFromConfig(cfg)
+	vpc := check(w.ec2.CreateVpc(w.t.Context(), &ec2.CreateVpcInput{CidrBlock: aws.String("10.0.0.0/16")}))(w.t)
+	check(w.ec2.CreateSubnet(w.t.Context(), &ec2.CreateSubnetInput{
+		VpcId: vpc.Vpc.VpcId, CidrBlock: aws.String("10.0.0.0/24"), AvailabilityZone: aws.String(testRegion + "a"),
+	}))(w.t)
+	if err := dynamodb.CreateTable(w.t.Context(), dynamodb.Client(url, testRegion), "hallmark"); err != nil {
+		w.t.Fatal(err)
+	}
+	client := newDynamoDB(cfg, "hallmark")
+	w.ledger = ledger.NewDynamoDB(client, "hallmark", time.Now)
+	w.bookmark = fleet.Bookmark{Client: client, Table: "hallmark"}
+	if w.nodes, err = teleport.Dial(w.t.Context(), w.login()); err != nil {
+		w.t.Fatal(err)
+	}
+	w.t.Cleanup(func() { _ = w.nodes.Close() })
+}
+
+func (w *motoWorld) login() teleport.Config {
+	path := write(w.t, map[string]string{"deployment.yaml": string(w.cluster.IdentityFile())})
+	return teleport.Config{Address: w.cluster.Address(), RootsPEM: w.cluster.RootsPEM(), Login: teleport.IdentityFile(path)}
+}
+
+// launch runs an instance with a tag and enrolls it; moto picks its id.
+func (w *motoWorld) launch() string {
+	w.t.Helper()
+	subnets := check(w.ec2.DescribeSubnets(w.t.Context(), &ec2.DescribeSubnetsInput{}))(w.t)
+	if w.image == "" {
+		image := check(w.ec2.RegisterImage(w.t.Context(), &ec2.RegisterImageInput{Name: aws.String("golden"), Architecture: ec2types.ArchitectureValuesArm64}))(w.t)
+		w.image = aws.ToString(image.ImageId)
+	}
+	run := check(w.ec2.RunInstances(w.t.Context(), &ec2.RunInstancesInput{
+		ImageId: &w.image, MinCount: aws.Int32(1), MaxCount: aws.Int32(1), SubnetId: subnets.Subnets[0].SubnetId,
+	}))(w.t)
+	id := aws.ToString(run.Instances[0].InstanceId)
+	w.tag(id, "env", "test")
+	node := teleport.Node{
+		ID: protocol.NodeID(moto.Account, testRegion, id), Hostname: "web-" + id, Address: "10.0.0.7:22", Expires: time.Now().Add(time.Hour),
+		Labels: map[string]string{
+			"hallmark/signer": testAudience, "teleport.dev/account-id": moto.Account, "teleport.dev/aws-region": testRegion,
+			"teleport.dev/instance-id": id,
+		},
+	}
+	if err := w.nodes.UpsertNode(w.t.Context(), node); err != nil {
+		w.t.Fatal(err)
+	}
+	i := ledger.Instance{Account: moto.Account, Region: testRegion, ID: id}
+	claim := ledger.Claim{Instance: i, Fingerprints: []string{"SHA256:" + id}, Hostname: node.Hostname, ImageOwner: moto.Account, End: node.Expires}
+	granted := check(w.ledger.Claim(w.t.Context(), claim, time.Now()))(w.t)
+	if err := w.ledger.Confirm(w.t.Context(), claim, granted); err != nil {
+		w.t.Fatal(err)
+	}
+	return id
+}
+
+func (w *motoWorld) tag(id, key, value string) {
+	w.t.Helper()
+	check(w.ec2.CreateTags(w.t.Context(), &ec2.CreateTagsInput{
+		Resources: []string{id}, Tags: []ec2types.Tag{{Key: &key, Value: &value}},
+	}))(w.t)
+}
+
+func (w *motoWorld) terminate(id string) {
+	w.t.Helper()
+	check(w.ec2.TerminateInstances(w.t.Context(), &ec2.TerminateInstancesInput{InstanceIds: []string{id}}))(w.t)
+}
+
+func (w *motoWorld) labels(id string) map[string]string { return labels(w.cluster, moto.Account, id) }
+
+func (w *motoWorld) invoke(ctx context.Context, h *lambdahost.Host, event []byte) string {
+	w.t.Helper()
+	answer, err := h.Invoke(ctx, event)
+	if err != nil {
+		w.t.Fatalf("%v; log: %s", err, w.log.String())
+	}
+	return string(answer)
+}
+
+// Each kind of event, as AWS sends it, to the real program: a terminated instance
+// leaves, tags follow, the sweep finds what no event told, and what makes no sense
+// changes nothing.
+func TestFleetOnMoto(t *testing.T) {
+	w := newMotoWorld(t)
+	ctx := t.Context()
+	gone, tagged, missed := w.launch(), w.launch(), w.launch()
+	w.terminate(gone)
+	w.tag(tagged, "env", "prod")
+
+	// Neither what is malformed nor the other function acts.
+	for _, event := range []string{stateEvent(moto.Account, gone, "terminated"), `{"sweep":{"limit":-1}}`, "{}"} {
+		if answer := w.invoke(ctx, w.fleet, []byte(event)); !strings.HasPrefix(answer, `{"error":`) {
+			t.Errorf("answer %s to %s", answer, event)
+		}
+	}
+	if answer := w.invoke(ctx, w.enroll, batchOf(t, stateEvent(moto.Account, gone, "terminated"))); !strings.Contains(answer, `"statusCode":400`) {
+		t.Errorf("answer %s of the enroll function", answer)
+	}
+	if n := len(w.cluster.Nodes()); n != 3 {
+		t.Fatalf("%d nodes, want 3", n)
+	}
+
+	// Twice and out of order, with one that is no event among them.
+	batch := batchOf(t, "hello", stateEvent(moto.Account, gone, "terminated"), tagEvent(moto.Account, tagged, 2),
+		stateEvent(moto.Account, gone, "shutting-down"), tagEvent(moto.Account, tagged, 1), stateEvent(moto.Account, tagged, "stopped"))
+	for range 2 {
+		if answer := w.invoke(ctx, w.fleet, batch); answer != allDone {
+			t.Errorf("answer %s; log: %s", answer, w.log.String())
+		}
+	}
+	if w.labels(gone) != nil || w.labels(tagged)["aws/env"] != "prod" || w.labels(missed) == nil {
+		t.Errorf("labels %v, %v, %v; log: %s", w.labels(gone), w.labels(tagged), w.labels(missed), w.log.String())
+	}
+	record := check(w.ledger.Lookup(ctx, ledger.Instance{Account: moto.Account, Region: testRegion, ID: gone}))(t)
+	if !record.Ended {
+		t.Errorf("record %+v", record)
+	}
+
+	// No event comes of these two.
+	w.terminate(missed)
+	w.tag(tagged, "env", "stage")
+	if answer := w.invoke(ctx, w.fleet, []byte(scheduleEvent)); !strings.Contains(answer, `"Deleted":1`) || !strings.Contains(answer, `"Mended":1`) {
+		t.Errorf("answer %s; log: %s", answer, w.log.String())
+	}
+	if w.labels(missed) != nil || w.labels(tagged)["aws/env"] != "stage" {
+		t.Errorf("labels %v, %v", w.labels(missed), w.labels(tagged))
+	}
+	w.fleet.Close() // all that it wrote is in the log then
+	if log := w.log.String(); !strings.Contains(log, `"offboarded":1`) || !strings.Contains(log, `"sweep_deleted":1`) || !strings.Contains(log, `"login_left_s"`) {
+		t.Errorf("log %s", log)
+	}
+}
+
+// A program that is given another handler does not start, and says why.
+func TestUnknownHandlerOnMoto(t *testing.T) {
+	w := newMotoWorld(t)
+	if err := w.bookmark.Save(t.Context(), "somewhere"); err != nil {
+		t.Fatal(err)
+	}
+	if next := check(w.bookmark.Load(t.Context()))(t); next != "somewhere" {
+		t.Errorf("bookmark %q", next)
+	}
+	host := lambdahost.New(lambdahost.Function{
+		Name: "hallmark", Program: check(os.Executable())(t), Handler: "main", TaskRoot: t.TempDir(), Region: testRegion, Log: &w.log,
+	})
+	t.Cleanup(host.Close)
+	if _, err := host.Invoke(t.Context(), []byte("{}")); err == nil || !strings.Contains(w.log.String(), "enroll or fleet") {
+		t.Errorf("error %v, log %s", err, w.log.String())
+	}
+}
