@@ -270,7 +270,7 @@ func TestSharedHostKeysAreRefused(t *testing.T) {
 	start := stopSigner(t)
 	i := launch(t, lab.Template{Name: "copy"})
 	checkKeyPairLogin(t, i)
-	run(t, i, "sh", "-c", "systemctl stop hallmark.timer hallmark.service; rm /etc/ssh/ssh_host_*")
+	run(t, i, "sh", "-c", "systemctl stop hallmark.timer hallmark-renew.timer hallmark.service; rm /etc/ssh/ssh_host_*")
 	if err := os.WriteFile(i.Path("root/keys.tar"), []byte(keys), 0o600); err != nil {
 		t.Fatal(err)
 	}

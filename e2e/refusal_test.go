@@ -82,7 +82,7 @@ func TestStrangersRequests(t *testing.T) {
 	}{
 		{"no JSON", http.MethodPost, "hello", http.StatusBadRequest, protocol.CodeMalformed},
 		{"unknown field", http.MethodPost, `{"admin":true}`, http.StatusBadRequest, protocol.CodeMalformed},
-		{"wrong method", http.MethodGet, "", http.StatusMethodNotAllowed, protocol.CodeMethodNotAllowed},
+		{"wrong method", http.MethodPut, "", http.StatusMethodNotAllowed, protocol.CodeMethodNotAllowed},
 		{"too long", http.MethodPost, strings.Repeat(" ", protocol.MaxRequestBytes+1), http.StatusRequestEntityTooLarge, protocol.CodeTooLarge},
 	} {
 		t.Run(test.name, func(t *testing.T) {

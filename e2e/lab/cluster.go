@@ -60,9 +60,9 @@ func (l *Lab) startEmbedded(ctx context.Context) (*embedded, error) {
 	if err != nil {
 		return nil, err
 	}
-	cluster.AddBot(teleporttest.Bot{
-		Name: teleportd.EnrollBot, Token: teleportd.EnrollBot, AWSARN: functionARN, Roles: []string{teleportd.EnrollBot},
-	})
+	for bot, arn := range botARNs() {
+		cluster.AddBot(teleporttest.Bot{Name: bot, Token: bot, AWSARN: arn, Roles: []string{bot}})
+	}
 	context.AfterFunc(ctx, func() { _ = cluster.Close() })
 	e := &embedded{Cluster: cluster, login: filepath.Join(l.dir, "login"), knownHosts: l.knownHosts()}
 	return e, writeLogin(e.login, cluster)
@@ -126,7 +126,12 @@ func (l *Lab) startTeleport(ctx context.Context) (*real, error) {
 
 // addSigner lets the signer in by its AWS role, as docs/teleport.md says.
 func (r *real) addSigner(ctx context.Context) error {
-	return r.AddBots(ctx, map[string]string{teleportd.EnrollBot: functionARN})
+	return r.AddBots(ctx, botARNs())
+}
+
+// botARNs are the AWS roles of the functions, by the bots that they log in as.
+func botARNs() map[string]string {
+	return map[string]string{teleportd.EnrollBot: functionARN, teleportd.FleetBot: fleetFunctionARN}
 }
 
 func (r *real) addPerson(ctx context.Context) (err error) {

@@ -51,6 +51,8 @@ type Template struct {
 	// BeforeBoot is called when EC2 knows the instance, and before its machine boots.
 	// It may be nil.
 	BeforeBoot func(id string) error
+	// Prepare changes the instance's disk before it boots. It may be nil.
+	Prepare func(ctx context.Context, root string) error
 }
 
 // Launch runs an instance in EC2, and boots a machine that is it.
@@ -73,7 +75,7 @@ func (l *Lab) Launch(ctx context.Context, t Template) (*Instance, error) {
 	if err != nil {
 		return nil, err
 	}
-	machine, err := l.fleet.Boot(ctx, fleet.Spec{Name: t.Name, Image: t.Image.Disk, Address: address, Metadata: metadata})
+	machine, err := l.fleet.Boot(ctx, fleet.Spec{Name: t.Name, Image: t.Image.Disk, Address: address, Metadata: metadata, Prepare: t.Prepare})
 	if err != nil {
 		return nil, err
 	}

@@ -69,6 +69,8 @@ type Lab struct {
 	EC2       *ec2.Client
 	Signer    *lambdahost.Host
 	SignerURL string
+	// Fleet is the function for the fleet's upkeep. Events reach it by Send.
+	Fleet *lambdahost.Host
 	// Region signs the machines' identity documents.
 	Region *identitytest.Region
 	// Teleport is the cluster if it is a real one, otherwise nil.
@@ -84,6 +86,7 @@ type Lab struct {
 	login  *login
 	moto   *moto.Server
 	keys   *keys
+	queue  queue
 }
 
 // New starts the lab in a folder. It ends with the context, or the program.
@@ -104,6 +107,7 @@ func New(ctx context.Context, f *fleet.Fleet, config Config, dir string) (*Lab, 
 		{"start the cluster", l.startCluster},
 		{"make keys", l.makeKeys},
 		{"start the signer", l.startSigner},
+		{"make the queue of events", l.startQueue},
 	} {
 		if err := step.start(ctx); err != nil {
 			return nil, fmt.Errorf("%s: %w", step.what, err)
@@ -201,18 +205,10 @@ func (l *Lab) startSigner(ctx context.Context) error {
 	if err := l.writeDeployment(root); err != nil {
 		return err
 	}
-	environment := []string{
-		// Those of the function's role, as Lambda gives them.
-		"AWS_ACCESS_KEY_ID=" + l.login.role.AccessKeyID, "AWS_SECRET_ACCESS_KEY=" + l.login.role.SecretAccessKey,
-		"AWS_SESSION_TOKEN=" + l.login.role.SessionToken, "AWS_ENDPOINT_URL_STS=" + l.stsURL,
-		"AWS_ENDPOINT_URL_EC2=" + l.moto.URL, "AWS_ENDPOINT_URL_DYNAMODB=" + l.moto.URL, "AWS_ENDPOINT_URL_SSM=" + l.moto.URL,
-		"HALLMARK_LEDGER_TABLE=" + LedgerTable,
-	}
 	if l.config.Policy != "" {
 		if err := l.PutPolicy(ctx, l.config.Policy); err != nil {
 			return err
 		}
-		environment = append(environment, "HALLMARK_POLICY_PARAMETER="+policyParameter)
 	}
 	log, err := l.createLog("signer")
 	if err != nil {
@@ -220,12 +216,32 @@ func (l *Lab) startSigner(ctx context.Context) error {
 	}
 	l.Signer = lambdahost.New(lambdahost.Function{
 		Name: function, Program: l.config.Bootstrap, Handler: "enroll", TaskRoot: root, Region: Region,
-		Environment: environment,
+		Environment: l.environment(l.login.enroll),
 		Concurrency: 4, Timeout: 20 * time.Second, Log: log,
 	})
 	context.AfterFunc(ctx, l.Signer.Close)
+	l.Fleet = lambdahost.New(lambdahost.Function{
+		Name: fleetFunction, Program: l.config.Bootstrap, Handler: "fleet", TaskRoot: root, Region: Region,
+		Environment: l.environment(l.login.fleet),
+		Concurrency: 2, Timeout: time.Minute, Log: log,
+	})
+	context.AfterFunc(ctx, l.Fleet.Close)
 	l.SignerURL = "https://" + fleet.Hub + "/"
 	return l.StartURL(ctx)
+}
+
+// environment is a function's, with the credentials of its role as Lambda gives them.
+func (l *Lab) environment(role sts.Credential) []string {
+	environment := []string{
+		"AWS_ACCESS_KEY_ID=" + role.AccessKeyID, "AWS_SECRET_ACCESS_KEY=" + role.SecretAccessKey,
+		"AWS_SESSION_TOKEN=" + role.SessionToken, "AWS_ENDPOINT_URL_STS=" + l.stsURL,
+		"AWS_ENDPOINT_URL_EC2=" + l.moto.URL, "AWS_ENDPOINT_URL_DYNAMODB=" + l.moto.URL, "AWS_ENDPOINT_URL_SSM=" + l.moto.URL,
+		"HALLMARK_LEDGER_TABLE=" + LedgerTable,
+	}
+	if l.config.Policy != "" {
+		environment = append(environment, "HALLMARK_POLICY_PARAMETER="+policyParameter)
+	}
+	return environment
 }
 
 // StartURL makes the signer's function URL answer.

@@ -16,29 +16,34 @@ const (
 	// functionARN is what STS calls it: its role, and the name.
 	functionARN = "arn:aws:sts::" + moto.Account + ":assumed-role/hallmark-EnrollRole/" + function
 
+	// The same of the function for the fleet's upkeep.
+	fleetFunction    = "hallmark-fleet"
+	fleetFunctionARN = "arn:aws:sts::" + moto.Account + ":assumed-role/hallmark-FleetRole/" + fleetFunction
+
 	// loginRegion is the one whose STS vouches for the function. Teleport takes the
 	// regions that it knows, and no made-up one.
 	loginRegion = "us-west-2"
 )
 
-// login is how the signer shows a cluster who it is: by its AWS role, and the STS that
-// says so.
+// login is how the functions show a cluster who they are: by their AWS roles, and the
+// STS that says so.
 type login struct {
-	sts  *sts.Server
-	url  string // of STS, for a cluster that runs as another process
-	role sts.Credential
+	sts           *sts.Server
+	url           string // of STS, for a cluster that runs as another process
+	enroll, fleet sts.Credential
 }
 
 func newLogin(ctx context.Context) (*login, error) {
-	l := &login{
-		sts: sts.New(sts.Options{Region: loginRegion}),
-		role: sts.Credential{
-			AccessKeyID: "ASIA" + rand.Text()[:16], SecretAccessKey: rand.Text(), SessionToken: rand.Text() + rand.Text(),
-			ARN: functionARN,
-		},
-	}
-	l.sts.Register(l.role)
+	l := &login{sts: sts.New(sts.Options{Region: loginRegion}), enroll: newRole(functionARN), fleet: newRole(fleetFunctionARN)}
+	l.sts.Register(l.enroll)
+	l.sts.Register(l.fleet)
 	var err error
 	l.url, err = serveLocally(ctx, l.sts)
 	return l, err
+}
+
+func newRole(arn string) sts.Credential {
+	return sts.Credential{
+		AccessKeyID: "ASIA" + rand.Text()[:16], SecretAccessKey: rand.Text(), SessionToken: rand.Text() + rand.Text(), ARN: arn,
+	}
 }

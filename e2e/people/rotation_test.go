@@ -1,0 +1,257 @@
+//go:build teleport && linux
+
+package people
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/crypto/ssh"
+
+	"github.com/hallmark-ssh/hallmark/e2e/fleet"
+	"github.com/hallmark-ssh/hallmark/e2e/lab"
+	"github.com/hallmark-ssh/hallmark/e2e/teleportd"
+	"github.com/hallmark-ssh/hallmark/internal/teleport/caexport"
+)
+
+const statePath = "var/lib/hallmark/state.json"
+
+// pass lets time go by for a machine and the signer. The machine's clock is the host's,
+// so its state moves instead: it enrolled that much earlier, and is due that much sooner.
+// What the signer remembers of a minute ago is forgotten.
+func pass(t *testing.T, m machine, d time.Duration) {
+	t.Helper()
+	shared.lab.Signer.Restart()
+	data, err := os.ReadFile(m.Path(statePath))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var state map[string]any
+	if err := json.Unmarshal(data, &state); err != nil {
+		t.Fatal(err)
+	}
+	for _, key := range []string{"enrolledAt", "renewAfter"} {
+		at, err := time.Parse(time.RFC3339, state[key].(string))
+		if err != nil {
+			t.Fatal(err)
+		}
+		state[key] = at.Add(-d)
+	}
+	edited, err := json.Marshal(state)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(m.Path(statePath), edited, 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// anHourPasses lets an hour pass, and does what the machine's timer does.
+func anHourPasses(t *testing.T, m machine) {
+	t.Helper()
+	pass(t, m, time.Hour)
+	if out, err := m.Run(t.Context(), "hallmark", "renew"); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+}
+
+// trusted are the fingerprints of the keys whose user certificates sshd accepts.
+func trusted(t *testing.T, m machine) []string {
+	t.Helper()
+	out, err := m.Run(t.Context(), "cat", "/etc/ssh/hallmark/openssh_ca.pub")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return fingerprints(t, out)
+}
+
+// signers are the fingerprints of the keys that signed the machine's certificates.
+func signers(t *testing.T, m machine) []string {
+	t.Helper()
+	out, err := m.Run(t.Context(), "sh", "-c", "cat /etc/ssh/ssh_host_*-cert.pub")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return fingerprints(t, out)
+}
+
+// fingerprints are those of keys, and of certificates' signers, each once.
+func fingerprints(t *testing.T, lines string) []string {
+	t.Helper()
+	var list []string
+	for line := range strings.Lines(lines) {
+		key, _, _, _, err := ssh.ParseAuthorizedKey([]byte(line))
+		if err != nil {
+			continue // a comment
+		}
+		if certificate, ok := key.(*ssh.Certificate); ok {
+			key = certificate.SignatureKey
+		}
+		if f := ssh.FingerprintSHA256(key); !strings.Contains(strings.Join(list, " "), f) {
+			list = append(list, f)
+		}
+	}
+	return list
+}
+
+// current are the fingerprints of the cluster's keys, the one that it signs with
+// first.
+func current(t *testing.T, kind caexport.Kind) []string {
+	t.Helper()
+	keys, err := shared.lab.Teleport.Authorities(t.Context(), kind)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var list []string
+	for _, key := range keys {
+		list = append(list, ssh.FingerprintSHA256(key))
+	}
+	return list
+}
+
+// logsIn logs a person in to the machine, after a login to the cluster of this phase
+// of a rotation, as Teleport asks of people.
+func logsIn(t *testing.T, p *teleportd.Person, m machine, when string) {
+	t.Helper()
+	var out string
+	err := fleet.Poll(t.Context(), 30*time.Second, func() (err error) { // the services follow a phase within seconds
+		// To a login that is still good tsh adds nothing, and so no new authority.
+		if _, err := p.Tsh(t.Context(), "logout"); err != nil {
+			return err
+		}
+		if err := p.LogIn(t.Context()); err != nil {
+			return err
+		}
+		out, err = p.Tsh(t.Context(), "ssh", lab.User+"@"+m.state.Node.Hostname, reach)
+		return err
+	})
+	if err != nil {
+		t.Fatalf("%s: %v", when, err)
+	}
+	reached(t, m, out, nil)
+}
+
+// rotate takes an authority through phases. Nobody touches the machine: its timer
+// runs in each, and a person logs in before it does and after.
+func rotate(t *testing.T, p *teleportd.Person, m machine, kind caexport.Kind, phases ...string) {
+	t.Helper()
+	for _, phase := range phases {
+		when := fmt.Sprintf("%s authority, %s of %v", kind, phase, phases)
+		if err := shared.lab.Teleport.Rotate(t.Context(), kind, phase); err != nil {
+			t.Fatalf("%s: %v", when, err)
+		}
+		logsIn(t, p, m, when+", before the machine knows")
+		poll(t, 30*time.Second, func() error { // auth's reads lag, too
+			anHourPasses(t, m)
+			return follows(t, m, kind, when)
+		})
+		logsIn(t, p, m, when)
+	}
+}
+
+// A rotation that an operator begins and takes back leaves things as they were.
+func TestRotationsThatAreRolledBack(t *testing.T) {
+	alice := newPerson(t, shared.lab.Teleport, "alice-rolls-back", everywhere)
+	for _, kind := range []caexport.Kind{caexport.OpenSSH, caexport.Host} {
+		before := current(t, kind)
+		rotate(t, alice, shared.dev, kind, "init", "update_clients", "rollback", "standby")
+		if after := current(t, kind); !slices.Equal(after, before) {
+			t.Errorf("%s authorities %v, were %v", kind, after, before)
+		}
+	}
+}
+
+// A month of a machine's life: renewals, a rotation of each authority, a reboot and a
+// signer that is down for a day. Somebody logs in each day.
+func TestAMonth(t *testing.T) {
+	alice := newPerson(t, shared.lab.Teleport, "alice-for-a-month", everywhere)
+	m := shared.dev
+	renewals, end := 0, certificateEnd(t, m)
+	for day := 1; day <= 30; day++ {
+		when := fmt.Sprintf("day %d", day)
+		switch day {
+		case 5:
+			old := current(t, caexport.OpenSSH)
+			rotate(t, alice, m, caexport.OpenSSH, "init", "update_clients", "update_servers", "standby")
+			if now := trusted(t, m); slices.Contains(now, old[0]) || len(now) != 1 {
+				t.Errorf("after the rotation sshd trusts %v; the retired key is %s", now, old[0])
+			}
+		case 12:
+			if err := m.PowerOff(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if err := m.Start(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		case 17:
+			if err := shared.lab.StopURL(); err != nil {
+				t.Fatal(err)
+			}
+			pass(t, m, 24*time.Hour)
+			if out, err := m.Run(t.Context(), "hallmark", "enroll", "--timeout", "2s"); err == nil && strings.Contains(out, "renewed") {
+				t.Errorf("%s: renewed without a signer: %s", when, out)
+			}
+			logsIn(t, alice, m, when+", without a signer")
+			if err := shared.lab.StartURL(context.WithoutCancel(t.Context())); err != nil {
+				t.Fatal(err)
+			}
+		case 22:
+			old := current(t, caexport.Host)
+			rotate(t, alice, m, caexport.Host, "init", "update_clients", "update_servers", "standby")
+			if now := signers(t, m); slices.Contains(now, old[0]) {
+				t.Errorf("after the rotation the certificates are signed by %v; the retired key is %s", now, old[0])
+			}
+		}
+		pass(t, m, 24*time.Hour)
+		if out, err := m.Run(t.Context(), "hallmark", "enroll"); err != nil {
+			t.Fatalf("%s: %v\n%s", when, err, out)
+		}
+		if e := certificateEnd(t, m); e.After(end) {
+			renewals, end = renewals+1, e
+		}
+		logsIn(t, alice, m, when)
+	}
+	// A third of seven days, give or take a tenth, and the rotation of the Host CA.
+	if renewals < 9 || renewals > 18 {
+		t.Errorf("%d renewals in a month", renewals)
+	}
+	t.Logf("%d renewals in a month", renewals)
+
+	// This one slept through all of it.
+	anHourPasses(t, shared.prod)
+	logsIn(t, alice, shared.prod, "a machine that slept for a month")
+}
+
+// certificateEnd is when the first of the machine's certificates ends.
+func certificateEnd(t *testing.T, m machine) time.Time {
+	t.Helper()
+	s, err := m.State(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s.End()
+}
+
+// follows checks that the machine trusts what the cluster has now, no more and no
+// less, and that its certificates are signed by the key that the cluster signs with.
+func follows(t *testing.T, m machine, kind caexport.Kind, when string) error {
+	t.Helper()
+	want := current(t, kind)
+	if kind == caexport.OpenSSH {
+		got := trusted(t, m)
+		if fmt.Sprint(slices.Sorted(slices.Values(got))) != fmt.Sprint(slices.Sorted(slices.Values(want))) {
+			return fmt.Errorf("%s: sshd trusts %v, the cluster has %v", when, got, want)
+		}
+		return nil
+	}
+	if got := signers(t, m); len(got) != 1 || got[0] != want[0] {
+		return fmt.Errorf("%s: the certificates are signed by %v, the cluster signs with %s", when, got, want[0])
+	}
+	return nil
+}

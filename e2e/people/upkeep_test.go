@@ -1,0 +1,77 @@
+//go:build teleport && linux
+
+package people
+
+import (
+	"fmt"
+	"os"
+	"testing"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/service/ec2"
+	ec2types "github.com/aws/aws-sdk-go-v2/service/ec2/types"
+
+	"github.com/hallmark-ssh/hallmark/e2e/lab"
+)
+
+// An instance's tags decide who reaches it, and its end takes it off people's lists.
+func TestPeopleSeeWhatEC2Has(t *testing.T) {
+	alice := newPerson(t, shared.lab.Teleport, "alice-watches", everywhere)
+	prod := newPerson(t, shared.lab.Teleport, "peter", `{logins: [debian], node_labels: {aws/env: prod}}`)
+	instance, err := shared.lab.Launch(t.Context(), lab.Template{
+		Name: "watched", Image: shared.image, Tags: map[string]string{"Name": "watched", "env": "prod"},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := instance.WaitEnrolled(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := machine{instance, s}
+	name := s.Node.Hostname
+	poll(t, 20*time.Second, func() error { // the proxy's view lags
+		if list(t, prod)[name] == nil {
+			return os.ErrNotExist
+		}
+		return nil
+	})
+	out, err := prod.Tsh(t.Context(), "ssh", lab.User+"@"+name, reach)
+	reached(t, m, out, err)
+
+	if _, err := shared.lab.EC2.CreateTags(t.Context(), &ec2.CreateTagsInput{
+		Resources: []string{m.ID}, Tags: []ec2types.Tag{{Key: aws.String("env"), Value: aws.String("dev")}},
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if err := shared.lab.SendTags(t.Context(), m.ID, 1); err != nil {
+		t.Fatal(err)
+	}
+	poll(t, 30*time.Second, func() error {
+		if node := list(t, alice)[name]; node == nil || node.GetAllLabels()["aws/env"] != "dev" {
+			return fmt.Errorf("node %v", node)
+		}
+		return nil
+	})
+	if list(t, prod)[name] != nil {
+		t.Error("a role for env=prod still lists the machine")
+	}
+	out, err = prod.Tsh(t.Context(), "ssh", lab.User+"@"+name, reach)
+	refused(t, out, err, "access denied to "+lab.User)
+	out, err = alice.Tsh(t.Context(), "ssh", lab.User+"@"+name, reach)
+	reached(t, m, out, err)
+
+	if _, err := shared.lab.EC2.TerminateInstances(t.Context(), &ec2.TerminateInstancesInput{InstanceIds: []string{m.ID}}); err != nil {
+		t.Fatal(err)
+	}
+	if err := shared.lab.SendState(t.Context(), m.ID, "terminated"); err != nil {
+		t.Fatal(err)
+	}
+	poll(t, 30*time.Second, func() error {
+		if list(t, alice)[name] != nil {
+			return os.ErrExist
+		}
+		return nil
+	})
+}
