@@ -15,6 +15,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/fleet"
 	"github.com/hallmark-ssh/hallmark/internal/identity"
 	"github.com/hallmark-ssh/hallmark/internal/ledger"
+	"github.com/hallmark-ssh/hallmark/internal/memo"
 	"github.com/hallmark-ssh/hallmark/internal/policy"
 	"github.com/hallmark-ssh/hallmark/internal/policy/live"
 	"github.com/hallmark-ssh/hallmark/internal/signer"
@@ -93,7 +94,7 @@ func (e environment) policy(d *deployment, cfg aws.Config, table *dynamoDB, log 
 	}
 	return live.New(live.Config{
 		Fetch:    live.Parameter{AWS: cfg, Endpoint: endpoint, Name: e.parameter, Now: time.Now}.Fetch,
-		LastGood: live.Table{Client: table, Table: tableName(e.table)},
+		LastGood: memo.Memo{Client: table, Table: tableName(e.table), Name: "policy"},
 		Limits:   d.limits(),
 		Now:      time.Now,
 		Log:      log,

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/hallmark-ssh/hallmark/internal/fleet"
+	"github.com/hallmark-ssh/hallmark/internal/memo"
 )
 
 const (
@@ -20,10 +21,13 @@ const (
 	batchTime = time.Minute
 )
 
-// bookmark remembers where the next sweep begins. fleet.Bookmark is one.
+// sweepMemo is the name of the bookmark.
+const sweepMemo = "sweep"
+
+// bookmark remembers where the next sweep begins. memo.Memo is one.
 type bookmark interface {
-	Load(ctx context.Context) (string, error)
-	Save(ctx context.Context, next string) error
+	Load(ctx context.Context) ([]byte, error)
+	Save(ctx context.Context, next []byte) error
 }
 
 // fleetHandler is the function "fleet". It is a lambda.Handler.
@@ -62,7 +66,7 @@ func buildFleet(ctx context.Context, log *slog.Logger) (fleetHandler, error) {
 		Now:       time.Now,
 	}, log: log}
 	if p.table != nil {
-		h.bookmark = fleet.Bookmark{Client: p.table, Table: tableName(p.env.table)}
+		h.bookmark = memo.Memo{Client: p.table, Table: tableName(p.env.table), Name: sweepMemo}
 	}
 	return h, nil
 }
@@ -119,7 +123,7 @@ func (h fleetHandler) sweep(ctx context.Context, limit int) (fleet.Report, error
 	if h.bookmark == nil || report.Next == from {
 		return report, nil
 	}
-	if err := h.bookmark.Save(ctx, report.Next); err != nil {
+	if err := h.bookmark.Save(ctx, []byte(report.Next)); err != nil {
 		// The sweep is done; the next one begins elsewhere than it might.
 		h.log.WarnContext(ctx, "where the next sweep begins could not be noted", slog.Any("error", err))
 	}
@@ -136,7 +140,7 @@ func (h fleetHandler) begin(ctx context.Context) string {
 	if err != nil {
 		h.log.WarnContext(ctx, "where the last sweep stopped could not be read", slog.Any("error", err))
 	}
-	return from
+	return string(from)
 }
 
 // withSpare returns a context that ends some time before the invocation does.

@@ -20,9 +20,9 @@ import (
 	"github.com/hallmark-ssh/hallmark/e2e/dynamodb"
 	"github.com/hallmark-ssh/hallmark/e2e/lambdahost"
 	"github.com/hallmark-ssh/hallmark/e2e/moto"
-	"github.com/hallmark-ssh/hallmark/internal/fleet"
 	"github.com/hallmark-ssh/hallmark/internal/identity/identitytest"
 	"github.com/hallmark-ssh/hallmark/internal/ledger"
+	"github.com/hallmark-ssh/hallmark/internal/memo"
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
 	"github.com/hallmark-ssh/hallmark/internal/teleport"
 	"github.com/hallmark-ssh/hallmark/internal/teleport/teleporttest"
@@ -53,7 +53,7 @@ type motoWorld struct {
 	ec2           *ec2.Client
 	image         string
 	ledger        *ledger.DynamoDB
-	bookmark      fleet.Bookmark
+	bookmark      memo.Memo
 	cluster       *teleporttest.Cluster
 	nodes         *teleport.Client
 	enroll, fleet *lambdahost.Host
@@ -133,7 +133,7 @@ func (w *motoWorld) connectAWS(url string) {
 	}
 	client := newDynamoDB(cfg, "hallmark")
 	w.ledger = ledger.NewDynamoDB(client, "hallmark", time.Now)
-	w.bookmark = fleet.Bookmark{Client: client, Table: "hallmark"}
+	w.bookmark = memo.Memo{Client: client, Table: "hallmark", Name: sweepMemo}
 	if w.nodes, err = teleport.Dial(w.t.Context(), w.login()); err != nil {
 		w.t.Fatal(err)
 	}
@@ -257,10 +257,10 @@ func TestFleetOnMoto(t *testing.T) {
 // A program that is given another handler does not start, and says why.
 func TestUnknownHandlerOnMoto(t *testing.T) {
 	w := newMotoWorld(t)
-	if err := w.bookmark.Save(t.Context(), "somewhere"); err != nil {
+	if err := w.bookmark.Save(t.Context(), []byte("somewhere")); err != nil {
 		t.Fatal(err)
 	}
-	if next := check(w.bookmark.Load(t.Context()))(t); next != "somewhere" {
+	if next := check(w.bookmark.Load(t.Context()))(t); string(next) != "somewhere" {
 		t.Errorf("bookmark %q", next)
 	}
 	host := lambdahost.New(lambdahost.Function{

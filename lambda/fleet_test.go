@@ -398,19 +398,19 @@ func TestTheEnrollFunctionDoesNotOffboard(t *testing.T) {
 	}
 }
 
-// memo is a bookmark.
-type memo struct {
+// fakeBookmark is a bookmark.
+type fakeBookmark struct {
 	next  string
 	err   error
 	saves int
 }
 
-func (m *memo) Load(context.Context) (string, error) { return m.next, m.err }
+func (m *fakeBookmark) Load(context.Context) ([]byte, error) { return []byte(m.next), m.err }
 
-func (m *memo) Save(_ context.Context, next string) error {
+func (m *fakeBookmark) Save(_ context.Context, next []byte) error {
 	m.saves++
 	if m.err == nil {
-		m.next = next
+		m.next = string(next)
 	}
 	return m.err
 }
@@ -418,7 +418,7 @@ func (m *memo) Save(_ context.Context, next string) error {
 func TestASweepThatRunsOutOfTimeGoesOn(t *testing.T) {
 	w := newFleetWorld(t)
 	w.enroll(1)
-	m := new(memo)
+	m := new(fakeBookmark)
 	w.fleet.bookmark = m
 	ctx, cancel := context.WithCancel(t.Context())
 	w.ec2.asked = cancel // time is up just then

@@ -11,9 +11,8 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/dynamodb/types"
 	"go.yaml.in/yaml/v3"
 
-	"github.com/hallmark-ssh/hallmark/internal/fleet"
 	"github.com/hallmark-ssh/hallmark/internal/ledger"
-	"github.com/hallmark-ssh/hallmark/internal/policy/live"
+	"github.com/hallmark-ssh/hallmark/internal/memo"
 )
 
 // itemsSeen is a table that keeps no conditions, and notes the keys that are touched.
@@ -75,10 +74,10 @@ func TestTheFleetsRoleReachesItsItems(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	bookmark, last := fleet.Bookmark{Client: table, Table: "ledger"}, live.Table{Client: table, Table: "ledger"}
+	bookmark, last := memo.Memo{Client: table, Table: "ledger", Name: sweepMemo}, memo.Memo{Client: table, Table: "ledger", Name: "policy"}
 	check(bookmark.Load(ctx))(t)
 	check(last.Load(ctx))(t)
-	for _, err := range []error{bookmark.Save(ctx, "x"), last.Save(ctx, []byte("x"))} {
+	for _, err := range []error{bookmark.Save(ctx, []byte("x")), last.Save(ctx, []byte("x"))} {
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -157,6 +157,9 @@ func printCosts(ctx context.Context, f *fleet.Fleet, c lab.Config) error {
 	if err == nil {
 		err = printSigner(l)
 	}
+	if err == nil {
+		err = printEvents(ctx, l, i)
+	}
 	if err == nil && c.Teleport != "" {
 		err = printJoin(ctx, c, l, i, first)
 	}
@@ -214,6 +217,9 @@ func boot(ctx context.Context, f *fleet.Fleet, c lab.Config) (*lab.Lab, *lab.Ins
 		return nil, nil, err
 	}
 	if _, err = i.WaitEnrolled(ctx); err != nil {
+		return nil, nil, err
+	}
+	if err := printBoot(ctx, i); err != nil {
 		return nil, nil, err
 	}
 	_, err = i.Run(ctx, "systemctl", "stop", "hallmark.timer", "hallmark-renew.timer", "hallmark.service")

@@ -41,10 +41,12 @@ func (h *Host) Drain(ctx context.Context, queue Queue, url string) error {
 
 // stopped returns nil for an error that the end of the context made.
 func stopped(ctx context.Context, err error) error {
-	if ctx.Err() != nil {
+	select {
+	case <-ctx.Done():
 		return nil
+	default:
+		return err
 	}
-	return err
 }
 
 func (h *Host) handle(ctx context.Context, queue Queue, url string, messages []types.Message) error {

@@ -44,7 +44,7 @@ import (
 // DynamoDB deletes what has expired, some days late; no decision waits for that. A
 // key's item never expires.
 //
-// Package policy/live keeps one item of its own in the table, under another pk.
+// Package memo keeps items of its own in the table, under other pks.
 const (
 	attrPK         = "pk"
 	attrVersion    = "version"

@@ -125,3 +125,17 @@ func parseAnswer(status int, data []byte) ([]byte, error) {
 	}
 	return bounded(answer.Parameter.Value)
 }
+
+// maxTextBytes bounds a text from outside. A parameter of the advanced tier has at
+// most 8 KiB (AWS Systems Manager User Guide, "Managing parameter tiers").
+const maxTextBytes = 64 << 10
+
+func bounded(text string) ([]byte, error) {
+	switch {
+	case text == "":
+		return nil, errors.New("it is empty")
+	case len(text) > maxTextBytes:
+		return nil, fmt.Errorf("%d bytes, more than %d", len(text), maxTextBytes)
+	}
+	return []byte(text), nil
+}

@@ -1,4 +1,4 @@
-package live
+package memo
 
 import (
 	"context"
@@ -33,13 +33,13 @@ func (f *fakeDynamoDB) PutItem(_ context.Context, in *dynamodb.PutItemInput, _ .
 	return &dynamodb.PutItemOutput{}, f.err
 }
 
-func TestTable(t *testing.T) {
+func TestMemo(t *testing.T) {
 	client := &fakeDynamoDB{items: make(map[string]map[string]types.AttributeValue)}
-	table := Table{Client: client, Table: "ledger"}
+	table := Memo{Client: client, Table: "ledger", Name: "policy"}
 	if text, err := table.Load(t.Context()); text != nil || err != nil {
 		t.Errorf("text %q, error %v of an empty table", text, err)
 	}
-	for _, text := range []string{good, better} {
+	for _, text := range []string{"one", "another", ""} {
 		if err := table.Save(t.Context(), []byte(text)); err != nil {
 			t.Fatal(err)
 		}
@@ -55,7 +55,7 @@ func TestTable(t *testing.T) {
 	if _, err := table.Load(t.Context()); !errors.Is(err, client.err) {
 		t.Errorf("error %v", err)
 	}
-	if err := table.Save(t.Context(), []byte(good)); !errors.Is(err, client.err) {
+	if err := table.Save(t.Context(), []byte("one")); !errors.Is(err, client.err) {
 		t.Errorf("error %v", err)
 	}
 }
