@@ -45,7 +45,10 @@ func TestKilledAtEveryStep(t *testing.T) {
 			if err := m.save(s); err != nil {
 				t.Fatal(err)
 			}
-			m.authority = newSigner(t)
+			authority := newSigner(t)
+			m.mu.Lock() // the run that was killed cannot be waited for by channels
+			defer m.mu.Unlock()
+			m.authority = authority
 		}, 30},
 	} {
 		t.Run(test.name, func(t *testing.T) {
