@@ -31,6 +31,9 @@ for suite in bullseye trixie; do
 			cp "bin/sshd/$part.test" "$root/srv/internal/$part/"
 		done
 		cp -R internal/sshd/testdata "$root/srv/internal/sshd/"
+		mkdir -p "$root/srv/internal/protocol"
+		cp -R internal/protocol/testdata "$root/srv/internal/protocol/"
+		printf "127.0.0.1 localhost\n" >"$root/etc/hosts"
 		cp -R docs templates "$root/srv/"
 		echo "$suite: $(chroot "$root" dpkg-query -W openssh-server)"
 		export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root HALLMARK_TEST_STRICT=1

@@ -229,8 +229,17 @@ func (s *testSSHD) start() {
 }
 
 func (s *testSSHD) stop() {
-	_ = s.process.Process.Signal(syscall.SIGTERM) // it may have ended already
-	<-s.exited
+	// One that is just starting anew after a SIGHUP may miss the first.
+	again := time.NewTicker(time.Second)
+	defer again.Stop()
+	for {
+		_ = s.process.Process.Signal(syscall.SIGTERM) // it may have ended already
+		select {
+		case <-s.exited:
+			return
+		case <-again.C:
+		}
+	}
 }
 
 func (s *testSSHD) Reload(ctx context.Context, pidFile string) error {
