@@ -5,6 +5,7 @@ package people
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -115,21 +116,26 @@ func current(t *testing.T, kind caexport.Kind) []string {
 	return list
 }
 
-// logsIn logs a person in to the machine, after a login to the cluster of this phase
-// of a rotation, as Teleport asks of people.
+// logsIn logs a person in to the machine. During a rotation of the Host authority
+// that takes a new login to the cluster, and the services follow each phase within
+// seconds. Teleport lets one address ask for 20 logins a minute, so they are rare.
 func logsIn(t *testing.T, p *teleportd.Person, m machine, when string) {
 	t.Helper()
 	var out string
-	err := fleet.Poll(t.Context(), 30*time.Second, func() (err error) { // the services follow a phase within seconds
+	var asked time.Time
+	err := fleet.Poll(t.Context(), time.Minute, func() (err error) {
+		if out, err = p.Tsh(t.Context(), "ssh", lab.User+"@"+m.state.Node.Hostname, reach); err == nil {
+			return nil
+		}
+		if time.Since(asked) < 5*time.Second {
+			return err
+		}
+		asked = time.Now()
 		// To a login that is still good tsh adds nothing, and so no new authority.
 		if _, err := p.Tsh(t.Context(), "logout"); err != nil {
 			return err
 		}
-		if err := p.LogIn(t.Context()); err != nil {
-			return err
-		}
-		out, err = p.Tsh(t.Context(), "ssh", lab.User+"@"+m.state.Node.Hostname, reach)
-		return err
+		return errors.Join(err, p.LogIn(t.Context()))
 	})
 	if err != nil {
 		t.Fatalf("%s: %v", when, err)
