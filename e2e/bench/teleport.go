@@ -110,7 +110,11 @@ func printSigner(l *lab.Lab) error {
 		if json.Unmarshal(scanner.Bytes(), &line) != nil || line.Code != "granted" {
 			continue
 		}
-		upstream := line.Steps["sts"] + line.Steps["ec2"] + line.Steps["lookup"] + line.Steps["teleport"]
+		// EC2 and the ledger's record are asked side by side.
+		upstream := max(line.Steps["ec2"], line.Steps["record"])
+		for _, step := range []string{"sts", "policy", "claim", "lookup", "teleport", "confirm"} {
+			upstream += line.Steps[step]
+		}
 		if upstream == 0 {
 			return errors.New("the signer's log has no times of its calls")
 		}
