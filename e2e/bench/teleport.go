@@ -93,10 +93,16 @@ func diskUse(i *lab.Instance, paths ...string) ([]float64, error) {
 
 // auditLine is what the signer logs of a request, as far as it is needed here.
 type auditLine struct {
-	Message string         `json:"msg"`
-	Code    string         `json:"code"`
-	Total   int            `json:"total_ms"`
-	Steps   map[string]int `json:"steps_ms"`
+	Code     string `json:"code"`
+	Total    int    `json:"total_ms"`
+	STS      int    `json:"sts_ms"`
+	EC2      int    `json:"ec2_ms"`
+	Record   int    `json:"record_ms"`
+	Policy   int    `json:"policy_ms"`
+	Claim    int    `json:"claim_ms"`
+	Lookup   int    `json:"lookup_ms"`
+	Teleport int    `json:"teleport_ms"`
+	Confirm  int    `json:"confirm_ms"`
 }
 
 // printSigner tells what the signer adds to the time of the calls that it makes.
@@ -111,10 +117,7 @@ func printSigner(l *lab.Lab) error {
 			continue
 		}
 		// EC2 and the ledger's record are asked side by side.
-		upstream := max(line.Steps["ec2"], line.Steps["record"])
-		for _, step := range []string{"sts", "policy", "claim", "lookup", "teleport", "confirm"} {
-			upstream += line.Steps[step]
-		}
+		upstream := line.STS + max(line.EC2, line.Record) + line.Policy + line.Claim + line.Lookup + line.Teleport + line.Confirm
 		if upstream == 0 {
 			return errors.New("the signer's log has no times of its calls")
 		}

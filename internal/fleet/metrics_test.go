@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/hallmark-ssh/hallmark/internal/emf/emftest"
+	"github.com/hallmark-ssh/hallmark/internal/ledger"
 	"github.com/hallmark-ssh/hallmark/internal/teleport"
 )
 
@@ -109,7 +110,7 @@ func TestLinesOfFailures(t *testing.T) {
 	if _, err := w.fleet.Sweep(t.Context(), "", 0); err == nil {
 		t.Error("no error")
 	}
-	if _, entry := w.told(); entry["sweeps"] != 0.0 || entry["sweep_failed"] != 1.0 || entry["level"] != "WARN" {
+	if _, entry := w.told(); entry["sweeps"] != 0.0 || entry["sweep_failed"] != 1.0 || entry["level"] != "WARN" || entry["teleport_errors"] != 1.0 {
 		t.Errorf("line %v", entry)
 	}
 	w.log.Reset()
@@ -119,6 +120,56 @@ func TestLinesOfFailures(t *testing.T) {
 		t.Errorf("line %v", entry)
 	}
 }
+
+// Each service's failures are its own, and an answer that says no is none.
+func TestServicesThatDoNotAnswer(t *testing.T) {
+	failure := errors.New("connection lost")
+	tests := map[string]struct {
+		change func(*world)
+		want   map[string]float64
+	}{
+		"all answer":   {func(*world) {}, nil},
+		"EC2 does not": {func(w *world) { w.ec2Err = failure }, map[string]float64{"ec2_errors": 1}},
+		"Teleport does not": {func(w *world) {
+			w.fleet.Connect = func(context.Context) (Cluster, error) { return failingCluster{fakeCluster{w}, failure}, nil }
+		}, map[string]float64{"teleport_errors": 1}},
+		"Teleport has no node": {func(w *world) { clear(w.nodes) }, nil},
+		"the ledger does not":  {func(w *world) { w.fleet.Ledger = failingLedger{w.fleet.Ledger, failure} }, map[string]float64{"ledger_errors": 1}},
+		"the ledger has seen more": {func(w *world) {
+			if err := w.ledger.SeeTags(t.Context(), ref(2), 1000); err != nil {
+				t.Fatal(err)
+			}
+		}, nil},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			w := newLoggedWorld(t)
+			w.enroll(2)
+			tt.change(w)
+			w.fleet.Handle(t.Context(), Batch{Records: []Message{message("m1", about(tagEvent, 2))}})
+			_, entry := w.told()
+			for _, name := range []string{"ec2_errors", "ledger_errors", "teleport_errors"} {
+				if entry[name] != tt.want[name] {
+					t.Errorf("%s is %v, want %v", name, entry[name], tt.want[name])
+				}
+			}
+		})
+	}
+}
+
+type failingCluster struct {
+	Cluster
+	err error
+}
+
+func (f failingCluster) Node(context.Context, string) (*teleport.Node, error) { return nil, f.err }
+
+type failingLedger struct {
+	Ledger
+	err error
+}
+
+func (f failingLedger) SeeTags(context.Context, ledger.Instance, uint64) error { return f.err }
 
 func TestLineOfASweepThatStopped(t *testing.T) {
 	w := newLoggedWorld(t)

@@ -39,8 +39,8 @@ type Failure struct {
 // comes again, alone. One line of the log says what the batch came to.
 func (f *Fleet) Handle(ctx context.Context, batch Batch) BatchAnswer {
 	start := f.Now()
-	counted, t := f.counted()
-	answer, k := counted.handle(ctx, batch)
+	watched, t := f.watched()
+	answer, k := watched.handle(ctx, batch)
 	f.tellBatch(ctx, start, k, t, len(answer.Failures))
 	return answer
 }

@@ -73,8 +73,9 @@ type run struct {
 // One line of the log says what it came to.
 func (f *Fleet) Sweep(ctx context.Context, from string, limit int) (Report, error) {
 	start := f.Now()
-	report, err := f.sweep(ctx, from, limit)
-	f.tellSweep(ctx, start, report, err)
+	watched, t := f.watched()
+	report, err := watched.sweep(ctx, from, limit)
+	f.tellSweep(ctx, start, report, t, err)
 	return report, err
 }
 

@@ -28,13 +28,34 @@ type refusal struct {
 	public string
 	// retryAfter replaces the code's own time to wait.
 	retryAfter time.Duration
-	err        error
+	// by is the service that did not answer, or empty.
+	by  service
+	err error
+}
+
+// service is what stands behind the signer, as the metrics name it.
+type service string
+
+const (
+	serviceSTS      service = "sts"
+	serviceEC2      service = "ec2"
+	serviceLedger   service = "ledger"
+	serviceTeleport service = "teleport"
+)
+
+func services() []service {
+	return []service{serviceSTS, serviceEC2, serviceLedger, serviceTeleport}
 }
 
 func (r *refusal) Error() string { return fmt.Sprintf("%s: %v", r.code, r.err) }
 func (r *refusal) Unwrap() error { return r.err }
 
 func refuse(code protocol.Code, err error) *refusal { return &refusal{code: code, err: err} }
+
+// unanswered refuses a request for which a service did not do its part.
+func unanswered(by service, err error) *refusal {
+	return &refusal{code: protocol.CodeUpstream, by: by, err: err}
+}
 
 // saying sets what the caller is told. Use it only for callers who are proved.
 func (r *refusal) saying(public string) *refusal {
@@ -92,6 +113,15 @@ func codeOf(err error) protocol.Code {
 		return r.code
 	}
 	return protocol.CodeInternal
+}
+
+// missing returns the service that an error blames for not answering, or "".
+func missing(err error) service {
+	var r *refusal
+	if errors.As(err, &r) {
+		return r.by
+	}
+	return ""
 }
 
 func newAnswer(response *protocol.Response, err error, requestID string, now time.Time) Answer {

@@ -43,14 +43,14 @@ type audit struct {
 	grant        *grant            // what was claimed in the end
 	certificates []*ssh.Certificate
 
-	mu    sync.Mutex       // steps run side by side
-	steps map[string]int64 // milliseconds
+	mu    sync.Mutex               // steps run side by side
+	steps map[string]time.Duration // how long each took
 }
 
 func newAudit(signer string, r Request, now func() time.Time) *audit {
 	return &audit{
 		now: now, signer: signer, request: r, start: now(),
-		heldBy: make(map[string]string), steps: make(map[string]int64),
+		heldBy: make(map[string]string), steps: make(map[string]time.Duration),
 	}
 }
 
@@ -60,7 +60,7 @@ func (a *audit) step(ctx context.Context, name string, timeout time.Duration, ru
 	defer cancel()
 	start := a.now()
 	err := run(ctx)
-	took := a.now().Sub(start).Milliseconds()
+	took := a.now().Sub(start)
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.steps[name] += took
@@ -113,7 +113,6 @@ func (a *audit) line(status int, err error) []slog.Attr {
 	a.addFacts(&f)
 	a.addDecision(&f)
 	a.addIssued(&f)
-	f.add("steps_ms", a.steps)
 	if isAlarm(err) {
 		f.add("alarm", true)
 	}

@@ -19,8 +19,11 @@ import (
 	"golang.org/x/crypto/ssh"
 
 	"github.com/hallmark-ssh/hallmark/internal/emf/emftest"
+	"github.com/hallmark-ssh/hallmark/internal/identity"
+	"github.com/hallmark-ssh/hallmark/internal/inventory"
 	"github.com/hallmark-ssh/hallmark/internal/ledger"
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
+	"github.com/hallmark-ssh/hallmark/internal/teleport"
 )
 
 var update = flag.Bool("update", false, "rewrite the golden files")
@@ -172,11 +175,27 @@ func TestAuditLineHasTheTimeOfEachStep(t *testing.T) {
 	})
 	w.enroll(newAttempt(t, w.now))
 	entry := parse(t, w.log.Bytes())
-	want := map[string]int{
-		"sts": 40, "ec2": 0, "record": 0, "connect": 0, "policy": 0, "claim": 0, "lookup": 0, "teleport": 0, "confirm": 0,
+	want := map[string]float64{
+		"sts_ms": 40, "ec2_ms": 0, "record_ms": 0, "connect_ms": 0, "policy_ms": 0, "claim_ms": 0, "lookup_ms": 0,
+		"teleport_ms": 0, "confirm_ms": 0, "total_ms": 40,
 	}
-	if !equalJSON(entry["steps_ms"], want) || entry["total_ms"] != 40.0 {
-		t.Errorf("steps %v of %v ms, want %v", entry["steps_ms"], entry["total_ms"], want)
+	for name, took := range want {
+		if entry[name] != took {
+			t.Errorf("%s is %v, want %v", name, entry[name], took)
+		}
+	}
+}
+
+// A step that was not taken has no time: 0 would make the others look fast.
+func TestAuditLineHasNoTimeOfStepsThatWereNotTaken(t *testing.T) {
+	w := newWorld(t)
+	w.ec2Err = context.DeadlineExceeded
+	w.enroll(newAttempt(t, w.now))
+	entry := parse(t, w.log.Bytes())
+	for name, taken := range map[string]bool{"sts_ms": true, "ec2_ms": true, "claim_ms": false, "teleport_ms": false} {
+		if _, told := entry[name]; told != taken {
+			t.Errorf("%s is %v", name, entry[name])
+		}
 	}
 }
 
@@ -217,7 +236,28 @@ func TestMetrics(t *testing.T) {
 		}, map[string]float64{"refusals": 1}},
 		"failure": {func(w *world, _ *attempt) {
 			w.ec2Err = context.DeadlineExceeded
-		}, map[string]float64{"failures": 1}},
+		}, map[string]float64{"failures": 1, "ec2_errors": 1}},
+		"an instance that EC2 does not know": {func(w *world, _ *attempt) {
+			w.ec2Err = inventory.ErrNotFound
+		}, map[string]float64{"refusals": 1}},
+		"STS does not answer": {func(w *world, _ *attempt) {
+			w.stsErr = identity.ErrSTSUnavailable
+		}, map[string]float64{"failures": 1, "sts_errors": 1}},
+		"STS says no": {func(w *world, _ *attempt) {
+			w.stsErr = identity.ErrCallerProof
+		}, map[string]float64{"refusals": 1}},
+		"the ledger does not answer": {func(w *world, _ *attempt) {
+			w.claimErr = context.DeadlineExceeded
+		}, map[string]float64{"failures": 1, "ledger_errors": 1}},
+		"no login to Teleport": {func(w *world, _ *attempt) {
+			w.dialErr = teleport.ErrUnavailable
+		}, map[string]float64{"failures": 1, "teleport_errors": 1}},
+		"Teleport does not look up": {func(w *world, _ *attempt) {
+			w.nodeErr = teleport.ErrUnavailable
+		}, map[string]float64{"failures": 1, "teleport_errors": 1}},
+		"Teleport does not sign": {func(w *world, _ *attempt) {
+			w.signErr = teleport.ErrUnavailable
+		}, map[string]float64{"failures": 1, "teleport_errors": 1}},
 		"key conflict": {func(w *world, _ *attempt) {
 			w.hold(testInstance, testHostname, "SHA256:other")
 		}, map[string]float64{"refusals": 1, "key_conflicts": 1}},
@@ -229,7 +269,7 @@ func TestMetrics(t *testing.T) {
 			tt.change(w, a)
 			w.enroll(a)
 			entry := parse(t, w.log.Bytes())
-			for _, name := range []string{"enrollments", "renewals", "refusals", "failures", "key_conflicts"} {
+			for _, name := range []string{"enrollments", "renewals", "refusals", "failures", "key_conflicts", "sts_errors", "ec2_errors", "ledger_errors", "teleport_errors"} {
 				if entry[name] != tt.counts[name] {
 					t.Errorf("%s: %v, want %v", name, entry[name], tt.counts[name])
 				}

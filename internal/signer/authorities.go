@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/hallmark-ssh/hallmark/internal/emf"
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
 	"github.com/hallmark-ssh/hallmark/internal/teleport"
 )
@@ -43,9 +44,7 @@ func (s *Signer) Authorities(ctx context.Context, r Request) Answer {
 	body, err := s.authorityList(ctx, r)
 	if err != nil {
 		answer := refusalAnswer(err, r.ID, s.Now())
-		s.Log.LogAttrs(ctx, slog.LevelWarn, "authorities",
-			slog.String("request_id", r.ID), slog.String("code", string(codeOf(err))), slog.Int("status", answer.Status),
-			slog.String("source", r.Source), slog.String("error", shorten(err.Error())))
+		s.tellUnanswered(ctx, r, answer.Status, err)
 		return answer
 	}
 	etag := protocol.ETag(body)
@@ -59,13 +58,26 @@ func (s *Signer) Authorities(ctx context.Context, r Request) Answer {
 	}
 }
 
+func (s *Signer) tellUnanswered(ctx context.Context, r Request, status int, err error) {
+	bySigner := emf.By("signer")
+	bySigner.Happened("teleport_errors", missing(err) == serviceTeleport)
+	line := []slog.Attr{
+		slog.String("request_id", r.ID), slog.String("code", string(codeOf(err))), slog.Int("status", status),
+		slog.String("source", r.Source), slog.String("error", shorten(err.Error())), slog.String("signer", s.Audience),
+	}
+	s.Log.LogAttrs(ctx, slog.LevelWarn, "authorities", append(line, emf.Attrs(s.Now(), bySigner)...)...)
+}
+
 func (s *Signer) authorityList(ctx context.Context, r Request) ([]byte, error) {
 	if err := s.checkDoor(r); err != nil {
 		return nil, err
 	}
 	body, err := s.authorities.get(ctx, s.Now, s.readAuthorities)
-	if err != nil {
+	switch {
+	case errors.Is(err, errResting):
 		return nil, refuse(protocol.CodeUpstream, err)
+	case err != nil:
+		return nil, unanswered(serviceTeleport, err)
 	}
 	return body, nil
 }

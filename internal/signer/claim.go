@@ -181,7 +181,7 @@ func refuseLedger(err error) error {
 	case errors.Is(err, ledger.ErrEnded):
 		return refuse(protocol.CodeInstanceEnded, err)
 	}
-	return refuse(protocol.CodeUpstream, err)
+	return unanswered(serviceLedger, err)
 }
 
 // checkTeleport compares the names with the nodes that Teleport knows, which may be
@@ -221,7 +221,7 @@ func (s *Signer) checkNode(ctx context.Context, cluster Cluster, g grant) error 
 	case errors.Is(err, teleport.ErrNotFound):
 		return nil
 	case err != nil:
-		return refuse(protocol.CodeUpstream, fmt.Errorf("look up node %s: %w", g.node.ID, err))
+		return unanswered(serviceTeleport, fmt.Errorf("look up node %s: %w", g.node.ID, err))
 	case node.Labels[signerLabel] != s.Audience:
 		return refuse(protocol.CodeNameInUse, fmt.Errorf("node %s exists and is of signer %q", g.node.ID, node.Labels[signerLabel]))
 	}
@@ -243,7 +243,7 @@ func checkHostname(ctx context.Context, cluster Cluster, g grant) error {
 func otherNode(ctx context.Context, cluster Cluster, name, id string) (string, error) {
 	nodes, err := cluster.NodesNamed(ctx, name)
 	if err != nil {
-		return "", refuse(protocol.CodeUpstream, fmt.Errorf("look up nodes named %s: %w", name, err))
+		return "", unanswered(serviceTeleport, fmt.Errorf("look up nodes named %s: %w", name, err))
 	}
 	for _, node := range nodes {
 		if node.ID != id {

@@ -215,7 +215,7 @@ func refuseCaller(err error) error {
 	if errors.Is(err, identity.ErrCallerProof) {
 		return refuse(protocol.CodeCallerProofInvalid, err)
 	}
-	return refuse(protocol.CodeUpstream, err)
+	return unanswered(serviceSTS, err)
 }
 
 func fingerprints(keys []ssh.PublicKey) []string {

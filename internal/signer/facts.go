@@ -60,7 +60,7 @@ func (s *Signer) describe(ctx context.Context, d *identity.Document, a *audit) (
 		return nil, refuse(protocol.CodeInstanceUnknown, err)
 	}
 	if err != nil {
-		return nil, refuse(protocol.CodeUpstream, err)
+		return nil, unanswered(serviceEC2, err)
 	}
 	return i, nil
 }

@@ -38,7 +38,7 @@ func (s *Signer) issue(ctx context.Context, cluster Cluster, g grant, a *audit) 
 		return err
 	})
 	if err != nil {
-		return nil, refuse(protocol.CodeUpstream, err)
+		return nil, unanswered(serviceTeleport, err)
 	}
 	if err := s.checkIssued(ctx, cluster, g, &i); err != nil {
 		return nil, err
@@ -92,7 +92,7 @@ func (s *Signer) checkIssued(ctx context.Context, cluster Cluster, g grant, i *i
 		ctx, cancel := context.WithTimeout(ctx, teleportTimeout)
 		defer cancel()
 		if i.cas, err = cluster.CAs(ctx); err != nil {
-			return refuse(protocol.CodeUpstream, fmt.Errorf("read the cluster's CAs again: %w", err))
+			return unanswered(serviceTeleport, fmt.Errorf("read the cluster's CAs again: %w", err))
 		}
 		err = checkCertificates(g, i, s.Now())
 	}

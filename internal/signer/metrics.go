@@ -2,13 +2,15 @@ package signer
 
 import (
 	"log/slog"
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/hallmark-ssh/hallmark/internal/emf"
 )
 
 // metrics returns the members that make the line a metric record. Codes are a
-// dimension of one metric alone.
+// dimension of one metric alone. Steps that were not taken have no time.
 func (a *audit) metrics(end time.Time, status int, err error) []slog.Attr {
 	granted := err == nil
 	again := a.facts != nil && a.facts.Enrolled
@@ -19,6 +21,12 @@ func (a *audit) metrics(end time.Time, status int, err error) []slog.Attr {
 	bySigner.Happened("failures", !granted && status >= 500)
 	bySigner.Happened("key_conflicts", isAlarm(err))
 	bySigner.Milliseconds("total_ms", end.Sub(a.start))
+	for _, step := range slices.Sorted(maps.Keys(a.steps)) {
+		bySigner.Milliseconds(step+"_ms", a.steps[step])
+	}
+	for _, s := range services() {
+		bySigner.Happened(string(s)+"_errors", missing(err) == s)
+	}
 	byCode := emf.By("signer", "code")
 	byCode.Count("requests", 1)
 	return append([]slog.Attr{slog.String("signer", a.signer)}, emf.Attrs(end, bySigner, byCode)...)

@@ -172,7 +172,7 @@ func (s *Signer) connect(ctx context.Context, a *audit) (Cluster, error) {
 		return err
 	})
 	if err != nil {
-		return nil, refuse(protocol.CodeUpstream, err)
+		return nil, unanswered(serviceTeleport, err)
 	}
 	return cluster, nil
 }
