@@ -180,14 +180,26 @@ func (c *Cluster) environment() []string {
 		"AWS_EC2_METADATA_DISABLED=true", "AWS_EC2_METADATA_SERVICE_ENDPOINT=http://127.0.0.1:1")
 }
 
-// Close ends the cluster.
+// Restart starts a cluster that was closed. It knows what it knew.
+func (c *Cluster) Restart(ctx context.Context) error {
+	if err := os.Remove(c.ready()); err != nil {
+		return err
+	}
+	c.exited = make(chan struct{})
+	if err := c.start(ctx); err != nil {
+		return fmt.Errorf("start Teleport again: %w", err)
+	}
+	return nil
+}
+
+// Close ends the cluster at once, as a crash does.
 func (c *Cluster) Close() error {
 	select {
 	case <-c.exited: // with its context
 		return nil
 	default:
 	}
-	// There is nothing to keep, and an orderly end waits for people's connections.
+	// An orderly end waits for people's connections.
 	err := c.process.Process.Kill()
 	<-c.exited
 	return err

@@ -13,6 +13,7 @@ import (
 	"os"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"github.com/hallmark-ssh/hallmark/internal/identity"
@@ -154,10 +155,18 @@ func (e *Enroller) act(ctx, askCtx context.Context, m *sight, reason string) (*O
 	return o, nil
 }
 
-// enroll obtains certificates and puts them into use.
+// enroll obtains certificates and puts them into use. sshd judges its configuration
+// while the signer works.
 func (e *Enroller) enroll(ctx, askCtx context.Context, m *sight, o *Outcome) error {
-	answer, g, err := e.obtain(askCtx, m.instance, m.keys)
-	if err != nil {
+	var answer *protocol.Response
+	var g *grant
+	group, groupCtx := errgroup.WithContext(askCtx)
+	group.Go(func() error { return e.judge(groupCtx) })
+	group.Go(func() (err error) {
+		answer, g, err = e.obtain(groupCtx, m.instance, m.keys)
+		return err
+	})
+	if err := group.Wait(); err != nil {
 		return err
 	}
 	state := newState(answer, g, m.keys, m.instance, e.Config.digest(), e.now())
@@ -167,6 +176,15 @@ func (e *Enroller) enroll(ctx, askCtx context.Context, m *sight, o *Outcome) err
 		m.keys[n].certificate = g.certificates[n]
 	}
 	return e.install(ctx, m, state, o)
+}
+
+// judge has sshd judge its configuration, for everyone who can log in, before a file is
+// changed. What is written then are certificates and CAs, of which it says nothing.
+func (e *Enroller) judge(ctx context.Context) error {
+	if err := e.server.Check(ctx); err != nil {
+		return failf(Failed, "nothing was changed; correct what sshd says, then run it again", "sshd does not accept its configuration: %w", err)
+	}
+	return nil
 }
 
 // install puts a state's CAs, and the keys' certificates, into use.
@@ -203,6 +221,9 @@ func (e *Enroller) follow(ctx, askCtx context.Context, m *sight, o *Outcome) err
 	state.learn(*current)
 	state.CAsETag = etag
 	if !bytes.Equal(renderAuthorities(current.openSSH), m.caFile) {
+		if err := e.judge(ctx); err != nil {
+			return err
+		}
 		return e.install(ctx, m, &state, o)
 	}
 	m.state = &state

@@ -414,6 +414,61 @@ func TestEnrollGivesUp(t *testing.T) {
 	}
 }
 
+// unhappy is an sshd that finds an error in what only some login meets.
+type unhappy struct{ *testSSHD }
+
+func (unhappy) Check(context.Context) error { return errors.New("line 9: Bad SSH2 cipher spec") }
+
+func TestEnrollWithAConfigurationThatSSHDRefuses(t *testing.T) {
+	m := newMachine(t)
+	m.Enroller.server = unhappy{m.sshd}
+	before := m.files()
+	_, err := m.Enroll(t.Context())
+	wantError(t, err, Failed, "does not accept its configuration: line 9", "nothing was changed")
+	if m.files() != before {
+		t.Errorf("it changed something:\n%s", m.files())
+	}
+	if m.sshd.reloads != 0 {
+		t.Errorf("%d reloads", m.sshd.reloads)
+	}
+	m.sshd.acceptsLogins()
+}
+
+// afterCheck is an sshd whose configuration somebody changes once it was judged.
+type afterCheck struct {
+	*testSSHD
+	change func()
+}
+
+func (s afterCheck) Check(ctx context.Context) error {
+	err := s.testSSHD.Check(ctx)
+	s.change()
+	return err
+}
+
+// With a configuration that has become broken meanwhile sshd is not reloaded, which
+// would end it.
+func TestEnrollDoesNotReloadABrokenConfiguration(t *testing.T) {
+	m := newMachine(t)
+	// One that runs without hallmark's lines, so that it has to be reloaded.
+	lines := m.sshd.hallmarkLines()
+	m.sshd.stop()
+	m.sshd.configure("")
+	m.sshd.start()
+	m.sshd.configure(lines)
+	m.Enroller.server = afterCheck{m.sshd, func() { m.sshd.configure(lines + "Nonsense yes\n") }}
+	before := m.files()
+	_, err := m.Enroll(t.Context())
+	wantError(t, err, Failed, "Nonsense", "put back")
+	if m.files() != before {
+		t.Errorf("files differ:\n%s\nwant\n%s", m.files(), before)
+	}
+	if m.sshd.reloads != 0 {
+		t.Errorf("%d reloads", m.sshd.reloads)
+	}
+	m.sshd.acceptsLogins()
+}
+
 // mixUp swaps two public keys.
 func mixUp(m *machine) {
 	a, b := m.sshd.keyPath("rsa")+".pub", m.sshd.keyPath("ed25519")+".pub"

@@ -8,7 +8,6 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"sync"
 	"time"
 
 	"golang.org/x/crypto/ssh"
@@ -30,7 +29,7 @@ type installation struct {
 }
 
 // install writes the certificates and the CA file, sees sshd present them, and
-// only then writes the state.
+// only then writes the state. The caller has had sshd judge its configuration.
 func (i *installation) install(ctx context.Context, caFile []byte, state *State) (err error) {
 	change, err := i.stage(caFile)
 	if err != nil {
@@ -97,25 +96,18 @@ func (i *installation) findListeners(ctx context.Context) error {
 	return nil
 }
 
-// prove sees that sshd accepts its configuration and presents the certificates,
-// and reloads it only if it does not: a reload refuses logins for some 100 ms.
+// prove sees that sshd presents the certificates, and reloads it only if it does not: a
+// reload refuses logins for some 100 ms. One with a configuration that it does not accept
+// would end it, so sshd judges it once more, with all that is in place now.
 func (i *installation) prove(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, i.settle)
 	defer cancel()
-	var refused error
-	var check sync.WaitGroup
-	// It changes nothing, so it takes place beside the handshakes.
-	check.Go(func() {
-		if refused = i.server.Check(ctx); refused != nil {
-			cancel()
-		}
-	})
 	mismatch, err := i.mismatch(ctx)
-	if check.Wait(); refused != nil {
-		return fmt.Errorf("sshd does not accept its configuration: %w", refused)
-	}
 	if err != nil || !mismatch {
 		return err
+	}
+	if err := i.server.Check(ctx); err != nil {
+		return fmt.Errorf("sshd does not accept its configuration: %w", err)
 	}
 	i.reloaded = true
 	if err := i.server.Reload(ctx, i.conf.PIDFile); err != nil {

@@ -209,7 +209,14 @@ func (s *testSSHD) write(name, content string) {
 
 func (s *testSSHD) start() {
 	s.t.Helper()
-	s.process = exec.Command(s.Program, "-D", "-E", filepath.Join(s.dir, "sshd.log"), "-f", s.Config)
+	// Not -E: sshd's children would open the file anew, while the folder is removed.
+	log, err := os.OpenFile(filepath.Join(s.dir, "sshd.log"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	defer log.Close()
+	s.process = exec.Command(s.Program, "-D", "-e", "-f", s.Config)
+	s.process.Stderr = log
 	if err := s.process.Start(); err != nil {
 		s.t.Fatal(err)
 	}
@@ -219,7 +226,7 @@ func (s *testSSHD) start() {
 	go func() { _ = process.Wait(); close(exited) }()
 	ctx, cancel := context.WithTimeout(s.t.Context(), 10*time.Second)
 	defer cancel()
-	err := until(ctx, func(ctx context.Context) error {
+	err = until(ctx, func(ctx context.Context) error {
 		_, err := sshd.Presented(ctx, s.address, nil)
 		return err
 	})

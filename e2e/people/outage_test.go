@@ -1,0 +1,100 @@
+//go:build teleport && linux
+
+package people
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/hallmark-ssh/hallmark/e2e/imds"
+	"github.com/hallmark-ssh/hallmark/internal/protocol"
+)
+
+// Teleport, auth and proxy, down under a machine that has to renew, alone and together
+// with the rest of what that needs: logins without Teleport work, nothing is taken
+// away, and once all is back the timer's next run puts things right.
+func TestTeleportDown(t *testing.T) {
+	alice := newPerson(t, shared.lab.Teleport, "alice-after-outages", everywhere)
+	m := shared.dev
+	outages := map[string]func() (end func() error, err error){
+		"signer": func() (func() error, error) {
+			return func() error { return shared.lab.StartURL(context.WithoutCancel(t.Context())) }, shared.lab.StopURL()
+		},
+		"metadata": func() (func() error, error) {
+			m.Metadata.SetTrouble(imds.Trouble{Disabled: true})
+			return func() error { m.Metadata.SetTrouble(imds.Trouble{}); return nil }, nil
+		},
+		"sts": func() (func() error, error) {
+			shared.lab.STS.SetDown(true)
+			return func() error { shared.lab.STS.SetDown(false); return nil }, nil
+		},
+	}
+	for _, others := range [][]string{{}, {"signer"}, {"metadata"}, {"sts"}, {"metadata", "signer", "sts"}} {
+		t.Run(strings.Join(append([]string{"teleport"}, others...), "+"), func(t *testing.T) {
+			kept := installed(t, m)
+			pass(t, m, 4*24*time.Hour) // more than a third of seven days
+			ends := []func() error{func() error { return shared.lab.Teleport.Restart(context.WithoutCancel(t.Context())) }}
+			if err := shared.lab.Teleport.Close(); err != nil {
+				t.Fatal(err)
+			}
+			for _, other := range others {
+				end, err := outages[other]()
+				if err != nil {
+					t.Fatal(err)
+				}
+				ends = append(ends, end)
+			}
+			out, err := m.Run(t.Context(), "hallmark", "renew", "--timeout", "2s")
+			switch {
+			case err == nil:
+				t.Errorf("hallmark renew succeeds: %s", out)
+			case len(others) == 0 && !strings.Contains(err.Error(), string(protocol.CodeUpstream)):
+				t.Errorf("hallmark renew says %v, want it to name %s", err, protocol.CodeUpstream)
+			}
+			if now := installed(t, m); now != kept {
+				t.Errorf("the machine has\n%s\nand had\n%s", now, kept)
+			}
+			if _, err := shared.lab.SSHByKeyPair(t.Context(), m.Instance, "true"); err != nil {
+				t.Errorf("a login that needs no Teleport: %v", err)
+			}
+			for _, end := range ends {
+				if err := end(); err != nil {
+					t.Fatal(err)
+				}
+			}
+			// What an hour's waiting does.
+			if err := os.Remove(m.Path("var/lib/hallmark/setback.json")); err != nil {
+				t.Errorf("no setback was noted: %v", err)
+			}
+			if out, err := m.Run(t.Context(), "hallmark", "renew"); err != nil {
+				t.Fatalf("%v\n%s", err, out)
+			}
+			if now := installed(t, m); now == kept {
+				t.Error("the certificates were not renewed")
+			}
+			logsIn(t, alice, m, "after the outage")
+		})
+	}
+}
+
+// installed is what a machine has of the cluster's: certificates and CAs.
+func installed(t *testing.T, m machine) string {
+	t.Helper()
+	paths, err := filepath.Glob(m.Path("etc/ssh/*-cert.pub"))
+	if err != nil || len(paths) == 0 {
+		t.Fatalf("certificates %v, %v", paths, err)
+	}
+	var all strings.Builder
+	for _, path := range append(paths, m.Path("etc/ssh/hallmark/openssh_ca.pub")) {
+		data, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		all.Write(data)
+	}
+	return all.String()
+}
