@@ -113,9 +113,9 @@ func (k *Keyring) Verify(message []byte) (*Document, error) {
 	if err != nil {
 		return nil, failed(checkRegion, err)
 	}
-	key, known := k.keys[region]
-	if !known {
-		return nil, failed(checkRegion, fmt.Errorf("no key is known for region %s", region))
+	key, err := k.key(region)
+	if err != nil {
+		return nil, failed(checkRegion, err)
 	}
 	if err := signed.verify(key.public); err != nil {
 		return nil, failed(checkSignature, fmt.Errorf("not signed by the key of region %s", region))

@@ -67,7 +67,7 @@ func TestVerifyRealDocument(t *testing.T) {
 func TestVerifyRealDocumentUnderOtherKeys(t *testing.T) {
 	message, shipped := decodeFile(t, "real/us-west-2/rsa2048.txt"), shippedKeys(t)
 	for region, key := range shipped.keys {
-		k := &Keyring{keys: map[string]regionKey{"us-west-2": key}}
+		k := &Keyring{keys: map[string]func() (regionKey, error){"us-west-2": key}}
 		if _, err := k.Verify(message); region == "us-west-2" {
 			if err != nil {
 				t.Errorf("under its own key: %v", err)

@@ -13,6 +13,7 @@ import (
 	"maps"
 	"path"
 	"strings"
+	"sync"
 )
 
 // regionFiles are the certificates that AWS publishes, one per region
@@ -24,7 +25,9 @@ var regionFiles embed.FS
 // Keyring holds the public key with which each region signs identity documents.
 // It never changes and may be used by several goroutines at once.
 type Keyring struct {
-	keys map[string]regionKey
+	// keys are read when they are asked for: reading all of them takes a millisecond,
+	// at every start of the signer, and few signers serve more than a few regions.
+	keys map[string]func() (regionKey, error)
 }
 
 // regionKey is all that is taken from a region's certificate. AWS has issued
@@ -42,15 +45,15 @@ func Regions() (*Keyring, error) {
 	if err != nil {
 		return nil, fmt.Errorf("list certificates of regions: %w", err)
 	}
-	k := &Keyring{keys: make(map[string]regionKey, len(files))}
+	k := &Keyring{keys: make(map[string]func() (regionKey, error), len(files))}
 	for _, file := range files {
-		data, err := regionFiles.ReadFile(path.Join("regions", file.Name()))
-		if err != nil {
-			return nil, fmt.Errorf("read certificate of region: %w", err)
-		}
-		if err := k.add(strings.TrimSuffix(file.Name(), ".pem"), data); err != nil {
-			return nil, err
-		}
+		k.keys[strings.TrimSuffix(file.Name(), ".pem")] = sync.OnceValues(func() (regionKey, error) {
+			data, err := regionFiles.ReadFile(path.Join("regions", file.Name()))
+			if err != nil {
+				return regionKey{}, err
+			}
+			return parseRegionKey(data)
+		})
 	}
 	return k, nil
 }
@@ -59,10 +62,18 @@ func Regions() (*Keyring, error) {
 // A region that is known already is an error: who may add a region must not be
 // able to speak for another.
 func (k *Keyring) With(region string, certificatePEM []byte) (*Keyring, error) {
-	wider := &Keyring{keys: maps.Clone(k.keys)}
-	if err := wider.add(region, certificatePEM); err != nil {
-		return nil, err
+	if !regionSyntax.MatchString(region) {
+		return nil, fmt.Errorf("%.64q is not the name of a region", region)
 	}
+	if k.Has(region) {
+		return nil, fmt.Errorf("the key of region %s is fixed and cannot be replaced: remove its certificate", region)
+	}
+	key, err := parseRegionKey(certificatePEM)
+	if err != nil {
+		return nil, fmt.Errorf("certificate of region %s: %w", region, err)
+	}
+	wider := &Keyring{keys: maps.Clone(k.keys)}
+	wider.keys[region] = func() (regionKey, error) { return key, nil }
 	return wider, nil
 }
 
@@ -72,19 +83,17 @@ func (k *Keyring) Has(region string) bool {
 	return known
 }
 
-func (k *Keyring) add(region string, certificatePEM []byte) error {
-	if !regionSyntax.MatchString(region) {
-		return fmt.Errorf("%.64q is not the name of a region", region)
+// key returns the region's key.
+func (k *Keyring) key(region string) (regionKey, error) {
+	read, known := k.keys[region]
+	if !known {
+		return regionKey{}, fmt.Errorf("no key is known for region %s", region)
 	}
-	if k.Has(region) {
-		return fmt.Errorf("the key of region %s is fixed and cannot be replaced: remove its certificate", region)
-	}
-	key, err := parseRegionKey(certificatePEM)
+	key, err := read()
 	if err != nil {
-		return fmt.Errorf("certificate of region %s: %w", region, err)
+		return regionKey{}, fmt.Errorf("certificate of region %s: %w", region, err)
 	}
-	k.keys[region] = key
-	return nil
+	return key, nil
 }
 
 func parseRegionKey(certificatePEM []byte) (regionKey, error) {

@@ -9,12 +9,16 @@ import (
 
 // The embedded certificates are what was reviewed, one key per region.
 func TestRegions(t *testing.T) {
-	keys, want := shippedKeys(t).keys, regionIndex(t)
-	if len(want) != 39 || len(keys) != len(want) {
-		t.Fatalf("%d regions are embedded, %d are listed, want 39", len(keys), len(want))
+	keyring, want := shippedKeys(t), regionIndex(t)
+	if len(want) != 39 || len(keyring.keys) != len(want) {
+		t.Fatalf("%d regions are embedded, %d are listed, want 39", len(keyring.keys), len(want))
 	}
 	holder := map[string]string{}
-	for region, key := range keys {
+	for region := range keyring.keys {
+		key, err := keyring.key(region)
+		if err != nil {
+			t.Fatal(err)
+		}
 		if key.sha256 != want[region] {
 			t.Errorf("key of %s is %s, want %s", region, key.sha256, want[region])
 		}
