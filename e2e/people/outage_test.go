@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/hallmark-ssh/hallmark/e2e/imds"
+	"github.com/hallmark-ssh/hallmark/e2e/lab"
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
 )
 
@@ -76,7 +77,13 @@ func TestTeleportDown(t *testing.T) {
 			if now := installed(t, m); now == kept {
 				t.Error("the certificates were not renewed")
 			}
-			logsIn(t, alice, m, "after the outage")
+			// The proxy has to read the nodes again.
+			var login string
+			poll(t, 30*time.Second, func() (err error) {
+				login, err = alice.Tsh(t.Context(), "ssh", lab.User+"@"+m.state.Node.Hostname, reach)
+				return err
+			})
+			reached(t, m, login, nil)
 		})
 	}
 }
