@@ -23,12 +23,18 @@ import (
 
 const statePath = "var/lib/hallmark/state.json"
 
-// pass lets time go by for a machine and the signer. The machine's clock is the host's,
-// so its state moves instead: it enrolled that much earlier, and is due that much sooner.
-// What the signer remembers of a minute ago is forgotten.
+// pass lets time go by for a machine and the signer: what that one remembers of a minute
+// ago is forgotten.
 func pass(t *testing.T, m machine, d time.Duration) {
 	t.Helper()
 	shared.lab.Signer.Restart()
+	age(t, m, d)
+}
+
+// age lets time go by for a machine. Its clock is the host's, so its state moves
+// instead: it enrolled that much earlier, and is due that much sooner.
+func age(t *testing.T, m machine, d time.Duration) {
+	t.Helper()
 	data, err := os.ReadFile(m.Path(statePath))
 	if err != nil {
 		t.Fatal(err)
