@@ -68,12 +68,11 @@ func (k *Keyring) With(region string, certificatePEM []byte) (*Keyring, error) {
 	if k.Has(region) {
 		return nil, fmt.Errorf("the key of region %s is fixed and cannot be replaced: remove its certificate", region)
 	}
-	key, err := parseRegionKey(certificatePEM)
-	if err != nil {
-		return nil, fmt.Errorf("certificate of region %s: %w", region, err)
-	}
 	wider := &Keyring{keys: maps.Clone(k.keys)}
-	wider.keys[region] = func() (regionKey, error) { return key, nil }
+	wider.keys[region] = sync.OnceValues(func() (regionKey, error) { return parseRegionKey(certificatePEM) })
+	if _, err := wider.key(region); err != nil {
+		return nil, err
+	}
 	return wider, nil
 }
 
