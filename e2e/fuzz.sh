@@ -29,7 +29,7 @@ done
 run() {
 	local package=$1 target=$2 output
 	if ! output=$(cd "$package" && timeout --preserve-status --foreground --signal=INT --kill-after=60s "$fuzztime" \
-		"$root/bin/fuzz/${package//\//_}" -test.run='^$' -test.fuzz="^$target\$" -test.timeout=0 \
+		"$root/bin/fuzz/${package//\//_}" -test.run='^$' -test.fuzz="^$target\$" \
 		-test.fuzzminimizetime=100x -test.parallel=1 -test.fuzzcachedir="$cache/hallmark/$package" 2>&1); then
 		printf '%s %s\n%s\n' "$package" "$target" "$output" >&2
 		return 1
