@@ -48,15 +48,7 @@ func checkKeyPairLogin(t *testing.T, i *lab.Instance) {
 // checkExit runs hallmark enroll, and checks how it ends and what it says.
 func checkExit(t *testing.T, i *lab.Instance, code int, says string) {
 	t.Helper()
-	var err error
-	poll(t, 30*time.Second, func() error {
-		// The timer's run may not have ended.
-		_, err = i.Run(t.Context(), "hallmark", "enroll")
-		if err != nil && strings.Contains(err.Error(), "another enrollment is running") {
-			return err
-		}
-		return nil
-	})
+	_, err := i.Hallmark(t.Context(), "enroll")
 	var exit *exec.ExitError
 	if !errors.As(err, &exit) || exit.ExitCode() != code || !strings.Contains(err.Error(), says) {
 		t.Errorf("hallmark enroll: %v, want exit code %d and %q", err, code, says)
@@ -173,7 +165,7 @@ func TestEnrollAgainChangesNothing(t *testing.T) {
 	if !strings.Contains(before, "/var/lib/hallmark/state.json") {
 		t.Fatalf("no state among\n%s", before)
 	}
-	run(t, i, "hallmark", "enroll")
+	hallmark(t, i, "enroll")
 	if after := run(t, i, "sh", "-c", list); after != before {
 		t.Errorf("before:\n%s\nafter:\n%s", before, after)
 	}

@@ -50,7 +50,7 @@ func TestAnOperatorPermitsOneRekey(t *testing.T) {
 	if !strings.Contains(audit, lab.OperatorARN) || !strings.Contains(audit, fingerprint) {
 		t.Errorf("audit line %s", audit)
 	}
-	run(t, i, "hallmark", "enroll")
+	hallmark(t, i, "enroll")
 	if entry := lastAudit(t, i.ID); !strings.Contains(string(must[[]byte](t)(json.Marshal(entry))), lab.OperatorARN) {
 		t.Errorf("the audit line of the enrollment does not say who permitted it: %v", entry)
 	}
@@ -125,7 +125,10 @@ func checkPolicy(t *testing.T, i *lab.Instance, put, decides string) {
 		t.Fatal(err)
 	}
 	shared.lab.Signer.Restart()
-	if _, err := i.Run(context.WithoutCancel(t.Context()), "sh", "-c", "rm /var/lib/hallmark/state.json && hallmark enroll"); err != nil {
+	if _, err := i.Run(context.WithoutCancel(t.Context()), "rm", "/var/lib/hallmark/state.json"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := i.Hallmark(context.WithoutCancel(t.Context()), "enroll"); err != nil {
 		t.Fatal(err)
 	}
 	if got := lastAudit(t, i.ID)["policy_sha256"]; got != hash(decides) {

@@ -46,11 +46,6 @@ func edit(t *testing.T, i *lab.Instance, change func(*agent.State)) {
 	}
 }
 
-func says(t *testing.T, i *lab.Instance, command ...string) string {
-	t.Helper()
-	return run(t, i, "sh", "-c", strings.Join(command, " ")+" 2>&1")
-}
-
 // While nobody has logged in, sshd does not run there, and its folder in /run is
 // missing.
 func TestSSHDBehindSocket(t *testing.T) {
@@ -77,7 +72,7 @@ func TestSSHDBehindSocket(t *testing.T) {
 	// read its configuration, and a SIGHUP would end it. A session lives on.
 	run(t, i, "sh", "-c", `mv /etc/ssh/sshd_config.d/00-hallmark.conf /root/ && systemctl restart ssh.service && mv /root/00-hallmark.conf /etc/ssh/sshd_config.d/
 rm /var/lib/hallmark/state.json`)
-	if out := says(t, i, "hallmark", "enroll"); !strings.Contains(out, "sshd was reloaded and presents the certificates") {
+	if out := hallmark(t, i, "enroll"); !strings.Contains(out, "sshd was reloaded and presents the certificates") {
 		t.Errorf("hallmark enroll: %s", out)
 	}
 	checkLogin(t, i, name)
@@ -152,7 +147,7 @@ func TestRenewalIsDue(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			edit(t, i, test.change)
-			if out := says(t, i, "hallmark", "renew"); !strings.Contains(out, test.says) {
+			if out := hallmark(t, i, "renew"); !strings.Contains(out, test.says) {
 				t.Errorf("hallmark renew says %q, want %q", out, test.says)
 			}
 			after := state(t, i)
@@ -175,12 +170,12 @@ func TestRenamedByTag(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	run(t, i, "hallmark", "renew")
+	hallmark(t, i, "renew")
 	if got := state(t, i).Node.Hostname; got != "before-"+i.ID {
 		t.Errorf("host name %q before the renewal", got)
 	}
 	edit(t, i, func(s *agent.State) { s.RenewAfter = time.Now().Add(-time.Minute) })
-	run(t, i, "hallmark", "renew")
+	hallmark(t, i, "renew")
 	s := state(t, i)
 	if s.Node.Hostname != "after-"+i.ID {
 		t.Errorf("host name %q after the renewal", s.Node.Hostname)
@@ -194,7 +189,7 @@ func TestRefusedMachineWaits(t *testing.T) {
 	checkKeyPairLogin(t, i)
 	checkExit(t, i, 4, string(protocol.CodeInstanceUnknown))
 	calls := shared.lab.STS.Calls()
-	out, err := i.Run(t.Context(), "hallmark", "renew")
+	out, err := i.Hallmark(t.Context(), "renew")
 	if err == nil || !strings.Contains(err.Error(), "waiting until") || !strings.Contains(err.Error(), string(protocol.CodeInstanceUnknown)) {
 		t.Errorf("hallmark renew: %q, %v, want it to wait", out, err)
 	}
@@ -227,7 +222,7 @@ func TestOutages(t *testing.T) {
 			for _, what := range down {
 				ends = append(ends, outages[what](t))
 			}
-			if out, err := i.Run(t.Context(), "hallmark", "renew", "--timeout", "1s"); err == nil {
+			if out, err := i.Hallmark(t.Context(), "renew", "--timeout", "1s"); err == nil {
 				t.Errorf("hallmark renew succeeds: %s", out)
 			}
 			if got := run(t, i, "sh", "-c", files); got != kept {
@@ -239,7 +234,7 @@ func TestOutages(t *testing.T) {
 			}
 			// What an hour's waiting does.
 			run(t, i, "rm", "-f", "/var/lib/hallmark/setback.json")
-			run(t, i, "hallmark", "renew")
+			hallmark(t, i, "renew")
 			if s := state(t, i); !s.RenewAfter.After(time.Now()) {
 				t.Errorf("renewal is due %v still", s.RenewAfter)
 			}

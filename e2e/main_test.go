@@ -149,6 +149,16 @@ func run(t *testing.T, i *lab.Instance, name string, args ...string) string {
 	return out
 }
 
+// hallmark runs it on the instance, and returns what it says.
+func hallmark(t *testing.T, i *lab.Instance, args ...string) string {
+	t.Helper()
+	said, err := i.Hallmark(t.Context(), args...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return said
+}
+
 func must[T any](t *testing.T) func(T, error) T {
 	return func(value T, err error) T {
 		t.Helper()

@@ -70,7 +70,7 @@ func TestMetadataTrouble(t *testing.T) {
 	}
 	// The machine heals by itself when the service does.
 	i.Metadata.SetTrouble(imds.Trouble{Delay: 200 * time.Millisecond})
-	run(t, i, "hallmark", "enroll")
+	hallmark(t, i, "enroll")
 }
 
 // What anyone can send who knows the function's URL.

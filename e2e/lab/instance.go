@@ -163,6 +163,26 @@ func (i *Instance) State(ctx context.Context) (*agent.State, error) {
 	return state, nil
 }
 
+// Hallmark runs hallmark on the instance, and returns all that it says, which the error
+// repeats. The instance's own timers run it, too: while such a run has the lock, this
+// one waits.
+func (i *Instance) Hallmark(ctx context.Context, args ...string) (said string, err error) {
+	busy := fleet.Poll(ctx, time.Minute, func() error {
+		said, err = i.Run(ctx, "sh", append([]string{"-c", `exec hallmark "$@" 2>&1`, "hallmark"}, args...)...)
+		if strings.Contains(said, agent.ErrRunning.Error()) {
+			return agent.ErrRunning
+		}
+		return nil
+	})
+	if busy != nil {
+		return said, fmt.Errorf("%s: hallmark %s: %w", i.Name, strings.Join(args, " "), busy)
+	}
+	if err != nil {
+		err = fmt.Errorf("%w%s", err, strings.TrimSpace(said))
+	}
+	return said, err
+}
+
 // Dump writes what helps to see why an instance failed.
 func (i *Instance) Dump(ctx context.Context, w io.Writer) {
 	i.Machine.Dump(ctx, w)

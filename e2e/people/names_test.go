@@ -47,7 +47,7 @@ func TestForeignNodeStays(t *testing.T) {
 				}
 			})
 			poll(t, time.Minute, func() error {
-				out, err := instance.Run(t.Context(), "hallmark", "enroll")
+				out, err := instance.Hallmark(t.Context(), "enroll")
 				if err == nil {
 					return fleet.Fatal(fmt.Errorf("it enrolls: %s", out))
 				}
