@@ -155,9 +155,17 @@ func rotate(t *testing.T, p *teleportd.Person, m machine, kind caexport.Kind, ph
 	t.Helper()
 	for _, phase := range phases {
 		when := fmt.Sprintf("%s authority, %s of %v", kind, phase, phases)
+		before := current(t, kind)
 		if err := shared.lab.Teleport.Rotate(t.Context(), kind, phase); err != nil {
 			t.Fatalf("%s: %v", when, err)
 		}
+		// What the cluster says lags behind what it does. An operator waits for hours.
+		poll(t, 30*time.Second, func() error {
+			if now := current(t, kind); phase != "update_servers" && slices.Equal(now, before) {
+				return fmt.Errorf("%s: the keys are %v still", when, now)
+			}
+			return nil
+		})
 		logsIn(t, p, m, when+", before the machine knows")
 		poll(t, 30*time.Second, func() error { // auth's reads lag, too
 			anHourPasses(t, m)
