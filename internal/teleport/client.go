@@ -127,10 +127,34 @@ func (c *Client) do(ctx context.Context, doing string, call func(ctx context.Con
 		}
 		err = call(ctx, live)
 	}
-	if err != nil {
-		return failed(doing, err)
+	if err == nil {
+		return nil
 	}
-	return nil
+	if isLost(err) {
+		c.drop(live)
+	}
+	return failed(doing, err)
+}
+
+// drop has the next call dial again. Left to itself, gRPC would do so only after a
+// pause, which has grown to minutes when a Teleport that was down comes back.
+func (c *Client) drop(live *connection) {
+	select {
+	case c.turn <- struct{}{}:
+	default:
+		return // somebody is dialing just now
+	}
+	defer func() { <-c.turn }()
+	if c.live == live && !c.closed {
+		c.live = nil
+		leave(live)
+	}
+}
+
+// leave closes a connection when the calls that may be on it have ended. Whatever
+// Close says: a connection left behind has nothing to report.
+func leave(live *connection) {
+	time.AfterFunc(callTimeout, func() { _ = live.close() })
 }
 
 // conn returns a connection that is fresh enough to be alive, with a login that
@@ -172,7 +196,7 @@ func (c *Client) connInPlaceOf(ctx context.Context, old *connection, cause error
 		return nil, errors.Join(cause, err)
 	}
 	defer done()
-	if c.live != old {
+	if c.live != nil && c.live != old {
 		return c.live, nil
 	}
 	if err := c.replace(ctx, cause); err != nil {
@@ -205,10 +229,8 @@ func (c *Client) connect(ctx context.Context, now time.Time) error {
 	if err != nil {
 		return err
 	}
-	if old := c.live; old != nil {
-		// Calls on it may be under way. Whatever Close says: a connection left behind has
-		// nothing to report.
-		time.AfterFunc(callTimeout, func() { _ = old.close() })
+	if c.live != nil {
+		leave(c.live)
 	}
 	c.live, c.lastUsed = live, now
 	return nil

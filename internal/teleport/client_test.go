@@ -309,6 +309,37 @@ func TestSurvivesLostConnections(t *testing.T) {
 	}
 }
 
+// A Teleport that did not answer is dialed anew by the next call, which then does not
+// wait for gRPC to try again.
+func TestDialsAgainAfterAnOutage(t *testing.T) {
+	cluster := quick(t)
+	relay := newRelay(t, cluster.Address())
+	c := config(t, cluster)
+	c.Address = relay.address
+	client := dial(t, c)
+	for _, test := range []struct {
+		answer error
+		want   int // connections so far
+	}{
+		{trace.ConnectionProblem(nil, "restarting"), 2},
+		{trace.AccessDenied("no"), 2},
+		{trace.LimitExceeded("slow down"), 2}, // a handshake more would not help
+		{trace.ConnectionProblem(nil, "restarting"), 3},
+	} {
+		cluster.Intercept(func(context.Context, string) error { return test.answer })
+		if _, err := client.CAs(timeout(t, 10*time.Second)); err == nil {
+			t.Errorf("no error from %v", test.answer)
+		}
+		cluster.Intercept(nil)
+		if _, err := client.CAs(timeout(t, 10*time.Second)); err != nil {
+			t.Error(err)
+		}
+		if got := relay.accepted(); got != test.want {
+			t.Errorf("after %v: %d connections, want %d", test.answer, got, test.want)
+		}
+	}
+}
+
 // relay passes connections on until it is told to drop them.
 type relay struct {
 	address string

@@ -62,11 +62,15 @@ func kindOf(err error) error {
 		return ErrNotFound
 	case trace.IsAccessDenied(err), hasCode(err, codes.Unauthenticated, codes.PermissionDenied):
 		return ErrDenied
-	case trace.IsConnectionProblem(err), trace.IsLimitExceeded(err), isTimeout(err),
-		hasCode(err, codes.DeadlineExceeded, codes.Unavailable, codes.ResourceExhausted):
+	case isLost(err), trace.IsLimitExceeded(err), hasCode(err, codes.ResourceExhausted):
 		return ErrUnavailable
 	}
 	return nil
+}
+
+// isLost reports whether nobody may be left at the other end of the connection.
+func isLost(err error) bool {
+	return trace.IsConnectionProblem(err) || isTimeout(err) || hasCode(err, codes.DeadlineExceeded, codes.Unavailable)
 }
 
 // isTimeout reports whether the time was up, here or, a moment earlier, there: a
