@@ -148,8 +148,11 @@ func (d *demo) boot(ctx context.Context) error {
 	return group.Wait()
 }
 
-func (d *demo) show(ctx context.Context) (err error) {
-	if d.nodes, err = d.lab.Cluster.Nodes(ctx); err != nil {
+// listLag is far more than the second or so that Teleport's reads lag behind writes.
+const listLag = 10 * time.Second
+
+func (d *demo) show(ctx context.Context) error {
+	if err := fleet.Poll(ctx, listLag, func() error { return d.list(ctx) }); err != nil {
 		return err
 	}
 	for _, node := range d.nodes {
@@ -157,6 +160,19 @@ func (d *demo) show(ctx context.Context) (err error) {
 		labels := node.GetAllLabels()
 		for _, key := range slices.Sorted(maps.Keys(labels)) {
 			fmt.Printf("               %s=%s\n", key, labels[key])
+		}
+	}
+	return nil
+}
+
+// list reads the cluster's nodes. It fails while a machine is not among them.
+func (d *demo) list(ctx context.Context) (err error) {
+	if d.nodes, err = d.lab.Cluster.Nodes(ctx); err != nil {
+		return fleet.Fatal(err)
+	}
+	for _, h := range d.hosts {
+		if !slices.ContainsFunc(d.nodes, func(node types.Server) bool { return node.GetName() == h.state.Node.ID }) {
+			return fmt.Errorf("the cluster does not list %s", h.state.Node.Hostname)
 		}
 	}
 	return nil
