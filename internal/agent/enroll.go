@@ -11,9 +11,9 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
+	"sync"
 	"time"
 
-	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"github.com/hallmark-ssh/hallmark/internal/identity"
@@ -158,16 +158,19 @@ func (e *Enroller) act(ctx, askCtx context.Context, m *sight, reason string) (*O
 // enroll obtains certificates and puts them into use. sshd judges its configuration
 // while the signer works.
 func (e *Enroller) enroll(ctx, askCtx context.Context, m *sight, o *Outcome) error {
-	var answer *protocol.Response
-	var g *grant
-	group, groupCtx := errgroup.WithContext(askCtx)
-	group.Go(func() error { return e.judge(groupCtx) })
-	group.Go(func() (err error) {
-		answer, g, err = e.obtain(groupCtx, m.instance, m.keys)
+	judgeCtx, stop := context.WithCancel(ctx)
+	defer stop()
+	var refused error
+	var judged sync.WaitGroup
+	judged.Go(func() { refused = e.judge(judgeCtx) })
+	answer, g, err := e.obtain(askCtx, m.instance, m.keys)
+	if err != nil {
+		stop()
+		judged.Wait()
 		return err
-	})
-	if err := group.Wait(); err != nil {
-		return err
+	}
+	if judged.Wait(); refused != nil {
+		return refused
 	}
 	state := newState(answer, g, m.keys, m.instance, e.Config.digest(), e.now())
 	state.RenewAfter = spread(state.RenewAfter, state.EnrolledAt, e.retry.random()).Truncate(time.Second)
