@@ -44,7 +44,9 @@ func (s *Signer) Authorities(ctx context.Context, r Request) Answer {
 	body, err := s.authorityList(ctx, r)
 	if err != nil {
 		answer := refusalAnswer(err, r.ID, s.Now())
-		s.tellUnanswered(ctx, r, answer.Status, err)
+		s.Log.LogAttrs(ctx, slog.LevelWarn, "authorities",
+			slog.String("request_id", r.ID), slog.String("code", string(codeOf(err))), slog.Int("status", answer.Status),
+			slog.String("source", r.Source), slog.String("error", shorten(err.Error())))
 		return answer
 	}
 	etag := protocol.ETag(body)
@@ -58,26 +60,13 @@ func (s *Signer) Authorities(ctx context.Context, r Request) Answer {
 	}
 }
 
-func (s *Signer) tellUnanswered(ctx context.Context, r Request, status int, err error) {
-	bySigner := emf.By("signer")
-	bySigner.Happened("teleport_errors", missing(err) == serviceTeleport)
-	line := []slog.Attr{
-		slog.String("request_id", r.ID), slog.String("code", string(codeOf(err))), slog.Int("status", status),
-		slog.String("source", r.Source), slog.String("error", shorten(err.Error())), slog.String("signer", s.Audience),
-	}
-	s.Log.LogAttrs(ctx, slog.LevelWarn, "authorities", append(line, emf.Attrs(s.Now(), bySigner)...)...)
-}
-
 func (s *Signer) authorityList(ctx context.Context, r Request) ([]byte, error) {
 	if err := s.checkDoor(r); err != nil {
 		return nil, err
 	}
-	body, err := s.authorities.get(ctx, s.Now, s.readAuthorities)
-	switch {
-	case errors.Is(err, errResting):
+	body, err := s.authorities.get(ctx, s.Now, s.renewAuthorities)
+	if err != nil {
 		return nil, refuse(protocol.CodeUpstream, err)
-	case err != nil:
-		return nil, unanswered(serviceTeleport, err)
 	}
 	return body, nil
 }
@@ -94,6 +83,19 @@ func (s *Signer) readAuthorities(ctx context.Context) ([]byte, error) {
 		return nil, fmt.Errorf("read the cluster's CAs: %w", err)
 	}
 	return encodeAuthorities(cas)
+}
+
+// renewAuthorities reads the list, and tells if that fails, whether or not the last one
+// still serves: at most once in authoritiesPause, however many ask.
+func (s *Signer) renewAuthorities(ctx context.Context) ([]byte, error) {
+	body, err := s.readAuthorities(ctx)
+	if err != nil {
+		bySigner := emf.By("signer")
+		bySigner.Happened("teleport_errors", true)
+		line := []slog.Attr{slog.String("error", shorten(err.Error())), slog.String("signer", s.Audience)}
+		s.Log.LogAttrs(ctx, slog.LevelWarn, "the cluster's authorities could not be read", append(line, emf.Attrs(s.Now(), bySigner)...)...)
+	}
+	return body, err
 }
 
 // encodeAuthorities refuses to say that there are none: a machine that believed it

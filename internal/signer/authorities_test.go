@@ -1,6 +1,7 @@
 package signer
 
 import (
+	"bytes"
 	"encoding/json"
 	"net/http"
 	"net/netip"
@@ -10,6 +11,7 @@ import (
 
 	"golang.org/x/crypto/ssh"
 
+	"github.com/hallmark-ssh/hallmark/internal/emf/emftest"
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
 	"github.com/hallmark-ssh/hallmark/internal/teleport"
 )
@@ -104,6 +106,34 @@ func TestAuthoritiesWithoutTeleport(t *testing.T) {
 	w.now = w.now.Add(authoritiesKept)
 	if answer := w.get(""); answer.Status != http.StatusServiceUnavailable {
 		t.Errorf("status %d with a list that is too old", answer.Status)
+	}
+}
+
+// Each failure to read the list is told and counted once, whether or not somebody goes
+// without, and none is told of for those who ask meanwhile.
+func TestAuthoritiesThatCouldNotBeReadAreCounted(t *testing.T) {
+	w, _ := newAsked(t)
+	w.get("")
+	for _, age := range []time.Duration{authoritiesFresh, authoritiesKept} { // the last list serves, and does not
+		w.log.Reset()
+		w.dialErr, w.now = teleport.ErrUnavailable, w.now.Add(age)
+		w.get("")
+		w.get("")
+		told := 0
+		for line := range bytes.Lines(w.log.Bytes()) {
+			entry := parse(t, line)
+			if entry["_aws"] == nil {
+				continue
+			}
+			told++
+			emftest.Check(t, entry, w.now)
+			if entry["teleport_errors"] != 1.0 || entry["level"] != "WARN" || entry["error"] == nil {
+				t.Errorf("line %s", line)
+			}
+		}
+		if told != 1 {
+			t.Errorf("told %d times, want once: %s", told, w.log.String())
+		}
 	}
 }
 
