@@ -122,22 +122,64 @@ func (d *DynamoDB) amend(ctx context.Context, doing string, i Instance, decide f
 
 // End records that the instance is gone for good. Nobody needs to have claimed
 // anything for it: an event may come before the enrollment that it must stop.
-func (d *DynamoDB) End(ctx context.Context, i Instance) error {
-	if err := patiently(ctx, func(ctx context.Context) error { return d.end(ctx, i) }); err != nil {
+func (d *DynamoDB) End(ctx context.Context, i Instance) error { return d.EndBy(ctx, i, "") }
+
+// EndBy is End on the word of an operator, whom the record then names.
+func (d *DynamoDB) EndBy(ctx context.Context, i Instance, by string) error {
+	if err := patiently(ctx, func(ctx context.Context) error { return d.end(ctx, i, by) }); err != nil {
 		return fmt.Errorf("end %s: %w", i.ID, err)
 	}
 	return nil
 }
 
-func (d *DynamoDB) end(ctx context.Context, i Instance) error {
+// Release frees a name that an instance holds, although the instance has not ended,
+// and returns who held it. It fails with ErrNotHeld if nobody does, and with
+// ErrCertified while a certificate may name it. By is who releases it, for the log.
+func (d *DynamoDB) Release(ctx context.Context, name, by string, now time.Time) (Instance, error) {
+	var holder Instance
+	err := patiently(ctx, func(ctx context.Context) (err error) {
+		holder, err = d.release(ctx, name, by, now)
+		return err
+	})
+	if err != nil {
+		return Instance{}, fmt.Errorf("release %s: %w", name, err)
+	}
+	return holder, nil
+}
+
+func (d *DynamoDB) release(ctx context.Context, name, by string, now time.Time) (Instance, error) {
+	items, err := d.read(ctx, []string{namePK(name)})
+	if err != nil {
+		return Instance{}, err
+	}
+	holders, err := parseHolders(items, namePK, []string{name})
+	if err != nil {
+		return Instance{}, err
+	}
+	holder, held := holders[name]
+	if !held {
+		return Instance{}, ErrNotHeld
+	}
+	r, err := d.record(ctx, holder)
+	if err != nil {
+		return Instance{}, err
+	}
+	next, err := r.release(name, holder, now)
+	if err != nil {
+		return Instance{}, err
+	}
+	w := write{table: d.table}
+	w.putRecord(holder, next, r.version)
+	w.releaseHolder(name, holder, by)
+	return holder, w.commit(ctx, d.client)
+}
+
+func (d *DynamoDB) end(ctx context.Context, i Instance, by string) error {
 	r, err := d.record(ctx, i)
 	if err != nil || r.ended {
 		return err
 	}
-	next, err := r.end()
-	if err != nil {
-		return err
-	}
+	next := r.end(by)
 	names := slices.Sorted(maps.Keys(r.names))
 	items, err := d.read(ctx, pks(namePK, names))
 	if err != nil {
@@ -289,14 +331,14 @@ func (d *DynamoDB) apply(ctx context.Context, i Instance, old record, c change) 
 		w.putHolder(keyPK(fingerprint), i, i)
 	}
 	for _, name := range slices.Sorted(maps.Keys(c.names)) {
-		former := c.names[name]
+		former := c.names[name].holder
 		if former == (Instance{}) {
 			former = i
 		}
 		w.putHolder(namePK(name), i, former)
 	}
-	for _, former := range others(c.names, i) {
-		w.checkEnded(former)
+	for _, former := range c.formerHolders(i) {
+		w.checkGivenUp(former)
 	}
 	return w.commit(ctx, d.client)
 }

@@ -29,14 +29,17 @@ import (
 //	tags       N     latest version of the instance's tags that an event told of
 //	rekeyed_by S     who permitted the keys of this life, until they are confirmed
 //	ended      BOOL  true once it is gone for good
+//	ended_by   S     the operator who ended it, if one had to
 //	expires    N     only of one that ended
 //
 // A key and a name are an item each, and say only whose they are. How long a name
-// is held stands in its holder's item, so that a renewal writes one item:
+// is held stands in its holder's item, so that a renewal writes one item. A name that
+// its holder's item does not list is free: the holder dropped it, or it was released.
 //
-//	pk         S     key#<fingerprint>, or name#<name>
-//	holder     S     <account>/<region>/<instance id>
-//	expires    N     only of a name whose holder ended
+//	pk          S     key#<fingerprint>, or name#<name>
+//	holder      S     <account>/<region>/<instance id>
+//	released_by S     the operator who released the name, until it is claimed again
+//	expires     N     only of a name whose holder ended
 //
 // The item of an instance that ended is its tombstone. It stays for a week after
 // the last certificate, and for a week at least, so that neither a request made
@@ -57,6 +60,8 @@ const (
 	attrTags       = "tags"
 	attrRekeyedBy  = "rekeyed_by"
 	attrEnded      = "ended"
+	attrEndedBy    = "ended_by"
+	attrReleasedBy = "released_by"
 	attrExpires    = "expires"
 	attrHolder     = "holder"
 
@@ -103,7 +108,9 @@ func formatRecord(i Instance, r record) item {
 		names[name] = number(end.Unix())
 	}
 	it[attrNames] = &types.AttributeValueMemberM{Value: names}
-	for name, value := range map[string]string{attrConfirmed: r.confirmedHostname, attrOwner: r.imageOwner, attrRekeyedBy: r.rekeyedBy} {
+	for name, value := range map[string]string{
+		attrConfirmed: r.confirmedHostname, attrOwner: r.imageOwner, attrRekeyedBy: r.rekeyedBy, attrEndedBy: r.endedBy,
+	} {
 		if value != "" {
 			it[name] = text(value)
 		}
@@ -138,6 +145,7 @@ func parseRecord(it item) (record, error) {
 		tagsVersion:       p.count(attrTags),
 		rekeyedBy:         p.text(attrRekeyedBy),
 		ended:             p.bool(attrEnded),
+		endedBy:           p.text(attrEndedBy),
 	}
 	names := p.nested(attrNames)
 	for name := range names.item {

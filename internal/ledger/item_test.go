@@ -15,6 +15,7 @@ func TestRecordItemRoundTrip(t *testing.T) {
 			names:             map[string]time.Time{"web": end, "10.0.0.1": end.Add(time.Second), "db.example.com": end},
 			confirmedHostname: "web", imageOwner: "111122223333", rekeyedBy: "an operator",
 			permit: Permit{Fingerprint: "SHA256:c", End: end, By: "another"},
+			ended:  true, endedBy: "a third",
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -44,6 +45,7 @@ func TestRecordEqual(t *testing.T) {
 		"tagsVersion":       {tagsVersion: 1},
 		"rekeyedBy":         {rekeyedBy: "me"},
 		"ended":             {ended: true},
+		"endedBy":           {endedBy: "me"},
 	}
 	for n := range fields.NumField() {
 		name := fields.Field(n).Name

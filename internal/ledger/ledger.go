@@ -8,9 +8,9 @@
 //     ones beside at least one that is recorded: all keys of a request sign it,
 //     so whoever adds a key holds an old one.
 //   - An operator may permit other keys, once. They are exactly the instance's then.
-//   - A host name stays with its holder until the holder has ended and every
-//     certificate that names it has ended too, also after a rename. So do the further
-//     names of a certificate; all names are in one space.
+//   - A name stays with its holder until every certificate that names it has ended
+//     and the holder has ended too, or claims other names, or an operator releases the
+//     name. Host names and the further names of a certificate are in one space.
 //   - An instance that ended stays ended.
 //   - Whoever crashed may do the same again: every operation is one write, and
 //     finds its own work done.
@@ -40,6 +40,10 @@ var (
 	ErrSeen = errors.New("a later version of the tags was noted")
 	// ErrUnclaimed says that there is no claim to confirm.
 	ErrUnclaimed = errors.New("the instance holds no such claim")
+	// ErrNotHeld says that no instance holds the name.
+	ErrNotHeld = errors.New("no instance holds the name")
+	// ErrCertified says that a certificate that names the name may still be good.
+	ErrCertified = errors.New("a certificate still names it")
 )
 
 // Bounds, so that an instance's root, or whoever may set its tags, cannot make its
@@ -47,7 +51,8 @@ var (
 const (
 	// MaxKeys bounds the host keys that are recorded of one life of an instance.
 	MaxKeys = 20
-	// MaxNames bounds the names that an instance holds, former ones too.
+	// MaxNames bounds the names that an instance holds, former ones too. Its own id is
+	// not counted, so that it can always have that name.
 	MaxNames = 32
 )
 
@@ -91,6 +96,8 @@ type Record struct {
 	// TagsVersion is the latest version of the instance's tags that was noted.
 	TagsVersion uint64
 	Ended       bool
+	// EndedBy is the operator who ended it, and empty if nobody had to.
+	EndedBy string
 }
 
 // Permit allows an instance to come with other host keys, once.
@@ -106,14 +113,34 @@ type Permit struct {
 // NameInUseError says which of a claim's names other instances hold. It is an
 // ErrNameInUse.
 type NameInUseError struct {
-	// Names are the names, as the claim has them.
-	Names []string
-	// Holders are the ids of the instances that hold them, in the same order.
-	Holders []string
+	// Held are the names, in the claim's order.
+	Held []HeldName
+}
+
+// HeldName is a name that an instance holds.
+type HeldName struct {
+	Name   string
+	Holder Instance
+	// End is when the last certificate that names it has ended. It may be in the past:
+	// a stopped machine keeps its name.
+	End time.Time
 }
 
 func (e *NameInUseError) Error() string {
-	return fmt.Sprintf("%v: %q held by %q", ErrNameInUse, e.Names, e.Holders)
+	holders := make([]string, len(e.Held))
+	for n, h := range e.Held {
+		holders[n] = h.Holder.ID
+	}
+	return fmt.Sprintf("%v: %q held by %q", ErrNameInUse, e.Names(), holders)
+}
+
+// Names are the names, as the claim has them.
+func (e *NameInUseError) Names() []string {
+	names := make([]string, len(e.Held))
+	for n, h := range e.Held {
+		names[n] = h.Name
+	}
+	return names
 }
 
 // Is makes the error an ErrNameInUse.

@@ -93,8 +93,25 @@ func (m *Memory) Confirm(ctx context.Context, c Claim, g Grant) error {
 
 // End records that the instance is gone for good. Nobody needs to have claimed
 // anything for it: an event may come before the enrollment that it must stop.
-func (m *Memory) End(ctx context.Context, i Instance) error {
-	return m.amend(ctx, "end", i, record.end)
+func (m *Memory) End(ctx context.Context, i Instance) error { return m.EndBy(ctx, i, "") }
+
+// EndBy is End on the word of an operator, whom the record then names.
+func (m *Memory) EndBy(ctx context.Context, i Instance, by string) error {
+	return m.amend(ctx, "end", i, func(r record) (record, error) { return r.end(by), nil })
+}
+
+// Release frees a name that an instance holds, although the instance has not ended,
+// and returns who held it. It fails with ErrNotHeld if nobody does, and with
+// ErrCertified while a certificate may name it.
+func (m *Memory) Release(ctx context.Context, name, _ string, now time.Time) (Instance, error) {
+	m.mu.Lock()
+	holder, held := m.names[name]
+	m.mu.Unlock()
+	if !held {
+		return Instance{}, fmt.Errorf("release %s: %w", name, ErrNotHeld)
+	}
+	err := m.amend(ctx, "release "+name+" of", holder, func(r record) (record, error) { return r.release(name, holder, now) })
+	return holder, err
 }
 
 // Permit allows the instance to come with other host keys, once. It replaces a

@@ -32,13 +32,15 @@ type record struct {
 	// attempt must say it too.
 	rekeyedBy string
 	ended     bool
+	// endedBy is the operator who ended it, if one had to.
+	endedBy string
 }
 
 func (r record) exported() Record {
 	return Record{
 		Generation: r.generation, Fingerprints: slices.Clone(r.keys),
 		ConfirmedHostname: r.confirmedHostname, ImageOwner: r.imageOwner, Ended: r.ended,
-		End: r.names[r.confirmedHostname], TagsVersion: r.tagsVersion,
+		End: r.names[r.confirmedHostname], TagsVersion: r.tagsVersion, EndedBy: r.endedBy,
 	}
 }
 
@@ -48,7 +50,7 @@ func (r record) equal(s record) bool {
 		maps.EqualFunc(r.names, s.names, time.Time.Equal) &&
 		r.confirmedHostname == s.confirmedHostname && r.imageOwner == s.imageOwner &&
 		r.tagsVersion == s.tagsVersion &&
-		r.permit.equal(s.permit) && r.rekeyedBy == s.rekeyedBy && r.ended == s.ended
+		r.permit.equal(s.permit) && r.rekeyedBy == s.rekeyedBy && r.ended == s.ended && r.endedBy == s.endedBy
 }
 
 func (p Permit) equal(q Permit) bool {
@@ -68,27 +70,43 @@ type tenure struct {
 	holder Instance
 	// ended says that the holder is gone for good.
 	ended bool
+	// dropped says that the holder's record no longer lists the name.
+	dropped bool
 	// end is when the last certificate that names it has ended.
 	end time.Time
+	// version is that of the holder's record.
+	version uint64
 }
 
 func newTenure(name string, holder Instance, r record) tenure {
+	end, listed := r.names[name]
 	// A holder without a record ended so long ago that its tombstone is gone.
-	return tenure{holder: holder, ended: r.ended || r.version == 0, end: r.names[name]}
+	return tenure{holder: holder, ended: r.ended || r.version == 0, dropped: !listed, end: end, version: r.version}
 }
 
 // isFree compares times itself: a holder that is gone may still have
 // certificates out that name it, and what has expired may still be stored.
-func (t tenure) isFree(now time.Time) bool { return t.ended && now.After(t.end) }
+func (t tenure) isFree(now time.Time) bool { return t.dropped || t.ended && now.After(t.end) }
 
 // change is what a claim writes, all of it or nothing.
 type change struct {
 	record record
 	// keys are fingerprints that the instance did not hold before.
 	keys []string
-	// names are names that it did not hold before, with who did. That is the zero
-	// Instance if nobody did.
-	names map[string]Instance
+	// names are names that it did not hold before, with who did: the zero tenure if
+	// nobody did.
+	names map[string]tenure
+}
+
+// formerHolders are those who gave up a name that the instance gets, each once.
+func (c change) formerHolders(i Instance) []tenure {
+	byHolder := make(map[Instance]tenure)
+	for _, t := range c.names {
+		byHolder[t.holder] = t
+	}
+	delete(byHolder, i)
+	delete(byHolder, Instance{})
+	return slices.Collect(maps.Values(byHolder))
 }
 
 // check refuses a claim that no ledger need read anything for.
@@ -98,7 +116,7 @@ func (c Claim) check() error {
 		return errors.New("the claim has no host keys")
 	case len(c.Fingerprints) > MaxKeys:
 		return tooManyKeys(len(c.Fingerprints))
-	case len(c.allNames()) > MaxNames:
+	case len(c.allNames()) > MaxNames+1:
 		return tooManyNames(len(c.allNames()))
 	}
 	return nil
@@ -125,7 +143,8 @@ func (v view) claim(c Claim, now time.Time) (change, Grant, error) {
 	if err != nil {
 		return change{}, Grant{}, err
 	}
-	if next, err = next.withNames(c.allNames(), c.End); err != nil {
+	next = next.withoutFormer(c.allNames(), now)
+	if next, err = next.withNames(c, c.End); err != nil {
 		return change{}, Grant{}, err
 	}
 	if next.imageOwner == "" {
@@ -172,29 +191,41 @@ func (r record) permits(asked []string, now time.Time) bool {
 
 // freeNames returns those of the claim's names that the instance does not hold,
 // with who did, or says which others hold.
-func (v view) freeNames(c Claim, now time.Time) (map[string]Instance, error) {
-	free := make(map[string]Instance)
+func (v view) freeNames(c Claim, now time.Time) (map[string]tenure, error) {
+	free := make(map[string]tenure)
 	var inUse NameInUseError
 	for _, name := range c.allNames() {
 		t, held := v.names[name]
 		switch {
-		case held && t.holder == c.Instance:
+		case held && t.holder == c.Instance && !t.dropped:
 		case !held || t.isFree(now):
-			free[name] = t.holder
+			free[name] = t
 		default:
-			inUse.Names = append(inUse.Names, name)
-			inUse.Holders = append(inUse.Holders, t.holder.ID)
+			inUse.Held = append(inUse.Held, HeldName{Name: name, Holder: t.holder, End: t.end})
 		}
 	}
-	if len(inUse.Names) > 0 {
+	if len(inUse.Held) > 0 {
 		return nil, &inUse
 	}
 	return free, nil
 }
 
-// withNames returns the record with names that are held until the end at least.
+// withoutFormer returns the record without the names that no certificate has any
+// more, but for those that are wanted now and for the present host name. Without this,
+// a machine that is renamed or readdressed often enough would be refused for good.
+func (r record) withoutFormer(wanted []string, now time.Time) record {
+	kept := maps.Clone(r.names)
+	maps.DeleteFunc(kept, func(name string, end time.Time) bool {
+		return now.After(end) && name != r.confirmedHostname && !slices.Contains(wanted, name)
+	})
+	r.names = kept
+	return r
+}
+
+// withNames returns the record with the claim's names, held until the end at least.
 // What is recorded is never earlier: whole seconds are all that is stored.
-func (r record) withNames(names []string, end time.Time) (record, error) {
+func (r record) withNames(c Claim, end time.Time) (record, error) {
+	names := c.allNames()
 	held := make(map[string]time.Time, len(r.names)+len(names))
 	maps.Copy(held, r.names)
 	for _, name := range names {
@@ -202,11 +233,19 @@ func (r record) withNames(names []string, end time.Time) (record, error) {
 			held[name] = rounded
 		}
 	}
-	if len(held) > MaxNames {
-		return record{}, tooManyNames(len(held))
+	if n := counted(held, c.Instance); n > MaxNames {
+		return record{}, tooManyNames(n)
 	}
 	r.names = held
 	return r, nil
+}
+
+// counted is how many names count toward MaxNames: all but the instance's own id.
+func counted(names map[string]time.Time, i Instance) int {
+	if _, own := names[i.ID]; own {
+		return len(names) - 1
+	}
+	return len(names)
 }
 
 // confirm returns the record after what was claimed has been issued.
@@ -227,10 +266,39 @@ func (r record) confirm(c Claim, g Grant) (record, error) {
 }
 
 // end returns the record of the instance when it is gone. There may be none yet:
-// an event may come before the enrollment that it must stop.
-func (r record) end() (record, error) {
+// an event may come before the enrollment that it must stop. By is the operator who
+// says so, or empty.
+func (r record) end(by string) record {
+	if r.ended {
+		return r
+	}
 	r.generation = max(r.generation, 1)
-	r.ended = true
+	r.ended, r.endedBy = true, by
+	return r
+}
+
+// releasedMark follows a released name in confirmedHostname. No host name has it, so a
+// later claim of the name is checked against Teleport like any new one, and the
+// instance still counts as enrolled.
+const releasedMark = " (released)"
+
+// release returns the record without the name, if no certificate names it any more.
+func (r record) release(name string, i Instance, now time.Time) (record, error) {
+	end, held := r.names[name]
+	switch {
+	case !held:
+		return record{}, ErrNotHeld
+	case !now.After(end):
+		return record{}, fmt.Errorf("%w: %s holds it, and a certificate may name it until %s",
+			ErrCertified, i.ID, end.UTC().Format(time.RFC3339))
+	case r.ended:
+		return record{}, ErrNotHeld // whoever claims it gets it
+	}
+	r.names = maps.Clone(r.names)
+	delete(r.names, name)
+	if r.confirmedHostname == name {
+		r.confirmedHostname += releasedMark
+	}
 	return r, nil
 }
 

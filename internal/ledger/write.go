@@ -4,14 +4,13 @@ import (
 	"context"
 	"time"
 
-	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/dynamodb"
 	"github.com/aws/aws-sdk-go-v2/service/dynamodb/types"
 )
 
 // write is a conditional write of several items, all or none. Its conditions say
 // that what was decided on has not changed. It names each item once, as DynamoDB
-// demands, and at most 1 + MaxKeys + 2*MaxNames of them, of 100 that may be.
+// demands, and at most 2 + MaxKeys + 2*MaxNames of them, of 100 that may be.
 type write struct {
 	table string
 	// expires is when the items that are put may be deleted. Zero is never.
@@ -39,14 +38,30 @@ func (w *write) putHolder(pk string, i, former Instance) {
 	)
 }
 
-// checkEnded wants that the instance is still gone for good. Its claims have not
-// changed then since they were read.
-func (w *write) checkEnded(i Instance) {
+// releaseHolder notes on a name who released it. Who the holder was stays: the name
+// is free because the holder's record does not list it.
+func (w *write) releaseHolder(name string, holder Instance, by string) {
+	w.put(
+		item{attrPK: text(namePK(name)), attrHolder: text(formatInstance(holder)), attrReleasedBy: text(by)},
+		"holder = :former",
+		item{":former": text(formatInstance(holder))},
+	)
+}
+
+// checkGivenUp wants that the former holder of a name still does not hold it: it is
+// gone for good, and its claims cannot change any more, or they have not changed since
+// they were read.
+func (w *write) checkGivenUp(t tenure) {
+	condition, values := "version = :version", item{":version": number(t.version)}
+	if t.ended {
+		condition = "attribute_not_exists(pk) OR ended = :true"
+		values = item{":true": &types.AttributeValueMemberBOOL{Value: true}}
+	}
 	w.actions = append(w.actions, types.TransactWriteItem{ConditionCheck: &types.ConditionCheck{
 		TableName:                 &w.table,
-		Key:                       item{attrPK: text(instancePK(i))},
-		ConditionExpression:       aws.String("attribute_not_exists(pk) OR ended = :true"),
-		ExpressionAttributeValues: item{":true": &types.AttributeValueMemberBOOL{Value: true}},
+		Key:                       item{attrPK: text(instancePK(t.holder))},
+		ConditionExpression:       &condition,
+		ExpressionAttributeValues: values,
 	}})
 }
 

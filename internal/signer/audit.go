@@ -73,8 +73,8 @@ func (a *audit) noteHolders(err error) {
 	if !errors.As(err, &inUse) {
 		return
 	}
-	for i, name := range inUse.Names {
-		a.heldBy[name] = inUse.Holders[i]
+	for _, h := range inUse.Held {
+		a.heldBy[h.Name] = h.Holder.ID
 	}
 }
 

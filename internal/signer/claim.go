@@ -138,7 +138,7 @@ func giveWay(d policy.Decision, err error) (policy.Decision, bool) {
 	var inUse *ledger.NameInUseError
 	switch {
 	case errors.As(err, &inUse):
-		return leave(d, inUse.Names)
+		return leave(d, inUse.Names())
 	case errors.Is(err, ledger.ErrTooManyNames):
 		// An address that changes with every start must not keep a machine out.
 		return leave(d, d.Names)

@@ -75,10 +75,10 @@ func refusesNames(names ...string) func(ledger.Claim) error {
 		err := new(ledger.NameInUseError)
 		for _, name := range append([]string{c.Hostname}, c.Names...) {
 			if slices.Contains(names, name) {
-				err.Names, err.Holders = append(err.Names, name), append(err.Holders, "i-0fedcba9876543210")
+				err.Held = append(err.Held, ledger.HeldName{Name: name, Holder: inTestAccount("i-0fedcba9876543210")})
 			}
 		}
-		if len(err.Names) > 0 {
+		if len(err.Held) > 0 {
 			return err
 		}
 		return nil
@@ -167,7 +167,7 @@ func TestClaimsAreBounded(t *testing.T) {
 			return refusesNames([]string{"10.0.0.7", "192.0.2.7", "web"}[len(w.claimed)-1])(c)
 		}, maxClaims},
 		"names that were not asked for": {func(*world, ledger.Claim) error {
-			return &ledger.NameInUseError{Names: []string{"other"}, Holders: []string{"i-1"}}
+			return &ledger.NameInUseError{Held: []ledger.HeldName{{Name: "other", Holder: inTestAccount("i-1")}}}
 		}, 1},
 		"an error that names nothing": {func(*world, ledger.Claim) error {
 			return ledger.ErrNameInUse

@@ -46,6 +46,10 @@ func (o operation) rivals() map[string]func(*fixture) (ledger.Grant, error) {
 		"the end of instance 1": end(1),
 		"the end of instance 2": end(2),
 		"a renaming":            claimFor(1, "app", "k1"),
+		"a release": func(f *fixture) (ledger.Grant, error) {
+			_, err := f.Release(f.t.Context(), "web", operator, f.now)
+			return ledger.Grant{}, err
+		},
 		"a permit": func(f *fixture) (ledger.Grant, error) {
 			p := ledger.Permit{Fingerprint: "k9", End: f.now.Add(time.Hour), By: operator}
 			return ledger.Grant{}, f.Permit(f.t.Context(), instance(1), p)
@@ -108,7 +112,7 @@ func (o operation) serially(t *testing.T, rival func(*fixture) (ledger.Grant, er
 // resultOf keeps which refusal an error is, without its text.
 func resultOf(g ledger.Grant, err error) result {
 	for _, refusal := range []error{
-		ledger.ErrKeyConflict, ledger.ErrKeyInUse, ledger.ErrNameInUse, ledger.ErrTooManyNames, ledger.ErrEnded, ledger.ErrUnclaimed,
+		ledger.ErrKeyConflict, ledger.ErrKeyInUse, ledger.ErrNameInUse, ledger.ErrTooManyNames, ledger.ErrEnded, ledger.ErrUnclaimed, ledger.ErrNotHeld, ledger.ErrCertified,
 	} {
 		if errors.Is(err, refusal) {
 			return result{g, refusal}

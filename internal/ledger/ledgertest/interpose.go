@@ -2,6 +2,7 @@ package ledgertest
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"time"
 
@@ -94,6 +95,25 @@ func operations() map[string]operation {
 		"claim of a name set free": {
 			prepare: func(f *fixture) { enrolled(f); f.endFirst(); f.now = f.now.Add(lifetime + time.Second) },
 			run:     claimFor(2, "web", "k2"), rival: claimFor(3, "web", "k3"),
+		},
+		"claim of a name that its holder dropped": {
+			prepare: func(f *fixture) {
+				enrolled(f)
+				f.enroll(1, "www", "k1")
+				f.now = f.now.Add(lifetime + time.Second)
+				f.claim(nil, 1, "www", "k1")
+			},
+			run: claimFor(2, "web", "k2"), rival: claimFor(1, "web", "k1"),
+		},
+		"release": {
+			prepare: func(f *fixture) { enrolled(f); f.now = f.now.Add(lifetime + time.Second) },
+			run: func(f *fixture) (ledger.Grant, error) {
+				_, err := f.Release(f.t.Context(), "web", operator, f.now)
+				if errors.Is(err, ledger.ErrNotHeld) {
+					err = nil // an operator who repeats it finds it done
+				}
+				return ledger.Grant{}, err
+			},
 		},
 		"re-key": {
 			prepare: func(f *fixture) { enrolled(f); f.permit(nil, 1, "k2") },

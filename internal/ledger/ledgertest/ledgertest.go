@@ -18,6 +18,8 @@ type Ledger interface {
 	Claim(ctx context.Context, c ledger.Claim, now time.Time) (ledger.Grant, error)
 	Confirm(ctx context.Context, c ledger.Claim, g ledger.Grant) error
 	End(ctx context.Context, i ledger.Instance) error
+	EndBy(ctx context.Context, i ledger.Instance, by string) error
+	Release(ctx context.Context, name, by string, now time.Time) (ledger.Instance, error)
 	Permit(ctx context.Context, i ledger.Instance, p ledger.Permit) error
 	SeeTags(ctx context.Context, i ledger.Instance, version uint64) error
 }

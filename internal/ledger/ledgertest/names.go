@@ -25,6 +25,15 @@ func nameTests() map[string]func(*testing.T, *fixture) {
 		"a name may be claimed twice over":          testNameTwice,
 		"names are bounded":                         testBoundedNames,
 		"a name may be taken again and again":       testNameTakenAgain,
+		"a year of renames":                         testManyRenames,
+		"addresses, then a rename":                  testAddressesThenRename,
+		"a dropped name has one holder":             testDroppedName,
+		"the present name is never dropped":         testPresentNameStays,
+		"its own id is always to be had":            testOwnID,
+		"an operator releases a name":               testRelease,
+		"a name with a certificate stays":           testReleaseCertified,
+		"a released name is checked anew":           testReleasePresentName,
+		"an operator ends an instance":              testEndBy,
 	}
 }
 
@@ -128,11 +137,13 @@ func testNameInUseError(t *testing.T, f *fixture) {
 	if !errors.As(err, &inUse) || !errors.Is(err, ledger.ErrNameInUse) {
 		t.Fatalf("error %v, want a NameInUseError", err)
 	}
-	if want := []string{"db", "web", "10.0.0.1"}; !slices.Equal(inUse.Names, want) {
-		t.Errorf("names %q, want %q", inUse.Names, want)
+	if want := []string{"db", "web", "10.0.0.1"}; !slices.Equal(inUse.Names(), want) {
+		t.Errorf("names %q, want %q", inUse.Names(), want)
 	}
-	if want := []string{instance(2).ID, instance(1).ID, instance(1).ID}; !slices.Equal(inUse.Holders, want) {
-		t.Errorf("holders %q, want %q", inUse.Holders, want)
+	end := f.now.Add(lifetime)
+	want := []ledger.HeldName{{Name: "db", Holder: instance(2), End: end}, {Name: "web", Holder: instance(1), End: end}, {Name: "10.0.0.1", Holder: instance(1), End: end}}
+	if !slices.Equal(inUse.Held, want) {
+		t.Errorf("held %+v, want %+v", inUse.Held, want)
 	}
 	f.make(nil, f.withNames(3, "app", "10.0.0.3"))
 }
@@ -177,4 +188,131 @@ func testNameTakenAgain(t *testing.T, f *fixture) {
 		f.now = f.now.Add(lifetime + time.Second)
 		f.make(ledger.ErrEnded, f.withNames(n, "web"))
 	}
+}
+
+func testManyRenames(_ *testing.T, f *fixture) {
+	for n := range 2 * ledger.MaxNames {
+		f.enroll(1, fmt.Sprintf("web-%d", n), "k1")
+		f.now = f.now.Add(lifetime / 2)
+	}
+}
+
+func testAddressesThenRename(_ *testing.T, f *fixture) {
+	for n := range ledger.MaxNames {
+		f.make(nil, f.withNames(1, "web", fmt.Sprintf("203.0.113.%d", n)))
+		f.now = f.now.Add(lifetime / 2)
+	}
+	f.make(nil, f.withNames(1, "renamed", "203.0.113.200"))
+}
+
+// testDroppedName has another instance take a name that its holder dropped. The former
+// holder gets it back only if nobody has.
+func testDroppedName(_ *testing.T, f *fixture) {
+	f.enroll(1, "web", "k1")
+	f.enroll(1, "www", "k1")
+	f.now = f.now.Add(lifetime)
+	f.claim(nil, 1, "www", "k1") // the last certificate for web ends this very second
+	f.claim(ledger.ErrNameInUse, 2, "web", "k2")
+	f.now = f.now.Add(time.Second)
+	f.claim(ledger.ErrNameInUse, 2, "web", "k2") // nobody dropped it yet
+	f.claim(nil, 1, "www", "k1")
+	f.claim(nil, 1, "web", "k1")
+	f.claim(ledger.ErrNameInUse, 2, "web", "k2")
+
+	f.now = f.now.Add(lifetime + time.Second)
+	f.claim(nil, 1, "www", "k1")
+	f.claim(nil, 2, "web", "k2")
+	f.claim(ledger.ErrNameInUse, 1, "web", "k1")
+	f.claim(ledger.ErrNameInUse, 3, "web", "k3")
+}
+
+func testPresentNameStays(_ *testing.T, f *fixture) {
+	f.enroll(1, "web", "k1")
+	f.now = f.now.Add(10 * lifetime)
+	f.claim(nil, 1, "www", "k1") // and then the signer crashes
+	f.claim(ledger.ErrNameInUse, 2, "web", "k2")
+}
+
+func testOwnID(_ *testing.T, f *fixture) {
+	for n := range ledger.MaxNames {
+		f.enroll(1, fmt.Sprintf("web-%d", n), "k1")
+	}
+	f.claim(ledger.ErrTooManyNames, 1, "www", "k1")
+	f.claim(nil, 1, instance(1).ID, "k1")
+	f.make(ledger.ErrTooManyNames, f.withNames(1, instance(1).ID, "203.0.113.1"))
+	f.claim(nil, 1, "web-3", "k1")
+}
+
+func (f *fixture) release(want error, name string) ledger.Instance {
+	f.t.Helper()
+	holder, err := f.Release(f.t.Context(), name, operator, f.now)
+	if !errors.Is(err, want) {
+		f.t.Fatalf("release of %s: error %v, want %v", name, err, want)
+	}
+	return holder
+}
+
+func testRelease(t *testing.T, f *fixture) {
+	f.release(ledger.ErrNotHeld, "web")
+	f.enroll(1, "db", "k1")
+	f.make(nil, f.withNames(1, "web", "10.0.0.1")) // never confirmed: squatted
+	f.now = f.now.Add(lifetime + time.Second)
+	if holder := f.release(nil, "web"); holder != instance(1) {
+		t.Errorf("released from %v, want %v", holder, instance(1))
+	}
+	f.release(ledger.ErrNotHeld, "web")
+	f.make(ledger.ErrNameInUse, f.withNames(2, "web", "10.0.0.1"))
+	f.make(nil, f.withNames(2, "web"))
+	f.claim(ledger.ErrNameInUse, 1, "web", "k1")
+	f.claim(nil, 1, "db", "k1")
+	if f.lookup(1).Ended {
+		t.Error("the former holder has ended")
+	}
+}
+
+func testReleaseCertified(t *testing.T, f *fixture) {
+	f.enroll(1, "web", "k1")
+	f.now = f.now.Add(lifetime)
+	f.release(ledger.ErrCertified, "web")
+	f.endFirst()
+	f.release(ledger.ErrCertified, "web")
+	f.now = f.now.Add(time.Second)
+	f.release(ledger.ErrNotHeld, "web") // its holder has ended: whoever claims it gets it
+	f.claim(nil, 2, "web", "k2")
+	if !f.lookup(1).Ended {
+		t.Error("a release brings back who ended")
+	}
+}
+
+// testReleasePresentName releases the name of a machine that has been stopped for long.
+// It stays enrolled, but must not pass for one whose name was found free in Teleport.
+func testReleasePresentName(t *testing.T, f *fixture) {
+	f.enroll(1, "web", "k1")
+	f.now = f.now.Add(10 * lifetime)
+	f.release(nil, "web")
+	if r := f.lookup(1); r.ConfirmedHostname == "" || r.ConfirmedHostname == "web" || !r.End.IsZero() {
+		t.Errorf("confirmed as %q until %s, want another name than web and no end", r.ConfirmedHostname, r.End)
+	}
+	if g := f.claim(nil, 1, "web", "k1"); g.ConfirmedHostname == "web" {
+		t.Error("the name passes for confirmed")
+	}
+	f.claim(ledger.ErrNameInUse, 2, "web", "k2")
+}
+
+func testEndBy(t *testing.T, f *fixture) {
+	f.enroll(1, "web", "k1")
+	f.enroll(2, "db", "k2")
+	for n := range 2 {
+		if err := f.EndBy(t.Context(), instance(n+1), operator); err != nil {
+			t.Fatal(err)
+		}
+		f.endFirst()
+	}
+	if r := f.lookup(1); !r.Ended || r.EndedBy != operator {
+		t.Errorf("ended %v by %q, want by %q", r.Ended, r.EndedBy, operator)
+	}
+	f.claim(ledger.ErrEnded, 1, "web", "k1")
+	f.claim(ledger.ErrNameInUse, 3, "web", "k3")
+	f.now = f.now.Add(lifetime + time.Second)
+	f.claim(nil, 3, "web", "k3")
 }
