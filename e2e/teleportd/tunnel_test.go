@@ -29,23 +29,23 @@ func TestReverseTunnel(t *testing.T) {
 	addSigner(t, cluster)
 	name := uuid.NewString() + "." + cluster.Name()
 
-	t.Run("Nop", func(t *testing.T) {
-		err := openTunnel(t, cluster, name, signNop(t, cluster, name))
+	t.Run("ProvisionToken", func(t *testing.T) {
+		err := openTunnel(t, cluster, name, signOurs(t, cluster, name))
 		var refused *ssh.OpenChannelError
-		if !errors.As(err, &refused) || !strings.Contains(refused.Message, "unsupported role Nop") {
-			t.Errorf("got %v, want that role Nop is unsupported", err)
+		if !errors.As(err, &refused) || !strings.Contains(refused.Message, "unsupported role ProvisionToken") {
+			t.Errorf("got %v, want that role ProvisionToken is unsupported", err)
 		}
 	})
 	// The same with a certificate that Teleport's own tool makes for OpenSSH servers.
 	t.Run("Node", func(t *testing.T) {
 		if err := openTunnel(t, cluster, name, signNode(t, cluster, name)); err != nil {
-			t.Errorf("the proxy refuses it (%v): then role Nop protects from nothing", err)
+			t.Errorf("the proxy refuses it (%v): then our role protects from nothing", err)
 		}
 	})
 }
 
-// signNop makes a host certificate as the signer does.
-func signNop(t *testing.T, cluster *teleportd.Cluster, principal string) ssh.Signer {
+// signOurs makes a host certificate as the signer does.
+func signOurs(t *testing.T, cluster *teleportd.Cluster, principal string) ssh.Signer {
 	t.Helper()
 	_, private, err := ed25519.GenerateKey(rand.Reader)
 	if err != nil {

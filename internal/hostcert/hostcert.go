@@ -38,7 +38,14 @@ type Want struct {
 	// MaxLifetime bounds the certificate's end, counted from the time of the
 	// check; MaxClockSkew is added to it.
 	MaxLifetime time.Duration
+	// Roles are the Teleport roles of which the certificate must have exactly one. Nil
+	// means any: only the signer knows what it asked for.
+	Roles []string
 }
+
+// RoleExtension is the extension in which Teleport names the system role of a host
+// certificate.
+const RoleExtension = "x-teleport-role"
 
 // Parse reads one certificate in authorized_keys form, as ssh-keygen writes it
 // into -cert.pub files. Options before the key, a plain key and a second line
@@ -72,7 +79,7 @@ func Parse(line string) (*ssh.Certificate, error) {
 // with ErrUnknownAuthority if that property is the signing key.
 func Check(cert *ssh.Certificate, want Want, now time.Time) error {
 	checks := []func(*ssh.Certificate, Want, time.Time) error{
-		checkType, checkKey, checkPrincipals, checkOptions, checkValidity, checkAuthority, checkNotAuthority, checkSignature,
+		checkType, checkKey, checkPrincipals, checkOptions, checkRole, checkValidity, checkAuthority, checkNotAuthority, checkSignature,
 	}
 	for _, check := range checks {
 		if err := check(cert, want, now); err != nil {
@@ -122,6 +129,21 @@ func sorted(names []string) []string {
 func checkOptions(cert *ssh.Certificate, _ Want, _ time.Time) error {
 	for name := range cert.CriticalOptions {
 		return fmt.Errorf("critical option %q", name)
+	}
+	return nil
+}
+
+// checkRole refuses certificates of roles that are more than a host's name: the proxy
+// lets the holder of a Node certificate in as an agent, from anywhere.
+func checkRole(cert *ssh.Certificate, want Want, _ time.Time) error {
+	role, ok := cert.Extensions[RoleExtension]
+	switch {
+	case want.Roles == nil:
+		return nil
+	case !ok:
+		return fmt.Errorf("role: no extension %s; want one of %q", RoleExtension, want.Roles)
+	case !slices.Contains(want.Roles, role):
+		return fmt.Errorf("role %q is none of %q", role, want.Roles)
 	}
 	return nil
 }

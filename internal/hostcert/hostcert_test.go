@@ -79,8 +79,38 @@ func TestCheck(t *testing.T) {
 		}},
 		{name: "valid since ever", change: func(c *ssh.Certificate, _ *hostcert.Want) { c.ValidAfter = 0 }},
 		{name: "Teleport's extensions", change: func(c *ssh.Certificate, _ *hostcert.Want) {
-			c.Extensions = map[string]string{"x-teleport-role": "Nop"}
+			c.Extensions = map[string]string{"x-teleport-role": "Nop", "x-teleport-authority": "c"}
 		}},
+		{name: "a wanted role", change: func(c *ssh.Certificate, w *hostcert.Want) {
+			c.Extensions = map[string]string{hostcert.RoleExtension: "Nop"}
+			w.Roles = []string{"ProvisionToken", "Nop"}
+		}},
+		{
+			name: "another role",
+			change: func(c *ssh.Certificate, w *hostcert.Want) {
+				c.Extensions = map[string]string{hostcert.RoleExtension: "Node"}
+				w.Roles = []string{"ProvisionToken", "Nop"}
+			},
+			want: `role "Node" is none of ["ProvisionToken" "Nop"]`,
+		}, {
+			name: "another role that is alike",
+			change: func(c *ssh.Certificate, w *hostcert.Want) {
+				c.Extensions = map[string]string{hostcert.RoleExtension: "nop"}
+				w.Roles = []string{"Nop"}
+			},
+			want: `role "nop" is none of`,
+		}, {
+			name:   "no role, one wanted",
+			change: func(_ *ssh.Certificate, w *hostcert.Want) { w.Roles = []string{"Nop"} },
+			want:   "no extension x-teleport-role",
+		}, {
+			name: "an empty role, none permitted",
+			change: func(c *ssh.Certificate, w *hostcert.Want) {
+				c.Extensions = map[string]string{hostcert.RoleExtension: ""}
+				w.Roles = []string{}
+			},
+			want: `role "" is none of`,
+		},
 
 		{
 			name:   "user certificate",

@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/crypto/ssh"
 
+	"github.com/hallmark-ssh/hallmark/internal/hostcert"
 	"github.com/hallmark-ssh/hallmark/internal/inventory"
 	"github.com/hallmark-ssh/hallmark/internal/ledger"
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
@@ -309,6 +310,15 @@ func certificateAttacks() map[string]attack {
 		}, protocol.CodeInternal, untilIssue, nil},
 		"a certificate with a critical option": {func(w *world, _ *attempt) {
 			w.sign = func(c *ssh.Certificate) { c.CriticalOptions = map[string]string{"force-command": "true"} }
+		}, protocol.CodeInternal, untilIssue, nil},
+		"a certificate that opens a reverse tunnel": {func(w *world, _ *attempt) {
+			w.sign = func(c *ssh.Certificate) { c.Extensions[hostcert.RoleExtension] = "Node" }
+		}, protocol.CodeInternal, untilIssue, nil},
+		"a certificate of two roles": {func(w *world, _ *attempt) {
+			w.sign = func(c *ssh.Certificate) { c.Extensions[hostcert.RoleExtension] = "ProvisionToken,Node" }
+		}, protocol.CodeInternal, untilIssue, nil},
+		"a certificate without a role": {func(w *world, _ *attempt) {
+			w.sign = func(c *ssh.Certificate) { delete(c.Extensions, hostcert.RoleExtension) }
 		}, protocol.CodeInternal, untilIssue, nil},
 		"the cluster's own CA key as host key": {func(w *world, a *attempt) {
 			a.keys[1] = w.hostCA

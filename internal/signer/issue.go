@@ -109,6 +109,7 @@ func checkCertificates(g grant, i *issued, now time.Time) error {
 			Principals:  g.principals,
 			Authorities: i.cas.Host,
 			MaxLifetime: g.lifetime,
+			Roles:       teleport.HostRoles(),
 		}
 		if err := hostcert.Check(certificate, want, now); err != nil {
 			return err

@@ -18,6 +18,7 @@ import (
 
 	"golang.org/x/crypto/ssh"
 
+	"github.com/hallmark-ssh/hallmark/internal/hostcert"
 	"github.com/hallmark-ssh/hallmark/internal/identity"
 	"github.com/hallmark-ssh/hallmark/internal/identity/identitytest"
 	"github.com/hallmark-ssh/hallmark/internal/inventory"
@@ -290,6 +291,7 @@ func (f fakeCluster) SignHostKey(_ context.Context, key ssh.PublicKey, principal
 	certificate := &ssh.Certificate{
 		Key: key, CertType: ssh.HostCert, Serial: 1<<63 + 1, ValidPrincipals: principals,
 		ValidAfter: uint64(f.now.Add(-time.Minute).Unix()), ValidBefore: uint64(f.now.Add(ttl).Unix()),
+		Permissions: ssh.Permissions{Extensions: map[string]string{hostcert.RoleExtension: "ProvisionToken"}},
 	}
 	if f.sign != nil {
 		f.sign(certificate)

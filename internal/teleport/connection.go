@@ -36,6 +36,8 @@ type connection struct {
 	// overHTTP says that host certificates are to be had over http: the server said
 	// so once.
 	overHTTP atomic.Bool
+	// hostRole is the index in hostRoles of the role that the server issued last.
+	hostRole atomic.Int32
 }
 
 func (c *connection) close() error {

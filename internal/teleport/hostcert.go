@@ -37,9 +37,9 @@ type hostCertRequest struct {
 	TTL         time.Duration      `json:"ttl"`
 }
 
-// signHostKey asks for a host certificate and returns it as one line. Newer
-// servers are asked over gRPC, and those that do not know it over HTTP.
-func (c *connection) signHostKey(ctx context.Context, request hostCertRequest) (string, error) {
+// signOnce asks for a host certificate of the one role in the request and returns it as
+// one line. Newer servers are asked over gRPC, and those that do not know it over HTTP.
+func (c *connection) signOnce(ctx context.Context, request hostCertRequest) (string, error) {
 	if c.overHTTP.Load() {
 		return c.postHostKey(ctx, request)
 	}
@@ -62,7 +62,7 @@ func (c *connection) signHostKey(ctx context.Context, request hostCertRequest) (
 	return string(response.SshCertificate), nil
 }
 
-// postHostKey is signHostKey over HTTP. Like a gRPC call it is tried again if the
+// postHostKey is signOnce over HTTP. Like a gRPC call it is tried again if the
 // server is not to be reached.
 func (c *connection) postHostKey(ctx context.Context, request hostCertRequest) (line string, err error) {
 	ctx, cancel := withDeadline(ctx)

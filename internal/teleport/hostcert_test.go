@@ -2,12 +2,17 @@ package teleport_test
 
 import (
 	"context"
+	"slices"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/gravitational/teleport/api/types"
 	"github.com/gravitational/trace"
+	"golang.org/x/crypto/ssh"
 
+	"github.com/hallmark-ssh/hallmark/internal/hostcert"
 	"github.com/hallmark-ssh/hallmark/internal/teleport"
 	"github.com/hallmark-ssh/hallmark/internal/teleport/teleporttest"
 )
@@ -100,4 +105,87 @@ func TestHostCertificateNoWay(t *testing.T) {
 		return nil
 	})
 	expect(t, signOne(t, client), teleport.ErrDenied, "versions 13 to 18")
+}
+
+// A role that the server does not know gives way to the next one, once a connection.
+func TestHostCertificateRole(t *testing.T) {
+	for name, tt := range map[string]struct {
+		unknown []types.SystemRole
+		asked   []string // for two certificates
+		role    string   // of the second; empty if it is refused
+	}{
+		"all known":      {nil, []string{"ProvisionToken", "ProvisionToken"}, "ProvisionToken"},
+		"the second":     {[]types.SystemRole{"ProvisionToken"}, []string{"ProvisionToken", "Nop", "Nop"}, "Nop"},
+		"the last":       {[]types.SystemRole{"ProvisionToken", "Nop"}, []string{"ProvisionToken", "Nop", "Signup", "Signup"}, "Signup"},
+		"another's lack": {[]types.SystemRole{"Nop", "Node"}, []string{"ProvisionToken", "ProvisionToken"}, "ProvisionToken"},
+		"none": {[]types.SystemRole{"ProvisionToken", "Nop", "Signup"}, []string{
+			"ProvisionToken", "Nop", "Signup", "ProvisionToken", "Nop", "Signup",
+		}, ""},
+	} {
+		for way, legacy := range map[string]bool{"gRPC": false, "HTTP": true} {
+			t.Run(name+", "+way, func(t *testing.T) {
+				cluster := start(t, teleporttest.Options{KeyType: teleporttest.KeyEd25519, Legacy: legacy, UnknownRoles: tt.unknown})
+				client := dial(t, config(t, cluster))
+				var cert *ssh.Certificate
+				var err error
+				for range 2 {
+					cert, err = client.SignHostKey(timeout(t, 5*time.Second), hostKey(t), []string{"web-1"}, time.Hour)
+				}
+				if got := rolesAsked(cluster); !slices.Equal(got, tt.asked) {
+					t.Errorf("asked for roles %q, want %q", got, tt.asked)
+				}
+				if tt.role == "" {
+					expect(t, err, teleport.ErrDenied, "none of the roles ProvisionToken,Nop,Signup: update Hallmark")
+					return
+				}
+				if err != nil {
+					t.Fatal(err)
+				}
+				want := tt.role
+				if legacy && want == "Signup" {
+					want = "Password"
+				}
+				if got := cert.Extensions[hostcert.RoleExtension]; got != want || !slices.Contains(teleport.HostRoles(), got) {
+					t.Errorf("role %q, want %q, one of %q", got, want, teleport.HostRoles())
+				}
+			})
+		}
+	}
+}
+
+func rolesAsked(cluster *teleporttest.Cluster) []string {
+	var roles []string
+	for _, request := range cluster.HostCertRequests() {
+		roles = append(roles, request.Role)
+	}
+	return roles
+}
+
+// Nothing but an unknown role leads to another one, even if it quotes the words.
+func TestHostCertificateRoleIsKept(t *testing.T) {
+	for way, cluster := range map[string]*teleporttest.Cluster{"gRPC": quick(t), "HTTP": legacy(t)} {
+		for _, answer := range []error{
+			trace.BadParameter("ClusterName is required"),
+			trace.BadParameter("role Node is not registered"),
+			trace.AccessDenied("role ProvisionToken is not registered"),
+			trace.LimitExceeded("role ProvisionToken is not registered"),
+		} {
+			t.Run(way+", "+answer.Error(), func(t *testing.T) {
+				client := dial(t, config(t, cluster))
+				if err := signOne(t, client); err != nil { // the way is chosen
+					t.Fatal(err)
+				}
+				before := cluster.Calls()
+				cluster.Intercept(func(context.Context, string) error { return answer })
+				defer cluster.Intercept(nil)
+				if err := signOne(t, client); err == nil || !strings.Contains(err.Error(), answer.Error()) {
+					t.Errorf("got %v", err)
+				}
+				after := cluster.Calls()
+				if n := after["GenerateHostCert"] - before["GenerateHostCert"] + after[legacyPath] - before[legacyPath]; n != 1 {
+					t.Errorf("%d requests, want 1", n)
+				}
+			})
+		}
+	}
 }

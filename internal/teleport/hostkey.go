@@ -82,9 +82,9 @@ func parseAuthority(line []byte) (ssh.PublicKey, error) {
 	return key, nil
 }
 
-// SignHostKey has the Host CA certify the key for the principals and for ttl. It
-// does not judge what comes back: the caller asks hostcert.Check, with CAs that it
-// read at the same time.
+// SignHostKey has the Host CA certify the key for the principals and for ttl, with one
+// of HostRoles. It does not judge what comes back: the caller asks hostcert.Check, with
+// CAs that it read at the same time.
 func (c *Client) SignHostKey(ctx context.Context, key ssh.PublicKey, principals []string, ttl time.Duration) (*ssh.Certificate, error) {
 	switch {
 	case ttl <= 0:
@@ -96,10 +96,7 @@ func (c *Client) SignHostKey(ctx context.Context, key ssh.PublicKey, principals 
 		Key:         ssh.MarshalAuthorizedKey(key),
 		Principals:  principals,
 		ClusterName: c.cluster,
-		// Nop is enough for the proxy's host check. A certificate of role Node is also
-		// a credential for a reverse tunnel, under any of its names.
-		Roles: []types.SystemRole{types.RoleNop},
-		TTL:   ttl,
+		TTL:         ttl,
 	}
 	var line string
 	err := c.do(ctx, "sign host key", func(ctx context.Context, live *connection) (err error) {

@@ -50,6 +50,8 @@ type Options struct {
 	// Legacy makes it answer as versions 13 and 14 do: host certificates come from the
 	// auth service's older HTTP endpoint, and gRPC's method for them is unknown.
 	Legacy bool
+	// UnknownRoles are system roles that the cluster does not have.
+	UnknownRoles []types.SystemRole
 	// MinClientVersion is the oldest client library that the cluster says it takes.
 	MinClientVersion string
 	// LoginTTL is how long the identity file is good for, 12 hours by default.

@@ -183,10 +183,8 @@ func contractHostCertificate(t *testing.T, c *teleport.Client) {
 	check(t, err)
 	check(t, hostcert.Check(cert, hostcert.Want{
 		Key: key, Principals: principals, Authorities: cas.Host[:1], MaxLifetime: 24 * time.Hour,
+		Roles: teleport.HostRoles(),
 	}, time.Now()))
-	if role := cert.Extensions[ExtensionRole]; role != "Nop" {
-		t.Errorf("role %q, want Nop", role)
-	}
 	if end := time.Unix(int64(cert.ValidBefore), 0); time.Until(end) < 23*time.Hour {
 		t.Errorf("it ends %s, a day was asked for", end)
 	}

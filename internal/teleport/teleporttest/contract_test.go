@@ -28,7 +28,7 @@ func TestContract(t *testing.T) {
 			t.Cleanup(func() { cluster.Close() })
 			teleporttest.RunContract(t, target(t, cluster))
 			for _, request := range cluster.HostCertRequests() {
-				if request.Role != "Nop" || request.HostId != "" || request.Ttl.AsDuration() <= 0 {
+				if request.Role != "ProvisionToken" || request.HostId != "" || request.Ttl.AsDuration() <= 0 {
 					t.Errorf("Teleport was asked for %v", request)
 				}
 			}

@@ -77,7 +77,7 @@ func (s *trustService) GenerateHostCert(ctx context.Context, request *trustpb.Ge
 func (c *Cluster) generateHostCert(request *trustpb.GenerateHostCertRequest) ([]byte, error) {
 	c.record(request)
 	role := types.SystemRole(request.Role)
-	if err := role.Check(); err != nil {
+	if err := c.checkRole(role); err != nil {
 		return nil, err
 	}
 	switch {
@@ -97,7 +97,7 @@ func (c *Cluster) generateHostCert(request *trustpb.GenerateHostCertRequest) ([]
 		ValidAfter:      uint64(c.options.Now().Add(-time.Minute).Unix()),
 		ValidBefore:     ssh.CertTimeInfinity,
 		Permissions: ssh.Permissions{Extensions: map[string]string{
-			ExtensionRole:      request.Role,
+			ExtensionRole:      c.writtenRole(role),
 			ExtensionAuthority: request.ClusterName,
 		}},
 	}
@@ -108,6 +108,22 @@ func (c *Cluster) generateHostCert(request *trustpb.GenerateHostCertRequest) ([]
 		return nil, err
 	}
 	return ssh.MarshalAuthorizedKey(cert), nil
+}
+
+// checkRole refuses unknown roles in the words of all of Teleport's versions.
+func (c *Cluster) checkRole(role types.SystemRole) error {
+	if slices.Contains(c.options.UnknownRoles, role) {
+		return trace.BadParameter("role %v is not registered", role)
+	}
+	return role.Check()
+}
+
+// writtenRole is the role as the certificate has it.
+func (c *Cluster) writtenRole(role types.SystemRole) string {
+	if c.options.Legacy && role == types.RoleSignup {
+		return "Password" // its name in Teleport 13
+	}
+	return role.String()
 }
 
 // principals are those asked for, and with a host ID those that Teleport adds.
