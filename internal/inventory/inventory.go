@@ -8,10 +8,13 @@ import (
 	"fmt"
 	"maps"
 	"math/rand/v2"
+	"net/http"
 	"net/url"
 	"slices"
+	"strings"
 	"sync"
 	"time"
+	"unicode/utf8"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 )
@@ -194,49 +197,85 @@ func (e *EC2) patiently(ctx context.Context, ask func() error) error {
 }
 
 func (e *EC2) describeInstance(ctx context.Context, at place, id string) (*Instance, error) {
-	var answer instancesAnswer
-	err := e.call(ctx, at, url.Values{"Action": {"DescribeInstances"}, "InstanceId.1": {id}}, maxAnswerBytes, &answer)
+	question := url.Values{"InstanceId.1": {id}}
+	answer, err := e.askInstances(ctx, at, question, maxAnswerBytes)
 	if hasCode(err, "InvalidInstanceID.NotFound", "InvalidInstanceID.Malformed") {
 		return nil, fmt.Errorf("%w: %w", ErrNotFound, err)
 	}
 	if err != nil {
 		return nil, err
 	}
-	for _, reservation := range answer.Reservations {
-		for _, item := range reservation.Instances {
-			// Judge the answer by what it says, not by what was asked for.
-			if item.ID == id {
-				return newInstance(at.region, reservation.OwnerID, item), nil
+	var found *Instance
+	for _, reservation := range answer.Reservations.value.Items {
+		for _, item := range reservation.Instances.value.Items {
+			if item.ID.value != id {
+				return nil, unasked(item.ID.value)
 			}
+			found = newInstance(at.region, reservation.OwnerID.value, item)
 		}
 	}
-	return nil, ErrNotFound
+	if found == nil {
+		return nil, ErrNotFound
+	}
+	return found, nil
+}
+
+// unasked says that an answer is about something that was not asked about: it is the
+// answer to another question.
+func unasked(id string) error {
+	return fmt.Errorf("%w: it is about %.32q, which was not asked about", errAnswer, id)
+}
+
+// askInstances sends the question DescribeInstances.
+func (e *EC2) askInstances(ctx context.Context, at place, question url.Values, limit int64) (instancesAnswer, error) {
+	question.Set("Action", "DescribeInstances")
+	// Instances that an AWS service manages are hidden otherwise, and would look gone.
+	question.Set("IncludeManagedResources", "true")
+	data, err := e.call(ctx, at, question, limit)
+	if err != nil {
+		return instancesAnswer{}, err
+	}
+	return parseInstances(data)
+}
+
+// askImages sends the question DescribeImages.
+func (e *EC2) askImages(ctx context.Context, at place, question url.Values, limit int64) (imagesAnswer, error) {
+	maps.Copy(question, url.Values{"Action": {"DescribeImages"}, "IncludeDeprecated": {"true"}, "IncludeDisabled": {"true"}})
+	data, err := e.call(ctx, at, question, limit)
+	if err != nil {
+		return imagesAnswer{}, err
+	}
+	return parseImages(data)
 }
 
 func newInstance(region, owner string, item instanceItem) *Instance {
 	return &Instance{
-		ID:                 item.ID,
+		ID:                 item.ID.value,
 		OwnerID:            owner,
-		State:              item.State,
+		State:              item.State.value,
 		Region:             region,
-		AvailabilityZone:   item.AvailabilityZone,
-		VPC:                item.VPC,
-		Subnet:             item.Subnet,
-		PrivateIP:          item.PrivateIP,
-		PublicIP:           item.PublicIP,
-		IPv6:               item.IPv6,
-		ImageID:            item.ImageID,
-		InstanceProfileARN: item.ProfileARN,
-		PrivateDNS:         item.PrivateDNS,
-		LaunchTime:         item.LaunchTime,
-		Tags:               tagMap(item.Tags),
+		AvailabilityZone:   item.AvailabilityZone.value,
+		VPC:                item.VPC.value,
+		Subnet:             item.Subnet.value,
+		PrivateIP:          item.PrivateIP.value,
+		PublicIP:           item.PublicIP.value,
+		IPv6:               item.IPv6.value,
+		ImageID:            item.ImageID.value,
+		InstanceProfileARN: item.ProfileARN.value,
+		PrivateDNS:         item.PrivateDNS.value,
+		LaunchTime:         item.LaunchTime.value,
+		Tags:               tagMap(item.Tags.value.Items),
 	}
 }
 
+// tagMap returns the tags. One whose key holds a character that XML forbids is left out:
+// its key is not known, and two such could look the same.
 func tagMap(items []tagItem) map[string]string {
 	tags := make(map[string]string, len(items))
 	for _, item := range items {
-		tags[item.Key] = item.Value
+		if !strings.ContainsRune(item.Key.value, utf8.RuneError) {
+			tags[item.Key.value] = item.Value.value
+		}
 	}
 	return tags
 }
@@ -263,23 +302,25 @@ func (e *EC2) findImage(ctx context.Context, at place, id string) (image, error)
 }
 
 func (e *EC2) describeImage(ctx context.Context, at place, id string) (image, error) {
-	var answer imagesAnswer
-	err := e.call(ctx, at, url.Values{
-		"Action": {"DescribeImages"}, "ImageId.1": {id},
-		"IncludeDeprecated": {"true"}, "IncludeDisabled": {"true"},
-	}, maxAnswerBytes, &answer)
+	answer, err := e.askImages(ctx, at, url.Values{"ImageId.1": {id}}, maxAnswerBytes)
 	if hasCode(err, "InvalidAMIID.NotFound", "InvalidAMIID.Unavailable", "InvalidAMIID.Malformed") {
 		return image{}, nil
 	}
 	if err != nil {
 		return image{}, err
 	}
-	for _, item := range answer.Images {
-		if item.ID == id {
-			return image{owner: item.OwnerID, tags: tagMap(item.Tags)}, nil
+	var found image
+	for _, item := range answer.Images.value.Items {
+		if item.ID.value != id {
+			return image{}, unasked(item.ID.value)
 		}
+		found = newImage(item)
 	}
-	return image{}, nil
+	return found, nil
+}
+
+func newImage(item imageItem) image {
+	return image{owner: item.OwnerID.value, tags: tagMap(item.Tags.value.Items)}
 }
 
 func (e *EC2) recall(key imageKey) (image, bool) {
@@ -299,7 +340,8 @@ func (e *EC2) remember(key imageKey, i image) {
 	e.images[key] = rememberedImage{i, e.now().Round(0).Add(imageLife)}
 }
 
+// hasCode reports whether EC2 refused the question with one of the codes.
 func hasCode(err error, codes ...string) bool {
 	var api *apiError
-	return errors.As(err, &api) && slices.Contains(codes, api.code)
+	return errors.As(err, &api) && api.status == http.StatusBadRequest && slices.Contains(codes, api.code)
 }

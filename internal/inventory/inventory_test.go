@@ -136,7 +136,7 @@ func TestImageOwner(t *testing.T) {
 		"gone":                 {fault("InvalidAMIID.NotFound"), "", false},
 		"no longer shared":     {fault("InvalidAMIID.Unavailable"), "", false},
 		"not in the answer":    {noImages, "", false},
-		"an answer on another": {strings.Replace(images, ami, "ami-other", 1), "", false},
+		"an answer on another": {strings.Replace(images, ami, "ami-other", 1), "", true},
 		"not allowed to ask":   {fault("UnauthorizedOperation"), "", true},
 	}
 	for name, tt := range tests {
@@ -275,11 +275,12 @@ func TestOtherErrorsAreNotNotFound(t *testing.T) {
 	}
 }
 
-func TestAnAnswerOnAnotherInstanceIsNotFound(t *testing.T) {
+// It is the answer to another question, and says nothing about ours.
+func TestAnAnswerOnAnotherInstanceIsAnError(t *testing.T) {
 	other := strings.ReplaceAll(instance, id, "i-0123456789abcdef0")
 	e, _ := start(t, &fakeEC2{answers: map[string][]string{"DescribeInstances": {other}}})
-	if _, err := e.Instance(t.Context(), account, region, id); !errors.Is(err, ErrNotFound) {
-		t.Errorf("error %v, want %v", err, ErrNotFound)
+	if _, err := e.Instance(t.Context(), account, region, id); !errors.Is(err, errAnswer) || errors.Is(err, ErrNotFound) {
+		t.Errorf("error %v, want %v", err, errAnswer)
 	}
 }
 

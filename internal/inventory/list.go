@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"net/url"
 	"slices"
 	"strconv"
@@ -79,30 +78,45 @@ func (e *EC2) All(ctx context.Context, account, region string) (map[string]*Inst
 func filter(name string, values []string) url.Values {
 	form := url.Values{"Filter.1.Name": {name}}
 	for n, value := range values {
-		form.Set(fmt.Sprintf("Filter.1.Value.%d", n+1), value)
+		form.Set(filterValue(n), value)
 	}
 	return form
 }
 
-// listInstances adds to found what the question's pages hold.
+func filterValue(n int) string { return fmt.Sprintf("Filter.1.Value.%d", n+1) }
+
+// asksAbout reports whether a question has no filter, or one with this value.
+func asksAbout(question url.Values, value string) bool {
+	for n := 0; question.Has(filterValue(n)); n++ {
+		if question.Get(filterValue(n)) == value {
+			return true
+		}
+	}
+	return !question.Has("Filter.1.Name")
+}
+
+// listInstances adds to found what the question's pages hold. If it asks about certain
+// ids, an answer about another one is an error.
 func (e *EC2) listInstances(ctx context.Context, at place, question url.Values, found map[string]*Instance) error {
-	question.Set("Action", "DescribeInstances")
 	return e.pages(ctx, question, func(question url.Values) (next string, err error) {
-		var answer instancesAnswer
-		if err := e.call(ctx, at, question, maxListBytes, &answer); err != nil {
+		answer, err := e.askInstances(ctx, at, question, maxListBytes)
+		if err != nil {
 			return "", err
 		}
-		for _, reservation := range answer.Reservations {
+		for _, reservation := range answer.Reservations.value.Items {
 			// Whoever answers for another account has said nothing of this one, least of all
 			// that its instances are gone.
-			if reservation.OwnerID != at.account {
-				return "", fmt.Errorf("EC2 answered for account %.16q", reservation.OwnerID)
+			if owner := reservation.OwnerID.value; owner != at.account {
+				return "", fmt.Errorf("EC2 answered for account %.16q", owner)
 			}
-			for _, item := range reservation.Instances {
-				found[item.ID] = newInstance(at.region, reservation.OwnerID, item)
+			for _, item := range reservation.Instances.value.Items {
+				if !asksAbout(question, item.ID.value) {
+					return "", unasked(item.ID.value)
+				}
+				found[item.ID.value] = newInstance(at.region, reservation.OwnerID.value, item)
 			}
 		}
-		return answer.NextToken, nil
+		return answer.NextToken.value, nil
 	})
 }
 
@@ -157,18 +171,19 @@ func (e *EC2) addImages(ctx context.Context, at place, instances map[string]*Ins
 // listImages adds to images what EC2 says of those with these ids.
 func (e *EC2) listImages(ctx context.Context, at place, ids []string, images map[string]image) error {
 	// By filter, as in Instances: an image may be gone.
-	question := filter("image-id", ids)
-	maps.Copy(question, url.Values{"Action": {"DescribeImages"}, "IncludeDeprecated": {"true"}, "IncludeDisabled": {"true"}})
-	return e.pages(ctx, question, func(question url.Values) (next string, err error) {
-		var answer imagesAnswer
-		if err := e.call(ctx, at, question, maxListBytes, &answer); err != nil {
+	return e.pages(ctx, filter("image-id", ids), func(question url.Values) (next string, err error) {
+		answer, err := e.askImages(ctx, at, question, maxListBytes)
+		if err != nil {
 			return "", err
 		}
-		for _, item := range answer.Images {
-			found := image{owner: item.OwnerID, tags: tagMap(item.Tags)}
-			images[item.ID] = found
-			e.remember(imageKey{at, item.ID}, found)
+		for _, item := range answer.Images.value.Items {
+			if !asksAbout(question, item.ID.value) {
+				return "", unasked(item.ID.value)
+			}
+			found := newImage(item)
+			images[item.ID.value] = found
+			e.remember(imageKey{at, item.ID.value}, found)
 		}
-		return answer.NextToken, nil
+		return answer.NextToken.value, nil
 	})
 }

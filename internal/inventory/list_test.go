@@ -79,7 +79,8 @@ func (f *fleetEC2) list(form url.Values, name string, known map[string]string, i
 	for _, id := range ids[start:end] {
 		b.WriteString(item(id, known[id]))
 	}
-	return "<Answer><" + set + ">" + b.String() + "</" + set + ">" + next + "</Answer>"
+	root := form.Get("Action") + "Response"
+	return "<" + root + "><" + set + ">" + b.String() + "</" + set + ">" + next + "</" + root + ">"
 }
 
 func filterValues(form url.Values) (values []string) {
@@ -263,9 +264,9 @@ func TestListsThatGoWrong(t *testing.T) {
 		"not authorized":     {onPage(1, fault("UnauthorizedOperation")), "UnauthorizedOperation", 1},
 		"throttled":          {onPage(2, fault("RequestLimitExceeded")), "RequestLimitExceeded", 6},
 		"a token that ended": {onPage(2, fault("InvalidNextToken")), "InvalidNextToken", 2},
-		"another's account":  {onPage(2, "<A><reservationSet>"+reservationOf("i-1", "999999999999")+"</reservationSet></A>"), "999999999999", 2},
-		"pages in a circle":  {onPage(2, "<A><reservationSet/><nextToken>10</nextToken></A>"), "circle", 2},
-		"cut short":          {onPage(2, "<A><reservationSet>"), "decode", 2},
+		"another's account":  {onPage(2, "<DescribeInstancesResponse><reservationSet>"+reservationOf("i-1", "999999999999")+"</reservationSet></DescribeInstancesResponse>"), "999999999999", 2},
+		"pages in a circle":  {onPage(2, "<DescribeInstancesResponse><reservationSet/><nextToken>10</nextToken></DescribeInstancesResponse>"), "circle", 2},
+		"cut short":          {onPage(2, "<DescribeInstancesResponse><reservationSet>"), "decode", 2},
 		"an image's owner hides": {func(action string, _ int) string {
 			return map[string]string{"DescribeImages": fault("UnauthorizedOperation")}[action]
 		}, "images", 3},
@@ -312,7 +313,7 @@ func TestListsAreBounded(t *testing.T) {
 	n := 0
 	f := &fleetEC2{spoil: func(string, int) string {
 		n++
-		return fmt.Sprintf("<A><reservationSet/><nextToken>%d</nextToken></A>", n)
+		return fmt.Sprintf("<DescribeInstancesResponse><reservationSet/><nextToken>%d</nextToken></DescribeInstancesResponse>", n)
 	}}
 	if _, err := startFleet(t, f).All(t.Context(), account, region); err == nil || n != maxPages {
 		t.Errorf("%d pages, error %v", n, err)
@@ -330,7 +331,7 @@ func TestAPageMayBeLong(t *testing.T) {
 		for _, id := range ids {
 			b.WriteString(strings.Replace(reservationOf(id, account), "<imageId>", "<rest>"+strings.Repeat("x", 4000)+"</rest><imageId>", 1))
 		}
-		return "<A><reservationSet>" + b.String() + "</reservationSet></A>"
+		return "<DescribeInstancesResponse><reservationSet>" + b.String() + "</reservationSet></DescribeInstancesResponse>"
 	}
 	found, err := startFleet(t, f).All(t.Context(), account, region)
 	if err != nil {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"encoding/xml"
 	"errors"
 	"fmt"
 	"io"
@@ -50,31 +49,34 @@ func (e *apiError) Is(target error) bool {
 }
 
 // call sends an action of EC2's Query API (Amazon EC2 API Reference, "Query
-// requests") and decodes the answer, of which no more than limit bytes are read.
-func (e *EC2) call(ctx context.Context, at place, form url.Values, limit int64, answer any) error {
+// requests") and returns the answer, which has no more than limit bytes.
+func (e *EC2) call(ctx context.Context, at place, form url.Values, limit int64) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	form.Set("Version", apiVersion)
 	request, err := e.newRequest(ctx, at, form.Encode())
 	if err != nil {
-		return err
+		return nil, err
 	}
 	response, err := e.http.Do(request)
 	if err != nil {
-		return fmt.Errorf("%w: %w", errBusy, err)
+		return nil, fmt.Errorf("%w: %w", errBusy, err)
 	}
 	defer func() { _ = response.Body.Close() }()
-	data, err := io.ReadAll(io.LimitReader(response.Body, limit))
-	if err != nil {
-		return fmt.Errorf("%w: read the answer: %w", errBusy, err)
+	// The client follows some redirects. Whoever is there is not whom we asked.
+	if from := response.Request; from != nil && from.URL.String() != request.URL.String() {
+		return nil, fmt.Errorf("%w: it came from %.128q by a redirect", errAnswer, from.URL.Host)
 	}
-	if response.StatusCode != http.StatusOK {
-		return newAPIError(response.StatusCode, data)
+	data, err := io.ReadAll(io.LimitReader(response.Body, limit+1))
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("%w: read the answer: %w", errBusy, err)
+	case response.StatusCode != http.StatusOK:
+		return nil, newAPIError(response.StatusCode, data)
+	case int64(len(data)) > limit:
+		return nil, fmt.Errorf("%w: it has more than %d bytes", errAnswer, limit)
 	}
-	if err := xml.Unmarshal(data, answer); err != nil {
-		return fmt.Errorf("decode EC2's answer: %w", err)
-	}
-	return nil
+	return data, nil
 }
 
 func (e *EC2) newRequest(ctx context.Context, at place, body string) (*http.Request, error) {
@@ -103,50 +105,10 @@ func (e *EC2) newRequest(ctx context.Context, at place, body string) (*http.Requ
 }
 
 func newAPIError(status int, data []byte) error {
-	var answer struct {
-		Code    string `xml:"Errors>Error>Code"`
-		Message string `xml:"Errors>Error>Message"`
+	code, message, ok := parseError(data)
+	if !ok {
+		// A proxy on the way answers 403 too. Only EC2's own error says something.
+		code, message = fmt.Sprintf("HTTP status %d", status), ""
 	}
-	if err := xml.Unmarshal(data, &answer); err != nil || answer.Code == "" {
-		answer.Code = fmt.Sprintf("HTTP status %d", status)
-	}
-	return &apiError{status: status, code: answer.Code, message: answer.Message}
+	return &apiError{status: status, code: code, message: message}
 }
-
-// Answers, with the elements that are used.
-type (
-	instancesAnswer struct {
-		Reservations []struct {
-			OwnerID   string         `xml:"ownerId"`
-			Instances []instanceItem `xml:"instancesSet>item"`
-		} `xml:"reservationSet>item"`
-		NextToken string `xml:"nextToken"`
-	}
-	instanceItem struct {
-		ID               string    `xml:"instanceId"`
-		ImageID          string    `xml:"imageId"`
-		State            string    `xml:"instanceState>name"`
-		PrivateIP        string    `xml:"privateIpAddress"`
-		PublicIP         string    `xml:"ipAddress"`
-		IPv6             string    `xml:"ipv6Address"`
-		AvailabilityZone string    `xml:"placement>availabilityZone"`
-		VPC              string    `xml:"vpcId"`
-		Subnet           string    `xml:"subnetId"`
-		LaunchTime       time.Time `xml:"launchTime"`
-		ProfileARN       string    `xml:"iamInstanceProfile>arn"`
-		PrivateDNS       string    `xml:"privateDnsName"`
-		Tags             []tagItem `xml:"tagSet>item"`
-	}
-	imagesAnswer struct {
-		Images []struct {
-			ID      string    `xml:"imageId"`
-			OwnerID string    `xml:"imageOwnerId"`
-			Tags    []tagItem `xml:"tagSet>item"`
-		} `xml:"imagesSet>item"`
-		NextToken string `xml:"nextToken"`
-	}
-	tagItem struct {
-		Key   string `xml:"key"`
-		Value string `xml:"value"`
-	}
-)

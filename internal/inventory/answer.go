@@ -1,0 +1,241 @@
+package inventory
+
+import (
+	"bytes"
+	"encoding/xml"
+	"errors"
+	"fmt"
+	"io"
+	"strconv"
+	"strings"
+	"time"
+	"unicode/utf8"
+)
+
+// EC2's answers, with the elements that are used. Whoever else answers (a proxy's block
+// page, another action, an error sent with status 200) has said nothing about instances,
+// so an answer counts only with the root and the list that its action has.
+
+// namespace begins the XML namespace of EC2's answers; the API version follows
+// (Amazon EC2 API Reference, "Query responses"). A stand-in for EC2 may leave it out.
+const namespace = "http://ec2.amazonaws.com/doc/"
+
+// errAnswer marks an answer that is not EC2's answer to the question. Nothing follows
+// from it, least of all that an instance does not exist.
+var errAnswer = errors.New("not an answer of EC2")
+
+// one is an element that may come once. encoding/xml alone would keep the last of several.
+type one[T any] struct {
+	value T
+	there bool
+}
+
+// UnmarshalXML implements xml.Unmarshaler.
+func (o *one[T]) UnmarshalXML(d *xml.Decoder, start xml.StartElement) error {
+	if o.there {
+		return fmt.Errorf("<%s> comes twice", start.Name.Local)
+	}
+	o.there = true
+	return d.DecodeElement(&o.value, &start)
+}
+
+// list is a list in the form that EC2 gives every list.
+type list[T any] struct {
+	Items []T `xml:"item"`
+}
+
+type (
+	instancesAnswer struct {
+		XMLName      xml.Name
+		Reservations one[list[reservationItem]] `xml:"reservationSet"`
+		NextToken    one[string]                `xml:"nextToken"`
+	}
+	reservationItem struct {
+		OwnerID   one[string]             `xml:"ownerId"`
+		Instances one[list[instanceItem]] `xml:"instancesSet"`
+	}
+	instanceItem struct {
+		ID               one[string]        `xml:"instanceId"`
+		ImageID          one[string]        `xml:"imageId"`
+		State            one[string]        `xml:"instanceState>name"`
+		PrivateIP        one[string]        `xml:"privateIpAddress"`
+		PublicIP         one[string]        `xml:"ipAddress"`
+		IPv6             one[string]        `xml:"ipv6Address"`
+		AvailabilityZone one[string]        `xml:"placement>availabilityZone"`
+		VPC              one[string]        `xml:"vpcId"`
+		Subnet           one[string]        `xml:"subnetId"`
+		LaunchTime       one[time.Time]     `xml:"launchTime"`
+		ProfileARN       one[string]        `xml:"iamInstanceProfile>arn"`
+		PrivateDNS       one[string]        `xml:"privateDnsName"`
+		Tags             one[list[tagItem]] `xml:"tagSet"`
+	}
+	imagesAnswer struct {
+		XMLName   xml.Name
+		Images    one[list[imageItem]] `xml:"imagesSet"`
+		NextToken one[string]          `xml:"nextToken"`
+	}
+	imageItem struct {
+		ID      one[string]        `xml:"imageId"`
+		OwnerID one[string]        `xml:"imageOwnerId"`
+		Tags    one[list[tagItem]] `xml:"tagSet"`
+	}
+	tagItem struct {
+		Key   one[string] `xml:"key"`
+		Value one[string] `xml:"value"`
+	}
+	errorAnswer struct {
+		XMLName xml.Name
+		Errors  one[struct {
+			Error []struct {
+				Code    one[string] `xml:"Code"`
+				Message one[string] `xml:"Message"`
+			}
+		}]
+	}
+)
+
+// parseInstances reads the answer to DescribeInstances. The reservations hold instances
+// that have an id and a state, and no instance twice.
+func parseInstances(data []byte) (instancesAnswer, error) {
+	var a instancesAnswer
+	err := decode(data, "DescribeInstancesResponse", &a, &a.XMLName)
+	if err == nil && !a.Reservations.there {
+		err = fmt.Errorf("%w: it has no reservationSet", errAnswer)
+	}
+	seen := make(map[string]bool)
+	for _, reservation := range a.Reservations.value.Items {
+		for _, i := range reservation.Instances.value.Items {
+			switch id := i.ID.value; {
+			case err != nil:
+			case id == "" || i.State.value == "":
+				err = fmt.Errorf("%w: an instance %.32q has no id or no state", errAnswer, id)
+			case seen[id]:
+				err = fmt.Errorf("%w: instance %.32q comes twice", errAnswer, id)
+			}
+			seen[i.ID.value] = true
+		}
+	}
+	return a, err
+}
+
+// parseImages reads the answer to DescribeImages.
+func parseImages(data []byte) (imagesAnswer, error) {
+	var a imagesAnswer
+	err := decode(data, "DescribeImagesResponse", &a, &a.XMLName)
+	if err == nil && !a.Images.there {
+		err = fmt.Errorf("%w: it has no imagesSet", errAnswer)
+	}
+	seen := make(map[string]bool)
+	for _, i := range a.Images.value.Items {
+		if err == nil && seen[i.ID.value] {
+			err = fmt.Errorf("%w: image %.32q comes twice", errAnswer, i.ID.value)
+		}
+		seen[i.ID.value] = true
+	}
+	return a, err
+}
+
+// parseError reads the code and the message of an error (Amazon EC2 API Reference,
+// "Error responses"). It is not EC2's unless it has a code.
+func parseError(data []byte) (code, message string, ok bool) {
+	var a errorAnswer
+	if decode(data, "Response", &a, &a.XMLName) != nil || len(a.Errors.value.Error) == 0 {
+		return "", "", false
+	}
+	first := a.Errors.value.Error[0]
+	return first.Code.value, first.Message.value, first.Code.value != ""
+}
+
+// decode reads one XML document with the given root, and nothing after it.
+func decode(data []byte, root string, answer any, name *xml.Name) error {
+	if !utf8.Valid(data) { // another character set, or none
+		return fmt.Errorf("%w: it is not UTF-8", errAnswer)
+	}
+	d := xml.NewDecoder(bytes.NewReader(replaceForbidden(data)))
+	if err := d.Decode(answer); err != nil {
+		return fmt.Errorf("%w: decode it: %w", errAnswer, err)
+	}
+	if name.Local != root || name.Space != "" && !strings.HasPrefix(name.Space, namespace) {
+		return fmt.Errorf("%w: it is a <%.64s> of namespace %.64q, not a <%s>", errAnswer, name.Local, name.Space, root)
+	}
+	switch token, err := nextToken(d); {
+	case errors.Is(err, io.EOF):
+		return nil
+	case err != nil:
+		return fmt.Errorf("%w: after its end: %w", errAnswer, err)
+	default:
+		return fmt.Errorf("%w: %T follows its end", errAnswer, token)
+	}
+}
+
+// nextToken returns the next token that is not white space or a comment.
+func nextToken(d *xml.Decoder) (xml.Token, error) {
+	for {
+		token, err := d.Token()
+		if err != nil {
+			return nil, err
+		}
+		text, isText := token.(xml.CharData)
+		if _, isComment := token.(xml.Comment); isComment || isText && len(bytes.TrimSpace(text)) == 0 {
+			continue
+		}
+		return token, nil
+	}
+}
+
+// replaceForbidden replaces the characters that XML 1.0 forbids, and references to them,
+// by U+FFFD. A tag may hold such a character, EC2 passes it on, and one machine's tag must
+// not make all the other machines unreadable.
+func replaceForbidden(data []byte) []byte {
+	if bytes.ContainsFunc(data, isForbidden) {
+		data = bytes.Map(func(r rune) rune {
+			if isForbidden(r) {
+				return utf8.RuneError
+			}
+			return r
+		}, data)
+	}
+	return replaceReferences(data)
+}
+
+// isForbidden reports whether XML 1.0 has no such character (section 2.2, "Char").
+func isForbidden(r rune) bool {
+	return r < ' ' && r != '\t' && r != '\n' && r != '\r' || r >= 0xD800 && r <= 0xDFFF ||
+		r == 0xFFFE || r == 0xFFFF || r > utf8.MaxRune
+}
+
+// maxReferenceDigits is as long as a reference is looked at: 0x10FFFF has eight. What is
+// longer is the decoder's to judge.
+const maxReferenceDigits = 10
+
+// replaceReferences replaces references to forbidden characters (section 4.1, "CharRef").
+func replaceReferences(data []byte) []byte {
+	var clean []byte
+	for {
+		before, rest, found := bytes.Cut(data, []byte("&#"))
+		if !found {
+			break
+		}
+		digits, _, closed := bytes.Cut(rest[:min(len(rest), maxReferenceDigits+1)], []byte(";"))
+		if closed && isForbiddenReference(string(digits)) {
+			clean = append(append(clean, before...), "&#xFFFD;"...)
+			data = rest[len(digits)+1:]
+			continue
+		}
+		clean = append(append(clean, before...), "&#"...)
+		data = rest
+	}
+	if clean == nil {
+		return data
+	}
+	return append(clean, data...)
+}
+
+func isForbiddenReference(digits string) bool {
+	base := 10
+	if hex, ok := strings.CutPrefix(digits, "x"); ok {
+		digits, base = hex, 16
+	}
+	code, err := strconv.ParseUint(digits, base, 32)
+	return err == nil && (code > utf8.MaxRune || isForbidden(rune(code)))
+}
