@@ -93,6 +93,11 @@ func (r assumedRole) credentials(out *sts.AssumeRoleOutput) (aws.Credentials, er
 	if out.AssumedRoleUser == nil || out.Credentials == nil || out.Credentials.Expiration == nil {
 		return aws.Credentials{}, errors.New("STS answered without an identity, credentials or their end")
 	}
+	for _, part := range []*string{out.Credentials.AccessKeyId, out.Credentials.SecretAccessKey, out.Credentials.SessionToken} {
+		if aws.ToString(part) == "" {
+			return aws.Credentials{}, errors.New("STS answered with half of the credentials")
+		}
+	}
 	session, err := arn.Parse(aws.ToString(out.AssumedRoleUser.Arn))
 	if err != nil {
 		return aws.Credentials{}, fmt.Errorf("STS's answer: %w", err)

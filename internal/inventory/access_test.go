@@ -257,8 +257,13 @@ func TestAssumeRoleRefuses(t *testing.T) {
 		"no ARN":                 {&fakeSTS{session: "reader"}, "STS's answer"},
 		"an account in the name": {&fakeSTS{session: "arn:aws:sts::" + otherAccount + ":assumed-role/" + account + "/x"}, otherAccount},
 		"nothing":                {&fakeSTS{answer: "<AssumeRoleResponse><AssumeRoleResult/></AssumeRoleResponse>"}, "without an identity"},
-		"a refusal":              {&fakeSTS{answer: denied}, "AccessDenied"},
-		"no XML":                 {&fakeSTS{answer: "<html"}, "assume role"},
+		"no keys": {&fakeSTS{answer: "<AssumeRoleResponse><AssumeRoleResult><AssumedRoleUser><Arn>arn:aws:sts::" + account + ":assumed-role/reader/x</Arn></AssumedRoleUser>" +
+			"<Credentials><Expiration>2099-01-01T00:00:00Z</Expiration></Credentials></AssumeRoleResult></AssumeRoleResponse>"}, "half of the credentials"},
+		"another action's answer": {&fakeSTS{answer: "<GetCallerIdentityResponse><GetCallerIdentityResult><Arn>arn:aws:sts::" + account +
+			":assumed-role/reader/x</Arn></GetCallerIdentityResult></GetCallerIdentityResponse>"}, "assume role"},
+		"an error with status 200": {&fakeSTS{answer: strings.ReplaceAll(denied, "Error>", "Fault>")}, "assume role"},
+		"a refusal":                {&fakeSTS{answer: denied}, "AccessDenied"},
+		"no XML":                   {&fakeSTS{answer: "<html"}, "assume role"},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {

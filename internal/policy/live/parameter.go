@@ -1,6 +1,7 @@
 package live
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -80,11 +81,15 @@ func (p Parameter) get(ctx context.Context) ([]byte, error) {
 		return nil, fmt.Errorf("%w: %w", errBusy, err)
 	}
 	defer func() { _ = response.Body.Close() }()
+	// The client follows some redirects. Whoever is there is not whom we asked.
+	if from := response.Request; from != nil && from.URL.String() != request.URL.String() {
+		return nil, fmt.Errorf("the answer came from %.128q by a redirect", from.URL.Host)
+	}
 	data, err := io.ReadAll(io.LimitReader(response.Body, maxAnswerBytes))
 	if err != nil {
 		return nil, fmt.Errorf("%w: read the answer: %w", errBusy, err)
 	}
-	return parseAnswer(response.StatusCode, data)
+	return p.parseAnswer(response.StatusCode, data)
 }
 
 func (p Parameter) newRequest(ctx context.Context) (*http.Request, error) {
@@ -107,23 +112,72 @@ func (p Parameter) newRequest(ctx context.Context) (*http.Request, error) {
 	return request, err
 }
 
-// parseAnswer returns the value in an answer. No error shows any of it.
-func parseAnswer(status int, data []byte) ([]byte, error) {
-	var answer struct {
-		Type      string `json:"__type"` // of an error, as its message
-		Message   string `json:"message"`
-		Parameter struct{ Value string }
-	}
-	decodeErr := json.Unmarshal(data, &answer)
+// parseAnswer returns the value in an answer about the parameter. No error shows any of it.
+func (p Parameter) parseAnswer(status int, data []byte) ([]byte, error) {
+	answer, decodeErr := members(data)
+	kind, message := text(answer["__type"]), text(answer["message"]) // of an error
 	switch {
-	case status >= http.StatusInternalServerError || strings.HasSuffix(answer.Type, "ThrottlingException"):
-		return nil, fmt.Errorf("%w: HTTP status %d: %.100s: %.300s", errBusy, status, answer.Type, answer.Message)
-	case status != http.StatusOK:
-		return nil, fmt.Errorf("SSM: HTTP status %d: %.100s: %.300s", status, answer.Type, answer.Message)
+	case status >= http.StatusInternalServerError || strings.HasSuffix(kind, "ThrottlingException"):
+		return nil, fmt.Errorf("%w: HTTP status %d: %.100s: %.300s", errBusy, status, kind, message)
+	case status != http.StatusOK || kind != "":
+		return nil, fmt.Errorf("SSM: HTTP status %d: %.100s: %.300s", status, kind, message)
 	case decodeErr != nil:
-		return nil, errors.New("the answer of SSM is not JSON")
+		return nil, fmt.Errorf("the answer of SSM is not JSON of the expected form: %w", decodeErr)
 	}
-	return bounded(answer.Parameter.Value)
+	parameter, err := members(answer["Parameter"])
+	if err != nil {
+		return nil, fmt.Errorf("the answer of SSM holds no parameter: %w", err)
+	}
+	if !p.isNamed(text(parameter["Name"]), text(parameter["ARN"])) {
+		return nil, errors.New("the answer of SSM is about another parameter")
+	}
+	return bounded(text(parameter["Value"]))
+}
+
+// isNamed reports whether an answer's name or ARN is the parameter's. A version or label
+// behind a colon is not part of the answer's name.
+func (p Parameter) isNamed(name, arn string) bool {
+	selected := func(full string) bool {
+		return full != "" && (p.Name == full || strings.HasPrefix(p.Name, full+":"))
+	}
+	return name == "" && arn == "" || selected(name) || selected(arn)
+}
+
+// members reads a JSON object that is the whole of data and has each name once.
+// encoding/json alone would take the last of several, in any case.
+func members(data []byte) (map[string]json.RawMessage, error) {
+	d := json.NewDecoder(bytes.NewReader(data))
+	if t, err := d.Token(); err != nil || t != json.Delim('{') {
+		return nil, errors.New("it is not an object")
+	}
+	object := make(map[string]json.RawMessage)
+	for d.More() {
+		t, err := d.Token()
+		name, _ := t.(string)
+		if _, twice := object[name]; err != nil || twice {
+			return nil, errors.New("a name is broken or comes twice")
+		}
+		var value json.RawMessage
+		if d.Decode(&value) != nil {
+			return nil, errors.New("a value is broken")
+		}
+		object[name] = value
+	}
+	if _, err := d.Token(); err != nil {
+		return nil, errors.New("it ends too early")
+	}
+	if _, err := d.Token(); !errors.Is(err, io.EOF) {
+		return nil, errors.New("something follows it")
+	}
+	return object, nil
+}
+
+// text returns a JSON string's value, and nothing for all else.
+func text(value json.RawMessage) (s string) {
+	if json.Unmarshal(value, &s) != nil {
+		return ""
+	}
+	return s
 }
 
 // maxTextBytes bounds a text from outside. A parameter of the advanced tier has at

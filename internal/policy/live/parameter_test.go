@@ -77,9 +77,21 @@ func TestParameter(t *testing.T) {
 		"always busy": {[]answer{busy}, 3, "get parameter /hallmark/policy: SSM is busy"},
 		"missing":     {[]answer{missing}, 1, "HTTP status 400: ParameterNotFound"},
 		"not JSON":    {[]answer{{http.StatusOK, "<html>swordfish"}}, 1, "not JSON"},
-		"no value":    {[]answer{{http.StatusOK, "{}"}}, 1, "empty"},
-		"too long":    {[]answer{found(strings.Repeat("x", maxTextBytes+1))}, 1, "more than"},
-		"huge":        {[]answer{found(strings.Repeat("x", maxAnswerBytes))}, 1, "not JSON"},
+		"no value":    {[]answer{{http.StatusOK, `{"Parameter":{"Name":"/hallmark/policy"}}`}}, 1, "empty"},
+
+		"no parameter":             {[]answer{{http.StatusOK, "{}"}}, 1, "no parameter"},
+		"an error with status 200": {[]answer{{http.StatusOK, `{"__type":"AccessDenied","Parameter":{"Value":"swordfish"}}`}}, 1, "AccessDenied"},
+		"a block page":             {[]answer{{http.StatusForbidden, "<html>swordfish"}}, 1, "HTTP status 403"},
+		"another parameter":        {[]answer{{http.StatusOK, `{"Parameter":{"Name":"/other","Value":"swordfish"}}`}}, 1, "another parameter"},
+		"two values":               {[]answer{{http.StatusOK, `{"Parameter":{"Value":"swordfish","Value":"b"}}`}}, 1, "no parameter"},
+		"two parameters":           {[]answer{{http.StatusOK, `{"Parameter":{"Value":"a"},"Parameter":{"Value":"swordfish"}}`}}, 1, "not JSON"},
+		"another case":             {[]answer{{http.StatusOK, `{"parameter":{"value":"swordfish"}}`}}, 1, "no parameter"},
+		"another form":             {[]answer{{http.StatusOK, `{"Parameter":["swordfish"]}`}}, 1, "no parameter"},
+		"a value of another type":  {[]answer{{http.StatusOK, `{"Parameter":{"Value":["swordfish"]}}`}}, 1, "empty"},
+		"two answers":              {[]answer{{http.StatusOK, found(good).body + found("swordfish").body}}, 1, "not JSON"},
+		"cut short":                {[]answer{{http.StatusOK, `{"Parameter":{"Value":"swordfish"`}}, 1, "not JSON"},
+		"too long":                 {[]answer{found(strings.Repeat("x", maxTextBytes+1))}, 1, "more than"},
+		"huge":                     {[]answer{found(strings.Repeat("x", maxAnswerBytes))}, 1, "not JSON"},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -98,6 +110,30 @@ func TestParameter(t *testing.T) {
 				t.Errorf("error %v; want %q", err, tt.want)
 			}
 		})
+	}
+}
+
+func TestParameterNames(t *testing.T) {
+	const arn = "arn:aws:ssm:us-west-2:111122223333:parameter/hallmark/policy"
+	for asked, want := range map[string]bool{
+		"/hallmark/policy": true, "/hallmark/policy:3": true, "/hallmark/policy:prod": true, arn: true, arn + ":3": true,
+		"/hallmark/policy2": false, "/hallmark": false, "/hallmark/": false, strings.Replace(arn, "1111", "9999", 1): false,
+	} {
+		p := Parameter{Name: asked}
+		if got := p.isNamed("/hallmark/policy", arn); got != want {
+			t.Errorf("an answer about %q: %v", asked, got)
+		}
+	}
+}
+
+func TestARedirectIsNoAnswerOfSSM(t *testing.T) {
+	p, _ := serve(t, found(good))
+	there := p.Endpoint
+	elsewhere := httptest.NewServer(http.RedirectHandler(there, http.StatusTemporaryRedirect))
+	t.Cleanup(elsewhere.Close)
+	p.Endpoint = elsewhere.URL
+	if text, err := p.Fetch(t.Context()); err == nil || !strings.Contains(err.Error(), "redirect") {
+		t.Errorf("text %q, error %v", text, err)
 	}
 }
 
