@@ -48,6 +48,8 @@ func subcommands() []subcommand {
 		{"policy explain", "say what a policy makes of an instance", policyExplainUsage, runPolicyExplain},
 		{"policy schema", "print the JSON schema of policy files, for editors", policySchemaUsage, runPolicySchema},
 		{"permit-rekey", "let an instance come with other host keys, once", permitRekeyUsage, runPermitRekey},
+		{"end", "off-board an instance for good", endUsage, runEnd},
+		{"release", "free a name that an instance holds", releaseUsage, runRelease},
 		{"version", "print the version", "usage: hallmark-signer version\n", runVersion},
 	}
 }

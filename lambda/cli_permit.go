@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"encoding/base64"
-	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
@@ -11,15 +10,13 @@ import (
 	"strings"
 	"time"
 
-	"github.com/aws/aws-sdk-go-v2/aws"
-	"github.com/aws/aws-sdk-go-v2/config"
-	"github.com/aws/aws-sdk-go-v2/service/sts"
-
 	"github.com/hallmark-ssh/hallmark/internal/ledger"
 )
 
 const permitRekeyUsage = `usage: hallmark-signer permit-rekey --table TABLE --account ACCOUNT --region REGION
            --instance ID --fingerprint SHA256:... [--hours N]
+       hallmark-signer permit-rekey --table TABLE --account ACCOUNT --region REGION
+           --from FILE [--hours N]
 
 Lets a known instance enroll once with other host keys than the recorded ones, for
 instance after its disk was replaced. The old keys stay its own. Prints an audit
@@ -35,15 +32,16 @@ ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub
   --region REGION      the instance's region
   --instance ID        the instance's id
   --fingerprint KEY    the SHA-256 fingerprint of one of its new host keys
+  --from FILE          many instances of one account and region, one permit each:
+                       lines of instance id and fingerprint; "-" is standard input,
+                       empty lines and lines that start with # are skipped. Nothing
+                       is permitted if a line is wrong
   --hours N            how long the permit lasts, at most 1 (the default)
 `
 
 // maxPermit is how long a permit lasts at most: long enough to act on, too short to
 // be forgotten.
 const maxPermit = time.Hour
-
-// awsTimeout bounds all calls of a command.
-const awsTimeout = 30 * time.Second
 
 var regexpInstanceID = regexp.MustCompile(`^i-([0-9a-f]{8}|[0-9a-f]{17})$`)
 
@@ -52,6 +50,7 @@ type rekey struct {
 	table       string
 	instance    ledger.Instance
 	fingerprint string
+	from        string // a file of instances and fingerprints, in place of the two
 	lasts       time.Duration
 }
 
@@ -63,6 +62,7 @@ func parseRekey(args []string) (rekey, error) {
 	flags.StringVar(&r.instance.Region, "region", "", "")
 	flags.StringVar(&r.instance.ID, "instance", "", "")
 	flags.StringVar(&r.fingerprint, "fingerprint", "", "")
+	flags.StringVar(&r.from, "from", "", "")
 	hours := flags.Float64("hours", maxPermit.Hours(), "")
 	if err := parseNone(flags, args); err != nil {
 		return r, err
@@ -80,9 +80,11 @@ func (r rekey) check() error {
 		return usagef("permit-rekey: --account: %q is not twelve digits", r.instance.Account)
 	case !regexpRegion.MatchString(r.instance.Region):
 		return usagef("permit-rekey: --region: %q is not an AWS region", r.instance.Region)
-	case !regexpInstanceID.MatchString(r.instance.ID):
+	case r.from != "" && (r.instance.ID != "" || r.fingerprint != ""):
+		return usagef("permit-rekey: --from names the instances and fingerprints; remove --instance and --fingerprint")
+	case r.from == "" && !regexpInstanceID.MatchString(r.instance.ID):
 		return usagef("permit-rekey: --instance: %q is not an instance id", r.instance.ID)
-	case !isFingerprint(r.fingerprint):
+	case r.from == "" && !isFingerprint(r.fingerprint):
 		return usagef("permit-rekey: --fingerprint: %q is not of the form SHA256:..., as ssh-keygen -l prints it", r.fingerprint)
 	case r.lasts < time.Second || r.lasts > maxPermit:
 		return usagef("permit-rekey: --hours: want more than 0 and at most %g", maxPermit.Hours())
@@ -105,25 +107,47 @@ func runPermitRekey(ctx context.Context, args []string, std streams) error {
 	if err != nil {
 		return err
 	}
+	orders := []rekeyOrder{{instance: r.instance, fingerprint: r.fingerprint}}
+	if r.from != "" {
+		if orders, err = readOrders(r.from, r.instance, std); err != nil {
+			return err
+		}
+	}
+	o, err := openLedger(ctx, "permit-rekey", r.table)
+	if err != nil {
+		return err
+	}
+	if r.from == "" {
+		return o.permit(ctx, orders[0], r.lasts, std)
+	}
+	return o.permitAll(ctx, orders, r, std)
+}
+
+// permitAll gives one permit for each line. A line that fails does not keep the others
+// from theirs: they are machines of their own.
+func (o operator) permitAll(ctx context.Context, orders []rekeyOrder, r rekey, std streams) error {
+	failed := 0
+	for _, order := range orders {
+		if err := o.permit(ctx, order, r.lasts, std); err != nil {
+			failed++
+			fmt.Fprintf(std.err, "hallmark-signer: %s line %d: %s\n", r.from, order.line, oneLine(err))
+		}
+	}
+	if failed > 0 {
+		return &failure{err: fmt.Errorf("permit-rekey: %d of %d permits were not given", failed, len(orders)), code: exitFailed,
+			hint: "the lines above say why; the other permits were given, and giving them again only makes them last longer"}
+	}
+	return nil
+}
+
+func (o operator) permit(ctx context.Context, order rekeyOrder, lasts time.Duration, std streams) error {
 	ctx, cancel := context.WithTimeout(ctx, awsTimeout)
 	defer cancel()
-	cfg, err := config.LoadDefaultConfig(ctx)
-	if err != nil {
-		return fmt.Errorf("load the AWS configuration: %w", err)
-	}
-	if cfg.Region = regionOf(r.table, cfg.Region); cfg.Region == "" {
-		return &failure{err: errors.New("permit-rekey: the table's region is not known"), code: exitUsage,
-			hint: "set AWS_REGION, or give the table's ARN"}
-	}
-	caller, err := sts.NewFromConfig(cfg).GetCallerIdentity(ctx, nil)
-	if err != nil {
-		return fmt.Errorf("ask STS who gives the permit: %w", err)
-	}
-	permit := ledger.Permit{Fingerprint: r.fingerprint, End: time.Now().Add(r.lasts).UTC().Truncate(time.Second), By: aws.ToString(caller.Arn)}
-	if err := ledger.NewDynamoDB(newDynamoDB(cfg, r.table), tableName(r.table), time.Now).Permit(ctx, r.instance, permit); err != nil {
+	permit := ledger.Permit{Fingerprint: order.fingerprint, End: wallClock().Add(lasts).UTC().Truncate(time.Second), By: o.arn}
+	if err := o.ledger.Permit(ctx, order.instance, permit); err != nil {
 		return permitFailure(err)
 	}
-	return printPermit(std, r.instance, permit)
+	return o.print(std, "permit-rekey", order.instance, auditField{"fingerprint", permit.Fingerprint}, auditField{"until", permit.End})
 }
 
 func permitFailure(err error) error {
@@ -134,20 +158,4 @@ func permitFailure(err error) error {
 		return &failure{err: err, code: exitFailed, hint: "an instance that was off-boarded stays so; launch another"}
 	}
 	return err
-}
-
-// printPermit prints what was done as one JSON line, in the names of the signer's
-// audit lines.
-func printPermit(std streams, i ledger.Instance, p ledger.Permit) error {
-	encoder := json.NewEncoder(std.out)
-	encoder.SetEscapeHTML(false)
-	return encoder.Encode(struct {
-		Message     string    `json:"msg"`
-		By          string    `json:"by"`
-		Account     string    `json:"account"`
-		Region      string    `json:"region"`
-		Instance    string    `json:"instance"`
-		Fingerprint string    `json:"fingerprint"`
-		Until       time.Time `json:"until"`
-	}{"permit-rekey", p.By, i.Account, i.Region, i.ID, p.Fingerprint, p.End})
 }

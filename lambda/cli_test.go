@@ -2,7 +2,9 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"hash/crc32"
 	"net/http"
@@ -12,8 +14,13 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/hallmark-ssh/hallmark/internal/protocol"
+	"github.com/hallmark-ssh/hallmark/internal/teleport"
+	"github.com/hallmark-ssh/hallmark/internal/teleport/teleporttest"
 )
 
 func TestMain(m *testing.M) {
@@ -32,6 +39,9 @@ func TestScript(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir: filepath.Join("testdata", "script"),
 		Setup: func(env *testscript.Env) error {
+			if err := withTeleport(env); err != nil {
+				return err
+			}
 			for name, value := range map[string]string{
 				"AWS": aws.URL, "AWS_ENDPOINT_URL": "http://127.0.0.1:1", "AWS_REGION": "us-west-2", "AWS_MAX_ATTEMPTS": "1",
 				"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_EC2_METADATA_DISABLED": "true",
@@ -43,26 +53,83 @@ func TestScript(t *testing.T) {
 	})
 }
 
+// withTeleport gives the script that ends instances a cluster at $PROXY, with the node
+// of the known instance.
+func withTeleport(env *testscript.Env) error {
+	if !strings.HasSuffix(env.WorkDir, "script-end") {
+		return nil
+	}
+	cluster, err := teleporttest.Start(teleporttest.Options{})
+	if err != nil {
+		return err
+	}
+	env.Defer(func() { _ = cluster.Close() })
+	env.Setenv("PROXY", cluster.Address())
+	identity, roots := filepath.Join(env.WorkDir, "identity"), filepath.Join(env.WorkDir, "roots.pem")
+	if err := errors.Join(os.WriteFile(identity, cluster.IdentityFile(), 0o600), os.WriteFile(roots, cluster.RootsPEM(), 0o600)); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	client, err := teleport.Dial(ctx, teleport.Config{
+		Address: cluster.Address(), RootsPEM: cluster.RootsPEM(), Login: teleport.IdentityFile(identity), Now: wallClock,
+	})
+	if err != nil {
+		return err
+	}
+	defer func() { _ = client.Close() }()
+	parts := strings.Split(knownHolder, "/")
+	return client.UpsertNode(ctx, teleport.Node{
+		ID: protocol.NodeID(parts[0], parts[1], parts[2]), Hostname: "web", Address: "10.0.0.7:22",
+		Labels: map[string]string{"hallmark/signer": "signer.example.com"}, Expires: wallClock().Add(time.Hour),
+	})
+}
+
 const (
-	// operator is who runs the commands of the scripts.
-	operator = "arn:aws:sts::111122223333:assumed-role/Operator/ann"
-	// newKey is the host key that they permit, for the one instance that is known.
+	// operatorARN is who runs the commands of the scripts.
+	operatorARN = "arn:aws:sts::111122223333:assumed-role/Operator/ann"
+	// newKey is the host key that they permit.
 	newKey       = "SHA256:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"
-	knownRecord  = "instance#111122223333/us-west-2/i-0a1b2c3d4e5f60718"
+	knownHolder  = "111122223333/us-west-2/i-0a1b2c3d4e5f60718"
 	fakeIdentity = `<GetCallerIdentityResponse xmlns="https://sts.amazonaws.com/doc/2011-06-15/"><GetCallerIdentityResult>` +
-		`<Arn>` + operator + `</Arn></GetCallerIdentityResult></GetCallerIdentityResponse>`
+		`<Arn>` + operatorARN + `</Arn></GetCallerIdentityResult></GetCallerIdentityResponse>`
 )
 
-// fakeAWS answers as STS, and as DynamoDB with a ledger that knows one instance.
+// fakeAWS answers as STS, and as DynamoDB with a ledger that knows two instances, one
+// of which has ended. It does not keep what is written, and wants the operator in it.
 type fakeAWS struct{ t *testing.T }
+
+// fakeItems is what the fake ledger holds. A certificate may still name "web", and none
+// names "old-web" any more.
+func fakeItems() map[string]map[string]any {
+	soon := strconv.FormatInt(time.Now().Add(24*time.Hour).Unix(), 10)
+	long := strconv.FormatInt(time.Now().Add(-24*time.Hour).Unix(), 10)
+	return map[string]map[string]any{
+		"instance#" + knownHolder: {
+			"version": n("3"), "generation": n("1"), "keys": map[string]any{"SS": []string{"SHA256:old"}},
+			"confirmed": s("web"), "names": map[string]any{"M": map[string]any{"web": n(soon), "old-web": n(long)}},
+		},
+		"instance#111122223333/us-west-2/i-0bbbbbbbbbbbbbbbb": {
+			"version": n("2"), "generation": n("1"), "names": map[string]any{"M": map[string]any{}}, "ended": map[string]any{"BOOL": true},
+		},
+		"name#web":     {"holder": s(knownHolder)},
+		"name#old-web": {"holder": s(knownHolder)},
+	}
+}
 
 func (f fakeAWS) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	var in struct {
 		RequestItems map[string]struct {
 			Keys []struct{ PK struct{ S string } }
 		}
-		TableName string
-		Item      map[string]any
+		TableName     string
+		Item          map[string]any
+		TransactItems []struct {
+			Put struct {
+				TableName string
+				Item      map[string]any
+			}
+		}
 	}
 	target := r.Header.Get("X-Amz-Target")
 	if strings.HasPrefix(target, "DynamoDB_") {
@@ -75,17 +142,22 @@ func (f fakeAWS) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		_, _ = fmt.Fprint(w, fakeIdentity)
 	case "DynamoDB_20120810.BatchGetItem":
 		items := []any{}
-		if keys := in.RequestItems["hallmark"].Keys; len(keys) == 1 && keys[0].PK.S == knownRecord {
-			items = append(items, map[string]any{
-				"pk": s(knownRecord), "version": n("3"), "generation": n("1"), "keys": map[string]any{"SS": []string{"SHA256:old"}},
-				"names": map[string]any{"M": map[string]any{}},
-			})
+		for _, key := range in.RequestItems["hallmark"].Keys {
+			if item, there := fakeItems()[key.PK.S]; there {
+				item["pk"] = s(key.PK.S)
+				items = append(items, item)
+			}
 		}
 		f.answer(w, map[string]any{"Responses": map[string]any{"hallmark": items}})
 	case "DynamoDB_20120810.PutItem":
 		permit := fmt.Sprint(in.Item["permit"])
-		if in.TableName != "hallmark" || !strings.Contains(permit, operator) || !strings.Contains(permit, newKey) {
+		if in.TableName != "hallmark" || !strings.Contains(permit, operatorARN) || !strings.Contains(permit, "SHA256:") {
 			f.t.Errorf("put into table %q: permit %s", in.TableName, permit)
+		}
+		f.answer(w, struct{}{})
+	case "DynamoDB_20120810.TransactWriteItems":
+		if all := fmt.Sprint(in.TransactItems); !strings.Contains(all, operatorARN) {
+			f.t.Errorf("write %s does not say by whom", all)
 		}
 		f.answer(w, struct{}{})
 	default:

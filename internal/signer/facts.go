@@ -75,6 +75,9 @@ func (s *Signer) recall(ctx context.Context, d *identity.Document, a *audit) (le
 	})
 	if err == nil && record.Ended {
 		err = ledger.ErrEnded
+		if record.EndedBy != "" {
+			err = fmt.Errorf("%w by %s", err, record.EndedBy)
+		}
 	}
 	return record, refuseLedger(err)
 }

@@ -1,0 +1,89 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/config"
+	"github.com/aws/aws-sdk-go-v2/service/sts"
+
+	"github.com/hallmark-ssh/hallmark/internal/ledger"
+)
+
+// awsTimeout bounds the calls for one instance or name.
+const awsTimeout = 30 * time.Second
+
+// operator is who runs a command that changes the ledger, by the AWS credentials at
+// hand.
+type operator struct {
+	ledger *ledger.DynamoDB
+	arn    string // as STS tells it
+}
+
+// openLedger asks STS who the operator is, for the ledger and the audit line.
+func openLedger(ctx context.Context, command, table string) (operator, error) {
+	ctx, cancel := context.WithTimeout(ctx, awsTimeout)
+	defer cancel()
+	cfg, err := config.LoadDefaultConfig(ctx)
+	if err != nil {
+		return operator{}, fmt.Errorf("load the AWS configuration: %w", err)
+	}
+	if cfg.Region = regionOf(table, cfg.Region); cfg.Region == "" {
+		return operator{}, &failure{err: fmt.Errorf("%s: the table's region is not known", command), code: exitUsage,
+			hint: "set AWS_REGION, or give the table's ARN"}
+	}
+	caller, err := sts.NewFromConfig(cfg).GetCallerIdentity(ctx, nil)
+	if err != nil {
+		return operator{}, fmt.Errorf("ask STS who runs %s: %w", command, err)
+	}
+	arn := aws.ToString(caller.Arn)
+	if arn == "" {
+		return operator{}, errors.New("STS does not say who you are")
+	}
+	return operator{ledger: ledger.NewDynamoDB(newDynamoDB(cfg, table), tableName(table), wallClock), arn: arn}, nil
+}
+
+// auditField is one member of an audit line.
+type auditField struct {
+	name  string
+	value any
+}
+
+// print prints what was done as one JSON line, in the names of the signer's audit
+// lines.
+func (o operator) print(std streams, command string, i ledger.Instance, more ...auditField) error {
+	fields := append([]auditField{
+		{"msg", command}, {"by", o.arn}, {"account", i.Account}, {"region", i.Region}, {"instance", i.ID},
+	}, more...)
+	line := []byte("{")
+	for n, f := range fields {
+		value, err := json.Marshal(f.value)
+		if err != nil {
+			return err
+		}
+		if n > 0 {
+			line = append(line, ',')
+		}
+		line = fmt.Appendf(line, "%q:%s", f.name, value)
+	}
+	_, err := fmt.Fprintf(std.out, "%s}\n", bytes.TrimSpace(line))
+	return err
+}
+
+// checkInstanceFlags checks the flags that name an instance.
+func checkInstanceFlags(command string, i ledger.Instance) error {
+	switch {
+	case !regexpAccount.MatchString(i.Account):
+		return usagef("%s: --account: %q is not twelve digits", command, i.Account)
+	case !regexpRegion.MatchString(i.Region):
+		return usagef("%s: --region: %q is not an AWS region", command, i.Region)
+	case !regexpInstanceID.MatchString(i.ID):
+		return usagef("%s: --instance: %q is not an instance id", command, i.ID)
+	}
+	return nil
+}
