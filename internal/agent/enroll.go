@@ -14,6 +14,7 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/crypto/ssh"
 	"golang.org/x/sys/unix"
 
 	"github.com/hallmark-ssh/hallmark/internal/identity"
@@ -24,6 +25,8 @@ import (
 // server is the OpenSSH server of this machine.
 type server interface {
 	Check(ctx context.Context) error
+	Logins(ctx context.Context) ([]sshd.Login, error)
+	Findings(ctx context.Context, logins []sshd.Login, want sshd.Want) ([]sshd.Finding, error)
 	Effective(ctx context.Context) (*sshd.Effective, error)
 	Addresses(ctx context.Context, conf *sshd.Effective) ([]netip.AddrPort, error)
 	Reload(ctx context.Context, pidFile string) error
@@ -160,9 +163,10 @@ func (e *Enroller) act(ctx, askCtx context.Context, m *sight, reason string) (*O
 func (e *Enroller) enroll(ctx, askCtx context.Context, m *sight, o *Outcome) error {
 	judgeCtx, stop := context.WithCancel(ctx)
 	defer stop()
+	var logins []sshd.Login
 	var refused error
 	var judged sync.WaitGroup
-	judged.Go(func() { refused = e.judge(judgeCtx) })
+	judged.Go(func() { logins, refused = e.judge(judgeCtx) })
 	answer, g, err := e.obtain(askCtx, m.instance, m.keys)
 	if err != nil {
 		stop()
@@ -178,16 +182,43 @@ func (e *Enroller) enroll(ctx, askCtx context.Context, m *sight, o *Outcome) err
 	for n := range m.keys {
 		m.keys[n].certificate = g.certificates[n]
 	}
-	return e.install(ctx, m, state, o)
+	if err := e.install(ctx, m, state, o); err != nil {
+		return err
+	}
+	return e.reportFindings(ctx, logins, g.openSSH)
+}
+
+// reportFindings logs what in sshd's settings keeps certificates from working. If none can
+// work it is an error, although all is in place: once the setting is corrected, people can
+// log in.
+func (e *Enroller) reportFindings(ctx context.Context, logins []sshd.Login, authorities []ssh.PublicKey) error {
+	findings, err := e.server.Findings(ctx, logins, sshd.Want{
+		CAFile: e.caFile, Authorities: authorities, MaxStartups: e.Config.sshdOptions().MaxStartups,
+	})
+	if err != nil {
+		e.note("judge sshd's settings", err)
+		return nil
+	}
+	for _, f := range findings {
+		if !f.Blocks {
+			e.retry.log("warning: %s", f)
+		}
+	}
+	if blocking := sshd.Blocking(findings); len(blocking) > 0 {
+		return failf(Misconfigured, "correct sshd's configuration as the message says, and reload sshd",
+			"the certificates are in place, but nobody can log in by one: %w", joinFindings(blocking))
+	}
+	return nil
 }
 
 // judge has sshd judge its configuration, for everyone who can log in, before a file is
 // changed. What is written then are certificates and CAs, of which it says nothing.
-func (e *Enroller) judge(ctx context.Context) error {
-	if err := e.server.Check(ctx); err != nil {
-		return failf(Failed, "nothing was changed; correct what sshd says, then run it again", "sshd does not accept its configuration: %w", err)
+func (e *Enroller) judge(ctx context.Context) ([]sshd.Login, error) {
+	logins, err := e.server.Logins(ctx)
+	if err != nil {
+		return nil, failf(Failed, "nothing was changed; correct what sshd says, then run it again", "sshd does not accept its configuration: %w", err)
 	}
-	return nil
+	return logins, nil
 }
 
 // install puts a state's CAs, and the keys' certificates, into use.
@@ -224,10 +255,14 @@ func (e *Enroller) follow(ctx, askCtx context.Context, m *sight, o *Outcome) err
 	state.learn(*current)
 	state.CAsETag = etag
 	if !bytes.Equal(renderAuthorities(current.openSSH), m.caFile) {
-		if err := e.judge(ctx); err != nil {
+		logins, err := e.judge(ctx)
+		if err != nil {
 			return err
 		}
-		return e.install(ctx, m, &state, o)
+		if err := e.install(ctx, m, &state, o); err != nil {
+			return err
+		}
+		return e.reportFindings(ctx, logins, current.openSSH)
 	}
 	m.state = &state
 	return e.save(m.state)

@@ -417,7 +417,9 @@ func TestEnrollGivesUp(t *testing.T) {
 // unhappy is an sshd that finds an error in what only some login meets.
 type unhappy struct{ *testSSHD }
 
-func (unhappy) Check(context.Context) error { return errors.New("line 9: Bad SSH2 cipher spec") }
+func (unhappy) Logins(context.Context) ([]sshd.Login, error) {
+	return nil, errors.New("line 9: Bad SSH2 cipher spec")
+}
 
 func TestEnrollWithAConfigurationThatSSHDRefuses(t *testing.T) {
 	m := newMachine(t)
@@ -440,10 +442,10 @@ type afterCheck struct {
 	change func()
 }
 
-func (s afterCheck) Check(ctx context.Context) error {
-	err := s.testSSHD.Check(ctx)
+func (s afterCheck) Logins(ctx context.Context) ([]sshd.Login, error) {
+	logins, err := s.testSSHD.Logins(ctx)
 	s.change()
-	return err
+	return logins, err
 }
 
 // With a configuration that has become broken meanwhile sshd is not reloaded, which

@@ -13,6 +13,8 @@ import (
 	"slices"
 	"strings"
 
+	"golang.org/x/crypto/ssh"
+
 	"github.com/hallmark-ssh/hallmark/internal/sshd"
 	"github.com/hallmark-ssh/hallmark/templates/systemd"
 )
@@ -31,6 +33,8 @@ type judge interface {
 	Check(ctx context.Context) error
 	Effective(ctx context.Context) (*sshd.Effective, error)
 	Logins(ctx context.Context) ([]sshd.Login, error)
+	Lines() []sshd.Line
+	Findings(ctx context.Context, logins []sshd.Login, want sshd.Want) ([]sshd.Finding, error)
 }
 
 // Installer puts hallmark on a machine or into an image. It starts nothing.
@@ -80,7 +84,7 @@ func enableTimers(ctx context.Context, root string) error {
 // sshd does not take it, everything is put back. It reports whether it changed
 // anything.
 func (in *Installer) Install(ctx context.Context, from string) (changed bool, err error) {
-	files, options, err := in.read(from)
+	files, options, authorities, err := in.read(from)
 	if err != nil {
 		return false, err
 	}
@@ -105,14 +109,44 @@ func (in *Installer) Install(ctx context.Context, from string) (changed bool, er
 	if err := change.Commit(); err != nil {
 		return false, err
 	}
-	if err := in.verify(ctx, options, before); err != nil {
+	after, err := in.verify(ctx, options, before)
+	if err != nil {
 		return false, failf(Failed, "everything was put back; see sshd_config and the files that it includes", "sshd does not take hallmark's settings: %w", err)
+	}
+	want := sshd.Want{CAFile: options.TrustedUserCAKeys, Authorities: authorities, MaxStartups: options.MaxStartups}
+	if err := in.judge(ctx, after, want); err != nil {
+		return false, err
 	}
 	if err := in.enable(ctx); err != nil {
 		return false, err
 	}
 	change.Keep()
 	return changed, nil
+}
+
+// judge refuses an sshd with which certificates can never work, and logs what else is found.
+func (in *Installer) judge(ctx context.Context, logins []sshd.Login, want sshd.Want) error {
+	findings, err := in.server.Findings(ctx, logins, want)
+	if err != nil {
+		return fmt.Errorf("judge sshd's settings: %w", err)
+	}
+	if blocking := sshd.Blocking(findings); len(blocking) > 0 {
+		return failf(Failed, "nothing was changed; correct sshd's configuration as the message says, then install again",
+			"no certificate of the cluster could log in: %w", joinFindings(blocking))
+	}
+	for _, f := range findings {
+		in.log("warning: %s", f)
+	}
+	return nil
+}
+
+// joinFindings makes one error of findings.
+func joinFindings(findings []sshd.Finding) error {
+	var texts []string
+	for _, f := range findings {
+		texts = append(texts, f.String())
+	}
+	return errors.New(strings.Join(texts, "; also "))
 }
 
 // file is one file to install.
@@ -123,14 +157,14 @@ type file struct {
 }
 
 // read reads and checks everything before anything is changed.
-func (in *Installer) read(from string) ([]file, sshd.Options, error) {
+func (in *Installer) read(from string) ([]file, sshd.Options, []ssh.PublicKey, error) {
 	program, err := os.ReadFile(in.self)
 	if err != nil {
-		return nil, sshd.Options{}, fmt.Errorf("read this program: %w", err)
+		return nil, sshd.Options{}, nil, fmt.Errorf("read this program: %w", err)
 	}
 	config, data, err := readInstallConfig(from)
 	if err != nil {
-		return nil, sshd.Options{}, err
+		return nil, sshd.Options{}, nil, err
 	}
 	files := []file{
 		{Program, program, 0o755},
@@ -139,11 +173,11 @@ func (in *Installer) read(from string) ([]file, sshd.Options, error) {
 		{filepath.Join(unitDir, "hallmark.timer"), systemd.Timer, 0o644},
 		{filepath.Join(unitDir, "hallmark-renew.timer"), systemd.RenewTimer, 0o644},
 	}
-	extra, err := readTrust(from, config)
+	extra, authorities, err := readTrust(from, config)
 	if err != nil {
-		return nil, sshd.Options{}, &Error{Kind: Misconfigured, Err: err}
+		return nil, sshd.Options{}, nil, &Error{Kind: Misconfigured, Err: err}
 	}
-	return append(files, extra...), config.sshdOptions(), nil
+	return append(files, extra...), config.sshdOptions(), authorities, nil
 }
 
 func readInstallConfig(from string) (Config, []byte, error) {
@@ -161,32 +195,30 @@ func readInstallConfig(from string) (Config, []byte, error) {
 
 // readTrust reads the CAs. Without OpenSSH CAs the machine trusts none before it is
 // enrolled, which is what "trust at enrollment" means.
-func readTrust(from string, config Config) ([]file, error) {
-	var files []file
+func readTrust(from string, config Config) (files []file, authorities []ssh.PublicKey, err error) {
 	data, err := os.ReadFile(filepath.Join(from, installCAs))
 	switch {
 	case err == nil:
-		keys, err := parseAuthorityFile(data)
-		if err != nil {
-			return nil, fmt.Errorf("%s: %w", installCAs, err)
+		if authorities, err = parseAuthorityFile(data); err != nil {
+			return nil, nil, fmt.Errorf("%s: %w", installCAs, err)
 		}
-		files = append(files, file{sshd.CAFile, renderAuthorities(keys), 0o644})
+		files = append(files, file{sshd.CAFile, renderAuthorities(authorities), 0o644})
 	case !errors.Is(err, fs.ErrNotExist):
-		return nil, err
+		return nil, nil, err
 	}
 	data, err = os.ReadFile(filepath.Join(from, installSignerCA))
 	switch {
 	case err == nil && config.SignerCAFile != SignerCAFile:
-		return nil, fmt.Errorf("%s is given, but %s does not say signer_ca_file: %s", installSignerCA, installConfig, SignerCAFile)
+		return nil, nil, fmt.Errorf("%s is given, but %s does not say signer_ca_file: %s", installSignerCA, installConfig, SignerCAFile)
 	case err == nil:
 		if err := checkCertificates509(data); err != nil {
-			return nil, fmt.Errorf("%s: %w", installSignerCA, err)
+			return nil, nil, fmt.Errorf("%s: %w", installSignerCA, err)
 		}
-		return append(files, file{SignerCAFile, data, 0o644}), nil
+		return append(files, file{SignerCAFile, data, 0o644}), authorities, nil
 	case !errors.Is(err, fs.ErrNotExist):
-		return nil, err
+		return nil, nil, err
 	}
-	return files, nil
+	return files, authorities, nil
 }
 
 // checkCertificates509 refuses PEM data without a certificate, and a private key
@@ -233,14 +265,9 @@ func (in *Installer) checkTrust(ctx context.Context) error {
 
 // find returns where a keyword is set, as "file:line".
 func (in *Installer) find(keyword string) (places []string) {
-	dropIns, _ := filepath.Glob(in.path(filepath.Join(filepath.Dir(sshd.DropIn), "*.conf")))
-	for _, path := range append([]string{in.path(sshd.MainConfig)}, dropIns...) {
-		data, err := os.ReadFile(path)
-		if err != nil {
-			continue
-		}
-		for _, line := range sshd.LinesOf(data, keyword) {
-			places = append(places, fmt.Sprintf("%s:%d", path, line))
+	for _, l := range in.server.Lines() {
+		if l.Keyword == keyword {
+			places = append(places, l.String())
 		}
 	}
 	return places
@@ -286,31 +313,28 @@ func (in *Installer) stageOptions(change *sshd.Change, options sshd.Options) err
 
 // verify asks sshd what its configuration now comes to: what was to be set is, and
 // for everyone who can log in nothing else became different.
-func (in *Installer) verify(ctx context.Context, want sshd.Options, before []sshd.Login) error {
+func (in *Installer) verify(ctx context.Context, want sshd.Options, before []sshd.Login) (after []sshd.Login, err error) {
 	if err := in.server.Check(ctx); err != nil {
-		return err
+		return nil, err
 	}
 	got, err := in.server.Effective(ctx)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if got.TrustedUserCAKeys != want.TrustedUserCAKeys {
-		return fmt.Errorf("TrustedUserCAKeys is %q, not %s", got.TrustedUserCAKeys, want.TrustedUserCAKeys)
+		return nil, fmt.Errorf("TrustedUserCAKeys is %q, not %s", got.TrustedUserCAKeys, want.TrustedUserCAKeys)
 	}
 	for _, path := range want.HostCertificates {
 		if !slices.Contains(got.HostCertificates, path) {
-			return fmt.Errorf("HostCertificate %s is not in effect", path)
+			return nil, fmt.Errorf("HostCertificate %s is not in effect", path)
 		}
 	}
-	after, err := in.server.Logins(ctx)
+	after, err = in.server.Logins(ctx)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if drift := sshd.Drift(before, after, "trustedusercakeys", "hostcertificate", "maxstartups"); drift != "" {
-		return fmt.Errorf("another setting would change %s", drift)
+		return nil, fmt.Errorf("another setting would change %s", drift)
 	}
-	if users := sshd.OwnAuthorities(after, want.TrustedUserCAKeys); len(users) > 0 {
-		in.log("a Match block sets TrustedUserCAKeys for %s: certificates of the cluster do not log in there", strings.Join(users, ", "))
-	}
-	return nil
+	return after, nil
 }

@@ -112,6 +112,13 @@ func (i *image) Logins(context.Context) ([]sshd.Login, error) {
 	return []sshd.Login{{Connection: sshd.Connection{User: "root", Address: "192.0.2.1"}, Settings: []byte(settings.String())}}, nil
 }
 
+func (i *image) Lines() []sshd.Line { return (&sshd.Server{Root: i.root}).Lines() }
+
+// Findings are those of the settings that the configuration's lines come to.
+func (i *image) Findings(_ context.Context, logins []sshd.Login, want sshd.Want) ([]sshd.Finding, error) {
+	return sshd.Assess(sshd.Facts{Want: want, Logins: logins, Lines: i.Lines()}), nil
+}
+
 // tree returns every file below the root with its mode and content.
 func (i *image) tree() map[string]string {
 	i.t.Helper()

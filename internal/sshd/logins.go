@@ -3,14 +3,9 @@ package sshd
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
-	"io/fs"
-	"os"
-	"path/filepath"
 	"runtime"
 	"slices"
-	"strconv"
 	"strings"
 
 	"golang.org/x/sync/errgroup"
@@ -38,7 +33,15 @@ const (
 func rootHere() Connection { return Connection{User: "root", Address: here} }
 
 func (c Connection) spec() string {
-	return fmt.Sprintf("user=%s,host=%s,addr=%s,laddr=127.0.0.1,lport=22", c.User, c.Address, c.Address)
+	return probe{Connection: c, host: c.Address, localAddress: here, localPort: "22"}.spec()
+}
+
+func (p probe) spec() string {
+	spec := fmt.Sprintf("user=%s,host=%s,addr=%s,laddr=%s,lport=%s", p.User, p.host, p.Address, p.localAddress, p.localPort)
+	if p.domain != "" {
+		spec += ",rdomain=" + p.domain
+	}
+	return spec
 }
 
 // Login is what sshd settles on for one connection.
@@ -48,23 +51,24 @@ type Login struct {
 	Settings []byte
 }
 
-// Logins asks sshd for its settings for every account that can log in, from this
-// machine and from elsewhere. It returns the first error: a Match block may hold
-// one that no other login meets.
+// Logins asks sshd for its settings for every account that can log in, from this machine
+// and from elsewhere, and for a login that meets each Match block which those do not meet.
+// It returns the first error: a Match block may hold one that no other login meets.
 func (s *Server) Logins(ctx context.Context) ([]Login, error) {
-	users, err := s.users()
+	accounts, err := s.accounts()
 	if err != nil {
 		return nil, err
 	}
-	logins := connections(users)
+	asked := append(connections(accounts), probes(s.Lines(), accounts)...)
+	logins := make([]Login, len(asked))
 	// Side by side: each run of sshd takes some 10 ms, and none changes anything.
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(runtime.GOMAXPROCS(0))
-	for n := range logins {
+	for n, p := range asked {
 		group.Go(func() (err error) {
-			c := logins[n].Connection
-			if logins[n].Settings, err = s.settings(ctx, c); err != nil {
-				return fmt.Errorf("login of %s from %s: %w", c.User, c.Address, err)
+			logins[n].Connection = p.Connection
+			if logins[n].Settings, err = s.run(ctx, "-T", "-C", p.spec()); err != nil {
+				return fmt.Errorf("login of %s from %s: %w", p.User, p.Address, err)
 			}
 			return nil
 		})
@@ -75,48 +79,17 @@ func (s *Server) Logins(ctx context.Context) ([]Login, error) {
 	return logins, nil
 }
 
-// connections are those of each user, from here and from elsewhere, up to maxLogins.
-func connections(users []string) []Login {
-	var logins []Login
-	for _, user := range users {
+// connections are those of each account that logs in, from here and from elsewhere, up to
+// maxLogins.
+func connections(accounts []Account) (all []probe) {
+	for _, account := range accounts {
 		for _, address := range []string{here, elsewhere} {
-			logins = append(logins, Login{Connection: Connection{user, address}})
+			if account.LogsIn {
+				all = append(all, probe{Connection{account.Name, address}, address, here, "22", ""})
+			}
 		}
 	}
-	return logins[:min(len(logins), maxLogins)]
-}
-
-// users returns root and the local accounts of people. Those of a directory service
-// are not asked for: it may be slow, or have a million.
-func (s *Server) users() ([]string, error) {
-	data, err := os.ReadFile(filepath.Join("/", s.Root, "etc/passwd"))
-	if errors.Is(err, fs.ErrNotExist) {
-		return []string{rootHere().User}, nil
-	}
-	if err != nil {
-		return nil, fmt.Errorf("find the accounts that can log in: %w", err)
-	}
-	return parseUsers(string(data)), nil
-}
-
-// parseUsers reads passwd(5). Service accounts, and those with a shell that lets
-// nobody in, stay out.
-func parseUsers(passwd string) []string {
-	const firstPerson = 1000 // UID_MIN of login.defs(5)
-	users := []string{rootHere().User}
-	for line := range strings.Lines(passwd) {
-		fields := strings.Split(strings.TrimSpace(line), ":")
-		if len(fields) != 7 || strings.ContainsAny(fields[0], ", =") {
-			continue
-		}
-		uid, err := strconv.Atoi(fields[2])
-		shell := filepath.Base(fields[6])
-		if err != nil || uid < firstPerson || shell == "nologin" || shell == "false" || slices.Contains(users, fields[0]) {
-			continue
-		}
-		users = append(users, fields[0])
-	}
-	return users
+	return all[:min(len(all), maxLogins)]
 }
 
 // Drift compares the settings of the same logins before and after a change, and
@@ -156,19 +129,4 @@ func lineAt(lines []string, n int) string {
 		return lines[n]
 	}
 	return ""
-}
-
-// OwnAuthorities returns the accounts for which a Match block sets another
-// TrustedUserCAKeys than path: certificates of the authorities there do not log in
-// to them.
-func OwnAuthorities(logins []Login, path string) (users []string) {
-	for _, login := range logins {
-		for line := range bytes.Lines(login.Settings) {
-			keyword, value, _ := strings.Cut(strings.TrimSpace(string(line)), " ")
-			if keyword == "trustedusercakeys" && value != path && !slices.Contains(users, login.User) {
-				users = append(users, login.User)
-			}
-		}
-	}
-	return users
 }

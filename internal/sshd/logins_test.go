@@ -8,7 +8,7 @@ import (
 	"testing"
 )
 
-func TestParseUsers(t *testing.T) {
+func TestParseAccounts(t *testing.T) {
 	const passwd = `root:x:0:0:root:/root:/bin/bash
 daemon:x:1:1:daemon:/usr/sbin:/usr/sbin/nologin
 sshd:x:100:65534::/run/sshd:/usr/sbin/nologin
@@ -22,7 +22,14 @@ short:x:1004
 word:x:many:1::/:/bin/sh
 admin:x:1000:1000:again:/home/admin:/bin/bash
 `
-	if got, want := parseUsers(passwd), []string{"root", "admin", "git"}; !slices.Equal(got, want) {
+	const group = "root:x:0:\nsudo:x:27:admin,git\nadmin:x:1000:\nbad:line\n"
+	var got []string
+	for _, a := range parseAccounts(passwd, group) {
+		if a.LogsIn {
+			got = append(got, a.Name+" "+strings.Join(a.Groups, ","))
+		}
+	}
+	if want := []string{"root root", "admin sudo,admin", "git sudo"}; !slices.Equal(got, want) {
 		t.Errorf("got %q, want %q", got, want)
 	}
 }
@@ -43,18 +50,6 @@ func TestDrift(t *testing.T) {
 		if (got == "") != (test.want == "") || !strings.Contains(got, test.want) {
 			t.Errorf("%s: %q, want %q", test.name, got, test.want)
 		}
-	}
-}
-
-func TestOwnAuthorities(t *testing.T) {
-	logins := []Login{
-		{Connection{"root", here}, []byte("trustedusercakeys /ours\n")},
-		{Connection{"deploy", here}, []byte("usepam no\ntrustedusercakeys /theirs\n")},
-		{Connection{"deploy", elsewhere}, []byte("trustedusercakeys /theirs\n")},
-		{Connection{"git", elsewhere}, []byte("trustedusercakeys none\n")},
-	}
-	if got := OwnAuthorities(logins, "/ours"); !slices.Equal(got, []string{"deploy", "git"}) {
-		t.Errorf("got %q", got)
 	}
 }
 

@@ -3,7 +3,9 @@ package sshd
 import (
 	"bytes"
 	"errors"
+	"os"
 	"path"
+	"path/filepath"
 	"strings"
 )
 
@@ -71,14 +73,20 @@ func splitArguments(s string) (arguments []string) {
 
 func includes(patterns []string, file string) bool {
 	for _, pattern := range patterns {
-		if !path.IsAbs(pattern) {
-			pattern = path.Join(path.Dir(MainConfig), pattern) // as sshd_config(5) says of Include
-		}
-		if ok, err := path.Match(pattern, file); err == nil && ok {
+		if ok, err := path.Match(absolutePattern(pattern), file); err == nil && ok {
 			return true
 		}
 	}
 	return false
+}
+
+// absolutePattern returns a pattern of an Include as sshd_config(5) takes it: one that is
+// not absolute stands for files in /etc/ssh, wherever the configuration is.
+func absolutePattern(pattern string) string {
+	if path.IsAbs(pattern) {
+		return pattern
+	}
+	return path.Join(path.Dir(MainConfig), pattern)
 }
 
 // WithBlock returns the configuration with body in one marked block at its top,
@@ -127,14 +135,13 @@ func WithoutBlock(config []byte) ([]byte, error) {
 	return []byte(rest.String()), nil
 }
 
-// LinesOf returns the numbers of the lines that set a keyword, given in lower case.
-func LinesOf(config []byte, keyword string) (numbers []int) {
-	number := 0
-	for line := range strings.Lines(string(config)) {
-		number++
-		if got, _ := splitDirective(line); got == keyword {
-			numbers = append(numbers, number)
+// FindMainConfig returns the main configuration file in the file system at root, as sshd
+// there names it: SUSE keeps its own below /usr/etc, which counts while /etc has none.
+func FindMainConfig(root string) string {
+	for _, file := range []string{MainConfig, VendorConfig} {
+		if _, err := os.Lstat(filepath.Join(root, file)); err == nil {
+			return file
 		}
 	}
-	return numbers
+	return MainConfig
 }

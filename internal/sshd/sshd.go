@@ -16,6 +16,8 @@ const (
 	CAFile = "/etc/ssh/hallmark/openssh_ca.pub"
 	// MainConfig is OpenSSH's own configuration file.
 	MainConfig = "/etc/ssh/sshd_config"
+	// VendorConfig is SUSE's, which its sshd reads while there is no MainConfig.
+	VendorConfig = "/usr/etc/ssh/sshd_config"
 	// DropIn sorts before the 50-cloud-init.conf of cloud-init, because the first
 	// value of a keyword wins (sshd_config(5)).
 	DropIn = "/etc/ssh/sshd_config.d/00-hallmark.conf"

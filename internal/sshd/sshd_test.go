@@ -143,13 +143,6 @@ func FuzzBlock(f *testing.F) {
 	})
 }
 
-func TestLinesOf(t *testing.T) {
-	config := "Port 22\n# TrustedUserCAKeys /a\n trustedusercakeys=/b\nTrustedUserCAKeys /c\n"
-	if got := LinesOf([]byte(config), "trustedusercakeys"); !reflect.DeepEqual(got, []int{3, 4}) {
-		t.Errorf("lines %v, want 3 and 4", got)
-	}
-}
-
 func TestParseEffective(t *testing.T) {
 	got, err := ParseEffective([]byte(strings.Join([]string{
 		"port 22", "listenaddress [::]:22", "listenaddress 0.0.0.0:22", "listenaddress 10.0.0.1:2222 rdomain blue",

@@ -1,0 +1,352 @@
+package sshd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+
+	"golang.org/x/crypto/ssh"
+)
+
+// Finding is one setting of sshd that keeps certificates from working, or that makes
+// logins through Teleport's proxy unreliable.
+type Finding struct {
+	Keyword string // as sshd_config(5) spells it
+	Value   string
+	// Places are where it is set. They are empty if no file sets it: it is then OpenSSH's
+	// default, or comes from a crypto policy or sshd's command line.
+	Places []Line
+	// Logins are those that the setting affects, or nil for all.
+	Logins []Connection
+	// Consequence says what does not work, Remedy what to write instead.
+	Consequence, Remedy string
+	// Blocks says that because of this, alone or with others that say so, no certificate
+	// can work.
+	Blocks bool
+}
+
+// String returns the finding on one line: what, where, for whom, and what to do.
+func (f Finding) String() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s %s", f.Keyword, abbreviate(f.Value))
+	if len(f.Places) > 0 {
+		var places []string
+		for _, l := range f.Places[:min(len(f.Places), 3)] {
+			places = append(places, l.String())
+		}
+		fmt.Fprintf(&b, " (%s)", strings.Join(places, ", "))
+	} else {
+		b.WriteString(" (not set in sshd's configuration files)")
+	}
+	if users := f.users(); len(users) > 0 {
+		fmt.Fprintf(&b, ", for %s", strings.Join(users, ", "))
+	}
+	fmt.Fprintf(&b, ": %s; %s", f.Consequence, f.Remedy)
+	return b.String()
+}
+
+// users names the logins, each user once.
+func (f Finding) users() (users []string) {
+	const most = 5
+	from := map[string][]string{}
+	var order []string
+	for _, c := range f.Logins {
+		if from[c.User] == nil {
+			order = append(order, c.User)
+		}
+		from[c.User] = append(from[c.User], c.Address)
+	}
+	for _, user := range order[:min(len(order), most)] {
+		if len(from[user]) == 1 {
+			user += " from " + from[user][0]
+		}
+		users = append(users, user)
+	}
+	if len(order) > most {
+		users = append(users, fmt.Sprintf("%d more", len(order)-most))
+	}
+	return users
+}
+
+func abbreviate(value string) string {
+	const most = 100
+	if len(value) > most {
+		return value[:most] + "…"
+	}
+	return value
+}
+
+// Blocking returns those of the findings because of which no certificate can work.
+func Blocking(findings []Finding) (blocking []Finding) {
+	for _, f := range findings {
+		if f.Blocks {
+			blocking = append(blocking, f)
+		}
+	}
+	return blocking
+}
+
+// Want is what sshd's settings are compared with.
+type Want struct {
+	// CAFile is the TrustedUserCAKeys that hallmark sets.
+	CAFile string
+	// Authorities are the CAs of people's certificates; none, if they are not known yet.
+	Authorities []ssh.PublicKey
+	// MaxStartups is what hallmark sets, or empty.
+	MaxStartups string
+	// Extra are findings of the caller's, about host keys.
+	Extra []Finding
+}
+
+// Facts are all that Assess goes by.
+type Facts struct {
+	Want
+	Logins   []Login
+	Lines    []Line // of the configuration
+	Accounts []Account
+	// Absent are users and groups that AllowUsers and AllowGroups name and that nothing on
+	// this machine knows. Others, without an account of their own yet, may get one at boot.
+	Absent []string
+	// Files has the content of the files that the settings name; those missing have none.
+	Files map[string][]byte
+}
+
+// problem is what one login meets: the finding without places and logins.
+type problem struct {
+	Finding
+	// open says that an account that does not exist yet would not meet it.
+	open bool
+	// severe says that the login cannot work. Otherwise it is a limit or a risk.
+	severe bool
+}
+
+// Assess compares sshd's settings with what logins by certificates need, and returns what
+// keeps them from working, what blocks all of them first. It only judges by the facts.
+func Assess(f Facts) []Finding {
+	collected := &collection{facts: f}
+	reachable := false // some login from elsewhere can work
+	for _, login := range f.Logins {
+		problems := f.problems(login)
+		works := true
+		for _, p := range problems {
+			collected.add(login.Connection, p)
+			works = works && (!p.severe || p.open)
+		}
+		// Teleport's proxy is on another machine.
+		reachable = reachable || works && login.Address != here
+	}
+	findings := collected.findings(!reachable && len(f.Logins) > 0)
+	findings = append(findings, f.Extra...)
+	slices.SortStableFunc(findings, func(a, b Finding) int { return order(b) - order(a) })
+	return findings
+}
+
+func order(f Finding) int {
+	if f.Blocks {
+		return 1
+	}
+	return 0
+}
+
+// collection groups the problems of all logins by setting.
+type collection struct {
+	facts Facts
+	all   []*collected
+}
+
+type collected struct {
+	problem
+	logins []Connection
+}
+
+func (c *collection) add(login Connection, p problem) {
+	for _, known := range c.all {
+		if known.Keyword == p.Keyword && known.Value == p.Value && known.Consequence == p.Consequence {
+			known.logins = append(known.logins, login)
+			return
+		}
+	}
+	c.all = append(c.all, &collected{p, []Connection{login}})
+}
+
+func (c *collection) findings(nobody bool) (findings []Finding) {
+	for _, known := range c.all {
+		f := known.Finding
+		f.Blocks = nobody && known.severe && !known.open
+		if len(known.logins) < len(c.facts.Logins) {
+			f.Logins = known.logins
+		}
+		f.Places = places(c.facts.Lines, f)
+		findings = append(findings, f)
+	}
+	return findings
+}
+
+// aliases are names that sshd knows a keyword by, beside the one it prints.
+var aliases = map[string][]string{
+	"pubkeyacceptedalgorithms": {"pubkeyacceptedkeytypes"},
+	"pubkeyacceptedkeytypes":   {"pubkeyacceptedalgorithms"},
+	"pubkeyauthentication":     {"dsaauthentication"},
+}
+
+// places returns the lines that set what a finding is about: those in Match blocks if it
+// is about some logins only, the others if it is about all.
+func places(lines []Line, f Finding) (found []Line) {
+	keyword := strings.ToLower(f.Keyword)
+	var inMatch, global []Line
+	for _, l := range lines {
+		switch {
+		case l.Keyword != keyword && !slices.Contains(aliases[keyword], l.Keyword):
+		case len(l.Match) > 0:
+			inMatch = append(inMatch, l)
+		default:
+			global = append(global, l)
+		}
+	}
+	inMatch = sameValue(inMatch, f.Value)
+	global = sameValue(global, f.Value)
+	switch {
+	case len(f.Logins) > 0 && len(inMatch) > 0, len(global) == 0:
+		return inMatch
+	case lastWins(keyword):
+		return global[len(global)-1:]
+	case accumulates(keyword):
+		return global
+	}
+	return global[:1]
+}
+
+// sameValue prefers the lines that have just the value that sshd prints. Lists, which sshd
+// expands, mostly have none.
+func sameValue(lines []Line, value string) []Line {
+	var same []Line
+	for _, l := range lines {
+		if strings.EqualFold(strings.Join(l.Arguments, " "), value) {
+			same = append(same, l)
+		}
+	}
+	if len(same) > 0 {
+		return same
+	}
+	return lines
+}
+
+// lastWins reports whether of several lines the last one counts (seen on 9.2 and 10.0).
+func lastWins(keyword string) bool { return keyword == "maxstartups" }
+
+func accumulates(keyword string) bool {
+	switch keyword {
+	case "allowusers", "denyusers", "allowgroups", "denygroups":
+		return true
+	}
+	return false
+}
+
+// settings are what "sshd -T" prints for one login.
+type settings map[string][]string
+
+func parseSettings(output []byte) settings {
+	s := settings{}
+	for line := range strings.Lines(string(output)) {
+		keyword, value, _ := strings.Cut(strings.TrimSpace(line), " ")
+		s[keyword] = append(s[keyword], value)
+	}
+	return s
+}
+
+// value returns the one value of a keyword, or "" if sshd does not print it: not every
+// version knows all.
+func (s settings) value(keywords ...string) string {
+	for _, keyword := range keywords {
+		if values := s[keyword]; len(values) > 0 {
+			return values[0]
+		}
+	}
+	return ""
+}
+
+func (s settings) list(keyword string) []string {
+	value := s.value(keyword)
+	if value == "" {
+		return nil
+	}
+	return strings.Split(value, ",")
+}
+
+// Findings gathers what there is to know about the logins that Logins returned, and has
+// Assess judge it. It runs sshd no more.
+func (s *Server) Findings(ctx context.Context, logins []Login, want Want) ([]Finding, error) {
+	accounts, err := s.accounts()
+	if err != nil {
+		return nil, err
+	}
+	f := Facts{Want: want, Logins: logins, Lines: s.Lines(), Accounts: accounts, Files: map[string][]byte{}}
+	f.Absent = append(s.absent(ctx, "passwd", f.unknown("allowusers")), s.absent(ctx, "group", f.unknown("allowgroups"))...)
+	for _, file := range s.existing(f.filesOf()) {
+		if data, err := readBounded(filepath.Join("/", s.Root, file)); err == nil {
+			f.Files[file] = data
+		}
+	}
+	return Assess(f), nil
+}
+
+// existing returns the files that patterns name, up to a number, as sshd names them. A
+// name without wildcards stays, whether it exists or not.
+func (s *Server) existing(patterns []string) (files []string) {
+	const most = 256
+	root := filepath.Join("/", s.Root)
+	for _, pattern := range patterns {
+		if !isPattern(pattern) {
+			files = append(files, pattern)
+			continue
+		}
+		found, _ := filepath.Glob(filepath.Join(root, pattern))
+		for _, file := range found[:min(len(found), most)] {
+			files = append(files, filepath.Join("/", strings.TrimPrefix(file, root)))
+		}
+	}
+	return files
+}
+
+// unknown returns the names in AllowUsers or AllowGroups that are no local account's or
+// group's.
+func (f Facts) unknown(keyword string) (names []string) {
+	for _, login := range f.Logins {
+		for _, pattern := range parseSettings(login.Settings)[keyword] {
+			name, _, _ := strings.Cut(pattern, "@")
+			local := slices.ContainsFunc(f.Accounts, func(a Account) bool {
+				return keyword == "allowusers" && a.Name == name || keyword == "allowgroups" && slices.Contains(a.Groups, name)
+			})
+			if !local && !isPattern(name) && !slices.Contains(names, name) {
+				names = append(names, name)
+			}
+		}
+	}
+	return names
+}
+
+// readBounded reads a file that decides about logins. What is no regular file, as
+// /dev/null, or longer than any such list counts as empty.
+func readBounded(path string) ([]byte, error) {
+	const most = 64 << 20
+	file, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer file.Close()
+	info, err := file.Stat()
+	if err != nil || info.IsDir() {
+		return nil, errors.Join(err, fs.ErrInvalid)
+	}
+	if !info.Mode().IsRegular() || info.Size() > most {
+		return nil, nil
+	}
+	return io.ReadAll(io.LimitReader(file, most))
+}

@@ -1,0 +1,355 @@
+package sshd
+
+import (
+	"bytes"
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/rsa"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"golang.org/x/crypto/ssh"
+)
+
+func newCA(t *testing.T, kind string) ssh.Signer {
+	t.Helper()
+	var private any
+	var err error
+	switch kind {
+	case "rsa":
+		private, err = rsa.GenerateKey(rand.Reader, 2048)
+	case "ecdsa":
+		private, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	default:
+		_, private, err = ed25519.GenerateKey(rand.Reader)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	signer, err := ssh.NewSignerFromKey(private)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return signer
+}
+
+// hardened is what sshd prints where nothing keeps a certificate from working.
+const hardened = `pubkeyauthentication yes
+trustedusercakeys /ca
+revokedkeys none
+authorizedprincipalsfile none
+authorizedprincipalscommand none
+authenticationmethods any
+maxstartups 100:30:200
+persourcemaxstartups none
+requiredrsasize 2048
+casignaturealgorithms ssh-ed25519,ecdsa-sha2-nistp256,rsa-sha2-512,rsa-sha2-256
+pubkeyacceptedalgorithms ssh-ed25519-cert-v01@openssh.com,ecdsa-sha2-nistp256-cert-v01@openssh.com,rsa-sha2-512-cert-v01@openssh.com,ssh-ed25519
+hostkeyalgorithms ssh-ed25519-cert-v01@openssh.com,ssh-ed25519
+kexalgorithms curve25519-sha256,diffie-hellman-group16-sha512
+ciphers chacha20-poly1305@openssh.com,aes256-ctr
+macs umac-128-etm@openssh.com
+`
+
+// set replaces keywords of hardened.
+func set(lines string) string {
+	text := hardened
+	for line := range strings.Lines(lines) {
+		keyword, _, _ := strings.Cut(strings.TrimSpace(line), " ")
+		var kept strings.Builder
+		for old := range strings.Lines(text) {
+			if was, _, _ := strings.Cut(old, " "); was != keyword {
+				kept.WriteString(old)
+			}
+		}
+		text = kept.String()
+	}
+	return text + strings.TrimSpace(lines) + "\n"
+}
+
+func TestAssess(t *testing.T) {
+	ca := newCA(t, "ed25519").PublicKey()
+	rsaCA := newCA(t, "rsa").PublicKey()
+	caLine := string(ssh.MarshalAuthorizedKey(ca))
+	for _, test := range []struct {
+		name, lines string
+		files       map[string][]byte
+		more        []ssh.PublicKey // CAs beside the first
+		absent      []string
+		want        string // the keyword, with "!" if it blocks all, or ""
+	}{
+		{name: "nothing is wrong"},
+		{name: "no public keys", lines: "pubkeyauthentication no", want: "!PubkeyAuthentication"},
+		{name: "plain keys only", lines: "pubkeyacceptedalgorithms ssh-ed25519,rsa-sha2-512,rsa-sha2-256", want: "!PubkeyAcceptedAlgorithms"},
+		{name: "plain keys only, before 8.5", lines: "pubkeyacceptedalgorithms \npubkeyacceptedkeytypes ssh-ed25519,rsa-sha2-512", want: "!PubkeyAcceptedKeyTypes"},
+		{name: "certificates of one type", lines: "pubkeyacceptedalgorithms ssh-ed25519-cert-v01@openssh.com", want: "PubkeyAcceptedAlgorithms"},
+		{name: "long RSA keys only", lines: "requiredrsasize 3072", want: "RequiredRSASize"},
+		{name: "CA of another type", lines: "casignaturealgorithms ecdsa-sha2-nistp256", want: "!CASignatureAlgorithms"},
+		{name: "one CA of two", lines: "casignaturealgorithms ssh-ed25519,rsa-sha2-256", more: []ssh.PublicKey{rsaCA}, want: "CASignatureAlgorithms"},
+		{name: "one that does not print them", lines: "casignaturealgorithms "},
+		{name: "principals elsewhere", lines: "authorizedprincipalsfile /etc/ssh/auth_principals/%u", want: "!AuthorizedPrincipalsFile"},
+		{name: "principals elsewhere that name the login", lines: "authorizedprincipalsfile /etc/ssh/auth_principals/%u",
+			files: map[string][]byte{"/etc/ssh/auth_principals/root": []byte("# people\nfrom=\"10.0.0.0/8\" root\n")}},
+		{name: "principals of accounts elsewhere", lines: "authorizedprincipalsfile /etc/ssh/auth_principals/%u",
+			files: map[string][]byte{"/etc/ssh/auth_principals/jane": []byte("jane\n")}, want: "AuthorizedPrincipalsFile"},
+		{name: "principals that a command prints", lines: "authorizedprincipalscommand /opt/principals %u", want: "AuthorizedPrincipalsCommand"},
+		{name: "two factors", lines: "authenticationmethods publickey,keyboard-interactive", want: "!AuthenticationMethods"},
+		{name: "two certificates", lines: "authenticationmethods publickey,publickey", want: "!AuthenticationMethods"},
+		{name: "two factors or a key", lines: "authenticationmethods publickey,password publickey"},
+		{name: "a list of revoked keys that is gone", lines: "revokedkeys /etc/revoked", want: "!RevokedKeys"},
+		{name: "an empty list", lines: "revokedkeys /etc/revoked", files: map[string][]byte{"/etc/revoked": {}}},
+		{name: "a list with the CA", lines: "revokedkeys /etc/revoked", files: map[string][]byte{"/etc/revoked": []byte("# gone\n" + caLine)}, want: "!RevokedKeys"},
+		{name: "a damaged list", lines: "revokedkeys /etc/revoked", files: map[string][]byte{"/etc/revoked": []byte("SSHKRL\n\x00\x00")}, want: "!RevokedKeys"},
+		{name: "nobody", lines: "denyusers *", want: "!DenyUsers"},
+		{name: "root kept out", lines: "denyusers root", want: "DenyUsers"},
+		{name: "root kept out from a network", lines: "denyusers root@10.0.0.0/8"},
+		{name: "a service account only", lines: "allowusers daemon", want: "!AllowUsers"},
+		{name: "an account that may come at boot", lines: "allowusers ec2-user", want: "AllowUsers"},
+		{name: "an account that is nowhere", lines: "allowusers ec2-user", absent: []string{"ec2-user"}, want: "!AllowUsers"},
+		{name: "from a network", lines: "allowusers root@10.0.0.0/8\nallowusers x"},
+		{name: "a group", lines: "allowgroups wheel"},
+		{name: "another group", lines: "allowgroups people", want: "AllowGroups"},
+		{name: "a group that is nowhere", lines: "allowgroups people", absent: []string{"people"}, want: "!AllowGroups"},
+		{name: "a group kept out", lines: "denygroups wh?el", want: "DenyGroups"},
+		{name: "plain host keys only", lines: "hostkeyalgorithms ssh-ed25519,rsa-sha2-512", want: "!HostKeyAlgorithms"},
+		{name: "key exchanges that Go lacks", lines: "kexalgorithms sntrup761x25519-sha512@openssh.com", want: "!KexAlgorithms"},
+		{name: "key exchanges that the proxy does not offer", lines: "kexalgorithms diffie-hellman-group18-sha512,diffie-hellman-group-exchange-sha256", want: "!KexAlgorithms"},
+		{name: "key exchanges of new proxies", lines: "kexalgorithms mlkem768x25519-sha256", want: "KexAlgorithms"},
+		{name: "ciphers that nobody speaks", lines: "ciphers aes128-cbc", want: "!Ciphers"},
+		{name: "MACs that Go lacks", lines: "ciphers aes256-ctr\nmacs umac-128-etm@openssh.com", want: "!MACs"},
+		{name: "MACs that are not needed", lines: "ciphers aes256-gcm@openssh.com\nmacs umac-128-etm@openssh.com"},
+		{name: "few connections", lines: "maxstartups 10:30:100", want: "MaxStartups"},
+		{name: "more connections", lines: "maxstartups 500:30:1000"},
+		{name: "few from one address", lines: "persourcemaxstartups 1", want: "PerSourceMaxStartups"},
+		{name: "none, as some versions print it", lines: "persourcemaxstartups 2147483647"},
+		{name: "penalties", lines: "persourcepenalties crash:90 authfail:5 noauth:1\npersourcepenaltyexemptlist none", want: "PerSourcePenalties"},
+		{name: "penalties for others", lines: "persourcepenalties crash:90 authfail:5\npersourcepenaltyexemptlist 10.0.0.7"},
+		{name: "no penalties", lines: "persourcepenalties no"},
+		{name: "CAs of somebody else", lines: "trustedusercakeys /other", want: "TrustedUserCAKeys"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			settings := hardened
+			if test.lines != "" {
+				settings = set(test.lines)
+			}
+			findings := Assess(Facts{
+				Want:     Want{CAFile: "/ca", Authorities: append([]ssh.PublicKey{ca}, test.more...), MaxStartups: DefaultMaxStartups},
+				Logins:   []Login{{Connection{"root", here}, []byte(settings)}, {Connection{"root", elsewhere}, []byte(settings)}},
+				Accounts: []Account{{Name: "root", Home: "/root", Groups: []string{"root", "wheel"}, LogsIn: true}, {Name: "daemon"}},
+				Files:    test.files, Absent: test.absent,
+			})
+			var got []string
+			for _, f := range findings {
+				blocks := ""
+				if f.Blocks {
+					blocks = "!"
+				}
+				got = append(got, blocks+f.Keyword)
+				if f.Consequence == "" || f.Remedy == "" || len(f.Logins) != 0 {
+					t.Errorf("finding without consequence or remedy, or for some only: %+v", f)
+				}
+			}
+			if strings.Join(got, " ") != test.want {
+				t.Errorf("got %q, want %q", got, test.want)
+			}
+		})
+	}
+}
+
+// What one login meets is a finding for that login, and blocks nobody else.
+func TestAssessMatch(t *testing.T) {
+	no := set("pubkeyauthentication no")
+	login := func(user, address, settings string) Login { return Login{Connection{user, address}, []byte(settings)} }
+	for _, test := range []struct {
+		name   string
+		logins []Login
+		blocks bool
+		users  string
+	}{
+		{"one account", []Login{login("root", elsewhere, hardened), login("git", here, no), login("git", elsewhere, no)}, false, "git"},
+		{"this machine", []Login{login("root", here, no), login("root", elsewhere, hardened)}, false, "root from 127.0.0.1"},
+		{"all but this machine", []Login{login("root", here, hardened), login("root", elsewhere, no)}, true, "root from 192.0.2.1"},
+		{"all but a network", []Login{login("root", elsewhere, no), login("root", "10.0.0.1", hardened)}, false, "root from 192.0.2.1"},
+	} {
+		findings := Assess(Facts{Logins: test.logins, Lines: []Line{
+			{File: "/etc/ssh/sshd_config", Number: 3, Keyword: "pubkeyauthentication", Arguments: []string{"yes"}},
+			{File: "/etc/ssh/sshd_config", Number: 9, Keyword: "pubkeyauthentication", Arguments: []string{"no"}, Match: []string{"User", "git"}},
+		}})
+		if len(findings) != 1 || findings[0].Blocks != test.blocks || strings.Join(findings[0].users(), ", ") != test.users {
+			t.Errorf("%s: %+v", test.name, findings)
+			continue
+		}
+		if got := findings[0].String(); !strings.Contains(got, "PubkeyAuthentication no (/etc/ssh/sshd_config:9 (Match User git)), for "+test.users) {
+			t.Errorf("%s: %s", test.name, got)
+		}
+	}
+}
+
+func TestPlaces(t *testing.T) {
+	lines := []Line{
+		{File: "a", Number: 1, Keyword: "maxstartups", Arguments: []string{"100:30:200"}},
+		{File: "b", Number: 2, Keyword: "maxstartups", Arguments: []string{"10:30:100"}},
+		{File: "b", Number: 3, Keyword: "pubkeyacceptedkeytypes", Arguments: []string{"-*cert*"}},
+		{File: "b", Number: 4, Keyword: "pubkeyacceptedalgorithms", Arguments: []string{"+x"}},
+		{File: "b", Number: 5, Keyword: "allowusers", Arguments: []string{"x"}},
+		{File: "c", Number: 6, Keyword: "allowusers", Arguments: []string{"y"}},
+	}
+	for keyword, want := range map[string]string{
+		"MaxStartups": "b:2", "PubkeyAcceptedAlgorithms": "b:3", "AllowUsers": "b:5 c:6", "Ciphers": "",
+	} {
+		var got []string
+		for _, l := range places(lines, Finding{Keyword: keyword, Value: "10:30:100"}) {
+			got = append(got, l.String())
+		}
+		if strings.Join(got, " ") != want {
+			t.Errorf("%s: %q, want %q", keyword, got, want)
+		}
+	}
+}
+
+func TestRevokes(t *testing.T) {
+	keygen, err := exec.LookPath("ssh-keygen")
+	if err != nil {
+		t.Skip("no ssh-keygen")
+	}
+	dir := t.TempDir()
+	ca, other := newCA(t, "ed25519").PublicKey(), newCA(t, "rsa").PublicKey()
+	write := func(name, content string) string {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	write("ca.pub", string(ssh.MarshalAuthorizedKey(ca)))
+	for name, source := range map[string]string{
+		"key":    string(ssh.MarshalAuthorizedKey(ca)),
+		"sha1":   "sha1: " + string(ssh.MarshalAuthorizedKey(ca)),
+		"sha256": "hash: " + ssh.FingerprintSHA256(ca) + "\n",
+		"serial": "serial: 1-9\n",
+	} {
+		list := filepath.Join(dir, name+".krl")
+		arguments := []string{"-k", "-f", list, "-s", filepath.Join(dir, "ca.pub"), write(name, source)}
+		if out, err := exec.Command(keygen, arguments...).CombinedOutput(); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+		data, err := os.ReadFile(list)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := revokes(data, ca); err != nil || got != (name != "serial") {
+			t.Errorf("%s: %v, %v", name, got, err)
+		}
+		if got, err := revokes(data, other); err != nil || got {
+			t.Errorf("%s revokes another key: %v, %v", name, got, err)
+		}
+		if _, err := revokes(data[:len(data)-1], other); err == nil {
+			t.Errorf("%s cut off is no error", name)
+		}
+	}
+}
+
+func FuzzRevokes(f *testing.F) {
+	_, private, err := ed25519.GenerateKey(bytes.NewReader(make([]byte, 32)))
+	if err != nil {
+		f.Fatal(err)
+	}
+	key, err := ssh.NewPublicKey(private.Public())
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add([]byte("SSHKRL\n\x00\x00\x00\x00\x01"))
+	f.Add(ssh.MarshalAuthorizedKey(key))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		if revoked, err := revokes(data, key); revoked && err != nil {
+			t.Fatal("both revoked and an error")
+		}
+	})
+}
+
+func TestProbes(t *testing.T) {
+	accounts := []Account{{Name: "root", LogsIn: true}, {Name: "git", Groups: []string{"git", "sftp"}, LogsIn: true}, {Name: "daemon"}}
+	for match, want := range map[string]string{
+		"all":                           "",
+		"User git":                      "",
+		"User root":                     "",
+		"User deploy":                   "user=deploy,host=192.0.2.1,addr=192.0.2.1,laddr=127.0.0.1,lport=22",
+		"User ops*":                     "user=opsx,host=192.0.2.1,addr=192.0.2.1,laddr=127.0.0.1,lport=22",
+		"User !root,*":                  "",
+		"Group sftp":                    "",
+		"Group nobody":                  "",
+		"Address 10.0.0.0/8":            "user=git,host=10.0.0.1,addr=10.0.0.1,laddr=127.0.0.1,lport=22",
+		"address=10.1.*":                "user=git,host=10.1.1.1,addr=10.1.1.1,laddr=127.0.0.1,lport=22",
+		"Address 2001:db8::/32":         "user=git,host=2001:db8::1,addr=2001:db8::1,laddr=127.0.0.1,lport=22",
+		"Address 127.0.0.1":             "",
+		"Address !10.0.0.1,*":           "",
+		"Host *.example.com":            "user=git,host=x.example.com,addr=192.0.2.1,laddr=127.0.0.1,lport=22",
+		"LocalPort 2222":                "user=git,host=192.0.2.1,addr=192.0.2.1,laddr=127.0.0.1,lport=2222",
+		"LocalAddress 10.0.0.7":         "user=git,host=192.0.2.1,addr=192.0.2.1,laddr=10.0.0.7,lport=22",
+		"User root Address 10.0.0.0/24": "user=root,host=10.0.0.1,addr=10.0.0.1,laddr=127.0.0.1,lport=22",
+		"RDomain blue":                  "user=git,host=192.0.2.1,addr=192.0.2.1,laddr=127.0.0.1,lport=22,rdomain=blue",
+		"Invalid-User":                  "",
+	} {
+		_, arguments := splitDirective("Match " + match)
+		got := ""
+		for _, p := range probes([]Line{{Keyword: "match", Arguments: arguments}, {Keyword: "match", Arguments: arguments}}, accounts) {
+			got += p.spec()
+		}
+		if got != want {
+			t.Errorf("Match %s: %q, want %q", match, got, want)
+		}
+	}
+}
+
+func TestMatchPattern(t *testing.T) {
+	for _, test := range []struct {
+		pattern, s string
+		want       bool
+	}{
+		{"", "", true}, {"", "a", false}, {"a", "a", true}, {"a", "b", false}, {"*", "", true}, {"*", "abc", true},
+		{"a*", "abc", true}, {"*c", "abc", true}, {"a*c", "abbc", true}, {"a*b", "abbc", false}, {"a?c", "abc", true}, {"?", "", false},
+		{"**a", "ba", true},
+	} {
+		if got := matchPattern(test.pattern, test.s); got != test.want {
+			t.Errorf("%q on %q: %v", test.pattern, test.s, got)
+		}
+	}
+}
+
+// Lines follow Include as sshd does, with Match blocks that end with their file.
+func TestLines(t *testing.T) {
+	root := t.TempDir()
+	for file, content := range map[string]string{
+		"etc/ssh/sshd_config":               "Include sshd_config.d/*.conf\nUsePAM yes\nMatch User git\n\tBanner \"a b\"\nInclude /etc/ssh/more\nX11Forwarding=no\n",
+		"etc/ssh/sshd_config.d/b.conf":      "PermitRootLogin no\n",
+		"etc/ssh/sshd_config.d/a.conf":      "Match all\nMaxAuthTries 3\n",
+		"etc/ssh/sshd_config.d/ignored.bak": "Port 1\n",
+		"etc/ssh/more":                      "Include /etc/ssh/more\nMaxSessions 2\n",
+	} {
+		path := filepath.Join(root, file)
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var got []string
+	for _, l := range (&Server{Root: root}).Lines() {
+		if l.Keyword != "include" && l.Keyword != "match" && l.File != "/etc/ssh/more" {
+			got = append(got, l.String()+" "+l.Keyword)
+		}
+	}
+	want := []string{
+		"/etc/ssh/sshd_config.d/a.conf:2 (Match all) maxauthtries", "/etc/ssh/sshd_config.d/b.conf:1 permitrootlogin",
+		"/etc/ssh/sshd_config:2 usepam", "/etc/ssh/sshd_config:4 (Match User git) banner", "/etc/ssh/sshd_config:6 (Match User git) x11forwarding",
+	}
+	if strings.Join(got, "\n") != strings.Join(want, "\n") {
+		t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+	}
+}

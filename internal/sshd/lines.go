@@ -1,0 +1,96 @@
+package sshd
+
+import (
+	"cmp"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+)
+
+// Line is one directive of sshd's configuration.
+type Line struct {
+	File      string // as sshd names it
+	Number    int    // from 1
+	Keyword   string // in lower case
+	Arguments []string
+	// Match is what the Match block around the line asks for, or empty outside one.
+	Match []string
+}
+
+// String returns "file:line", and the Match block if there is one.
+func (l Line) String() string {
+	place := fmt.Sprintf("%s:%d", l.File, l.Number)
+	if len(l.Match) > 0 {
+		place += " (Match " + strings.Join(l.Match, " ") + ")"
+	}
+	return place
+}
+
+const (
+	// maxIncludes is how deep sshd follows Include (SERVCONF_MAX_DEPTH).
+	maxIncludes = 16
+	// maxLines bounds what is read of a configuration. A real one has some hundred lines.
+	maxLines = 10_000
+)
+
+// Lines returns the directives of the server's configuration in the order in which sshd
+// reads them, with the files it includes. Files that cannot be read have none: whether
+// sshd accepts its configuration is for sshd to say.
+func (s *Server) Lines() []Line {
+	var r lineReader
+	r.root = filepath.Join("/", s.Root)
+	r.read(s.mainConfig(), nil, 0)
+	return r.lines
+}
+
+// mainConfig returns the path of the file that sshd reads first, as sshd names it. SUSE
+// keeps its own below /usr/etc, for as long as there is none in /etc.
+func (s *Server) mainConfig() string {
+	return cmp.Or(s.Config, FindMainConfig(filepath.Join("/", s.Root)))
+}
+
+type lineReader struct {
+	root  string
+	lines []Line
+}
+
+// read appends the lines of a file. It returns the Match block in which the file ends.
+func (r *lineReader) read(file string, match []string, depth int) []string {
+	data, err := os.ReadFile(filepath.Join(r.root, file))
+	if err != nil || depth > maxIncludes {
+		return match
+	}
+	number := 0
+	for text := range strings.Lines(string(data)) {
+		number++
+		keyword, arguments := splitDirective(text)
+		if keyword == "" || len(r.lines) >= maxLines {
+			continue
+		}
+		switch keyword {
+		case "match":
+			match = arguments
+		case "include":
+			// A Match block of an included file ends with that file.
+			for _, included := range r.glob(arguments) {
+				r.read(included, match, depth+1)
+			}
+		}
+		r.lines = append(r.lines, Line{File: file, Number: number, Keyword: keyword, Arguments: arguments, Match: match})
+	}
+	return match
+}
+
+// glob returns the files that an Include names, as sshd names them, in its order.
+func (r *lineReader) glob(patterns []string) (files []string) {
+	for _, pattern := range patterns {
+		found, _ := filepath.Glob(filepath.Join(r.root, absolutePattern(pattern)))
+		slices.Sort(found)
+		for _, file := range found {
+			files = append(files, filepath.Join("/", strings.TrimPrefix(file, r.root)))
+		}
+	}
+	return files
+}

@@ -1,0 +1,405 @@
+package sshd
+
+import (
+	"cmp"
+	"fmt"
+	"path"
+	"slices"
+	"strconv"
+	"strings"
+
+	"golang.org/x/crypto/ssh"
+)
+
+// problems returns what keeps a login by certificate from working.
+func (f Facts) problems(login Login) (all []problem) {
+	s := parseSettings(login.Settings)
+	for _, check := range []func(Login, settings) []problem{
+		f.publicKeys, f.certificateTypes, f.authorities, f.revocation, f.principals, f.methods,
+		f.admission, f.hostAlgorithms, f.transport, f.limits,
+	} {
+		all = append(all, check(login, s)...)
+	}
+	return all
+}
+
+func severe(keyword, value, consequence, remedy string) []problem {
+	return []problem{{Finding: Finding{Keyword: keyword, Value: value, Consequence: consequence, Remedy: remedy}, severe: true}}
+}
+
+func risk(keyword, value, consequence, remedy string) []problem {
+	return []problem{{Finding: Finding{Keyword: keyword, Value: value, Consequence: consequence, Remedy: remedy}}}
+}
+
+func (Facts) publicKeys(_ Login, s settings) []problem {
+	if value := s.value("pubkeyauthentication"); value == "no" {
+		return severe("PubkeyAuthentication", value, "sshd accepts no certificates", "write PubkeyAuthentication yes")
+	}
+	return nil
+}
+
+// userCertificates are the types of certificates that Teleport makes for people, by the
+// cluster's signature algorithm suite, with the key's type for each.
+var userCertificates = []string{
+	ssh.CertAlgoRSASHA512v01, ssh.CertAlgoRSASHA256v01, ssh.CertAlgoECDSA256v01, ssh.CertAlgoED25519v01,
+}
+
+func (Facts) certificateTypes(_ Login, s settings) (all []problem) {
+	keyword, printed := "PubkeyAcceptedAlgorithms", "pubkeyacceptedalgorithms"
+	if s.value(printed) == "" { // before OpenSSH 8.5
+		keyword, printed = "PubkeyAcceptedKeyTypes", "pubkeyacceptedkeytypes"
+	}
+	if accepted := s.list(printed); accepted != nil {
+		missing := without(userCertificates, accepted)
+		remedy := "add " + strings.Join(userCertificates, ",")
+		switch {
+		case len(missing) == len(userCertificates):
+			all = append(all, severe(keyword, s.value(printed), "sshd accepts plain keys but no certificates", remedy)...)
+		case !slices.Contains(accepted, ssh.CertAlgoED25519v01) || !slices.Contains(accepted, ssh.CertAlgoECDSA256v01) ||
+			!slices.Contains(accepted, ssh.CertAlgoRSASHA512v01) && !slices.Contains(accepted, ssh.CertAlgoRSASHA256v01):
+			all = append(all, risk(keyword, s.value(printed),
+				"which certificates work depends on the cluster's signature algorithm suite: sshd does not accept "+strings.Join(missing, ", "), remedy)...)
+		}
+	}
+	const teleportRSA = 2048 // bits of the keys that Teleport makes
+	if size, err := strconv.Atoi(s.value("requiredrsasize")); err == nil && size > teleportRSA {
+		all = append(all, risk("RequiredRSASize", s.value("requiredrsasize"),
+			"sshd refuses people whose certificate is for an RSA key of 2048 bits, which clusters with the signature algorithm suite legacy make",
+			"write RequiredRSASize 2048, or see that the cluster's suite is another")...)
+	}
+	return all
+}
+
+// without returns those of all that are not in some.
+func without(all, some []string) []string {
+	return slices.DeleteFunc(slices.Clone(all), func(s string) bool { return slices.Contains(some, s) })
+}
+
+func (f Facts) authorities(_ Login, s settings) (all []problem) {
+	if value := s.value("trustedusercakeys"); f.CAFile != "" && value != "" && value != f.CAFile {
+		// Those may be the cluster's as well: what is in that file is somebody else's matter.
+		all = append(all, risk("TrustedUserCAKeys", value,
+			"sshd trusts the CAs in this file, not hallmark's: certificates of the cluster do not log in there", "remove that line")...)
+	}
+	accepted := s.list("casignaturealgorithms")
+	if accepted == nil { // before OpenSSH 7.9
+		return all
+	}
+	var refused, wanted []string
+	for _, ca := range f.Authorities {
+		if a := signatureAlgorithm(ca); !slices.Contains(accepted, a) {
+			refused = append(refused, fmt.Sprintf("%s, which signs by %s", ssh.FingerprintSHA256(ca), a))
+			wanted = append(wanted, a)
+		}
+	}
+	if len(refused) == 0 {
+		return all
+	}
+	consequence := "sshd refuses certificates of the cluster's CA " + strings.Join(refused, " and ")
+	remedy := "add " + strings.Join(slices.Compact(wanted), ",")
+	if len(refused) == len(f.Authorities) {
+		return append(all, severe("CASignatureAlgorithms", s.value("casignaturealgorithms"), consequence, remedy)...)
+	}
+	return append(all, risk("CASignatureAlgorithms", s.value("casignaturealgorithms"), consequence, remedy)...)
+}
+
+// signatureAlgorithm returns how a CA signs. Teleport signs by RSA with SHA-512.
+func signatureAlgorithm(ca ssh.PublicKey) string {
+	if ca.Type() == ssh.KeyAlgoRSA {
+		return ssh.KeyAlgoRSASHA512
+	}
+	return ca.Type()
+}
+
+func (f Facts) revocation(_ Login, s settings) []problem {
+	value := noneIsEmpty(s.value("revokedkeys"))
+	if value == "" {
+		return nil
+	}
+	content, ok := f.Files[value]
+	if !ok {
+		return severe("RevokedKeys", value, "the file cannot be read, so sshd refuses all keys and certificates",
+			"make the file, which may be empty, or write RevokedKeys none")
+	}
+	var revoked []string
+	for _, ca := range f.Authorities {
+		switch yes, err := revokes(content, ca); {
+		case err != nil:
+			return severe("RevokedKeys", value, err.Error()+", so sshd refuses all keys and certificates", "make the list again by ssh-keygen -k")
+		case yes:
+			revoked = append(revoked, ssh.FingerprintSHA256(ca))
+		}
+	}
+	if len(revoked) == 0 {
+		return nil
+	}
+	consequence := "the file revokes the cluster's CA " + strings.Join(revoked, " and ")
+	if len(revoked) < len(f.Authorities) {
+		return risk("RevokedKeys", value, consequence, "remove it from the file")
+	}
+	return severe("RevokedKeys", value, consequence, "remove it from the file")
+}
+
+func (f Facts) principals(login Login, s settings) []problem {
+	const consequence = "a certificate of Teleport names the login as its principal; sshd looks for principals elsewhere"
+	if value := noneIsEmpty(s.value("authorizedprincipalscommand")); value != "" {
+		return risk("AuthorizedPrincipalsCommand", value, consequence,
+			"see that the command prints the login's own name, or write AuthorizedPrincipalsCommand none")
+	}
+	value := noneIsEmpty(s.value("authorizedprincipalsfile"))
+	if value == "" {
+		return nil
+	}
+	file, known := f.expand(value, login.User)
+	if !known || permits(string(f.Files[file]), login.User) {
+		return nil
+	}
+	p := severe("AuthorizedPrincipalsFile", value, consequence, "write AuthorizedPrincipalsFile none, or each login's own name into its file")
+	p[0].open = f.hasOther(value)
+	return p
+}
+
+// hasOther reports whether there is a principals file of an account that is not local.
+func (f Facts) hasOther(value string) bool {
+	for file := range f.Files {
+		user, ok := userOf(value, file)
+		if ok && !slices.ContainsFunc(f.Accounts, func(a Account) bool { return a.Name == user }) {
+			return true
+		}
+	}
+	return false
+}
+
+// userOf reverses expand for a value with %u only.
+func userOf(value, file string) (user string, ok bool) {
+	before, after, found := strings.Cut(value, "%u")
+	user, ok = strings.CutPrefix(file, before)
+	if !found || !ok {
+		return "", false
+	}
+	user, ok = strings.CutSuffix(user, after)
+	return user, ok && user != "" && !strings.Contains(user, "/")
+}
+
+// expand replaces the tokens of AuthorizedPrincipalsFile (TOKENS of sshd_config(5)). An
+// account that is not known has an unknown home.
+func (f Facts) expand(value, user string) (file string, known bool) {
+	home, uid := "", ""
+	for _, a := range f.Accounts {
+		if a.Name == user {
+			home, uid = a.Home, strconv.Itoa(a.UID)
+		}
+	}
+	if home == "" {
+		return "", false
+	}
+	file = strings.NewReplacer("%%", "%", "%h", home, "%u", user, "%U", uid).Replace(value)
+	if !path.IsAbs(file) {
+		file = path.Join(home, file)
+	}
+	return file, true
+}
+
+// permits reports whether an AuthorizedPrincipalsFile names the user: one principal a
+// line, after options.
+func permits(content, user string) bool {
+	for line := range strings.Lines(content) {
+		text, _, _ := strings.Cut(line, "#")
+		if fields := strings.Fields(text); len(fields) > 0 && fields[len(fields)-1] == user {
+			return true
+		}
+	}
+	return false
+}
+
+// filesOf returns the files that decide about logins, beside the configuration. Some are
+// patterns.
+func (f Facts) filesOf() (files []string) {
+	for _, login := range f.Logins {
+		s := parseSettings(login.Settings)
+		if value := noneIsEmpty(s.value("revokedkeys")); value != "" {
+			files = append(files, value)
+		}
+		if value := noneIsEmpty(s.value("authorizedprincipalsfile")); value != "" {
+			if file, known := f.expand(value, login.User); known {
+				files = append(files, file)
+			}
+			if path.IsAbs(value) && strings.Count(value, "%") == 1 {
+				files = append(files, strings.Replace(value, "%u", "*", 1)) // others' as well
+			}
+		}
+	}
+	slices.Sort(files)
+	return slices.Compact(files)
+}
+
+func (Facts) methods(_ Login, s settings) []problem {
+	value := s.value("authenticationmethods")
+	lists := strings.Fields(value)
+	if len(lists) == 0 || slices.Contains(lists, "any") || slices.Contains(lists, "publickey") {
+		return nil
+	}
+	return severe("AuthenticationMethods", value, "a certificate alone does not suffice, and Teleport's proxy has nothing else to offer",
+		"add publickey as a list of its own: AuthenticationMethods publickey "+value)
+}
+
+// admission judges AllowUsers and its like, in sshd's order.
+func (f Facts) admission(login Login, s settings) []problem {
+	const consequence, remedy = "sshd admits nobody to this account", "see that the accounts that people log in to are admitted"
+	var groups []string
+	for _, a := range f.Accounts {
+		if a.Name == login.User {
+			groups = a.Groups
+		}
+	}
+	inGroup := func(patterns []string) bool {
+		return slices.ContainsFunc(groups, func(g string) bool { return matchAny(patterns, g) })
+	}
+	for _, c := range []struct {
+		keyword string
+		refuses func(patterns []string) bool
+	}{
+		{"DenyUsers", func(p []string) bool { return denies(p, login.User) }},
+		{"AllowUsers", func(p []string) bool { return !admits(p, login.User) }},
+		{"DenyGroups", inGroup},
+		{"AllowGroups", func(p []string) bool { return !inGroup(p) }},
+	} {
+		patterns := s[strings.ToLower(c.keyword)]
+		if len(patterns) == 0 || !c.refuses(patterns) {
+			continue
+		}
+		p := severe(c.keyword, strings.Join(patterns, " "), consequence, remedy)
+		p[0].open = f.open(c.keyword, patterns)
+		return p
+	}
+	return nil
+}
+
+// denies does not go by hosts: who is kept out from one may come from another.
+func denies(patterns []string, user string) bool {
+	return slices.ContainsFunc(patterns, func(p string) bool {
+		name, host, found := strings.Cut(p, "@")
+		return matchPattern(name, user) && (!found || host == "*")
+	})
+}
+
+func admits(patterns []string, user string) bool {
+	return slices.ContainsFunc(patterns, func(p string) bool {
+		name, _, _ := strings.Cut(p, "@")
+		return !strings.HasPrefix(p, "!") && matchPattern(name, user)
+	})
+}
+
+// open reports whether a list admits accounts that are not there yet: of cloud-init, or of
+// a directory service.
+func (f Facts) open(keyword string, patterns []string) bool {
+	if strings.HasPrefix(keyword, "Deny") {
+		return !slices.ContainsFunc(patterns, func(p string) bool { return p == "*" || p == "*@*" })
+	}
+	for _, p := range patterns {
+		name, _, _ := strings.Cut(p, "@")
+		exists := slices.ContainsFunc(f.Accounts, func(a Account) bool { return a.Name == name })
+		switch {
+		case slices.Contains(f.Absent, name):
+		case keyword == "AllowGroups", isPattern(name), !exists:
+			return true
+		}
+	}
+	return false
+}
+
+func (Facts) hostAlgorithms(_ Login, s settings) []problem {
+	accepted := s.list("hostkeyalgorithms")
+	if accepted == nil || len(without(hostCertificates, accepted)) < len(hostCertificates) {
+		return nil
+	}
+	return severe("HostKeyAlgorithms", s.value("hostkeyalgorithms"), "sshd presents plain host keys but no certificate, so Teleport's proxy refuses this host",
+		"add "+strings.Join(hostCertificates, ","))
+}
+
+// hostCertificates are the types that Teleport's proxy asks for.
+var hostCertificates = []string{
+	ssh.CertAlgoRSASHA512v01, ssh.CertAlgoRSASHA256v01,
+	ssh.CertAlgoECDSA256v01, ssh.CertAlgoECDSA384v01, ssh.CertAlgoECDSA521v01, ssh.CertAlgoED25519v01,
+}
+
+// What Teleport's proxy offers when it connects to a host: Go's x/crypto/ssh without
+// SHA-1. A cluster's configuration may name others (kex_algos, ciphers, mac_algos).
+var (
+	proxyKeyExchanges = []string{
+		"curve25519-sha256", "curve25519-sha256@libssh.org",
+		"ecdh-sha2-nistp256", "ecdh-sha2-nistp384", "ecdh-sha2-nistp521", "diffie-hellman-group14-sha256",
+	}
+	// newKeyExchanges are offered by proxies built with Go 1.24 or later, not by Teleport 13.
+	newKeyExchanges = []string{"mlkem768x25519-sha256"}
+	authenticated   = []string{"aes128-gcm@openssh.com", "aes256-gcm@openssh.com", "chacha20-poly1305@openssh.com"}
+	counterMode     = []string{"aes128-ctr", "aes192-ctr", "aes256-ctr"}
+	proxyMACs       = []string{
+		"hmac-sha2-256-etm@openssh.com", "hmac-sha2-512-etm@openssh.com", "hmac-sha2-256", "hmac-sha2-512",
+	}
+)
+
+func (Facts) transport(_ Login, s settings) (all []problem) {
+	none := func(keyword string, offered ...string) []problem {
+		value := s.value(strings.ToLower(keyword))
+		return severe(keyword, value, "Teleport's proxy offers none of these", "add one of "+strings.Join(offered, ","))
+	}
+	offers := func(keyword string, offered []string) bool {
+		accepted := s.list(keyword)
+		return accepted == nil || len(without(offered, accepted)) < len(offered)
+	}
+	if !offers("kexalgorithms", proxyKeyExchanges) {
+		if !offers("kexalgorithms", newKeyExchanges) {
+			all = append(all, none("KexAlgorithms", proxyKeyExchanges...)...)
+		} else {
+			all = append(all, risk("KexAlgorithms", s.value("kexalgorithms"), "older proxies, such as Teleport 13's, offer none of these",
+				"add one of "+strings.Join(proxyKeyExchanges, ","))...)
+		}
+	}
+	if offers("ciphers", authenticated) {
+		return all // these need no MAC
+	}
+	if !offers("ciphers", counterMode) {
+		return append(all, none("Ciphers", slices.Concat(authenticated, counterMode)...)...)
+	}
+	if !offers("macs", proxyMACs) {
+		all = append(all, none("MACs", proxyMACs...)...)
+	}
+	return all
+}
+
+func (f Facts) limits(_ Login, s settings) (all []problem) {
+	proxy := "Teleport's proxy is one source address for everybody"
+	effective, wanted := s.value("maxstartups"), f.MaxStartups
+	if effective != "" && wanted != "" && startsBelow(effective, wanted) {
+		all = append(all, risk("MaxStartups", effective, "sshd drops connections when the proxy opens many at once: the last line wins, not hallmark's "+wanted,
+			"remove that line, or write MaxStartups "+wanted)...)
+	}
+	full, _, _ := strings.Cut(wanted, ":")
+	if value := noneIsEmpty(s.value("persourcemaxstartups")); value != "" && value != maxInt && below(value, cmp.Or(full, "100")) {
+		all = append(all, risk("PerSourceMaxStartups", value, proxy+", and sshd drops its connections beyond this number",
+			"write PerSourceMaxStartups none")...)
+	}
+	penalties := s.value("persourcepenalties")
+	if penalties != "" && penalties != "no" && noneIsEmpty(s.value("persourcepenaltyexemptlist")) == "" {
+		all = append(all, risk("PerSourcePenalties", penalties, proxy+", so one person's failed logins shut out the others",
+			"write PerSourcePenaltyExemptList with the proxy's addresses")...)
+	}
+	return all
+}
+
+// maxInt is what some versions print for "none".
+const maxInt = "2147483647"
+
+// startsBelow compares the number of connections from which on sshd drops some.
+func startsBelow(effective, wanted string) bool {
+	have, _, _ := strings.Cut(effective, ":")
+	want, _, _ := strings.Cut(wanted, ":")
+	return below(have, want)
+}
+
+func below(a, b string) bool {
+	x, err := strconv.Atoi(a)
+	y, err2 := strconv.Atoi(b)
+	return err == nil && err2 == nil && x < y
+}

@@ -1,0 +1,188 @@
+package sshd
+
+import (
+	"net/netip"
+	"slices"
+	"strings"
+)
+
+// matchPattern is PATTERNS of ssh_config(5): "*" for any characters, "?" for one.
+func matchPattern(pattern, s string) bool {
+	for {
+		switch {
+		case pattern == "":
+			return s == ""
+		case pattern[0] == '*':
+			pattern = strings.TrimLeft(pattern, "*")
+			if pattern == "" {
+				return true
+			}
+			for n := range len(s) {
+				if matchPattern(pattern, s[n:]) {
+					return true
+				}
+			}
+			return false
+		case s == "" || pattern[0] != '?' && pattern[0] != s[0]:
+			return false
+		}
+		pattern, s = pattern[1:], s[1:]
+	}
+}
+
+// matchAny reports whether one of the patterns names s, and none rules it out by "!".
+func matchAny(patterns []string, s string) bool {
+	found := false
+	for _, pattern := range patterns {
+		if negated, ok := strings.CutPrefix(pattern, "!"); ok {
+			if matchPattern(negated, s) {
+				return false
+			}
+			continue
+		}
+		found = found || matchPattern(pattern, s)
+	}
+	return found
+}
+
+func isPattern(s string) bool { return strings.ContainsAny(s, "*?!") }
+
+// probe is a login made up so that it meets a Match block.
+type probe struct {
+	Connection
+	host, localAddress, localPort, domain string
+}
+
+// probes returns one login for each Match block that none of the logins would meet: of a
+// user, from an address or to a port that only the block names.
+func probes(lines []Line, accounts []Account) (all []probe) {
+	var done [][]string
+	for _, line := range lines {
+		if line.Keyword != "match" || slices.ContainsFunc(done, func(m []string) bool { return slices.Equal(m, line.Arguments) }) {
+			continue
+		}
+		done = append(done, line.Arguments)
+		if p, ok := probeFor(line.Arguments, accounts); ok && !slices.Contains(all, p) {
+			all = append(all, p)
+		}
+	}
+	return all[:min(len(all), maxProbes)]
+}
+
+// maxProbes bounds how often sshd is asked for the sake of Match blocks.
+const maxProbes = 16
+
+// probeFor returns a login that meets the criteria of a Match line (sshd_config(5)). It
+// reports false if the usual logins meet them as well, or if none can be made up.
+func probeFor(criteria []string, accounts []Account) (p probe, ok bool) {
+	p = probe{Connection: Connection{User: lastLogin(accounts), Address: elsewhere}, host: elsewhere, localAddress: here, localPort: "22"}
+	usual := p
+	for len(criteria) > 0 {
+		name, list, rest := nextCriterion(criteria)
+		criteria = rest
+		patterns := strings.Split(list, ",")
+		switch name {
+		case "user":
+			if !matchAny(patterns, p.User) {
+				p.User = example(patterns)
+			}
+		case "group":
+			p.User = memberOf(patterns, accounts)
+		case "address":
+			if !matchAddress(patterns, p.Address) {
+				p.Address = exampleAddress(patterns)
+				p.host = p.Address
+			}
+		case "host":
+			p.host = example(patterns)
+		case "localaddress":
+			p.localAddress = exampleAddress(patterns)
+		case "localport":
+			p.localPort = example(patterns)
+		case "rdomain":
+			p.domain = example(patterns)
+		}
+	}
+	complete := p.User != "" && p.Address != "" && p.host != "" && p.localAddress != "" && p.localPort != ""
+	return p, complete && p != usual && !slices.Contains(connections(accounts), p)
+}
+
+// nextCriterion splits "User a,b Address c", where a "=" may stand between name and list.
+func nextCriterion(criteria []string) (name, list string, rest []string) {
+	name, list, found := strings.Cut(criteria[0], "=")
+	rest = criteria[1:]
+	if !found && len(rest) > 0 && !strings.EqualFold(name, "all") && !strings.EqualFold(name, "invalid-user") {
+		list, rest = rest[0], rest[1:]
+	}
+	return strings.ToLower(name), list, rest
+}
+
+// lastLogin returns a person's account if there is one, otherwise root.
+func lastLogin(accounts []Account) string {
+	for _, a := range slices.Backward(accounts) {
+		if a.LogsIn {
+			return a.Name
+		}
+	}
+	return rootHere().User
+}
+
+func memberOf(patterns []string, accounts []Account) string {
+	for _, a := range accounts {
+		if a.LogsIn && slices.ContainsFunc(a.Groups, func(g string) bool { return matchAny(patterns, g) }) {
+			return a.Name
+		}
+	}
+	return ""
+}
+
+// example returns a word that the patterns match, or "". Commas and blanks would end it
+// in what sshd is asked.
+func example(patterns []string) string {
+	for _, pattern := range patterns {
+		word := strings.ReplaceAll(strings.ReplaceAll(pattern, "*", "x"), "?", "x")
+		if matchAny(patterns, word) && !strings.ContainsAny(word, ", =") {
+			return word
+		}
+	}
+	return ""
+}
+
+// matchAddress reports whether an address is in a list of addresses, networks and patterns.
+func matchAddress(patterns []string, address string) bool {
+	found := false
+	for _, pattern := range patterns {
+		pattern, negated := strings.CutPrefix(pattern, "!")
+		matches := matchPattern(pattern, address)
+		network, err := netip.ParsePrefix(pattern)
+		if a, err2 := netip.ParseAddr(address); err == nil && err2 == nil {
+			matches = network.Contains(a)
+		}
+		if matches && negated {
+			return false
+		}
+		found = found || matches
+	}
+	return found
+}
+
+// exampleAddress does so for addresses, which may also be networks.
+func exampleAddress(patterns []string) string {
+	for _, pattern := range patterns {
+		if network, err := netip.ParsePrefix(pattern); err == nil {
+			first := network.Masked().Addr()
+			if next := first.Next(); network.Contains(next) {
+				return next.String()
+			}
+			return first.String()
+		}
+		word := strings.ReplaceAll(strings.ReplaceAll(pattern, "*", "1"), "?", "1")
+		for strings.Count(word, ".") < 3 && !strings.Contains(word, ":") {
+			word += ".1" // "10.*"
+		}
+		if address, err := netip.ParseAddr(word); err == nil && !strings.HasPrefix(pattern, "!") {
+			return address.String()
+		}
+	}
+	return ""
+}
