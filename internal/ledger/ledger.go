@@ -96,6 +96,9 @@ type Record struct {
 	// TagsVersion is the latest version of the instance's tags that was noted.
 	TagsVersion uint64
 	Ended       bool
+	// PermittedKey is the key of a permit to re-key that is not used yet, or empty. The
+	// permit may have ended.
+	PermittedKey string
 	// EndedBy is the operator who ended it, and empty if nobody had to.
 	EndedBy string
 }

@@ -40,7 +40,8 @@ func (r record) exported() Record {
 	return Record{
 		Generation: r.generation, Fingerprints: slices.Clone(r.keys),
 		ConfirmedHostname: r.confirmedHostname, ImageOwner: r.imageOwner, Ended: r.ended,
-		End: r.names[r.confirmedHostname], TagsVersion: r.tagsVersion, EndedBy: r.endedBy,
+		End: r.names[r.confirmedHostname], TagsVersion: r.tagsVersion,
+		PermittedKey: r.permit.Fingerprint, EndedBy: r.endedBy,
 	}
 }
 

@@ -43,7 +43,7 @@ func (s *Signer) Authorities(ctx context.Context, r Request) Answer {
 	defer cancel()
 	body, err := s.authorityList(ctx, r)
 	if err != nil {
-		answer := refusalAnswer(err, r.ID, s.Now())
+		answer := refusalAnswer(err, r.ID, s.now())
 		s.Log.LogAttrs(ctx, slog.LevelWarn, "authorities",
 			slog.String("request_id", r.ID), slog.String("code", string(codeOf(err))), slog.Int("status", answer.Status),
 			slog.String("source", r.Source), slog.String("error", shorten(err.Error())))
@@ -64,7 +64,7 @@ func (s *Signer) authorityList(ctx context.Context, r Request) ([]byte, error) {
 	if err := s.checkDoor(r); err != nil {
 		return nil, err
 	}
-	body, err := s.authorities.get(ctx, s.Now, s.renewAuthorities)
+	body, err := s.authorities.get(ctx, s.now, s.renewAuthorities)
 	if err != nil {
 		return nil, refuse(protocol.CodeUpstream, err)
 	}
@@ -93,7 +93,7 @@ func (s *Signer) renewAuthorities(ctx context.Context) ([]byte, error) {
 		bySigner := emf.By("signer")
 		bySigner.Happened("teleport_errors", true)
 		line := []slog.Attr{slog.String("error", shorten(err.Error())), slog.String("signer", s.Audience)}
-		s.Log.LogAttrs(ctx, slog.LevelWarn, "the cluster's authorities could not be read", append(line, emf.Attrs(s.Now(), bySigner)...)...)
+		s.Log.LogAttrs(ctx, slog.LevelWarn, "the cluster's authorities could not be read", append(line, emf.Attrs(s.now(), bySigner)...)...)
 	}
 	return body, err
 }
@@ -114,7 +114,7 @@ var errResting = errors.New("the cluster did not answer a moment ago")
 type authorities struct {
 	mu    sync.Mutex
 	body  []byte
-	read  time.Time // when body was read
+	read  time.Time // when reading body was begun
 	tried time.Time // when reading was last begun
 }
 
@@ -127,6 +127,7 @@ func (a *authorities) get(ctx context.Context, now func() time.Time, read func(c
 		}
 		return body, nil
 	}
+	begun := now()
 	body, err := read(ctx)
 	if err != nil {
 		if old, _ := a.kept(now()); old != nil {
@@ -136,7 +137,7 @@ func (a *authorities) get(ctx context.Context, now func() time.Time, read func(c
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.body, a.read = body, now()
+	a.body, a.read = body, begun
 	return body, nil
 }
 
@@ -145,11 +146,11 @@ func (a *authorities) get(ctx context.Context, now func() time.Time, read func(c
 func (a *authorities) kept(now time.Time) (body []byte, due bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.body != nil && now.Sub(a.read) < authoritiesKept {
+	if a.body != nil && isYoung(a.read, authoritiesKept, now) {
 		body = a.body
 	}
-	fresh := body != nil && now.Sub(a.read) < authoritiesFresh
-	if due = !fresh && now.Sub(a.tried) >= authoritiesPause; due {
+	fresh := body != nil && isYoung(a.read, authoritiesFresh, now)
+	if due = !fresh && !isYoung(a.tried, authoritiesPause, now); due {
 		a.tried = now
 	}
 	return body, due

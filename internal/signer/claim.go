@@ -116,9 +116,9 @@ func (s *Signer) claim(ctx context.Context, cluster Cluster, k ask, a *audit) (g
 // hold a name: a machine must not be kept out because of what another is called.
 func (s *Signer) claimFree(ctx context.Context, cluster Cluster, k ask, a *audit) (grant, error) {
 	for attempt := 1; ; attempt++ {
-		g := newGrant(k, cluster, s.Now())
+		g := newGrant(k, cluster, s.now())
 		err := a.step(ctx, "claim", ledgerTimeout, func(ctx context.Context) (err error) {
-			g.held, err = s.Ledger.Claim(ctx, g.claim, s.Now())
+			g.held, err = s.Ledger.Claim(ctx, g.claim, s.now())
 			return err
 		})
 		if err == nil {

@@ -55,7 +55,7 @@ func (s *Signer) believe(ctx context.Context, r Request, a *audit) (caller, erro
 	if err != nil {
 		return caller{}, err
 	}
-	if err := s.limitAttempts(document, r.Source); err != nil {
+	if err := s.limitAttempts(ctx, e, r.Source, a); err != nil {
 		return caller{}, err
 	}
 	err = a.step(ctx, "sts", stsTimeout, func(ctx context.Context) error {
@@ -65,7 +65,7 @@ func (s *Signer) believe(ctx context.Context, r Request, a *audit) (caller, erro
 		return caller{}, refuseCaller(err)
 	}
 	a.proved = true
-	if err := s.limitProved(document); err != nil {
+	if err := s.limitProved(ctx, e, a); err != nil {
 		return caller{}, err
 	}
 	return caller{document: document, keys: e.keys}, nil
@@ -92,7 +92,7 @@ func (s *Signer) examine(r Request, a *audit) (*evidence, *identity.Document, er
 	if err := checkIAM(r.IAM, document); err != nil {
 		return nil, nil, err
 	}
-	if err := checkTime(e, s.Now()); err != nil {
+	if err := checkTime(e, s.now()); err != nil {
 		return nil, nil, err
 	}
 	return e, document, checkSignatures(e)

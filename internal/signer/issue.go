@@ -87,14 +87,14 @@ func register(ctx context.Context, cluster Cluster, g grant) (issued, error) {
 // The CAs were read while the keys were signed: a rotation in between is no
 // reason to fail, so they are read again before one is called unknown.
 func (s *Signer) checkIssued(ctx context.Context, cluster Cluster, g grant, i *issued) error {
-	err := checkCertificates(g, i, s.Now())
+	err := checkCertificates(g, i, s.now())
 	if errors.Is(err, hostcert.ErrUnknownAuthority) {
 		ctx, cancel := context.WithTimeout(ctx, teleportTimeout)
 		defer cancel()
 		if i.cas, err = cluster.CAs(ctx); err != nil {
 			return unanswered(serviceTeleport, fmt.Errorf("read the cluster's CAs again: %w", err))
 		}
-		err = checkCertificates(g, i, s.Now())
+		err = checkCertificates(g, i, s.now())
 	}
 	if err != nil {
 		return refuse(protocol.CodeInternal, err)

@@ -1,12 +1,17 @@
 package signer
 
 import (
+	"context"
+	"errors"
 	"net/http"
 	"net/netip"
+	"slices"
 	"strconv"
 	"sync"
 	"testing"
 	"time"
+
+	"golang.org/x/crypto/ssh"
 
 	"github.com/hallmark-ssh/hallmark/internal/ledger"
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
@@ -69,6 +74,7 @@ func TestRetryAfterIsWhenTheNextAttemptCounts(t *testing.T) {
 // Its root can prove the instance as often as it wants, from many addresses.
 func TestAProvedInstanceIsLimitedWhereverItCallsFrom(t *testing.T) {
 	w := newWorld(t)
+	w.signer.Ledger = forgetful{fakeLedger{w}} // so that no key is recorded
 	a := newAttempt(t, w.now)
 	from := func(n int) { a.http = func(r *Request) { r.Source = "192.0.2." + strconv.Itoa(n) } }
 	for n := range provedBurst {
@@ -123,8 +129,8 @@ func TestLimiterIsBoundedAndForgetsTheOldest(t *testing.T) {
 			t.Fatalf("a bucket in use was forgotten: wait %s", wait)
 		}
 	}
-	if n := len(l.buckets); n != maxBuckets || l.recent.Len() != n {
-		t.Errorf("%d buckets, %d in the list, want %d", n, l.recent.Len(), maxBuckets)
+	if n := len(l.buckets.elements); n != maxBuckets || l.buckets.order.Len() != n {
+		t.Errorf("%d buckets, %d in the list, want %d", n, l.buckets.order.Len(), maxBuckets)
 	}
 	if wait := take("old"); wait != 0 {
 		t.Errorf("the oldest bucket is still there: wait %s", wait)
@@ -149,5 +155,131 @@ func TestLimiterIsSafeForConcurrentUse(t *testing.T) {
 	group.Wait()
 	if taken != 7 {
 		t.Errorf("%d tokens of a bucket of 7", taken)
+	}
+}
+
+// forgetful is a ledger that does not know the instance's keys when it is asked for
+// them, as before the first enrollment.
+type forgetful struct{ fakeLedger }
+
+func (f forgetful) Lookup(context.Context, ledger.Instance) (ledger.Record, error) {
+	return ledger.Record{}, nil
+}
+
+// local is any process on the machine: it has the document and the role's credentials,
+// and keys of its own.
+func local(t testing.TB, now time.Time) *attempt { return newAttempt(t, now) }
+
+// A process on the machine uses up what all share just before each of the machine's
+// attempts, for half a day and from its own address. Each attempt gets through.
+func TestOthersOnTheMachineDoNotStarveItsRenewals(t *testing.T) {
+	w := newWorld(t)
+	w.lookups = new(int)
+	honest := newAttempt(t, w.now)
+	if status, _, refused := w.enroll(honest); status != http.StatusOK {
+		t.Fatalf("%+v", refused)
+	}
+	w.pass(honest, 3*24*time.Hour)
+	for range 12 {
+		w.pass(honest, time.Hour)
+		limited := false
+		for range attemptBurst + 5 {
+			_, _, refused := w.enroll(local(t, w.now))
+			limited = limited || refused.Code == protocol.CodeRateLimited
+		}
+		if status, _, refused := w.enroll(honest); status != http.StatusOK {
+			t.Fatalf("the renewal: %+v", refused)
+		}
+		if !limited {
+			t.Fatal("the process is not limited at all")
+		}
+	}
+}
+
+// The machine's root is limited too, and does not use up what the others share.
+func TestAMachineWithItsKeysIsLimited(t *testing.T) {
+	w := newWorld(t)
+	a := newAttempt(t, w.now)
+	granted := 0
+	for range 100 {
+		if status, _, _ := w.enroll(a); status == http.StatusOK {
+			granted++
+		}
+	}
+	w.pass(a, recordedFor) // what was read before the first enrollment is forgotten
+	for range 100 {
+		if status, _, _ := w.enroll(a); status == http.StatusOK {
+			granted++
+		}
+	}
+	if want := 2*provedBurst + 1; granted > want+1 || granted < want-1 {
+		t.Errorf("%d requests granted within a minute, want about %d", granted, want)
+	}
+}
+
+// However often an instance is asked for with keys that are not recorded, the ledger is
+// read once a minute for it before STS, and not at all until the shared bucket is empty.
+func TestTheLedgerIsReadOnceAMinuteBeforeSTS(t *testing.T) {
+	w := newWorld(t)
+	w.lookups = new(int)
+	for range attemptBurst {
+		w.enroll(junk(t, w.now, "198.51.100.66"))
+	}
+	if *w.lookups != 0 {
+		t.Errorf("%d reads before the limit", *w.lookups)
+	}
+	for range 50 {
+		w.enroll(junk(t, w.now, "198.51.100.66"))
+	}
+	if *w.lookups != 1 {
+		t.Errorf("%d reads within a minute, want 1", *w.lookups)
+	}
+	w.now = w.now.Add(recordedFor)
+	for range 50 {
+		w.enroll(junk(t, w.now, "198.51.100.66"))
+	}
+	if *w.lookups != 2 {
+		t.Errorf("%d reads in two minutes, want 2", *w.lookups)
+	}
+}
+
+// While the ledger does not answer, the keys that it last told of count.
+func TestRecordedKeysOutlastTheLedger(t *testing.T) {
+	var r recordedKeys
+	i, now := inTestAccount(testInstance), time.Unix(1_700_000_000, 0)
+	get := func(keys []string, err error) []string {
+		return r.get(i, now, func() ([]string, error) { return keys, err })
+	}
+	if got := get(nil, errors.New("throttled")); got != nil {
+		t.Fatalf("keys %v before any were read", got)
+	}
+	now = now.Add(recordedFor)
+	get([]string{"k1"}, nil)
+	now = now.Add(recordedFor)
+	if got := get(nil, errors.New("throttled")); !slices.Equal(got, []string{"k1"}) {
+		t.Errorf("keys %v, want the last that were read", got)
+	}
+	now = now.Add(-time.Hour) // the clock is put back
+	if got := get([]string{"k2"}, nil); !slices.Equal(got, []string{"k2"}) {
+		t.Errorf("keys %v, want them read again", got)
+	}
+}
+
+// An operator's permit is of use although others on the machine use up what they share.
+func TestOthersOnTheMachineDoNotStarveAPermittedRekey(t *testing.T) {
+	w := newWorld(t)
+	w.hold(testInstance, testHostname, "SHA256:old")
+	honest := newAttempt(t, w.now)
+	err := w.ledger.Permit(t.Context(), inTestAccount(testInstance), ledger.Permit{
+		Fingerprint: ssh.FingerprintSHA256(honest.keys[0].PublicKey()), End: w.now.Add(time.Hour), By: "ann",
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 * provedBurst {
+		w.enroll(local(t, w.now))
+	}
+	if status, _, refused := w.enroll(honest); status != http.StatusOK {
+		t.Errorf("%+v", refused)
 	}
 }

@@ -93,8 +93,14 @@ type Signer struct {
 
 	attempts    limiter // by instance and source
 	proved      limiter // by instance
+	recorded    recordedKeys
 	authorities authorities
 }
+
+// now is the time without its monotonic reading. Lambda freezes the process between
+// requests and the monotonic clock stands still meanwhile, so that a time stored by one
+// request would seem too young to a later one.
+func (s *Signer) now() time.Time { return s.Now().Round(0) }
 
 // How long each step may take, so that no one upstream uses up the whole request.
 // The request's own deadline bounds them together.
@@ -121,15 +127,16 @@ const (
 //  3. the identity document's signature
 //  4. account and region in the deployment's lists; who signed the HTTP request
 //  5. the time, and each host key's signature of the binding
-//  6. how often that instance was asked for from there
+//  6. how often that instance was asked for from there; if too often, whether a
+//     host key is recorded, which the ledger is asked once a minute and instance
 //  7. STS: is it that instance that calls, and how often it did
 //  8. EC2, and what the ledger knows; policy; claim; Teleport; confirm
 func (s *Signer) Enroll(ctx context.Context, r Request) Answer {
 	ctx, cancel := withDeadline(ctx)
 	defer cancel()
-	a := newAudit(s.Audience, r, s.Now)
+	a := newAudit(s.Audience, r, s.now)
 	response, err := s.enroll(ctx, r, a)
-	answer := newAnswer(response, err, r.ID, s.Now())
+	answer := newAnswer(response, err, r.ID, s.now())
 	a.log(ctx, s.Log, answer.Status, err)
 	return answer
 }
@@ -193,7 +200,7 @@ func (s *Signer) decide(ctx context.Context, facts policy.Facts, cluster Cluster
 		Name:   cluster.ClusterName(),
 		Proxy:  cluster.ProxyName(),
 		Signer: s.Audience,
-	}, s.Now())
+	}, s.now())
 	if err != nil {
 		return policy.Decision{}, refuse(protocol.CodePolicyRefused, err)
 	}
