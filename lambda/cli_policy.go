@@ -164,7 +164,7 @@ func runPolicyExplain(_ context.Context, args []string, std streams) error {
 	if _, err := io.WriteString(std.out, explain(e, facts)); err != nil {
 		return err
 	}
-	if errors.Is(e.Err, policy.ErrRefused) {
+	if errors.Is(e.Err, policy.ErrRefused) || errors.Is(e.Err, policy.ErrIncomplete) {
 		return &failure{err: e.Err, code: exitRefused}
 	}
 	return e.Err

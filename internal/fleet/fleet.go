@@ -81,8 +81,6 @@ const (
 	accountLabel  = "teleport.dev/account-id"
 	regionLabel   = "teleport.dev/aws-region"
 	instanceLabel = "teleport.dev/instance-id"
-	// imageOwnerLabel says whose image the instance runs.
-	imageOwnerLabel = "hallmark/image-owner"
 )
 
 // ErrNotListed says that an account or a region is not in the deployment's lists.
@@ -154,7 +152,7 @@ func (f *Fleet) newPass(ctx context.Context) (pass, error) {
 }
 
 // render makes the node of an enrolled instance as it should be now. Its error is
-// policy.ErrRefused.
+// policy.ErrRefused or policy.ErrIncomplete.
 func (p pass) render(i *inventory.Instance, r ledger.Record) (teleport.Node, error) {
 	names := policy.Cluster{Name: p.cluster.ClusterName(), Proxy: p.cluster.ProxyName(), Signer: p.Audience}
 	decision, err := p.rules.Decide(factsOf(i, r), names, p.Now())
@@ -172,13 +170,10 @@ func (p pass) render(i *inventory.Instance, r ledger.Record) (teleport.Node, err
 }
 
 func factsOf(i *inventory.Instance, r ledger.Record) policy.Facts {
-	owner := i.ImageOwner
-	if owner == "" {
-		owner = r.ImageOwner // the image is gone; its owner was seen at the enrollment
-	}
+	owner, tags := r.ImageOf(i.ImageID, i.ImageOwner, i.ImageTags)
 	return policy.Facts{
 		Account: i.OwnerID, Region: i.Region, InstanceID: i.ID, VPC: i.VPC, Subnet: i.Subnet, Zone: i.AvailabilityZone,
-		InstanceProfile: i.InstanceProfileARN, Image: i.ImageID, ImageOwner: owner, ImageTags: i.ImageTags,
+		InstanceProfile: i.InstanceProfileARN, Image: i.ImageID, ImageOwner: owner, ImageTags: tags,
 		LaunchTime: i.LaunchTime, Enrolled: true,
 		PrivateIP: i.PrivateIP, PublicIP: i.PublicIP, IPv6: i.IPv6, PrivateDNS: i.PrivateDNS, Tags: i.Tags,
 	}

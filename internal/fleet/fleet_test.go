@@ -106,7 +106,7 @@ func (w *world) enrollInstance(n int, i *inventory.Instance) {
 	hostname := "web-" + i.ID
 	c := ledger.Claim{
 		Instance: ref(n), Fingerprints: []string{fmt.Sprintf("SHA256:%d", n)}, Hostname: hostname,
-		ImageOwner: i.ImageOwner, End: w.now.Add(policy.DefaultLifetime),
+		Image: i.ImageID, ImageOwner: i.ImageOwner, ImageTags: i.ImageTags, End: w.now.Add(policy.DefaultLifetime),
 	}
 	granted, err := w.ledger.Claim(w.t.Context(), c, w.now)
 	if err != nil {
@@ -414,7 +414,7 @@ func TestATagEventDoesNotBringANodeBack(t *testing.T) {
 func TestAMachineThatThePolicyNoLongerAdmitsLosesItsNode(t *testing.T) {
 	w := newWorld(t)
 	w.enroll(1)
-	w.setPolicy("{name: a, match: {image_owners: [listed], max_age: 24h}, address: public}")
+	w.setPolicy("{name: a, match: {image_owners: [listed], max_age: 24h, tags: {env: [staging]}}}")
 	w.tagsChanged(TagChange{ref(1), 1})
 	if _, ok := w.node(1); ok || w.ended(1) {
 		t.Errorf("node is there: %v, ended %v", ok, w.ended(1))

@@ -167,6 +167,7 @@ func (f *Fleet) tellSweep(ctx context.Context, start time.Time, r Report, t *tal
 	m.Count("sweep_deleted", r.Deleted)
 	m.Count("sweep_mended", r.Mended)
 	m.Count("sweep_refused", r.Refused)
+	m.Count("sweep_incomplete", r.Incomplete)
 	m.Count("sweep_unenrolled", r.Unenrolled)
 	m.Count("sweep_foreign", r.Foreign)
 	m.Count("sweep_over_limit", r.OverLimit)

@@ -32,6 +32,9 @@ type Report struct {
 	// stay until their leases end, which no renewal puts off: a policy that went wrong
 	// must not empty a cluster.
 	Refused int
+	// Incomplete are nodes of instances that run and of which EC2 does not show now what
+	// the policy needs, an address or the image. They stay as they are.
+	Incomplete int
 	// Unenrolled are live instances that have no node.
 	Unenrolled int
 	// Foreign are nodes that bear our signer's label but no instance of a listed
@@ -178,8 +181,12 @@ func (r run) survey(ctx context.Context, at place, nodes []ours) (survey, error)
 		delete(live, o.instance.ID)
 		if !listed {
 			missing = append(missing, o)
-		} else if err := r.judge(o, i, &s); err != nil {
+		} else if err := r.judge(ctx, o, i, &s); errors.Is(err, policy.ErrRefused) {
 			refused = append(refused, err)
+		} else if errors.Is(err, policy.ErrIncomplete) {
+			r.incomplete(ctx, o, err)
+		} else {
+			r.note(ctx, "judge", o, err)
 		}
 	}
 	for _, i := range live {
@@ -193,16 +200,23 @@ func (r run) survey(ctx context.Context, at place, nodes []ours) (survey, error)
 	return s, err
 }
 
-// judge sorts a node into the survey by what EC2 lists of its instance, without asking
-// the ledger, which is asked before anything is written. Its error is
-// policy.ErrRefused.
-func (r run) judge(o ours, i *inventory.Instance, s *survey) error {
-	// The owner of an image that is gone is in the ledger; the node's label has it too.
-	record := ledger.Record{ImageOwner: o.node.Labels[imageOwnerLabel]}
-	switch {
-	case isGone(i):
+// judge sorts a node into the survey by what EC2 lists of its instance. The ledger is asked
+// only for what EC2 no longer shows of the image; it is asked again before anything is
+// written. An error that is policy.ErrRefused or policy.ErrIncomplete is about an instance
+// that runs.
+func (r run) judge(ctx context.Context, o ours, i *inventory.Instance, s *survey) error {
+	if isGone(i) {
 		s.dead = append(s.dead, o)
 		return nil
+	}
+	var record ledger.Record
+	if i.ImageOwner == "" || i.ImageTags == nil && i.ImageOwner == i.OwnerID {
+		var err error
+		if record, err = r.Ledger.Lookup(ctx, o.instance); err != nil {
+			return err
+		}
+	}
+	switch {
 	case isStopped(i) && r.rules.RemovesStopped(factsOf(i, record), r.Now()):
 		s.stopped = append(s.stopped, o)
 		return nil
@@ -215,6 +229,13 @@ func (r run) judge(o ours, i *inventory.Instance, s *survey) error {
 		return err
 	}
 	return nil
+}
+
+// incomplete counts an instance that the policy cannot decide on now.
+func (r run) incomplete(ctx context.Context, o ours, reason error) {
+	r.report.Incomplete++
+	r.Log.InfoContext(ctx, "EC2 does not show all that the policy needs: the node stays as it is", slog.String("account", o.instance.Account),
+		slog.String("region", o.instance.Region), slog.String("instance", o.instance.ID), slog.String("node_id", o.node.ID), slog.Any("reason", reason))
 }
 
 // refuse counts the refusals of one account and region, with one line of the log: they
@@ -281,12 +302,12 @@ const refreshBatch = 200
 // refresh asks EC2 again before it writes. The listing is older than the ledger's note
 // of the latest event, and an instance that was stopped may run again.
 func (r run) refresh(ctx context.Context, at place, batch []ours) {
-	versions := make(map[string]uint64, len(batch))
+	records := make(map[string]ledger.Record, len(batch))
 	var known []ours
 	for _, o := range batch {
 		record, err := r.Ledger.Lookup(ctx, o.instance)
 		if r.note(ctx, "look up", o, err) {
-			versions[o.instance.ID] = record.TagsVersion
+			records[o.instance.ID] = record
 			known = append(known, o)
 		}
 	}
@@ -299,11 +320,11 @@ func (r run) refresh(ctx context.Context, at place, batch []ours) {
 			continue
 		}
 		i := found[o.instance.ID]
-		if isStopped(i) && r.rules.RemovesStopped(factsOf(i, ledger.Record{ImageOwner: o.node.Labels[imageOwnerLabel]}), r.Now()) {
+		if isStopped(i) && r.rules.RemovesStopped(factsOf(i, records[o.instance.ID]), r.Now()) {
 			r.remove(ctx, o)
 			continue
 		}
-		r.mend(ctx, o, versions[o.instance.ID], i)
+		r.mend(ctx, o, records[o.instance.ID].TagsVersion, i)
 	}
 }
 
@@ -319,6 +340,8 @@ func (r run) mend(ctx context.Context, o ours, version uint64, i *inventory.Inst
 	switch {
 	case errors.Is(err, policy.ErrRefused):
 		r.refuse(ctx, place{o.instance.Account, o.instance.Region}, []error{err})
+	case errors.Is(err, policy.ErrIncomplete):
+		r.incomplete(ctx, o, err)
 	case r.note(ctx, "mend", o, err) && written:
 		r.report.Mended++
 	}

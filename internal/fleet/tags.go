@@ -68,8 +68,14 @@ func (f *Fleet) TagsChanged(ctx context.Context, changes []TagChange) []error {
 
 func (p pass) tagsChanged(ctx context.Context, change TagChange, i *inventory.Instance) error {
 	_, err := p.relabel(ctx, change.Instance, change.Version, i)
-	if errors.Is(err, policy.ErrRefused) {
+	switch {
+	case errors.Is(err, policy.ErrRefused):
 		return p.dismiss(ctx, change.Instance, err)
+	case errors.Is(err, policy.ErrIncomplete):
+		// It passes by itself, and the sweep then brings the node up to date.
+		p.Log.InfoContext(ctx, "EC2 does not show all that the policy needs: the node stays as it is", slog.String("account", change.Instance.Account),
+			slog.String("region", change.Instance.Region), slog.String("instance", change.Instance.ID), slog.String("reason", err.Error()))
+		return nil
 	}
 	return err
 }

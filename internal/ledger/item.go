@@ -25,6 +25,8 @@ import (
 //	names      M     each name that it holds, to when its last certificate ends (N)
 //	confirmed  S     host name of the last claim that was confirmed
 //	owner      S     account that owns the image
+//	image      S     id of that image
+//	image_tags M     tags of that image (S), if they are known
 //	permit     M     fingerprint (S), end (N), by (S): a re-key that is permitted
 //	tags       N     latest version of the instance's tags that an event told of
 //	rekeyed_by S     who permitted the keys of this life, until they are confirmed
@@ -56,6 +58,8 @@ const (
 	attrNames      = "names"
 	attrConfirmed  = "confirmed"
 	attrOwner      = "owner"
+	attrImage      = "image"
+	attrImageTags  = "image_tags"
 	attrPermit     = "permit"
 	attrTags       = "tags"
 	attrRekeyedBy  = "rekeyed_by"
@@ -109,11 +113,18 @@ func formatRecord(i Instance, r record) item {
 	}
 	it[attrNames] = &types.AttributeValueMemberM{Value: names}
 	for name, value := range map[string]string{
-		attrConfirmed: r.confirmedHostname, attrOwner: r.imageOwner, attrRekeyedBy: r.rekeyedBy, attrEndedBy: r.endedBy,
+		attrConfirmed: r.confirmedHostname, attrOwner: r.imageOwner, attrImage: r.image, attrRekeyedBy: r.rekeyedBy, attrEndedBy: r.endedBy,
 	} {
 		if value != "" {
 			it[name] = text(value)
 		}
+	}
+	if r.imageTags != nil {
+		tags := make(item, len(r.imageTags))
+		for key, value := range r.imageTags {
+			tags[key] = text(value)
+		}
+		it[attrImageTags] = &types.AttributeValueMemberM{Value: tags}
 	}
 	if p := r.permit; p.Fingerprint != "" {
 		it[attrPermit] = &types.AttributeValueMemberM{Value: item{
@@ -141,6 +152,7 @@ func parseRecord(it item) (record, error) {
 		keys:              p.set(attrKeys),
 		names:             make(map[string]time.Time),
 		confirmedHostname: p.text(attrConfirmed),
+		image:             p.text(attrImage),
 		imageOwner:        p.text(attrOwner),
 		tagsVersion:       p.count(attrTags),
 		rekeyedBy:         p.text(attrRekeyedBy),
@@ -151,13 +163,20 @@ func parseRecord(it item) (record, error) {
 	for name := range names.item {
 		r.names[name] = names.time(name)
 	}
+	tags := p.nested(attrImageTags)
+	if tags.item != nil {
+		r.imageTags = make(map[string]string, len(tags.item))
+		for key := range tags.item {
+			r.imageTags[key] = tags.text(key)
+		}
+	}
 	permit := p.nested(attrPermit)
 	if permit.item != nil {
 		r.permit = Permit{
 			Fingerprint: permit.text(attrPermitKey), End: permit.time(attrPermitEnd), By: permit.text(attrPermitBy),
 		}
 	}
-	if err := errors.Join(p.err, names.err, permit.err); err != nil {
+	if err := errors.Join(p.err, names.err, tags.err, permit.err); err != nil {
 		return record{}, fmt.Errorf("read the ledger's item %s: %w", p.text(attrPK), err)
 	}
 	if r.version == 0 { // it would pass for one that is not there

@@ -19,6 +19,7 @@ package ledger
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"time"
 )
 
@@ -70,9 +71,12 @@ type Claim struct {
 	// Names are the further principals of the certificates, addresses for example.
 	// They are held as host names are, and in one space with them.
 	Names []string
-	// ImageOwner is the account that owns the instance's image, or empty if EC2 no
-	// longer shows the image. The first one that is not empty is kept.
+	// Image is the id of the instance's image, ImageOwner the account that owns it, and
+	// ImageTags its tags, nil if they are not known. They are recorded together, and only
+	// with an owner: without one, what is recorded stays.
+	Image      string
 	ImageOwner string
+	ImageTags  map[string]string
 	// End is no earlier than the end of any certificate that will be issued on
 	// this claim.
 	End time.Time
@@ -89,8 +93,13 @@ type Record struct {
 	// empty until an enrollment went through, and a re-key leaves it: the instance is
 	// no newer for it.
 	ConfirmedHostname string
-	// ImageOwner is the account that owned the image when it was first known.
+	// Image is the id of the image that the next two were recorded of. It is empty in
+	// records from before it was kept.
+	Image string
+	// ImageOwner is the account that owns the image, empty if it was never known.
 	ImageOwner string
+	// ImageTags are the image's tags, nil if they were never known.
+	ImageTags map[string]string
 	// End is when the claim of ConfirmedHostname ends, and with it the certificates.
 	End time.Time
 	// TagsVersion is the latest version of the instance's tags that was noted.
@@ -101,6 +110,22 @@ type Record struct {
 	PermittedKey string
 	// EndedBy is the operator who ended it, and empty if nobody had to.
 	EndedBy string
+}
+
+// ImageOf returns what is known of an instance's image: what EC2 shows of it now, or else
+// what the record remembers. It remembers nothing of another image than the recorded one:
+// EC2 can replace the root volume of a running instance by one of any image
+// (CreateReplaceRootVolumeTask), and an image may be deregistered or made private at will.
+// A record from before image ids were kept counts for whatever image the instance has.
+func (r Record) ImageOf(id, owner string, tags map[string]string) (knownOwner string, knownTags map[string]string) {
+	remembers := r.ImageOwner != "" && (r.Image == id || r.Image == "")
+	switch {
+	case owner == "" && remembers:
+		return r.ImageOwner, maps.Clone(r.ImageTags)
+	case tags == nil && remembers && owner == r.ImageOwner:
+		return owner, maps.Clone(r.ImageTags) // EC2 tells owners of images that it no longer shows
+	}
+	return owner, tags
 }
 
 // Permit allows an instance to come with other host keys, once.

@@ -22,7 +22,9 @@ type record struct {
 	// last certificate that names it has ended.
 	names             map[string]time.Time
 	confirmedHostname string
-	imageOwner        string
+	// image is the id of the image that imageOwner and imageTags are of.
+	image, imageOwner string
+	imageTags         map[string]string
 	// tagsVersion is the latest version of the instance's tags that was noted.
 	tagsVersion uint64
 	// permit is zero if there is none.
@@ -39,7 +41,8 @@ type record struct {
 func (r record) exported() Record {
 	return Record{
 		Generation: r.generation, Fingerprints: slices.Clone(r.keys),
-		ConfirmedHostname: r.confirmedHostname, ImageOwner: r.imageOwner, Ended: r.ended,
+		ConfirmedHostname: r.confirmedHostname, Ended: r.ended,
+		Image: r.image, ImageOwner: r.imageOwner, ImageTags: maps.Clone(r.imageTags),
 		End: r.names[r.confirmedHostname], TagsVersion: r.tagsVersion,
 		PermittedKey: r.permit.Fingerprint, EndedBy: r.endedBy,
 	}
@@ -49,7 +52,8 @@ func (r record) exported() Record {
 func (r record) equal(s record) bool {
 	return r.generation == s.generation && slices.Equal(r.keys, s.keys) &&
 		maps.EqualFunc(r.names, s.names, time.Time.Equal) &&
-		r.confirmedHostname == s.confirmedHostname && r.imageOwner == s.imageOwner &&
+		r.confirmedHostname == s.confirmedHostname &&
+		r.image == s.image && r.imageOwner == s.imageOwner && sameTags(r.imageTags, s.imageTags) &&
 		r.tagsVersion == s.tagsVersion &&
 		r.permit.equal(s.permit) && r.rekeyedBy == s.rekeyedBy && r.ended == s.ended && r.endedBy == s.endedBy
 }
@@ -148,14 +152,32 @@ func (v view) claim(c Claim, now time.Time) (change, Grant, error) {
 	if next, err = next.withNames(c, c.End); err != nil {
 		return change{}, Grant{}, err
 	}
-	if next.imageOwner == "" {
-		next.imageOwner = c.ImageOwner
-	}
+	next = next.withImage(c)
 	keys := slices.DeleteFunc(union(nil, c.Fingerprints), func(fingerprint string) bool {
 		_, held := v.keys[fingerprint]
 		return held
 	})
 	return change{record: next, keys: keys, names: names}, next.grant(), nil
+}
+
+// withImage returns the record with what the claim knows of the image, if that is more
+// than is recorded.
+func (r record) withImage(c Claim) record {
+	switch {
+	case c.ImageOwner == "":
+		return r
+	case c.Image == "" && r.imageOwner != "": // a claim that names no image
+		return r
+	case c.ImageTags == nil && c.Image == r.image && c.ImageOwner == r.imageOwner:
+		return r
+	}
+	r.image, r.imageOwner, r.imageTags = c.Image, c.ImageOwner, maps.Clone(c.ImageTags)
+	return r
+}
+
+// sameTags tells no tags from tags that are not known.
+func sameTags(a, b map[string]string) bool {
+	return (a == nil) == (b == nil) && maps.Equal(a, b)
 }
 
 func (r record) grant() Grant {

@@ -156,8 +156,8 @@ func (d matchDocument) conditions(limits Limits) ([]condition, error) {
 	if err != nil {
 		return nil, in("tags", err)
 	}
-	if imageTags != nil {
-		provenance = append(provenance, ownImage)
+	for n, holds := range imageTags {
+		imageTags[n] = ofOwnImage(holds)
 	}
 	return slices.Concat(place, provenance, imageTags, tags), nil
 }

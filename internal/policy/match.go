@@ -7,9 +7,18 @@ import (
 	"time"
 )
 
-// condition is one thing that a rule asks of an instance. It returns why it does
-// not hold, for the log, or nothing if it does.
-type condition func(f Facts, now time.Time) (unmet string)
+// condition is one thing that a rule asks of an instance. It returns what is unmet, or
+// the zero value if it holds.
+type condition func(f Facts, now time.Time) unmet
+
+// unmet says why a condition does not hold, for the log.
+type unmet struct {
+	why string
+	// gap says that the condition might hold but for a fact that EC2 does not show now.
+	gap bool
+}
+
+func not(why string) unmet { return unmet{why: why} }
 
 // ownAccount, listedAccounts and anything are the words of a policy for accounts
 // that it need not spell out, and for a condition that it waives.
@@ -21,11 +30,11 @@ const (
 
 // oneOf holds if the fact is in the list.
 func oneOf(key string, list []string, fact func(Facts) string) condition {
-	return func(f Facts, _ time.Time) string {
+	return func(f Facts, _ time.Time) unmet {
 		if value := fact(f); !slices.Contains(list, value) {
-			return fmt.Sprintf("%s: %s is not listed", key, quote(value))
+			return not(fmt.Sprintf("%s: %s is not listed", key, quote(value)))
 		}
-		return ""
+		return unmet{}
 	}
 }
 
@@ -33,19 +42,19 @@ func oneOf(key string, list []string, fact func(Facts) string) condition {
 // may be a pattern; it does not reach across a "/", so that a path of profiles
 // stays a border.
 func profiles(key string, list []string) condition {
-	return func(f Facts, _ time.Time) string {
+	return func(f Facts, _ time.Time) unmet {
 		folder, name := splitLast(f.InstanceProfile)
 		matches := func(pattern string) bool {
 			patternFolder, patternName := splitLast(pattern)
 			return folder == patternFolder && glob(patternName).matches(name)
 		}
 		if f.InstanceProfile == "" {
-			return key + ": the instance has none"
+			return not(key + ": the instance has none")
 		}
 		if !slices.ContainsFunc(list, matches) {
-			return fmt.Sprintf("%s: %s is not listed", key, quote(f.InstanceProfile))
+			return not(fmt.Sprintf("%s: %s is not listed", key, quote(f.InstanceProfile)))
 		}
-		return ""
+		return unmet{}
 	}
 }
 
@@ -58,17 +67,17 @@ func splitLast(arn string) (folder, name string) {
 // an image prove nothing, since anyone may give them to an image of his own; the
 // owner's account can't be forged. An owner whom nobody knows is not in any list.
 func imageOwners(key string, list []string, limits Limits) condition {
-	return func(f Facts, _ time.Time) string {
+	return func(f Facts, _ time.Time) unmet {
 		owner := f.ImageOwner
 		switch {
 		case owner == "":
-			return key + ": nobody knows the image's owner"
+			return unmet{key + ": nobody knows the image's owner", true}
 		case slices.Contains(list, owner),
 			slices.Contains(list, ownAccount) && owner == f.Account,
 			slices.Contains(list, listedAccounts) && (limits.unlimited || slices.Contains(limits.Accounts, owner)):
-			return ""
+			return unmet{}
 		}
-		return fmt.Sprintf("%s: %s is not listed", key, quote(owner))
+		return not(fmt.Sprintf("%s: %s is not listed", key, quote(owner)))
 	}
 }
 
@@ -76,43 +85,58 @@ func imageOwners(key string, list []string, limits Limits) condition {
 // expires, so an old machine that was never enrolled may be anybody's by now. Later
 // the ledger stands in for the age.
 func maxAge(key string, longest time.Duration) condition {
-	return func(f Facts, now time.Time) string {
+	return func(f Facts, now time.Time) unmet {
 		if f.Enrolled {
-			return ""
+			return unmet{}
 		}
 		switch age, known := f.age(now); {
 		case !known:
-			return key + ": the launch time is not known or is yet to come"
+			return not(key + ": the launch time is not known or is yet to come")
 		case age > longest:
-			return fmt.Sprintf("%s: launched %s ago, more than %s, and never enrolled", key, age.Truncate(time.Second), longest)
+			return not(fmt.Sprintf("%s: launched %s ago, more than %s, and never enrolled", key, age.Truncate(time.Second), longest))
 		}
-		return ""
+		return unmet{}
 	}
 }
 
 // tagged holds if the tag is there and its value fits one of the patterns.
 func tagged(key, tag string, patterns []glob, tags func(Facts) map[string]string) condition {
-	return func(f Facts, _ time.Time) string {
+	return func(f Facts, _ time.Time) unmet {
 		value, ok := tags(f)[tag]
 		switch {
 		case !ok:
-			return fmt.Sprintf("%s: there is no tag %s", key, quote(tag))
+			return not(fmt.Sprintf("%s: there is no tag %s", key, quote(tag)))
 		case !anyMatches(patterns, value):
 			// Not what it is: people put secrets into tags, and this goes into a log.
-			return fmt.Sprintf("%s: the value of %s is not listed", key, quote(tag))
+			return not(fmt.Sprintf("%s: the value of %s is not listed", key, quote(tag)))
 		}
-		return ""
+		return unmet{}
 	}
 }
 
-// ownImage holds for images of the instance's own account. It stands before every
-// condition on image tags: AWS shows an image's tags to no other account, and
-// whoever copies the image gives the copy what tags he likes.
-func ownImage(f Facts, _ time.Time) string {
-	if f.ImageOwner != f.Account {
-		return "image_tags: the image is not of the instance's own account"
+// ofOwnImage returns the condition on image tags, behind ownImage.
+func ofOwnImage(holds condition) condition {
+	return func(f Facts, now time.Time) unmet {
+		if u := ownImage(f, now); u.why != "" {
+			return u
+		}
+		return holds(f, now)
 	}
-	return ""
+}
+
+// ownImage holds for images of the instance's own account whose tags are known. It stands
+// before every condition on image tags: AWS shows an image's tags to no other account, and
+// whoever copies the image gives the copy what tags he likes.
+func ownImage(f Facts, _ time.Time) unmet {
+	switch {
+	case f.ImageOwner == "":
+		return unmet{"image_tags: nobody knows the image's owner", true}
+	case f.ImageOwner != f.Account:
+		return not("image_tags: the image is not of the instance's own account")
+	case f.ImageTags == nil:
+		return unmet{"image_tags: nobody knows the image's tags", true}
+	}
+	return unmet{}
 }
 
 // quote makes text of others fit for a log line.

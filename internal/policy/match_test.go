@@ -149,7 +149,7 @@ func TestAMatchingRuleIsFinal(t *testing.T) {
 	f := facts()
 	f.PublicIP = ""
 	e := p.Explain(f, cluster(), clock())
-	if !errors.Is(e.Err, ErrRefused) || e.Rules[1].Outcome != NotReached {
+	if !errors.Is(e.Err, ErrIncomplete) || errors.Is(e.Err, ErrRefused) || e.Rules[1].Outcome != NotReached {
 		t.Errorf("explained %+v", e)
 	}
 }

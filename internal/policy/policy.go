@@ -19,6 +19,12 @@ import (
 // wraps it says why; it is for the log.
 var ErrRefused = errors.New("the policy refuses the instance")
 
+// ErrIncomplete says that the policy cannot decide on the instance, because EC2 does not
+// show a fact now that it showed before or may show later: an address while an Elastic IP
+// moves, an image that was deregistered. Nothing is granted, as with ErrRefused, but it is
+// no reason to take away what the instance has. The error that wraps it says which fact.
+var ErrIncomplete = errors.New("EC2 does not show a fact that the policy needs")
+
 const (
 	// DefaultLifetime is how long certificates last where a rule says nothing.
 	DefaultLifetime = 7 * 24 * time.Hour
@@ -139,12 +145,12 @@ type Explanation struct {
 	Rules []Verdict
 	// Decision is what is granted, if Err is nil.
 	Decision Decision
-	// Err is the refusal. It wraps ErrRefused.
+	// Err is the refusal. It wraps ErrRefused or ErrIncomplete.
 	Err error
 }
 
 // Decide applies the first rule that matches the instance. Its errors wrap
-// ErrRefused, and say of the rules why they don't match; their length is bounded.
+// ErrRefused or ErrIncomplete, and say of the rules why they don't match; their length is bounded.
 func (p *Policy) Decide(f Facts, c Cluster, now time.Time) (Decision, error) {
 	e := p.Explain(f, c, now)
 	return e.Decision, e.Err
@@ -152,10 +158,11 @@ func (p *Policy) Decide(f Facts, c Cluster, now time.Time) (Decision, error) {
 
 // RemovesStopped reports what Decision.RemoveWhenStopped of the instance would be.
 // Unlike Decide it answers for an instance that has lost its address by being
-// stopped, as public ones are lost. An instance that the policy refuses is left alone.
+// stopped, as public ones are lost. An instance that the policy refuses, or cannot decide
+// on, is left alone.
 func (p *Policy) RemovesStopped(f Facts, now time.Time) bool {
 	for _, r := range p.rules {
-		if outcome, _ := r.judge(f, now); outcome != Unmatched {
+		if outcome, unmet := r.judge(f, now); outcome != Unmatched || unmet.gap {
 			return outcome == Matched && r.removeWhenStopped
 		}
 	}
@@ -165,12 +172,17 @@ func (p *Policy) RemovesStopped(f Facts, now time.Time) bool {
 // Explain decides as Decide does, and says what became of each rule.
 func (p *Policy) Explain(f Facts, c Cluster, now time.Time) Explanation {
 	e := Explanation{Rules: make([]Verdict, len(p.rules))}
-	decided := false
+	decided, refusal := false, ErrRefused
 	for i, r := range p.rules {
 		v := Verdict{Rule: r.name, Line: r.line, Outcome: NotReached}
 		if !decided {
-			v.Outcome, v.Why = r.judge(f, now)
+			var reason unmet
+			v.Outcome, reason = r.judge(f, now)
+			v.Why = reason.why
 			decided = v.Outcome != Unmatched
+			if reason.gap {
+				refusal = ErrIncomplete
+			}
 		}
 		e.Rules[i] = v
 		if v.Outcome == Matched {
@@ -179,33 +191,55 @@ func (p *Policy) Explain(f Facts, c Cluster, now time.Time) Explanation {
 		// A condition that can't be evaluated ends it. Were the rule passed over, a tag
 		// that breaks it would choose a laxer rule further down.
 		if v.Outcome == Failed {
-			e.Err = fmt.Errorf("%w: rule %q: %s", ErrRefused, r.name, v.Why)
+			e.Err = fmt.Errorf("%w: rule %q: %s", refusal, r.name, v.Why)
 		}
 	}
 	if !decided {
-		e.Err = fmt.Errorf("%w: no rule matches: %s", ErrRefused, summary(e.Rules))
+		e.Err = fmt.Errorf("%w: no rule matches: %s", refusal, summary(e.Rules))
 	}
 	return e
 }
 
-// judge asks the rule's conditions in their order, up to the first that does not
-// hold.
-func (r rule) judge(f Facts, now time.Time) (Outcome, string) {
+// judge asks the rule's conditions in their order, and says of the first that does not
+// hold why. Whether that may change by itself (a gap), all of them say: a condition that
+// cannot hold outweighs one about a fact that EC2 does not show now.
+func (r rule) judge(f Facts, now time.Time) (Outcome, unmet) {
+	var first unmet
 	for _, holds := range r.match {
-		if unmet := holds(f, now); unmet != "" {
-			return Unmatched, unmet
+		switch u := holds(f, now); {
+		case u.why == "":
+		case first.why == "":
+			first = u
+		default:
+			first.gap = first.gap && u.gap
+		}
+		if first.why != "" && !first.gap {
+			return Unmatched, first
 		}
 	}
 	if r.when == nil {
-		return Matched, ""
+		return outcomeOf(first), first
 	}
-	switch ok, err := r.when.holds(f, now); {
+	ok, err := r.when.holds(f, now)
+	switch {
+	case ok && err == nil:
+		return outcomeOf(first), first
+	case first.why != "": // the rule does not match, whatever the condition says
+		first.gap = r.when.lacks(f) || err != nil
+		return Unmatched, first
 	case err != nil:
-		return Failed, fmt.Sprintf("when: %.300s", err)
-	case !ok:
-		return Unmatched, "when: it is false"
+		return Failed, unmet{fmt.Sprintf("when: %.300s", err), r.when.lacks(f)}
+	case r.when.lacks(f):
+		return Unmatched, unmet{"when: it is false, and asks about a fact that EC2 does not show now", true}
 	}
-	return Matched, ""
+	return Unmatched, not("when: it is false")
+}
+
+func outcomeOf(u unmet) Outcome {
+	if u.why != "" {
+		return Unmatched
+	}
+	return Matched
 }
 
 // maxSummaryBytes bounds what a refusal says of the rules: it goes into a log line.
@@ -234,7 +268,7 @@ func (r rule) decide(f Facts, c Cluster) (Decision, error) {
 	}
 	address, err := r.address.of(f, r.port)
 	if err != nil {
-		return Decision{}, fmt.Errorf("%w: rule %q: %w", ErrRefused, r.name, err)
+		return Decision{}, fmt.Errorf("%w: rule %q: %w", ErrIncomplete, r.name, err)
 	}
 	d := Decision{
 		Rule:     r.name,

@@ -129,20 +129,21 @@ func TestRefusals(t *testing.T) {
 	tests := map[string]struct {
 		rule   string
 		mutate func(*Facts)
+		kind   error
 		want   string
 	}{
-		"no rule matches":   {"{name: a, match: {ANY, regions: [hm-test-1]}}", func(*Facts) {}, "no rule matches"},
-		"no public address": {"{name: a, match: {ANY}, address: public}", func(f *Facts) { f.PublicIP = "" }, "no public address"},
-		"no ipv6 address":   {"{name: a, match: {ANY}, address: ipv6}", func(f *Facts) { f.IPv6 = "" }, "no ipv6 address"},
-		"id is no label":    {"{name: a, match: {ANY}}", func(f *Facts) { f.InstanceID = "i-0A.example" }, "not one lower-case DNS label"},
+		"no rule matches":   {"{name: a, match: {ANY, regions: [hm-test-1]}}", func(*Facts) {}, ErrRefused, "no rule matches"},
+		"no public address": {"{name: a, match: {ANY}, address: public}", func(f *Facts) { f.PublicIP = "" }, ErrIncomplete, "no public address"},
+		"no ipv6 address":   {"{name: a, match: {ANY}, address: ipv6}", func(f *Facts) { f.IPv6 = "" }, ErrIncomplete, "no ipv6 address"},
+		"id is no label":    {"{name: a, match: {ANY}}", func(f *Facts) { f.InstanceID = "i-0A.example" }, ErrRefused, "not one lower-case DNS label"},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
 			f := facts()
 			tt.mutate(&f)
 			_, err := mustParse(t, "version: 1\nrules: ["+tt.rule+"]").Decide(f, cluster(), clock())
-			if !errors.Is(err, ErrRefused) || !strings.Contains(err.Error(), tt.want) {
-				t.Errorf("error %v; want ErrRefused with %q", err, tt.want)
+			if !errors.Is(err, tt.kind) || errors.Is(err, ErrRefused) && errors.Is(err, ErrIncomplete) || !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("error %v; want %v with %q", err, tt.kind, tt.want)
 			}
 		})
 	}

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"cel.dev/cel-go/cel"
+	"cel.dev/cel-go/common/ast"
 	"cel.dev/cel-go/common/types"
 	"cel.dev/cel-go/common/types/ref"
 	"cel.dev/cel-go/common/types/traits"
@@ -25,6 +26,8 @@ const (
 // typed, without loops or side effects, and with bounded cost.
 type expression struct {
 	program cel.Program
+	// facts are the names of the variables that it asks about.
+	facts map[string]bool
 }
 
 // expressions returns what conditions are written in: variables for the facts, the
@@ -33,12 +36,12 @@ type expression struct {
 func expressions() (*cel.Env, error) {
 	tags := cel.MapType(cel.StringType, cel.StringType)
 	options := []cel.EnvOption{
+		withBoundedMatches(),
 		cel.ClearMacros(),
 		cel.Macros(cel.HasMacro),
 		cel.ParserExpressionSizeLimit(maxWhenBytes),
 		cel.ParserRecursionLimit(maxWhenDepth),
-		cel.RegexProgramSizeLimit(maxRegexpProgram),
-		cel.ASTValidators(cel.ValidateRegexLiterals(), cel.ValidateDurationLiterals(), cel.ValidateTimestampLiterals()),
+		cel.ASTValidators(cel.ValidateRegexProgramSizeLimit(maxRegexpProgram), cel.ValidateRegexLiterals(), cel.ValidateDurationLiterals(), cel.ValidateTimestampLiterals()),
 		cel.Function("get", cel.MemberOverload("tags_get", []*cel.Type{tags, cel.StringType}, cel.StringType, cel.BinaryBinding(getTag))),
 		cel.Variable("age", cel.DurationType),
 		cel.Variable("enrolled", cel.BoolType),
@@ -51,7 +54,7 @@ func expressions() (*cel.Env, error) {
 	} {
 		options = append(options, cel.Variable(name, cel.StringType))
 	}
-	return cel.NewEnv(options...)
+	return cel.NewCustomEnv(options...)
 }
 
 // getTag returns a tag's value, or "" where tags[key] is an error.
@@ -71,18 +74,48 @@ func compile(env *cel.Env, text string) (*expression, error) {
 	if len(text) > maxWhenBytes {
 		return nil, fmt.Errorf("%d bytes, more than %d", len(text), maxWhenBytes)
 	}
-	ast, issues := env.Compile(text)
+	checked, issues := env.Compile(text)
 	if err := issues.Err(); err != nil {
 		return nil, errors.New(firstIssue(issues))
 	}
-	if t := ast.OutputType(); !t.IsExactType(cel.BoolType) {
+	if t := checked.OutputType(); !t.IsExactType(cel.BoolType) {
 		return nil, fmt.Errorf("it gives %s; it must give bool", t)
 	}
-	program, err := env.Program(ast, cel.CostLimit(maxWhenCost))
+	program, err := env.Program(checked, cel.CostLimit(maxWhenCost), cel.CostTracking(costs{}))
 	if err != nil {
 		return nil, err
 	}
-	return &expression{program: program}, nil
+	return &expression{program: program, facts: variablesOf(checked)}, nil
+}
+
+// variablesOf returns the names of the variables in a checked expression.
+func variablesOf(checked *cel.Ast) map[string]bool {
+	names := make(map[string]bool)
+	ast.PostOrderVisit(checked.NativeRep().Expr(), ast.NewExprVisitor(func(e ast.Expr) {
+		if e.Kind() == ast.IdentKind {
+			names[e.AsIdent()] = true
+		}
+	}))
+	return names
+}
+
+// lacks reports whether the expression asks about a fact that EC2 does not show now: what
+// it says then may change by itself.
+func (e *expression) lacks(f Facts) bool {
+	gaps := map[string]bool{
+		"image_owner": f.ImageOwner == "",
+		"image_tags":  f.ImageOwner == "" || f.ImageOwner == f.Account && f.ImageTags == nil,
+		"private_ip":  f.PrivateIP == "",
+		"public_ip":   f.PublicIP == "",
+		"ipv6":        f.IPv6 == "",
+		"private_dns": f.PrivateDNS == "",
+	}
+	for name := range e.facts {
+		if gaps[name] {
+			return true
+		}
+	}
+	return false
 }
 
 // firstIssue leaves out the excerpt that CEL draws below an error.
@@ -96,7 +129,7 @@ func firstIssue(issues *cel.Issues) string {
 // holds evaluates the expression. An error is neither true nor false.
 func (e *expression) holds(f Facts, now time.Time) (bool, error) {
 	imageTags := f.ImageTags
-	if ownImage(f, now) != "" {
+	if ownImage(f, now).why != "" {
 		imageTags = nil
 	}
 	variables := map[string]any{

@@ -55,7 +55,9 @@ func newGrant(k ask, cluster Cluster, now time.Time) grant {
 			Fingerprints: fingerprints(k.caller.keys),
 			Hostname:     d.Hostname,
 			Names:        d.Names,
+			Image:        k.facts.Image,
 			ImageOwner:   k.facts.ImageOwner,
+			ImageTags:    k.facts.ImageTags,
 			// Teleport's clock sets the certificates' end; hostcert.Check lets it be off
 			// by this much. The claim must not end before they do.
 			End: end.Add(hostcert.MaxClockSkew),

@@ -113,6 +113,7 @@ func checkInstance(i *inventory.Instance, d *identity.Document) error {
 // newFacts joins what EC2 says of an instance, which agrees with its document, and
 // what the ledger remembers.
 func newFacts(i *inventory.Instance, r ledger.Record) policy.Facts {
+	owner, tags := r.ImageOf(i.ImageID, i.ImageOwner, i.ImageTags)
 	return policy.Facts{
 		Account:         i.OwnerID,
 		Region:          i.Region,
@@ -122,16 +123,14 @@ func newFacts(i *inventory.Instance, r ledger.Record) policy.Facts {
 		Zone:            i.AvailabilityZone,
 		InstanceProfile: i.InstanceProfileARN,
 		Image:           i.ImageID,
-		// An image may be deregistered while its instances run on. Its owner does not
-		// change, nor an instance's image.
-		ImageOwner: cmp.Or(i.ImageOwner, r.ImageOwner),
-		ImageTags:  i.ImageTags,
-		LaunchTime: i.LaunchTime,
-		Enrolled:   r.ConfirmedHostname != "" && !r.Ended,
-		PrivateIP:  i.PrivateIP,
-		PublicIP:   i.PublicIP,
-		IPv6:       i.IPv6,
-		PrivateDNS: i.PrivateDNS,
-		Tags:       i.Tags,
+		ImageOwner:      owner,
+		ImageTags:       tags,
+		LaunchTime:      i.LaunchTime,
+		Enrolled:        r.ConfirmedHostname != "" && !r.Ended,
+		PrivateIP:       i.PrivateIP,
+		PublicIP:        i.PublicIP,
+		IPv6:            i.IPv6,
+		PrivateDNS:      i.PrivateDNS,
+		Tags:            i.Tags,
 	}
 }

@@ -1,0 +1,76 @@
+package policy
+
+import (
+	"errors"
+	"testing"
+)
+
+// What EC2 does not show now is no refusal, unless the instance would be refused anyway.
+// And it never makes a rule hold, nor a laxer one decide in place of a failed condition.
+func TestGaps(t *testing.T) {
+	gone := func(f *Facts) { f.ImageOwner, f.ImageTags = "", nil }
+	own := func(f *Facts) { f.ImageOwner, f.ImageTags = f.Account, map[string]string{"release": "stable"} }
+	forgotten := func(f *Facts) { f.ImageOwner, f.ImageTags = f.Account, nil }
+	homeless := func(f *Facts) { f.PrivateIP, f.PublicIP, f.IPv6, f.PrivateDNS = "", "", "", "" }
+	const (
+		owners    = "{name: a, match: {image_owners: [self], max_age: any}}"
+		tags      = "{name: a, match: {image_owners: [self], max_age: any, image_tags: {release: [stable]}}}"
+		tagged    = "{name: a, match: {image_owners: [self], max_age: any, tags: {env: [nothing]}}}"
+		whenTag   = `{name: a, match: {ANY}, when: 'image_tags.get("release") == "stable"'}`
+		whenKey   = `{name: a, match: {ANY}, when: 'image_tags["release"] == "stable"'}`
+		whenOwner = `{name: a, match: {ANY}, when: 'image_owner == account'}`
+		whenIP    = `{name: a, match: {ANY}, when: 'public_ip.startsWith("192.")'}`
+		whenBoth  = `{name: a, match: {image_owners: [self], max_age: any}, when: 'tags.get("env") == "nothing"'}`
+		lax       = ", {name: lax, match: {ANY}}"
+	)
+	for name, tt := range map[string]struct {
+		rules  string
+		change func(*Facts)
+		want   error // nil: admitted
+	}{
+		"an owner that is known":                        {owners, own, nil},
+		"an owner that nobody knows":                    {owners, gone, ErrIncomplete},
+		"tags that are known":                           {tags, own, nil},
+		"tags that nobody knows":                        {tags, forgotten, ErrIncomplete},
+		"neither owner nor tags":                        {tags, gone, ErrIncomplete},
+		"other tags":                                    {tags, func(f *Facts) { own(f); f.ImageTags["release"] = "beta" }, ErrRefused},
+		"no tags at all":                                {tags, func(f *Facts) { own(f); f.ImageTags = map[string]string{} }, ErrRefused},
+		"another's image":                               {tags, func(f *Facts) { f.ImageOwner = otherAccount }, ErrRefused},
+		"an owner that nobody knows, and the wrong tag": {tagged, gone, ErrRefused},
+		"a condition on a tag of a lost image":          {whenTag, gone, ErrIncomplete},
+		"a condition on a lost tag":                     {whenTag, forgotten, ErrIncomplete},
+		"a condition that fails on a lost tag":          {whenKey, forgotten, ErrIncomplete},
+		"the same, with a laxer rule behind":            {whenKey + lax, forgotten, ErrIncomplete},
+		"a condition that fails on a tag":               {whenKey, func(f *Facts) { f.ImageOwner, f.ImageTags = f.Account, map[string]string{} }, ErrRefused},
+		"a condition on the owner":                      {whenOwner, gone, ErrIncomplete},
+		"a condition on another owner":                  {whenOwner, func(*Facts) {}, ErrRefused},
+		"a condition on a lost address":                 {whenIP, homeless, ErrIncomplete},
+		"a condition on another address":                {whenIP, func(f *Facts) { f.PublicIP = "203.0.113.7" }, ErrRefused},
+		"a lost owner, and a condition that is false":   {whenBoth, gone, ErrRefused},
+		"no private address":                            {"{name: a, match: {ANY}}", homeless, ErrIncomplete},
+		"one rule refuses, the other lacks an owner":    {owners + ", {name: b, match: {ANY, regions: [hm-test-1]}}", gone, ErrIncomplete},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := facts()
+			tt.change(&f)
+			d, err := mustParse(t, "{version: 1, rules: ["+tt.rules+"]}").Decide(f, cluster(), clock())
+			if !errors.Is(err, tt.want) || (err != nil) != (tt.want != nil) || errors.Is(err, ErrRefused) && errors.Is(err, ErrIncomplete) {
+				t.Errorf("rule %q, error %v; want %v", d.Rule, err, tt.want)
+			}
+		})
+	}
+}
+
+// A rule that EC2's gap keeps from deciding does not hand a stopped machine to the next.
+func TestAGapRemovesNoStoppedNode(t *testing.T) {
+	p := mustParse(t, `{version: 1, rules: [
+		{name: a, match: {image_owners: [self], max_age: any}, when_stopped: keep}, {name: b, match: {ANY}, when_stopped: remove}]}`)
+	f := facts()
+	if !p.RemovesStopped(f, clock()) {
+		t.Error("the second rule does not decide")
+	}
+	f.ImageOwner = ""
+	if p.RemovesStopped(f, clock()) {
+		t.Error("the node would go while nobody knows the image's owner")
+	}
+}
