@@ -3,6 +3,7 @@ package agent
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"regexp"
 	"slices"
 	"time"
@@ -81,11 +82,23 @@ func checkNode(r *protocol.Response, i Instance, own map[string]bool) error {
 		}
 	}
 	for _, principal := range furtherPrincipals(r) {
+		if !own[principal] && isPublicAddress(principal) {
+			return fmt.Errorf("%w: %s", errNewAddress, principal)
+		}
 		if !own[principal] {
 			return fmt.Errorf("principal %.64q is not provably this machine's", principal)
 		}
 	}
 	return nil
+}
+
+// errNewAddress says that an answer names a public address that the metadata service does
+// not: an Elastic IP that was associated a moment ago, which EC2's API knows first.
+var errNewAddress = errors.New("the metadata service does not show this machine's public address yet")
+
+func isPublicAddress(principal string) bool {
+	a, err := netip.ParseAddr(principal)
+	return err == nil && a.Is4() && a.String() == principal && a.IsGlobalUnicast() && !a.IsPrivate()
 }
 
 func checkCertificates(r *protocol.Response, keys []hostKey, authorities []ssh.PublicKey, now time.Time) ([]*ssh.Certificate, error) {

@@ -88,13 +88,23 @@ func parseAuthorityFile(data []byte) ([]ssh.PublicKey, error) {
 	return parseAuthorities(lines)
 }
 
-// renderAuthorities returns the content of a CA file. It is made of parsed keys
-// only, so that nothing in an answer can add a line.
-func renderAuthorities(keys []ssh.PublicKey) []byte {
+// renderAuthorities returns the content of a CA file: the cluster's CAs, and extra ones
+// that the machine's configuration names. It is made of parsed keys only, so that nothing
+// in an answer can add a line.
+func renderAuthorities(keys []ssh.PublicKey, extra ...ssh.PublicKey) []byte {
 	var b bytes.Buffer
 	b.WriteString("# OpenSSH user CAs of the Teleport cluster. Written by hallmark, which replaces\n")
 	b.WriteString("# them when the cluster's change: changes made here are lost.\n")
 	for _, key := range keys {
+		b.Write(ssh.MarshalAuthorizedKey(key))
+	}
+	extra = slices.DeleteFunc(slices.Clone(extra), func(e ssh.PublicKey) bool {
+		return slices.ContainsFunc(keys, func(k ssh.PublicKey) bool { return bytes.Equal(k.Marshal(), e.Marshal()) })
+	})
+	if len(extra) > 0 {
+		b.WriteString("# Not the cluster's: extra_user_cas in " + ConfigFile + ".\n")
+	}
+	for _, key := range extra {
 		b.Write(ssh.MarshalAuthorizedKey(key))
 	}
 	return b.Bytes()

@@ -13,6 +13,7 @@ import (
 	"strings"
 
 	"go.yaml.in/yaml/v3"
+	"golang.org/x/crypto/ssh"
 
 	"github.com/hallmark-ssh/hallmark/internal/sshd"
 )
@@ -32,6 +33,12 @@ type Config struct {
 	// MaxStartups is sshd's MaxStartups, which hallmark install sets. Empty means
 	// sshd.DefaultMaxStartups.
 	MaxStartups string `yaml:"max_startups,omitempty"`
+	// HostCertificate says what to do about a host key that another CA has certified:
+	// keep, the default, certifies other host keys, replace overwrites that certificate.
+	HostCertificate string `yaml:"host_certificate,omitempty"`
+	// ExtraUserCAs are public keys of CAs that sshd trusts for people beside the
+	// cluster's, for example during a migration. They stay when the cluster's change.
+	ExtraUserCAs []string `yaml:"extra_user_cas,omitempty"`
 }
 
 // Values of SignerAuth.
@@ -90,7 +97,27 @@ func (c Config) check() (key string, err error) {
 			return "max_startups", err
 		}
 	}
+	switch c.HostCertificate {
+	case "", keepCertificate, replaceCertificate:
+	default:
+		return "host_certificate", fmt.Errorf("%q is neither %s nor %s", c.HostCertificate, keepCertificate, replaceCertificate)
+	}
+	if _, err := c.extraAuthorities(); err != nil {
+		return "extra_user_cas", err
+	}
 	return "", nil
+}
+
+// extraAuthorities returns the keys of ExtraUserCAs.
+func (c Config) extraAuthorities() ([]ssh.PublicKey, error) {
+	if len(c.ExtraUserCAs) == 0 {
+		return nil, nil
+	}
+	keys, err := parseAuthorities(c.ExtraUserCAs)
+	if err != nil {
+		return nil, fmt.Errorf("%w: give public keys of CAs, as in ssh-ed25519 AAAA…", err)
+	}
+	return keys, nil
 }
 
 // checkSignerURL admits https only: who reads the answer on its way learns little,

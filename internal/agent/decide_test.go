@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -46,7 +47,7 @@ func TestParseConfig(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if again, err := ParseConfig(data); err != nil || again != c {
+			if again, err := ParseConfig(data); err != nil || !reflect.DeepEqual(again, c) {
 				t.Errorf("parsed again: %+v, %v, want %+v", again, err, c)
 			}
 		})

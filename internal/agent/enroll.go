@@ -161,6 +161,9 @@ func (e *Enroller) act(ctx, askCtx context.Context, m *sight, reason string) (*O
 // enroll obtains certificates and puts them into use. sshd judges its configuration
 // while the signer works.
 func (e *Enroller) enroll(ctx, askCtx context.Context, m *sight, o *Outcome) error {
+	for _, why := range m.passed {
+		e.retry.log("host key not certified: %s", why)
+	}
 	judgeCtx, stop := context.WithCancel(ctx)
 	defer stop()
 	var logins []sshd.Login
@@ -227,7 +230,7 @@ func (e *Enroller) install(ctx context.Context, m *sight, state *State, o *Outco
 	if err != nil {
 		return fmt.Errorf("trust OpenSSH CAs: %w", err) // has been checked
 	}
-	caFile := renderAuthorities(keys)
+	caFile := renderAuthorities(keys, m.extra...)
 	i := &installation{Enroller: e, conf: m.conf, keys: m.keys}
 	if err := i.install(ctx, caFile, state); err != nil {
 		return err
@@ -254,7 +257,7 @@ func (e *Enroller) follow(ctx, askCtx context.Context, m *sight, o *Outcome) err
 	state := *m.state
 	state.learn(*current)
 	state.CAsETag = etag
-	if !bytes.Equal(renderAuthorities(current.openSSH), m.caFile) {
+	if !bytes.Equal(renderAuthorities(current.openSSH, m.extra...), m.caFile) {
 		logins, err := e.judge(ctx)
 		if err != nil {
 			return err
@@ -315,22 +318,28 @@ type sight struct {
 	observed
 	conf  *sshd.Effective
 	state *State // nil if it never enrolled
+	// passed are the host keys that stay without a certificate, and why.
+	passed []string
 }
 
 // look finds out what there is.
 func (e *Enroller) look(ctx, askCtx context.Context) (*sight, error) {
-	m := &sight{observed: observed{config: e.Config.digest()}}
-	var err error
+	extra, err := e.Config.extraAuthorities()
+	if err != nil {
+		return nil, err // has been checked
+	}
+	m := &sight{observed: observed{config: e.Config.digest(), extra: extra}}
 	if m.conf, err = e.effective(ctx); err != nil {
 		return nil, err
 	}
-	if m.keys, err = findHostKeys(m.conf); err != nil {
-		return nil, err
-	}
-	e.note("tidy up after a run that was killed", e.removeLeftovers(m.keys))
 	if m.state, err = LoadState(e.stateDir); err != nil {
 		return nil, err
 	}
+	wanted := selection{conf: m.conf, state: m.state, replace: e.Config.HostCertificate == replaceCertificate}
+	if m.keys, m.passed, err = wanted.find(); err != nil {
+		return nil, err
+	}
+	e.note("tidy up after a run that was killed", e.removeLeftovers(m.keys))
 	if m.caFile, err = os.ReadFile(e.caFile); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("read the trusted CAs: %w", err)
 	}
@@ -403,12 +412,16 @@ func (e *Enroller) obtain(ctx context.Context, instance Instance, keys []hostKey
 		return nil, nil, err
 	}
 	var own map[string]bool
-	if len(furtherPrincipals(answer)) > 0 { // few policies have them: else nobody is asked
-		if own, err = e.metadata.names(ctx); err != nil {
+	if further := furtherPrincipals(answer); len(further) > 0 { // few policies have them: else nobody is asked
+		if own, err = e.metadata.names(ctx, further); err != nil {
 			return nil, nil, err
 		}
 	}
 	g, err := checkAnswer(answer, keys, instance, own, e.now())
+	if errors.Is(err, errNewAddress) {
+		return nil, nil, failf(Temporary, "nothing was changed; wait until the metadata service shows the address, or run it again",
+			"the signer's answer (request %.64q): %w", answer.RequestID, err)
+	}
 	if err != nil {
 		return nil, nil, failf(Failed, "nothing was changed; the signer's log says more, by the request id",
 			"the signer's answer (request %.64q) is not acceptable: %w", answer.RequestID, err)

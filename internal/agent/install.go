@@ -196,13 +196,19 @@ func readInstallConfig(from string) (Config, []byte, error) {
 // readTrust reads the CAs. Without OpenSSH CAs the machine trusts none before it is
 // enrolled, which is what "trust at enrollment" means.
 func readTrust(from string, config Config) (files []file, authorities []ssh.PublicKey, err error) {
+	extra, err := config.extraAuthorities()
+	if err != nil {
+		return nil, nil, err
+	}
 	data, err := os.ReadFile(filepath.Join(from, installCAs))
 	switch {
 	case err == nil:
 		if authorities, err = parseAuthorityFile(data); err != nil {
 			return nil, nil, fmt.Errorf("%s: %w", installCAs, err)
 		}
-		files = append(files, file{sshd.CAFile, renderAuthorities(authorities), 0o644})
+		files = append(files, file{sshd.CAFile, renderAuthorities(authorities, extra...), 0o644})
+	case errors.Is(err, fs.ErrNotExist) && len(extra) > 0:
+		files = append(files, file{sshd.CAFile, renderAuthorities(nil, extra...), 0o644})
 	case !errors.Is(err, fs.ErrNotExist):
 		return nil, nil, err
 	}
@@ -259,7 +265,7 @@ func (in *Installer) checkTrust(ctx context.Context) error {
 	if where == "" {
 		where = "a file that " + sshd.MainConfig + " includes"
 	}
-	return failf(Failed, "remove that line, and put its CAs into openssh_ca.pub if they are the cluster's",
+	return failf(Failed, "remove that line; put its CAs into openssh_ca.pub if they are the cluster's, otherwise list their keys as extra_user_cas in config.yaml",
 		"sshd already trusts the CAs in %s, set in %s", conf.TrustedUserCAKeys, where)
 }
 

@@ -162,14 +162,16 @@ func (m *metadata) optional(ctx context.Context, page string) (string, error) {
 
 const publicAddressPage = "/latest/meta-data/public-ipv4"
 
-// names returns the addresses and the name that AWS gave this instance, each in the
-// one form in which it may stand in a certificate.
-func (m *metadata) names(ctx context.Context) (map[string]bool, error) {
+// names returns the addresses and names that AWS gave this instance, each in the one form
+// in which it may stand in a certificate. Of the names in question those count too that
+// follow EC2's own rule.
+func (m *metadata) names(ctx context.Context, inQuestion []string) (map[string]bool, error) {
 	text, err := m.get(ctx, documentPage)
 	if err != nil {
 		return nil, metadataError("this machine's addresses", hintMetadata, err)
 	}
 	var document struct {
+		Instance
 		PrivateIP string `json:"privateIp"`
 	}
 	if err := json.Unmarshal(text, &document); err != nil {
@@ -191,8 +193,38 @@ func (m *metadata) names(ctx context.Context) (map[string]bool, error) {
 	if dnsName.MatchString(name) && strings.Contains(name, ".") { // not localhost
 		own[name] = true
 	}
+	for _, name := range inQuestion {
+		own[name] = own[name] || isPrivateDNS(name, document.Instance, document.PrivateIP)
+	}
 	return own, nil
 }
+
+// isPrivateDNS reports whether a name is one that EC2 gives an instance: by its private
+// address or its id, in the domain of its region (EC2 User Guide, "EC2 instance hostnames
+// and domains"). The metadata service does not always know: where a VPC's DHCP options
+// have a domain of their own it tells a name in that one.
+func isPrivateDNS(name string, i Instance, privateIP string) bool {
+	host, domain, _ := strings.Cut(name, ".")
+	byAddress := false
+	if a, err := netip.ParseAddr(privateIP); err == nil && a.Is4() {
+		byAddress = host == "ip-"+strings.ReplaceAll(a.String(), ".", "-")
+	}
+	if !byAddress && (i.InstanceID == "" || host != i.InstanceID) {
+		return false
+	}
+	if domain == "ec2.internal" {
+		return i.Region == "us-east-1"
+	}
+	region, ok := strings.CutSuffix(domain, ".compute.internal")
+	if !ok || region == i.Region {
+		return ok
+	}
+	// How a region that this build does not know calls its domain is not known either.
+	known, err := identity.Regions()
+	return err == nil && !known.Has(i.Region) && regionLabel.MatchString(region)
+}
+
+var regionLabel = regexp.MustCompile(`^[a-z]{2,}(-[a-z]+)+-[0-9]{1,2}$`)
 
 func addAddress(own map[string]bool, text string) {
 	// Loopback and the like are every machine's: a certificate for them would pass

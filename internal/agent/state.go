@@ -132,8 +132,9 @@ type observed struct {
 	instance Instance
 	config   string
 	keys     []hostKey
-	caFile   []byte // content, nil if there is none
-	moved    bool   // the node's address was this machine's, and no longer is
+	caFile   []byte          // content, nil if there is none
+	extra    []ssh.PublicKey // CAs that the configuration trusts beside the cluster's
+	moved    bool            // the node's address was this machine's, and no longer is
 }
 
 // certified tells whether every key has a certificate that has not ended.
@@ -218,7 +219,7 @@ func (s *State) staleFiles(now time.Time, seen observed) string {
 		}
 	}
 	authorities, err := parseAuthorities(s.OpenSSHCAs)
-	if err != nil || !bytes.Equal(seen.caFile, renderAuthorities(authorities)) {
+	if err != nil || !bytes.Equal(seen.caFile, renderAuthorities(authorities, seen.extra...)) {
 		return "the file of trusted CAs changed"
 	}
 	return ""

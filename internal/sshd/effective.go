@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 
 	"golang.org/x/crypto/ssh"
@@ -18,7 +19,9 @@ type Effective struct {
 	HostKeyAlgorithms []string
 	TrustedUserCAKeys string // path, or empty for none
 	MaxStartups       string
-	PIDFile           string // path, or empty for none
+	// RequiredRSASize is how many bits an RSA key must have, 0 where sshd does not say.
+	RequiredRSASize int
+	PIDFile         string // path, or empty for none
 	// Listen are addresses at which the sshd of this machine can be reached from
 	// this machine.
 	Listen []netip.AddrPort
@@ -40,6 +43,12 @@ func ParseEffective(output []byte) (*Effective, error) {
 			e.TrustedUserCAKeys = noneIsEmpty(value)
 		case "maxstartups":
 			e.MaxStartups = value
+		case "requiredrsasize":
+			size, err := strconv.Atoi(value)
+			if err != nil {
+				return nil, fmt.Errorf("read sshd -T: requiredrsasize %q: %w", value, err)
+			}
+			e.RequiredRSASize = size
 		case "pidfile":
 			e.PIDFile = noneIsEmpty(value)
 		case "listenaddress":
