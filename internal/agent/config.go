@@ -39,6 +39,10 @@ type Config struct {
 	// ExtraUserCAs are public keys of CAs that sshd trusts for people beside the
 	// cluster's, for example during a migration. They stay when the cluster's change.
 	ExtraUserCAs []string `yaml:"extra_user_cas,omitempty"`
+	// ProxySources are the IP addresses and networks (CIDR) that Teleport's proxies
+	// connect from. hallmark install exempts them from sshd's penalties by source
+	// address: to sshd, everybody who logs in through a proxy has its address. Optional.
+	ProxySources []string `yaml:"proxy_sources,omitempty"`
 }
 
 // Values of SignerAuth.
@@ -47,7 +51,7 @@ const (
 	authIAM  = "aws_iam"
 )
 
-// maxConfigBytes bounds a configuration, which has five short lines.
+// maxConfigBytes bounds a configuration, which has a few short lines.
 const maxConfigBytes = 64 << 10
 
 var (
@@ -104,6 +108,9 @@ func (c Config) check() (key string, err error) {
 	}
 	if _, err := c.extraAuthorities(); err != nil {
 		return "extra_user_cas", err
+	}
+	if err := sshd.CheckSources(c.ProxySources); err != nil {
+		return "proxy_sources", err
 	}
 	return "", nil
 }
@@ -180,5 +187,6 @@ func (c Config) sshdOptions() sshd.Options {
 	if c.MaxStartups != "" {
 		o.MaxStartups = c.MaxStartups
 	}
+	o.ProxySources = c.ProxySources
 	return o
 }

@@ -15,7 +15,7 @@ func TestParseConfig(t *testing.T) {
 		name, text, want string // want is the whole error, or empty
 	}{
 		{"least", good, ""},
-		{"all", good + "signer_ca_file: /etc/hallmark/signer_ca.pem\nsigner_auth: aws_iam\nmax_startups: 10:30:60\n", ""},
+		{"all", good + "signer_ca_file: /etc/hallmark/signer_ca.pem\nsigner_auth: aws_iam\nmax_startups: 10:30:60\nproxy_sources: [192.0.2.7, \"2001:db8::/32\"]\n", ""},
 		{"signer_auth none", good + "signer_auth: none\n", ""},
 		{"another signer_auth", good + "signer_auth: basic\n", `line 3: signer_auth: "basic" is neither none nor aws_iam`},
 		{"empty", "", "signer_url: missing: give the https URL of the signer"},
@@ -27,6 +27,9 @@ func TestParseConfig(t *testing.T) {
 		{"audience with a line break", "signer_url: https://s/\naudience: \"a\\nb\"\n", `line 2: audience: "a\nb" is not a name such as hallmark.example.com`},
 		{"relative CA file", good + "signer_ca_file: ca.pem\n", `line 3: signer_ca_file: "ca.pem" is not an absolute path`},
 		{"directive in max_startups", good + "max_startups: \"10\\nPermitRootLogin yes\"\n", `line 3: max_startups: "10\nPermitRootLogin yes" is not of the form start:rate:full, for example 100:30:200`},
+		{"directive in proxy_sources", good + "proxy_sources: [\"192.0.2.7\\nPermitRootLogin yes\"]\n", `line 3: proxy_sources: "192.0.2.7\nPermitRootLogin yes" is neither an IP address, such as 192.0.2.7, nor a network, such as 192.0.2.0/28`},
+		{"proxy_sources that are everybody", good + "proxy_sources: [0.0.0.0/0]\n", `line 3: proxy_sources: "0.0.0.0/0" is too wide: list the addresses of Teleport's proxies (/8 or longer)`},
+		{"proxy_sources that is no list", good + "proxy_sources: 192.0.2.7\n", "line 3: cannot unmarshal !!str `192.0.2.7` into []string"},
 		{"wrong type", "signer_url: [a]\n", "line 1: cannot unmarshal !!seq into string"},
 		{"not YAML", "signer_url: 'x\n", "line 2: found unexpected end of stream"},
 		{"second document", good + "---\n" + good, "more than one YAML document"},
@@ -62,7 +65,7 @@ func TestMarshalRefusesWhatParseConfigRefuses(t *testing.T) {
 
 func FuzzParseConfig(f *testing.F) {
 	f.Add([]byte("signer_url: https://signer.example.com/\naudience: hallmark.example.com\n"))
-	f.Add([]byte("max_startups: 10:30:60\n"))
+	f.Add([]byte("max_startups: 10:30:60\nproxy_sources: [192.0.2.0/28, \"2001:db8::1\"]\n"))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		c, err := ParseConfig(data)
 		if err != nil {

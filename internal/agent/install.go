@@ -95,6 +95,9 @@ func (in *Installer) Install(ctx context.Context, from string) (changed bool, er
 	if err != nil {
 		return false, failf(Failed, hintBroken, "read sshd's configuration: %w", err)
 	}
+	if err := in.exemptProxies(ctx, &options, before); err != nil {
+		return false, err
+	}
 	change := &sshd.Change{}
 	defer func() { err = errors.Join(err, change.Close()) }()
 	for _, f := range files {
@@ -339,7 +342,10 @@ func (in *Installer) verify(ctx context.Context, want sshd.Options, before []ssh
 	if err != nil {
 		return nil, err
 	}
-	if drift := sshd.Drift(before, after, "trustedusercakeys", "hostcertificate", "maxstartups"); drift != "" {
+	if exempt, _ := sshd.ExemptSources(after); want.PenaltyExempt != "" && exempt != want.PenaltyExempt {
+		return nil, fmt.Errorf("PerSourcePenaltyExemptList is %q, not %s", exempt, want.PenaltyExempt)
+	}
+	if drift := sshd.Drift(before, after, "trustedusercakeys", "hostcertificate", "maxstartups", exemptKeyword); drift != "" {
 		return nil, fmt.Errorf("another setting would change %s", drift)
 	}
 	return after, nil

@@ -353,3 +353,105 @@ func equal(a, b map[string]string) bool {
 	}
 	return true
 }
+
+const withSources = "signer_url: https://signer.example.com/\naudience: hallmark.example.com\nproxy_sources: [192.0.2.7, \"2001:db8::/64\"]\n"
+
+// penalties makes the image's sshd one of 9.8 or later: it prints a list that a file sets,
+// the first of them.
+func (i *image) penalties() {
+	i.drift = func() string {
+		text := strings.ToLower(i.read(sshd.DropIn) + i.read(sshd.MainConfig))
+		if strings.Contains(text, "\n"+exemptKeyword+" ") {
+			return "persourcepenalties crash:90\n"
+		}
+		return "persourcepenalties crash:90\n" + exemptKeyword + " none\n"
+	}
+}
+
+func TestInstallExemptsProxies(t *testing.T) {
+	const ours = "PerSourcePenaltyExemptList 192.0.2.7,2001:db8::/64\n"
+	for _, test := range []struct {
+		name, main string
+		old        bool   // an sshd without penalties
+		want       string // the line of our drop-in or block, or ""
+	}{
+		{name: "nothing exempt yet", main: withInclude, want: ours},
+		{name: "something exempt already", main: withInclude + "PerSourcePenaltyExemptList 10.0.0.0/8,192.0.2.7\n", want: "PerSourcePenaltyExemptList 10.0.0.0/8,192.0.2.7,2001:db8::/64\n"},
+		{name: "without drop-ins", main: withoutInclude, want: ours},
+		{name: "an sshd that has no penalties", main: withInclude, old: true},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			i := newImage(t, test.main)
+			if !test.old {
+				i.penalties()
+			}
+			i.give("config.yaml", withSources)
+			if _, err := i.Install(t.Context(), i.from); err != nil {
+				t.Fatal(err)
+			}
+			if got := i.exemptLine(); got != test.want {
+				t.Errorf("installed %q, want %q", got, test.want)
+			}
+			before := i.tree()
+			if changed, err := i.Install(t.Context(), i.from); err != nil || changed || !equal(i.tree(), before) {
+				t.Errorf("the second run: changed %v, %v", changed, err)
+			}
+			// What is not a proxy any more is no longer exempt; what was before ours still is.
+			i.give("config.yaml", strings.ReplaceAll(withSources, "192.0.2.7, ", ""))
+			if _, err := i.Install(t.Context(), i.from); err != nil {
+				t.Fatal(err)
+			}
+			want := strings.Replace(test.want, "192.0.2.7,2001", "2001", 1)
+			if strings.Contains(test.main, "192.0.2.7") {
+				want = test.want
+			}
+			if got := i.exemptLine(); got != want {
+				t.Errorf("with one proxy less: installed %q, want %q", got, want)
+			}
+		})
+	}
+}
+
+// exemptLine is the line that was installed, wherever.
+func (i *image) exemptLine() string {
+	text, _, _ := strings.Cut(i.read(sshd.MainConfig), "# END hallmark")
+	if dropIn := i.read(sshd.DropIn); dropIn != "" {
+		text = dropIn
+	}
+	for line := range strings.Lines(text) {
+		if strings.HasPrefix(line, "PerSourcePenaltyExemptList") {
+			return line
+		}
+	}
+	return ""
+}
+
+// A real sshd takes the list, if it is one that has penalties, and the operator's beside it.
+func TestInstallExemptsProxiesWithRealSSHD(t *testing.T) {
+	s := newTestSSHD(t, findSSHD(t), t.TempDir(), newSigner(t).PublicKey())
+	s.configure("")
+	i := newImage(t, "")
+	i.server = &sshd.Server{Program: s.Program, Config: filepath.Join(i.root, sshd.MainConfig)}
+	own := ""
+	if handsOver(t, s.Program) {
+		own = "PerSourcePenaltyExemptList 10.9.8.0/24\n"
+	}
+	i.write(sshd.MainConfig, string(mustRead(t, s.Config))+own)
+	i.give("config.yaml", withSources)
+	for range 2 {
+		if _, err := i.Install(t.Context(), i.from); err != nil {
+			t.Fatal(err)
+		}
+		logins, err := i.server.Logins(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := ""
+		if own != "" {
+			want = "10.9.8.0/24,192.0.2.7,2001:db8::/64"
+		}
+		if got, known := sshd.ExemptSources(logins); got != want || known != (own != "") {
+			t.Errorf("sshd exempts %q (%v), want %q", got, known, want)
+		}
+	}
+}

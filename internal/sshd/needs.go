@@ -383,7 +383,7 @@ func (f Facts) limits(_ Login, s settings) (all []problem) {
 	penalties := s.value("persourcepenalties")
 	if penalties != "" && penalties != "no" && noneIsEmpty(s.value("persourcepenaltyexemptlist")) == "" {
 		all = append(all, risk("PerSourcePenalties", penalties, proxy+", so one person's failed logins shut out the others",
-			"write PerSourcePenaltyExemptList with the proxy's addresses")...)
+			"set proxy_sources to the addresses that the proxies connect from, and install again")...)
 	}
 	return all
 }

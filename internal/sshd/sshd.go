@@ -35,6 +35,11 @@ type Options struct {
 	HostCertificates []string
 	// MaxStartups is "start:rate:full" or "start"; empty leaves sshd's own.
 	MaxStartups string
+	// ProxySources are the addresses and networks that Teleport's proxies connect from.
+	// They are not rendered, but go into PenaltyExempt.
+	ProxySources []string
+	// PenaltyExempt is the value of PerSourcePenaltyExemptList; empty leaves sshd's own.
+	PenaltyExempt string
 }
 
 // DefaultOptions names the files that hallmark writes.
@@ -62,6 +67,9 @@ func (o Options) Render() []byte {
 	}
 	if o.MaxStartups != "" {
 		fmt.Fprintf(&b, "MaxStartups %s\n", o.MaxStartups)
+	}
+	if o.PenaltyExempt != "" {
+		fmt.Fprintf(&b, "PerSourcePenaltyExemptList %s\n", o.PenaltyExempt)
 	}
 	return []byte(b.String())
 }

@@ -36,6 +36,9 @@ func golden(t *testing.T, name string, got []byte) {
 func TestRender(t *testing.T) {
 	golden(t, "default.golden", DefaultOptions().Render())
 	golden(t, "least.golden", Options{TrustedUserCAKeys: "/a", HostCertificates: []string{"/b"}}.Render())
+	exempt := DefaultOptions()
+	exempt.PenaltyExempt = "10.0.0.0/8,192.0.2.7"
+	golden(t, "exempt.golden", exempt.Render())
 }
 
 // The template is for people to read and copy: it must be what is rendered.

@@ -44,6 +44,11 @@ type Config struct {
 
 	// sshd's MaxStartups on the machine, as start:rate:full.
 	MaxStartups string `mapstructure:"max_startups"`
+	// The IP addresses and networks (CIDR) that Teleport's proxies connect from, as the
+	// machine sees them. sshd of OpenSSH 9.8 and later slows down source addresses with
+	// failed logins, and everybody who comes through a proxy shares its address: those
+	// listed here are exempt.
+	ProxySources []string `mapstructure:"proxy_sources"`
 
 	// An existing folder of the machine for a temporary folder of our own.
 	// Default /tmp. It may be mounted noexec.

@@ -29,6 +29,7 @@ type FlatConfig struct {
 	OpenSSHCAPins       []string          `mapstructure:"openssh_ca_pins" cty:"openssh_ca_pins" hcl:"openssh_ca_pins"`
 	SkipCAPin           *bool             `mapstructure:"skip_ca_pin" cty:"skip_ca_pin" hcl:"skip_ca_pin"`
 	MaxStartups         *string           `mapstructure:"max_startups" cty:"max_startups" hcl:"max_startups"`
+	ProxySources        []string          `mapstructure:"proxy_sources" cty:"proxy_sources" hcl:"proxy_sources"`
 	RemoteFolder        *string           `mapstructure:"remote_folder" cty:"remote_folder" hcl:"remote_folder"`
 	ExecuteCommand      *string           `mapstructure:"execute_command" cty:"execute_command" hcl:"execute_command"`
 }
@@ -64,6 +65,7 @@ func (*FlatConfig) HCL2Spec() map[string]hcldec.Spec {
 		"openssh_ca_pins":            &hcldec.AttrSpec{Name: "openssh_ca_pins", Type: cty.List(cty.String), Required: false},
 		"skip_ca_pin":                &hcldec.AttrSpec{Name: "skip_ca_pin", Type: cty.Bool, Required: false},
 		"max_startups":               &hcldec.AttrSpec{Name: "max_startups", Type: cty.String, Required: false},
+		"proxy_sources":              &hcldec.AttrSpec{Name: "proxy_sources", Type: cty.List(cty.String), Required: false},
 		"remote_folder":              &hcldec.AttrSpec{Name: "remote_folder", Type: cty.String, Required: false},
 		"execute_command":            &hcldec.AttrSpec{Name: "execute_command", Type: cty.String, Required: false},
 	}

@@ -42,6 +42,9 @@ func unknown(value string) bool {
 	return strings.Contains(value, "<unknown>") || strings.Contains(value, hcl2helper.UnknownVariableValue)
 }
 
+// known returns the values that Packer knows already.
+func known(values []string) []string { return slices.DeleteFunc(slices.Clone(values), unknown) }
+
 // checkMachineKeys has the machine's own rules judge what goes into its
 // configuration, one value at a time beside good ones.
 func (c *Config) checkMachineKeys() []error {
@@ -59,6 +62,7 @@ func (c *Config) checkMachineKeys() []error {
 		check(c.Audience, func(m *agent.Config) { m.Audience = c.Audience }),
 		check(c.SignerAuth, func(m *agent.Config) { m.SignerAuth = c.SignerAuth }),
 		check(c.MaxStartups, func(m *agent.Config) { m.MaxStartups = c.MaxStartups }),
+		check("", func(m *agent.Config) { m.ProxySources = known(c.ProxySources) }),
 	}
 }
 

@@ -85,6 +85,11 @@ func TestPrepare(t *testing.T) {
 		{"signer_auth", map[string]any{"signer_auth": "aws_iam"}, ""},
 		{"another signer_auth", map[string]any{"signer_auth": "basic"}, `signer_auth: "basic" is neither none nor aws_iam`},
 		{"MaxStartups", map[string]any{"max_startups": "100:30:200"}, ""},
+		{"proxy sources", map[string]any{"proxy_sources": []string{"192.0.2.7", "2001:db8::/64"}}, ""},
+		{"proxy source not known yet", map[string]any{"proxy_sources": []string{"<unknown>"}}, ""},
+		{"proxy sources with a name", map[string]any{"proxy_sources": []string{"teleport.example.com"}}, `proxy_sources: "teleport.example.com" is neither an IP address`},
+		{"proxy sources with a directive", map[string]any{"proxy_sources": []string{"192.0.2.7\nPermitRootLogin yes"}}, "proxy_sources: "},
+		{"proxy sources that are everybody", map[string]any{"proxy_sources": []string{"::/0"}}, "is too wide"},
 		{"MaxStartups with a directive", map[string]any{"max_startups": "10\nPermitRootLogin yes"}, "max_startups: "},
 
 		{"remote folder", map[string]any{"remote_folder": "/var/tmp"}, ""},
