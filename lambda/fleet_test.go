@@ -490,8 +490,8 @@ func TestFleetLogin(t *testing.T) {
 		wantErr string
 	}{
 		"default of iam": {
-			"login: {method: iam, token: t, role: r, region: us-east-1}",
-			login{Method: loginIAM, Token: "hallmark-fleet", Role: "hallmark-fleet", Region: "us-east-1"}, "",
+			"login: {method: iam, token: t, role: r, region: us-east-1, fips: true}",
+			login{Method: loginIAM, Token: "hallmark-fleet", Role: "hallmark-fleet", Region: "us-east-1", FIPS: true}, "",
 		},
 		"its own": {
 			"login: {method: iam, token: t, role: r}, fleet_login: {method: iam, token: f, role: g}",

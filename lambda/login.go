@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"regexp"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -33,6 +34,8 @@ type login struct {
 	Token  string `yaml:"token"`
 	Role   string `yaml:"role"`
 	Region string `yaml:"region"`
+	// FIPS has Teleport ask STS's FIPS endpoint: an auth service in FIPS mode takes no other.
+	FIPS bool `yaml:"fips"`
 
 	File   string `yaml:"file"`   // with method identity-file
 	Secret string `yaml:"secret"` // with method identity-secret: an ARN
@@ -60,6 +63,10 @@ func (l login) check() error {
 		}
 	}
 	switch {
+	case l.FIPS && l.Method != loginIAM:
+		return fmt.Errorf("fips: not used with method %s", l.Method)
+	case l.FIPS && l.Region != "" && !hasFIPS(l.Region):
+		return noFIPS(l.Region)
 	case l.Region != "" && !regexpRegion.MatchString(l.Region):
 		return fmt.Errorf("region: %q is not an AWS region", l.Region)
 	case l.Secret != "" && !regexpSecret.MatchString(l.Secret):
@@ -79,7 +86,7 @@ func (d *deployment) fleetLogin() (login, error) {
 	case d.Teleport.FleetLogin != nil:
 		return *d.Teleport.FleetLogin, nil
 	case l.Method == loginIAM:
-		return login{Method: loginIAM, Token: fleetRole, Role: fleetRole, Region: l.Region}, nil
+		return login{Method: loginIAM, Token: fleetRole, Role: fleetRole, Region: l.Region, FIPS: l.FIPS}, nil
 	default:
 		return login{}, fmt.Errorf("teleport.fleet_login: missing; with method %s the function fleet needs a login of its own, which may sign nothing", l.Method)
 	}
@@ -140,12 +147,36 @@ func (l login) with(cfg aws.Config) (teleport.Login, error) {
 	if region == "" {
 		region = cfg.Region
 	}
-	_, suffix, err := identity.Partition(region)
+	host, err := stsHost(region, l.FIPS)
 	if err != nil {
-		return nil, fmt.Errorf("region: %w", err)
+		return nil, err
 	}
-	return teleport.Bot{
-		Token: l.Token, Role: l.Role, Credentials: cfg.Credentials,
-		Region: region, STSHost: "sts." + region + "." + suffix,
-	}, nil
+	return teleport.Bot{Token: l.Token, Role: l.Role, Credentials: cfg.Credentials, Region: region, STSHost: host}, nil
+}
+
+// stsHost returns the region's endpoint of STS, or its FIPS endpoint
+// (https://docs.aws.amazon.com/general/latest/gr/sts.html).
+func stsHost(region string, fips bool) (string, error) {
+	_, suffix, err := identity.Partition(region)
+	switch {
+	case err != nil:
+		return "", fmt.Errorf("region: %w", err)
+	case fips && !hasFIPS(region):
+		return "", noFIPS(region)
+	case fips && !isGovCloud(region):
+		return "sts-fips." + region + "." + suffix, nil
+	}
+	return "sts." + region + "." + suffix, nil
+}
+
+// hasFIPS reports whether the region's STS has a FIPS endpoint.
+func hasFIPS(region string) bool {
+	return isGovCloud(region) || slices.Contains([]string{"us-east-1", "us-east-2", "us-west-1", "us-west-2"}, region)
+}
+
+// isGovCloud reports whether the ordinary endpoints of the region are FIPS endpoints.
+func isGovCloud(region string) bool { return strings.HasPrefix(region, "us-gov-") }
+
+func noFIPS(region string) error {
+	return fmt.Errorf("fips: STS has no FIPS endpoint in %s; set region to us-east-1, us-east-2, us-west-1, us-west-2 or one of us-gov-*", region)
 }

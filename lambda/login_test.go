@@ -19,14 +19,42 @@ import (
 
 const secretARN = "arn:aws:secretsmanager:eu-west-1:111122223333:secret:hallmark/signer-AbCdEf"
 
-// The whole signer, logged in as a bot by the function's own credentials.
+// The whole signer, logged in as a bot by the function's own credentials, at either
+// generation of Teleport.
 func TestEnrollAsBot(t *testing.T) {
+	for name, tt := range map[string]struct {
+		generation teleporttest.Generation
+		want       map[string]int // calls
+	}{
+		"13": {teleporttest.Generation13, map[string]int{"RegisterUsingIAMMethod": 1, "/v2/ca/host/certs": 2}},
+		"19": {teleporttest.Generation19, map[string]int{"Join": 1, "GenerateHostCert": 2}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorldWithBot(t, tt.generation)
+			w.deploy("method: iam, token: hallmark-enroll, role: hallmark-enroll, region: us-west-2")
+			for range 2 {
+				if status, body := w.post(testAudience); status != http.StatusOK {
+					t.Fatalf("status %d, %s; log: %s", status, body, w.log)
+				}
+			}
+			calls := w.cluster.Calls()
+			for method, want := range tt.want {
+				if calls[method] != want {
+					t.Errorf("%d calls of %s, want %d; all: %v", calls[method], method, want, calls)
+				}
+			}
+		})
+	}
+}
+
+func newWorldWithBot(t *testing.T, generation teleporttest.Generation) *world {
+	t.Helper()
 	const functionARN = "arn:aws:sts::111122223333:assumed-role/hallmark-EnrollRole/enroll"
 	functionSTS := sts.New(sts.Options{Region: "us-west-2"})
 	functionSTS.Register(sts.Credential{
 		AccessKeyID: "ASIAFUNCTIONFUNCTION", SecretAccessKey: "function", SessionToken: "function-token", ARN: functionARN,
 	})
-	w := newWorldOn(t, teleporttest.Options{STS: functionSTS, Legacy: true})
+	w := newWorldOn(t, teleporttest.Options{STS: functionSTS, Generation: generation})
 	w.cluster.AddBot(teleporttest.Bot{
 		Name: "hallmark-enroll", Token: "hallmark-enroll", AWSARN: strings.Replace(functionARN, "/enroll", "/*", 1), Roles: []string{"hallmark-enroll"},
 	})
@@ -35,14 +63,31 @@ func TestEnrollAsBot(t *testing.T) {
 	} {
 		t.Setenv(name, value)
 	}
-	w.deploy("method: iam, token: hallmark-enroll, role: hallmark-enroll, region: us-west-2")
-	for range 2 {
-		if status, body := w.post(testAudience); status != http.StatusOK {
-			t.Fatalf("status %d, %s; log: %s", status, body, w.log)
+	return w
+}
+
+func TestSTSHostFIPS(t *testing.T) {
+	for region, want := range map[string]string{
+		"":              "sts-fips.us-west-2.amazonaws.com",
+		"us-east-1":     "sts-fips.us-east-1.amazonaws.com",
+		"us-gov-west-1": "sts.us-gov-west-1.amazonaws.com",
+		"eu-west-1":     "",
+		"cn-north-1":    "",
+	} {
+		got, err := login{Method: loginIAM, Region: region, FIPS: true}.with(aws.Config{Region: "us-west-2"})
+		if want == "" {
+			if err == nil || !strings.Contains(err.Error(), "fips: STS has no FIPS endpoint in "+region) {
+				t.Errorf("region %q: %+v, error %v", region, got, err)
+			}
+			continue
+		}
+		if err != nil || got.(teleport.Bot).STSHost != want {
+			t.Errorf("region %q: %+v, error %v", region, got, err)
 		}
 	}
-	if calls := w.cluster.Calls(); calls["RegisterUsingIAMMethod"] != 1 || calls["/v2/ca/host/certs"] != 2 {
-		t.Errorf("calls of Teleport: %v", calls)
+	// The function's own region may be the one without.
+	if _, err := (login{Method: loginIAM, FIPS: true}).with(aws.Config{Region: "eu-west-1"}); err == nil {
+		t.Error("the function's region has no FIPS endpoint: accepted")
 	}
 }
 

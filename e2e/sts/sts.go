@@ -159,7 +159,8 @@ func (s *Server) authenticate(r *http.Request, body []byte) (Credential, *fault)
 }
 
 func (s *Server) checkSignature(sig *signature, r *http.Request, body []byte, secret string) *fault {
-	if r.URL.Path != "/" || r.Host != "sts."+s.region+".amazonaws.com" {
+	host := s.region + ".amazonaws.com"
+	if r.URL.Path != "/" || r.Host != "sts."+host && r.Host != "sts-fips."+host {
 		return mismatch("The request was not signed for this endpoint.")
 	}
 	if sig.region != s.region || sig.service != "sts" {

@@ -56,12 +56,28 @@ func bot() teleport.Bot {
 	}
 }
 
-func (j *joinable) joins() int { return j.Calls()["RegisterUsingIAMMethod"] }
+// joins counts the joins by either service.
+func (j *joinable) joins() int {
+	calls := j.Calls()
+	return calls[newJoin] + calls[oldJoin]
+}
+
+// The methods of the two join services, as the cluster counts them.
+const (
+	newJoin = "Join"
+	oldJoin = "RegisterUsingIAMMethod"
+)
+
+func isJoin(method string) bool { return method == newJoin || method == oldJoin }
+
+func generations() map[string]teleporttest.Generation {
+	return map[string]teleporttest.Generation{"13": teleporttest.Generation13, "19": teleporttest.Generation19}
+}
 
 func TestBotWorksInItsRole(t *testing.T) {
-	for name, options := range map[string]teleporttest.Options{"17": {}, "13": {Legacy: true}} {
+	for name, generation := range generations() {
 		t.Run(name, func(t *testing.T) {
-			j := newJoinable(t, options)
+			j := newJoinable(t, teleporttest.Options{Generation: generation})
 			client := dial(t, j.config())
 			if client.ClusterName() != j.Name() {
 				t.Errorf("cluster %q", client.ClusterName())
@@ -107,7 +123,7 @@ func TestBotOutlastsFailedRejoin(t *testing.T) {
 	j := newJoinable(t, teleporttest.Options{})
 	client := dial(t, j.config())
 	j.Intercept(func(_ context.Context, method string) error {
-		if method == "RegisterUsingIAMMethod" {
+		if isJoin(method) {
 			return trace.ConnectionProblem(nil, "no STS today")
 		}
 		return nil
@@ -136,7 +152,7 @@ func TestBotRetries(t *testing.T) {
 	j.Intercept(func(_ context.Context, method string) error {
 		mu.Lock()
 		defer mu.Unlock()
-		if method == "RegisterUsingIAMMethod" && failures > 0 {
+		if isJoin(method) && failures > 0 {
 			failures--
 			return trace.ConnectionProblem(nil, "restarting")
 		}
@@ -227,13 +243,13 @@ func TestBotJoinsAtAuthService(t *testing.T) {
 // After a rotation of the cluster's TLS authorities the old login is of no use. The
 // call that finds out joins anew, once for all that do at that time.
 func TestBotRejoinsAfterRotation(t *testing.T) {
-	for version, legacy := range map[string]bool{"17": false, "13": true} {
-		for authority, replace := range map[string]func(*teleporttest.Cluster) error{
-			"host": (*teleporttest.Cluster).ReplaceHostTLS, "user": (*teleporttest.Cluster).ReplaceUserTLS,
+	for version, generation := range generations() {
+		for authority, rotate := range map[string]func(*teleporttest.Cluster, teleporttest.Phase) error{
+			"host": (*teleporttest.Cluster).RotateHost, "user": (*teleporttest.Cluster).RotateUser,
 		} {
 			for name, pause := range map[string]time.Duration{"connection lost": 0, "connection rested": 2 * idleLimit} {
 				t.Run(version+", "+authority+", "+name, func(t *testing.T) {
-					j := newJoinable(t, teleporttest.Options{Legacy: legacy})
+					j := newJoinable(t, teleporttest.Options{Generation: generation})
 					relay := newRelay(t, j.Address())
 					config := j.config()
 					config.Address = relay.address
@@ -241,9 +257,7 @@ func TestBotRejoinsAfterRotation(t *testing.T) {
 					if err := signOne(t, client); err != nil {
 						t.Fatal(err)
 					}
-					if err := replace(j.Cluster); err != nil {
-						t.Fatal(err)
-					}
+					rotateFully(t, j.Cluster, rotate)
 					relay.dropAll()
 					j.clock.advance(pause)
 					var group sync.WaitGroup
@@ -264,6 +278,22 @@ func TestBotRejoinsAfterRotation(t *testing.T) {
 	}
 }
 
+// rotateFully replaces an authority, faster than anybody could follow.
+func rotateFully(t *testing.T, cluster *teleporttest.Cluster, rotate func(*teleporttest.Cluster, teleporttest.Phase) error) {
+	t.Helper()
+	for _, phase := range phases() {
+		if err := rotate(cluster, phase); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func phases() []teleporttest.Phase {
+	return []teleporttest.Phase{
+		teleporttest.PhaseInit, teleporttest.PhaseUpdateClients, teleporttest.PhaseUpdateServers, teleporttest.PhaseStandby,
+	}
+}
+
 // Where a new login helps no more than the old one, the error says what is wrong, and it
 // is asked for once.
 func TestBotRejoinsInVain(t *testing.T) {
@@ -272,12 +302,10 @@ func TestBotRejoinsInVain(t *testing.T) {
 	config := j.config()
 	config.Address = relay.address
 	client := dial(t, config)
-	if err := j.ReplaceUserTLS(); err != nil {
-		t.Fatal(err)
-	}
+	rotateFully(t, j.Cluster, (*teleporttest.Cluster).RotateUser)
 	relay.dropAll()
 	j.Intercept(func(_ context.Context, method string) error {
-		if method == "RegisterUsingIAMMethod" {
+		if isJoin(method) {
 			return trace.AccessDenied("the token is not valid")
 		}
 		return nil
@@ -299,9 +327,7 @@ func TestIdentityFileAfterRotation(t *testing.T) {
 	c := config(t, cluster)
 	c.Address = relay.address
 	client := dial(t, c)
-	if err := cluster.ReplaceUserTLS(); err != nil {
-		t.Fatal(err)
-	}
+	rotateFully(t, cluster, (*teleporttest.Cluster).RotateUser)
 	relay.dropAll()
 	_, err := client.CAs(timeout(t, 10*time.Second))
 	expect(t, err, teleport.ErrUnavailable, "after its last rotation")

@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"sync/atomic"
 	"time"
 )
 
@@ -45,6 +46,10 @@ type Config struct {
 	LoggedIn func(end time.Time)
 	// Now is the clock; nil means time.Now.
 	Now func() time.Time
+
+	// oldJoin says that the server has only the join service from before Teleport 18. Dial
+	// makes it, for all of the client's logins.
+	oldJoin *atomic.Bool
 }
 
 // Client talks to one cluster. It may be used by many goroutines and for as long
@@ -74,6 +79,7 @@ func Dial(ctx context.Context, config Config) (*Client, error) {
 	if config.Now == nil {
 		config.Now = time.Now
 	}
+	config.oldJoin = new(atomic.Bool)
 	c := &Client{config: config, turn: make(chan struct{}, 1)}
 	live, err := c.conn(ctx)
 	if err != nil {

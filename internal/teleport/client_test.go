@@ -533,9 +533,7 @@ func TestSignHostKeyDuringRotation(t *testing.T) {
 		return cert
 	}
 	before := sign()
-	for _, phase := range []teleporttest.Phase{
-		teleporttest.PhaseInit, teleporttest.PhaseUpdateClients, teleporttest.PhaseUpdateServers, teleporttest.PhaseStandby,
-	} {
+	for _, phase := range phases() {
 		if err := cluster.RotateHost(phase); err != nil {
 			t.Fatal(err)
 		}

@@ -60,7 +60,8 @@ func kindOf(err error) error {
 	switch {
 	case trace.IsNotFound(err):
 		return ErrNotFound
-	case trace.IsAccessDenied(err), hasCode(err, codes.Unauthenticated, codes.PermissionDenied):
+	case trace.IsAccessDenied(err), hasCode(err, codes.Unauthenticated, codes.PermissionDenied),
+		err != nil && strings.Contains(err.Error(), legacyJoinOff):
 		return ErrDenied
 	case isLost(err), trace.IsLimitExceeded(err), hasCode(err, codes.ResourceExhausted):
 		return ErrUnavailable
@@ -86,6 +87,14 @@ func hasCode(err error, any ...codes.Code) bool {
 		return status.Code(err) == code || strings.Contains(err.Error(), "rpc error: code = "+code.String()+" desc = ")
 	})
 }
+
+// legacyJoinOff is what Teleport 18 and 19 say of their old join service if it is off.
+const legacyJoinOff = "legacy join service has been disabled"
+
+const (
+	useFIPS     = "this auth service runs in FIPS mode: set fips: true in teleport.login"
+	olderRegion = "this Teleport does not know the region: name an older one in teleport.login.region"
+)
 
 const notTeleport = "what answers there is no Teleport: teleport.address takes the port of the proxy's web interface, or of the auth service"
 
@@ -118,16 +127,24 @@ func advice(err error) string {
 	return remoteAdvice(err.Error())
 }
 
-// remoteAdvice knows what Teleport says. It has no codes for it; the texts are
-// those of versions 13 to 18, and one that is missed costs the advice alone.
+// remoteAdvice knows what Teleport says. It has no codes for it; the texts are those of
+// 13.3.8, 18.3.0 and 19.0.0-prealpha.2. One that is missed costs the advice alone.
 func remoteAdvice(text string) string {
 	for _, known := range []struct{ part, hint string }{
+		{"non-FIPS", useFIPS},
+		{"server requires FIPS", useFIPS},
+		{"no known FIPS endpoint", "the STS of this region has no FIPS endpoint: name a region that has one in teleport.login.region"},
+		{legacyJoinOff, "the auth service runs with TELEPORT_UNSTABLE_NO_AGENT_ID_SELECTION, and what is at teleport.address has no other join service: " +
+			"update the proxies to Teleport 18 or later, or unset the variable"},
 		{"the token is not valid", "Teleport has no join token of this name: make it from templates/teleport/token.yaml, or correct teleport.login.token"},
 		{"token expired or not found", "Teleport has no join token of this name: make it from templates/teleport/token.yaml, or correct teleport.login.token"},
 		{"does not support the IAM join method", "the join token wants join_method: iam"},
+		{"provision token only supports method", "the join token wants join_method: iam"},
 		{"does not allow \"Bot\" role", "the join token wants roles: [Bot]"},
+		{"does not allow role Bot", "the join token wants roles: [Bot]"},
 		{"did not match any allow rules", "the function's role is not in the token's list: its allow wants aws_account, and the aws_arn that the stack puts out as TeleportTokenArn"},
-		{"unknown STS host", "this Teleport does not know the region: name an older one in teleport.login.region"},
+		{"unknown STS host", olderRegion},
+		{"rejecting IAM join request using STS host", olderRegion},
 		{"Signature expired", "the clock here is wrong, or the answer took too long"},
 		{"Signature not yet current", "the clock here is wrong"},
 		{"aws sts api returned status", "AWS did not confirm the function's credentials: is the region in teleport.login.region enabled in its account?"},

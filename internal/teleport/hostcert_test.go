@@ -21,7 +21,7 @@ const legacyPath = "/v2/ca/host/certs"
 
 func legacy(t *testing.T) *teleporttest.Cluster {
 	t.Helper()
-	return start(t, teleporttest.Options{KeyType: teleporttest.KeyEd25519, Legacy: true})
+	return start(t, teleporttest.Options{KeyType: teleporttest.KeyEd25519, Generation: teleporttest.Generation13})
 }
 
 func signOne(t *testing.T, client *teleport.Client) error {
@@ -104,52 +104,49 @@ func TestHostCertificateNoWay(t *testing.T) {
 		}
 		return nil
 	})
-	expect(t, signOne(t, client), teleport.ErrDenied, "versions 13 to 18")
+	expect(t, signOne(t, client), teleport.ErrDenied, "versions 13 to 19")
 }
 
 // A role that the server does not know gives way to the next one, once a connection.
 func TestHostCertificateRole(t *testing.T) {
+	const first, second, third = "ProvisionToken", "Nop", "Signup"
 	for name, tt := range map[string]struct {
-		unknown []types.SystemRole
-		asked   []string // for two certificates
-		role    string   // of the second; empty if it is refused
+		generation teleporttest.Generation
+		unknown    []types.SystemRole
+		asked      []string // for two certificates
+		role       string   // of the second; empty if it is refused
 	}{
-		"all known":      {nil, []string{"ProvisionToken", "ProvisionToken"}, "ProvisionToken"},
-		"the second":     {[]types.SystemRole{"ProvisionToken"}, []string{"ProvisionToken", "Nop", "Nop"}, "Nop"},
-		"the last":       {[]types.SystemRole{"ProvisionToken", "Nop"}, []string{"ProvisionToken", "Nop", "Signup", "Signup"}, "Signup"},
-		"another's lack": {[]types.SystemRole{"Nop", "Node"}, []string{"ProvisionToken", "ProvisionToken"}, "ProvisionToken"},
-		"none": {[]types.SystemRole{"ProvisionToken", "Nop", "Signup"}, []string{
-			"ProvisionToken", "Nop", "Signup", "ProvisionToken", "Nop", "Signup",
-		}, ""},
+		"13":                        {teleporttest.Generation13, nil, []string{first, first}, first},
+		"19":                        {teleporttest.Generation19, nil, []string{first, first}, first},
+		"13, the second":            {teleporttest.Generation13, []types.SystemRole{first}, []string{first, second, second}, second},
+		"13, the last":              {teleporttest.Generation13, []types.SystemRole{first, second}, []string{first, second, third, third}, "Password"},
+		"19, the last":              {teleporttest.Generation19, []types.SystemRole{first}, []string{first, second, third, third}, third},
+		"19, others are not missed": {teleporttest.Generation19, []types.SystemRole{third, "Node"}, []string{first, first}, first},
+		"13, none":                  {teleporttest.Generation13, []types.SystemRole{first, second, third}, []string{first, second, third, first, second, third}, ""},
+		"19, none":                  {teleporttest.Generation19, []types.SystemRole{first, third}, []string{first, second, third, first, second, third}, ""},
 	} {
-		for way, legacy := range map[string]bool{"gRPC": false, "HTTP": true} {
-			t.Run(name+", "+way, func(t *testing.T) {
-				cluster := start(t, teleporttest.Options{KeyType: teleporttest.KeyEd25519, Legacy: legacy, UnknownRoles: tt.unknown})
-				client := dial(t, config(t, cluster))
-				var cert *ssh.Certificate
-				var err error
-				for range 2 {
-					cert, err = client.SignHostKey(timeout(t, 5*time.Second), hostKey(t), []string{"web-1"}, time.Hour)
-				}
-				if got := rolesAsked(cluster); !slices.Equal(got, tt.asked) {
-					t.Errorf("asked for roles %q, want %q", got, tt.asked)
-				}
-				if tt.role == "" {
-					expect(t, err, teleport.ErrDenied, "none of the roles ProvisionToken,Nop,Signup: update Hallmark")
-					return
-				}
-				if err != nil {
-					t.Fatal(err)
-				}
-				want := tt.role
-				if legacy && want == "Signup" {
-					want = "Password"
-				}
-				if got := cert.Extensions[hostcert.RoleExtension]; got != want || !slices.Contains(teleport.HostRoles(), got) {
-					t.Errorf("role %q, want %q, one of %q", got, want, teleport.HostRoles())
-				}
-			})
-		}
+		t.Run(name, func(t *testing.T) {
+			cluster := start(t, teleporttest.Options{KeyType: teleporttest.KeyEd25519, Generation: tt.generation, UnknownRoles: tt.unknown})
+			client := dial(t, config(t, cluster))
+			var cert *ssh.Certificate
+			var err error
+			for range 2 {
+				cert, err = client.SignHostKey(timeout(t, 5*time.Second), hostKey(t), []string{"web-1"}, time.Hour)
+			}
+			if got := rolesAsked(cluster); !slices.Equal(got, tt.asked) {
+				t.Errorf("asked for roles %q, want %q", got, tt.asked)
+			}
+			if tt.role == "" {
+				expect(t, err, teleport.ErrDenied, "none of the roles ProvisionToken,Nop,Signup: update Hallmark")
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := cert.Extensions[hostcert.RoleExtension]; got != tt.role || !slices.Contains(teleport.HostRoles(), got) {
+				t.Errorf("role %q, want %q, one of %q", got, tt.role, teleport.HostRoles())
+			}
+		})
 	}
 }
 

@@ -24,7 +24,8 @@ type Login interface {
 // identity is a client certificate of a cluster, with its key.
 type identity struct {
 	certificate tls.Certificate
-	roots       *x509.CertPool // that the auth service's certificate is signed by
+	leaf        *x509.Certificate // its first
+	roots       *x509.CertPool    // that the auth service's certificate is signed by
 	cluster     string
 	expires     time.Time
 	renew       time.Time // from then on, ask for another
@@ -129,6 +130,7 @@ func newIdentity(certificate tls.Certificate, roots *x509.CertPool, now time.Tim
 	}
 	return &identity{
 		certificate: certificate,
+		leaf:        leaf,
 		roots:       roots,
 		cluster:     leaf.Issuer.Organization[0], // Teleport writes the cluster's name there
 		expires:     leaf.NotAfter,

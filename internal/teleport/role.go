@@ -34,10 +34,12 @@ func HostRoles() []string {
 // returns it as one line. It starts with the role that worked last on this connection.
 func (c *connection) signHostKey(ctx context.Context, request hostCertRequest) (string, error) {
 	roles, first := hostRoles(), int(c.hostRole.Load())
+	var line string
+	var err error
 	for n := range roles {
 		at := (first + n) % len(roles)
 		request.Roles = roles[at : at+1]
-		line, err := c.signOnce(ctx, request)
+		line, err = c.signOnce(ctx, request)
 		if isUnknownRole(err, roles[at]) {
 			continue
 		}
@@ -46,7 +48,7 @@ func (c *connection) signHostKey(ctx context.Context, request hostCertRequest) (
 		}
 		return line, err
 	}
-	return "", fmt.Errorf("%w: this Teleport knows none of the roles %s: update Hallmark", ErrDenied, types.SystemRoles(roles))
+	return "", fmt.Errorf("%w: this Teleport knows none of the roles %s: update Hallmark: %w", ErrDenied, types.SystemRoles(roles), err)
 }
 
 // isUnknownRole reports whether the server has no such system role. Teleport has no

@@ -20,10 +20,30 @@ const (
 	challengeHeader = "X-Teleport-Challenge"
 )
 
+// maxChallenge bounds a challenge, in bytes. Teleport's have 43.
+const maxChallenge = 1024
+
+// checkChallenge refuses what does not belong into a header of a signed request, such as
+// a line break with another header after it.
+func checkChallenge(challenge string) error {
+	if challenge == "" || len(challenge) > maxChallenge {
+		return fmt.Errorf("the server's challenge has %d bytes, want 1 to %d", len(challenge), maxChallenge)
+	}
+	for _, c := range []byte(challenge) {
+		if c <= ' ' || c > '~' {
+			return fmt.Errorf("the server's challenge has byte %#x; want printable ASCII", c)
+		}
+	}
+	return nil
+}
+
 // signChallenge returns a request of STS GetCallerIdentity in the bytes of HTTP
 // 1.1, signed with the challenge among its headers. Teleport sends it, and reads
 // from the answer who signed.
 func (b Bot) signChallenge(ctx context.Context, challenge string, now time.Time) ([]byte, error) {
+	if err := checkChallenge(challenge); err != nil {
+		return nil, err
+	}
 	credentials, err := b.Credentials.Retrieve(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("get AWS credentials: %w", err)

@@ -54,7 +54,7 @@ func (c *Cluster) observe(ctx context.Context, request any, info *grpc.UnaryServ
 func (s *authService) Ping(context.Context, *proto.PingRequest) (*proto.PingResponse, error) {
 	return &proto.PingResponse{
 		ClusterName:     s.cluster.Name(),
-		ServerVersion:   s.cluster.version(),
+		ServerVersion:   s.cluster.options.Generation.version(),
 		ServerFeatures:  &proto.Features{},
 		ProxyPublicAddr: s.cluster.PublicAddress(),
 	}, nil

@@ -55,99 +55,143 @@ type authorities struct {
 	cluster string
 	now     func() time.Time
 
-	openssh, host, user *sshAuthority
+	openssh, host, user *authority
 	web                 *tlsAuthority // signs the proxy's web certificate, as a company's CA would
 
-	mu               sync.Mutex
-	hostTLS, userTLS *tlsAuthority // sign the auth service's certificate and its clients'
-	auth             *tls.Config   // of the auth service, by these two
+	mu   sync.Mutex
+	auth *tls.Config // of the auth service, by the Host and User authorities
 }
 
 func newAuthorities(o Options) (*authorities, error) {
 	a := &authorities{cluster: o.ClusterName, now: o.Now}
-	for _, ca := range []**sshAuthority{&a.openssh, &a.host, &a.user} {
-		signer, err := newSSHSigner(o.KeyType)
-		if err != nil {
-			return nil, err
-		}
-		*ca = &sshAuthority{keyType: o.KeyType, active: signer}
+	var err error
+	if a.openssh, err = newAuthority(o, false); err != nil {
+		return nil, err
 	}
-	for _, ca := range []struct {
-		at   **tlsAuthority
-		name string
-	}{{&a.hostTLS, o.ClusterName}, {&a.userTLS, o.ClusterName}, {&a.web, "Test web CA"}} {
-		authority, err := newTLSAuthority(ca.name)
-		if err != nil {
-			return nil, err
-		}
-		*ca.at = authority
+	if a.host, err = newAuthority(o, true); err != nil {
+		return nil, err
+	}
+	if a.user, err = newAuthority(o, true); err != nil {
+		return nil, err
+	}
+	if a.web, err = newTLSAuthority("Test web CA"); err != nil {
+		return nil, err
 	}
 	return a, a.renewAuth()
-}
-
-// ReplaceHostTLS puts another authority in the place of the one that signs the auth
-// service's certificate, as a rotation of the Host authority does in the end: whoever
-// knows only the old one does not believe the new certificate.
-func (c *Cluster) ReplaceHostTLS() error { return c.ca.replaceTLS(&c.ca.hostTLS) }
-
-// ReplaceUserTLS does so with the one that signs the certificates of clients: those from
-// before are turned away. Connections that are open stay.
-func (c *Cluster) ReplaceUserTLS() error { return c.ca.replaceTLS(&c.ca.userTLS) }
-
-func (a *authorities) replaceTLS(at **tlsAuthority) error {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	authority, err := newTLSAuthority(a.cluster)
-	if err != nil {
-		return err
-	}
-	*at = authority
-	return a.renewAuth()
-}
-
-// tls returns the authorities of the auth service's certificate and of its clients'.
-func (a *authorities) tls() (host, user *tlsAuthority) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	return a.hostTLS, a.userTLS
 }
 
 // RotateOpenSSH takes the OpenSSH authority to the phase.
 func (c *Cluster) RotateOpenSSH(phase Phase) error { return c.ca.openssh.rotate(phase) }
 
-// RotateHost takes the SSH key of the Host authority to the phase; its TLS key
-// stays.
-func (c *Cluster) RotateHost(phase Phase) error { return c.ca.host.rotate(phase) }
+// RotateHost takes the Host authority to the phase: it signs host certificates, and the
+// auth service's own.
+func (c *Cluster) RotateHost(phase Phase) error {
+	if err := c.ca.host.rotate(phase); err != nil {
+		return err
+	}
+	if err := c.ca.renewAuth(); err != nil {
+		return err
+	}
+	if c.options.Generation == Generation13 && phase != PhaseInit {
+		c.conns.closeAll() // it restarts
+	}
+	return nil
+}
 
-// sshAuthority is an authority's SSH keys: the one that signs, and while a
-// rotation lasts another one that is trusted.
-type sshAuthority struct {
+// RotateUser takes the User authority to the phase: it signs logins, those of bots too.
+func (c *Cluster) RotateUser(phase Phase) error {
+	if err := c.ca.user.rotate(phase); err != nil {
+		return err
+	}
+	return c.ca.renewAuth()
+}
+
+// authority is the key that signs, and while a rotation lasts another one that is trusted.
+type authority struct {
+	cluster string
 	keyType KeyType
 
 	mu         sync.Mutex
-	active     ssh.Signer
-	additional ssh.Signer // nil in standby
-	newSigns   bool       // during a rotation: the active key is the new one
+	active     *caKey
+	additional *caKey // nil in standby
+	newSigns   bool   // during a rotation: the active key is the new one
+	serving    *caKey // signs the servers' certificates
 }
 
-func (a *sshAuthority) signer() ssh.Signer {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	return a.active
+// caKey is a key of an authority, in two kinds that are rotated together.
+type caKey struct {
+	ssh ssh.Signer
+	tls *tlsAuthority // nil if it has none
 }
 
-// trusted returns the public keys, the signing one first.
-func (a *sshAuthority) trusted() []ssh.PublicKey {
+func newAuthority(o Options, withTLS bool) (*authority, error) {
+	a := &authority{keyType: o.KeyType}
+	if withTLS {
+		a.cluster = o.ClusterName
+	}
+	var err error
+	a.active, err = a.newKey()
+	a.serving = a.active
+	return a, err
+}
+
+func (a *authority) newKey() (*caKey, error) {
+	signer, err := newSSHSigner(a.keyType)
+	if err != nil || a.cluster == "" {
+		return &caKey{ssh: signer}, err
+	}
+	authority, err := newTLSAuthority(a.cluster)
+	return &caKey{signer, authority}, err
+}
+
+func (a *authority) signer() ssh.Signer {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	trusted := []ssh.PublicKey{a.active.PublicKey()}
-	if a.additional != nil {
-		trusted = append(trusted, a.additional.PublicKey())
+	return a.active.ssh
+}
+
+func (a *authority) signerTLS() *tlsAuthority {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.active.tls
+}
+
+// servingTLS signs the servers' certificates: with the new key from update_servers on.
+func (a *authority) servingTLS() *tlsAuthority {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.serving.tls
+}
+
+// keys returns all that are trusted, the signing one first.
+func (a *authority) keys() []*caKey {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.additional == nil {
+		return []*caKey{a.active}
+	}
+	return []*caKey{a.active, a.additional}
+}
+
+// trusted returns the public SSH keys, the signing one first.
+func (a *authority) trusted() []ssh.PublicKey {
+	var trusted []ssh.PublicKey
+	for _, key := range a.keys() {
+		trusted = append(trusted, key.ssh.PublicKey())
 	}
 	return trusted
 }
 
-func (a *sshAuthority) rotate(phase Phase) error {
+// trustedTLS returns the certificates, that of the signing key first.
+func (a *authority) trustedTLS() [][]byte {
+	var trusted [][]byte
+	for _, key := range a.keys() {
+		trusted = append(trusted, key.tls.pem())
+	}
+	return trusted
+}
+
+func (a *authority) rotate(phase Phase) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if rotating := a.additional != nil; rotating == (phase == PhaseInit) {
@@ -155,12 +199,15 @@ func (a *sshAuthority) rotate(phase Phase) error {
 	}
 	switch phase {
 	case PhaseInit:
-		signer, err := newSSHSigner(a.keyType)
+		key, err := a.newKey()
 		if err != nil {
 			return err
 		}
-		a.additional, a.newSigns = signer, false
-	case PhaseUpdateClients, PhaseUpdateServers:
+		a.additional, a.newSigns = key, false
+	case PhaseUpdateClients:
+		a.sign(true)
+		return nil
+	case PhaseUpdateServers:
 		a.sign(true)
 	case PhaseRollback:
 		a.sign(false)
@@ -169,11 +216,14 @@ func (a *sshAuthority) rotate(phase Phase) error {
 	default:
 		return fmt.Errorf("rotate: unknown phase %q", phase)
 	}
+	if phase != PhaseInit {
+		a.serving = a.active
+	}
 	return nil
 }
 
 // sign makes the new or the old key the active one.
-func (a *sshAuthority) sign(withNew bool) {
+func (a *authority) sign(withNew bool) {
 	if a.newSigns != withNew {
 		a.active, a.additional, a.newSigns = a.additional, a.active, withNew
 	}
@@ -282,12 +332,6 @@ func (a *tlsAuthority) pem() []byte {
 	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: a.cert.Raw})
 }
 
-func (a *tlsAuthority) pool() *x509.CertPool {
-	pool := x509.NewCertPool()
-	pool.AddCert(a.cert)
-	return pool
-}
-
 func (a *tlsAuthority) certificate() tls.Certificate {
 	return tls.Certificate{Certificate: [][]byte{a.cert.Raw}, PrivateKey: a.key, Leaf: a.cert}
 }
@@ -300,14 +344,20 @@ func isAuthName(serverName string) bool {
 
 // renewAuth makes what the auth service needs for TLS.
 func (a *authorities) renewAuth() error {
-	certificate, err := a.hostTLS.issue(serverTemplate([]string{constants.APIDomain, utils.EncodeClusterName(a.cluster)}))
+	certificate, err := a.host.servingTLS().issue(serverTemplate([]string{constants.APIDomain, utils.EncodeClusterName(a.cluster)}))
 	if err != nil {
 		return err
 	}
+	clients := x509.NewCertPool()
+	for _, authority := range a.user.trustedTLS() {
+		clients.AppendCertsFromPEM(authority)
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
 	a.auth = &tls.Config{
 		Certificates: []tls.Certificate{certificate.certificate()},
 		ClientAuth:   tls.VerifyClientCertIfGiven, // bots that join have none
-		ClientCAs:    a.userTLS.pool(),
+		ClientCAs:    clients,
 		NextProtos:   []string{"h2", "http/1.1"}, // gRPC, and Teleport's older API
 	}
 	return nil
@@ -353,8 +403,7 @@ func serverTemplate(hosts []string) *x509.Certificate {
 // identityFile makes a login in the form of `tctl auth sign`: one key with an SSH
 // and a TLS certificate, and the cluster's authorities.
 func (a *authorities) identityFile(user string, ttl time.Duration) ([]byte, error) {
-	hostTLS, userTLS := a.tls()
-	leaf, err := userTLS.issue(&x509.Certificate{
+	leaf, err := a.user.signerTLS().issue(&x509.Certificate{
 		Subject:     pkix.Name{CommonName: user, Organization: []string{user}}, // the roles
 		NotAfter:    time.Now().Add(ttl),
 		KeyUsage:    x509.KeyUsageDigitalSignature,
@@ -380,7 +429,7 @@ func (a *authorities) identityFile(user string, ttl time.Duration) ([]byte, erro
 		Certs:      identityfile.Certs{SSH: ssh.MarshalAuthorizedKey(sshCert), TLS: leaf.pem()},
 		CACerts: identityfile.CACerts{
 			SSH: knownHostsLines(a.cluster, a.host.trusted()),
-			TLS: [][]byte{hostTLS.pem()},
+			TLS: a.host.trustedTLS(),
 		},
 	})
 }
@@ -400,8 +449,8 @@ func authorizedKey(key ssh.PublicKey) string {
 }
 
 // resource is the authority as the auth service shows it: public keys only.
-func (a *sshAuthority) resource(cluster string, kind types.CertAuthType) (*types.CertAuthorityV2, error) {
-	keys := a.trusted()
+func (a *authority) resource(cluster string, kind types.CertAuthType) (*types.CertAuthorityV2, error) {
+	keys := a.keys()
 	ca := &types.CertAuthorityV2{Spec: types.CertAuthoritySpecV2{
 		Type:                  kind,
 		ClusterName:           cluster,
@@ -411,10 +460,13 @@ func (a *sshAuthority) resource(cluster string, kind types.CertAuthType) (*types
 	return ca, ca.CheckAndSetDefaults()
 }
 
-func keySet(keys []ssh.PublicKey) types.CAKeySet {
+func keySet(keys []*caKey) types.CAKeySet {
 	var set types.CAKeySet
 	for _, key := range keys {
-		set.SSH = append(set.SSH, &types.SSHKeyPair{PublicKey: ssh.MarshalAuthorizedKey(key)})
+		set.SSH = append(set.SSH, &types.SSHKeyPair{PublicKey: ssh.MarshalAuthorizedKey(key.ssh.PublicKey())})
+		if key.tls != nil {
+			set.TLS = append(set.TLS, &types.TLSKeyPair{Cert: key.tls.pem()})
+		}
 	}
 	return set
 }

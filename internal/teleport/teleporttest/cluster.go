@@ -26,13 +26,37 @@ import (
 	"github.com/gravitational/teleport/api/types"
 	"golang.org/x/crypto/ssh"
 	"google.golang.org/grpc"
+
+	"github.com/hallmark-ssh/hallmark/internal/teleport/joinv1"
 )
 
-// The Teleport versions that a cluster claims to be.
+// Generation is the major version of Teleport that a cluster behaves like.
+type Generation int
+
+// The generations. What differs between them, and was seen on 13.3.8 and
+// 19.0.0-prealpha.2:
+//
+//   - 13 signs host keys by the auth service's HTTP endpoint only, and 19 by gRPC only.
+//   - 13 has the system role Nop, and calls Signup Password; 19 has no Nop.
+//   - 13 restarts in a rotation of the Host authority, and connections end; in 19 they stay.
+//   - 13 has the old join service, and 19 a new one beside it.
+//   - 13 takes one key for a bot, and 19 SSH and TLS keys apart.
+//   - 19 limits the requests of one source address for the public export.
 const (
-	Version       = "17.2.1"
-	LegacyVersion = "13.3.8" // with Options.Legacy
+	Generation13 Generation = 13
+	Generation19 Generation = 19
 )
+
+// version is the Teleport version that a cluster claims to be.
+func (g Generation) version() string {
+	if g == Generation13 {
+		return "13.3.8"
+	}
+	return "19.0.0"
+}
+
+// minClientVersion is the oldest client library that it takes.
+func (g Generation) minClientVersion() string { return fmt.Sprintf("%d.0.0", g-1) }
 
 // Options describe a cluster. The zero value is a good one.
 type Options struct {
@@ -47,15 +71,20 @@ type Options struct {
 	KeyType KeyType
 	// ReadLag is how long reads do not see a write, as Teleport's cache has it.
 	ReadLag time.Duration
-	// Legacy makes it answer as versions 13 and 14 do: host certificates come from the
-	// auth service's older HTTP endpoint, and gRPC's method for them is unknown.
-	Legacy bool
-	// UnknownRoles are system roles that the cluster does not have.
+	// Generation is Generation19 by default.
+	Generation Generation
+	// NoOldJoin switches the old join service off, as
+	// TELEPORT_UNSTABLE_NO_AGENT_ID_SELECTION does.
+	NoOldJoin bool
+	// UnknownRoles are further system roles that the cluster does not have.
 	UnknownRoles []types.SystemRole
-	// MinClientVersion is the oldest client library that the cluster says it takes.
+	// MinClientVersion is the oldest client library that the cluster says it takes; by
+	// default that of its generation.
 	MinClientVersion string
 	// LoginTTL is how long the identity file is good for, 12 hours by default.
 	LoginTTL time.Duration
+	// FIPS makes it take no other STS hosts than sts-fips.
+	FIPS bool
 	// STS answers the calls of GetCallerIdentity by which bots join.
 	STS http.Handler
 	// Now is the clock of everything but TLS; time.Now by default.
@@ -78,11 +107,14 @@ type Cluster struct {
 	ca    *authorities
 	nodes *nodes
 	login []byte
+	conns *connections
+	rates *rates
 
 	mu        sync.Mutex // guards what follows
 	hook      Hook
 	calls     map[string]int
 	bots      []Bot
+	gaveUp    []string
 	hostCerts []*trustpb.GenerateHostCertRequest
 }
 
@@ -99,6 +131,8 @@ func Start(options Options) (*Cluster, error) {
 		ca:      ca,
 		nodes:   newNodes(options.Now, options.ReadLag),
 		calls:   make(map[string]int),
+		conns:   newConnections(),
+		rates:   newRates(options.Now),
 	}
 	if c.login, err = ca.identityFile("hallmark-signer", options.LoginTTL); err != nil {
 		return nil, fmt.Errorf("make identity file: %w", err)
@@ -114,6 +148,12 @@ func Start(options Options) (*Cluster, error) {
 }
 
 func setDefaults(o *Options) {
+	if o.Generation == 0 {
+		o.Generation = Generation19
+	}
+	if o.MinClientVersion == "" {
+		o.MinClientVersion = o.Generation.minClientVersion()
+	}
 	if o.ClusterName == "" {
 		o.ClusterName = "hallmark.test"
 	}
@@ -146,6 +186,9 @@ func (c *Cluster) serve() error {
 		grpc.ChainUnaryInterceptor(toStatus, requireLogin, limitBots, c.observe),
 		grpc.ChainStreamInterceptor(relayErrors))
 	proto.RegisterJoinServiceServer(rpc, &joinService{cluster: c})
+	if c.options.Generation >= Generation19 {
+		joinv1.Serve(rpc, c.joinNew)
+	}
 	proto.RegisterAuthServiceServer(rpc, &authService{cluster: c})
 	trustpb.RegisterTrustServiceServer(rpc, &trustService{cluster: c})
 	auth, proxy := c.authHandler(), c.webHandler()
@@ -170,6 +213,7 @@ func (c *Cluster) serve() error {
 				return webTLS, nil
 			},
 		},
+		ConnState:         c.conns.note,
 		ReadHeaderTimeout: 10 * time.Second,
 		// The client tries several protocols on each port; their failed handshakes
 		// are no news.
@@ -188,13 +232,6 @@ func (c *Cluster) Close() error {
 	err := c.server.Close()
 	<-c.served
 	return err
-}
-
-func (c *Cluster) version() string {
-	if c.options.Legacy {
-		return LegacyVersion
-	}
-	return Version
 }
 
 // Name returns the cluster's name.

@@ -16,9 +16,9 @@ import (
 
 func TestContract(t *testing.T) {
 	for name, options := range map[string]teleporttest.Options{
-		"RSA":              {},
-		"Ed25519 with lag": {KeyType: teleporttest.KeyEd25519, ReadLag: 200 * time.Millisecond},
-		"legacy":           {Legacy: true},
+		"13":                   {Generation: teleporttest.Generation13},
+		"19":                   {Generation: teleporttest.Generation19},
+		"19, Ed25519 with lag": {KeyType: teleporttest.KeyEd25519, ReadLag: 200 * time.Millisecond},
 	} {
 		t.Run(name, func(t *testing.T) {
 			cluster, err := teleporttest.Start(options)
@@ -37,16 +37,20 @@ func TestContract(t *testing.T) {
 }
 
 func target(t *testing.T, cluster *teleporttest.Cluster) teleporttest.Target {
-	identity := filepath.Join(t.TempDir(), "identity.pem")
-	if err := os.WriteFile(identity, cluster.IdentityFile(), 0o600); err != nil {
-		t.Fatal(err)
-	}
 	proxy, err := caexport.NewHTTPClient(cluster.RootsPEM())
 	if err != nil {
 		t.Fatal(err)
 	}
 	return teleporttest.Target{
 		Connect: func(t *testing.T) *teleport.Client {
+			identity := filepath.Join(t.TempDir(), "identity.pem")
+			login, err := cluster.NewIdentityFile(time.Hour)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(identity, login, 0o600); err != nil {
+				t.Fatal(err)
+			}
 			client, err := teleport.Dial(t.Context(), teleport.Config{Address: cluster.Address(), Login: teleport.IdentityFile(identity)})
 			if err != nil {
 				t.Fatal(err)

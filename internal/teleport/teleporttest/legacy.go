@@ -15,7 +15,7 @@ import (
 // with a certificate.
 func (c *Cluster) authHandler() http.Handler {
 	mux := http.NewServeMux()
-	if c.options.Legacy {
+	if c.options.Generation == Generation13 {
 		mux.HandleFunc("POST /v2/ca/host/certs", c.legacyHostCert)
 	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

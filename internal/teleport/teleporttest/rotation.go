@@ -89,24 +89,27 @@ func (target Target) rotate(t *testing.T, kind caexport.Kind, rotations []rotati
 }
 
 // await reads an authority's keys until they are as they should be, and its export
-// agrees.
+// agrees. It asks for the export only then: Teleport limits how often one may.
 func (target Target) await(t *testing.T, kind caexport.Kind, ok func(keys []string) bool) []string {
 	t.Helper()
-	var got, exported []string
+	var got []string
 	target.eventually(t, func(c *teleport.Client) error {
 		cas, err := c.CAs(deadline(t))
 		if err != nil {
 			return err
 		}
+		got = fingerprints(cas.OpenSSH)
+		if kind == caexport.Host {
+			got = fingerprints(cas.Host)
+		}
+		if !ok(got) {
+			return fmt.Errorf("the cluster says %v", got)
+		}
 		public, err := target.Export(deadline(t), kind)
 		if err != nil {
 			return err
 		}
-		got, exported = fingerprints(cas.OpenSSH), fingerprints(public)
-		if kind == caexport.Host {
-			got = fingerprints(cas.Host)
-		}
-		if !ok(got) || !slices.Equal(got, exported) {
+		if exported := fingerprints(public); !slices.Equal(got, exported) {
 			return fmt.Errorf("the cluster says %v, its export %v", got, exported)
 		}
 		return nil

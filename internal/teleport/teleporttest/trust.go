@@ -48,7 +48,7 @@ func (s *trustService) GetCertAuthorities(ctx context.Context, request *trustpb.
 	return &trustpb.GetCertAuthoritiesResponse{CertAuthoritiesV2: []*types.CertAuthorityV2{ca}}, nil
 }
 
-func (a *authorities) byType(kind types.CertAuthType) *sshAuthority {
+func (a *authorities) byType(kind types.CertAuthType) *authority {
 	switch kind {
 	case types.OpenSSHCA:
 		return a.openssh
@@ -62,7 +62,7 @@ func (a *authorities) byType(kind types.CertAuthType) *sshAuthority {
 }
 
 func (s *trustService) GenerateHostCert(ctx context.Context, request *trustpb.GenerateHostCertRequest) (*trustpb.GenerateHostCertResponse, error) {
-	if s.cluster.options.Legacy {
+	if s.cluster.options.Generation == Generation13 {
 		return s.UnimplementedTrustServiceServer.GenerateHostCert(ctx, request)
 	}
 	cert, err := s.cluster.generateHostCert(request)
@@ -112,7 +112,8 @@ func (c *Cluster) generateHostCert(request *trustpb.GenerateHostCertRequest) ([]
 
 // checkRole refuses unknown roles in the words of all of Teleport's versions.
 func (c *Cluster) checkRole(role types.SystemRole) error {
-	if slices.Contains(c.options.UnknownRoles, role) {
+	dropped := role == types.RoleNop && c.options.Generation >= Generation19
+	if dropped || slices.Contains(c.options.UnknownRoles, role) {
 		return trace.BadParameter("role %v is not registered", role)
 	}
 	return role.Check()
@@ -120,8 +121,8 @@ func (c *Cluster) checkRole(role types.SystemRole) error {
 
 // writtenRole is the role as the certificate has it.
 func (c *Cluster) writtenRole(role types.SystemRole) string {
-	if c.options.Legacy && role == types.RoleSignup {
-		return "Password" // its name in Teleport 13
+	if c.options.Generation == Generation13 && role == types.RoleSignup {
+		return "Password" // its name there
 	}
 	return role.String()
 }

@@ -28,7 +28,7 @@ func (c *Cluster) find(w http.ResponseWriter, _ *http.Request) {
 	w.Header().Set("Content-Type", "application/json")
 	// Headers are out: nobody is left to tell of an error.
 	_ = json.NewEncoder(w).Encode(webclient.PingResponse{
-		ServerVersion:    c.version(),
+		ServerVersion:    c.options.Generation.version(),
 		MinClientVersion: c.options.MinClientVersion,
 		ClusterName:      c.Name(),
 		Proxy: webclient.ProxySettings{
@@ -40,6 +40,12 @@ func (c *Cluster) find(w http.ResponseWriter, _ *http.Request) {
 
 // export writes an authority's keys in the form that sshd or ssh takes them.
 func (c *Cluster) export(w http.ResponseWriter, r *http.Request) {
+	if c.options.Generation >= Generation19 {
+		if err := c.rates.take(r.RemoteAddr); err != nil {
+			http.Error(w, err.Error(), trace.ErrorToCode(err))
+			return
+		}
+	}
 	w.Header().Set("Content-Type", "application/octet-stream")
 	switch kind := r.URL.Query().Get("type"); kind {
 	case "openssh":
