@@ -340,6 +340,11 @@ func (w sweepLedger) Lookup(ctx context.Context, i ledger.Instance) (ledger.Reco
 	return w.ledger.Lookup(ctx, i)
 }
 
+func (w sweepLedger) LookupAll(ctx context.Context, instances []ledger.Instance) (map[ledger.Instance]ledger.Record, error) {
+	w.count("ledger")
+	return w.ledger.LookupAll(ctx, instances)
+}
+
 func (w sweepLedger) End(ctx context.Context, i ledger.Instance) error {
 	w.count("ledger")
 	return w.ledger.End(ctx, i)

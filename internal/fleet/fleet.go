@@ -38,8 +38,10 @@ type Ledger interface {
 	Lookup(ctx context.Context, i ledger.Instance) (ledger.Record, error)
 	// End records that an instance is gone for good, whether or not it is known.
 	End(ctx context.Context, i ledger.Instance) error
-	// SeeTags records the version of an instance's tags. It fails with ledger.ErrSeen
-	// if a later one is recorded, and for an instance that is not known.
+	LookupAll(ctx context.Context, instances []ledger.Instance) (map[ledger.Instance]ledger.Record, error)
+	// SeeTags notes that an instance's tags may have changed, or that its node is about
+	// to be written. It fails with ledger.ErrSeen for one that never enrolled, and with
+	// ledger.ErrEnded.
 	SeeTags(ctx context.Context, i ledger.Instance, version uint64) error
 }
 
@@ -163,7 +165,7 @@ func (p pass) render(i *inventory.Instance, r ledger.Record) (teleport.Node, err
 		ID: protocol.NodeID(i.OwnerID, i.Region, i.ID),
 		// The name that its certificates bear. A new one comes with new certificates.
 		Hostname: r.ConfirmedHostname,
-		Expires:  r.End,
+		Expires:  leaseOf(r),
 		Address:  decision.Address,
 		Labels:   decision.Labels,
 	}, nil

@@ -6,7 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -345,7 +347,6 @@ func TestTagsChangedLeavesAlone(t *testing.T) {
 		"an instance that never enrolled": func(w *world) { w.run(2) },
 		"an instance without a node":      func(w *world) { w.enroll(2); delete(w.nodes, nodeID(ref(2))) },
 		"a node of another signer":        func(w *world) { w.enroll(2).Tags["x"] = "y"; w.relabel(2, "other") },
-		"an instance that ended":          func(w *world) { w.enroll(2).Tags["x"] = "y"; _ = w.ledger.End(w.t.Context(), ref(2)) },
 		"an instance that is gone":        func(w *world) { w.enroll(2); delete(w.instances, ref(2).ID) },
 		"a node that is as it should be":  func(w *world) { w.enroll(2) },
 		"a lease that has ended":          func(w *world) { w.enroll(2).Tags["x"] = "y"; w.now = w.now.Add(2 * policy.DefaultLifetime) },
@@ -363,19 +364,125 @@ func TestTagsChangedLeavesAlone(t *testing.T) {
 	}
 }
 
-func TestLateTagEventsChangeNothing(t *testing.T) {
+// Whoever can write to the queue chooses an event's version: none may hide the others.
+func TestVersionsOfTagEventsDecideNothing(t *testing.T) {
 	w := newWorld(t)
 	i := w.enroll(1)
-	w.tagsChanged(TagChange{ref(1), 5})
-	i.Tags["late"] = "yes"
-	w.calls = nil
-	w.tagsChanged(TagChange{ref(1), 4})
-	if node, _ := w.node(1); node.Labels["aws/late"] != "" || len(w.calls) != 0 {
-		t.Errorf("labels %v, calls %v", node.Labels, w.calls)
+	for n, version := range []uint64{5, 4, 5, math.MaxUint64, 6, 7, 0} {
+		i.Tags["n"] = strconv.Itoa(n)
+		w.tagsChanged(TagChange{ref(1), version})
+		if node, _ := w.node(1); node.Labels["aws/n"] != strconv.Itoa(n) {
+			t.Errorf("version %d: labels %v", version, node.Labels)
+		}
 	}
-	w.tagsChanged(TagChange{ref(1), 5}) // the same event again does what a failure may have left undone
-	if node, _ := w.node(1); node.Labels["aws/late"] != "yes" {
-		t.Errorf("labels %v", node.Labels)
+}
+
+// The enroll function renews and renames between the reading and the writing of an event.
+func TestATagEventKeepsWhatARenewalWrote(t *testing.T) {
+	w := newWorld(t)
+	i := w.enroll(1)
+	w.now = w.now.Add(6 * 24 * time.Hour)
+	renewed := w.now.Add(policy.DefaultLifetime)
+	i.Tags["env"] = "staging"
+	w.onUpsert = func(node teleport.Node) {
+		w.onUpsert = nil
+		w.renew(1, "db-"+i.ID, renewed)
+		node.Hostname, node.Expires = "db-"+i.ID, renewed
+		w.nodes[node.ID] = node
+	}
+	w.tagsChanged(TagChange{ref(1), 5})
+	if node, _ := w.node(1); node.Hostname != "db-"+i.ID || !node.Expires.Equal(renewed) || node.Labels["aws/env"] != "staging" {
+		t.Errorf("node %+v, want the name and the lease of the renewal, until %s", node, renewed)
+	}
+}
+
+// renew has the ledger confirm an enrollment, without writing the node.
+func (w *world) renew(n int, hostname string, end time.Time) {
+	w.t.Helper()
+	c := ledger.Claim{Instance: ref(n), Fingerprints: []string{fmt.Sprintf("SHA256:%d", n)}, Hostname: hostname, ImageOwner: testAccount, End: end}
+	granted, err := w.ledger.Claim(w.t.Context(), c, w.now)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	if err := w.ledger.Confirm(w.t.Context(), c, granted); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+// An event that dies after it has written the node of an instance that was off-boarded
+// meanwhile comes again, and the sweep comes in any case.
+func TestATagEventThatDiesDoesNotBringANodeBack(t *testing.T) {
+	tests := map[string]func(w *world){
+		"the event comes again": func(w *world) { w.tagsChanged(TagChange{ref(1), 5}) },
+		"the sweep comes":       func(w *world) { w.sweep(0) },
+	}
+	for name, then := range tests {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			w.enroll(1).Tags["env"] = "staging"
+			w.onUpsert = func(teleport.Node) { // off-boarded meanwhile
+				w.onUpsert = nil
+				if err := w.ledger.End(t.Context(), ref(1)); err != nil {
+					t.Fatal(err)
+				}
+				delete(w.nodes, nodeID(ref(1)))
+			}
+			w.fleet.Ledger = lookupFails{&w.ledger}
+			if errs := w.fleet.TagsChanged(t.Context(), []TagChange{{ref(1), 5}}); errs[0] == nil {
+				t.Error("an event that died counts as done")
+			}
+			if _, ok := w.node(1); !ok {
+				t.Fatal("the test shows nothing: the node is gone already")
+			}
+			w.fleet.Ledger = &w.ledger
+			then(w)
+			if _, ok := w.node(1); ok {
+				t.Error("the node of an instance that ended is still there")
+			}
+		})
+	}
+}
+
+type lookupFails struct{ Ledger }
+
+func (lookupFails) Lookup(context.Context, ledger.Instance) (ledger.Record, error) {
+	return ledger.Record{}, errors.New("throttled")
+}
+
+// The tags change back while the node is deleted for them, and the event of that finds
+// the node still there.
+func TestAMachineThatIsAdmittedAgainKeepsItsNode(t *testing.T) {
+	w := newWorld(t)
+	w.setPolicy("{name: default, match: {image_owners: [listed], max_age: 24h, tags: {env: [prod]}}}")
+	i := w.enroll(1)
+	i.Tags = map[string]string{"Name": "web", "env": "out of reach"}
+	w.onWrite = func() {
+		w.onWrite = nil
+		i.Tags = map[string]string{"Name": "web", "env": "prod"}
+		if err := w.ledger.SeeTags(t.Context(), ref(1), 2); err != nil {
+			t.Error(err)
+		}
+	}
+	w.tagsChanged(TagChange{ref(1), 1})
+	if node, ok := w.node(1); !ok || node.Labels["aws/env"] != "prod" {
+		t.Errorf("node %+v, is there: %v", node, ok)
+	}
+}
+
+func TestATagEventThatIsNeverDoneComesAgain(t *testing.T) {
+	w := newWorld(t)
+	i := w.enroll(1)
+	n := 0
+	w.onUpsert = func(teleport.Node) {
+		n++
+		i.Tags = map[string]string{"n": strconv.Itoa(n)}
+		if err := w.ledger.SeeTags(t.Context(), ref(1), 2); err != nil {
+			t.Error(err)
+		}
+	}
+	i.Tags = map[string]string{"n": "0"}
+	if errs := w.fleet.TagsChanged(t.Context(), []TagChange{{ref(1), 1}}); !errors.Is(errs[0], errMoving) || n != maxRelabels {
+		t.Errorf("error %v after %d writes, want %v", errs[0], n, errMoving)
 	}
 }
 

@@ -121,12 +121,25 @@ func (l watchedLedger) Lookup(ctx context.Context, i ledger.Instance) (record le
 	return record, err
 }
 
+func (l watchedLedger) LookupAll(ctx context.Context, instances []ledger.Instance) (found map[ledger.Instance]ledger.Record, err error) {
+	err = l.calls.watch(ctx, l.now, nil, func() (err error) { found, err = l.Ledger.LookupAll(ctx, instances); return err })
+	return found, err
+}
+
 func (l watchedLedger) End(ctx context.Context, i ledger.Instance) error {
 	return l.calls.watch(ctx, l.now, nil, func() error { return l.Ledger.End(ctx, i) })
 }
 
 func (l watchedLedger) SeeTags(ctx context.Context, i ledger.Instance, version uint64) error {
-	return l.calls.watch(ctx, l.now, ledger.ErrSeen, func() error { return l.Ledger.SeeTags(ctx, i, version) })
+	var ended error // an answer too
+	err := l.calls.watch(ctx, l.now, ledger.ErrSeen, func() error {
+		err := l.Ledger.SeeTags(ctx, i, version)
+		if errors.Is(err, ledger.ErrEnded) {
+			ended, err = err, nil
+		}
+		return err
+	})
+	return errors.Join(err, ended)
 }
 
 // watched returns the same fleet, which keeps a tally of what it does.

@@ -26,7 +26,8 @@ type Report struct {
 	// Deleted are nodes of instances that are gone, or that are stopped where the policy
 	// wants the nodes of such removed.
 	Deleted int
-	// Mended are nodes whose labels or address were not as they should be.
+	// Mended are nodes that were not as they should be: labels, address, host name,
+	// lease, or there at all though the instance's record had ended.
 	Mended int
 	// Refused are nodes of instances that run and that the policy no longer admits. They
 	// stay until their leases end, which no renewal puts off: a policy that went wrong
@@ -59,7 +60,7 @@ type ours struct {
 type survey struct {
 	dead    []ours
 	stopped []ours // and the policy wants the node removed
-	odd     []ours // labels or address are not as they should be, perhaps
+	odd     []ours // not as they should be, perhaps
 }
 
 // run is a sweep on its way.
@@ -173,6 +174,10 @@ func (r run) survey(ctx context.Context, at place, nodes []ours) (survey, error)
 	if err != nil {
 		return survey{}, err
 	}
+	records, err := r.Ledger.LookupAll(ctx, instancesOf(nodes))
+	if err != nil {
+		return survey{}, err
+	}
 	var s survey
 	var missing []ours
 	var refused []error
@@ -181,12 +186,10 @@ func (r run) survey(ctx context.Context, at place, nodes []ours) (survey, error)
 		delete(live, o.instance.ID)
 		if !listed {
 			missing = append(missing, o)
-		} else if err := r.judge(ctx, o, i, &s); errors.Is(err, policy.ErrRefused) {
+		} else if err := r.judge(o, i, records[o.instance], &s); errors.Is(err, policy.ErrRefused) {
 			refused = append(refused, err)
 		} else if errors.Is(err, policy.ErrIncomplete) {
 			r.incomplete(ctx, o, err)
-		} else {
-			r.note(ctx, "judge", o, err)
 		}
 	}
 	for _, i := range live {
@@ -200,30 +203,27 @@ func (r run) survey(ctx context.Context, at place, nodes []ours) (survey, error)
 	return s, err
 }
 
-// judge sorts a node into the survey by what EC2 lists of its instance. The ledger is asked
-// only for what EC2 no longer shows of the image; it is asked again before anything is
-// written. An error that is policy.ErrRefused or policy.ErrIncomplete is about an instance
-// that runs.
-func (r run) judge(ctx context.Context, o ours, i *inventory.Instance, s *survey) error {
-	if isGone(i) {
+// judge sorts a node into the survey by what EC2 and the ledger list of its instance.
+// Both are asked again before anything is written. An error is policy.ErrRefused or
+// policy.ErrIncomplete, about an instance that runs.
+func (r run) judge(o ours, i *inventory.Instance, record ledger.Record, s *survey) error {
+	switch {
+	case record.Ended:
+		s.odd = append(s.odd, o) // whoever ended it, or wrote the node, died halfway
+		return nil
+	case isGone(i):
 		s.dead = append(s.dead, o)
 		return nil
-	}
-	var record ledger.Record
-	if i.ImageOwner == "" || i.ImageTags == nil && i.ImageOwner == i.OwnerID {
-		var err error
-		if record, err = r.Ledger.Lookup(ctx, o.instance); err != nil {
-			return err
-		}
-	}
-	switch {
 	case isStopped(i) && r.rules.RemovesStopped(factsOf(i, record), r.Now()):
 		s.stopped = append(s.stopped, o)
 		return nil
 	}
 	want, err := r.render(i, record)
 	switch {
-	case err == nil && !isSame(want, o.node):
+	case err == nil && record.ConfirmedHostname == "":
+		// An enrollment under way, or one that died halfway: the next attempt or the end of
+		// the lease settles it.
+	case err == nil && !isSame(want, o.node, record):
 		s.odd = append(s.odd, o)
 	case err != nil && i.State == inventory.StateRunning: // others may just lack an address
 		return err
@@ -267,6 +267,14 @@ func (r run) confirmGone(ctx context.Context, at place, missing []ours) (gone []
 	return gone, nil
 }
 
+func instancesOf(list []ours) []ledger.Instance {
+	instances := make([]ledger.Instance, len(list))
+	for n, o := range list {
+		instances[n] = o.instance
+	}
+	return instances
+}
+
 func idsOf(list []ours) []string {
 	ids := make([]string, len(list))
 	for n, o := range list {
@@ -299,13 +307,13 @@ func (r run) tidy(ctx context.Context, at place, s survey) {
 // still fresh for the last of them.
 const refreshBatch = 200
 
-// refresh asks EC2 again before it writes. The listing is older than the ledger's note
-// of the latest event, and an instance that was stopped may run again.
+// refresh asks the ledger and then EC2 again before it writes. The listing may be older
+// than the latest event, and an instance that was stopped may run again.
 func (r run) refresh(ctx context.Context, at place, batch []ours) {
 	records := make(map[string]ledger.Record, len(batch))
 	var known []ours
 	for _, o := range batch {
-		record, err := r.Ledger.Lookup(ctx, o.instance)
+		record, err := r.announce(ctx, o.instance)
 		if r.note(ctx, "look up", o, err) {
 			records[o.instance.ID] = record
 			known = append(known, o)
@@ -324,8 +332,19 @@ func (r run) refresh(ctx context.Context, at place, batch []ours) {
 			r.remove(ctx, o)
 			continue
 		}
-		r.mend(ctx, o, records[o.instance.ID].TagsVersion, i)
+		r.mend(ctx, o, records[o.instance.ID], i)
 	}
+}
+
+// announce notes that the node is about to be written, and returns the record. An
+// enrollment that is under way finds the note when it confirms, and writes its node
+// again.
+func (r run) announce(ctx context.Context, i ledger.Instance) (ledger.Record, error) {
+	err := r.Ledger.SeeTags(ctx, i, 0)
+	if err != nil && !errors.Is(err, ledger.ErrSeen) && !errors.Is(err, ledger.ErrEnded) {
+		return ledger.Record{}, err
+	}
+	return r.Ledger.Lookup(ctx, i)
 }
 
 func (r run) remove(ctx context.Context, o ours) {
@@ -335,8 +354,8 @@ func (r run) remove(ctx context.Context, o ours) {
 	}
 }
 
-func (r run) mend(ctx context.Context, o ours, version uint64, i *inventory.Instance) {
-	written, err := r.relabel(ctx, o.instance, version, i)
+func (r run) mend(ctx context.Context, o ours, record ledger.Record, i *inventory.Instance) {
+	written, err := r.follow(o.instance, false).relabel(ctx, record, i)
 	switch {
 	case errors.Is(err, policy.ErrRefused):
 		r.refuse(ctx, place{o.instance.Account, o.instance.Region}, []error{err})

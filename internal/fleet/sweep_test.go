@@ -5,8 +5,10 @@ import (
 	"errors"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/hallmark-ssh/hallmark/internal/inventory"
+	"github.com/hallmark-ssh/hallmark/internal/ledger"
 	"github.com/hallmark-ssh/hallmark/internal/teleport"
 )
 
@@ -52,6 +54,44 @@ func TestSweep(t *testing.T) {
 	}
 	if calls := strings.Join(w.calls, " "); calls != "nodes all" {
 		t.Errorf("calls %q of a sweep with nothing to do", calls)
+	}
+}
+
+// What an enrollment or an event that died halfway left behind.
+func TestSweepMendsHostNameAndLease(t *testing.T) {
+	w := newWorld(t)
+	i := w.enroll(1)
+	want, _ := w.node(1)
+	for name, change := range map[string]func(*teleport.Node){
+		"host name": func(n *teleport.Node) { n.Hostname = "another" },
+		"lease":     func(n *teleport.Node) { n.Expires = n.Expires.Add(-time.Hour) },
+	} {
+		node := want
+		change(&node)
+		w.nodes[node.ID] = node
+		if got, want := w.sweep(0), (Report{Nodes: 1, Mended: 1}); got != want {
+			t.Errorf("%s: got %+v, want %+v", name, got, want)
+		}
+		if node, _ = w.node(1); node.Hostname != want.Hostname || !node.Expires.Equal(want.Expires) {
+			t.Errorf("%s: node %+v, want %+v", name, node, want)
+		}
+	}
+	if w.calls = nil; w.sweep(0) != (Report{Nodes: 1}) || len(w.calls) != 2 {
+		t.Errorf("calls %v of a sweep with nothing to do", w.calls)
+	}
+	// An enrollment has claimed and written its node, and has not confirmed.
+	c := ledger.Claim{Instance: ref(1), Fingerprints: []string{"SHA256:1"}, Hostname: "db", ImageOwner: i.ImageOwner, End: want.Expires}
+	granted, err := w.ledger.Claim(t.Context(), c, w.now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	renamed := want
+	renamed.Hostname = "db"
+	w.nodes[want.ID] = renamed
+	w.sweep(0)
+	record, err := w.ledger.Complete(t.Context(), c, granted)
+	if err != nil || record.Version == granted.Version+1 {
+		t.Errorf("version %d after %d, error %v: the enrollment must find that the sweep wrote", record.Version, granted.Version, err)
 	}
 }
 

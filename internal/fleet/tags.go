@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"time"
 
 	"github.com/hallmark-ssh/hallmark/internal/inventory"
 	"github.com/hallmark-ssh/hallmark/internal/ledger"
@@ -16,7 +17,7 @@ import (
 // TagChange is an event that says that an instance's tags have changed.
 type TagChange struct {
 	Instance ledger.Instance
-	// Version orders the changes of one instance's tags.
+	// Version is the event's own count of the changes. It is a hint and decides nothing.
 	Version uint64
 }
 
@@ -26,31 +27,60 @@ type place struct{ account, region string }
 // TagsChanged brings the labels of the instances' nodes up to date, with one
 // question to EC2 for all instances of an account and region. It returns an error
 // for each change, nil where it is done or there is nothing to do.
+//
+// No event is skipped for its version: whoever can write to the queue chooses it, and
+// one that is far ahead would hide every true change after it.
 func (f *Fleet) TagsChanged(ctx context.Context, changes []TagChange) []error {
 	errs := make([]error, len(changes))
 	instances := make([]ledger.Instance, len(changes))
-	byPlace := make(map[place][]int)
+	var noted []int
 	for n, change := range changes {
-		i := change.Instance
-		if instances[n] = i; !f.serves(ctx, i) {
+		instances[n] = change.Instance
+		if !f.serves(ctx, change.Instance) {
 			continue
 		}
-		// Seen first, read and written after: see relabel.
-		err := f.Ledger.SeeTags(ctx, i, change.Version)
-		switch {
-		case errors.Is(err, ledger.ErrSeen):
-			continue
-		case err != nil:
-			errs[n] = fmt.Errorf("note the version of the tags of %s: %w", i.ID, err)
-			continue
+		known, err := f.noteTags(ctx, change)
+		if errs[n] = err; known {
+			noted = append(noted, n)
 		}
-		at := place{i.Account, i.Region}
-		byPlace[at] = append(byPlace[at], n)
 	}
-	if len(byPlace) == 0 {
+	if len(noted) == 0 {
 		return errs
 	}
+	for n, err := range f.relabelAll(ctx, instances, noted) {
+		errs[n] = err
+	}
+	return errs
+}
+
+// noteTags has the ledger note the change, before anything is read: an enrollment that
+// read the old tags finds the note when it confirms. It reports whether the instance
+// may have a node.
+func (f *Fleet) noteTags(ctx context.Context, change TagChange) (known bool, err error) {
+	err = f.Ledger.SeeTags(ctx, change.Instance, change.Version)
+	switch {
+	case errors.Is(err, ledger.ErrSeen):
+		return false, nil
+	case err != nil && !errors.Is(err, ledger.ErrEnded): // a node of one that ended goes
+		return false, fmt.Errorf("note that the tags of %s have changed: %w", change.Instance.ID, err)
+	}
+	return true, nil
+}
+
+// relabelAll reads the records, then asks EC2, then writes the nodes of the group.
+func (f *Fleet) relabelAll(ctx context.Context, instances []ledger.Instance, group []int) map[int]error {
+	errs := make(map[int]error, len(group))
+	byPlace := make(map[place][]int)
+	ids := make([]ledger.Instance, len(group))
+	for k, n := range group {
+		at := place{instances[n].Account, instances[n].Region}
+		byPlace[at], ids[k] = append(byPlace[at], n), instances[n]
+	}
 	pass, err := f.newPass(ctx)
+	var records map[ledger.Instance]ledger.Record
+	if err == nil {
+		records, err = f.Ledger.LookupAll(ctx, ids)
+	}
 	for at, group := range byPlace {
 		var found map[string]*inventory.Instance
 		asked := err
@@ -58,121 +88,144 @@ func (f *Fleet) TagsChanged(ctx context.Context, changes []TagChange) []error {
 			found, asked = f.ask(ctx, at, instances, group)
 		}
 		for _, n := range group {
+			of := instances[n]
 			if errs[n] = asked; asked == nil {
-				errs[n] = pass.tagsChanged(ctx, changes[n], found[instances[n].ID])
+				errs[n] = pass.tagsChanged(ctx, of, records[of], found[of.ID])
 			}
 		}
 	}
 	return errs
 }
 
-func (p pass) tagsChanged(ctx context.Context, change TagChange, i *inventory.Instance) error {
-	_, err := p.relabel(ctx, change.Instance, change.Version, i)
-	switch {
-	case errors.Is(err, policy.ErrRefused):
-		return p.dismiss(ctx, change.Instance, err)
-	case errors.Is(err, policy.ErrIncomplete):
-		// It passes by itself, and the sweep then brings the node up to date.
-		p.Log.InfoContext(ctx, "EC2 does not show all that the policy needs: the node stays as it is", slog.String("account", change.Instance.Account),
-			slog.String("region", change.Instance.Region), slog.String("instance", change.Instance.ID), slog.String("reason", err.Error()))
-		return nil
+func (p pass) tagsChanged(ctx context.Context, of ledger.Instance, record ledger.Record, i *inventory.Instance) error {
+	_, err := p.follow(of, true).relabel(ctx, record, i)
+	if !errors.Is(err, policy.ErrIncomplete) {
+		return err
 	}
-	return err
+	// It passes by itself, and the sweep then brings the node up to date.
+	p.Log.InfoContext(ctx, "EC2 does not show all that the policy needs: the node stays as it is", slog.String("account", of.Account),
+		slog.String("region", of.Region), slog.String("instance", of.ID), slog.String("reason", err.Error()))
+	return nil
 }
 
-// maxRelabels bounds how often one event chases the next ones. Each of those comes
-// with an event of its own.
+// maxRelabels bounds how often one event follows changes that happen while it writes.
 const maxRelabels = 3
 
-// relabel writes the node of an enrolled instance as it should be, and reports
-// whether it had to. It fails with policy.ErrRefused for an instance that runs and
-// that the policy does not admit. An instance that is not enrolled, or has no node of
-// ours, is left alone.
+// errMoving says that others kept writing about an instance.
+var errMoving = errors.New("the instance's record kept changing while its node was written")
+
+// follower keeps the node of one instance as it should be.
+type follower struct {
+	pass
+	of ledger.Instance
+	// dismisses says that the node goes if the policy no longer admits the instance: who
+	// tags a machine out of reach means it.
+	dismisses bool
+	// dismissed says that the follower deleted the node, and so may write it again.
+	dismissed bool
+}
+
+func (p pass) follow(of ledger.Instance, dismisses bool) *follower {
+	return &follower{pass: p, of: of, dismisses: dismisses}
+}
+
+// relabel writes the node of an enrolled instance as it should be, deletes that of one
+// that ended, and reports whether it had to. It fails with policy.ErrRefused for an
+// instance that runs and that the policy does not admit, unless it dismisses, and with
+// policy.ErrIncomplete. An instance that is not enrolled, or has no node of ours, is
+// left alone.
 //
-// Two events of one instance may be acted on at once, and the one that read the
-// older tags may write last. So each notes its version before it reads, and looks
-// after it has written whether a later one was noted: then what it wrote may be old,
-// and it reads and writes again.
-func (p pass) relabel(ctx context.Context, of ledger.Instance, version uint64, i *inventory.Instance) (written bool, err error) {
+// The record is from before EC2 was asked. Others may write meanwhile: events of the
+// same instance, an enrollment, the end. Each of them writes to the ledger before it
+// writes the node. So after a write the record is read again, and if it has changed,
+// what was written may be old: it is all done again. Nodes that are read back decide
+// nothing but whose they are, for reads lag behind.
+func (w *follower) relabel(ctx context.Context, record ledger.Record, i *inventory.Instance) (written bool, err error) {
 	for range maxRelabels {
-		if isGone(i) {
-			return written, nil // its own event, or the sweep, off-boards it
-		}
-		before, err := p.Ledger.Lookup(ctx, of)
-		if err != nil {
+		wrote, err := w.once(ctx, record, i)
+		if err != nil || !wrote {
 			return written, err
 		}
-		if before.Ended || before.ConfirmedHostname == "" || !before.End.After(p.Now()) {
-			return written, nil
-		}
-		wrote, refused := p.mendOwn(ctx, of, i, before)
-		if refused != nil && !errors.Is(refused, policy.ErrRefused) {
-			return written, refused
-		}
-		written = written || wrote
-		after, err := p.Ledger.Lookup(ctx, of)
-		switch {
-		case err != nil:
+		written = true
+		after, err := w.Ledger.Lookup(ctx, w.of)
+		if err != nil || after.Version == record.Version {
 			return written, err
-		case after.Ended:
-			// Off-boarded while the node was written: an event must not bring it back.
-			return false, p.deleteEnded(ctx, of)
-		case after.TagsVersion <= version:
-			return written, refused
 		}
-		version = after.TagsVersion
-		if i, err = p.instance(ctx, of); err != nil {
+		record = after
+		if i, err = w.instance(ctx, w.of); err != nil {
 			return written, err
 		}
 	}
-	return written, nil
+	return written, fmt.Errorf("%w: %s", errMoving, w.of.ID)
 }
 
-// mendOwn writes the instance's node anew if it is ours and not as it should be.
-func (p pass) mendOwn(ctx context.Context, of ledger.Instance, i *inventory.Instance, record ledger.Record) (written bool, err error) {
-	node, err := p.cluster.Node(ctx, nodeID(of))
+// once does what one reading of ledger and EC2 says.
+func (w *follower) once(ctx context.Context, record ledger.Record, i *inventory.Instance) (wrote bool, err error) {
 	switch {
+	case record.Ended:
+		return w.deleteOwn(ctx, w.cluster, nodeID(w.of))
+	case isGone(i): // its own event, or the sweep, off-boards it
+		return false, nil
+	case record.ConfirmedHostname == "" || !leaseOf(record).After(w.Now()):
+		return false, nil
+	}
+	node, err := w.cluster.Node(ctx, nodeID(w.of))
+	switch {
+	case errors.Is(err, teleport.ErrNotFound) && w.dismissed:
+		node = new(teleport.Node)
 	case errors.Is(err, teleport.ErrNotFound):
 		return false, nil
 	case err != nil:
 		return false, err
-	case node.Labels[signerLabel] != p.Audience:
+	case node.Labels[signerLabel] != w.Audience:
 		return false, nil
 	}
-	want, err := p.render(i, record)
+	want, err := w.render(i, record)
 	switch {
 	case err != nil && i.State != inventory.StateRunning:
 		return false, nil // it may lack an address because it does not run
+	case errors.Is(err, policy.ErrRefused) && w.dismisses:
+		return w.dismiss(ctx, err)
 	case err != nil:
 		return false, err
-	case isSame(want, *node):
+	case isSame(want, *node, record) && !w.dismissed:
 		return false, nil
 	}
-	if err := p.cluster.UpsertNode(ctx, want); err != nil {
+	return w.write(ctx, want)
+}
+
+func (w *follower) write(ctx context.Context, want teleport.Node) (bool, error) {
+	if err := w.cluster.UpsertNode(ctx, want); err != nil {
 		return false, err
 	}
-	p.Log.InfoContext(ctx, "the node was brought up to date", slog.String("account", of.Account), slog.String("region", of.Region),
-		slog.String("instance", of.ID), slog.String("node_id", node.ID), slog.String("address", want.Address), slog.Any("labels", want.Labels))
+	w.dismissed = false
+	w.Log.InfoContext(ctx, "the node was brought up to date", slog.String("account", w.of.Account), slog.String("region", w.of.Region),
+		slog.String("instance", w.of.ID), slog.String("node_id", want.ID), slog.String("hostname", want.Hostname),
+		slog.String("address", want.Address), slog.Any("labels", want.Labels))
 	return true, nil
 }
 
-// dismiss deletes the node of an instance whose tags have changed so that the policy
-// no longer admits it: who tags a machine out of reach means it.
-func (p pass) dismiss(ctx context.Context, of ledger.Instance, reason error) error {
-	p.Log.WarnContext(ctx, "the policy no longer admits the instance: its node goes", slog.String("account", of.Account),
-		slog.String("region", of.Region), slog.String("instance", of.ID), slog.String("node_id", nodeID(of)), slog.String("reason", reason.Error()))
-	_, err := p.deleteOwn(ctx, p.cluster, nodeID(of))
-	return err
+// dismiss deletes the node of an instance that the policy no longer admits.
+func (w *follower) dismiss(ctx context.Context, reason error) (bool, error) {
+	w.Log.WarnContext(ctx, "the policy no longer admits the instance: its node goes", slog.String("account", w.of.Account),
+		slog.String("region", w.of.Region), slog.String("instance", w.of.ID), slog.String("node_id", nodeID(w.of)), slog.String("reason", reason.Error()))
+	deleted, err := w.deleteOwn(ctx, w.cluster, nodeID(w.of))
+	w.dismissed = w.dismissed || deleted
+	return deleted, err
 }
 
-// isSame compares what may change between two renewals.
-func isSame(a, b teleport.Node) bool {
-	return a.Address == b.Address && maps.Equal(a.Labels, b.Labels)
-}
-
-func (p pass) deleteEnded(ctx context.Context, i ledger.Instance) error {
-	if err := p.cluster.DeleteNode(ctx, nodeID(i)); err != nil && !errors.Is(err, teleport.ErrNotFound) {
-		return err
+// leaseOf is when the lease ends of the node of the latest confirmed enrollment.
+// Records from before it was kept have the end of the claim, a little later.
+func leaseOf(r ledger.Record) time.Time {
+	if r.Lease.IsZero() {
+		return r.End
 	}
-	return nil
+	return r.Lease
+}
+
+// isSame compares all that a node says. The ledger keeps whole seconds of a lease, and
+// older records none.
+func isSame(want, node teleport.Node, r ledger.Record) bool {
+	lease := r.Lease.IsZero() || want.Expires.Sub(node.Expires).Abs() < time.Second
+	return lease && want.Hostname == node.Hostname && want.Address == node.Address && maps.Equal(want.Labels, node.Labels)
 }

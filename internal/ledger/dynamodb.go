@@ -54,6 +54,29 @@ func (d *DynamoDB) Lookup(ctx context.Context, i Instance) (Record, error) {
 	return found, nil
 }
 
+// readBatch is how many items one BatchGetItem may ask for (Amazon DynamoDB API
+// Reference).
+const readBatch = 100
+
+// LookupAll returns what is known of each of the instances, with one call for every
+// hundred of them.
+func (d *DynamoDB) LookupAll(ctx context.Context, instances []Instance) (map[Instance]Record, error) {
+	all := make(map[Instance]Record, len(instances))
+	for batch := range slices.Chunk(instances, readBatch) {
+		err := patiently(ctx, func(ctx context.Context) error {
+			records, err := d.records(ctx, batch)
+			for i, r := range records {
+				all[i] = r.exported()
+			}
+			return err
+		})
+		if err != nil {
+			return nil, fmt.Errorf("look up %d instances: %w", len(batch), err)
+		}
+	}
+	return all, nil
+}
+
 // Claim records that the instance holds the keys and the names, if the rules of
 // the package allow it, and changes nothing otherwise. Claiming again what one
 // holds already is fine, at any time. It fails with ErrKeyConflict, ErrKeyInUse,
@@ -82,42 +105,78 @@ func (d *DynamoDB) Claim(ctx context.Context, c Claim, now time.Time) (Grant, er
 	return granted, nil
 }
 
-// Confirm says that what was claimed has been issued. It fails with ErrEnded if
-// the instance was off-boarded meanwhile, and with ErrUnclaimed if it got other
-// keys meanwhile; then nothing may be handed out.
+// Complete says that what was claimed has been issued, and returns the record as it
+// is then. It fails with ErrEnded if the instance was off-boarded meanwhile, and with
+// ErrUnclaimed if it got other keys meanwhile; then nothing may be handed out. If the
+// record's version is more than one above the grant's, others have written meanwhile,
+// and what was issued may be out of date.
+//
+// It begins with the record that the grant left, and reads only if that has changed:
+// a write that is conditional on it says so for free.
+func (d *DynamoDB) Complete(ctx context.Context, c Claim, g Grant) (Record, error) {
+	claimed := g.claimed
+	read := func(ctx context.Context) (record, error) {
+		if r := claimed; r != nil && g.to == c.Instance {
+			claimed = nil
+			return *r, nil
+		}
+		return d.record(ctx, c.Instance)
+	}
+	r, err := d.amendFrom(ctx, "confirm claim of", c.Instance, read, func(r record) (record, error) { return r.confirm(c, g) })
+	return r.exported(), err
+}
+
+// Confirm is Complete for callers that do not look at the record.
 func (d *DynamoDB) Confirm(ctx context.Context, c Claim, g Grant) error {
-	return d.amend(ctx, "confirm claim of", c.Instance, func(r record) (record, error) { return r.confirm(c, g) })
+	_, err := d.Complete(ctx, c, g)
+	return err
 }
 
 // Permit allows the instance to come with other host keys, once. It replaces a
 // permit that is not used yet. It fails with ErrUnclaimed for an instance that is
 // not known, and with ErrEnded.
 func (d *DynamoDB) Permit(ctx context.Context, i Instance, p Permit) error {
-	return d.amend(ctx, "permit re-key of", i, func(r record) (record, error) { return r.withPermit(p) })
+	_, err := d.amend(ctx, "permit re-key of", i, func(r record) (record, error) { return r.withPermit(p) })
+	return err
 }
 
-// SeeTags notes the version of an instance's tags. It fails with ErrSeen if a later
-// one is noted, and for an instance that is not known.
-func (d *DynamoDB) SeeTags(ctx context.Context, i Instance, version uint64) error {
-	return d.amend(ctx, "note the tags of", i, func(r record) (record, error) { return r.withTags(version) })
+// SeeTags notes that the instance's tags may have changed, so that whoever is about to
+// write its node reads them again. The event's version decides nothing: whoever can
+// write to the queue chooses it. It fails with ErrEnded, and with ErrSeen after the
+// note for an instance that never enrolled.
+func (d *DynamoDB) SeeTags(ctx context.Context, i Instance, _ uint64) error {
+	r, err := d.amend(ctx, "note the tags of", i, func(r record) (record, error) { return r.withTags(d.now()) })
+	return seen(i, r, err)
 }
 
-func (d *DynamoDB) amend(ctx context.Context, doing string, i Instance, decide func(record) (record, error)) error {
+func (d *DynamoDB) amend(ctx context.Context, doing string, i Instance, decide func(record) (record, error)) (record, error) {
+	read := func(ctx context.Context) (record, error) { return d.record(ctx, i) }
+	return d.amendFrom(ctx, doing, i, read, decide)
+}
+
+// amendFrom writes what is decided on what is read, and returns it. It writes even
+// where nothing changes: the version says that somebody was there.
+func (d *DynamoDB) amendFrom(ctx context.Context, doing string, i Instance,
+	read func(context.Context) (record, error), decide func(record) (record, error),
+) (record, error) {
+	var written record
 	err := patiently(ctx, func(ctx context.Context) error {
-		r, err := d.record(ctx, i)
+		r, err := read(ctx)
 		if err != nil {
 			return err
 		}
-		next, err := decide(r)
-		if err != nil {
+		if written, err = decide(r); err != nil {
 			return err
 		}
-		return d.apply(ctx, i, r, change{record: next})
+		w := write{table: d.table}
+		w.putRecord(i, written, r.version)
+		written.version = r.version + 1
+		return w.commit(ctx, d.client)
 	})
 	if err != nil {
-		return fmt.Errorf("%s %s: %w", doing, i.ID, err)
+		return record{}, fmt.Errorf("%s %s: %w", doing, i.ID, err)
 	}
-	return nil
+	return written, nil
 }
 
 // End records that the instance is gone for good. Nobody needs to have claimed
@@ -179,7 +238,7 @@ func (d *DynamoDB) end(ctx context.Context, i Instance, by string) error {
 	if err != nil || r.ended {
 		return err
 	}
-	next := r.end(by)
+	next := r.end(by, d.now())
 	names := slices.Sorted(maps.Keys(r.names))
 	items, err := d.read(ctx, pks(namePK, names))
 	if err != nil {
@@ -189,11 +248,7 @@ func (d *DynamoDB) end(ctx context.Context, i Instance, by string) error {
 	if err != nil {
 		return err
 	}
-	last := r.lastEnd()
-	if now := d.now(); now.After(last) {
-		last = now
-	}
-	w := write{table: d.table, expires: last.Add(retention)}
+	w := write{table: d.table, expires: next.expires}
 	w.putRecord(i, next, r.version)
 	for _, name := range names {
 		if holders[name] == i { // unless somebody mended the table by hand
@@ -319,10 +374,10 @@ func (d *DynamoDB) read(ctx context.Context, pks []string) (map[string]item, err
 	return items, nil
 }
 
-// apply writes what a claim, a confirmation or a permit changes, if it changes
-// anything: a renewal within the same second does not.
+// apply writes what a claim changes, if it changes anything: a renewal within the
+// same second does not.
 func (d *DynamoDB) apply(ctx context.Context, i Instance, old record, c change) error {
-	if len(c.keys) == 0 && len(c.names) == 0 && c.record.equal(old) {
+	if !c.changes(old) {
 		return nil
 	}
 	w := write{table: d.table}

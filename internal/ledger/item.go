@@ -28,11 +28,13 @@ import (
 //	image      S     id of that image
 //	image_tags M     tags of that image (S), if they are known
 //	permit     M     fingerprint (S), end (N), by (S): a re-key that is permitted
-//	tags       N     latest version of the instance's tags that an event told of
+//	signer     S     audience of the signer that claimed last
+//	lease      N     when the node's lease ends, of the last claim that was confirmed
+//	tags       N     counts the events that said that the instance's tags have changed
 //	rekeyed_by S     who permitted the keys of this life, until they are confirmed
 //	ended      BOOL  true once it is gone for good
 //	ended_by   S     the operator who ended it, if one had to
-//	expires    N     only of one that ended
+//	expires    N     only of one that ended, or that never claimed anything
 //
 // A key and a name are an item each, and say only whose they are. How long a name
 // is held stands in its holder's item, so that a renewal writes one item. A name that
@@ -47,7 +49,8 @@ import (
 // the last certificate, and for a week at least, so that neither a request made
 // before the end nor an answer of EC2 that is out of date brings the instance back.
 // DynamoDB deletes what has expired, some days late; no decision waits for that. A
-// key's item never expires.
+// key's item never expires. The item of an instance that never claimed anything only
+// notes an event about its tags; it is of generation 0 and stays for an hour.
 //
 // Package memo keeps items of its own in the table, under other pks.
 const (
@@ -61,6 +64,8 @@ const (
 	attrImage      = "image"
 	attrImageTags  = "image_tags"
 	attrPermit     = "permit"
+	attrSigner     = "signer"
+	attrLease      = "lease"
 	attrTags       = "tags"
 	attrRekeyedBy  = "rekeyed_by"
 	attrEnded      = "ended"
@@ -76,6 +81,10 @@ const (
 
 // retention is how long a tombstone outlives certificates.
 const retention = 7 * 24 * time.Hour
+
+// noteRetention is how long a note about the tags of an instance that never enrolled
+// is kept: longer than any enrollment that was under way.
+const noteRetention = time.Hour
 
 // item is one item of the table.
 type item = map[string]types.AttributeValue
@@ -113,7 +122,8 @@ func formatRecord(i Instance, r record) item {
 	}
 	it[attrNames] = &types.AttributeValueMemberM{Value: names}
 	for name, value := range map[string]string{
-		attrConfirmed: r.confirmedHostname, attrOwner: r.imageOwner, attrImage: r.image, attrRekeyedBy: r.rekeyedBy, attrEndedBy: r.endedBy,
+		attrConfirmed: r.confirmedHostname, attrOwner: r.imageOwner, attrImage: r.image, attrSigner: r.signer,
+		attrRekeyedBy: r.rekeyedBy, attrEndedBy: r.endedBy,
 	} {
 		if value != "" {
 			it[name] = text(value)
@@ -133,6 +143,11 @@ func formatRecord(i Instance, r record) item {
 	}
 	if r.tagsVersion > 0 {
 		it[attrTags] = number(r.tagsVersion)
+	}
+	for name, value := range map[string]time.Time{attrLease: r.lease, attrExpires: r.expires} {
+		if !value.IsZero() {
+			it[name] = number(value.Unix())
+		}
 	}
 	if r.ended {
 		it[attrEnded] = &types.AttributeValueMemberBOOL{Value: true}
@@ -154,10 +169,13 @@ func parseRecord(it item) (record, error) {
 		confirmedHostname: p.text(attrConfirmed),
 		image:             p.text(attrImage),
 		imageOwner:        p.text(attrOwner),
+		signer:            p.text(attrSigner),
+		lease:             p.time(attrLease),
 		tagsVersion:       p.count(attrTags),
 		rekeyedBy:         p.text(attrRekeyedBy),
 		ended:             p.bool(attrEnded),
 		endedBy:           p.text(attrEndedBy),
+		expires:           p.time(attrExpires),
 	}
 	names := p.nested(attrNames)
 	for name := range names.item {

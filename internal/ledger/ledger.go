@@ -36,9 +36,12 @@ var (
 	ErrTooManyNames = errors.New("the instance would hold too many names")
 	// ErrEnded says that the instance was off-boarded.
 	ErrEnded = errors.New("the instance was off-boarded")
-	// ErrSeen says that a later version of the instance's tags was noted already, or
-	// that the instance is not known.
-	ErrSeen = errors.New("a later version of the tags was noted")
+	// ErrOtherSigner says that another signer enrolled the instance, and that
+	// certificates of that enrollment may still be valid.
+	ErrOtherSigner = errors.New("another signer enrolled the instance")
+	// ErrSeen says that a change of tags was noted for an instance that never enrolled:
+	// there is no node whose labels could follow.
+	ErrSeen = errors.New("the instance never enrolled")
 	// ErrUnclaimed says that there is no claim to confirm.
 	ErrUnclaimed = errors.New("the instance holds no such claim")
 	// ErrNotHeld says that no instance holds the name.
@@ -77,14 +80,23 @@ type Claim struct {
 	Image      string
 	ImageOwner string
 	ImageTags  map[string]string
+	// Signer is the audience of the signer that claims. Empty skips the check that
+	// another signer has not enrolled the instance.
+	Signer string
 	// End is no earlier than the end of any certificate that will be issued on
 	// this claim.
 	End time.Time
+	// Lease is when the lease of the node ends that is written on this claim. Zero
+	// means End.
+	Lease time.Time
 }
 
 // Record is what the ledger knows of an instance. The zero value is an instance
 // that it does not know.
 type Record struct {
+	// Version counts the writes of the record. Whoever wrote a node reads it again
+	// afterwards: if it has changed, what was written may be out of date.
+	Version uint64
 	// Generation names this life of the record; a permitted re-key begins a new one.
 	Generation uint64
 	// Fingerprints are the host keys of this life, sorted.
@@ -100,9 +112,15 @@ type Record struct {
 	ImageOwner string
 	// ImageTags are the image's tags, nil if they were never known.
 	ImageTags map[string]string
+	// Signer is the audience of the signer that claimed last. It is empty in records
+	// from before it was kept.
+	Signer string
 	// End is when the claim of ConfirmedHostname ends, and with it the certificates.
 	End time.Time
-	// TagsVersion is the latest version of the instance's tags that was noted.
+	// Lease is when the node's lease ends, of the last claim that was confirmed. It is
+	// zero in records from before it was kept.
+	Lease time.Time
+	// TagsVersion counts the notes that the instance's tags may have changed.
 	TagsVersion uint64
 	Ended       bool
 	// PermittedKey is the key of a permit to re-key that is not used yet, or empty. The
@@ -176,6 +194,8 @@ func (e *NameInUseError) Is(target error) bool { return target == ErrNameInUse }
 
 // Grant is a claim that was accepted.
 type Grant struct {
+	// Version is that of the record after the claim.
+	Version uint64
 	// Generation names this life of the instance's record; Confirm compares it.
 	Generation uint64
 	// ConfirmedHostname is the host name of the last claim that was confirmed, or
@@ -186,4 +206,9 @@ type Grant struct {
 	// used none. Until the first claim with the new keys is confirmed, every claim of
 	// them has it.
 	PermittedBy string
+
+	// to is the instance, and claimed its record after the claim, which a confirmation
+	// starts from.
+	to      Instance
+	claimed *record
 }

@@ -2,6 +2,7 @@ package ledger
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -12,8 +13,9 @@ import (
 // each would let the other's host keys and names be taken. The zero value is
 // empty and ready for use.
 //
-// It forgets nothing. Only instances that proved themselves get a record, of
-// about a kilobyte, so the process ends long before its memory does.
+// It forgets nothing. Only instances that proved themselves, ended or had their tags
+// changed get a record, of about a kilobyte at most, so the process ends long before
+// its memory does.
 type Memory struct {
 	mu        sync.Mutex
 	instances map[Instance]record
@@ -48,7 +50,9 @@ func (m *Memory) Claim(ctx context.Context, c Claim, now time.Time) (Grant, erro
 	if err != nil {
 		return Grant{}, fmt.Errorf("claim for %s: %w", c.Instance.ID, err)
 	}
-	m.put(c.Instance, change)
+	if change.changes(m.instances[c.Instance]) {
+		m.put(c.Instance, change)
+	}
 	return grant, nil
 }
 
@@ -84,11 +88,33 @@ func (m *Memory) put(i Instance, c change) {
 	}
 }
 
-// Confirm says that what was claimed has been issued. It fails with ErrEnded if
-// the instance was off-boarded meanwhile, and with ErrUnclaimed if it got other
-// keys meanwhile; then nothing may be handed out.
+// LookupAll returns what is known of each of the instances.
+func (m *Memory) LookupAll(ctx context.Context, instances []Instance) (map[Instance]Record, error) {
+	records := make(map[Instance]Record, len(instances))
+	for _, i := range instances {
+		record, err := m.Lookup(ctx, i)
+		if err != nil {
+			return nil, err
+		}
+		records[i] = record
+	}
+	return records, nil
+}
+
+// Complete says that what was claimed has been issued, and returns the record as it
+// is then. It fails with ErrEnded if the instance was off-boarded meanwhile, and with
+// ErrUnclaimed if it got other keys meanwhile; then nothing may be handed out. If the
+// record's version is more than one above the grant's, others have written meanwhile,
+// and what was issued may be out of date.
+func (m *Memory) Complete(ctx context.Context, c Claim, g Grant) (Record, error) {
+	r, err := m.amend(ctx, "confirm claim of", c.Instance, func(r record) (record, error) { return r.confirm(c, g) })
+	return r.exported(), err
+}
+
+// Confirm is Complete for callers that do not look at the record.
 func (m *Memory) Confirm(ctx context.Context, c Claim, g Grant) error {
-	return m.amend(ctx, "confirm claim of", c.Instance, func(r record) (record, error) { return r.confirm(c, g) })
+	_, err := m.Complete(ctx, c, g)
+	return err
 }
 
 // End records that the instance is gone for good. Nobody needs to have claimed
@@ -97,7 +123,13 @@ func (m *Memory) End(ctx context.Context, i Instance) error { return m.EndBy(ctx
 
 // EndBy is End on the word of an operator, whom the record then names.
 func (m *Memory) EndBy(ctx context.Context, i Instance, by string) error {
-	return m.amend(ctx, "end", i, func(r record) (record, error) { return r.end(by), nil })
+	_, err := m.amend(ctx, "end", i, func(r record) (record, error) {
+		if r.ended {
+			return record{}, errUnchanged
+		}
+		return r.end(by, time.Time{}), nil
+	})
+	return err
 }
 
 // Release frees a name that an instance holds, although the instance has not ended,
@@ -110,7 +142,7 @@ func (m *Memory) Release(ctx context.Context, name, _ string, now time.Time) (In
 	if !held {
 		return Instance{}, fmt.Errorf("release %s: %w", name, ErrNotHeld)
 	}
-	err := m.amend(ctx, "release "+name+" of", holder, func(r record) (record, error) { return r.release(name, holder, now) })
+	_, err := m.amend(ctx, "release "+name+" of", holder, func(r record) (record, error) { return r.release(name, holder, now) })
 	return holder, err
 }
 
@@ -118,25 +150,32 @@ func (m *Memory) Release(ctx context.Context, name, _ string, now time.Time) (In
 // permit that is not used yet. It fails with ErrUnclaimed for an instance that is
 // not known, and with ErrEnded.
 func (m *Memory) Permit(ctx context.Context, i Instance, p Permit) error {
-	return m.amend(ctx, "permit re-key of", i, func(r record) (record, error) { return r.withPermit(p) })
+	_, err := m.amend(ctx, "permit re-key of", i, func(r record) (record, error) { return r.withPermit(p) })
+	return err
 }
 
-// SeeTags notes the version of an instance's tags. It fails with ErrSeen if a later
-// one is noted, and for an instance that is not known.
-func (m *Memory) SeeTags(ctx context.Context, i Instance, version uint64) error {
-	return m.amend(ctx, "note the tags of", i, func(r record) (record, error) { return r.withTags(version) })
+// SeeTags notes that the instance's tags may have changed, so that whoever is about to
+// write its node reads them again. The event's version decides nothing: whoever can
+// write to the queue chooses it. It fails with ErrEnded, and with ErrSeen after the
+// note for an instance that never enrolled.
+func (m *Memory) SeeTags(ctx context.Context, i Instance, _ uint64) error {
+	r, err := m.amend(ctx, "note the tags of", i, func(r record) (record, error) { return r.withTags(time.Time{}) })
+	return seen(i, r, err)
 }
 
-func (m *Memory) amend(ctx context.Context, doing string, i Instance, decide func(record) (record, error)) error {
+func (m *Memory) amend(ctx context.Context, doing string, i Instance, decide func(record) (record, error)) (record, error) {
 	if err := ctx.Err(); err != nil {
-		return fmt.Errorf("%s %s: %w", doing, i.ID, err)
+		return record{}, fmt.Errorf("%s %s: %w", doing, i.ID, err)
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	next, err := decide(m.instances[i])
+	if errors.Is(err, errUnchanged) {
+		return m.instances[i], nil
+	}
 	if err != nil {
-		return fmt.Errorf("%s %s: %w", doing, i.ID, err)
+		return record{}, fmt.Errorf("%s %s: %w", doing, i.ID, err)
 	}
 	m.put(i, change{record: next})
-	return nil
+	return m.instances[i], nil
 }

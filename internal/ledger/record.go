@@ -25,7 +25,11 @@ type record struct {
 	// image is the id of the image that imageOwner and imageTags are of.
 	image, imageOwner string
 	imageTags         map[string]string
-	// tagsVersion is the latest version of the instance's tags that was noted.
+	// signer is the audience of the signer that claims for the instance.
+	signer string
+	// lease is when the node's lease ends, of the last claim that was confirmed.
+	lease time.Time
+	// tagsVersion counts the notes that the instance's tags may have changed.
 	tagsVersion uint64
 	// permit is zero if there is none.
 	permit Permit
@@ -36,26 +40,34 @@ type record struct {
 	ended     bool
 	// endedBy is the operator who ended it, if one had to.
 	endedBy string
+	// expires is when the record may be forgotten; zero is never. Every write keeps
+	// it, so that no late event makes a tombstone permanent.
+	expires time.Time
 }
 
 func (r record) exported() Record {
 	return Record{
-		Generation: r.generation, Fingerprints: slices.Clone(r.keys),
-		ConfirmedHostname: r.confirmedHostname, Ended: r.ended,
+		Version: r.version, Generation: r.generation, Fingerprints: slices.Clone(r.keys),
+		ConfirmedHostname: r.confirmedHostname, Signer: r.signer, Ended: r.ended,
 		Image: r.image, ImageOwner: r.imageOwner, ImageTags: maps.Clone(r.imageTags),
-		End: r.names[r.confirmedHostname], TagsVersion: r.tagsVersion,
+		End: r.names[r.confirmedHostname], Lease: r.lease, TagsVersion: r.tagsVersion,
 		PermittedKey: r.permit.Fingerprint, EndedBy: r.endedBy,
 	}
 }
+
+// isKnown reports whether the instance ever claimed anything or ended. A record that
+// only notes a tag event says nothing of either.
+func (r record) isKnown() bool { return r.generation > 0 }
 
 // equal compares all but the version.
 func (r record) equal(s record) bool {
 	return r.generation == s.generation && slices.Equal(r.keys, s.keys) &&
 		maps.EqualFunc(r.names, s.names, time.Time.Equal) &&
-		r.confirmedHostname == s.confirmedHostname &&
+		r.confirmedHostname == s.confirmedHostname && r.signer == s.signer && r.lease.Equal(s.lease) &&
 		r.image == s.image && r.imageOwner == s.imageOwner && sameTags(r.imageTags, s.imageTags) &&
 		r.tagsVersion == s.tagsVersion &&
-		r.permit.equal(s.permit) && r.rekeyedBy == s.rekeyedBy && r.ended == s.ended && r.endedBy == s.endedBy
+		r.permit.equal(s.permit) && r.rekeyedBy == s.rekeyedBy && r.ended == s.ended && r.endedBy == s.endedBy &&
+		r.expires.Equal(s.expires)
 }
 
 func (p Permit) equal(q Permit) bool {
@@ -86,7 +98,7 @@ type tenure struct {
 func newTenure(name string, holder Instance, r record) tenure {
 	end, listed := r.names[name]
 	// A holder without a record ended so long ago that its tombstone is gone.
-	return tenure{holder: holder, ended: r.ended || r.version == 0, dropped: !listed, end: end, version: r.version}
+	return tenure{holder: holder, ended: r.ended || !r.isKnown(), dropped: !listed, end: end, version: r.version}
 }
 
 // isFree compares times itself: a holder that is gone may still have
@@ -114,6 +126,11 @@ func (c change) formerHolders(i Instance) []tenure {
 	return slices.Collect(maps.Values(byHolder))
 }
 
+// changes reports whether there is anything to write.
+func (c change) changes(old record) bool {
+	return len(c.keys) > 0 || len(c.names) > 0 || !c.record.equal(old)
+}
+
 // check refuses a claim that no ledger need read anything for.
 func (c Claim) check() error {
 	switch {
@@ -135,6 +152,9 @@ func (v view) claim(c Claim, now time.Time) (change, Grant, error) {
 	if v.record.ended {
 		return change{}, Grant{}, ErrEnded
 	}
+	if err := v.record.checkSigner(c.Signer, now); err != nil {
+		return change{}, Grant{}, err
+	}
 	for _, fingerprint := range c.Fingerprints {
 		if holder, held := v.keys[fingerprint]; held && holder != c.Instance {
 			return change{}, Grant{}, fmt.Errorf("%w: %s is held by %s", ErrKeyInUse, fingerprint, holder.ID)
@@ -153,11 +173,18 @@ func (v view) claim(c Claim, now time.Time) (change, Grant, error) {
 		return change{}, Grant{}, err
 	}
 	next = next.withImage(c)
+	if c.Signer != "" {
+		next.signer = c.Signer
+	}
 	keys := slices.DeleteFunc(union(nil, c.Fingerprints), func(fingerprint string) bool {
 		_, held := v.keys[fingerprint]
 		return held
 	})
-	return change{record: next, keys: keys, names: names}, next.grant(), nil
+	made := change{record: next, keys: keys, names: names}
+	if made.changes(v.record) {
+		next.version++
+	}
+	return made, next.grant(c.Instance), nil
 }
 
 // withImage returns the record with what the claim knows of the image, if that is more
@@ -180,8 +207,20 @@ func sameTags(a, b map[string]string) bool {
 	return (a == nil) == (b == nil) && maps.Equal(a, b)
 }
 
-func (r record) grant() Grant {
-	return Grant{Generation: r.generation, ConfirmedHostname: r.confirmedHostname, PermittedBy: r.rekeyedBy}
+func (r record) grant(to Instance) Grant {
+	return Grant{
+		Version: r.version, Generation: r.generation, ConfirmedHostname: r.confirmedHostname, PermittedBy: r.rekeyedBy,
+		to: to, claimed: &r,
+	}
+}
+
+// checkSigner leaves an instance to the signer that enrolled it, until the last
+// certificate has ended. Two signers would write one node in turns, each as its own.
+func (r record) checkSigner(signer string, now time.Time) error {
+	if r.signer == "" || signer == "" || r.signer == signer || now.After(r.lastEnd()) {
+		return nil
+	}
+	return fmt.Errorf("%w: %q", ErrOtherSigner, r.signer)
 }
 
 // withKeys returns the record with the keys that are asked for, if it may have
@@ -189,8 +228,8 @@ func (r record) grant() Grant {
 func (r record) withKeys(asked []string, now time.Time) (record, error) {
 	known := func(fingerprint string) bool { return slices.Contains(r.keys, fingerprint) }
 	switch {
-	case r.version == 0:
-		r.generation, r.keys = 1, union(nil, asked)
+	case !r.isKnown():
+		r.generation, r.keys, r.expires = 1, union(nil, asked), time.Time{}
 	case r.permits(asked, now):
 		// From here on the old keys count for nothing, or else who stole one could
 		// still add his own. They stay held, as every key does.
@@ -252,7 +291,7 @@ func (r record) withNames(c Claim, end time.Time) (record, error) {
 	held := make(map[string]time.Time, len(r.names)+len(names))
 	maps.Copy(held, r.names)
 	for _, name := range names {
-		if rounded := end.Add(time.Second - 1).Truncate(time.Second); rounded.After(held[name]) {
+		if rounded := roundUp(end); rounded.After(held[name]) {
 			held[name] = rounded
 		}
 	}
@@ -276,7 +315,7 @@ func (r record) confirm(c Claim, g Grant) (record, error) {
 	if r.ended {
 		return record{}, ErrEnded
 	}
-	if r.version == 0 || r.generation != g.Generation {
+	if !r.isKnown() || r.generation != g.Generation {
 		return record{}, ErrUnclaimed
 	}
 	for _, name := range c.allNames() {
@@ -285,18 +324,33 @@ func (r record) confirm(c Claim, g Grant) (record, error) {
 		}
 	}
 	r.confirmedHostname, r.rekeyedBy = c.Hostname, ""
+	if r.lease = roundUp(c.Lease); c.Lease.IsZero() {
+		r.lease = roundUp(c.End)
+	}
 	return r, nil
 }
 
+// roundUp returns whole seconds: they are all that is stored.
+func roundUp(t time.Time) time.Time { return t.Add(time.Second - 1).Truncate(time.Second) }
+
+// errUnchanged says that there is nothing to write.
+var errUnchanged = errors.New("nothing changes")
+
 // end returns the record of the instance when it is gone. There may be none yet:
 // an event may come before the enrollment that it must stop. By is the operator who
-// says so, or empty.
-func (r record) end(by string) record {
+// says so, or empty. Now is zero for a ledger that forgets nothing.
+func (r record) end(by string, now time.Time) record {
 	if r.ended {
 		return r
 	}
 	r.generation = max(r.generation, 1)
 	r.ended, r.endedBy = true, by
+	if last := r.lastEnd(); !now.IsZero() {
+		if now.After(last) {
+			last = now
+		}
+		r.expires = last.Add(retention)
+	}
 	return r
 }
 
@@ -330,7 +384,7 @@ func (r record) withPermit(p Permit) (record, error) {
 	switch {
 	case r.ended:
 		return record{}, ErrEnded
-	case r.version == 0:
+	case !r.isKnown():
 		return record{}, ErrUnclaimed
 	}
 	p.End = p.End.Truncate(time.Second)
@@ -338,14 +392,27 @@ func (r record) withPermit(p Permit) (record, error) {
 	return r, nil
 }
 
-// withTags returns the record with the version of the instance's tags noted. An
-// instance that never enrolled has no node whose labels could follow.
-func (r record) withTags(version uint64) (record, error) {
-	if r.version == 0 || version < r.tagsVersion {
-		return record{}, ErrSeen
+// withTags returns the record with a note that the instance's tags may have changed.
+// One that is not known gets a record for an hour: an enrollment that has read the
+// old tags, and has claimed nothing yet, must find the note when it confirms. Now is
+// zero for a ledger that forgets nothing.
+func (r record) withTags(now time.Time) (record, error) {
+	if r.ended {
+		return record{}, ErrEnded
 	}
-	r.tagsVersion = version
+	r.tagsVersion++
+	if !r.isKnown() && !now.IsZero() {
+		r.expires = now.Add(noteRetention)
+	}
 	return r, nil
+}
+
+// seen is what SeeTags returns after the note was made.
+func seen(i Instance, noted record, err error) error {
+	if err == nil && !noted.isKnown() {
+		return fmt.Errorf("note the tags of %s: %w", i.ID, ErrSeen)
+	}
+	return err
 }
 
 // lastEnd is when the last certificate of the instance has ended.

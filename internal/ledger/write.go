@@ -54,8 +54,9 @@ func (w *write) releaseHolder(name string, holder Instance, by string) {
 func (w *write) checkGivenUp(t tenure) {
 	condition, values := "version = :version", item{":version": number(t.version)}
 	if t.ended {
-		condition = "attribute_not_exists(pk) OR ended = :true"
-		values = item{":true": &types.AttributeValueMemberBOOL{Value: true}}
+		// Of generation 0 is a mere note of a tag event, written after the tombstone went.
+		condition = "attribute_not_exists(pk) OR ended = :true OR generation = :zero"
+		values = item{":true": &types.AttributeValueMemberBOOL{Value: true}, ":zero": number[uint64](0)}
 	}
 	w.actions = append(w.actions, types.TransactWriteItem{ConditionCheck: &types.ConditionCheck{
 		TableName:                 &w.table,

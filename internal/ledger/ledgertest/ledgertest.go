@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"reflect"
 	"testing"
 	"time"
@@ -16,6 +17,8 @@ import (
 type Ledger interface {
 	Lookup(ctx context.Context, i ledger.Instance) (ledger.Record, error)
 	Claim(ctx context.Context, c ledger.Claim, now time.Time) (ledger.Grant, error)
+	LookupAll(ctx context.Context, instances []ledger.Instance) (map[ledger.Instance]ledger.Record, error)
+	Complete(ctx context.Context, c ledger.Claim, g ledger.Grant) (ledger.Record, error)
 	Confirm(ctx context.Context, c ledger.Claim, g ledger.Grant) error
 	End(ctx context.Context, i ledger.Instance) error
 	EndBy(ctx context.Context, i ledger.Instance, by string) error
@@ -56,7 +59,11 @@ func claimTests() map[string]func(*testing.T, *fixture) {
 		"a claim needs a key":                 testNoKeys,
 		"what is known can be looked up":      testLookup,
 		"the first image owner is kept":       testImageOwner,
-		"later tags win":                      testSeeTags,
+		"changes of tags are counted":         testSeeTags,
+		"tags of a stranger are noted":        testSeeTagsOfAStranger,
+		"a confirmation returns the record":   testComplete,
+		"an instance stays with its signer":   testOtherSigner,
+		"many can be looked up":               testLookupAll,
 		"a canceled context is an error":      testCanceled,
 	}
 }
@@ -284,40 +291,137 @@ func testLookup(t *testing.T, f *fixture) {
 	}
 	compare("nothing")
 	first := f.claim(nil, 1, "web", "k2", "k1", "k2")
-	want = ledger.Record{Generation: first.Generation, Fingerprints: []string{"k1", "k2"}}
+	want = ledger.Record{Version: 1, Generation: first.Generation, Fingerprints: []string{"k1", "k2"}}
 	compare("a claim")
 	if err := f.Confirm(t.Context(), f.claimOf(1, "web", "k1"), first); err != nil {
 		t.Fatal(err)
 	}
-	want.ConfirmedHostname, want.End = "web", f.now.Add(lifetime)
+	want.Version, want.ConfirmedHostname, want.End, want.Lease = 2, "web", f.now.Add(lifetime), f.now.Add(lifetime)
 	compare("its confirmation")
 	f.claim(nil, 1, "www", "k1", "k0")
-	want.Fingerprints = []string{"k0", "k1", "k2"}
+	want.Version, want.Fingerprints = 3, []string{"k0", "k1", "k2"}
 	compare("a renaming")
 	f.endFirst()
-	want.Ended = true
+	want.Version, want.Ended = 4, true
 	compare("the end")
+	f.endFirst()
+	compare("the end again")
 }
 
 func testSeeTags(t *testing.T, f *fixture) {
-	see := func(version uint64, want error) {
+	see := func(version, want uint64) {
 		t.Helper()
-		if err := f.SeeTags(t.Context(), instance(1), version); !errors.Is(err, want) {
-			t.Errorf("version %d: error %v, want %v", version, err, want)
+		if err := f.SeeTags(t.Context(), instance(1), version); err != nil {
+			t.Errorf("version %d: error %v", version, err)
+		}
+		if got := f.lookup(1).TagsVersion; got != want {
+			t.Errorf("version %d: %d changes counted, want %d", version, got, want)
 		}
 	}
-	see(1, ledger.ErrSeen) // the instance is not known
 	f.claim(nil, 1, "web", "k1")
-	see(0, nil)
-	see(5, nil)
-	see(5, nil) // the same event again does what a failure left undone
-	see(4, ledger.ErrSeen)
-	if got := f.lookup(1).TagsVersion; got != 5 {
-		t.Errorf("version %d, want 5", got)
+	see(5, 1)
+	see(math.MaxUint64, 2) // whoever can write to the queue chooses the version
+	see(6, 3)
+	see(6, 4)
+	f.claim(nil, 1, "web", "k1")
+	if got := f.lookup(1).TagsVersion; got != 4 {
+		t.Errorf("%d changes counted after a claim, want 4", got)
+	}
+	f.endFirst()
+	ended := f.lookup(1)
+	if err := f.SeeTags(t.Context(), instance(1), 7); !errors.Is(err, ledger.ErrEnded) {
+		t.Errorf("after the end: error %v, want %v", err, ledger.ErrEnded)
+	}
+	if got := f.lookup(1); !reflect.DeepEqual(got, ended) {
+		t.Errorf("a note on a record that ended made it %+v, want %+v", got, ended)
+	}
+}
+
+// An enrollment that has read the old tags, and has not claimed anything yet, must be
+// able to find out.
+func testSeeTagsOfAStranger(t *testing.T, f *fixture) {
+	if err := f.SeeTags(t.Context(), instance(1), 1); !errors.Is(err, ledger.ErrSeen) {
+		t.Errorf("error %v, want %v", err, ledger.ErrSeen)
+	}
+	noted := f.lookup(1)
+	if want := (ledger.Record{Version: 1, TagsVersion: 1}); !reflect.DeepEqual(noted, want) {
+		t.Errorf("record %+v, want %+v", noted, want)
+	}
+	p := ledger.Permit{Fingerprint: "k1", End: f.now.Add(time.Hour), By: "somebody"}
+	if err := f.Permit(t.Context(), instance(1), p); !errors.Is(err, ledger.ErrUnclaimed) {
+		t.Errorf("permit: error %v, want %v", err, ledger.ErrUnclaimed)
+	}
+	c := f.claimOf(1, "web", "k1")
+	r, err := f.Complete(t.Context(), c, f.make(nil, c))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r.Generation != 1 || r.TagsVersion != 1 {
+		t.Errorf("record %+v, want generation 1 with the note", r)
+	}
+}
+
+func testComplete(t *testing.T, f *fixture) {
+	c := f.claimOf(1, "web", "k1")
+	c.Lease = c.End.Add(-time.Minute)
+	g := f.make(nil, c)
+	r, err := f.Complete(t.Context(), c, g)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r.Version != g.Version+1 || r.ConfirmedHostname != "web" || !r.Lease.Equal(c.Lease) || !r.End.Equal(c.End) {
+		t.Errorf("record %+v after version %d of the claim, want lease %s, end %s", r, g.Version, c.Lease, c.End)
+	}
+	g = f.make(nil, c)
+	if again, err := f.Complete(t.Context(), c, g); err != nil || again.Version != g.Version+1 {
+		t.Errorf("the same again: version %d after %d, error %v", again.Version, g.Version, err)
+	}
+	g = f.make(nil, c)
+	if err := f.SeeTags(t.Context(), instance(1), 1); err != nil {
+		t.Fatal(err)
+	}
+	if r, err = f.Complete(t.Context(), c, g); err != nil || r.Version != g.Version+2 || r.TagsVersion != 1 {
+		t.Errorf("with a note in between: %+v after version %d, error %v", r, g.Version, err)
+	}
+}
+
+// Two signers with one ledger would write one node in turns.
+func testOtherSigner(t *testing.T, f *fixture) {
+	claimBy := func(signer string, want error) {
+		t.Helper()
+		c := f.claimOf(1, "web", "k1")
+		c.Signer = signer
+		f.make(want, c)
+	}
+	claimBy("", nil)
+	claimBy("first", nil)
+	claimBy("second", ledger.ErrOtherSigner)
+	claimBy("first", nil)
+	if got := f.lookup(1).Signer; got != "first" {
+		t.Errorf("signer %q, want first", got)
+	}
+	f.now = f.now.Add(lifetime)
+	claimBy("second", ledger.ErrOtherSigner)
+	f.now = f.now.Add(time.Second) // the last certificate has ended
+	claimBy("second", nil)
+	claimBy("first", ledger.ErrOtherSigner)
+}
+
+func testLookupAll(t *testing.T, f *fixture) {
+	var all []ledger.Instance
+	for n := range 250 {
+		all = append(all, instance(n))
 	}
 	f.claim(nil, 1, "web", "k1")
-	if got := f.lookup(1).TagsVersion; got != 5 {
-		t.Errorf("a claim made the version %d, want 5", got)
+	f.claim(nil, 249, "db", "k249")
+	records, err := f.LookupAll(t.Context(), all)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for n, i := range all {
+		if want := f.lookup(n); !reflect.DeepEqual(records[i], want) {
+			t.Errorf("instance %d: %+v, want %+v", n, records[i], want)
+		}
 	}
 }
 
