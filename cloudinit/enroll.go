@@ -78,6 +78,10 @@ func reportOutcome(o *agent.Outcome, log func(string, ...any)) {
 	switch {
 	case !s.Presented:
 		log("sshd does not run; it will present the certificates once it is started")
+	case s.NotVerified != "" && o.Reloaded:
+		log("sshd was reloaded, but hallmark cannot see whether it presents the certificates: %s", s.NotVerified)
+	case s.NotVerified != "":
+		log("hallmark cannot see whether sshd presents the certificates: %s", s.NotVerified)
 	case o.Reloaded:
 		log("sshd was reloaded and presents the certificates")
 	case o.Reason != "":

@@ -54,5 +54,8 @@ func printState(w io.Writer, s *agent.State, asJSON bool) error {
 	fmt.Fprintf(t, "trusted CAs\t%d\n", len(s.OpenSSHCAs))
 	fmt.Fprintf(t, "enrolled\t%s\n", s.EnrolledAt.Format(time.RFC3339))
 	fmt.Fprintf(t, "renewal\t%s\n", s.RenewAfter.Format(time.RFC3339))
+	if s.NotVerified != "" {
+		fmt.Fprintf(t, "not verified\t%s\n", s.NotVerified)
+	}
 	return t.Flush()
 }

@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
+	"strings"
 	"sync"
 	"time"
 
@@ -28,7 +29,7 @@ type server interface {
 	Logins(ctx context.Context) ([]sshd.Login, error)
 	Findings(ctx context.Context, logins []sshd.Login, want sshd.Want) ([]sshd.Finding, error)
 	Effective(ctx context.Context) (*sshd.Effective, error)
-	Addresses(ctx context.Context, conf *sshd.Effective) ([]netip.AddrPort, error)
+	Running(ctx context.Context, conf *sshd.Effective) (*sshd.Running, error)
 	Reload(ctx context.Context, pidFile string) error
 	Start(ctx context.Context) error
 }
@@ -307,10 +308,19 @@ func (e *Enroller) effective(ctx context.Context) (*sshd.Effective, error) {
 	case e.caFile:
 		return conf, nil
 	case "":
-		return nil, failf(Misconfigured, hintInstall, "sshd's configuration has no line TrustedUserCAKeys %s", e.caFile)
+		return nil, failf(Misconfigured, hintInstall, "sshd's configuration%s has no line TrustedUserCAKeys %s", invokedWith(conf), e.caFile)
 	}
 	return nil, failf(Misconfigured, "remove that line from sshd's configuration, then "+hintInstall,
 		"sshd's configuration has TrustedUserCAKeys %s, which comes before hallmark's %s", conf.TrustedUserCAKeys, e.caFile)
+}
+
+// invokedWith names the options that the running sshd was started with, if they decide
+// its settings.
+func invokedWith(conf *sshd.Effective) string {
+	if len(conf.Options) == 0 {
+		return ""
+	}
+	return fmt.Sprintf(" (it runs with %s)", strings.Join(conf.Options, " "))
 }
 
 // sight is what a run finds on the machine.
@@ -456,13 +466,13 @@ func (e *Enroller) newRequest(ctx context.Context, region, document string, cred
 	return body, nil
 }
 
-// confirm makes up for an enrollment at which sshd was not running: once it runs,
-// it has to be seen presenting the certificates.
+// confirm makes up for an enrollment at which sshd was not seen to present the
+// certificates, because it did not run or did not let this machine look.
 func (e *Enroller) confirm(ctx context.Context, m *sight, o *Outcome) error {
-	if m.state.Presented {
+	if m.state.Presented && m.state.NotVerified == "" {
 		return nil
 	}
-	i := &installation{Enroller: e, conf: m.conf, keys: m.keys}
+	i := &installation{Enroller: e, conf: m.conf, keys: m.keys, loaded: m.state.Presented}
 	if err := i.findListeners(ctx); err != nil {
 		return err
 	}
@@ -472,9 +482,13 @@ func (e *Enroller) confirm(ctx context.Context, m *sight, o *Outcome) error {
 	if err := i.prove(ctx); err != nil {
 		return failf(Failed, hintSSHD, "%w", err)
 	}
+	o.Reloaded = i.reloaded
+	if m.state.Presented && m.state.NotVerified == i.notVerified {
+		return nil
+	}
 	state := *m.state
-	state.Presented = true
-	m.state, o.Reloaded = &state, i.reloaded
+	state.Presented, state.NotVerified = true, i.notVerified
+	m.state = &state
 	return e.save(m.state)
 }
 
@@ -495,6 +509,18 @@ func stageState(dir string, state *State) (*sshd.Change, error) {
 	change := &sshd.Change{}
 	if err := change.Stage(statePath(dir), data, 0o644); err != nil {
 		return nil, errors.Join(err, change.Close())
+	}
+	return change, nil
+}
+
+// restageState prepares another state in the place of one that was not committed.
+func restageState(old *sshd.Change, dir string, state *State) (*sshd.Change, error) {
+	if err := old.Close(); err != nil {
+		return old, err
+	}
+	change, err := stageState(dir, state)
+	if err != nil {
+		return old, err
 	}
 	return change, nil
 }

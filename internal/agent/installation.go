@@ -8,10 +8,10 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"golang.org/x/crypto/ssh"
-	"golang.org/x/sync/errgroup"
 
 	"github.com/hallmark-ssh/hallmark/internal/sshd"
 )
@@ -26,6 +26,10 @@ type installation struct {
 
 	listeners []netip.AddrPort // of the running sshd; none if none runs
 	reloaded  bool
+	// loaded tells that the running sshd was reloaded for these certificates before.
+	loaded bool
+	// notVerified says why sshd could not be seen to present the certificates.
+	notVerified string
 }
 
 // install writes the certificates and the CA file, sees sshd present them, and
@@ -54,6 +58,10 @@ func (i *installation) install(ctx context.Context, caFile []byte, state *State)
 		return nothingChanged(err)
 	}
 	err = i.prove(ctx)
+	if err == nil && i.notVerified != "" {
+		state.NotVerified = i.notVerified
+		final, err = restageState(final, i.stateDir, state)
+	}
 	if err == nil {
 		err = final.Commit()
 	}
@@ -86,26 +94,46 @@ func (i *installation) stage(caFile []byte) (*sshd.Change, error) {
 	return change, nil
 }
 
-// findListeners notes where the running sshd answers.
+// findListeners notes where the running sshd listens.
 func (i *installation) findListeners(ctx context.Context) error {
-	addresses, err := i.server.Addresses(ctx, i.conf)
+	running, err := i.server.Running(ctx, i.conf)
 	if err != nil {
 		return fmt.Errorf("find where sshd listens: %w", err)
 	}
-	i.listeners = sshd.Answering(ctx, addresses)
+	i.listeners = nil
+	if running != nil {
+		i.listeners = running.Listen
+	}
 	return nil
 }
 
 // prove sees that sshd presents the certificates, and reloads it only if it does not: a
 // reload refuses logins for some 100 ms. One with a configuration that it does not accept
 // would end it, so sshd judges it once more, with all that is in place now.
+//
+// An sshd that runs but does not let this machine look is reloaded all the same, once for
+// these certificates: people may well reach it from elsewhere.
 func (i *installation) prove(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, i.settle)
-	defer cancel()
-	mismatch, err := i.mismatch(ctx)
-	if err != nil || !mismatch {
+	if len(i.listeners) == 0 {
+		return nil // there is nobody to ask
+	}
+	seen, err := i.look(ctx)
+	if err != nil || seen == presentsThem || seen == hidden && i.loaded {
 		return err
 	}
+	ctx, cancel := context.WithTimeout(ctx, i.settle)
+	defer cancel()
+	if err := i.reload(ctx); err != nil {
+		return err
+	}
+	if seen == hidden {
+		return until(ctx, i.listens)
+	}
+	return until(ctx, i.presented)
+}
+
+// reload has sshd read its configuration, keys and certificates again.
+func (i *installation) reload(ctx context.Context) error {
 	if err := i.server.Check(ctx); err != nil {
 		return fmt.Errorf("sshd does not accept its configuration: %w", err)
 	}
@@ -113,30 +141,43 @@ func (i *installation) prove(ctx context.Context) error {
 	if err := i.server.Reload(ctx, i.conf.PIDFile); err != nil {
 		return fmt.Errorf("reload sshd: %w", err)
 	}
-	// One question at a time until the reload is through, then all.
-	first := func(ctx context.Context) error { return i.presents(ctx, i.listeners[0], i.keys[0]) }
-	if err := until(ctx, first); err != nil {
-		return err
-	}
-	return until(ctx, i.presented)
+	return nil
 }
 
-// mismatch reports whether sshd presents something else than the certificates.
-func (i *installation) mismatch(ctx context.Context) (mismatch bool, err error) {
-	if len(i.listeners) == 0 {
-		return false, nil // there is nobody to ask
-	}
-	// An sshd that does not answer just now is asked again, not reloaded: it may keep
-	// out this machine's address for a while (PerSourcePenalties).
-	err = until(ctx, func(ctx context.Context) error {
+// view is what a look at the running sshd came to.
+type view int
+
+const (
+	presentsThem view = iota // the certificates
+	presentsOthers
+	hidden // it runs, but does not let this machine look
+)
+
+// looks is how often hallmark looks before it believes that sshd lets it see nothing. An
+// sshd that is busy (MaxStartups) drops some connections.
+const looks = 4
+
+// look finds out what sshd presents.
+func (i *installation) look(ctx context.Context) (view, error) {
+	pause := 50 * time.Millisecond
+	for n := 1; ; n++ {
 		err := i.presented(ctx)
-		mismatch = errors.Is(err, sshd.ErrNotPresented) || errors.Is(err, errAnother)
-		if mismatch {
-			return nil
+		switch {
+		case err == nil:
+			return presentsThem, nil
+		case ctx.Err() != nil:
+			return hidden, err
+		case errors.Is(err, sshd.ErrNotPresented), errors.Is(err, errAnother):
+			return presentsOthers, nil
+		case n == looks, errors.Is(err, sshd.ErrNoAnswer) && n > 1, errors.Is(err, sshd.ErrNoCommonAlgorithm):
+			i.notVerified = err.Error()
+			return hidden, nil
 		}
-		return err
-	})
-	return mismatch, err
+		if sleep(ctx, pause) != nil {
+			return hidden, err
+		}
+		pause *= 4
+	}
 }
 
 // until repeats a check until it succeeds or the context ends, and returns the
@@ -160,35 +201,42 @@ func until(ctx context.Context, check func(context.Context) error) error {
 }
 
 // presented returns nil if sshd presents the certificates. Of two keys that share
-// an algorithm sshd presents one, and either will do. Every certificate is asked for
-// at the first address, and one of them at each other: a listener has the same keys
-// everywhere, and OpenSSH 9.8 and later counts connections that do not log in.
+// an algorithm sshd presents one, and either will do. One connection at a time: hardened
+// machines admit no more from one address (PerSourceMaxStartups 1). Every certificate is
+// asked for, but at one address only: one process has the same keys everywhere.
 func (i *installation) presented(ctx context.Context) error {
-	group, ctx := errgroup.WithContext(ctx)
 	seen := map[string]bool{}
 	for _, key := range i.keys {
 		if seen[key.algorithms[0]] {
 			continue
 		}
 		seen[key.algorithms[0]] = true
-		group.Go(func() error { return i.presents(ctx, i.listeners[0], key) })
+		if err := i.presents(ctx, key); err != nil {
+			return err
+		}
 	}
-	for _, listener := range i.listeners[1:] {
-		group.Go(func() error { return i.presents(ctx, listener, i.keys[0]) })
-	}
-	return group.Wait()
+	return nil
 }
 
 // errAnother says that sshd presents a certificate, but an old one.
 var errAnother = errors.New("presents another certificate")
 
-func (i *installation) presents(ctx context.Context, listener netip.AddrPort, key hostKey) error {
-	got, err := sshd.Presented(ctx, listener, key.algorithms)
+// presents asks at the first address that lets this machine look, and puts that first.
+func (i *installation) presents(ctx context.Context, key hostKey) error {
+	var got ssh.PublicKey
+	var err error
+	for n, listener := range i.listeners {
+		got, err = sshd.Presented(ctx, listener, key.algorithms)
+		if err == nil || errors.Is(err, sshd.ErrNotPresented) {
+			i.listeners[0], i.listeners[n] = listener, i.listeners[0]
+			break
+		}
+	}
 	if err != nil {
 		return fmt.Errorf("%s: %w", key.certificatePath(), err)
 	}
 	if !i.installed(got) {
-		return fmt.Errorf("sshd at %s %w than %s", listener, errAnother, key.certificatePath())
+		return fmt.Errorf("sshd at %s %w than %s", i.listeners[0], errAnother, key.certificatePath())
 	}
 	return nil
 }
@@ -238,10 +286,31 @@ func (i *installation) revive(ctx context.Context) error {
 	return until(ctx, i.answers)
 }
 
-// answers returns nil if sshd answers wherever it did before.
+// answers returns nil if sshd lets this machine look as it did before the reload.
 func (i *installation) answers(ctx context.Context) error {
-	if answering := sshd.Answering(ctx, i.listeners); len(answering) < len(i.listeners) {
-		return fmt.Errorf("of sshd's addresses %v only %v answer", i.listeners, answering)
+	if i.notVerified != "" {
+		return i.listens(ctx)
+	}
+	_, err := sshd.Presented(ctx, i.listeners[0], nil)
+	if errors.Is(err, sshd.ErrNotPresented) {
+		return nil
+	}
+	return err
+}
+
+// listens returns nil if sshd listens wherever it did before the reload.
+func (i *installation) listens(ctx context.Context) error {
+	running, err := i.server.Running(ctx, i.conf)
+	if err != nil {
+		return err
+	}
+	if running == nil {
+		return errors.New("sshd does not run")
+	}
+	for _, address := range i.listeners {
+		if !slices.Contains(running.Listen, address) {
+			return fmt.Errorf("sshd no longer listens at %s", address)
+		}
 	}
 	return nil
 }

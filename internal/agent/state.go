@@ -37,9 +37,13 @@ type State struct {
 	CAsETag string `json:"casETag,omitempty"`
 	// OwnAddress tells whether the node's address was one of this machine's.
 	OwnAddress bool `json:"ownAddress,omitempty"`
-	// Presented tells whether sshd was seen to present the certificates. It is false
-	// if no sshd was running.
+	// Presented tells whether the running sshd has the certificates: it was seen to
+	// present them, or was reloaded after they were written and NotVerified says why it
+	// could not be seen. It is false if no sshd was running.
 	Presented bool `json:"presented"`
+	// NotVerified says why a running sshd could not be seen to present the certificates,
+	// or is empty.
+	NotVerified string `json:"notVerified,omitempty"`
 }
 
 // CertificateState is one certified host key.

@@ -13,6 +13,8 @@ import (
 
 // Effective is the part of sshd's effective configuration that matters here.
 type Effective struct {
+	// Options are those of the running sshd's command line that decide its settings.
+	Options          []string
 	HostKeys         []string // paths of private keys, also of those that do not exist
 	HostCertificates []string // paths
 	// HostKeyAlgorithms is empty where sshd does not print them.

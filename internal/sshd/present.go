@@ -4,16 +4,33 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"net/netip"
+	"os"
+	"strings"
+	"syscall"
 	"time"
 
 	"golang.org/x/crypto/ssh"
 )
 
-// ErrNotPresented says that sshd answers, but with no host key of the algorithms
-// that were asked for.
-var ErrNotPresented = errors.New("sshd presents no such host key")
+// What a handshake that fails says about sshd.
+var (
+	// ErrNotPresented says that sshd has no host key of the algorithms that were asked
+	// for.
+	ErrNotPresented = errors.New("sshd presents no such host key")
+	// ErrRefused says that nothing listens at the address.
+	ErrRefused = errors.New("connection refused")
+	// ErrClosed says that the other side ended the connection during the handshake, as
+	// TCP wrappers, MaxStartups and PerSourcePenalties do.
+	ErrClosed = errors.New("closed during the handshake")
+	// ErrNoAnswer says that nothing came back, as with a firewall.
+	ErrNoAnswer = errors.New("no answer")
+	// ErrNoCommonAlgorithm says that sshd and this library have no key exchange, cipher
+	// or MAC in common.
+	ErrNoCommonAlgorithm = errors.New("no common algorithm")
+)
 
 // handshakeTimeout bounds one handshake on the machine itself.
 const handshakeTimeout = 5 * time.Second
@@ -23,11 +40,15 @@ const handshakeTimeout = 5 * time.Second
 // No algorithms means any that the library knows.
 //
 // Only this tells whether sshd uses a certificate: "sshd -t" approves of
-// certificates that sshd then passes over.
+// certificates that sshd then ignores.
+//
+// OpenSSH 9.8 and later counts a connection without a login against its source address
+// (PerSourcePenalties noauth). The connection comes from an address of its own, if it can,
+// so that it never counts against those from which people log in.
 func Presented(ctx context.Context, address netip.AddrPort, algorithms []string) (ssh.PublicKey, error) {
 	ctx, cancel := context.WithTimeout(ctx, handshakeTimeout)
 	defer cancel()
-	conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", address.String())
+	conn, err := connect(ctx, address)
 	if err != nil {
 		return nil, fmt.Errorf("connect to sshd: %w", err)
 	}
@@ -36,35 +57,121 @@ func Presented(ctx context.Context, address netip.AddrPort, algorithms []string)
 	defer stop()
 
 	var presented ssh.PublicKey
-	errSeen := errors.New("seen")
-	_, _, _, err = ssh.NewClientConn(conn, address.String(), &ssh.ClientConfig{
-		User:              "hallmark",
-		ClientVersion:     "SSH-2.0-hallmark",
-		HostKeyAlgorithms: algorithms,
-		// The library calls this after it has verified the host's signature, so what
-		// is presented is also held.
-		HostKeyCallback: func(_ string, _ net.Addr, key ssh.PublicKey) error {
-			presented = key
-			return errSeen
-		},
-	})
+	config := clientConfig(algorithms)
+	// The library calls this after it has verified the host's signature, so sshd holds
+	// what it presents.
+	config.HostKeyCallback = func(_ string, _ net.Addr, key ssh.PublicKey) error {
+		presented = key
+		return errors.New("seen")
+	}
+	_, _, _, err = ssh.NewClientConn(conn, address.String(), config)
 	if presented != nil {
 		return presented, nil
 	}
-	if _, ok := errors.AsType[*ssh.AlgorithmNegotiationError](err); ok {
-		return nil, fmt.Errorf("%w: %w", ErrNotPresented, err)
-	}
-	return nil, fmt.Errorf("handshake with sshd at %s: %w", address, err)
+	return nil, fmt.Errorf("handshake with sshd at %s: %w", address, explain(ctx, err))
 }
 
-// Answering returns those of the addresses at which an sshd answers with a host key
-// of any kind. An address of the configuration need not be one of the machine's.
-func Answering(ctx context.Context, addresses []netip.AddrPort) (answering []netip.AddrPort) {
-	for _, address := range addresses {
-		_, err := Presented(ctx, address, nil)
-		if err == nil || errors.Is(err, ErrNotPresented) {
-			answering = append(answering, address)
+// clientConfig offers everything that the library has: what sshd permits need not be
+// what the library prefers, and nothing secret passes over this connection.
+func clientConfig(hostKeys []string) *ssh.ClientConfig {
+	secure, insecure := ssh.SupportedAlgorithms(), ssh.InsecureAlgorithms()
+	if len(hostKeys) == 0 {
+		hostKeys = append(secure.HostKeys, insecure.HostKeys...)
+	}
+	return &ssh.ClientConfig{
+		Config: ssh.Config{
+			KeyExchanges: append(secure.KeyExchanges, insecure.KeyExchanges...),
+			Ciphers:      append(secure.Ciphers, insecure.Ciphers...),
+			MACs:         append(secure.MACs, insecure.MACs...),
+		},
+		User:              "hallmark",
+		ClientVersion:     "SSH-2.0-hallmark",
+		HostKeyAlgorithms: hostKeys,
+	}
+}
+
+// connect connects from an address of its own, or from the one that the system chooses.
+func connect(ctx context.Context, address netip.AddrPort) (net.Conn, error) {
+	own := source(address.Addr())
+	if own.IsValid() {
+		dialer := net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(own, 0))}
+		conn, err := dialer.DialContext(ctx, "tcp", address.String())
+		if err == nil || !unusableSource(err) {
+			return conn, explainDial(ctx, err)
 		}
 	}
-	return answering
+	conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", address.String())
+	return conn, explainDial(ctx, err)
+}
+
+// source returns an address for one connection from this machine to itself, or the zero
+// value. At IPv4 all of 127.0.0.0/8 is loopback; services use its first 65,536 addresses
+// (127.0.0.1, 127.0.0.53, 127.0.1.1). At IPv6 there is only ::1, so another address of
+// this machine has to do.
+func source(to netip.Addr) netip.Addr {
+	if to.Is4() {
+		return netip.AddrFrom4([4]byte{127, byte(1 + rand.N(254)), byte(rand.N(256)), byte(1 + rand.N(254))}) //nolint:gosec // spreads load, keeps no secret
+	}
+	interfaces, err := net.InterfaceAddrs()
+	if err != nil {
+		return netip.Addr{}
+	}
+	for _, i := range interfaces {
+		prefix, err := netip.ParsePrefix(i.String())
+		if err == nil && prefix.Addr().Is6() && prefix.Addr().IsGlobalUnicast() && prefix.Addr() != to {
+			return prefix.Addr()
+		}
+	}
+	return netip.Addr{}
+}
+
+// unusableSource tells whether a connection failed because of the address that it was to
+// come from.
+func unusableSource(err error) bool {
+	return errors.Is(err, syscall.EADDRNOTAVAIL) || errors.Is(err, syscall.EINVAL) || errors.Is(err, syscall.ENETUNREACH)
+}
+
+func explainDial(ctx context.Context, err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, syscall.ECONNREFUSED):
+		return fmt.Errorf("%w: %w", ErrRefused, err)
+	case errors.Is(err, syscall.ECONNRESET):
+		return fmt.Errorf("%w: %w", ErrClosed, err)
+	case errors.Is(ctx.Err(), context.Canceled):
+		return err
+	}
+	return fmt.Errorf("%w: %w", ErrNoAnswer, err)
+}
+
+// explain returns what a failed handshake says about sshd.
+func explain(ctx context.Context, err error) error {
+	if e, ok := errors.AsType[*ssh.AlgorithmNegotiationError](err); ok {
+		if strings.Contains(e.What, "host key") {
+			return fmt.Errorf("%w: %w", ErrNotPresented, err)
+		}
+		return fmt.Errorf("%w: sshd's %s offers only %q", ErrNoCommonAlgorithm, keywordOf(e.What), e.RequestedAlgorithms)
+	}
+	switch {
+	case errors.Is(ctx.Err(), context.Canceled):
+		return err
+	case errors.Is(ctx.Err(), context.DeadlineExceeded), errors.Is(err, os.ErrDeadlineExceeded):
+		return fmt.Errorf("%w: %w", ErrNoAnswer, err)
+	}
+	return fmt.Errorf("%w: %w", ErrClosed, err)
+}
+
+// keywordOf names the keyword of sshd_config(5) for a list of RFC 4253, section 7.1, as
+// the library calls it.
+func keywordOf(list string) string {
+	switch {
+	case strings.Contains(list, "key exchange"):
+		return "KexAlgorithms"
+	case strings.Contains(list, "cipher"):
+		return "Ciphers"
+	case strings.Contains(list, "MAC"):
+		return "MACs"
+	}
+	return list
 }

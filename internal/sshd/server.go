@@ -36,6 +36,8 @@ type Server struct {
 	Config string
 	// Root is where the server's file system begins, "" or "/" for this one.
 	Root string
+
+	running []string // options of the running sshd that decide its settings
 }
 
 // Find returns the server that is installed in the file system at root.
@@ -59,12 +61,57 @@ func (s *Server) Check(ctx context.Context) error {
 
 // Effective runs "sshd -T" for a login of root from this machine. Without a
 // connection to judge by, versions before 8.6 refuse configurations with Match.
+//
+// Options on the command line of the running sshd, such as those of SSHD_OPTS in
+// /etc/default/ssh, come before what any file says. The server judges by them from then
+// on.
 func (s *Server) Effective(ctx context.Context) (*Effective, error) {
+	conf, err := s.effective(ctx)
+	if err != nil || s.Root != "" && s.Root != "/" {
+		return conf, err
+	}
+	options, err := s.runningOptions(ctx, conf.PIDFile)
+	if err != nil || slices.Equal(options, s.running) {
+		return conf, err
+	}
+	s.running = options
+	if asStarted, err := s.effective(ctx); err == nil {
+		return asStarted, nil
+	}
+	s.running = nil // a command line that could not be read back
+	return conf, nil
+}
+
+func (s *Server) effective(ctx context.Context) (*Effective, error) {
 	output, err := s.settings(ctx, rootHere())
 	if err != nil {
 		return nil, err
 	}
-	return ParseEffective(output)
+	conf, err := ParseEffective(output)
+	if err == nil {
+		conf.Options = s.running
+	}
+	return conf, err
+}
+
+// runningOptions returns the options of the running sshd that decide its settings, and
+// none where none runs.
+func (s *Server) runningOptions(ctx context.Context, pidFile string) ([]string, error) {
+	pid, err := listenerPID(pidFile)
+	if err != nil {
+		units, err := s.units(ctx)
+		if err != nil {
+			return nil, err
+		}
+		if pid = s.listener(units, ""); pid == 0 {
+			return nil, nil
+		}
+	}
+	c, _ := commandLine(pid)
+	if c.config != "" && c.config != s.Config {
+		return append([]string{"-f", c.config}, c.options...), nil
+	}
+	return c.options, nil
 }
 
 func (s *Server) settings(ctx context.Context, c Connection) ([]byte, error) {
@@ -72,7 +119,8 @@ func (s *Server) settings(ctx context.Context, c Connection) ([]byte, error) {
 }
 
 func (s *Server) run(ctx context.Context, args ...string) ([]byte, error) {
-	if s.Config != "" {
+	args = slices.Concat(s.running, args)
+	if s.Config != "" && !slices.Contains(s.running, "-f") {
 		args = append([]string{"-f", s.Config}, args...)
 	}
 	output, err := command(ctx, s.Root, s.Program, args...)
@@ -149,11 +197,11 @@ func lastLines(s string) string {
 // while systemd holds the socket and lets new connections wait; where none runs,
 // there is nothing to do, because the next connection starts one.
 func (s *Server) Reload(ctx context.Context, pidFile string) error {
-	pid, pidErr := listenerPID(pidFile)
 	units, err := s.units(ctx)
 	if err != nil {
 		return err
 	}
+	pid := s.listener(units, pidFile)
 	service, activated := chooseUnit(units, pid), activeSocket(units) != nil
 	switch {
 	case activated && service == "":
@@ -164,27 +212,13 @@ func (s *Server) Reload(ctx context.Context, pidFile string) error {
 	case service != "":
 		_, err := command(ctx, "", "systemctl", "reload", service)
 		return err
-	case pidErr != nil:
-		return fmt.Errorf("find the running sshd: %w", pidErr)
+	case pid == 0:
+		return errors.New("find the running sshd: no process of it accepts connections")
 	}
 	if err := syscall.Kill(pid, syscall.SIGHUP); err != nil {
 		return fmt.Errorf("send SIGHUP to sshd (process %d): %w", pid, err)
 	}
 	return nil
-}
-
-// Addresses returns where the sshd of this machine can be reached from this machine:
-// where systemd listens for it, if it does, because sshd then passes its
-// ListenAddress over; otherwise where the configuration says.
-func (s *Server) Addresses(ctx context.Context, conf *Effective) ([]netip.AddrPort, error) {
-	units, err := s.units(ctx)
-	if err != nil {
-		return nil, err
-	}
-	if socket := activeSocket(units); socket != nil && len(socket.listen) > 0 {
-		return socket.listen, nil
-	}
-	return conf.Listen, nil
 }
 
 // Start starts sshd again where systemd runs it. It is the last resort of a

@@ -1,0 +1,192 @@
+package sshd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+)
+
+// Running is the sshd that takes new connections.
+type Running struct {
+	// Listen are the addresses at which it listens, as addresses to connect to.
+	Listen []netip.AddrPort
+}
+
+// Running returns the sshd that takes new connections, or nil if there is none. Where
+// systemd listens for it, that counts, because the next connection starts one.
+// Otherwise it is what the running process listens at: options such as -p, or a
+// configuration that was edited since, make that differ from the configuration.
+func (s *Server) Running(ctx context.Context, conf *Effective) (*Running, error) {
+	units, err := s.units(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if socket := activeSocket(units); socket != nil && len(socket.listen) > 0 {
+		return &Running{Listen: slices.SortedStableFunc(slices.Values(socket.listen), nearest)}, nil
+	}
+	pid := s.listener(units, conf.PIDFile)
+	if pid == 0 {
+		return nil, nil
+	}
+	listen, err := listenAddresses(pid, conf.Listen)
+	if err != nil {
+		return nil, err
+	}
+	if len(listen) == 0 {
+		return nil, nil // it is ending, or reading its configuration again
+	}
+	return &Running{Listen: listen}, nil
+}
+
+// listener returns the process that accepts connections, or 0: the one that the PID
+// file names, else the main process of sshd's unit, else the one whose command line
+// fits.
+func (s *Server) listener(units []unit, pidFile string) int {
+	if pid, err := listenerPID(pidFile); err == nil {
+		return pid
+	}
+	if s.Config == "" {
+		for _, u := range units {
+			if u.active && !u.isSocket() && u.mainPID > 1 {
+				return u.mainPID
+			}
+		}
+	}
+	return s.search()
+}
+
+// search looks for a listener among this user's processes, but not in containers. What
+// another user calls sshd is not the machine's.
+func (s *Server) search() int {
+	folders, err := os.ReadDir("/proc")
+	if err != nil {
+		return 0
+	}
+	for _, folder := range folders {
+		pid, err := strconv.Atoi(folder.Name())
+		if err != nil || pid <= 1 || !ownProcess(folder) || processName(pid) != "sshd" || inContainer(pid) {
+			continue
+		}
+		if c, ok := commandLine(pid); ok && c.config == s.Config {
+			return pid
+		}
+	}
+	return 0
+}
+
+// ownProcess tells whether a process runs as the same user as this one.
+func ownProcess(folder fs.DirEntry) bool {
+	info, err := folder.Info()
+	if err != nil {
+		return false
+	}
+	of, ok := info.Sys().(*syscall.Stat_t)
+	return ok && int(of.Uid) == os.Geteuid()
+}
+
+// inContainer tells whether a process is known to see other files or another network.
+func inContainer(pid int) bool {
+	for _, kind := range []string{"mnt", "net"} {
+		its, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/%s", pid, kind))
+		mine, err2 := os.Readlink("/proc/self/ns/" + kind)
+		if err == nil && err2 == nil && its != mine {
+			// A unit with ProtectSystem= sees the same files through a mount namespace of its own.
+			if kind == "net" || !sameFile(fmt.Sprintf("/proc/%d/root/etc/ssh", pid), "/etc/ssh") {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+func sameFile(a, b string) bool {
+	one, err := os.Stat(a)
+	if err != nil {
+		return errors.Is(err, fs.ErrPermission)
+	}
+	other, err := os.Stat(b)
+	return err == nil && os.SameFile(one, other)
+}
+
+// invocation is what a listener's command line says about its configuration.
+type invocation struct {
+	config  string   // of -f
+	options []string // the others that decide its settings: -4 -6 -c -h -o -p
+}
+
+// commandLine reads the command line of a listener. ok is false for another process,
+// such as that of a session.
+func commandLine(pid int) (c invocation, ok bool) {
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+	if err != nil {
+		return c, false
+	}
+	return parseCommandLine(string(data))
+}
+
+// parseCommandLine reads a command line of /proc (proc(5)). A listener shows its
+// arguments as a title: "sshd: /usr/sbin/sshd -D -p 2222 [listener] 0 of 10-100
+// startups". Before it gets there, they are what it was started with.
+func parseCommandLine(text string) (c invocation, ok bool) {
+	text = strings.TrimRight(text, "\x00 ")
+	var words []string
+	if title, isTitle := strings.CutPrefix(text, "sshd: "); isTitle {
+		arguments, _, isListener := strings.Cut(title, " [listener]")
+		if !isListener {
+			return c, false
+		}
+		words = strings.Fields(arguments)
+	} else {
+		words = strings.Split(text, "\x00")
+	}
+	if len(words) == 0 || filepath.Base(words[0]) != "sshd" {
+		return c, false
+	}
+	return parseOptions(words[1:])
+}
+
+// parseOptions reads sshd's options (sshd(8)) as getopt(3) does. In a title a value with
+// a blank falls apart, so a word that belongs to no option continues the last value.
+func parseOptions(words []string) (c invocation, ok bool) {
+	const withValue, settings = "CEbcfghkoup", "46chop"
+	for len(words) > 0 {
+		word := words[0]
+		words = words[1:]
+		if !strings.HasPrefix(word, "-") {
+			if n := len(c.options); n > 0 {
+				c.options[n-1] += " " + word
+			}
+			continue
+		}
+		for letters := word[1:]; letters != ""; {
+			letter := letters[:1]
+			letters = letters[1:]
+			option := []string{"-" + letter}
+			switch {
+			case letter == "i":
+				return c, false // one connection of inetd
+			case strings.Contains(withValue, letter):
+				if letters == "" && len(words) > 0 {
+					letters, words = words[0], words[1:]
+				}
+				option = append(option, letters)
+				letters = ""
+			}
+			switch {
+			case letter == "f":
+				c.config = option[1]
+			case strings.Contains(settings, letter):
+				c.options = append(c.options, option...)
+			}
+		}
+	}
+	return c, true
+}

@@ -1,0 +1,132 @@
+package sshd
+
+import (
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// socket is a listening TCP socket.
+type socket struct {
+	address netip.AddrPort
+	inode   string
+}
+
+// listening returns the TCP sockets that listen in the network namespace of a process.
+func listening(pid int) ([]socket, error) {
+	var all []socket
+	for _, name := range []string{"tcp", "tcp6"} {
+		data, err := os.ReadFile(fmt.Sprintf("/proc/%d/net/%s", pid, name))
+		if errors.Is(err, fs.ErrNotExist) && name == "tcp6" {
+			continue // a kernel without IPv6
+		}
+		if err != nil {
+			return nil, fmt.Errorf("read the listening sockets: %w", err)
+		}
+		all = append(all, parseSockets(string(data))...)
+	}
+	return all, nil
+}
+
+// parseSockets reads /proc/net/tcp or tcp6 (proc(5)) and returns the listening
+// sockets. It skips lines that it can't read.
+func parseSockets(table string) (sockets []socket) {
+	const (
+		local, state, inode = 1, 3, 9 // columns
+		listen              = "0A"    // TCP_LISTEN
+	)
+	for line := range strings.Lines(table) {
+		fields := strings.Fields(line)
+		if len(fields) <= inode || fields[state] != listen {
+			continue
+		}
+		if address, ok := parseKernelAddress(fields[local]); ok {
+			sockets = append(sockets, socket{address, fields[inode]})
+		}
+	}
+	return sockets
+}
+
+// parseKernelAddress reads "0100007F:0016": the address as 32-bit words, each with
+// its bytes reversed on the little-endian machines that EC2 has, and the port.
+func parseKernelAddress(text string) (netip.AddrPort, bool) {
+	digits, port, _ := strings.Cut(text, ":")
+	bytes, err := hex.DecodeString(digits)
+	if err != nil || len(bytes)%4 != 0 {
+		return netip.AddrPort{}, false
+	}
+	for word := range slices.Chunk(bytes, 4) {
+		slices.Reverse(word)
+	}
+	number, err := strconv.ParseUint(port, 16, 16)
+	address, ok := netip.AddrFromSlice(bytes)
+	return netip.AddrPortFrom(address, uint16(number)), ok && err == nil
+}
+
+// socketInodes returns the inodes of the sockets that a process holds. Linux refuses
+// this to a process with fewer capabilities than the other one, as in hallmark.service.
+func socketInodes(pid int) (map[string]bool, error) {
+	folder := fmt.Sprintf("/proc/%d/fd", pid)
+	files, err := os.ReadDir(folder)
+	if err != nil {
+		return nil, err
+	}
+	inodes := map[string]bool{}
+	for _, file := range files {
+		target, err := os.Readlink(filepath.Join(folder, file.Name()))
+		if err != nil {
+			continue // closed since
+		}
+		if inode, ok := strings.CutPrefix(target, "socket:["); ok {
+			inodes[strings.TrimSuffix(inode, "]")] = true
+		}
+	}
+	return inodes, nil
+}
+
+// listenAddresses returns where a process listens, as addresses to connect to. Where the
+// process's files are hidden, these are the configured addresses at which something
+// listens.
+func listenAddresses(pid int, configured []netip.AddrPort) ([]netip.AddrPort, error) {
+	sockets, err := listening(pid)
+	if err != nil {
+		return nil, err
+	}
+	inodes, err := socketInodes(pid)
+	hidden := errors.Is(err, fs.ErrPermission)
+	if err != nil && !hidden {
+		return nil, fmt.Errorf("read the sockets of process %d: %w", pid, err)
+	}
+	var addresses []netip.AddrPort
+	for _, s := range sockets {
+		address := reachable(s.address)
+		ours := inodes[s.inode] || hidden && slices.Contains(configured, address)
+		if ours && !slices.Contains(addresses, address) {
+			addresses = append(addresses, address)
+		}
+	}
+	slices.SortStableFunc(addresses, nearest)
+	return addresses, nil
+}
+
+// nearest orders the addresses by which a look disturbs others least: at IPv4 it can
+// come from an address of its own (see source).
+func nearest(a, b netip.AddrPort) int {
+	rank := func(p netip.AddrPort) int {
+		switch {
+		case p.Addr().Is4() && p.Addr().IsLoopback():
+			return 0
+		case p.Addr().Is4():
+			return 1
+		}
+		return 2
+	}
+	return rank(a) - rank(b)
+}
