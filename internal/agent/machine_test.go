@@ -297,7 +297,7 @@ func (s *testSSHD) tryLogin(signer ssh.Signer, check ssh.HostKeyCallback) error 
 		return err
 	}
 	defer conn.Close()
-	if err := conn.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
+	if err := conn.SetDeadline(time.Now().Add(time.Minute)); err != nil { // a safety net
 		return err
 	}
 	c, channels, requests, err := ssh.NewClientConn(conn, testName+":22", &ssh.ClientConfig{
