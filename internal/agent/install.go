@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"bytes"
 	"context"
 	"crypto/x509"
 	"encoding/pem"
@@ -30,9 +31,9 @@ const unitDir = "/etc/systemd/system"
 
 // judge is sshd as far as an installation needs it.
 type judge interface {
-	Check(ctx context.Context) error
-	Effective(ctx context.Context) (*sshd.Effective, error)
 	Logins(ctx context.Context) ([]sshd.Login, error)
+	LoginsWith(ctx context.Context, name string) ([]sshd.Login, error)
+	Trial(main, dropIn []byte) []byte
 	Lines() []sshd.Line
 	Findings(ctx context.Context, logins []sshd.Login, want sshd.Want) ([]sshd.Finding, error)
 }
@@ -79,45 +80,67 @@ func enableTimers(ctx context.Context, root string) error {
 	return nil
 }
 
-// Install copies this program, the configuration, the CAs and sshd's settings from
-// the folder to their places, enables the timers, and has sshd judge the result. If
-// sshd does not take it, everything is put back. It reports whether it changed
-// anything.
+// Install copies this program, the configuration, the CAs and sshd's settings from the
+// folder to their places, and enables the timers. sshd judges the settings before anything
+// is in place; sshd's configuration changes last, and by one rename. Install reports
+// whether it changed anything.
 func (in *Installer) Install(ctx context.Context, from string) (changed bool, err error) {
 	files, options, authorities, err := in.read(from)
 	if err != nil {
 		return false, err
 	}
-	if err := in.checkTrust(ctx); err != nil {
-		return false, err
-	}
 	before, err := in.server.Logins(ctx)
+	if errors.Is(err, sshd.ErrNoHostKeys) {
+		return false, failf(Failed, "run 'ssh-keygen -A' first, and 'hallmark seal' at the end", "read sshd's configuration: %w", err)
+	}
 	if err != nil {
 		return false, failf(Failed, hintBroken, "read sshd's configuration: %w", err)
+	}
+	if err := in.checkTrust(before); err != nil {
+		return false, err
 	}
 	if err := in.exemptProxies(ctx, &options, before); err != nil {
 		return false, err
 	}
+	options.HostCertificates = certificatesFor(before, options.HostCertificates)
+	plan, err := in.plan(options)
+	if err != nil {
+		return false, err
+	}
+	after, err := in.try(ctx, plan)
+	if err == nil {
+		err = verify(options, before, after)
+	}
+	if err != nil {
+		return false, failf(Failed, "nothing was changed; see sshd_config and the files that it includes", "sshd does not take hallmark's settings: %w", err)
+	}
+	want := sshd.Want{CAFile: options.TrustedUserCAKeys, Authorities: authorities, MaxStartups: options.MaxStartups}
+	if err := in.judge(ctx, after, want); err != nil {
+		return false, err
+	}
+	return in.put(ctx, append(files, unitFor(options.HostCertificates)...), plan)
+}
+
+// put puts everything in place. Until sshd's settings are, which come last, nothing of it
+// has an effect on sshd.
+func (in *Installer) put(ctx context.Context, files []file, plan plan) (changed bool, err error) {
 	change := &sshd.Change{}
 	defer func() { err = errors.Join(err, change.Close()) }()
+	for _, f := range append(files, file{path: sshd.DropIn}) { // its own, unlike the main file
+		if err := in.tidy(f.path); err != nil {
+			return false, err
+		}
+	}
 	for _, f := range files {
 		if err := in.stage(change, f); err != nil {
 			return false, err
 		}
 	}
-	if err := in.stageOptions(change, options); err != nil {
+	if err := in.stagePlan(change, plan); err != nil {
 		return false, err
 	}
 	changed = change.Changed()
 	if err := change.Commit(); err != nil {
-		return false, err
-	}
-	after, err := in.verify(ctx, options, before)
-	if err != nil {
-		return false, failf(Failed, "everything was put back; see sshd_config and the files that it includes", "sshd does not take hallmark's settings: %w", err)
-	}
-	want := sshd.Want{CAFile: options.TrustedUserCAKeys, Authorities: authorities, MaxStartups: options.MaxStartups}
-	if err := in.judge(ctx, after, want); err != nil {
 		return false, err
 	}
 	if err := in.enable(ctx); err != nil {
@@ -125,6 +148,49 @@ func (in *Installer) Install(ctx context.Context, from string) (changed bool, er
 	}
 	change.Keep()
 	return changed, nil
+}
+
+// tidy removes what an installation that was killed left beside a file.
+func (in *Installer) tidy(path string) error {
+	path, err := in.path(path)
+	if err != nil {
+		return err
+	}
+	if err := sshd.RemoveLeftovers(path); err != nil {
+		return fmt.Errorf("tidy up after an earlier installation: %w", err)
+	}
+	return nil
+}
+
+// certificatesFor adds to the usual HostCertificate lines those for host keys that sshd has
+// elsewhere. The files need not exist yet. A key of type DSA can have none.
+func certificatesFor(logins []sshd.Login, usual []string) []string {
+	files := slices.Clone(usual)
+	for _, path := range sshd.Values(logins[0].Settings, "hostkey") {
+		if file := path + certificateSuffix; filepath.Base(path) != "ssh_host_dsa_key" && !slices.Contains(files, file) {
+			files = append(files, file)
+		}
+	}
+	return files
+}
+
+// unitFor lets the service write certificates where host keys are kept outside /etc/ssh.
+func unitFor(certificates []string) []file {
+	var folders []string
+	for _, path := range certificates {
+		folder := filepath.Dir(path)
+		if folder != "/etc/ssh" && !strings.HasPrefix(folder, "/etc/ssh/") && !slices.Contains(folders, folder) {
+			folders = append(folders, folder)
+		}
+	}
+	if len(folders) == 0 {
+		return nil
+	}
+	text := "# Written by hallmark install: sshd has host keys outside /etc/ssh.\n[Service]\n"
+	for _, folder := range folders {
+		text += fmt.Sprintf("ReadWritePaths=%q\n", "-"+folder)
+	}
+	return []file{{filepath.Join(unitDir, "hallmark.service.d", "host-keys.conf"), []byte(text), 0o644}}
 }
 
 // judge refuses an sshd with which certificates can never work, and logs what else is found.
@@ -169,6 +235,9 @@ func (in *Installer) read(from string) ([]file, sshd.Options, []ssh.PublicKey, e
 	if err != nil {
 		return nil, sshd.Options{}, nil, err
 	}
+	if err := checkNames(from); err != nil {
+		return nil, sshd.Options{}, nil, err
+	}
 	files := []file{
 		{Program, program, 0o755},
 		{ConfigFile, data, 0o644},
@@ -180,7 +249,61 @@ func (in *Installer) read(from string) ([]file, sshd.Options, []ssh.PublicKey, e
 	if err != nil {
 		return nil, sshd.Options{}, nil, &Error{Kind: Misconfigured, Err: err}
 	}
+	if len(authorities) == 0 {
+		if err := in.checkStale(config); err != nil {
+			return nil, sshd.Options{}, nil, err
+		}
+	}
 	return append(files, extra...), config.sshdOptions(), authorities, nil
+}
+
+// checkNames refuses files that look like those that install reads, and are not: without
+// openssh_ca.pub, a misspelt one would be a machine that trusts no CA until it enrolls.
+func checkNames(from string) error {
+	entries, err := os.ReadDir(from)
+	if err != nil {
+		return failf(Misconfigured, "see --from", "read the folder: %w", err)
+	}
+	known := []string{installConfig, installCAs, installSignerCA}
+	for _, entry := range entries {
+		switch filepath.Ext(entry.Name()) {
+		case ".pub", ".pem", ".crt", ".cer", ".yaml", ".yml":
+			if !slices.Contains(known, entry.Name()) {
+				return failf(Misconfigured, "rename it, or remove it from that folder",
+					"%s is none of the files that install reads: %s", filepath.Join(from, entry.Name()), strings.Join(known, ", "))
+			}
+		}
+	}
+	return nil
+}
+
+// checkStale refuses to leave the CAs of an earlier bake in a machine that is to trust none
+// before it is enrolled. Once it is enrolled they come from the signer.
+func (in *Installer) checkStale(config Config) error {
+	extra, err := config.extraAuthorities()
+	if err != nil {
+		return err
+	}
+	file, err := in.path(sshd.CAFile)
+	if err != nil {
+		return err
+	}
+	state, err := in.path(statePath(StateDir))
+	if err != nil {
+		return err
+	}
+	data, err := os.ReadFile(file)
+	if errors.Is(err, fs.ErrNotExist) || err == nil && bytes.Equal(data, renderAuthorities(nil, extra...)) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("read the trusted CAs: %w", err)
+	}
+	if _, err := os.Stat(state); err == nil {
+		return nil
+	}
+	return failf(Misconfigured, "remove "+file+", or give "+installCAs,
+		"without %s nobody is to be trusted before the machine is enrolled, but %s is there already", installCAs, file)
 }
 
 func readInstallConfig(from string) (Config, []byte, error) {
@@ -253,15 +376,9 @@ const hintBroken = "run 'sshd -t' and correct what it says; with --root, mount /
 
 // checkTrust refuses a machine on which someone else's CA file is in effect: the
 // first TrustedUserCAKeys wins, so installing would silently end those logins.
-func (in *Installer) checkTrust(ctx context.Context) error {
-	conf, err := in.server.Effective(ctx)
-	if errors.Is(err, sshd.ErrNoHostKeys) {
-		return failf(Failed, "run 'ssh-keygen -A' first, and 'hallmark seal' at the end", "read sshd's configuration: %w", err)
-	}
-	if err != nil {
-		return failf(Failed, hintBroken, "read sshd's configuration: %w", err)
-	}
-	if conf.TrustedUserCAKeys == "" || conf.TrustedUserCAKeys == sshd.CAFile {
+func (in *Installer) checkTrust(logins []sshd.Login) error {
+	trusted := strings.Join(sshd.Values(logins[0].Settings, "trustedusercakeys"), "")
+	if trusted == "" || trusted == "none" || trusted == sshd.CAFile {
 		return nil
 	}
 	where := strings.Join(in.find("trustedusercakeys"), ", ")
@@ -269,7 +386,7 @@ func (in *Installer) checkTrust(ctx context.Context) error {
 		where = "a file that " + sshd.MainConfig + " includes"
 	}
 	return failf(Failed, "remove that line; put its CAs into openssh_ca.pub if they are the cluster's, otherwise list their keys as extra_user_cas in config.yaml",
-		"sshd already trusts the CAs in %s, set in %s", conf.TrustedUserCAKeys, where)
+		"sshd already trusts the CAs in %s, set in %s", trusted, where)
 }
 
 // find returns where a keyword is set, as "file:line".
@@ -282,71 +399,133 @@ func (in *Installer) find(keyword string) (places []string) {
 	return places
 }
 
-func (in *Installer) path(p string) string { return filepath.Join(in.root, p) }
+// path returns where a file of the root is. Links in the way are the root's own.
+func (in *Installer) path(p string) (string, error) {
+	folder, err := sshd.Resolve(in.root, filepath.Dir(p))
+	if err != nil {
+		return "", fmt.Errorf("find %s: %w", p, err)
+	}
+	return filepath.Join(in.root, folder, filepath.Base(p)), nil
+}
 
 func (in *Installer) stage(change *sshd.Change, f file) error {
-	path := in.path(f.path)
+	path, err := in.path(f.path)
+	if err != nil {
+		return err
+	}
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return fmt.Errorf("make a folder: %w", err)
 	}
 	return change.Stage(path, f.data, f.mode)
 }
 
-// stageOptions writes the drop-in where it comes first, and otherwise one block at
-// the top of the main configuration.
-func (in *Installer) stageOptions(change *sshd.Change, options sshd.Options) error {
-	main := in.path(sshd.MainConfig)
-	config, err := os.ReadFile(main)
+// plan is what is to become of sshd's configuration.
+type plan struct {
+	// main is the path of the main file, behind any link, or empty to leave it alone.
+	main string
+	// config is what it is to hold, dropIn what the drop-in is to hold, if not empty.
+	config, dropIn []byte
+	// trial comes to the same, in one file.
+	trial []byte
+}
+
+// plan decides between the drop-in, where it comes first, and otherwise one block at the
+// top of the main configuration. SUSE's own main file is not changed: one in /etc that
+// includes it takes its place.
+func (in *Installer) plan(options sshd.Options) (plan, error) {
+	name := sshd.FindMainConfig(in.root)
+	file, err := sshd.Resolve(in.root, name)
 	if err != nil {
-		return fmt.Errorf("read sshd's configuration: %w", err)
+		return plan{}, fmt.Errorf("find sshd's configuration: %w", err)
+	}
+	config, err := os.ReadFile(filepath.Join(in.root, file))
+	if err != nil {
+		return plan{}, fmt.Errorf("read sshd's configuration: %w", err)
 	}
 	rest, err := sshd.WithoutBlock(config)
 	if err != nil {
-		return fmt.Errorf("%s: %w", main, err)
+		return plan{}, fmt.Errorf("%s: %w", filepath.Join(in.root, name), err)
 	}
+	body := options.Render()
 	if sshd.IncludesFirst(rest, sshd.DropIn) {
-		if err := change.Stage(main, rest, 0o600); err != nil {
-			return err
+		p := plan{main: file, dropIn: body, config: rest, trial: in.server.Trial(rest, body)}
+		if name == sshd.VendorConfig {
+			p.main = ""
 		}
-		return in.stage(change, file{sshd.DropIn, options.Render(), 0o644})
+		return p, nil
 	}
-	config, err = sshd.WithBlock(rest, options.Render())
-	if err != nil {
-		return fmt.Errorf("%s: %w", main, err)
+	if name == sshd.VendorConfig {
+		file, rest = sshd.MainConfig, []byte("Include "+sshd.VendorConfig+"\n")
 	}
-	if err := change.StageRemoval(in.path(sshd.DropIn)); err != nil {
-		return err
+	if config, err = sshd.WithBlock(rest, body); err != nil {
+		return plan{}, fmt.Errorf("%s: %w", filepath.Join(in.root, name), err)
 	}
-	return change.Stage(main, config, 0o600)
+	return plan{main: file, config: config, trial: in.server.Trial(config, nil)}, nil
 }
 
-// verify asks sshd what its configuration now comes to: what was to be set is, and
-// for everyone who can log in nothing else became different.
-func (in *Installer) verify(ctx context.Context, want sshd.Options, before []sshd.Login) (after []sshd.Login, err error) {
-	if err := in.server.Check(ctx); err != nil {
-		return nil, err
-	}
-	got, err := in.server.Effective(ctx)
-	if err != nil {
-		return nil, err
-	}
-	if got.TrustedUserCAKeys != want.TrustedUserCAKeys {
-		return nil, fmt.Errorf("TrustedUserCAKeys is %q, not %s", got.TrustedUserCAKeys, want.TrustedUserCAKeys)
-	}
-	for _, path := range want.HostCertificates {
-		if !slices.Contains(got.HostCertificates, path) {
-			return nil, fmt.Errorf("HostCertificate %s is not in effect", path)
+// stagePlan stages what takes effect before what would undo it: wherever a kill comes
+// between two renames, hallmark's settings are there once at least.
+func (in *Installer) stagePlan(change *sshd.Change, p plan) error {
+	if len(p.dropIn) > 0 {
+		if err := in.stage(change, file{sshd.DropIn, p.dropIn, 0o644}); err != nil {
+			return err
 		}
 	}
-	after, err = in.server.Logins(ctx)
+	if p.main != "" {
+		if err := in.stage(change, file{p.main, p.config, 0o600}); err != nil {
+			return err
+		}
+	}
+	if len(p.dropIn) > 0 {
+		return nil
+	}
+	path, err := in.path(sshd.DropIn)
+	if err != nil {
+		return err
+	}
+	return change.StageRemoval(path)
+}
+
+// try asks sshd what its configuration would come to, for everyone who can log in.
+func (in *Installer) try(ctx context.Context, p plan) (after []sshd.Login, err error) {
+	path, err := in.path(filepath.Join(filepath.Dir(sshd.MainConfig), sshd.TrialConfig))
 	if err != nil {
 		return nil, err
 	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("remove an earlier trial: %w", err)
+	}
+	// O_EXCL: never through a link that someone put there.
+	trial, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("write a trial configuration: %w", err)
+	}
+	defer func() { err = errors.Join(err, os.Remove(path)) }()
+	_, err = trial.Write(p.trial)
+	if err = errors.Join(err, trial.Close()); err != nil {
+		return nil, fmt.Errorf("write a trial configuration: %w", err)
+	}
+	return in.server.LoginsWith(ctx, sshd.TrialConfig)
+}
+
+// verify compares what sshd's configuration comes to before and after: what was to be set
+// is, and for everyone who can log in nothing else became different.
+func verify(want sshd.Options, before, after []sshd.Login) error {
+	got := strings.Join(sshd.Values(after[0].Settings, "trustedusercakeys"), " ")
+	if got != want.TrustedUserCAKeys {
+		return fmt.Errorf("TrustedUserCAKeys is %q, not %s", got, want.TrustedUserCAKeys)
+	}
+	certificates := sshd.Values(after[0].Settings, "hostcertificate")
+	for _, path := range want.HostCertificates {
+		if !slices.Contains(certificates, path) {
+			return fmt.Errorf("HostCertificate %s is not in effect", path)
+		}
+	}
 	if exempt, _ := sshd.ExemptSources(after); want.PenaltyExempt != "" && exempt != want.PenaltyExempt {
-		return nil, fmt.Errorf("PerSourcePenaltyExemptList is %q, not %s", exempt, want.PenaltyExempt)
+		return fmt.Errorf("PerSourcePenaltyExemptList is %q, not %s", exempt, want.PenaltyExempt)
 	}
 	if drift := sshd.Drift(before, after, "trustedusercakeys", "hostcertificate", "maxstartups", exemptKeyword); drift != "" {
-		return nil, fmt.Errorf("another setting would change %s", drift)
+		return fmt.Errorf("another setting would change %s", drift)
 	}
-	return after, nil
+	return nil
 }

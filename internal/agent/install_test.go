@@ -29,8 +29,10 @@ type image struct {
 	enabled int
 	// verdict replaces what the judge says, if set.
 	verdict func() error
-	// drift adds to the settings of logins, if set.
+	// drift adds to the settings that sshd would come to, if set.
 	drift func() string
+	// prints adds to what sshd prints of a configuration, if set.
+	prints func(config string) string
 	*Installer
 }
 
@@ -72,44 +74,50 @@ func (i *image) read(path string) string {
 	return string(data)
 }
 
-func (i *image) Check(context.Context) error {
-	if i.verdict != nil && i.read(ConfigFile) != "" {
-		return i.verdict()
-	}
-	return nil
-}
-
-// Effective takes the first TrustedUserCAKeys of drop-in and main configuration.
-func (i *image) Effective(context.Context) (*sshd.Effective, error) {
-	e := &sshd.Effective{}
-	text := i.read(sshd.MainConfig)
-	if strings.Contains(text, "Include") {
-		text = i.read(sshd.DropIn) + text
-	}
-	for line := range strings.Lines(text) {
-		switch fields := strings.Fields(line); {
-		case len(fields) < 2:
-		case fields[0] == "TrustedUserCAKeys" && e.TrustedUserCAKeys == "":
-			e.TrustedUserCAKeys = fields[1]
-		case fields[0] == "HostCertificate":
-			e.HostCertificates = append(e.HostCertificates, fields[1])
-		}
-	}
-	return e, nil
-}
-
 // Logins are those of one account, whose settings are the configuration's lines.
-func (i *image) Logins(context.Context) ([]sshd.Login, error) {
-	var settings strings.Builder
+func (i *image) Logins(ctx context.Context) ([]sshd.Login, error) {
+	main, err := sshd.Resolve(i.root, sshd.FindMainConfig(i.root))
+	if err != nil {
+		return nil, err
+	}
+	config := strings.ReplaceAll(i.read(main), "Include "+sshd.VendorConfig, i.read(sshd.VendorConfig))
+	if strings.Contains(config, "Include") {
+		config = i.read(sshd.DropIn) + config
+	}
+	return i.logins(config), nil
+}
+
+func (i *image) LoginsWith(_ context.Context, name string) ([]sshd.Login, error) {
+	if i.verdict != nil {
+		return nil, i.verdict()
+	}
+	trial := strings.ReplaceAll(i.read(filepath.Join("/etc/ssh", name)), `Include "`+sshd.VendorConfig+`"`, i.read(sshd.VendorConfig))
 	if i.drift != nil {
-		settings.WriteString(i.drift())
+		trial = i.drift() + trial
 	}
-	for line := range strings.Lines(i.read(sshd.DropIn) + i.read(sshd.MainConfig)) {
-		if keyword, value, ok := strings.Cut(strings.TrimSpace(line), " "); ok && keyword != "#" {
-			fmt.Fprintf(&settings, "%s %s\n", strings.ToLower(keyword), value)
+	return i.logins(trial), nil
+}
+
+// logins keeps of keywords that do not accumulate the first value, as sshd does.
+func (i *image) logins(config string) []sshd.Login {
+	var settings strings.Builder
+	seen := map[string]bool{}
+	if i.prints != nil {
+		config += "\n" + i.prints(config)
+	}
+	for line := range strings.Lines(config) {
+		keyword, value, ok := strings.Cut(strings.TrimSpace(line), " ")
+		if keyword = strings.ToLower(keyword); !ok || keyword == "#" || keyword == "include" || seen[keyword] && keyword != "hostcertificate" {
+			continue
 		}
+		seen[keyword] = true
+		fmt.Fprintf(&settings, "%s %s\n", keyword, value)
 	}
-	return []sshd.Login{{Connection: sshd.Connection{User: "root", Address: "192.0.2.1"}, Settings: []byte(settings.String())}}, nil
+	return []sshd.Login{{Connection: sshd.Connection{User: "root", Address: "192.0.2.1"}, Settings: []byte(settings.String())}}
+}
+
+func (i *image) Trial(main, dropIn []byte) []byte {
+	return (&sshd.Server{Root: i.root}).Trial(main, dropIn)
 }
 
 func (i *image) Lines() []sshd.Line { return (&sshd.Server{Root: i.root}).Lines() }
@@ -284,35 +292,34 @@ func TestInstallWithRealSSHD(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			conf, err := i.server.Effective(t.Context())
+			logins, err := i.server.Logins(t.Context())
 			if err != nil {
 				t.Fatal(err)
 			}
-			if conf.TrustedUserCAKeys != sshd.CAFile || conf.MaxStartups != sshd.DefaultMaxStartups {
-				t.Errorf("effective: %+v", conf)
+			settings := logins[0].Settings
+			if got := sshd.Values(settings, "trustedusercakeys"); !slices.Equal(got, []string{sshd.CAFile}) {
+				t.Errorf("TrustedUserCAKeys %q", got)
 			}
-			for _, path := range sshd.DefaultOptions().HostCertificates {
-				if !slices.Contains(conf.HostCertificates, path) {
+			if got := sshd.Values(settings, "maxstartups"); !slices.Equal(got, []string{sshd.DefaultMaxStartups}) {
+				t.Errorf("MaxStartups %q", got)
+			}
+			for _, path := range append(sshd.DefaultOptions().HostCertificates, s.keyPath("rsa")+certificateSuffix) {
+				if !slices.Contains(sshd.Values(settings, "hostcertificate"), path) {
 					t.Errorf("HostCertificate %s is not in effect", path)
 				}
 			}
-			logins, err := i.server.Logins(t.Context())
-			if err != nil || !strings.Contains(string(logins[0].Settings), test.keeps) {
-				t.Errorf("%q is lost: %v", test.keeps, err)
+			if !strings.Contains(string(settings), test.keeps) {
+				t.Errorf("%q is lost", test.keeps)
 			}
 		})
 	}
 }
 
-// What would change a setting of someone else is put back.
+// What would change a setting of someone else is not installed.
 func TestInstallChangesNothingElse(t *testing.T) {
 	i := newImage(t, withInclude)
-	i.drift = func() string {
-		if i.read(ConfigFile) == "" {
-			return "permitrootlogin no\n"
-		}
-		return "permitrootlogin yes\n"
-	}
+	i.write(sshd.MainConfig, "Include /etc/ssh/sshd_config.d/*.conf\nPermitRootLogin no\n")
+	i.drift = func() string { return "PermitRootLogin yes\n" }
 	before := i.tree()
 	_, err := i.Install(t.Context(), i.from)
 	if err == nil || !strings.Contains(err.Error(), `"permitrootlogin no" became "permitrootlogin yes"`) || !equal(i.tree(), before) {
@@ -359,9 +366,8 @@ const withSources = "signer_url: https://signer.example.com/\naudience: hallmark
 // penalties makes the image's sshd one of 9.8 or later: it prints a list that a file sets,
 // the first of them.
 func (i *image) penalties() {
-	i.drift = func() string {
-		text := strings.ToLower(i.read(sshd.DropIn) + i.read(sshd.MainConfig))
-		if strings.Contains(text, "\n"+exemptKeyword+" ") {
+	i.prints = func(config string) string {
+		if strings.Contains(strings.ToLower(config), "\n"+exemptKeyword+" ") {
 			return "persourcepenalties crash:90\n"
 		}
 		return "persourcepenalties crash:90\n" + exemptKeyword + " none\n"

@@ -143,11 +143,19 @@ func TestKilledRun(t *testing.T) {
 // step. It returns false if it ended before that, and what the step was.
 func (m *machine) runUntil(step int) (killed bool, what string) {
 	m.t.Helper()
-	cmd := exec.Command(os.Args[0], "-test.run=^TestKilledRun$", "-test.count=1")
-	cmd.Env = append(os.Environ(), killedRun+"="+m.dir, "HALLMARK_SIGNER="+m.Config.SignerURL, "HALLMARK_SSHD="+m.sshd.Program, "GOMAXPROCS=1")
-	log, err := os.Create(filepath.Join(m.t.TempDir(), "log"))
+	return runTraced(m.t, "TestKilledRun", m.dir, step,
+		killedRun+"="+m.dir, "HALLMARK_SIGNER="+m.Config.SignerURL, "HALLMARK_SSHD="+m.sshd.Program)
+}
+
+// runTraced runs one of the tests in a process of its own, and kills it before the given
+// change of what is below a folder.
+func runTraced(t *testing.T, test, dir string, step int, environment ...string) (killed bool, what string) {
+	t.Helper()
+	cmd := exec.Command(os.Args[0], "-test.run=^"+test+"$", "-test.count=1")
+	cmd.Env = append(append(os.Environ(), "GOMAXPROCS=1"), environment...)
+	log, err := os.Create(filepath.Join(t.TempDir(), "log"))
 	if err != nil {
-		m.t.Fatal(err)
+		t.Fatal(err)
 	}
 	defer log.Close()
 	cmd.Stdout, cmd.Stderr = log, log
@@ -160,17 +168,17 @@ func (m *machine) runUntil(step int) (killed bool, what string) {
 	done := make(chan result)
 	go func() {
 		runtime.LockOSThread() // a tracer is a thread; this one ends with the goroutine
-		tracer := &tracer{dir: m.dir, step: step, inside: map[int]bool{}}
+		tracer := &tracer{dir: dir, step: step, inside: map[int]bool{}}
 		status, err := tracer.trace(cmd)
 		done <- result{tracer.killed, tracer.what, status, err}
 	}()
 	r := <-done
 	if r.err != nil {
-		m.t.Fatalf("trace: %v", r.err)
+		t.Fatalf("trace: %v", r.err)
 	}
 	if !r.killed && (!r.status.Exited() || r.status.ExitStatus() != 0) {
 		data, _ := os.ReadFile(log.Name())
-		m.t.Fatalf("the run fails by itself (%v): %s", r.status, data)
+		t.Fatalf("the run fails by itself (%v): %s", r.status, data)
 	}
 	return r.killed, r.what
 }

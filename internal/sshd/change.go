@@ -34,6 +34,9 @@ type change struct {
 // SELinux label; a new one gets mode, and its
 // label from its folder. A file that holds data already is left alone.
 func (c *Change) Stage(path string, data []byte, mode fs.FileMode) error {
+	if err := settle(path); err != nil {
+		return fmt.Errorf("prepare %s: %w", path, err)
+	}
 	old, err := os.ReadFile(path)
 	if err == nil && bytes.Equal(old, data) && isRegular(path) {
 		return nil
@@ -51,6 +54,9 @@ func (c *Change) Stage(path string, data []byte, mode fs.FileMode) error {
 
 // StageRemoval prepares to remove path, if it exists.
 func (c *Change) StageRemoval(path string) error {
+	if err := settle(path); err != nil {
+		return fmt.Errorf("prepare to remove %s: %w", path, err)
+	}
 	if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
@@ -67,22 +73,56 @@ func helperFile(path, what string) string {
 	return filepath.Join(filepath.Dir(path), "."+filepath.Base(path)+".hallmark-"+what)
 }
 
-// RemoveLeftovers removes what a run that was killed left next to the files. It must
-// not run beside a Change of them.
+// RemoveLeftovers removes what a run that was killed left next to the files. A file that
+// is gone is put back from what that run saved of it. It must not run beside a Change of
+// the files.
 func RemoveLeftovers(paths ...string) error {
 	var errs []error
 	for _, path := range paths {
-		errs = append(errs, removeAll(helperFile(path, "new"), helperFile(path, "old")))
+		_, err := restore(path)
+		if err == nil {
+			err = removeAll(helperFile(path, "new"), helperFile(path, "old"))
+		}
+		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
+}
+
+// restore puts back the file that a run saved, if that is the only copy of it. superseded
+// says that both are there, and differ.
+func restore(path string) (superseded bool, err error) {
+	saved := helperFile(path, "old")
+	old, err := os.Lstat(saved)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	now, err := os.Lstat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, os.Rename(saved, path)
+	}
+	return err == nil && !os.SameFile(old, now), err
+}
+
+// settle makes room for another Change of the file. A copy that differs from what is there
+// is kept under another name: a run that could not put it back left it.
+func settle(path string) error {
+	superseded, err := restore(path)
+	if err != nil {
+		return err
+	}
+	kept := helperFile(path, "saved")
+	if _, err := os.Lstat(kept); superseded && errors.Is(err, fs.ErrNotExist) {
+		return errors.Join(os.Rename(helperFile(path, "old"), kept), removeAll(helperFile(path, "new")))
+	}
+	return removeAll(helperFile(path, "new"), helperFile(path, "old"))
 }
 
 // add saves the old file by a hard link, which takes no space and is the very
 // file: going back cannot lose anything of it.
 func (c *Change) add(path string) (*change, error) {
-	if err := removeAll(helperFile(path, "new"), helperFile(path, "old")); err != nil {
-		return nil, err
-	}
 	f := &change{path: path}
 	saved := helperFile(path, "old")
 	switch err := os.Link(path, saved); {

@@ -261,6 +261,9 @@ func parseSettings(output []byte) settings {
 	return s
 }
 
+// Values returns what "sshd -T" prints for a keyword, given in lower case.
+func Values(output []byte, keyword string) []string { return parseSettings(output)[keyword] }
+
 // value returns the one value of a keyword, or "" if sshd does not print it: not every
 // version knows all.
 func (s settings) value(keywords ...string) string {

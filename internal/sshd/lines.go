@@ -58,8 +58,12 @@ type lineReader struct {
 
 // read appends the lines of a file. It returns the Match block in which the file ends.
 func (r *lineReader) read(file string, match []string, depth int) []string {
-	data, err := os.ReadFile(filepath.Join(r.root, file))
+	path, err := Resolve(r.root, file)
 	if err != nil || depth > maxIncludes {
+		return match
+	}
+	data, err := os.ReadFile(filepath.Join(r.root, path))
+	if err != nil {
 		return match
 	}
 	number := 0
@@ -86,7 +90,11 @@ func (r *lineReader) read(file string, match []string, depth int) []string {
 // glob returns the files that an Include names, as sshd names them, in its order.
 func (r *lineReader) glob(patterns []string) (files []string) {
 	for _, pattern := range patterns {
-		found, _ := filepath.Glob(filepath.Join(r.root, absolutePattern(pattern)))
+		folder, name := filepath.Split(absolutePattern(pattern))
+		if resolved, err := Resolve(r.root, folder); err == nil && !isPattern(folder) {
+			folder = resolved
+		}
+		found, _ := filepath.Glob(filepath.Join(r.root, folder, name))
 		slices.Sort(found)
 		for _, file := range found {
 			files = append(files, filepath.Join("/", strings.TrimPrefix(file, r.root)))
