@@ -80,13 +80,13 @@ func ledgerAttacks() map[string]attack {
 			w.earlier(a)
 			a.payload.HostKeys = nil
 			a.keys = []ssh.Signer{newKey(w.t), newKey(w.t)}
-		}, protocol.CodeKeyConflict, untilClaim, nil},
+		}, protocol.CodeKeyConflict, untilRenewed, nil},
 		"a permit for another key": {rekeying(func(w *world, _ *attempt) ledger.Permit {
 			return ledger.Permit{Fingerprint: fingerprintOf(newKey(w.t)), End: w.now.Add(time.Hour), By: "operator"}
-		}), protocol.CodeKeyConflict, untilClaim, nil},
+		}), protocol.CodeKeyConflict, untilRenewed, nil},
 		"a permit that has ended": {rekeying(func(w *world, a *attempt) ledger.Permit {
 			return ledger.Permit{Fingerprint: fingerprintOf(a.keys[0]), End: w.now.Add(-time.Second), By: "operator"}
-		}), protocol.CodeKeyConflict, untilClaim, nil},
+		}), protocol.CodeKeyConflict, untilRenewed, nil},
 		"a permit used twice": {func(w *world, a *attempt) {
 			rekeying(func(w *world, a *attempt) ledger.Permit {
 				return ledger.Permit{Fingerprint: fingerprintOf(a.keys[0]), End: w.now.Add(time.Hour), By: "operator"}
@@ -94,13 +94,13 @@ func ledgerAttacks() map[string]attack {
 			w.earlier(a)
 			a.payload.HostKeys = nil
 			a.keys = []ssh.Signer{newKey(w.t)}
-		}, protocol.CodeKeyConflict, untilClaim, nil},
+		}, protocol.CodeKeyConflict, untilRenewed, nil},
 		"a permit for a key that another instance holds": {func(w *world, a *attempt) {
 			rekeying(func(w *world, a *attempt) ledger.Permit {
 				w.hold(otherInstance, "other", fingerprintOf(a.keys[0]))
 				return ledger.Permit{Fingerprint: fingerprintOf(a.keys[0]), End: w.now.Add(time.Hour), By: "operator"}
 			})(w, a)
-		}, protocol.CodeKeyInUse, untilClaim, nil},
+		}, protocol.CodeKeyInUse, untilRenewed, nil},
 		// Then a thief of an old key cannot add his own.
 		"an old key after a permitted re-key": {func(w *world, a *attempt) {
 			old := a.keys
@@ -110,7 +110,7 @@ func ledgerAttacks() map[string]attack {
 			w.earlier(a)
 			a.payload.HostKeys = nil
 			a.keys = old
-		}, protocol.CodeKeyConflict, untilClaim, nil},
+		}, protocol.CodeKeyConflict, untilRenewed, nil},
 
 		"more keys than one machine ever has": {func(w *world, a *attempt) {
 			for range ledger.MaxKeys - 2 {
@@ -122,7 +122,7 @@ func ledgerAttacks() map[string]attack {
 			w.earlier(a)
 			a.payload.HostKeys = nil
 			a.keys[1] = newKey(w.t)
-		}, protocol.CodeKeyConflict, untilClaim, nil},
+		}, protocol.CodeKeyConflict, untilRenewed, nil},
 	}
 }
 
@@ -229,7 +229,7 @@ func endingAttacks() map[string]attack {
 	}
 	for step, calls := range map[string]string{
 		"sts": untilEC2, "record": untilClaim, "connect": untilClaim, "claim": untilClaim,
-		"claimed": untilUndone, "lookup": untilUndone, "upsert": untilUndone, "sign": untilUndone, "CAs": untilUndone, "confirm": untilUndone,
+		"lookup": untilClaim, "claimed": untilUndone, "upsert": untilUndone, "sign": untilUndone, "CAs": untilUndone, "confirm": untilUndone,
 	} {
 		rows["off-boarded at the step "+step] = attack{ending(step), protocol.CodeInstanceEnded, calls, nothingLeft}
 	}

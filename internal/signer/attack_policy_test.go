@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/hallmark-ssh/hallmark/internal/inventory"
 	"github.com/hallmark-ssh/hallmark/internal/ledger"
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
 	"github.com/hallmark-ssh/hallmark/internal/teleport"
@@ -154,6 +155,10 @@ func hostnameTag(value string) func(*world, *attempt) {
 // default one, which ends in its id.
 func hostnameTagAttacks() map[string]attack {
 	rows := map[string]attack{
+		"tag TeleportHostname: a foreign node's, with the cluster's name": {func(w *world, a *attempt) {
+			hostnameTag("bastion")(w, a)
+			w.nodes["other"] = teleport.Node{ID: "other", Hostname: "Bastion." + testCluster}
+		}, codeGranted, all, isNamed("bastion-" + testInstance)},
 		"tag TeleportHostname, which no rule takes": {tag("TeleportHostname", "bastion"), codeGranted, all, checkOwnNames},
 		"tag TeleportHostname that the pattern does not take": {func(w *world, _ *attempt) {
 			w.setPolicy(`{name: default, match: {` + open + `}, teleport_hostname: {pattern: "web[0-9]+"}}`)
@@ -164,13 +169,13 @@ func hostnameTagAttacks() map[string]attack {
 		"tag TeleportHostname: a foreign node's": {func(w *world, a *attempt) {
 			hostnameTag("bastion")(w, a)
 			w.nodes["other"] = teleport.Node{ID: "other", Hostname: "bastion"}
-		}, protocol.CodeNameInUse, untilLookup, nil},
+		}, codeGranted, all, isNamed("bastion-" + testInstance)},
 		"tag TeleportHostname: a foreign node's, at a renaming": {func(w *world, a *attempt) {
 			hostnameTag("web1")(w, a)
 			w.earlier(a)
 			hostnameTag("bastion")(w, a)
 			w.nodes["other"] = teleport.Node{ID: "other", Hostname: "bastion"}
-		}, protocol.CodeNameInUse, untilLookup, nil},
+		}, codeGranted, all, isNamed("bastion-" + testInstance)},
 	}
 	for what, value := range map[string]string{
 		"IPv4 address":                    "10.0.0.1",
@@ -234,8 +239,18 @@ func heldNameAttacks() map[string]attack {
 	}
 	return map[string]attack{
 		"another instance's name": {held(func(w *world) { until(w, time.Hour) }), codeGranted, all, isNamed(fallback)},
-		"name of an instance that is stopped for years": {held(func(w *world) { until(w, -3*365*24*time.Hour) }),
+		"name of an instance that is stopped for years": {held(func(w *world) {
+			until(w, -3*365*24*time.Hour)
+			w.others = map[string]string{otherInstance: inventory.StateStopped}
+		}), codeGranted, all, isNamed(fallback)},
+		"name of an instance that was gone for weeks when nobody noticed": {held(func(w *world) { until(w, -longEnded) }),
+			codeGranted, "sts ec2 connect lookup claim release issue confirm", isNamed("a")},
+		"name of an instance that is gone since yesterday, as EC2 says": {held(func(w *world) { until(w, time.Second-longEnded) }),
 			codeGranted, all, isNamed(fallback)},
+		"name of an instance about which EC2 cannot be asked": {held(func(w *world) {
+			until(w, -longEnded)
+			w.others = map[string]string{otherInstance: ec2Fails}
+		}), codeGranted, all, isNamed(fallback)},
 		"name of an instance that is gone, but not its certificates": {held(func(w *world) {
 			until(w, time.Hour)
 			w.endOf(otherInstance)
@@ -266,7 +281,7 @@ func heldNameAttacks() map[string]attack {
 					w.t.Fatal(err)
 				}
 			}
-		}, protocol.CodeNameInUse, untilClaim, nil},
+		}, codeGranted, all, isNamed(testInstance)},
 		// The row that must go through: conditions compare times, and do not wait for a
 		// record to be deleted.
 		"expired record that is not deleted yet": {held(func(w *world) {

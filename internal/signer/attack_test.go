@@ -30,10 +30,12 @@ const (
 	untilSTS     = "sts"
 	untilEC2     = "sts ec2"
 	untilConnect = "sts ec2 connect"
-	untilClaim   = "sts ec2 connect claim"
-	untilLookup  = "sts ec2 connect claim lookup"
-	untilIssue   = "sts ec2 connect claim lookup issue"
-	untilUndone  = "sts ec2 connect claim lookup issue confirm delete"
+	untilClaim   = "sts ec2 connect lookup claim"
+	// Of a known instance that keeps its name, Teleport is not asked.
+	untilRenewed = "sts ec2 connect claim"
+	untilLookup  = "sts ec2 connect lookup"
+	untilIssue   = "sts ec2 connect lookup claim issue"
+	untilUndone  = "sts ec2 connect lookup claim issue confirm delete"
 )
 
 // attack changes one thing about a good request or about the world.

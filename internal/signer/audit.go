@@ -40,6 +40,7 @@ type audit struct {
 	policy       string
 	decision     policy.Decision
 	heldBy       map[string]string // wanted names that others hold, and who
+	released     map[string]string // wanted names that were released, and who held them
 	grant        *grant            // what was claimed in the end
 	certificates []*ssh.Certificate
 
@@ -50,7 +51,7 @@ type audit struct {
 func newAudit(signer string, r Request, now func() time.Time) *audit {
 	return &audit{
 		now: now, signer: signer, request: r, start: now(),
-		heldBy: make(map[string]string), steps: make(map[string]time.Duration),
+		heldBy: make(map[string]string), released: make(map[string]string), steps: make(map[string]time.Duration),
 	}
 }
 
@@ -76,6 +77,12 @@ func (a *audit) noteHolders(err error) {
 	for _, h := range inUse.Held {
 		a.heldBy[h.Name] = h.Holder.ID
 	}
+}
+
+// noteReleased notes that a name was taken from an instance that is no more.
+func (a *audit) noteReleased(h ledger.HeldName) {
+	delete(a.heldBy, h.Name)
+	a.released[h.Name] = h.Holder.ID
 }
 
 func (a *audit) log(ctx context.Context, log *slog.Logger, status int, err error) {
@@ -173,6 +180,9 @@ func (a *audit) addDecision(f *fields) {
 	}
 	if len(a.heldBy) > 0 {
 		f.add("held_by_others", a.heldBy)
+	}
+	if len(a.released) > 0 {
+		f.add("released", a.released)
 	}
 	f.text("address", d.Address)
 	f.add("lifetime_s", int64(d.Lifetime.Seconds()))

@@ -6,13 +6,14 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"sync"
+	"strings"
 	"time"
 
 	"golang.org/x/crypto/ssh"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/hallmark-ssh/hallmark/internal/hostcert"
+	"github.com/hallmark-ssh/hallmark/internal/inventory"
 	"github.com/hallmark-ssh/hallmark/internal/ledger"
 	"github.com/hallmark-ssh/hallmark/internal/policy"
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
@@ -23,14 +24,16 @@ import (
 const signerLabel = "hallmark/signer"
 
 // maxClaims bounds how often an instance gives way to others: once where all is
-// quiet, and once more if a name is taken just then.
-const maxClaims = 3
+// quiet, once more if a name is taken just then, and once if it has had too many.
+const maxClaims = 4
 
 // ask is who is to be enrolled, and as what.
 type ask struct {
 	caller   caller
 	facts    policy.Facts
 	decision policy.Decision
+	// record is what the ledger knew of the instance when it was asked first.
+	record ledger.Record
 }
 
 // grant is what the ledger holds for the instance, and what will be issued on it.
@@ -73,16 +76,11 @@ func newGrant(k ask, cluster Cluster, now time.Time) grant {
 		},
 		cluster:  cluster.ClusterName(),
 		keys:     k.caller.keys,
+		names:    d.Names,
 		start:    now,
 		lifetime: d.Lifetime,
 	}
-	return g.bearing(d.Names)
-}
-
-// bearing returns the grant with these names beside its host name and node id.
-func (g grant) bearing(names []string) grant {
-	g.names = names
-	g.principals = principals(g.node.Hostname, g.node.ID, g.cluster, names)
+	g.principals = principals(g.node.Hostname, g.node.ID, g.cluster, g.names)
 	return g
 }
 
@@ -92,60 +90,117 @@ func principals(hostname, id, cluster string, names []string) []string {
 	return append([]string{hostname, id, hostname + "." + cluster, id + "." + cluster}, names...)
 }
 
-// claim has the ledger hold keys and names for the instance, and looks whether
-// they are free in Teleport.
+// claim has the ledger hold keys and names for the instance. It gives way where others
+// hold a name, in Teleport or in the ledger: a machine must not be kept out because of
+// what another is called. Teleport is asked first, so that nothing is claimed that
+// cannot be had.
 func (s *Signer) claim(ctx context.Context, cluster Cluster, k ask, a *audit) (grant, error) {
-	g, err := s.claimFree(ctx, cluster, k, a)
-	if err != nil {
-		return grant{}, err
-	}
-	a.grant = &g
-	var taken map[string]string
-	err = a.step(ctx, "lookup", teleportTimeout, func(ctx context.Context) (err error) {
-		taken, err = s.checkTeleport(ctx, cluster, g)
-		return err
-	})
-	if err != nil {
-		return grant{}, err
-	}
-	maps.Copy(a.heldBy, taken)
-	g = g.bearing(without(g.names, slices.Collect(maps.Keys(taken))))
-	a.grant = &g
-	return g, nil
-}
-
-// claimFree claims what the policy decided, and gives way where other instances
-// hold a name: a machine must not be kept out because of what another is called.
-func (s *Signer) claimFree(ctx context.Context, cluster Cluster, k ask, a *audit) (grant, error) {
+	checked := make(map[string]bool)
 	for attempt := 1; ; attempt++ {
-		g := newGrant(k, cluster, s.now())
-		err := a.step(ctx, "claim", ledgerTimeout, func(ctx context.Context) (err error) {
-			g.held, err = s.Ledger.Claim(ctx, g.claim, s.now())
-			return err
-		})
+		d, err := s.checkTeleport(ctx, cluster, k, checked, a)
+		if err != nil {
+			return grant{}, err
+		}
+		k.decision = d
+		g, err := s.claimOnce(ctx, cluster, k, a)
 		if err == nil {
+			a.grant = &g
 			return g, nil
 		}
-		a.noteHolders(err)
-		next, ok := giveWay(k.decision, err)
-		if !ok || attempt == maxClaims {
+		released := attempt == 1 && s.releaseGone(ctx, err, a)
+		next, ok := giveWay(k, err)
+		if attempt == maxClaims || !ok && !released {
 			return grant{}, refuseLedger(err)
 		}
-		k.decision = next
+		if !released {
+			k.decision = next
+		}
 	}
+}
+
+func (s *Signer) claimOnce(ctx context.Context, cluster Cluster, k ask, a *audit) (grant, error) {
+	g := newGrant(k, cluster, s.now())
+	err := a.step(ctx, "claim", ledgerTimeout, func(ctx context.Context) (err error) {
+		g.held, err = s.Ledger.Claim(ctx, g.claim, s.now())
+		return err
+	})
+	a.noteHolders(err)
+	return g, err
 }
 
 // giveWay returns what to claim instead after a refusal, if there is anything.
-func giveWay(d policy.Decision, err error) (policy.Decision, bool) {
+func giveWay(k ask, err error) (policy.Decision, bool) {
+	d := k.decision
 	var inUse *ledger.NameInUseError
 	switch {
 	case errors.As(err, &inUse):
 		return leave(d, inUse.Names())
-	case errors.Is(err, ledger.ErrTooManyNames):
+	case errors.Is(err, ledger.ErrTooManyNames) && len(d.Names) > 0:
 		// An address that changes with every start must not keep a machine out.
 		return leave(d, d.Names)
+	case errors.Is(err, ledger.ErrTooManyNames) && d.Hostname != k.caller.document.InstanceID:
+		// Nor must a tag that changes every hour. The ledger always has room for this.
+		d.Hostname, d.Fallback = k.caller.document.InstanceID, ""
+		return d, true
 	}
 	return d, false
+}
+
+// longEnded is how long ago the last certificate for a name must have ended before EC2
+// is asked about its holder. Until then the sweep has had its turn many times.
+const longEnded = 14 * 24 * time.Hour
+
+// maxAsked bounds the questions to EC2 about holders in one request.
+const maxAsked = 2
+
+// releaseGone releases the names that kept a claim from being granted, if their holders
+// are no more: an instance whose event was lost and whose node's lease ended would keep
+// its names for good. It reports whether any name was released. EC2 forgets an instance
+// within the hour, so a holder that it does not know counts here; should it come back,
+// it is still enrolled and gets another name.
+func (s *Signer) releaseGone(ctx context.Context, refusal error, a *audit) bool {
+	var inUse *ledger.NameInUseError
+	if !errors.As(refusal, &inUse) {
+		return false
+	}
+	released, asked := false, 0
+	for _, held := range inUse.Held {
+		if s.now().Sub(held.End) < longEnded || asked == maxAsked {
+			continue
+		}
+		asked++
+		if !s.isGone(ctx, held.Holder, a) {
+			continue
+		}
+		err := a.step(ctx, "claim", ledgerTimeout, func(ctx context.Context) error {
+			_, err := s.Ledger.Release(ctx, held.Name, releasedBySigner, s.now())
+			return err
+		})
+		if err == nil {
+			released = true
+			a.noteReleased(held)
+		}
+	}
+	return released
+}
+
+// releasedBySigner stands in the ledger where an operator's name would.
+const releasedBySigner = "the signer: EC2 does not have the holder"
+
+// isGone reports whether EC2 says that an instance is no more. An error says nothing.
+func (s *Signer) isGone(ctx context.Context, i ledger.Instance, a *audit) bool {
+	if !slices.Contains(s.Accounts, i.Account) || !slices.Contains(s.Regions, i.Region) {
+		return false
+	}
+	var found *inventory.Instance
+	err := a.step(ctx, "ec2", ec2Timeout, func(ctx context.Context) (err error) {
+		found, err = s.Inventory.Instance(ctx, i.Account, i.Region, i.ID)
+		return err
+	})
+	if err != nil {
+		return errors.Is(err, inventory.ErrNotFound)
+	}
+	return found.State == inventory.StateTerminated
 }
 
 // leave returns the decision without the names that are taken, if there is another
@@ -186,71 +241,111 @@ func refuseLedger(err error) error {
 	return unanswered(serviceLedger, err)
 }
 
-// checkTeleport compares the names with the nodes that Teleport knows, which may be
-// older than the ledger or not of Hallmark's making. It returns those of the further
-// names that another node bears, and who.
-//
-// It refuses a node id that another program writes, and a host name that another
-// node bears: under Teleport's routing the node with the latest expiry wins, so the
-// name would be taken away. These two are asked until a claim of the host name has
-// been confirmed, and not only at the first claim: an attempt that failed halfway
-// has shown nothing. Of the further names nothing records that they once were free.
-func (s *Signer) checkTeleport(ctx context.Context, cluster Cluster, g grant) (map[string]string, error) {
+// checkTeleport asks about the node's id and the decision's names at once, and returns
+// the decision without the names that other nodes bear.
+func (s *Signer) checkTeleport(ctx context.Context, cluster Cluster, k ask, checked map[string]bool, a *audit) (policy.Decision, error) {
 	group, ctx := errgroup.WithContext(ctx)
-	if g.held.ConfirmedHostname != g.claim.Hostname {
-		group.Go(func() error { return s.checkNode(ctx, cluster, g) })
-		group.Go(func() error { return checkHostname(ctx, cluster, g) })
+	if len(checked) == 0 {
+		group.Go(func() error { return s.checkNode(ctx, cluster, k, a) })
 	}
-	var mu sync.Mutex
-	taken := make(map[string]string)
-	for _, name := range g.names {
-		group.Go(func() error {
-			other, err := otherNode(ctx, cluster, name, g.node.ID)
-			if other != "" {
-				mu.Lock()
-				defer mu.Unlock()
-				taken[name] = "node " + other
-			}
-			return err
-		})
+	d, err := s.leaveForeign(ctx, cluster, k, checked, a)
+	if node := group.Wait(); node != nil {
+		return d, node
 	}
-	return taken, group.Wait()
+	return d, err
 }
 
-func (s *Signer) checkNode(ctx context.Context, cluster Cluster, g grant) error {
-	node, err := cluster.Node(ctx, g.node.ID)
+// checkNode refuses a node id that another program writes. It is asked until a claim
+// has been confirmed, and again when the instance is renamed.
+func (s *Signer) checkNode(ctx context.Context, cluster Cluster, k ask, a *audit) error {
+	if k.keepsHostname() {
+		return nil
+	}
+	i := k.caller.document
+	id := protocol.NodeID(i.AccountID, i.Region, i.InstanceID)
+	var node *teleport.Node
+	err := a.step(ctx, "lookup", teleportTimeout, func(ctx context.Context) (err error) {
+		node, err = cluster.Node(ctx, id)
+		return err
+	})
 	switch {
 	case errors.Is(err, teleport.ErrNotFound):
 		return nil
 	case err != nil:
-		return unanswered(serviceTeleport, fmt.Errorf("look up node %s: %w", g.node.ID, err))
+		return unanswered(serviceTeleport, fmt.Errorf("look up node %s: %w", id, err))
 	case node.Labels[signerLabel] != s.Audience:
-		return refuse(protocol.CodeNameInUse, fmt.Errorf("node %s exists and is of signer %q", g.node.ID, node.Labels[signerLabel]))
+		return refuse(protocol.CodeNameInUse, fmt.Errorf("node %s exists and is of signer %q", id, node.Labels[signerLabel]))
 	}
 	return nil
 }
 
-func checkHostname(ctx context.Context, cluster Cluster, g grant) error {
-	other, err := otherNode(ctx, cluster, g.node.Hostname, g.node.ID)
-	if err != nil {
+func (k ask) deciding(d policy.Decision) ask {
+	k.decision = d
+	return k
+}
+
+// keepsHostname reports whether the instance is to have the host name of its last claim
+// that was confirmed, which it still holds. An attempt that failed halfway has shown
+// nothing.
+func (k ask) keepsHostname() bool {
+	return k.record.ConfirmedHostname == k.decision.Hostname && !k.record.End.IsZero()
+}
+
+// leaveForeign returns the decision without the names that other nodes in Teleport bear,
+// which may be older than the ledger or not of Hallmark's making: under Teleport's
+// routing the node with the latest expiry wins, so a host name would be taken away. It
+// asks once about each name. The present host name is not asked about; of the further
+// names nothing records that they once were free.
+func (s *Signer) leaveForeign(ctx context.Context, cluster Cluster, k ask, checked map[string]bool, a *audit) (policy.Decision, error) {
+	d := k.decision
+	for {
+		taken, err := s.foreign(ctx, cluster, k.deciding(d), checked, a)
+		if err != nil || len(taken) == 0 {
+			return d, err
+		}
+		maps.Copy(a.heldBy, taken)
+		next, ok := leave(d, slices.Collect(maps.Keys(taken)))
+		if !ok {
+			return d, refuse(protocol.CodeNameInUse, fmt.Errorf("%s is named %s", taken[d.Hostname], d.Hostname))
+		}
+		d = next
+	}
+}
+
+// foreign returns those of the decision's names that another node bears, and which. A
+// host name counts as borne with and without the cluster's name after it, because the
+// certificate has both.
+func (s *Signer) foreign(ctx context.Context, cluster Cluster, k ask, checked map[string]bool, a *audit) (map[string]string, error) {
+	d, i := k.decision, k.caller.document
+	wanted := make(map[string]string) // what a node may be called, to the name of ours
+	for _, name := range d.Names {
+		wanted[strings.ToLower(name)] = name
+	}
+	if !k.keepsHostname() {
+		wanted[d.Hostname] = d.Hostname
+		wanted[d.Hostname+"."+cluster.ClusterName()] = d.Hostname
+	}
+	maps.DeleteFunc(wanted, func(_, name string) bool { return checked[name] })
+	if len(wanted) == 0 {
+		return nil, nil
+	}
+	var nodes []teleport.Node
+	err := a.step(ctx, "lookup", teleportTimeout, func(ctx context.Context) (err error) {
+		nodes, err = cluster.NodesNamed(ctx, slices.Sorted(maps.Keys(wanted))...)
 		return err
-	}
-	if other != "" {
-		return refuse(protocol.CodeNameInUse, fmt.Errorf("node %s is named %s", other, g.node.Hostname))
-	}
-	return nil
-}
-
-// otherNode returns the id of a node of that name that is not ours, or "".
-func otherNode(ctx context.Context, cluster Cluster, name, id string) (string, error) {
-	nodes, err := cluster.NodesNamed(ctx, name)
+	})
 	if err != nil {
-		return "", unanswered(serviceTeleport, fmt.Errorf("look up nodes named %s: %w", name, err))
+		return nil, unanswered(serviceTeleport, fmt.Errorf("look up nodes by name: %w", err))
 	}
+	for _, name := range wanted {
+		checked[name] = true
+	}
+	taken := make(map[string]string)
 	for _, node := range nodes {
-		if node.ID != id {
-			return node.ID, nil
+		name, ours := wanted[strings.ToLower(node.Hostname)]
+		if ours && node.ID != protocol.NodeID(i.AccountID, i.Region, i.InstanceID) {
+			taken[name] = "node " + node.ID
 		}
 	}
-	return "", nil
+	return taken, nil
 }

@@ -3,6 +3,7 @@ package signer
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/http"
 	"slices"
 	"testing"
@@ -164,7 +165,7 @@ func TestClaimsAreBounded(t *testing.T) {
 			return refusesNames("web", "web-"+testInstance)(c)
 		}, 2},
 		"each time another name is taken": {func(w *world, c ledger.Claim) error {
-			return refusesNames([]string{"10.0.0.7", "192.0.2.7", "web"}[len(w.claimed)-1])(c)
+			return refusesNames([]string{"10.0.0.7", "192.0.2.7", "web", "web-" + testInstance}[len(w.claimed)-1])(c)
 		}, maxClaims},
 		"names that were not asked for": {func(*world, ledger.Claim) error {
 			return &ledger.NameInUseError{Held: []ledger.HeldName{{Name: "other", Holder: inTestAccount("i-1")}}}
@@ -210,13 +211,69 @@ func TestNamesOfForeignNodesAreLeft(t *testing.T) {
 	}
 }
 
-// A node of somebody else keeps its host name even where there is another to fall
-// back to: taking the other one would hide that two think they are the same.
+// A node of somebody else keeps its host name. Where there is another to fall back to,
+// the instance gets that one: whoever sets a tag must not keep a machine out.
 func TestAForeignNodeKeepsItsHostname(t *testing.T) {
 	w := newWorld(t)
 	w.nodes["other"] = teleport.Node{ID: "other", Hostname: "web"}
-	if _, _, err := w.claim(w.wants(t)); codeOf(err) != protocol.CodeNameInUse {
+	k := w.wants(t)
+	g, _, err := w.claim(k)
+	if err != nil || g.node.Hostname != "web-"+testInstance {
+		t.Errorf("host name %q, error %v, want the fallback", g.node.Hostname, err)
+	}
+	k.decision.Fallback = ""
+	if _, _, err := w.claim(k); codeOf(err) != protocol.CodeNameInUse {
 		t.Errorf("%v, want %q", err, protocol.CodeNameInUse)
+	}
+}
+
+// A tag that names a foreign node costs the machine that name and nothing else, at
+// every renewal. When the foreign machine comes to Hallmark, the name is still there.
+func TestATagWithAForeignNameSquatsNothing(t *testing.T) {
+	w := newWorld(t)
+	a := newAttempt(t, w.now)
+	if status, _, refused := w.enroll(a); status != http.StatusOK {
+		t.Fatalf("%+v", refused)
+	}
+	hostnameTag("bastion")(w, a)
+	w.nodes["other"] = teleport.Node{ID: "other", Hostname: "bastion"}
+	for range 5 {
+		w.pass(a, 3*24*time.Hour)
+		if status, got, refused := w.enroll(a); status != http.StatusOK || got.Node.Hostname != "bastion-"+testInstance {
+			t.Fatalf("%+v as %q", refused, got.Node.Hostname)
+		}
+	}
+	for _, c := range w.claimed {
+		if c.Hostname == "bastion" {
+			t.Error("the foreign name was claimed")
+		}
+	}
+	w.hold(otherInstance, "bastion", "SHA256:bastion")
+}
+
+// A year of renames, and addresses that change at every start, keep no machine out.
+func TestRenamesAndAddressesDoNotLockOut(t *testing.T) {
+	for name, pause := range map[string]time.Duration{"over a year": 7 * 24 * time.Hour, "within a day": 25 * time.Minute} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			w.setPolicy(`{name: default, match: {` + open + `}, principals: [public_ip]}`)
+			a := newAttempt(t, w.now)
+			renew := func() {
+				t.Helper()
+				w.pass(a, pause)
+				if status, _, refused := w.enroll(a); status != http.StatusOK {
+					t.Fatalf("%+v", refused)
+				}
+			}
+			for n := range ledger.MaxNames + 2 {
+				w.instance.PublicIP = fmt.Sprintf("203.0.113.%d", n+1)
+				renew()
+			}
+			for n := range ledger.MaxNames + 2 {
+				w.instance.Tags["Name"] = fmt.Sprintf("web-%d-v", n)
+				renew()
+			}
+		})
 	}
 }
 

@@ -46,6 +46,7 @@ type Ledger interface {
 	Lookup(ctx context.Context, i ledger.Instance) (ledger.Record, error)
 	Claim(ctx context.Context, c ledger.Claim, now time.Time) (ledger.Grant, error)
 	Confirm(ctx context.Context, c ledger.Claim, g ledger.Grant) error
+	Release(ctx context.Context, name, by string, now time.Time) (ledger.Instance, error)
 }
 
 // Cluster is the Teleport cluster. *teleport.Client is one.
@@ -55,7 +56,8 @@ type Cluster interface {
 	ProxyName() string
 	// Node fails with teleport.ErrNotFound.
 	Node(ctx context.Context, id string) (*teleport.Node, error)
-	NodesNamed(ctx context.Context, hostname string) ([]teleport.Node, error)
+	// NodesNamed returns the nodes that have any of the host names.
+	NodesNamed(ctx context.Context, hostnames ...string) ([]teleport.Node, error)
 	UpsertNode(ctx context.Context, node teleport.Node) error
 	DeleteNode(ctx context.Context, id string) error
 	SignHostKey(ctx context.Context, key ssh.PublicKey, principals []string, ttl time.Duration) (*ssh.Certificate, error)
@@ -165,7 +167,7 @@ func (s *Signer) enroll(ctx context.Context, r Request, a *audit) (*protocol.Res
 	if err != nil {
 		return nil, err
 	}
-	grant, err := s.claim(ctx, cluster, ask{c, facts, decision}, a)
+	grant, err := s.claim(ctx, cluster, ask{c, facts, decision, a.record}, a)
 	if err != nil {
 		return nil, err
 	}

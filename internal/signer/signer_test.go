@@ -67,6 +67,7 @@ type world struct {
 
 	ledger    ledger.Memory
 	instance  inventory.Instance
+	others    map[string]string // the states of other instances, by id, or ec2Fails
 	stsErr    error
 	ec2Err    error
 	lookupErr error
@@ -193,9 +194,17 @@ func (f fakeSTS) Verify(_ context.Context, p protocol.CallerProof, b protocol.Bi
 
 type fakeEC2 struct{ *world }
 
+// ec2Fails is the state of an instance about which EC2 does not answer.
+const ec2Fails = "no answer"
+
 func (f fakeEC2) Instance(_ context.Context, _, region, id string) (*inventory.Instance, error) {
 	f.note("ec2")
-	if region != testRegion || id != testInstance {
+	switch state := f.others[id]; {
+	case state == ec2Fails:
+		return nil, errors.New("RequestLimitExceeded")
+	case state != "":
+		return &inventory.Instance{ID: id, State: state}, nil
+	case region != testRegion || id != testInstance:
 		return nil, inventory.ErrNotFound
 	}
 	instance := f.instance
@@ -237,6 +246,11 @@ func (f fakeLedger) Claim(ctx context.Context, c ledger.Claim, now time.Time) (l
 	return f.ledger.Claim(ctx, c, now)
 }
 
+func (f fakeLedger) Release(ctx context.Context, name, by string, now time.Time) (ledger.Instance, error) {
+	f.note("release")
+	return f.ledger.Release(ctx, name, by, now)
+}
+
 func (f fakeLedger) Confirm(ctx context.Context, c ledger.Claim, g ledger.Grant) error {
 	f.note("confirm")
 	if f.beforeOK != nil {
@@ -264,13 +278,13 @@ func (f fakeCluster) Node(_ context.Context, id string) (*teleport.Node, error) 
 	return &node, nil
 }
 
-func (f fakeCluster) NodesNamed(_ context.Context, hostname string) ([]teleport.Node, error) {
+func (f fakeCluster) NodesNamed(_ context.Context, hostnames ...string) ([]teleport.Node, error) {
 	f.note("lookup")
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	var named []teleport.Node
 	for _, node := range f.nodes {
-		if node.Hostname == hostname {
+		if slices.ContainsFunc(hostnames, func(h string) bool { return strings.EqualFold(h, node.Hostname) }) {
 			named = append(named, node)
 		}
 	}
@@ -423,7 +437,7 @@ func (w *world) enroll(a *attempt) (int, protocol.Response, protocol.Refusal) {
 }
 
 // all are the calls of a first enrollment that is granted.
-const all = "sts ec2 connect claim lookup issue confirm"
+const all = "sts ec2 connect lookup claim issue confirm"
 
 func TestEnroll(t *testing.T) {
 	w := newWorld(t)

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
+	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -49,17 +51,24 @@ func (c *Client) Node(ctx context.Context, id string) (*Node, error) {
 	return &node, nil
 }
 
-// NodesNamed returns the nodes that have the host name, upper and lower case
-// alike, whoever registered them. Like Node it may not yet know of recent ones.
-func (c *Client) NodesNamed(ctx context.Context, hostname string) ([]Node, error) {
-	var servers []types.Server
-	err := c.do(ctx, "list nodes named "+hostname, func(ctx context.Context, live *connection) (err error) {
-		// Keywords match parts of many fields and need no quoting, as an expression of
-		// Teleport's language would; the answer is narrowed down below.
-		servers, err = client.GetAllResources[types.Server](ctx, live.api, &proto.ListResourcesRequest{
-			ResourceType:   types.KindNode,
-			Namespace:      defaults.Namespace,
-			SearchKeywords: []string{hostname},
+// maxNamed bounds the nodes that are read of those with the host names. More is no
+// better answer to the question whether there are any.
+const maxNamed = 100
+
+// NodesNamed returns nodes that have any of the host names, maxNamed at most, whoever
+// registered them. Names match as given, and in lower or upper case throughout, or with
+// a capital first letter. Like Node it may not yet know of recent nodes.
+func (c *Client) NodesNamed(ctx context.Context, hostnames ...string) ([]Node, error) {
+	if len(hostnames) == 0 {
+		return nil, nil
+	}
+	var page *types.ListResourcesResponse
+	err := c.do(ctx, fmt.Sprintf("list nodes named %q", hostnames), func(ctx context.Context, live *connection) (err error) {
+		page, err = live.api.ListResources(ctx, proto.ListResourcesRequest{
+			ResourceType:        types.KindNode,
+			Namespace:           defaults.Namespace,
+			PredicateExpression: nameExpression(hostnames),
+			Limit:               maxNamed,
 		})
 		return err
 	})
@@ -67,12 +76,28 @@ func (c *Client) NodesNamed(ctx context.Context, hostname string) ([]Node, error
 		return nil, err
 	}
 	var nodes []Node
-	for _, server := range servers {
-		if strings.EqualFold(server.GetHostname(), hostname) {
+	for _, resource := range page.Resources {
+		if server, ok := resource.(types.Server); ok {
 			nodes = append(nodes, nodeOf(server))
 		}
 	}
 	return nodes, nil
+}
+
+// nameExpression selects nodes by their host names, which is what "name" means there of
+// nodes (Teleport documentation, "Predicate Language"). Matching on the server keeps it
+// from sending every node with a label that contains the name.
+func nameExpression(hostnames []string) string {
+	var terms []string
+	for _, name := range hostnames {
+		lower := strings.ToLower(name)
+		spellings := []string{name, lower, strings.ToUpper(name), strings.ToUpper(lower[:min(1, len(lower))]) + lower[min(1, len(lower)):]}
+		slices.Sort(spellings)
+		for _, spelling := range slices.Compact(spellings) {
+			terms = append(terms, "name == "+strconv.Quote(spelling))
+		}
+	}
+	return strings.Join(terms, " || ")
 }
 
 // NodesWith returns the nodes that bear all the labels, whoever registered them.

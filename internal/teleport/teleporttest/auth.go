@@ -2,9 +2,13 @@ package teleporttest
 
 import (
 	"context"
+	"fmt"
 	"net"
 	"path"
 	"regexp"
+	"slices"
+	"strconv"
+	"strings"
 
 	"github.com/gravitational/teleport/api/client/proto"
 	"github.com/gravitational/teleport/api/defaults"
@@ -130,19 +134,39 @@ func (s *authService) DeleteNode(_ context.Context, request *types.ResourceInNam
 	return &emptypb.Empty{}, nil
 }
 
+// parseNames reads as much of Teleport's predicate language as the client uses:
+// `name == "a" || name == "b"`. Nil is no expression.
+func parseNames(expression string) ([]string, error) {
+	if expression == "" {
+		return nil, nil
+	}
+	var names []string
+	for term := range strings.SplitSeq(expression, " || ") {
+		quoted, ok := strings.CutPrefix(term, "name == ")
+		name, err := strconv.Unquote(quoted)
+		if !ok || err != nil {
+			return nil, fmt.Errorf("expression %q is beyond this cluster", expression)
+		}
+		names = append(names, name)
+	}
+	return names, nil
+}
+
 func (s *authService) ListResources(_ context.Context, request *proto.ListResourcesRequest) (*proto.ListResourcesResponse, error) {
 	switch {
 	case request.ResourceType != types.KindNode:
 		return nil, trace.NotImplemented("resource type %q", request.ResourceType)
-	case request.PredicateExpression != "":
-		return nil, trace.NotImplemented("expressions")
 	case request.Limit <= 0:
 		return nil, trace.BadParameter("nonpositive limit value")
+	}
+	named, err := parseNames(request.PredicateExpression)
+	if err != nil {
+		return nil, trace.BadParameter("%v", err)
 	}
 	response := &proto.ListResourcesResponse{}
 	for _, node := range s.cluster.nodes.visible() {
 		if node.GetName() < request.StartKey || !node.MatchSearch(request.SearchKeywords) ||
-			!types.MatchLabels(node, request.Labels) {
+			!types.MatchLabels(node, request.Labels) || named != nil && !slices.Contains(named, node.GetHostname()) {
 			continue
 		}
 		if len(response.Resources) == int(request.Limit) {

@@ -118,7 +118,8 @@ func contractNodeLoopback(t *testing.T, c *teleport.Client) {
 
 func contractNodesNamed(t *testing.T, c *teleport.Client) {
 	node, other := newNode(t, c, time.Hour), newNode(t, c, time.Hour)
-	other.Hostname = node.Hostname + "-2" // a keyword finds it too
+	other.Hostname = node.Hostname + "-2" // a keyword finds it too, and its label names the first
+	other.Labels["aws/Name"] = node.Hostname
 	ctx := deadline(t)
 	check(t, c.UpsertNode(ctx, node))
 	check(t, c.UpsertNode(ctx, other))
@@ -131,7 +132,12 @@ func contractNodesNamed(t *testing.T, c *teleport.Client) {
 			t.Errorf("nodes named %s: got %+v, want just %s", name, nodes, node.ID)
 		}
 	}
-	nodes, err := c.NodesNamed(ctx, "nobody-"+uuid.NewString())
+	nodes, err := c.NodesNamed(ctx, "nobody", other.Hostname, node.Hostname+"."+c.ClusterName(), node.Hostname)
+	check(t, err)
+	if len(nodes) != 2 {
+		t.Errorf("nodes of two names: %+v", nodes)
+	}
+	nodes, err = c.NodesNamed(ctx, "nobody-"+uuid.NewString())
 	check(t, err)
 	if len(nodes) != 0 {
 		t.Errorf("nodes of a name that nobody has: %+v", nodes)
