@@ -156,7 +156,7 @@ func TestLoginFailsInTheOpen(t *testing.T) {
 	w := newWorldOn(t, teleporttest.Options{STS: sts.New(sts.Options{Region: "us-west-2"})})
 	w.deploy("method: iam, token: hallmark-enroll, role: hallmark-enroll, region: us-west-2")
 	status, body := w.post(testAudience)
-	if status != http.StatusServiceUnavailable || strings.Contains(body, "token") {
+	if status != http.StatusForbidden || !strings.Contains(body, "teleport_refused") || strings.Contains(body, "token") {
 		t.Errorf("status %d, %s", status, body)
 	}
 	if !strings.Contains(w.log.String(), "teleport.login.token") {

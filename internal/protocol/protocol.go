@@ -138,6 +138,7 @@ const (
 	CodeInstanceEnded    Code = "instance_ended"       // 403: the instance was off-boarded
 	CodeRateLimited      Code = "rate_limited"         // 429, with Retry-After
 	CodeUpstream         Code = "upstream_unavailable" // 503: AWS or Teleport did not answer
+	CodeTeleportRefused  Code = "teleport_refused"     // 403: the signer's login is not good, or not good for this
 	CodeInternal         Code = "internal"             // 500
 )
 

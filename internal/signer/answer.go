@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
+	"github.com/hallmark-ssh/hallmark/internal/teleport"
 )
 
 // Answer is an HTTP response.
@@ -52,9 +53,14 @@ func (r *refusal) Unwrap() error { return r.err }
 
 func refuse(code protocol.Code, err error) *refusal { return &refusal{code: code, err: err} }
 
-// unanswered refuses a request for which a service did not do its part.
+// unanswered refuses a request for which a service did not do its part. What Teleport
+// refuses stays refused until an operator changes something, so asking again is of no use.
 func unanswered(by service, err error) *refusal {
-	return &refusal{code: protocol.CodeUpstream, by: by, err: err}
+	code := protocol.CodeUpstream
+	if errors.Is(err, teleport.ErrDenied) {
+		code = protocol.CodeTeleportRefused
+	}
+	return &refusal{code: code, by: by, err: err}
 }
 
 // saying sets what the caller is told. Use it only for callers who are proved.
@@ -102,6 +108,7 @@ func outcomes() map[protocol.Code]outcome {
 		protocol.CodeInstanceEnded:    {status: http.StatusForbidden, message: "the instance was off-boarded"},
 		protocol.CodeRateLimited:      {status: http.StatusTooManyRequests, message: "too many requests", retryAfter: 30 * time.Second},
 		protocol.CodeUpstream:         {status: http.StatusServiceUnavailable, message: "a service behind the signer did not answer; try again", retryAfter: 10 * time.Second},
+		protocol.CodeTeleportRefused:  {status: http.StatusForbidden, message: "Teleport refuses what the signer asks; the signer's log has the reason under the request id"},
 		protocol.CodeInternal:         {status: http.StatusInternalServerError, message: "the signer failed; its log has the reason under the request id"},
 	}
 }

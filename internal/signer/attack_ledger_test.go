@@ -3,6 +3,7 @@ package signer
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"testing"
 	"time"
@@ -272,6 +273,15 @@ func nodeAttacks() map[string]attack {
 		"writing the node fails": {func(w *world, _ *attempt) {
 			w.upsertErr = teleport.ErrUnavailable
 		}, protocol.CodeUpstream, untilIssue, nil},
+		"Teleport refuses the look-up": {func(w *world, _ *attempt) {
+			w.nodeErr = fmt.Errorf("read node: %w", teleport.ErrDenied)
+		}, protocol.CodeTeleportRefused, untilLookup, nil},
+		"Teleport refuses the node": {func(w *world, _ *attempt) {
+			w.upsertErr = fmt.Errorf("write node: %w", teleport.ErrDenied)
+		}, protocol.CodeTeleportRefused, untilIssue, nil},
+		"Teleport refuses to sign": {func(w *world, _ *attempt) {
+			w.signErr = fmt.Errorf("sign host key: %w", teleport.ErrDenied)
+		}, protocol.CodeTeleportRefused, untilIssue, nil},
 		"signing fails": {func(w *world, _ *attempt) {
 			w.signErr = teleport.ErrUnavailable
 		}, protocol.CodeUpstream, untilIssue, nil},

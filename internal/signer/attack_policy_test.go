@@ -1,6 +1,7 @@
 package signer
 
 import (
+	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
@@ -75,6 +76,9 @@ func policyAttacks() map[string]attack {
 		"Teleport does not answer": {func(w *world, _ *attempt) {
 			w.dialErr = teleport.ErrUnavailable
 		}, protocol.CodeUpstream, untilConnect, nil},
+		"Teleport refuses the login": {func(w *world, _ *attempt) {
+			w.dialErr = fmt.Errorf("join Teleport: %w", teleport.ErrDenied)
+		}, protocol.CodeTeleportRefused, untilConnect, nil},
 		"account not in the policy": {func(w *world, _ *attempt) {
 			w.setPolicy(`{name: a, match: {accounts: ["222222222222"], ` + open + `}}`)
 		}, protocol.CodePolicyRefused, untilConnect, nil},

@@ -88,7 +88,7 @@ func (a *audit) noteReleased(h ledger.HeldName) {
 func (a *audit) log(ctx context.Context, log *slog.Logger, status int, err error) {
 	level := slog.LevelInfo
 	switch {
-	case status >= 500 || isAlarm(err):
+	case isFailure(status, err) || isAlarm(err):
 		level = slog.LevelError
 	case err != nil:
 		level = slog.LevelWarn

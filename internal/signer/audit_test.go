@@ -259,6 +259,9 @@ func TestMetrics(t *testing.T) {
 		"Teleport does not sign": {func(w *world, _ *attempt) {
 			w.signErr = teleport.ErrUnavailable
 		}, map[string]float64{"failures": 1, "teleport_errors": 1}},
+		"Teleport refuses": {func(w *world, _ *attempt) {
+			w.signErr = teleport.ErrDenied
+		}, map[string]float64{"failures": 1, "teleport_errors": 1}},
 		"key conflict": {func(w *world, _ *attempt) {
 			w.hold(testInstance, testHostname, "SHA256:other")
 		}, map[string]float64{"refusals": 1, "key_conflicts": 1}},

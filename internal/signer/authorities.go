@@ -66,6 +66,7 @@ func (s *Signer) authorityList(ctx context.Context, r Request) ([]byte, error) {
 	}
 	body, err := s.authorities.get(ctx, s.now, s.renewAuthorities)
 	if err != nil {
+		// Also if Teleport refuses: this caller has proved nothing, and learns no more.
 		return nil, refuse(protocol.CodeUpstream, err)
 	}
 	return body, nil

@@ -9,6 +9,9 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/emf"
 )
 
+// isFailure reports whether a request failed for what is wrong on this side.
+func isFailure(status int, err error) bool { return status >= 500 || missing(err) != "" }
+
 // metrics returns the members that make the line a metric record. Codes are a
 // dimension of one metric alone. Steps that were not taken have no time.
 func (a *audit) metrics(end time.Time, status int, err error) []slog.Attr {
@@ -17,8 +20,9 @@ func (a *audit) metrics(end time.Time, status int, err error) []slog.Attr {
 	bySigner := emf.By("signer")
 	bySigner.Happened("enrollments", granted && !again)
 	bySigner.Happened("renewals", granted && again)
-	bySigner.Happened("refusals", !granted && status < 500)
-	bySigner.Happened("failures", !granted && status >= 500)
+	failed := isFailure(status, err)
+	bySigner.Happened("refusals", !granted && !failed)
+	bySigner.Happened("failures", failed)
 	bySigner.Happened("key_conflicts", isAlarm(err))
 	bySigner.Milliseconds("total_ms", end.Sub(a.start))
 	for _, step := range slices.Sorted(maps.Keys(a.steps)) {

@@ -141,6 +141,7 @@ func (b Bot) becomeRole(ctx context.Context, config Config, joined *identity, ke
 	if err := checkVersion(pong.ServerVersion); err != nil {
 		return nil, err
 	}
+	warnOutdated(ctx, config, pong.ServerVersion)
 	doing := "become role " + b.Role + " in Teleport"
 	certs, err := conn.api.GenerateUserCerts(ctx, b.roleRequest(joined, key, pong, now))
 	if trace.IsNotFound(err) {

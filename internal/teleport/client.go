@@ -3,12 +3,18 @@
 //
 // It speaks to the cluster's auth service over mutual TLS, directly or through a
 // proxy, as a Machine ID bot or with an identity file.
+//
+// What is where: client.go keeps the login and the connection, and connection.go makes one.
+// login.go has identity files, bot.go bots, join.go and sts.go how a bot proves itself, and
+// rotation.go when a login must be replaced early. node.go, hostkey.go, hostcert.go and
+// role.go are the calls. errors.go and version.go say what to change.
 package teleport
 
 import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"sync/atomic"
 	"time"
@@ -46,10 +52,19 @@ type Config struct {
 	LoggedIn func(end time.Time)
 	// Now is the clock; nil means time.Now.
 	Now func() time.Time
+	// Log gets warnings of what will fail one day. Optional.
+	Log *slog.Logger
 
-	// oldJoin says that the server has only the join service from before Teleport 18. Dial
-	// makes it, for all of the client's logins.
-	oldJoin *atomic.Bool
+	// learned is of the server. Dial makes it, for all of the client's logins.
+	learned *learned
+}
+
+// learned is what a client remembers of its server.
+type learned struct {
+	// oldJoin says that it has only the join service from before Teleport 18.
+	oldJoin atomic.Bool
+	// version is the one that warnOutdated looked at last.
+	version atomic.Pointer[string]
 }
 
 // Client talks to one cluster. It may be used by many goroutines and for as long
@@ -66,6 +81,7 @@ type Client struct {
 	identity *identity
 	live     *connection
 	lastUsed time.Time
+	looked   time.Time // when the login was new, or last compared with the authorities
 	closed   bool
 }
 
@@ -79,7 +95,10 @@ func Dial(ctx context.Context, config Config) (*Client, error) {
 	if config.Now == nil {
 		config.Now = time.Now
 	}
-	config.oldJoin = new(atomic.Bool)
+	if config.Log == nil {
+		config.Log = slog.New(slog.DiscardHandler)
+	}
+	config.learned = new(learned)
 	c := &Client{config: config, turn: make(chan struct{}, 1)}
 	live, err := c.conn(ctx)
 	if err != nil {
@@ -95,6 +114,7 @@ func Dial(ctx context.Context, config Config) (*Client, error) {
 	if err := checkVersion(pong.ServerVersion); err != nil {
 		return nil, errors.Join(err, c.Close())
 	}
+	warnOutdated(ctx, config, pong.ServerVersion)
 	c.cluster, c.proxy = pong.ClusterName, hostOf(pong.ProxyPublicAddr)
 	return c, nil
 }
@@ -172,13 +192,22 @@ func (c *Client) conn(ctx context.Context) (*connection, error) {
 	}
 	defer done()
 	now := c.config.Now()
+	if err := c.open(ctx, now); err != nil {
+		return nil, err
+	}
+	c.followRotation(ctx, now)
+	return c.live, nil
+}
+
+// open sees to it that there is such a connection. If that fails, the old one stays.
+func (c *Client) open(ctx context.Context, now time.Time) error {
 	changed, err := c.renew(ctx, now)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	if c.live != nil && !changed && now.Sub(c.lastUsed) < idleLimit {
 		c.lastUsed = now
-		return c.live, nil
+		return nil
 	}
 	err = c.connect(ctx, now)
 	if turnedAway(err) && !changed {
@@ -189,9 +218,8 @@ func (c *Client) conn(ctx context.Context) (*connection, error) {
 	if err != nil {
 		// Whatever is wrong, another login may do: the next call gets one.
 		c.identity = nil
-		return nil, err
 	}
-	return c.live, nil
+	return err
 }
 
 // connInPlaceOf returns a connection with another login than that of the old one,
@@ -247,12 +275,12 @@ func (c *Client) connect(ctx context.Context, now time.Time) error {
 func (c *Client) replace(ctx context.Context, cause error) error {
 	fresh, err := c.config.Login.identity(ctx, c.config)
 	if err != nil {
-		return fmt.Errorf("%w; and no new login is to be had: %w", cause, err)
+		return fmt.Errorf("%w; logging in again failed: %w", cause, err)
 	}
 	if fresh.equal(c.identity) {
 		return cause
 	}
-	c.identity = fresh
+	c.identity, c.looked = fresh, c.config.Now()
 	return nil
 }
 
@@ -274,12 +302,17 @@ func (c *Client) renew(ctx context.Context, now time.Time) (changed bool, err er
 		if c.config.LoggedIn != nil {
 			c.config.LoggedIn(fresh.expires)
 		}
-		return !fresh.equal(old), nil
+		if changed = !fresh.equal(old); changed {
+			c.looked = now
+		}
+		return changed, nil
 	}
 	// Renewing begins well before the end, so that there is time for what does not
 	// work today: until then the old login serves.
 	if old != nil && now.Before(old.expires) {
 		old.renew = now.Add(renewPause)
+		c.config.Log.LogAttrs(ctx, slog.LevelWarn, "logging in to Teleport again failed; the old login serves until it ends",
+			slog.Time("end", old.expires), slog.String("error", err.Error()))
 		return false, nil
 	}
 	c.identity = nil

@@ -317,6 +317,7 @@ func TestDialsAgainAfterAnOutage(t *testing.T) {
 	c := config(t, cluster)
 	c.Address = relay.address
 	client := dial(t, c)
+	relay.settle()
 	for _, test := range []struct {
 		answer error
 		want   int // connections so far
@@ -353,6 +354,14 @@ func (r *relay) accepted() int {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.count
+}
+
+// settle counts the connections so far as one. A client that dials asks the proxy for its
+// versions, too, by a connection of its own.
+func (r *relay) settle() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.count = 1
 }
 
 func newRelay(t *testing.T, to string) *relay {
@@ -406,6 +415,7 @@ func TestDialsAgainAfterRest(t *testing.T) {
 	c := config(t, cluster)
 	c.Address, c.Now = relay.address, clock.now
 	client := dial(t, c)
+	relay.settle()
 	for _, step := range []struct {
 		rest time.Duration
 		want int
@@ -428,6 +438,7 @@ func TestIdentityFileChanges(t *testing.T) {
 	clock := newClock()
 	path := write(t, cluster.IdentityFile())
 	client := dial(t, teleport.Config{Address: relay.address, Login: teleport.IdentityFile(path), Now: clock.now})
+	relay.settle()
 	call := func() error {
 		_, err := client.CAs(timeout(t, 5*time.Second))
 		return err

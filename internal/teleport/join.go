@@ -68,17 +68,17 @@ func (b Bot) join(ctx context.Context, config Config, key *botKey) (*identity, e
 // joinOver joins by the join service of Teleport 18 and later, and where there is none by
 // the one before, which 20 drops.
 func (b Bot) joinOver(ctx context.Context, conn *grpc.ClientConn, config Config, key *botKey) (*certified, error) {
-	if !config.oldJoin.Load() {
+	if !config.learned.oldJoin.Load() {
 		answer, err := b.joinNew(ctx, conn, key, config.Now)
 		if !isUnimplemented(err) {
 			return answer, err
 		}
-		config.oldJoin.Store(true)
+		config.learned.oldJoin.Store(true)
 	}
 	answer, err := b.joinOld(ctx, conn, key, config.Now)
 	if err != nil && !errors.Is(kindOf(err), ErrUnavailable) {
 		// The server may have been updated since: ask for the new service next time.
-		config.oldJoin.Store(false)
+		config.learned.oldJoin.Store(false)
 	}
 	return answer, err
 }

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
 	"regexp"
 	"strconv"
@@ -25,35 +26,64 @@ func checkVersion(version string) error {
 	return nil
 }
 
+// warnOutdated warns if the server is the last major version that takes our client
+// library, once for each version. A server takes clients of the major version before its
+// own, so that only newer ones than the library need be asked.
+func warnOutdated(ctx context.Context, config Config, version string) {
+	before := config.learned.version.Swap(&version)
+	if majorOf(version) <= majorOf(api.Version) || before != nil && *before == version {
+		return
+	}
+	oldestClient := ""
+	if find, err := askProxy(ctx, config); err == nil {
+		oldestClient = find.MinClientVersion
+	}
+	if oldestClient != "" && majorOf(oldestClient) < majorOf(api.Version) {
+		return
+	}
+	config.Log.LogAttrs(ctx, slog.LevelWarn, "the next major version of Teleport will refuse this Hallmark: update Hallmark before Teleport",
+		slog.String("teleport_version", version), slog.String("oldest_client", oldestClient), slog.String("client_version", api.Version))
+}
+
 // checkClientVersion asks a proxy which clients it takes, and returns an error if
 // ours is too old. Teleport hangs up on such clients without a word; so this is
 // for when it did. Where there is no proxy, there is no answer.
 func checkClientVersion(ctx context.Context, config Config) error {
+	find, err := askProxy(ctx, config)
+	if err != nil || majorOf(find.MinClientVersion) <= majorOf(api.Version) {
+		return nil //nolint:nilerr // no answer, no opinion
+	}
+	return fmt.Errorf("%w: the cluster runs Teleport %s, which takes clients of %s or later, and this Hallmark speaks as %s: update Hallmark",
+		ErrDenied, find.ServerVersion, find.MinClientVersion, api.Version)
+}
+
+// versions is what a proxy says to everybody.
+type versions struct {
+	ServerVersion    string `json:"server_version"`
+	MinClientVersion string `json:"min_client_version"`
+}
+
+func askProxy(ctx context.Context, config Config) (versions, error) {
+	ctx, cancel := withDeadline(ctx)
+	defer cancel()
 	transport := &http.Transport{
 		DialTLSContext:    (&dialer{route: webRoute(ctx, config), protocols: []string{alpnHTTP1}}).DialContext,
 		DisableKeepAlives: true,
 	}
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+config.Address+"/webapi/find", nil)
 	if err != nil {
-		return nil
+		return versions{}, err
 	}
 	response, err := transport.RoundTrip(request)
 	if err != nil {
-		return nil //nolint:nilerr // no answer, no opinion
+		return versions{}, err
 	}
 	defer func() { _ = response.Body.Close() }()
-	var cluster struct {
-		ServerVersion    string `json:"server_version"`
-		MinClientVersion string `json:"min_client_version"`
+	var v versions
+	if err := json.NewDecoder(io.LimitReader(response.Body, maxAnswer)).Decode(&v); err != nil {
+		return versions{}, fmt.Errorf("read %s: %w", request.URL, err)
 	}
-	if err := json.NewDecoder(io.LimitReader(response.Body, maxAnswer)).Decode(&cluster); err != nil {
-		return nil //nolint:nilerr // no answer, no opinion
-	}
-	if majorOf(cluster.MinClientVersion) <= majorOf(api.Version) {
-		return nil
-	}
-	return fmt.Errorf("%w: the cluster runs Teleport %s, which takes clients of %s or later, and this Hallmark speaks as %s: update Hallmark",
-		ErrDenied, cluster.ServerVersion, cluster.MinClientVersion, api.Version)
+	return v, nil
 }
 
 // majorOf returns the major version, or 0 if the text is no version.

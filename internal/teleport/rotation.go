@@ -1,0 +1,108 @@
+package teleport
+
+import (
+	"context"
+	"crypto/x509"
+	"encoding/pem"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/gravitational/teleport/api/types"
+	"golang.org/x/sync/errgroup"
+)
+
+// rotationPause is how often a login is compared with the cluster's authorities. A phase of
+// a rotation lasts hours; whoever goes through it faster locks others out, too.
+const rotationPause = 5 * time.Minute
+
+// followRotation logs in again if the cluster is rotating the authorities of this login,
+// while both the old and the new ones are trusted. From Teleport 18 on connections survive a
+// rotation, so that none would break in time to tell. If anything of it fails, the old
+// connection serves.
+func (c *Client) followRotation(ctx context.Context, now time.Time) {
+	if now.Sub(c.looked) < rotationPause {
+		return
+	}
+	c.looked = now
+	retiring, err := c.loginRetires(ctx)
+	if err != nil {
+		c.config.Log.LogAttrs(ctx, slog.LevelWarn, "cannot see whether Teleport rotates the authorities of this login", slog.String("error", err.Error()))
+		return
+	}
+	if !retiring {
+		return
+	}
+	old := c.identity
+	c.identity.renew = now
+	if err := c.open(ctx, now); err != nil {
+		c.config.Log.LogAttrs(ctx, slog.LevelWarn, "logging in to Teleport again failed", slog.String("error", err.Error()))
+		return
+	}
+	if c.identity.equal(old) {
+		c.config.Log.LogAttrs(ctx, slog.LevelWarn, "Teleport is rotating the authorities of this login: renew it before the rotation ends",
+			slog.Time("end", old.expires))
+	}
+}
+
+// loginRetires reports whether another key than that of the login signs logins now, or the
+// cluster trusts an authority of servers that the login does not know.
+func (c *Client) loginRetires(ctx context.Context) (bool, error) {
+	ctx, cancel := context.WithTimeout(ctx, renewLimit)
+	defer cancel()
+	var user, host types.CertAuthority
+	group, ctx := errgroup.WithContext(ctx)
+	for kind, ca := range map[types.CertAuthType]*types.CertAuthority{types.UserCA: &user, types.HostCA: &host} {
+		group.Go(func() (err error) {
+			*ca, err = c.live.api.GetCertAuthority(ctx, types.CertAuthID{Type: kind, DomainName: c.identity.cluster}, false)
+			return err
+		})
+	}
+	if err := group.Wait(); err != nil {
+		return false, fmt.Errorf("read the cluster's TLS authorities: %w", err)
+	}
+	signing := certificatesOf(user.GetActiveKeys().TLS)
+	servers := certificatesOf(host.GetTrustedTLSKeyPairs())
+	return !signedByAny(c.identity.leaf, signing) || !knowsAll(rootPool(c.identity.roots, c.config.RootsPEM), servers), nil
+}
+
+// certificatesOf leaves out what is no certificate: what Teleport itself cannot use is no
+// reason to log in again.
+func certificatesOf(pairs []*types.TLSKeyPair) []*x509.Certificate {
+	var all []*x509.Certificate
+	for _, pair := range pairs {
+		block, _ := pem.Decode(pair.Cert)
+		if block == nil {
+			continue
+		}
+		if certificate, err := x509.ParseCertificate(block.Bytes); err == nil {
+			all = append(all, certificate)
+		}
+	}
+	return all
+}
+
+// signedByAny reports whether one of the authorities signed the certificate. Where none is
+// known, nobody can tell.
+func signedByAny(leaf *x509.Certificate, authorities []*x509.Certificate) bool {
+	for _, authority := range authorities {
+		if leaf.CheckSignatureFrom(authority) == nil {
+			return true
+		}
+	}
+	return len(authorities) == 0
+}
+
+// knowsAll reports whether each of the authorities is one of the roots. Their time does not
+// matter here.
+func knowsAll(roots *x509.CertPool, authorities []*x509.Certificate) bool {
+	for _, authority := range authorities {
+		_, err := authority.Verify(x509.VerifyOptions{
+			Roots: roots, CurrentTime: authority.NotAfter, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny},
+		})
+		if err != nil {
+			return false
+		}
+	}
+	return true
+}
