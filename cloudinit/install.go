@@ -42,18 +42,21 @@ func runInstall(ctx context.Context, args []string, std streams) error {
 func runSeal(_ context.Context, args []string, std streams) error {
 	flags := newFlags("seal", "remove host keys and state, as the last step before an image is made", std)
 	root := flags.String("root", "/", "seal the file system at this `folder`")
+	var options agent.SealOptions
+	flags.BoolVar(&options.Force, "force", false, "seal also a running machine that is enrolled: nobody new can log in to it then")
+	flags.BoolVar(&options.HostKeysElsewhere, "host-keys-elsewhere", false, "seal also if nothing that makes host keys at boot is found")
 	if err := parseFlags(flags, args); err != nil {
 		return err
 	}
 	if err := requireRoot("seal"); err != nil {
 		return err
 	}
-	removed, err := agent.Seal(*root)
+	removed, err := agent.Seal(*root, options)
 	for _, path := range removed {
 		fmt.Fprintf(std.err, "hallmark: removed %s\n", path)
 	}
 	if err != nil {
-		return err
+		return asFailure(err)
 	}
 	fmt.Fprintln(std.err, "hallmark: sealed; sshd accepts no new sessions until new host keys are made at boot")
 	return nil

@@ -3,6 +3,7 @@ package provisioner
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 
@@ -18,6 +19,11 @@ import (
 // adds one as well, but in a rotation it would make an image that refuses the
 // logins of tomorrow, and nobody would know why.
 func (c *Config) authorities(ctx context.Context) ([]ssh.PublicKey, error) {
+	// Prepare cannot tell an empty list from one that is not known yet.
+	if !c.SkipCAPin && len(c.OpenSSHCAPins) == 0 {
+		return nil, errors.New(`the CA is not pinned, because openssh_ca_pins is empty: list "SHA256:…" of each key of ` +
+			"\"tctl auth export --type=openssh\", as ssh-keygen -l prints it")
+	}
 	keys, err := c.readAuthorities(ctx)
 	if err != nil || c.SkipCAPin {
 		return keys, err

@@ -122,7 +122,7 @@ func TestProvision(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	const wantCalls = "install --from\nseal \n"
+	const wantCalls = "install --from\nseal --force\n"
 	if got := m.read(t, "calls"); got != wantCalls {
 		t.Errorf("hallmark was called as\n%swant\n%s", got, wantCalls)
 	}
@@ -229,7 +229,7 @@ func TestProvisionVariants(t *testing.T) {
 			if said, err := provision(t, t.Context(), m, block); err != nil {
 				t.Fatalf("%v\n%s", err, said)
 			}
-			if got := m.read(t, "calls"); !strings.HasSuffix(got, "seal \n") {
+			if got := m.read(t, "calls"); !strings.HasSuffix(got, "seal --force\n") {
 				t.Errorf("the machine was not sealed: %q", got)
 			}
 			checkClean(t, m)
