@@ -110,9 +110,8 @@ func advice(err error) string {
 	)
 	switch {
 	case errors.As(err, &unknown):
-		return "nobody whom the signer trusts vouches for the certificate at this address: " +
-			"is teleport.address right, and of the cluster that the login is of? " +
-			"If the certificate is of a private authority, put that into teleport.roots_file"
+		return "the certificate at this address is signed by an unknown authority: check that teleport.address is of the login's cluster, " +
+			"or, if the authority is private, set teleport.roots_file"
 	case errors.As(err, &hostname):
 		return "use a name that the certificate has in teleport.address"
 	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:

@@ -329,3 +329,47 @@ func TestRSAAuthorities(t *testing.T) {
 		t.Errorf("signed by %s with %s", cert.SignatureKey.Type(), cert.Signature.Format)
 	}
 }
+
+// Teleport 19 limits the export for each source address; 13 does not.
+func TestExportLimit(t *testing.T) {
+	for generation, limited := range map[teleporttest.Generation]bool{teleporttest.Generation13: false, teleporttest.Generation19: true} {
+		clock := time.Now()
+		cluster := start(t, teleporttest.Options{Generation: generation, Now: func() time.Time { return clock }})
+		web, err := caexport.NewHTTPClient(cluster.RootsPEM())
+		check(t, err)
+		fetch := func() error {
+			_, err := caexport.Fetch(t.Context(), web, cluster.Address(), caexport.Host)
+			return err
+		}
+		for range 40 {
+			check(t, fetch())
+		}
+		if err := fetch(); limited != (err != nil && strings.Contains(err.Error(), "429")) {
+			t.Errorf("%d: the 41st at once: %v", generation, err)
+		}
+		clock = clock.Add(3 * time.Second)
+		check(t, fetch())
+	}
+}
+
+// Teleport 13 restarts in a rotation of the Host authority. In 19 connections stay, even
+// those of logins whose authority is gone.
+func TestRotationAndConnections(t *testing.T) {
+	for generation, stays := range map[teleporttest.Generation]bool{teleporttest.Generation13: false, teleporttest.Generation19: true} {
+		cluster := start(t, teleporttest.Options{Generation: generation})
+		c := connect(t, cluster)
+		_, err := c.Ping(t.Context())
+		check(t, err)
+		for _, phase := range []teleporttest.Phase{
+			teleporttest.PhaseInit, teleporttest.PhaseUpdateClients, teleporttest.PhaseUpdateServers, teleporttest.PhaseStandby,
+		} {
+			check(t, cluster.RotateHost(phase))
+			check(t, cluster.RotateUser(phase))
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		defer cancel()
+		if _, err := c.Ping(ctx); (err == nil) != stays {
+			t.Errorf("%d: after the rotations: %v", generation, err)
+		}
+	}
+}
