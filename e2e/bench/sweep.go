@@ -350,9 +350,9 @@ func (w sweepLedger) End(ctx context.Context, i ledger.Instance) error {
 	return w.ledger.End(ctx, i)
 }
 
-func (w sweepLedger) SeeTags(ctx context.Context, i ledger.Instance, version uint64) error {
+func (w sweepLedger) Announce(ctx context.Context, i ledger.Instance) (ledger.Record, error) {
 	w.count("ledger")
-	return w.ledger.SeeTags(ctx, i, version)
+	return w.ledger.Announce(ctx, i)
 }
 
 type sweepCluster struct{ *sweepWorld }

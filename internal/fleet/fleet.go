@@ -39,10 +39,9 @@ type Ledger interface {
 	// End records that an instance is gone for good, whether or not it is known.
 	End(ctx context.Context, i ledger.Instance) error
 	LookupAll(ctx context.Context, instances []ledger.Instance) (map[ledger.Instance]ledger.Record, error)
-	// SeeTags notes that an instance's tags may have changed, or that its node is about
-	// to be written. It fails with ledger.ErrSeen for one that never enrolled, and with
-	// ledger.ErrEnded.
-	SeeTags(ctx context.Context, i ledger.Instance, version uint64) error
+	// Announce notes that an instance's tags may have changed, or that its node is about
+	// to be written, and returns the record after the note.
+	Announce(ctx context.Context, i ledger.Instance) (ledger.Record, error)
 }
 
 // Cluster is the Teleport cluster. *teleport.Client is one.

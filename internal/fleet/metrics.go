@@ -130,16 +130,9 @@ func (l watchedLedger) End(ctx context.Context, i ledger.Instance) error {
 	return l.calls.watch(ctx, l.now, nil, func() error { return l.Ledger.End(ctx, i) })
 }
 
-func (l watchedLedger) SeeTags(ctx context.Context, i ledger.Instance, version uint64) error {
-	var ended error // an answer too
-	err := l.calls.watch(ctx, l.now, ledger.ErrSeen, func() error {
-		err := l.Ledger.SeeTags(ctx, i, version)
-		if errors.Is(err, ledger.ErrEnded) {
-			ended, err = err, nil
-		}
-		return err
-	})
-	return errors.Join(err, ended)
+func (l watchedLedger) Announce(ctx context.Context, i ledger.Instance) (record ledger.Record, err error) {
+	err = l.calls.watch(ctx, l.now, nil, func() (err error) { record, err = l.Ledger.Announce(ctx, i); return err })
+	return record, err
 }
 
 // watched returns the same fleet, which keeps a tally of what it does.

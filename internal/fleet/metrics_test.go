@@ -169,7 +169,9 @@ type failingLedger struct {
 	err error
 }
 
-func (f failingLedger) SeeTags(context.Context, ledger.Instance, uint64) error { return f.err }
+func (f failingLedger) Announce(context.Context, ledger.Instance) (ledger.Record, error) {
+	return ledger.Record{}, f.err
+}
 
 func TestLineOfASweepThatStopped(t *testing.T) {
 	w := newLoggedWorld(t)

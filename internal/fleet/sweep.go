@@ -313,8 +313,8 @@ func (r run) refresh(ctx context.Context, at place, batch []ours) {
 	records := make(map[string]ledger.Record, len(batch))
 	var known []ours
 	for _, o := range batch {
-		record, err := r.announce(ctx, o.instance)
-		if r.note(ctx, "look up", o, err) {
+		record, err := r.Ledger.Announce(ctx, o.instance)
+		if r.note(ctx, "announce the write of", o, err) {
 			records[o.instance.ID] = record
 			known = append(known, o)
 		}
@@ -334,17 +334,6 @@ func (r run) refresh(ctx context.Context, at place, batch []ours) {
 		}
 		r.mend(ctx, o, records[o.instance.ID], i)
 	}
-}
-
-// announce notes that the node is about to be written, and returns the record. An
-// enrollment that is under way finds the note when it confirms, and writes its node
-// again.
-func (r run) announce(ctx context.Context, i ledger.Instance) (ledger.Record, error) {
-	err := r.Ledger.SeeTags(ctx, i, 0)
-	if err != nil && !errors.Is(err, ledger.ErrSeen) && !errors.Is(err, ledger.ErrEnded) {
-		return ledger.Record{}, err
-	}
-	return r.Ledger.Lookup(ctx, i)
 }
 
 func (r run) remove(ctx context.Context, o ours) {

@@ -33,54 +33,29 @@ type place struct{ account, region string }
 func (f *Fleet) TagsChanged(ctx context.Context, changes []TagChange) []error {
 	errs := make([]error, len(changes))
 	instances := make([]ledger.Instance, len(changes))
-	var noted []int
+	records := make(map[ledger.Instance]ledger.Record)
+	byPlace := make(map[place][]int)
 	for n, change := range changes {
-		instances[n] = change.Instance
-		if !f.serves(ctx, change.Instance) {
+		i := change.Instance
+		if instances[n] = i; !f.serves(ctx, i) {
 			continue
 		}
-		known, err := f.noteTags(ctx, change)
-		if errs[n] = err; known {
-			noted = append(noted, n)
+		// Announced before EC2 is asked: an enrollment that read the old tags finds the
+		// note when it confirms.
+		record, err := f.Ledger.Announce(ctx, i)
+		switch {
+		case err != nil:
+			errs[n] = err
+		case record.Ended || record.ConfirmedHostname != "":
+			records[i] = record
+			at := place{i.Account, i.Region}
+			byPlace[at] = append(byPlace[at], n)
 		}
 	}
-	if len(noted) == 0 {
+	if len(byPlace) == 0 {
 		return errs
 	}
-	for n, err := range f.relabelAll(ctx, instances, noted) {
-		errs[n] = err
-	}
-	return errs
-}
-
-// noteTags has the ledger note the change, before anything is read: an enrollment that
-// read the old tags finds the note when it confirms. It reports whether the instance
-// may have a node.
-func (f *Fleet) noteTags(ctx context.Context, change TagChange) (known bool, err error) {
-	err = f.Ledger.SeeTags(ctx, change.Instance, change.Version)
-	switch {
-	case errors.Is(err, ledger.ErrSeen):
-		return false, nil
-	case err != nil && !errors.Is(err, ledger.ErrEnded): // a node of one that ended goes
-		return false, fmt.Errorf("note that the tags of %s have changed: %w", change.Instance.ID, err)
-	}
-	return true, nil
-}
-
-// relabelAll reads the records, then asks EC2, then writes the nodes of the group.
-func (f *Fleet) relabelAll(ctx context.Context, instances []ledger.Instance, group []int) map[int]error {
-	errs := make(map[int]error, len(group))
-	byPlace := make(map[place][]int)
-	ids := make([]ledger.Instance, len(group))
-	for k, n := range group {
-		at := place{instances[n].Account, instances[n].Region}
-		byPlace[at], ids[k] = append(byPlace[at], n), instances[n]
-	}
 	pass, err := f.newPass(ctx)
-	var records map[ledger.Instance]ledger.Record
-	if err == nil {
-		records, err = f.Ledger.LookupAll(ctx, ids)
-	}
 	for at, group := range byPlace {
 		var found map[string]*inventory.Instance
 		asked := err
@@ -88,9 +63,8 @@ func (f *Fleet) relabelAll(ctx context.Context, instances []ledger.Instance, gro
 			found, asked = f.ask(ctx, at, instances, group)
 		}
 		for _, n := range group {
-			of := instances[n]
 			if errs[n] = asked; asked == nil {
-				errs[n] = pass.tagsChanged(ctx, of, records[of], found[of.ID])
+				errs[n] = pass.tagsChanged(ctx, instances[n], records[instances[n]], found[instances[n].ID])
 			}
 		}
 	}
@@ -135,11 +109,11 @@ func (p pass) follow(of ledger.Instance, dismisses bool) *follower {
 // policy.ErrIncomplete. An instance that is not enrolled, or has no node of ours, is
 // left alone.
 //
-// The record is from before EC2 was asked. Others may write meanwhile: events of the
-// same instance, an enrollment, the end. Each of them writes to the ledger before it
-// writes the node. So after a write the record is read again, and if it has changed,
-// what was written may be old: it is all done again. Nodes that are read back decide
-// nothing but whose they are, for reads lag behind.
+// The record is from when the write was announced, before EC2 was asked. Others may
+// write meanwhile: events of the same instance, an enrollment, the end. Each of them
+// writes to the ledger before it writes the node. So after a write the record is read
+// again, and if it has changed, what was written may be old: it is all done again.
+// Nodes that are read back decide nothing but whose they are, for reads lag behind.
 func (w *follower) relabel(ctx context.Context, record ledger.Record, i *inventory.Instance) (written bool, err error) {
 	for range maxRelabels {
 		wrote, err := w.once(ctx, record, i)
@@ -151,7 +125,9 @@ func (w *follower) relabel(ctx context.Context, record ledger.Record, i *invento
 		if err != nil || after.Version == record.Version {
 			return written, err
 		}
-		record = after
+		if record, err = w.Ledger.Announce(ctx, w.of); err != nil {
+			return written, err
+		}
 		if i, err = w.instance(ctx, w.of); err != nil {
 			return written, err
 		}

@@ -2,6 +2,7 @@ package ledger
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -140,12 +141,28 @@ func (d *DynamoDB) Permit(ctx context.Context, i Instance, p Permit) error {
 	return err
 }
 
-// SeeTags notes that the instance's tags may have changed, so that whoever is about to
-// write its node reads them again. The event's version decides nothing: whoever can
-// write to the queue chooses it. It fails with ErrEnded, and with ErrSeen after the
-// note for an instance that never enrolled.
+// Announce notes that the instance's tags may have changed or that its node is about to
+// be written, and returns the record after the note, in one step: an enrollment that
+// claimed before finds the note when it confirms, and one that claims later changes the
+// version. The record of an instance that ended is returned as it is. One that never
+// enrolled has no generation; it keeps the note for an hour.
+func (d *DynamoDB) Announce(ctx context.Context, i Instance) (Record, error) {
+	var found record
+	r, err := d.amend(ctx, "announce a write about", i, func(r record) (record, error) {
+		found = r
+		return r.withNote(d.now())
+	})
+	if errors.Is(err, errUnchanged) {
+		return found.exported(), nil
+	}
+	return r.exported(), err
+}
+
+// SeeTags is Announce for callers that do not look at the record. The event's version
+// decides nothing: whoever can write to the queue chooses it. It fails with ErrEnded,
+// and with ErrSeen after the note for an instance that never enrolled.
 func (d *DynamoDB) SeeTags(ctx context.Context, i Instance, _ uint64) error {
-	r, err := d.amend(ctx, "note the tags of", i, func(r record) (record, error) { return r.withTags(d.now()) })
+	r, err := d.Announce(ctx, i)
 	return seen(i, r, err)
 }
 

@@ -154,12 +154,21 @@ func (m *Memory) Permit(ctx context.Context, i Instance, p Permit) error {
 	return err
 }
 
-// SeeTags notes that the instance's tags may have changed, so that whoever is about to
-// write its node reads them again. The event's version decides nothing: whoever can
-// write to the queue chooses it. It fails with ErrEnded, and with ErrSeen after the
-// note for an instance that never enrolled.
+// Announce notes that the instance's tags may have changed or that its node is about to
+// be written, and returns the record after the note, in one step: an enrollment that
+// claimed before finds the note when it confirms, and one that claims later changes the
+// version. The record of an instance that ended is returned as it is. One that never
+// enrolled has no generation; it keeps the note for an hour.
+func (m *Memory) Announce(ctx context.Context, i Instance) (Record, error) {
+	r, err := m.amend(ctx, "announce a write about", i, func(r record) (record, error) { return r.withNote(time.Time{}) })
+	return r.exported(), err
+}
+
+// SeeTags is Announce for callers that do not look at the record. The event's version
+// decides nothing: whoever can write to the queue chooses it. It fails with ErrEnded,
+// and with ErrSeen after the note for an instance that never enrolled.
 func (m *Memory) SeeTags(ctx context.Context, i Instance, _ uint64) error {
-	r, err := m.amend(ctx, "note the tags of", i, func(r record) (record, error) { return r.withTags(time.Time{}) })
+	r, err := m.Announce(ctx, i)
 	return seen(i, r, err)
 }
 

@@ -392,13 +392,14 @@ func (r record) withPermit(p Permit) (record, error) {
 	return r, nil
 }
 
-// withTags returns the record with a note that the instance's tags may have changed.
-// One that is not known gets a record for an hour: an enrollment that has read the
-// old tags, and has claimed nothing yet, must find the note when it confirms. Now is
-// zero for a ledger that forgets nothing.
-func (r record) withTags(now time.Time) (record, error) {
+// withNote returns the record with a note that somebody is about to write, or that the
+// instance's tags may have changed. One that is not known gets a record for an hour: an
+// enrollment that has read the old tags, and has claimed nothing yet, must find the note
+// when it confirms. Now is zero for a ledger that forgets nothing. It fails with
+// errUnchanged for an instance that ended: a late event must not touch a tombstone.
+func (r record) withNote(now time.Time) (record, error) {
 	if r.ended {
-		return record{}, ErrEnded
+		return record{}, errUnchanged
 	}
 	r.tagsVersion++
 	if !r.isKnown() && !now.IsZero() {
@@ -408,11 +409,18 @@ func (r record) withTags(now time.Time) (record, error) {
 }
 
 // seen is what SeeTags returns after the note was made.
-func seen(i Instance, noted record, err error) error {
-	if err == nil && !noted.isKnown() {
-		return fmt.Errorf("note the tags of %s: %w", i.ID, ErrSeen)
+func seen(i Instance, noted Record, err error) error {
+	switch {
+	case err != nil:
+		return err
+	case noted.Ended:
+		err = ErrEnded
+	case noted.Generation == 0:
+		err = ErrSeen
+	default:
+		return nil
 	}
-	return err
+	return fmt.Errorf("note the tags of %s: %w", i.ID, err)
 }
 
 // lastEnd is when the last certificate of the instance has ended.

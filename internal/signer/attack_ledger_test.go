@@ -33,7 +33,7 @@ func ledgerAttacks() map[string]attack {
 		}, protocol.CodeNameInUse, untilClaim, nil},
 		"off-boarded instance": {func(w *world, _ *attempt) {
 			w.end()
-		}, protocol.CodeInstanceEnded, untilEC2, nil},
+		}, protocol.CodeInstanceEnded, untilSTS, nil},
 		"the ledger does not answer": {func(w *world, _ *attempt) {
 			w.claimErr = errors.New("connection refused")
 		}, protocol.CodeUpstream, untilClaim, nil},
@@ -185,9 +185,9 @@ func (e endingLedger) Claim(ctx context.Context, c ledger.Claim, now time.Time) 
 	return e.Ledger.Claim(ctx, c, now)
 }
 
-func (e endingLedger) Confirm(ctx context.Context, c ledger.Claim, g ledger.Grant) error {
+func (e endingLedger) Complete(ctx context.Context, c ledger.Claim, g ledger.Grant) (ledger.Record, error) {
 	e.at("confirm")
-	return e.Ledger.Confirm(ctx, c, g)
+	return e.Ledger.Complete(ctx, c, g)
 }
 
 type endingCluster struct {
@@ -229,7 +229,7 @@ func endingAttacks() map[string]attack {
 		}
 	}
 	for step, calls := range map[string]string{
-		"sts": untilEC2, "record": untilClaim, "connect": untilClaim, "claim": untilClaim,
+		"sts": untilSTS, "record": untilClaim, "connect": untilClaim, "claim": untilClaim,
 		"lookup": untilClaim, "claimed": untilUndone, "upsert": untilUndone, "sign": untilUndone, "CAs": untilUndone, "confirm": untilUndone,
 	} {
 		rows["off-boarded at the step "+step] = attack{ending(step), protocol.CodeInstanceEnded, calls, nothingLeft}
@@ -239,17 +239,17 @@ func endingAttacks() map[string]attack {
 		w.end()
 		clear(w.nodes)
 		a.http = func(r *Request) { *r = captured }
-	}, protocol.CodeInstanceEnded, untilEC2, nothingLeft}
+	}, protocol.CodeInstanceEnded, untilSTS, nothingLeft}
 	rows["a stale running: EC2 has not heard of the end"] = attack{func(w *world, _ *attempt) {
 		w.end()
 		w.instance.State = inventory.StateRunning
-	}, protocol.CodeInstanceEnded, untilEC2, nothingLeft}
+	}, protocol.CodeInstanceEnded, untilSTS, nothingLeft}
 	rows["off-boarded, then years pass"] = attack{func(w *world, a *attempt) {
 		w.earlier(a)
 		w.end()
 		clear(w.nodes)
 		w.pass(a, 3*365*24*time.Hour)
-	}, protocol.CodeInstanceEnded, untilEC2, nothingLeft}
+	}, protocol.CodeInstanceEnded, untilSTS, nothingLeft}
 	return rows
 }
 

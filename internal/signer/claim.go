@@ -63,7 +63,9 @@ func newGrant(k ask, cluster Cluster, now time.Time) grant {
 			ImageTags:    k.facts.ImageTags,
 			// Teleport's clock sets the certificates' end; hostcert.Check lets it be off
 			// by this much. The claim must not end before they do.
-			End: end.Add(hostcert.MaxClockSkew),
+			End:    end.Add(hostcert.MaxClockSkew),
+			Lease:  end,
+			Signer: d.Labels[signerLabel],
 		},
 		node: teleport.Node{
 			ID:       protocol.NodeID(instance.Account, instance.Region, instance.ID),
@@ -235,6 +237,8 @@ func refuseLedger(err error) error {
 		return refuse(protocol.CodeNameInUse, err)
 	case errors.Is(err, ledger.ErrTooManyNames):
 		return refuse(protocol.CodeNameInUse, err).saying("the instance has had too many names; ask the signer's operator")
+	case errors.Is(err, ledger.ErrOtherSigner):
+		return refuse(protocol.CodeNameInUse, err).saying("another signer enrolled the instance; enroll with that one, or wait until its certificates have ended")
 	case errors.Is(err, ledger.ErrEnded):
 		return refuse(protocol.CodeInstanceEnded, err)
 	}

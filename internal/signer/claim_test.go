@@ -1,7 +1,6 @@
 package signer
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"net/http"
@@ -280,39 +279,16 @@ func TestRenamesAndAddressesDoNotLockOut(t *testing.T) {
 func TestAnInstanceThatEndedIsRefusedAtOnce(t *testing.T) {
 	w := newWorld(t)
 	w.end()
-	w.ec2Err = inventory.ErrNotFound // whatever EC2 says, and whichever is faster
 	_, _, refused := w.enroll(newAttempt(t, w.now))
-	if refused.Code != protocol.CodeInstanceEnded || w.upstream() != untilEC2 {
+	if refused.Code != protocol.CodeInstanceEnded || w.upstream() != untilSTS { // EC2 is not waited for
 		t.Errorf("code %q after calls %q", refused.Code, w.upstream())
-	}
-}
-
-type inventoryFunc func(ctx context.Context) error
-
-func (f inventoryFunc) Instance(ctx context.Context, _, _, _ string) (*inventory.Instance, error) {
-	return nil, f(ctx)
-}
-
-// EC2 takes its time to say that it does not know an instance.
-func TestEC2IsNotWaitedForWhenTheInstanceEnded(t *testing.T) {
-	w := newWorld(t)
-	w.end()
-	w.signer.Inventory = inventoryFunc(func(ctx context.Context) error {
-		<-ctx.Done()
-		if !errors.Is(ctx.Err(), context.Canceled) {
-			t.Errorf("EC2 was waited for: %v", ctx.Err())
-		}
-		return ctx.Err()
-	})
-	if _, _, refused := w.enroll(newAttempt(t, w.now)); refused.Code != protocol.CodeInstanceEnded {
-		t.Errorf("code %q", refused.Code)
 	}
 }
 
 func TestALedgerThatCannotBeReadIsTriedAgain(t *testing.T) {
 	w := newWorld(t)
 	w.lookupErr = errors.New("connection refused")
-	if _, _, refused := w.enroll(newAttempt(t, w.now)); refused.Code != protocol.CodeUpstream || w.upstream() != untilEC2 {
+	if _, _, refused := w.enroll(newAttempt(t, w.now)); refused.Code != protocol.CodeUpstream || w.upstream() != untilSTS {
 		t.Errorf("code %q after calls %q", refused.Code, w.upstream())
 	}
 }

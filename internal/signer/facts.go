@@ -1,11 +1,9 @@
 package signer
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
-	"sync"
 
 	"github.com/hallmark-ssh/hallmark/internal/identity"
 	"github.com/hallmark-ssh/hallmark/internal/inventory"
@@ -14,31 +12,17 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
 )
 
-// inspect asks EC2 and the ledger about the instance, at once, and compares what
-// EC2 says with the document.
+// inspect asks the ledger and then EC2 about the instance, and compares what EC2 says
+// with the document. The ledger comes first: a tag event that it has noted by then is in
+// EC2's answer, and one that it notes later is found when the claim is confirmed. And
+// nobody waits for EC2 to say that it does not know an instance that ended.
 func (s *Signer) inspect(ctx context.Context, d *identity.Document, a *audit) (policy.Facts, error) {
-	// EC2 may take seconds to say that it does not know an instance that the ledger
-	// knows to be gone.
-	ec2, stop := context.WithCancel(ctx)
-	defer stop()
-	var (
-		instance            *inventory.Instance
-		record              ledger.Record
-		errEC2, errRecorded error
-		both                sync.WaitGroup
-	)
-	both.Go(func() {
-		instance, errEC2 = s.describe(ec2, d, a)
-	})
-	both.Go(func() {
-		if record, errRecorded = s.recall(ctx, d, a); errRecorded != nil {
-			stop()
-		}
-	})
-	both.Wait()
-	// The ledger goes first, so that the answer about an instance that is gone does
-	// not hang on which of the two was faster.
-	if err := cmp.Or(errRecorded, errEC2); err != nil {
+	record, err := s.recall(ctx, d, a)
+	if err != nil {
+		return policy.Facts{}, err
+	}
+	instance, err := s.describe(ctx, d, a)
+	if err != nil {
 		return policy.Facts{}, err
 	}
 	if err := checkInstance(instance, d); err != nil {
@@ -78,6 +62,9 @@ func (s *Signer) recall(ctx context.Context, d *identity.Document, a *audit) (le
 		if record.EndedBy != "" {
 			err = fmt.Errorf("%w by %s", err, record.EndedBy)
 		}
+	}
+	if err == nil && record.Signer != "" && record.Signer != s.Audience && s.now().Before(record.End) {
+		err = fmt.Errorf("%w: %q", ledger.ErrOtherSigner, record.Signer)
 	}
 	return record, refuseLedger(err)
 }

@@ -18,36 +18,41 @@ import (
 
 // issue registers the node, has the keys signed, and confirms the claim.
 //
-// What a failure leaves behind, and why it is not undone:
+// What a failure leaves behind:
 //
 //   - Before the node was written: the claim. It is the instance's own, and the next attempt
 //     finds it.
-//   - After the node was written but a certificate failed: a node whose machine
-//     cannot prove itself for it, or, at a renewal, one whose certificates are still
-//     good. Deleting it would break the second case to tidy up the first. The
-//     machine tries again, and the node's lease ends by itself.
+//   - After the node may have been written: see giveUp.
 //   - After the certificates but before the confirmation: certificates that nobody
 //     was given.
-//
-// One thing is undone: a node of an instance that was off-boarded meanwhile.
-// Whoever off-boarded it may have deleted the node before it was written.
 func (s *Signer) issue(ctx context.Context, cluster Cluster, g grant, a *audit) (*protocol.Response, error) {
+	i, record, err := s.issueAndConfirm(ctx, cluster, g, a)
+	if err != nil {
+		return nil, s.giveUp(ctx, cluster, g, a, err)
+	}
+	if !isQuiet(g, record, a.record) {
+		if err := s.settle(ctx, cluster, g, record, a); err != nil {
+			return nil, err
+		}
+	}
+	return newResponse(g, i, a.request.ID), nil
+}
+
+func (s *Signer) issueAndConfirm(ctx context.Context, cluster Cluster, g grant, a *audit) (issued, ledger.Record, error) {
 	var i issued
 	err := a.step(ctx, "teleport", teleportTimeout, func(ctx context.Context) (err error) {
 		i, err = register(ctx, cluster, g)
 		return err
 	})
 	if err != nil {
-		return nil, unanswered(serviceTeleport, err)
+		return issued{}, ledger.Record{}, unanswered(serviceTeleport, err)
 	}
 	if err := s.checkIssued(ctx, cluster, g, &i); err != nil {
-		return nil, err
+		return issued{}, ledger.Record{}, err
 	}
 	a.certificates = i.certificates
-	if err := s.confirm(ctx, cluster, g, a); err != nil {
-		return nil, err
-	}
-	return newResponse(g, i, a.request.ID), nil
+	record, err := s.confirm(ctx, g, a)
+	return i, record, err
 }
 
 // issued is what the cluster answered.
@@ -118,21 +123,13 @@ func checkCertificates(g grant, i *issued, now time.Time) error {
 	return nil
 }
 
-func (s *Signer) confirm(ctx context.Context, cluster Cluster, g grant, a *audit) error {
-	err := a.step(ctx, "confirm", ledgerTimeout, func(ctx context.Context) error {
-		return s.Ledger.Confirm(ctx, g.claim, g.held)
+func (s *Signer) confirm(ctx context.Context, g grant, a *audit) (ledger.Record, error) {
+	var record ledger.Record
+	err := a.step(ctx, "confirm", ledgerTimeout, func(ctx context.Context) (err error) {
+		record, err = s.Ledger.Complete(ctx, g.claim, g.held)
+		return err
 	})
-	if !errors.Is(err, ledger.ErrEnded) {
-		return refuseLedger(err)
-	}
-	// Undone even if the caller has gone or its time is up; what fails here ends
-	// with the node's lease.
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
-	defer cancel()
-	if undo := cluster.DeleteNode(ctx, g.node.ID); undo != nil && !errors.Is(undo, teleport.ErrNotFound) {
-		err = errors.Join(err, fmt.Errorf("delete node %s again: %w", g.node.ID, undo))
-	}
-	return refuse(protocol.CodeInstanceEnded, err)
+	return record, refuseLedger(err)
 }
 
 func newResponse(g grant, i issued, requestID string) *protocol.Response {

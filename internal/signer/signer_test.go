@@ -251,12 +251,16 @@ func (f fakeLedger) Release(ctx context.Context, name, by string, now time.Time)
 	return f.ledger.Release(ctx, name, by, now)
 }
 
-func (f fakeLedger) Confirm(ctx context.Context, c ledger.Claim, g ledger.Grant) error {
+func (f fakeLedger) Announce(ctx context.Context, i ledger.Instance) (ledger.Record, error) {
+	return f.ledger.Announce(ctx, i)
+}
+
+func (f fakeLedger) Complete(ctx context.Context, c ledger.Claim, g ledger.Grant) (ledger.Record, error) {
 	f.note("confirm")
 	if f.beforeOK != nil {
 		f.beforeOK()
 	}
-	return f.ledger.Confirm(ctx, c, g)
+	return f.ledger.Complete(ctx, c, g)
 }
 
 type fakeCluster struct{ *world }

@@ -24,6 +24,7 @@ type Ledger interface {
 	EndBy(ctx context.Context, i ledger.Instance, by string) error
 	Release(ctx context.Context, name, by string, now time.Time) (ledger.Instance, error)
 	Permit(ctx context.Context, i ledger.Instance, p ledger.Permit) error
+	Announce(ctx context.Context, i ledger.Instance) (ledger.Record, error)
 	SeeTags(ctx context.Context, i ledger.Instance, version uint64) error
 }
 
@@ -327,8 +328,14 @@ func testSeeTags(t *testing.T, f *fixture) {
 	if got := f.lookup(1).TagsVersion; got != 4 {
 		t.Errorf("%d changes counted after a claim, want 4", got)
 	}
+	if r, err := f.Announce(t.Context(), instance(1)); err != nil || !reflect.DeepEqual(r, f.lookup(1)) || r.TagsVersion != 5 {
+		t.Errorf("announced %+v, error %v", r, err)
+	}
 	f.endFirst()
 	ended := f.lookup(1)
+	if r, err := f.Announce(t.Context(), instance(1)); err != nil || !reflect.DeepEqual(r, ended) {
+		t.Errorf("announced after the end: %+v, error %v", r, err)
+	}
 	if err := f.SeeTags(t.Context(), instance(1), 7); !errors.Is(err, ledger.ErrEnded) {
 		t.Errorf("after the end: error %v, want %v", err, ledger.ErrEnded)
 	}
