@@ -196,6 +196,7 @@ func TestInstallWarns(t *testing.T) {
 	s := newTestSSHD(t, findSSHD(t), t.TempDir(), newSigner(t).PublicKey())
 	for _, test := range []struct{ lines, want string }{
 		{"MaxStartups 10:30:60\n", "the last line wins, not hallmark's 100:30:200"},
+		{"HostCertificate /etc/vault-cert.pub\n", "HostCertificate /etc/vault-cert.pub ("},
 		{"PerSourceMaxStartups 1\n", "PerSourceMaxStartups 1"},
 		{"Match Address 10.0.0.0/8\nPubkeyAuthentication no\n", "(Match Address 10.0.0.0/8)), for "},
 		{"Match User deploy\nAuthenticationMethods publickey,password\n", "for deploy from 192.0.2.1: a certificate alone"},

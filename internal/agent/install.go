@@ -114,11 +114,35 @@ func (in *Installer) Install(ctx context.Context, from string) (changed bool, er
 	if err != nil {
 		return false, failf(Failed, "nothing was changed; see sshd_config and the files that it includes", "sshd does not take hallmark's settings: %w", err)
 	}
-	want := sshd.Want{CAFile: options.TrustedUserCAKeys, Authorities: authorities, MaxStartups: options.MaxStartups}
+	want := sshd.Want{
+		CAFile: options.TrustedUserCAKeys, Authorities: authorities, MaxStartups: options.MaxStartups,
+		Extra: in.otherCertificates(before, options.HostCertificates),
+	}
 	if err := in.judge(ctx, after, want); err != nil {
 		return false, err
 	}
 	return in.put(ctx, append(files, unitFor(options.HostCertificates)...), plan)
+}
+
+// otherCertificates are findings for the HostCertificate lines of somebody else. The keys
+// of an image are not those of its machines, so which are certified shows there.
+func (in *Installer) otherCertificates(logins []sshd.Login, ours []string) (findings []sshd.Finding) {
+	for _, path := range sshd.Values(logins[0].Settings, "hostcertificate") {
+		f := sshd.Finding{
+			Keyword: "HostCertificate", Value: path,
+			Consequence: "another CA certifies a host key, and a host key has one certificate; hallmark certifies those that Teleport's proxy prefers to it",
+			Remedy:      "see that there is an RSA host key for hallmark, or remove that line",
+		}
+		for _, line := range in.server.Lines() {
+			if line.Keyword == "hostcertificate" && slices.Equal(line.Arguments, []string{path}) {
+				f.Places = append(f.Places, line)
+			}
+		}
+		if !slices.Contains(ours, path) {
+			findings = append(findings, f)
+		}
+	}
+	return findings
 }
 
 // put puts everything in place. Until sshd's settings are, which come last, nothing of it
