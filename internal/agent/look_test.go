@@ -69,27 +69,6 @@ func TestEnrollFindsSSHDByItsCommandLine(t *testing.T) {
 
 func port(a netip.AddrPort) string { _, port, _ := net.SplitHostPort(a.String()); return port }
 
-// An sshd that runs with another configuration than the one that hallmark was installed
-// into will never present a certificate, and a reload changes nothing about it.
-func TestEnrollWithAnotherConfigurationFile(t *testing.T) {
-	m := newMachine(t)
-	m.sshd.stop()
-	m.sshd.configure("")
-	data, err := os.ReadFile(m.sshd.Config)
-	if err != nil {
-		t.Fatal(err)
-	}
-	m.sshd.write("sshd_config_prod", string(data))
-	m.sshd.configure(m.sshd.hallmarkLines())
-	m.startWith(m.sshd.address, "-f", filepath.Join(m.dir, "sshd_config_prod"))
-	_, err = m.Enroll(t.Context())
-	wantError(t, err, Misconfigured, "sshd_config_prod", "hallmark install")
-	if m.sshd.reloads != 0 {
-		t.Errorf("%d reloads", m.sshd.reloads)
-	}
-	m.sshd.acceptsLogins()
-}
-
 // An sshd that runs but does not let this machine look is reloaded once for its new
 // certificates, because people may well reach it, and the state says that nobody saw them.
 func TestEnrollWhereSSHDLetsNobodyLook(t *testing.T) {

@@ -50,7 +50,7 @@ func (s *Server) Running(ctx context.Context, conf *Effective) (*Running, error)
 // file names, else the main process of sshd's unit, else the one whose command line
 // fits.
 func (s *Server) listener(units []unit, pidFile string) int {
-	if pid, err := listenerPID(pidFile); err == nil {
+	if pid := s.named(pidFile); pid != 0 {
 		return pid
 	}
 	if s.Config == "" {
@@ -61,6 +61,21 @@ func (s *Server) listener(units []unit, pidFile string) int {
 		}
 	}
 	return s.search()
+}
+
+// named returns the process that a PID file names, or 0. The default file is that of the
+// machine's own sshd, which a server with a configuration of its own is not.
+func (s *Server) named(pidFile string) int {
+	pid, err := listenerPID(pidFile)
+	if err != nil {
+		return 0
+	}
+	if s.Config != "" && (pidFile == "/run/sshd.pid" || pidFile == "/var/run/sshd.pid") {
+		if c, _ := commandLine(pid); c.config != s.Config {
+			return 0
+		}
+	}
+	return pid
 }
 
 // search looks for a listener among this user's processes, but not in containers. What

@@ -44,6 +44,24 @@ func TestParseCommandLine(t *testing.T) {
 	}
 }
 
+func TestAdopted(t *testing.T) {
+	for _, test := range []struct {
+		own, running, want string
+	}{
+		{"", "", "-p 22"},
+		{"", "/etc/ssh/prod", "-f /etc/ssh/prod -p 22"},
+		{"/tmp/one", "/tmp/one", "-p 22"},
+		{"/tmp/one", "/tmp/other", ""},
+		{"/tmp/one", "", ""},
+	} {
+		s := &Server{Config: test.own}
+		got := s.adopted(invocation{config: test.running, options: []string{"-p", "22"}})
+		if strings.Join(got, " ") != test.want {
+			t.Errorf("%q beside a running sshd of %q: %q, want %q", test.own, test.running, got, test.want)
+		}
+	}
+}
+
 func FuzzParseCommandLine(f *testing.F) {
 	f.Add("sshd: /usr/sbin/sshd -D -o Port 22 [listener] 0 of 10-100 startups")
 	f.Add("/usr/sbin/sshd\x00-fx\x00-p\x00")

@@ -82,6 +82,14 @@ func (s *Server) Effective(ctx context.Context) (*Effective, error) {
 	return conf, nil
 }
 
+// unitsUnlessNamed asks systemd only where no PID file names the process.
+func (s *Server) unitsUnlessNamed(ctx context.Context, pidFile string) ([]unit, error) {
+	if s.named(pidFile) != 0 {
+		return nil, nil
+	}
+	return s.units(ctx)
+}
+
 func (s *Server) effective(ctx context.Context) (*Effective, error) {
 	output, err := s.settings(ctx, rootHere())
 	if err != nil {
@@ -97,21 +105,28 @@ func (s *Server) effective(ctx context.Context) (*Effective, error) {
 // runningOptions returns the options of the running sshd that decide its settings, and
 // none where none runs.
 func (s *Server) runningOptions(ctx context.Context, pidFile string) ([]string, error) {
-	pid, err := listenerPID(pidFile)
+	units, err := s.unitsUnlessNamed(ctx, pidFile)
 	if err != nil {
-		units, err := s.units(ctx)
-		if err != nil {
-			return nil, err
-		}
-		if pid = s.listener(units, ""); pid == 0 {
-			return nil, nil
-		}
+		return nil, err
+	}
+	pid := s.listener(units, pidFile)
+	if pid == 0 {
+		return nil, nil
 	}
 	c, _ := commandLine(pid)
-	if c.config != "" && c.config != s.Config {
-		return append([]string{"-f", c.config}, c.options...), nil
+	return s.adopted(c), nil
+}
+
+// adopted returns what counts of a command line. A server with a configuration of its own
+// goes by that of no other.
+func (s *Server) adopted(c invocation) []string {
+	switch {
+	case c.config == s.Config:
+		return c.options
+	case s.Config != "":
+		return nil
 	}
-	return c.options, nil
+	return append([]string{"-f", c.config}, c.options...)
 }
 
 func (s *Server) settings(ctx context.Context, c Connection) ([]byte, error) {
