@@ -15,12 +15,10 @@ import (
 	"sync"
 	"time"
 
-	"golang.org/x/crypto/ssh"
-	"golang.org/x/sys/unix"
-
 	"github.com/hallmark-ssh/hallmark/internal/identity"
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
 	"github.com/hallmark-ssh/hallmark/internal/sshd"
+	"golang.org/x/crypto/ssh"
 )
 
 // server is the OpenSSH server of this machine.
@@ -47,6 +45,7 @@ type Enroller struct {
 	metadata *metadata
 	http     *http.Client
 	retry    retry
+	attempt  time.Duration // for one question to the signer
 	now      func() time.Time
 	settle   time.Duration // how long sshd may take to present new certificates
 	runDir   string        // forgotten at each boot, or "" without such a folder
@@ -71,7 +70,7 @@ func NewEnroller(config Config, timeout time.Duration, log func(format string, a
 		Config: config, Timeout: timeout,
 		stateDir: StateDir, caFile: sshd.CAFile,
 		server: server, metadata: newMetadata(retry), http: client,
-		retry: retry, now: time.Now, settle: settleTimeout, runDir: volatileDir(),
+		retry: retry, attempt: signerTimeout, now: time.Now, settle: settleTimeout, runDir: volatileDir(),
 	}, nil
 }
 
@@ -87,9 +86,6 @@ type Outcome struct {
 	Trusted, Retired []string
 }
 
-// ErrRunning says that another run has the lock.
-var ErrRunning = errors.New("another enrollment is running")
-
 // Enroll brings the machine to where its sshd presents valid certificates and
 // trusts the cluster's current CAs. If it is there already, it changes nothing.
 // Whatever goes wrong, sshd is left as it was.
@@ -100,7 +96,7 @@ func (e *Enroller) Enroll(ctx context.Context) (*Outcome, error) { return e.run(
 func (e *Enroller) Renew(ctx context.Context) (*Outcome, error) { return e.run(ctx, true) }
 
 func (e *Enroller) run(ctx context.Context, patient bool) (*Outcome, error) {
-	unlock, err := lock(e.stateDir)
+	unlock, err := lock(e.stateDir, e.now())
 	if err != nil {
 		return nil, err
 	}
@@ -274,26 +270,6 @@ func (e *Enroller) follow(ctx, askCtx context.Context, m *sight, o *Outcome) err
 
 // freshAnswer is how long after an enrollment there is no need to ask for CAs.
 const freshAnswer = 10 * time.Minute
-
-// lock keeps a second enrollment out while one runs. The kernel releases it
-// whatever happens to the process, and locking the folder itself needs no file.
-func lock(dir string) (unlock func(), err error) {
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return nil, failf(Failed, "run it as root", "make the state folder: %w", err)
-	}
-	folder, err := os.Open(dir)
-	if err != nil {
-		return nil, fmt.Errorf("open the state folder: %w", err)
-	}
-	if err := unix.Flock(int(folder.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		folder.Close()
-		if errors.Is(err, unix.EWOULDBLOCK) {
-			return nil, failf(Temporary, "wait for it to end: systemctl status hallmark.service", "%w", ErrRunning)
-		}
-		return nil, fmt.Errorf("lock %s: %w", dir, err)
-	}
-	return func() { folder.Close() }, nil
-}
 
 // effective returns sshd's configuration if certificates could work with it.
 func (e *Enroller) effective(ctx context.Context) (*sshd.Effective, error) {

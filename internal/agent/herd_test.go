@@ -100,7 +100,7 @@ func (m *simulated) wake(ctx context.Context) error {
 	if due {
 		attempts = manyAttempts
 	}
-	r := retry{sleep: sleep, random: m.random.Float64, log: func(string, ...any) {}}
+	r := retry{sleep: sleep, now: time.Now, random: m.random.Float64, log: func(string, ...any) {}}
 	err := r.do(ctx, attempts, func(context.Context) (bool, time.Duration, error) {
 		err := m.request()
 		return err != nil, 0, err

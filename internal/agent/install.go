@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"golang.org/x/crypto/ssh"
 
@@ -89,6 +90,15 @@ func (in *Installer) Install(ctx context.Context, from string) (changed bool, er
 	if err != nil {
 		return false, err
 	}
+	stateDir, err := in.path(StateDir)
+	if err != nil {
+		return false, err
+	}
+	unlock, err := lock(stateDir, time.Now())
+	if err != nil {
+		return false, err
+	}
+	defer unlock()
 	before, err := in.server.Logins(ctx)
 	if errors.Is(err, sshd.ErrNoHostKeys) {
 		return false, failf(Failed, "run 'ssh-keygen -A' first, and 'hallmark seal' at the end", "read sshd's configuration: %w", err)

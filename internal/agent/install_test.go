@@ -132,7 +132,7 @@ func (i *image) tree() map[string]string {
 	i.t.Helper()
 	files := map[string]string{}
 	err := filepath.WalkDir(i.root, func(path string, d os.DirEntry, err error) error {
-		if err != nil || d.IsDir() {
+		if err != nil || d.IsDir() || path == lockPath(filepath.Join(i.root, StateDir)) {
 			return err
 		}
 		info, err := d.Info()

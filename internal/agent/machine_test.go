@@ -21,6 +21,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -51,6 +52,7 @@ type machine struct {
 	*testSigner
 	*Enroller
 	waits []time.Duration
+	slept atomic.Int64 // nanoseconds that the pauses between attempts took, in made-up time
 }
 
 func newMachine(t *testing.T) *machine {
@@ -64,7 +66,12 @@ func newMachine(t *testing.T) *machine {
 		t.Fatal(err)
 	}
 	quick := retry{
-		sleep:  func(ctx context.Context, d time.Duration) error { m.waits = append(m.waits, d); return ctx.Err() },
+		sleep: func(ctx context.Context, d time.Duration) error {
+			m.waits = append(m.waits, d)
+			m.slept.Add(int64(d))
+			return ctx.Err()
+		},
+		now:    func() time.Time { return time.Now().Add(time.Duration(m.slept.Load())) },
 		random: func() float64 { return 0.5 },
 		log:    t.Logf,
 	}
@@ -73,7 +80,7 @@ func newMachine(t *testing.T) *machine {
 		Config:   Config{SignerURL: m.testSigner.server.URL + "/", Audience: "hallmark.example.com"},
 		Timeout:  2 * time.Minute,
 		stateDir: filepath.Join(dir, "state"), caFile: m.sshd.caFile,
-		server: m.sshd, metadata: newMetadata(quick), http: client, retry: quick,
+		server: m.sshd, metadata: newMetadata(quick), http: client, retry: quick, attempt: signerTimeout,
 		now: time.Now, settle: 10 * time.Second, runDir: filepath.Join(dir, "run"),
 	}
 	return m
@@ -101,7 +108,7 @@ func (m *machine) files() string {
 			m.t.Fatal(err)
 		}
 		for _, path := range paths {
-			if path == setbackPath(m.stateDir) {
+			if path == setbackPath(m.stateDir) || path == lockPath(m.stateDir) {
 				continue
 			}
 			if data, err := os.ReadFile(path); err == nil {

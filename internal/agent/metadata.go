@@ -46,6 +46,7 @@ type metadata struct {
 	endpoint string
 	http     *http.Client
 	retry    retry
+	timeout  time.Duration // of one request
 	token    string
 }
 
@@ -68,7 +69,7 @@ func newMetadata(r retry) *metadata {
 			Transport:     &http.Transport{Proxy: nil, DialContext: (&net.Dialer{Timeout: 2 * time.Second}).DialContext},
 			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 		},
-		retry: r,
+		retry: r, timeout: metadataTimeout,
 	}
 }
 
@@ -262,7 +263,7 @@ func (m *metadata) request(ctx context.Context, method, page, header, value stri
 }
 
 func (m *metadata) once(ctx context.Context, method, page, header, value string) (body []byte, again bool, err error) {
-	ctx, cancel := context.WithTimeout(ctx, metadataTimeout)
+	ctx, cancel := context.WithTimeout(ctx, m.timeout)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, method, m.endpoint+page, nil)
 	if err != nil {

@@ -412,7 +412,6 @@ func TestOutageLongerThanTheCertificatesLive(t *testing.T) {
 		return true
 	}
 	m.get = func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusServiceUnavailable) }
-	m.Timeout = time.Second
 	before := m.files()
 	var now time.Time
 	runs := 0

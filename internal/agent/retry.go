@@ -21,6 +21,8 @@ const (
 type retry struct {
 	// sleep waits, or returns the context's error.
 	sleep func(context.Context, time.Duration) error
+	// now is the clock by which sleep waits.
+	now func() time.Time
 	// random returns a number in [0, 1).
 	random func() float64
 	// log is told of every wait.
@@ -28,7 +30,7 @@ type retry struct {
 }
 
 func newRetry(log func(string, ...any)) retry {
-	return retry{sleep: sleep, random: rand.Float64, log: log}
+	return retry{sleep: sleep, now: time.Now, random: rand.Float64, log: log}
 }
 
 func sleep(ctx context.Context, d time.Duration) error {
@@ -55,7 +57,7 @@ func (r retry) do(ctx context.Context, attempts int, attempt func(context.Contex
 			return fmt.Errorf("interrupted: %w", err)
 		}
 		wait := r.wait(n, after)
-		if deadline, ok := ctx.Deadline(); ok && time.Until(deadline) < wait {
+		if deadline, ok := ctx.Deadline(); ok && deadline.Sub(r.now()) < wait {
 			return err
 		}
 		r.log("%v; trying again in %s", err, wait.Round(100*time.Millisecond))

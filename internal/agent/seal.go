@@ -33,6 +33,11 @@ func Seal(root string, options ...SealOptions) (removed []string, err error) {
 	if err := checkSealable(root, o); err != nil {
 		return nil, err
 	}
+	unlock, err := lockInside(root)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
 	inside, err := os.OpenRoot(root)
 	if err != nil {
 		return nil, fmt.Errorf("seal: %w", err)
@@ -148,7 +153,9 @@ func (s *sealing) unlink(path string, remove func(string) error) {
 		s.errs = append(s.errs, fmt.Errorf("seal: %w", err))
 		return
 	}
-	s.removed = append(s.removed, filepath.Join(s.root, relative))
+	if filepath.Base(relative) != lockFile { // which this run made itself
+		s.removed = append(s.removed, filepath.Join(s.root, relative))
+	}
 	if folder := filepath.Dir(relative); !slices.Contains(s.folders, folder) {
 		s.folders = append(s.folders, folder)
 	}

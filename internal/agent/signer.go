@@ -209,7 +209,7 @@ type status struct {
 // send sends one request, and returns as much of the answer as any may have, and a
 // byte more.
 func (e *Enroller) send(ctx context.Context, region, method string, header http.Header, body []byte) (status, []byte, error) {
-	ctx, cancel := context.WithTimeout(ctx, signerTimeout)
+	ctx, cancel := context.WithTimeout(ctx, e.attempt)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, method, e.Config.SignerURL, bytes.NewReader(body))
 	if err != nil {

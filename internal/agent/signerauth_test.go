@@ -110,7 +110,7 @@ func TestSignerAuthIAMGoesWrong(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			m := newMachine(t)
-			m.Config.SignerAuth, m.Timeout = authIAM, time.Second
+			m.Config.SignerAuth = authIAM
 			for page, content := range test.pages {
 				m.imds.pages[page] = content
 			}
