@@ -21,8 +21,13 @@ const (
 	batchTime = time.Minute
 )
 
-// sweepMemo is the name of the bookmark.
-const sweepMemo = "sweep"
+const (
+	// sweepMemo is the name of the bookmark.
+	sweepMemo = "sweep"
+	// missingMemo begins the name of the list of instances that EC2 does not show; the
+	// signer's audience follows. Signers that share a ledger see other nodes.
+	missingMemo = "missing/"
+)
 
 // bookmark remembers where the next sweep begins. memo.Memo is one.
 type bookmark interface {
@@ -54,12 +59,17 @@ func buildFleet(ctx context.Context, log *slog.Logger) (fleetHandler, error) {
 	}
 	cluster := &connector{config: config}
 	p.logStart(ctx, log, l)
+	var missing fleet.Notes = new(memo.Memory)
+	if p.table != nil {
+		missing = memo.Memo{Client: p.table, Table: tableName(p.env.table), Name: missingMemo + d.Audience}
+	}
 	h := fleetHandler{fleet: &fleet.Fleet{
 		Audience:  d.Audience,
 		Accounts:  d.Accounts.ids(),
 		Regions:   d.Regions,
 		Inventory: newInventory(d, p.aws),
 		Ledger:    p.ledger,
+		Missing:   missing,
 		Policy:    p.policy,
 		Connect:   cluster.fleet,
 		Log:       log,

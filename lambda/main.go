@@ -161,10 +161,12 @@ func (p *parts) logStart(ctx context.Context, log *slog.Logger, l login, more ..
 }
 
 func newInventory(d *deployment, cfg aws.Config) *inventory.EC2 {
+	client := sts.NewFromConfig(cfg)
 	return inventory.New(inventory.Config{
 		AWS:      cfg,
 		Accounts: d.Accounts.inventory(),
-		Roles:    sts.NewFromConfig(cfg),
+		Roles:    client,
+		Identity: client,
 		Endpoint: ec2Endpoint,
 		Now:      time.Now,
 	})

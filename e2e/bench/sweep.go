@@ -28,6 +28,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/fleet"
 	"github.com/hallmark-ssh/hallmark/internal/inventory"
 	"github.com/hallmark-ssh/hallmark/internal/ledger"
+	"github.com/hallmark-ssh/hallmark/internal/memo"
 	"github.com/hallmark-ssh/hallmark/internal/policy"
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
 	"github.com/hallmark-ssh/hallmark/internal/teleport"
@@ -180,10 +181,10 @@ func newSweepWorld(ctx context.Context) (*sweepWorld, error) {
 	})
 	w.fleet = &fleet.Fleet{
 		Audience: sweepAudience, Accounts: accounts, Regions: limits.Regions, Ledger: sweepLedger{w},
-		Inventory: w.ec2,
-		Policy:    func(context.Context) (*policy.Policy, error) { w.count("policy"); return rules, nil },
-		Connect:   func(context.Context) (fleet.Cluster, error) { return sweepCluster{w}, nil },
-		Log:       slog.New(slog.DiscardHandler), Now: time.Now,
+		Inventory: w.ec2, Missing: new(memo.Memory),
+		Policy:  func(context.Context) (*policy.Policy, error) { w.count("policy"); return rules, nil },
+		Connect: func(context.Context) (fleet.Cluster, error) { return sweepCluster{w}, nil },
+		Log:     slog.New(slog.DiscardHandler), Now: time.Now,
 	}
 	for n := range sweepNodes * 11 / 10 {
 		account := accounts[n%sweepAccounts]
@@ -254,8 +255,8 @@ func (w *sweepWorld) count(call string) {
 
 var credentialAccount = regexp.MustCompile(`Credential=ASIA([0-9]{12})/`)
 
-// serveEC2 answers as EC2 does, by filter and by page. An instance that is gone is
-// not listed at all, which costs more to make sure of than one that is terminated.
+// serveEC2 answers as EC2 does, by filter and by page. An instance that is gone is listed as
+// terminated: one that is just missing stays until a later sweep.
 func (w *sweepWorld) serveEC2(rw http.ResponseWriter, r *http.Request) {
 	data, _ := io.ReadAll(r.Body)
 	form, _ := url.ParseQuery(string(data))
@@ -277,7 +278,7 @@ func (w *sweepWorld) serveEC2(rw http.ResponseWriter, r *http.Request) {
 	}
 	var list []*sweepInstance
 	for _, i := range w.instances[account] {
-		if !i.gone && (len(named) == 0 || named[i.ref.ID]) {
+		if len(named) == 0 || named[i.ref.ID] {
 			list = append(list, i)
 		}
 	}
@@ -298,13 +299,17 @@ func (w *sweepWorld) serveEC2(rw http.ResponseWriter, r *http.Request) {
 // write writes the instance in about 5 KB, as many as EC2 needs for one with a volume, a
 // network interface and a few tags.
 func (i *sweepInstance) write(w io.Writer) {
+	state := inventory.StateRunning
+	if i.gone {
+		state = inventory.StateTerminated
+	}
 	fmt.Fprintf(w, `<item><reservationId>r-%017x</reservationId><ownerId>%s</ownerId><groupSet/><instancesSet><item>
-<instanceId>%s</instanceId><imageId>%s</imageId><instanceState><code>16</code><name>running</name></instanceState>
-<privateDnsName>ip-10-%d-%d-%d.us-west-2.compute.internal</privateDnsName><privateIpAddress>10.%[5]d.%[6]d.%[7]d</privateIpAddress>
+<instanceId>%s</instanceId><imageId>%s</imageId><instanceState><code>16</code><name>%[8]s</name></instanceState>
+<privateDnsName>ip-10-%[5]d-%[6]d-%[7]d.us-west-2.compute.internal</privateDnsName><privateIpAddress>10.%[5]d.%[6]d.%[7]d</privateIpAddress>
 <placement><availabilityZone>us-west-2a</availabilityZone></placement><vpcId>vpc-0123456789abcdef0</vpcId>
 <subnetId>subnet-0123456789abcdef0</subnetId><launchTime>2026-01-02T03:04:05.000Z</launchTime>
 <iamInstanceProfile><arn>arn:aws:iam::%[2]s:instance-profile/web</arn></iamInstanceProfile><tagSet>`,
-		i.number, i.ref.Account, i.ref.ID, i.image, i.number>>16, i.number>>8&255, i.number&255)
+		i.number, i.ref.Account, i.ref.ID, i.image, i.number>>16, i.number>>8&255, i.number&255, state)
 	for key, value := range map[string]string{
 		"Name": "web", "env": "prod", "team": i.team, "cost-center": "1234567890", "aws:autoscaling:groupName": "web-blue",
 		"aws:ec2launchtemplate:id": "lt-0123456789abcdef0", "aws:ec2launchtemplate:version": "12", "owner": "somebody@example.com",

@@ -26,7 +26,8 @@ type Event struct {
 
 // SweepRequest asks for a sweep.
 type SweepRequest struct {
-	// Limit is how many nodes may be deleted; 0 means DefaultLimit.
+	// Limit is how many nodes of missing instances may be deleted by this sweep; 0 means
+	// the limits of a day.
 	Limit int `json:"limit"`
 }
 

@@ -31,6 +31,8 @@ type Inventory interface {
 	Instances(ctx context.Context, account, region string, ids []string) (map[string]*inventory.Instance, error)
 	// All returns all instances of an account in a region, by id.
 	All(ctx context.Context, account, region string) (map[string]*inventory.Instance, error)
+	// CheckAccount fails unless EC2 is asked about the account with its own credentials.
+	CheckAccount(ctx context.Context, account string) error
 }
 
 // Ledger remembers who holds what. *ledger.DynamoDB is one.
@@ -68,7 +70,9 @@ type Fleet struct {
 
 	Inventory Inventory
 	Ledger    Ledger
-	Policy    func(ctx context.Context) (*policy.Policy, error)
+	// Missing remembers which instances EC2 does not show.
+	Missing Notes
+	Policy  func(ctx context.Context) (*policy.Policy, error)
 	// Connect returns the cluster, logged in.
 	Connect func(ctx context.Context) (Cluster, error)
 
@@ -121,12 +125,6 @@ func (f *Fleet) ask(ctx context.Context, at place, instances []ledger.Instance, 
 		return nil, fmt.Errorf("ask EC2: %w", err)
 	}
 	return found, nil
-}
-
-// isGone reports whether an instance will never run again. Only an answer of EC2
-// says so: a call that failed has said nothing.
-func isGone(i *inventory.Instance) bool {
-	return i == nil || i.State == inventory.StateShuttingDown || i.State == inventory.StateTerminated
 }
 
 // isStopped reports whether an instance is stopped, and may be started again.

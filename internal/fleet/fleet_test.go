@@ -16,6 +16,7 @@ import (
 
 	"github.com/hallmark-ssh/hallmark/internal/inventory"
 	"github.com/hallmark-ssh/hallmark/internal/ledger"
+	"github.com/hallmark-ssh/hallmark/internal/memo"
 	"github.com/hallmark-ssh/hallmark/internal/policy"
 	"github.com/hallmark-ssh/hallmark/internal/teleport"
 )
@@ -37,13 +38,15 @@ type world struct {
 	calls     []string
 	instances map[string]*inventory.Instance // by id, in the one account and region
 	ec2Err    error
-	before    func() // runs before EC2 answers
-	ledger    ledger.Memory
-	nodes     map[string]teleport.Node
-	deleteErr error
-	onUpsert  func(teleport.Node)
-	onWrite   func() // runs after a node was written or deleted
-	onAll     func(region string)
+	// accountErr says that the credentials are another account's.
+	accountErr error
+	before     func() // runs before EC2 answers
+	ledger     ledger.Memory
+	nodes      map[string]teleport.Node
+	deleteErr  error
+	onUpsert   func(teleport.Node)
+	onWrite    func() // runs after a node was written or deleted
+	onAll      func(region string)
 }
 
 func newWorld(t *testing.T) *world {
@@ -54,7 +57,7 @@ func newWorld(t *testing.T) *world {
 	}
 	w.fleet = &Fleet{
 		Audience: testAudience, Accounts: []string{testAccount}, Regions: []string{testRegion},
-		Inventory: fakeEC2{w}, Ledger: &w.ledger,
+		Inventory: fakeEC2{w}, Ledger: &w.ledger, Missing: new(memo.Memory),
 		Connect: func(context.Context) (Cluster, error) { return fakeCluster{w}, nil },
 		Log:     slog.New(slog.NewTextHandler(&w.log, nil)),
 		Now:     func() time.Time { return w.now },
@@ -169,6 +172,11 @@ func (f fakeEC2) All(_ context.Context, _, region string) (map[string]*inventory
 	return found, f.ec2Err
 }
 
+func (f fakeEC2) CheckAccount(context.Context, string) error {
+	f.note("account")
+	return f.accountErr
+}
+
 type fakeCluster struct{ *world }
 
 func (f fakeCluster) ClusterName() string { return "teleport.example.com" }
@@ -249,14 +257,15 @@ func TestStateChanged(t *testing.T) {
 	}{
 		"terminated":                 {func(w *world) { w.instances[ref(1).ID].State = inventory.StateTerminated }, true, false, false},
 		"shutting down":              {func(w *world) { w.instances[ref(1).ID].State = inventory.StateShuttingDown }, true, false, false},
-		"no longer known to EC2":     {func(w *world) { delete(w.instances, ref(1).ID) }, true, false, false},
+		"not shown by EC2":           {func(w *world) { delete(w.instances, ref(1).ID) }, false, true, false},
+		"not shown, and ended":       {func(w *world) { delete(w.instances, ref(1).ID); _ = w.ledger.End(w.t.Context(), ref(1)) }, true, false, false},
 		"running after all":          {func(*world) {}, false, true, false},
 		"stopped":                    {func(w *world) { w.instances[ref(1).ID].State = inventory.StateStopped }, false, true, false},
 		"EC2 does not answer":        {func(w *world) { delete(w.instances, ref(1).ID); w.ec2Err = errors.New("throttled") }, false, true, true},
 		"of an account not listed":   {func(w *world) { delete(w.instances, ref(1).ID); w.fleet.Accounts = nil }, false, true, false},
 		"of a region not listed":     {func(w *world) { delete(w.instances, ref(1).ID); w.fleet.Regions = nil }, false, true, false},
-		"node of another signer":     {func(w *world) { delete(w.instances, ref(1).ID); w.relabel(1, "other") }, true, true, false},
-		"Teleport cannot delete now": {func(w *world) { delete(w.instances, ref(1).ID); w.deleteErr = errors.New("down") }, true, true, true},
+		"node of another signer":     {func(w *world) { w.terminate(1); w.relabel(1, "other") }, true, true, false},
+		"Teleport cannot delete now": {func(w *world) { w.terminate(1); w.deleteErr = errors.New("down") }, true, true, true},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -275,6 +284,8 @@ func TestStateChanged(t *testing.T) {
 	}
 }
 
+func (w *world) terminate(n int) { w.instances[ref(n).ID].State = inventory.StateTerminated }
+
 func (w *world) relabel(n int, signer string) {
 	node := w.nodes[nodeID(ref(n))]
 	labels := make(map[string]string)
@@ -289,6 +300,8 @@ func (w *world) relabel(n int, signer string) {
 // The event may come before the enrollment that it must stop has claimed anything.
 func TestStateChangedBeforeTheClaim(t *testing.T) {
 	w := newWorld(t)
+	w.run(1)
+	w.terminate(1)
 	if err := w.stateChanged(ref(1)); err != nil {
 		t.Fatal(err)
 	}
@@ -507,7 +520,7 @@ func TestATagEventDoesNotBringANodeBack(t *testing.T) {
 	w.enroll(1).Tags["x"] = "y"
 	w.onUpsert = func(teleport.Node) {
 		w.onUpsert = nil
-		delete(w.instances, ref(1).ID)
+		w.terminate(1)
 		if err := w.stateChanged(ref(1)); err != nil {
 			t.Error(err)
 		}
@@ -534,7 +547,7 @@ func TestStateReadsAreBatched(t *testing.T) {
 	for n := range 10 {
 		w.enroll(n)
 		if n%2 == 0 {
-			delete(w.instances, ref(n).ID)
+			w.terminate(n)
 		}
 		instances = append(instances, ref(n))
 	}

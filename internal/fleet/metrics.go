@@ -110,6 +110,10 @@ func (v watchedInventory) All(ctx context.Context, account, region string) (foun
 	return found, err
 }
 
+func (v watchedInventory) CheckAccount(ctx context.Context, account string) error {
+	return v.calls.watch(ctx, v.now, nil, func() error { return v.Inventory.CheckAccount(ctx, account) })
+}
+
 type watchedLedger struct {
 	Ledger
 	calls *service
@@ -176,6 +180,7 @@ func (f *Fleet) tellSweep(ctx context.Context, start time.Time, r Report, t *tal
 	m.Count("sweep_incomplete", r.Incomplete)
 	m.Count("sweep_unenrolled", r.Unenrolled)
 	m.Count("sweep_foreign", r.Foreign)
+	m.Count("sweep_missing", r.Missing)
 	m.Count("sweep_over_limit", r.OverLimit)
 	failed := r.Failed
 	if err != nil {

@@ -77,7 +77,7 @@ func newLoggedWorld(t *testing.T) *world {
 func TestLineOfABatch(t *testing.T) {
 	w := newLoggedWorld(t)
 	w.enroll(1)
-	delete(w.instances, ref(1).ID)
+	w.terminate(1)
 	w.enroll(2).Tags["secret"] = "tags are not in the line"
 	w.enroll(3)
 	w.before = func() { w.now = w.now.Add(40 * time.Millisecond) }
@@ -96,7 +96,7 @@ func TestLineOfASweep(t *testing.T) {
 	w := newLoggedWorld(t)
 	w.enroll(1)
 	w.enroll(2)
-	delete(w.instances, ref(2).ID)
+	w.terminate(2)
 	w.enroll(3).Tags["new"] = "tag"
 	w.run(4)
 	w.before = func() { w.now = w.now.Add(40 * time.Millisecond) }
@@ -114,7 +114,8 @@ func TestLinesOfFailures(t *testing.T) {
 		t.Errorf("line %v", entry)
 	}
 	w.log.Reset()
-	delete(w.instances, ref(1).ID)
+	w.run(1)
+	w.terminate(1)
 	w.fleet.Handle(t.Context(), Batch{Records: []Message{message("m1", about(stateEvent, 1))}})
 	if _, entry := w.told(); entry["event_failures"] != 1.0 || entry["offboarded"] != 0.0 || entry["level"] != "WARN" {
 		t.Errorf("line %v", entry)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 
 	"github.com/hallmark-ssh/hallmark/internal/inventory"
 	"github.com/hallmark-ssh/hallmark/internal/ledger"
@@ -13,7 +14,8 @@ import (
 
 // StatesChanged acts on events that say that instances' states have changed, with one
 // question to EC2 for all instances of an account and region. If EC2 agrees that an
-// instance is gone, it ends the ledger's record and deletes the node. It may be called
+// instance is gone, it ends the ledger's record and deletes the node; one that EC2 does not
+// show has to be missing for a while first. It may be called
 // any number of times, in any order, and in the middle of an enrollment: the record
 // ends first, so an enrollment that is under way finds it ended when it confirms, and
 // deletes the node itself. An instance that is stopped keeps its record, and its node
@@ -30,13 +32,80 @@ func (f *Fleet) StatesChanged(ctx context.Context, instances []ledger.Instance) 
 	}
 	for at, group := range byPlace {
 		found, err := f.ask(ctx, at, instances, group)
+		var missing []int
 		for _, n := range group {
-			if errs[n] = err; err == nil {
-				errs[n] = f.stateChanged(ctx, instances[n], found[instances[n].ID])
+			switch i := found[instances[n].ID]; {
+			case err != nil:
+				errs[n] = err
+			case i == nil:
+				missing = append(missing, n)
+			default:
+				errs[n] = f.stateChanged(ctx, instances[n], i)
 			}
 		}
+		f.missing(ctx, at, instances, missing, found, errs)
 	}
 	return errs
+}
+
+// missing acts on events about instances that EC2 does not show. One that never enrolled
+// may be so young that EC2 does not show it yet: nothing ends for that.
+func (f *Fleet) missing(ctx context.Context, at place, instances []ledger.Instance, group []int, found map[string]*inventory.Instance, errs []error) {
+	byInstance := make(map[ledger.Instance][]int)
+	var known []ledger.Instance
+	for _, n := range group {
+		i := instances[n]
+		if byInstance[i] = append(byInstance[i], n); len(byInstance[i]) > 1 {
+			continue // two events about one
+		}
+		record, err := f.Ledger.Lookup(ctx, i)
+		switch {
+		case err != nil:
+			errs[n] = err
+		case record.Ended:
+			_, errs[n] = f.offboard(ctx, i)
+		case record.Generation == 0:
+			f.Log.InfoContext(ctx, "EC2 does not show an instance that never enrolled: nothing to do",
+				slog.String("account", i.Account), slog.String("region", i.Region), slog.String("instance", i.ID))
+		default:
+			known = append(known, i)
+		}
+	}
+	if len(known) == 0 {
+		return
+	}
+	isShown := func(key string) bool { return found[key[len(at.String())+1:]] != nil }
+	gone, _, _, err := f.absent(ctx, at, known, isShown, func() (size, error) { return f.size(ctx, at) }, nil)
+	for _, i := range known {
+		end := err
+		if slices.Contains(gone, i) {
+			var deleted bool
+			deleted, end = f.offboard(ctx, i)
+			f.Log.InfoContext(ctx, "missing for long enough: off-boarded", slog.String("account", i.Account), slog.String("region", i.Region),
+				slog.String("instance", i.ID), slog.String("node_id", nodeID(i)), slog.Bool("node_deleted", deleted))
+		} else if err == nil {
+			f.Log.WarnContext(ctx, "EC2 does not show the instance: the next sweeps decide", slog.String("account", i.Account),
+				slog.String("region", i.Region), slog.String("instance", i.ID))
+		}
+		for _, n := range byInstance[i] {
+			errs[n] = end
+		}
+	}
+}
+
+// size counts our nodes.
+func (f *Fleet) size(ctx context.Context, at place) (size, error) {
+	p, err := f.newPass(ctx)
+	if err != nil {
+		return size{}, err
+	}
+	nodes, err := p.cluster.NodesWith(ctx, map[string]string{signerLabel: f.Audience})
+	if err != nil {
+		return size{}, fmt.Errorf("list our nodes: %w", err)
+	}
+	var report Report
+	byPlace := f.sort(ctx, nodes, &report)
+	return size{all: report.Nodes, here: len(byPlace[at])}, nil
 }
 
 func (f *Fleet) stateChanged(ctx context.Context, i ledger.Instance, found *inventory.Instance) error {

@@ -17,7 +17,7 @@ func about(event string, n int) string {
 func TestHandle(t *testing.T) {
 	w := newWorld(t)
 	w.enroll(1)
-	delete(w.instances, ref(1).ID)
+	w.terminate(1)
 	w.enroll(2).Tags["a"] = "b"
 	w.enroll(3).Tags["a"] = "b"
 	w.calls = nil

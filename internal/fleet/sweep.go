@@ -8,17 +8,13 @@ import (
 	"log/slog"
 	"maps"
 	"slices"
+	"strings"
 
 	"github.com/hallmark-ssh/hallmark/internal/inventory"
 	"github.com/hallmark-ssh/hallmark/internal/ledger"
 	"github.com/hallmark-ssh/hallmark/internal/policy"
 	"github.com/hallmark-ssh/hallmark/internal/teleport"
 )
-
-// DefaultLimit is how many nodes one sweep may delete of so many: a tenth of them,
-// or 20 if that is more. What is above it needs a person: a whole fleet that is
-// gone at once looks just like an EC2 that went wrong.
-func DefaultLimit(nodes int) int { return max(20, nodes/10) }
 
 // Report is what a sweep came to.
 type Report struct {
@@ -41,7 +37,11 @@ type Report struct {
 	// Foreign are nodes that bear our signer's label but no instance of a listed
 	// account and region, or another's id. They are never touched.
 	Foreign int
-	// OverLimit is how many nodes were not deleted because they were too many.
+	// Missing are nodes of instances that EC2 does not show, and that have to be missing
+	// again in a later sweep.
+	Missing int
+	// OverLimit is how many nodes of missing instances were left alone because they were
+	// too many.
 	OverLimit int
 	// Failed are the accounts and regions that EC2 did not answer for, and nodes that
 	// could not be deleted or mended.
@@ -58,7 +58,8 @@ type ours struct {
 
 // survey is what was found out of one account and region.
 type survey struct {
-	dead    []ours
+	dead    []ours // EC2 says so
+	missing []ours // EC2 does not show them
 	stopped []ours // and the policy wants the node removed
 	odd     []ours // not as they should be, perhaps
 }
@@ -66,12 +67,16 @@ type survey struct {
 // run is a sweep on its way.
 type run struct {
 	pass
-	limit  int
-	report *Report
+	limit *int // what a person's limit has left, nil if nobody set one
+	// removable is how many nodes of stopped instances may go yet.
+	removable *int
+	noted     map[place]bool // where instances were missing before
+	report    *Report
 }
 
-// Sweep compares all of our nodes with EC2: dead ones are off-boarded, at most limit
-// of them (DefaultLimit if limit is 0), the others mended. It begins with the account
+// Sweep compares all of our nodes with EC2: those of instances that are gone are
+// off-boarded, the others mended. Of instances that are just missing, limit may be
+// off-boarded; if it is 0, so many as the limits of a day leave. It begins with the account
 // and region that an earlier report named as Next, and stops when the context ends:
 // what is left of that account and region is found again when its turn comes.
 // One line of the log says what it came to.
@@ -94,10 +99,17 @@ func (f *Fleet) sweep(ctx context.Context, from string, limit int) (Report, erro
 	}
 	var report Report
 	byPlace := f.sort(ctx, nodes, &report)
-	if limit == 0 {
-		limit = DefaultLimit(report.Nodes)
+	noted, err := f.notedPlaces(ctx)
+	if err != nil {
+		return report, err
 	}
-	r := run{p, limit, &report}
+	r := run{pass: p, noted: noted, report: &report}
+	if limit > 0 {
+		r.limit, r.removable = &limit, &limit
+	} else {
+		removable := DefaultLimit(report.Nodes)
+		r.removable = &removable
+	}
 	places := placesFrom(byPlace, from)
 	for n, at := range places {
 		if r.sweepPlace(ctx, at, byPlace[at]); ctx.Err() != nil {
@@ -132,14 +144,56 @@ func (r run) sweepPlace(ctx context.Context, at place, nodes []ours) {
 		}
 		return
 	}
-	if doomed := len(s.dead) + len(s.stopped); r.report.Deleted+doomed > r.limit {
-		r.report.OverLimit += doomed
-		r.Log.ErrorContext(ctx, "too many nodes to delete in one sweep: none deleted here; look at EC2, then sweep with a higher limit",
-			slog.String("account", at.account), slog.String("region", at.region), slog.Int("dead", len(s.dead)), slog.Int("stopped", len(s.stopped)),
-			slog.Int("limit", r.limit), slog.Int("nodes", r.report.Nodes), slog.Bool("alarm", true))
-		s.dead, s.stopped = nil, nil
+	if err := r.settle(ctx, at, &s, len(nodes)); err != nil && ctx.Err() == nil {
+		r.report.Failed++
+		r.Log.ErrorContext(ctx, "instances that EC2 does not show could not be judged: their nodes stay", slog.String("account", at.account),
+			slog.String("region", at.region), slog.Int("missing", len(s.missing)), slog.Any("error", err))
 	}
+	if len(s.stopped) > *r.removable {
+		r.report.OverLimit += len(s.stopped)
+		r.Log.ErrorContext(ctx, "too many nodes of stopped instances to delete in one sweep: none deleted here; look at the policy, then sweep with a higher limit",
+			slog.String("account", at.account), slog.String("region", at.region), slog.Int("stopped", len(s.stopped)), slog.Bool("alarm", true))
+		s.stopped = nil
+	}
+	*r.removable -= len(s.stopped)
 	r.tidy(ctx, at, s)
+}
+
+// settle decides which of the missing are taken for gone.
+func (r run) settle(ctx context.Context, at place, s *survey, nodes int) error {
+	if len(s.missing) == 0 && !r.noted[at] {
+		return nil
+	}
+	byInstance := make(map[ledger.Instance]ours, len(s.missing))
+	missing := make([]ledger.Instance, len(s.missing))
+	for n, o := range s.missing {
+		missing[n], byInstance[o.instance] = o.instance, o
+	}
+	all := func(string) bool { return true } // EC2 listed all there is
+	gone, waiting, overLimit, err := r.absent(ctx, at, missing, all, func() (size, error) { return size{r.report.Nodes, nodes}, nil }, r.limit)
+	r.report.Missing += waiting
+	r.report.OverLimit += overLimit
+	if r.limit != nil {
+		*r.limit -= len(gone)
+	}
+	for _, i := range gone {
+		s.dead = append(s.dead, byInstance[i])
+	}
+	return err
+}
+
+// notedPlaces returns the accounts and regions that instances are noted of as missing.
+func (f *Fleet) notedPlaces(ctx context.Context) (map[place]bool, error) {
+	var noted map[place]bool
+	err := f.noteAbsences(ctx, f.Now(), func(a absences) {
+		noted = make(map[place]bool)
+		for key := range a.Missing {
+			if parts := strings.Split(key, "/"); len(parts) == 3 {
+				noted[place{parts[0], parts[1]}] = true
+			}
+		}
+	})
+	return noted, err
 }
 
 func (p place) String() string { return p.account + "/" + p.region }
@@ -184,7 +238,7 @@ func (r run) survey(ctx context.Context, at place, nodes []ours) (survey, error)
 	for _, o := range nodes {
 		i, listed := live[o.instance.ID]
 		delete(live, o.instance.ID)
-		if !listed {
+		if !listed && !records[o.instance].Ended {
 			missing = append(missing, o)
 		} else if err := r.judge(o, i, records[o.instance], &s); errors.Is(err, policy.ErrRefused) {
 			refused = append(refused, err)
@@ -198,8 +252,7 @@ func (r run) survey(ctx context.Context, at place, nodes []ours) (survey, error)
 		}
 	}
 	r.refuse(ctx, at, refused)
-	gone, err := r.confirmGone(ctx, at, missing)
-	s.dead = append(s.dead, gone...)
+	err = r.confirm(ctx, at, missing, &s)
 	return s, err
 }
 
@@ -249,22 +302,25 @@ func (r run) refuse(ctx context.Context, at place, reasons []error) {
 		slog.String("account", at.account), slog.String("region", at.region), slog.Int("instances", len(reasons)), slog.Any("first", reasons[0]))
 }
 
-// confirmGone asks about instances by id that a listing did not have: an instance
-// that starts while pages are read may be on none of them.
-func (r run) confirmGone(ctx context.Context, at place, missing []ours) (gone []ours, err error) {
+// confirm asks about instances by id that a listing did not have: an instance that starts
+// while pages are read may be on none of them.
+func (r run) confirm(ctx context.Context, at place, missing []ours, s *survey) error {
 	if len(missing) == 0 {
-		return nil, nil
+		return nil
 	}
 	found, err := r.Inventory.Instances(ctx, at.account, at.region, idsOf(missing))
 	if err != nil {
-		return nil, err
+		return err
 	}
 	for _, o := range missing {
-		if isGone(found[o.instance.ID]) {
-			gone = append(gone, o)
+		switch i := found[o.instance.ID]; {
+		case i == nil:
+			s.missing = append(s.missing, o)
+		case isGone(i):
+			s.dead = append(s.dead, o)
 		}
 	}
-	return gone, nil
+	return nil
 }
 
 func instancesOf(list []ours) []ledger.Instance {

@@ -25,8 +25,7 @@ func TestSweep(t *testing.T) {
 	w := newWorld(t)
 	w.enroll(1)
 	w.enroll(2).State = inventory.StateTerminated
-	w.enroll(3)
-	delete(w.instances, ref(3).ID)
+	w.enroll(3).State = inventory.StateShuttingDown
 	w.enroll(4).Tags["new"] = "tag"
 	w.enroll(5).PrivateIP = "10.9.9.9"
 	w.enroll(6).State = "stopped"
@@ -151,6 +150,10 @@ func TestSweepNeedsAPersonAboveItsLimit(t *testing.T) {
 			delete(w.instances, ref(n).ID)
 		}
 	}
+	if got, want := w.sweep(0), (Report{Nodes: 30, Missing: dead}); got != want {
+		t.Errorf("got %+v, want %+v", got, want)
+	}
+	w.now = w.now.Add(absenceTime)
 	if got, want := w.sweep(0), (Report{Nodes: 30, OverLimit: dead}); got != want {
 		t.Errorf("got %+v, want %+v", got, want)
 	}

@@ -140,7 +140,7 @@ func (w *follower) once(ctx context.Context, record ledger.Record, i *inventory.
 	switch {
 	case record.Ended:
 		return w.deleteOwn(ctx, w.cluster, nodeID(w.of))
-	case isGone(i): // its own event, or the sweep, off-boards it
+	case i == nil || isGone(i): // its own event, or the sweep, off-boards it
 		return false, nil
 	case record.ConfirmedHostname == "" || !leaseOf(record).After(w.Now()):
 		return false, nil

@@ -180,8 +180,13 @@ func timeOf(seconds uint64) string {
 	return time.Unix(int64(seconds), 0).UTC().Format(time.RFC3339)
 }
 
-// checkAuthority refuses certificates that the cluster's Host CA did not sign.
+// checkAuthority refuses certificates that the cluster's Host CA did not sign itself. A
+// certificate in the place of the CA's key verifies like the key that it certifies, so
+// whoever has any certificate of the CA could sign in its place (CVE-2025-49825).
 func checkAuthority(cert *ssh.Certificate, want Want, _ time.Time) error {
+	if _, nested := cert.SignatureKey.(*ssh.Certificate); nested {
+		return errors.New("signed by a certificate, not by an authority's key")
+	}
 	signer := cert.SignatureKey.Marshal()
 	known := func(key ssh.PublicKey) bool { return bytes.Equal(key.Marshal(), signer) }
 	if !slices.ContainsFunc(want.Authorities, known) {

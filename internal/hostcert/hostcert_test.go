@@ -51,11 +51,44 @@ func signerOf(t testing.TB, key any) ssh.Signer {
 	return s
 }
 
+// certified returns the signer with a certificate of the authority as its key.
+func certified(t testing.TB, s, authority ssh.Signer) ssh.Signer {
+	t.Helper()
+	cert := &ssh.Certificate{Key: s.PublicKey(), CertType: ssh.HostCert, ValidPrincipals: []string{"x"}, ValidBefore: ssh.CertTimeInfinity}
+	if err := cert.SignCert(rand.Reader, authority); err != nil {
+		t.Fatal(err)
+	}
+	nested, err := ssh.NewCertSigner(cert, s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return nested
+}
+
+// sign signs the certificate, as SignCert does, which refuses a certificate as the key.
+func sign(t testing.TB, cert *ssh.Certificate, signer ssh.Signer) {
+	t.Helper()
+	if _, nested := signer.PublicKey().(*ssh.Certificate); !nested {
+		if err := cert.SignCert(rand.Reader, signer); err != nil {
+			t.Fatal(err)
+		}
+		return
+	}
+	cert.Nonce, cert.SignatureKey = []byte("nonce"), signer.PublicKey()
+	unsigned := cert.Marshal()
+	signature, err := signer.Sign(rand.Reader, unsigned[:len(unsigned)-4]) // without the empty signature's length
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert.Signature = signature
+}
+
 // TestCheck mutates a good certificate before it is signed, or what is wanted,
 // and expects the error to name the property.
 func TestCheck(t *testing.T) {
 	host, other := newSigner(t), newSigner(t)
 	authority, retired, stranger := newSigner(t), newSigner(t), newSigner(t)
+	nested := certified(t, stranger, authority)
 	at := func(d time.Duration) uint64 { return uint64(now.Add(d).Unix()) }
 
 	tests := []struct {
@@ -203,6 +236,17 @@ func TestCheck(t *testing.T) {
 			signer: host,
 			want:   hostcert.ErrUnknownAuthority.Error(),
 		}, {
+			name:   "CVE-2025-49825 of Teleport: a certificate as the signing key",
+			signer: nested,
+			want:   "signed by a certificate",
+		}, {
+			name: "the same, where the cluster tells it among its authorities",
+			change: func(_ *ssh.Certificate, w *hostcert.Want) {
+				w.Authorities = append(w.Authorities, nested.PublicKey())
+			},
+			signer: nested,
+			want:   "signed by a certificate",
+		}, {
 			name: "an authority's own key",
 			change: func(c *ssh.Certificate, w *hostcert.Want) {
 				c.Key, w.Key = retired.PublicKey(), retired.PublicKey()
@@ -239,9 +283,7 @@ func TestCheck(t *testing.T) {
 			if tt.change != nil {
 				tt.change(cert, &want)
 			}
-			if err := cert.SignCert(rand.Reader, signer); err != nil {
-				t.Fatal(err)
-			}
+			sign(t, cert, signer)
 			expect(t, hostcert.Check(cert, want, now), tt.want)
 		})
 	}

@@ -44,6 +44,52 @@ type RoleAssumer interface {
 	AssumeRole(ctx context.Context, in *sts.AssumeRoleInput, options ...func(*sts.Options)) (*sts.AssumeRoleOutput, error)
 }
 
+// CallerIdentifier says whose the credentials at hand are. *sts.Client is one.
+type CallerIdentifier interface {
+	GetCallerIdentity(ctx context.Context, in *sts.GetCallerIdentityInput, options ...func(*sts.Options)) (*sts.GetCallerIdentityOutput, error)
+}
+
+// CheckAccount fails unless the credentials for the account are the account's own: those of
+// another see none of its instances, which then look gone. STS named the account of a role
+// when it was assumed; for the credentials at hand it is asked once.
+func (e *EC2) CheckAccount(ctx context.Context, account string) error {
+	if _, listed := e.credentials[account]; !listed {
+		return ErrNotListed
+	}
+	if account != e.own {
+		return nil
+	}
+	e.mu.Lock()
+	checked := e.ownChecked
+	e.mu.Unlock()
+	if checked {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, assumeTimeout)
+	defer cancel()
+	out, err := e.identity.GetCallerIdentity(ctx, new(sts.GetCallerIdentityInput))
+	if err != nil {
+		return fmt.Errorf("ask STS whose the credentials for account %s are: %w", account, err)
+	}
+	if got := aws.ToString(out.Account); got != account {
+		return fmt.Errorf("the credentials for account %s are of account %.16q: give it a role in deployment.yaml, or deploy there", account, got)
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.ownChecked = true
+	return nil
+}
+
+// ownAccount returns the account without a role, or "" if each has one.
+func ownAccount(accounts []Account) string {
+	for _, a := range accounts {
+		if a.Role == "" {
+			return a.ID
+		}
+	}
+	return ""
+}
+
 // newCredentials returns the credentials to use for each account, by its id. Each
 // account with a role has a cache of its own, which asks STS once for all who
 // wait: credentials are never found by a role's name alone, which many accounts

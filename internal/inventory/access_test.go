@@ -280,6 +280,47 @@ func TestAssumeRoleRefuses(t *testing.T) {
 	}
 }
 
+// identifier answers with an account, or an error.
+type identifier struct {
+	account string
+	err     error
+	calls   int
+}
+
+func (i *identifier) GetCallerIdentity(context.Context, *sts.GetCallerIdentityInput, ...func(*sts.Options)) (*sts.GetCallerIdentityOutput, error) {
+	i.calls++
+	return &sts.GetCallerIdentityOutput{Account: aws.String(i.account)}, i.err
+}
+
+func TestCheckAccount(t *testing.T) {
+	member := Account{ID: otherAccount, Role: otherRole, ExternalID: "two"}
+	for name, tt := range map[string]struct {
+		identity *identifier
+		account  string
+		want     string
+		calls    int // of two questions
+	}{
+		"the own account":        {&identifier{account: account}, account, "", 1},
+		"credentials of another": {&identifier{account: otherAccount}, account, otherAccount, 2},
+		"no account":             {&identifier{}, account, "are of account", 2},
+		"STS does not answer":    {&identifier{err: errors.New("timeout")}, account, "timeout", 2},
+		"an account with a role": {&identifier{account: account}, otherAccount, "", 0},
+		"an account not listed":  {&identifier{account: account}, "123456789012", "not listed", 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			e := New(Config{Accounts: []Account{{ID: account}, member}, Identity: tt.identity, Now: time.Now})
+			for range 2 {
+				if err := e.CheckAccount(t.Context(), tt.account); (err != nil) != (tt.want != "") || err != nil && !strings.Contains(err.Error(), tt.want) {
+					t.Errorf("error %v, want %q", err, tt.want)
+				}
+			}
+			if tt.identity.calls != tt.calls {
+				t.Errorf("STS was asked %d times, want %d", tt.identity.calls, tt.calls)
+			}
+		})
+	}
+}
+
 // assumed is STS's answer for a session.
 func assumed(session string) *sts.AssumeRoleOutput {
 	return &sts.AssumeRoleOutput{

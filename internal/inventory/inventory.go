@@ -99,11 +99,16 @@ type EC2 struct {
 	endpoint    func(region string) (string, error)
 	now         func() time.Time
 
-	mu     sync.Mutex
-	images map[imageKey]rememberedImage
+	own      string // the account without a role, if there is one
+	identity CallerIdentifier
+
+	mu         sync.Mutex
+	images     map[imageKey]rememberedImage
+	ownChecked bool
 }
 
-// Config says whom to ask, and as whom. All fields are required.
+// Config says whom to ask, and as whom. All fields are required, but Identity only for
+// CheckAccount.
 type Config struct {
 	// AWS has the HTTP client, and the credentials for accounts without a role.
 	AWS aws.Config
@@ -111,6 +116,8 @@ type Config struct {
 	Accounts []Account
 	// Roles gives the credentials for accounts with a role.
 	Roles RoleAssumer
+	// Identity says whose the credentials for accounts without a role are.
+	Identity CallerIdentifier
 	// Endpoint returns the URL of EC2 in a region.
 	Endpoint func(region string) (string, error)
 	Now      func() time.Time
@@ -124,6 +131,8 @@ func New(c Config) *EC2 {
 		credentials: newCredentials(c.AWS.Credentials, c.Roles, c.Accounts),
 		endpoint:    c.Endpoint,
 		now:         c.Now,
+		own:         ownAccount(c.Accounts),
+		identity:    c.Identity,
 		images:      make(map[imageKey]rememberedImage),
 	}
 }

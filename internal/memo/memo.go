@@ -1,10 +1,13 @@
-// Package memo keeps a text in the ledger's table: the last good policy, and where
-// the next sweep begins.
+// Package memo keeps a text in the ledger's table: the last good policy, where the next
+// sweep begins, and which instances EC2 does not show.
 package memo
 
 import (
+	"bytes"
 	"context"
+	"errors"
 	"fmt"
+	"strconv"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/dynamodb"
@@ -31,27 +34,87 @@ type Memo struct {
 const (
 	keyAttribute  = "pk"
 	textAttribute = "text"
+	// versionAttribute counts the updates. A memo that is only ever saved has none.
+	versionAttribute = "version"
 )
+
+// attempts bounds how often an update begins again because others write too.
+const attempts = 10
 
 // Load returns the text, and nil if there is none. The read is consistent: a
 // process that starts right after a save must find what was saved.
 func (m Memo) Load(ctx context.Context) ([]byte, error) {
+	text, _, err := m.load(ctx)
+	return text, err
+}
+
+// Update replaces the text by what change makes of it, unless that is the same. If others
+// write meanwhile it begins again, so change may be called several times. An error of
+// change is returned as it is, and nothing is written.
+func (m Memo) Update(ctx context.Context, change func(text []byte) ([]byte, error)) error {
+	for range attempts {
+		old, version, err := m.load(ctx)
+		if err != nil {
+			return err
+		}
+		text, err := change(old)
+		if err != nil || bytes.Equal(text, old) {
+			return err
+		}
+		err = m.replace(ctx, text, version)
+		if conflict := (*types.ConditionalCheckFailedException)(nil); !errors.As(err, &conflict) {
+			return err
+		}
+	}
+	return fmt.Errorf("item %s of table %s changed %d times while it was updated", m.Name, m.Table, attempts)
+}
+
+// replace puts the text in the place of the version that was read, 0 if there was none.
+func (m Memo) replace(ctx context.Context, text []byte, version uint64) error {
+	number := func(n uint64) types.AttributeValue {
+		return &types.AttributeValueMemberN{Value: strconv.FormatUint(n, 10)}
+	}
+	in := &dynamodb.PutItemInput{
+		TableName: &m.Table,
+		Item: map[string]types.AttributeValue{
+			keyAttribute:     &types.AttributeValueMemberS{Value: m.Name},
+			textAttribute:    &types.AttributeValueMemberS{Value: string(text)},
+			versionAttribute: number(version + 1),
+		},
+		ConditionExpression: aws.String("attribute_not_exists(version)"),
+	}
+	if version > 0 {
+		in.ConditionExpression = aws.String("version = :version")
+		in.ExpressionAttributeValues = map[string]types.AttributeValue{":version": number(version)}
+	}
+	if _, err := m.Client.PutItem(ctx, in); err != nil {
+		return fmt.Errorf("update item %s of table %s: %w", m.Name, m.Table, err)
+	}
+	return nil
+}
+
+func (m Memo) load(ctx context.Context) (content []byte, version uint64, err error) {
 	out, err := m.Client.GetItem(ctx, &dynamodb.GetItemInput{
 		TableName:      &m.Table,
 		Key:            map[string]types.AttributeValue{keyAttribute: &types.AttributeValueMemberS{Value: m.Name}},
 		ConsistentRead: aws.Bool(true),
 	})
 	if err != nil {
-		return nil, fmt.Errorf("get item %s of table %s: %w", m.Name, m.Table, err)
+		return nil, 0, fmt.Errorf("get item %s of table %s: %w", m.Name, m.Table, err)
 	}
 	if len(out.Item) == 0 {
-		return nil, nil
+		return nil, 0, nil
 	}
 	text, ok := out.Item[textAttribute].(*types.AttributeValueMemberS)
 	if !ok {
-		return nil, fmt.Errorf("item %s of table %s has no text", m.Name, m.Table)
+		return nil, 0, fmt.Errorf("item %s of table %s has no text", m.Name, m.Table)
 	}
-	return []byte(text.Value), nil
+	if n, ok := out.Item[versionAttribute].(*types.AttributeValueMemberN); ok {
+		if version, err = strconv.ParseUint(n.Value, 10, 64); err != nil {
+			return nil, 0, fmt.Errorf("item %s of table %s: version: %w", m.Name, m.Table, err)
+		}
+	}
+	return []byte(text.Value), version, nil
 }
 
 // Save replaces the text.

@@ -1,6 +1,7 @@
 package memo
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"maps"
@@ -15,6 +16,8 @@ import (
 type fakeDynamoDB struct {
 	items map[string]map[string]types.AttributeValue
 	err   error
+	// before runs before an item is put.
+	before func()
 }
 
 func keyOf(t *types.AttributeValueMemberS) string { return t.Value }
@@ -27,6 +30,16 @@ func (f *fakeDynamoDB) GetItem(_ context.Context, in *dynamodb.GetItemInput, _ .
 }
 
 func (f *fakeDynamoDB) PutItem(_ context.Context, in *dynamodb.PutItemInput, _ ...func(*dynamodb.Options)) (*dynamodb.PutItemOutput, error) {
+	if f.before != nil {
+		f.before()
+	}
+	if condition := aws.ToString(in.ConditionExpression); condition != "" {
+		stored, _ := f.items[keyOf(in.Item["pk"].(*types.AttributeValueMemberS))]["version"].(*types.AttributeValueMemberN)
+		wanted, _ := in.ExpressionAttributeValues[":version"].(*types.AttributeValueMemberN)
+		if (stored == nil) != (wanted == nil) || stored != nil && stored.Value != wanted.Value {
+			return nil, &types.ConditionalCheckFailedException{}
+		}
+	}
 	if f.err == nil {
 		f.items[keyOf(in.Item["pk"].(*types.AttributeValueMemberS))] = maps.Clone(in.Item)
 	}
@@ -57,5 +70,74 @@ func TestMemo(t *testing.T) {
 	}
 	if err := table.Save(t.Context(), []byte("one")); !errors.Is(err, client.err) {
 		t.Errorf("error %v", err)
+	}
+}
+
+// updater is what both memos do.
+type updater interface {
+	Update(ctx context.Context, change func([]byte) ([]byte, error)) error
+}
+
+func TestUpdate(t *testing.T) {
+	client := &fakeDynamoDB{items: make(map[string]map[string]types.AttributeValue)}
+	for name, m := range map[string]updater{"table": Memo{Client: client, Table: "ledger", Name: "missing"}, "memory": new(Memory)} {
+		t.Run(name, func(t *testing.T) {
+			add := func(s string) func([]byte) ([]byte, error) {
+				return func(text []byte) ([]byte, error) { return append(bytes.Clone(text), s...), nil }
+			}
+			for _, s := range []string{"a", "", "b"} {
+				if err := m.Update(t.Context(), add(s)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			refusal := errors.New("no")
+			err := m.Update(t.Context(), func(text []byte) ([]byte, error) {
+				if string(text) != "ab" {
+					t.Errorf("text %q", text)
+				}
+				return []byte("lost"), refusal
+			})
+			if !errors.Is(err, refusal) {
+				t.Errorf("error %v", err)
+			}
+			if err := m.Update(t.Context(), func(text []byte) ([]byte, error) {
+				if string(text) != "ab" {
+					t.Errorf("text %q after an error", text)
+				}
+				return text, nil
+			}); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// Two who update at once: neither loses what the other wrote.
+func TestUpdateBeginsAgain(t *testing.T) {
+	client := &fakeDynamoDB{items: make(map[string]map[string]types.AttributeValue)}
+	m := Memo{Client: client, Table: "ledger", Name: "missing"}
+	add := func(s string) func([]byte) ([]byte, error) {
+		return func(text []byte) ([]byte, error) { return append(bytes.Clone(text), s...), nil }
+	}
+	for _, s := range []string{"a", "b"} { // a new item, and one that is there
+		client.before = func() {
+			client.before = nil
+			if err := m.Update(t.Context(), add("x")); err != nil {
+				t.Error(err)
+			}
+		}
+		if err := m.Update(t.Context(), add(s)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if text, err := m.Load(t.Context()); err != nil || string(text) != "xaxb" {
+		t.Errorf("text %q, error %v", text, err)
+	}
+	client.before = func() { // somebody else is always faster
+		version := client.items["missing"]["version"].(*types.AttributeValueMemberN)
+		version.Value += "0"
+	}
+	if err := m.Update(t.Context(), add("c")); err == nil {
+		t.Error("no end, and no error")
 	}
 }

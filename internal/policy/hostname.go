@@ -165,8 +165,8 @@ func checkHostname(name string, f Facts, c Cluster) error {
 	case regexpDiscovery.MatchString(name):
 		// So Teleport names the instances that it discovers itself.
 		return fmt.Errorf("%q has the form of Teleport's own names, <account>-i-…", name)
-	case name == "localhost":
-		return errors.New("localhost is every machine's own name")
+	case isLoopbackName(name):
+		return fmt.Errorf("%q is every machine's own name", name)
 	case isOrBegins(c.Name, name):
 		return fmt.Errorf("%q is the cluster's name", name)
 	case isOrBegins(c.Proxy, name):
@@ -223,11 +223,25 @@ func checkDomain(domain string) error {
 	case regexpInteger.MatchString(last):
 		// inet_aton reads 10.1 and 10.0x1 as addresses; none has another last part.
 		return errors.New("the last label is a number: it could make an IP address")
-	case last == "localhost":
-		return errors.New("names below localhost are every machine's own (RFC 6761, section 6.3)")
+	case isLoopbackName(last) || regexpLocalDomain.MatchString(last):
+		return fmt.Errorf("names below %s are every machine's own (RFC 6761, section 6.3)", last)
 	}
 	return nil
 }
+
+var (
+	// regexpLoopback are the names that distributions put into /etc/hosts for the machine
+	// itself and for groups that it is in: localhost, localhost4, localhost6 (Fedora, RHEL),
+	// ip6-localhost, ip6-loopback, ip6-allnodes (Debian), broadcasthost (BSD), loopback.
+	regexpLoopback    = regexp.MustCompile(`^((ip[46]-)?(localhost|loopback)[46]?|broadcasthost|ip6-(localnet|mcastprefix|all(nodes|routers|hosts)))$`)
+	regexpLocalDomain = regexp.MustCompile(`^localdomain[46]?$`)
+	// regexpAWSName is how EC2 names public addresses ("EC2 instance hostnames and domains").
+	regexpAWSName = regexp.MustCompile(`^ec2-[0-9]+(-[0-9]+){3}$`)
+	// regexpInstanceShape are names that begin like an instance's id, of whatever length.
+	regexpInstanceShape = regexp.MustCompile(`^i-[0-9a-f]{8,}(-|$)`)
+)
+
+func isLoopbackName(label string) bool { return regexpLoopback.MatchString(label) }
 
 // isWithin reports whether name is the domain or below it.
 func isWithin(name, domain string) bool {

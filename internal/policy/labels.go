@@ -80,10 +80,23 @@ func isLabel(tag, label, value string) bool {
 		len(label) <= maxLabelKeyBytes && regexpLabelKey.MatchString(label) && isLabelValue(value)
 }
 
-// isLabelValue keeps terminals safe from control characters, and gRPC from text
-// that it cannot carry, which would fail the whole node.
+// isLabelValue keeps terminals safe from control characters, people from text that looks
+// like other text, and gRPC from text that it cannot carry, which would fail the whole
+// node.
 func isLabelValue(value string) bool {
-	return len(value) <= maxLabelValueBytes && utf8.ValidString(value) && !strings.ContainsFunc(value, unicode.IsControl)
+	return len(value) <= maxLabelValueBytes && utf8.ValidString(value) && !strings.ContainsFunc(value, isUnseen)
+}
+
+// isUnseen reports whether a character is not seen, or changes how others are: controls,
+// invisible and bidirectional format characters (Cf), line and paragraph separators (Zl,
+// Zp), letters that fill without a shape, variation selectors, and U+FFFD, which stands
+// for what could not be read.
+func isUnseen(r rune) bool {
+	switch r {
+	case utf8.RuneError, '\u034f', '\u115f', '\u1160', '\u17b4', '\u17b5', '\u2800', '\u3164', '\uffa0':
+		return true
+	}
+	return unicode.In(r, unicode.Cc, unicode.Cf, unicode.Zl, unicode.Zp, unicode.Variation_Selector, unicode.Other_Default_Ignorable_Code_Point)
 }
 
 // fixedLabels come from verified facts only, so that access can be granted on

@@ -74,8 +74,10 @@ func (t *tagName) of(f Facts, c Cluster) (string, error) {
 		return "", fmt.Errorf("%s does not match the rule's pattern", quote(name))
 	case dotted && !slices.Contains(t.suffixes, "."+domain):
 		return "", fmt.Errorf("%s: the rule has no such suffix", quote(name))
-	case regexpAddressName.MatchString(label):
+	case regexpAddressName.MatchString(label) || regexpAWSName.MatchString(label):
 		return "", fmt.Errorf("%s is what EC2 calls an address", quote(name))
+	case regexpInstanceShape.MatchString(label) && !isOwnName(label, f):
+		return "", fmt.Errorf("%s begins like the id of another instance", quote(name))
 	case len(label) >= 4 && label[2:4] == "--":
 		// Internationalized names (RFC 5890, section 2.3.1) may look like others.
 		return "", fmt.Errorf("%s is an encoded name", quote(name))
@@ -84,4 +86,11 @@ func (t *tagName) of(f Facts, c Cluster) (string, error) {
 		return "", err
 	}
 	return name, nil
+}
+
+// isOwnName reports whether a name that begins like an instance's id begins with the
+// instance's own.
+func isOwnName(label string, f Facts) bool {
+	rest, ok := strings.CutPrefix(label, f.InstanceID)
+	return ok && (rest == "" || rest[0] == '-')
 }

@@ -198,6 +198,11 @@ func signatureAttacks() map[string]attack {
 		"two actions signed": {stsAttack(func(s *atSTS) {
 			s.sign = signedBody("Action=GetCallerIdentity&Version=2011-06-15&Action=GetUser")
 		}), protocol.CodeCallerProofInvalid, untilSTS, nil},
+		"CVE-2022-2385 of aws-iam-authenticator: the action twice, once in another case": {stsAttack(func(s *atSTS) {
+			s.sign = signedBody("Action=GetCallerIdentity&Version=2011-06-15&action=GetUser")
+		}), protocol.CodeCallerProofInvalid, untilSTS, nil},
+		"CVE-2022-2385 of aws-iam-authenticator: parameters of the caller's choice": {inBody(`"query":"Action=GetCallerIdentity&Action=GetUser",`),
+			protocol.CodeMalformed, untilNothing, nil},
 		"real proof for other keys": {func(w *world, a *attempt) {
 			stsAttack(func(*atSTS) {})(w, a)
 			sign := a.request

@@ -86,10 +86,17 @@ func newGrant(k ask, cluster Cluster, now time.Time) grant {
 	return g
 }
 
-// principals are the names that people and the proxy may type. An address is
-// among them only if the policy names it: private ones repeat across VPCs.
+// principals are the names that people and the proxy may type, each once: a cluster that
+// drops repeated ones would seem to have signed something else. An address is among them
+// only if the policy names it: private ones repeat across VPCs.
 func principals(hostname, id, cluster string, names []string) []string {
-	return append([]string{hostname, id, hostname + "." + cluster, id + "." + cluster}, names...)
+	var list []string
+	for _, name := range append([]string{hostname, id, hostname + "." + cluster, id + "." + cluster}, names...) {
+		if !slices.Contains(list, name) {
+			list = append(list, name)
+		}
+	}
+	return list
 }
 
 // claim has the ledger hold keys and names for the instance. It gives way where others

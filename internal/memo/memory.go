@@ -1,0 +1,27 @@
+package memo
+
+import (
+	"context"
+	"sync"
+)
+
+// Memory is a text that lives as long as its process, for tests and for a signer without a
+// table. The zero value is empty.
+type Memory struct {
+	mu   sync.Mutex
+	text []byte
+}
+
+// Update replaces the text by what change makes of it.
+func (m *Memory) Update(ctx context.Context, change func(text []byte) ([]byte, error)) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	text, err := change(m.text)
+	if err == nil {
+		m.text = text
+	}
+	return err
+}
