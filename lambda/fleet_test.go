@@ -22,6 +22,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/emf/emftest"
 	"github.com/hallmark-ssh/hallmark/internal/fleet"
 	"github.com/hallmark-ssh/hallmark/internal/identity/identitytest"
+	"github.com/hallmark-ssh/hallmark/internal/inventory"
 	"github.com/hallmark-ssh/hallmark/internal/ledger"
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
 	"github.com/hallmark-ssh/hallmark/internal/teleport"
@@ -55,6 +56,12 @@ func (f *fakeEC2) set(id, state string, tags map[string]string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.instances[id] = &ec2Instance{state, tags}
+}
+
+func (f *fakeEC2) hide(id string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	delete(f.instances, id)
 }
 
 func (f *fakeEC2) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -328,12 +335,23 @@ func TestSweeps(t *testing.T) {
 	}
 }
 
+// ownEC2 is asked with the credentials of each account, whatever STS would say of the
+// test's.
+type ownEC2 struct{ *inventory.EC2 }
+
+func (ownEC2) CheckAccount(context.Context, string) error { return nil }
+
 func TestAPersonsLimit(t *testing.T) {
 	w := newFleetWorld(t)
 	for n := range 3 {
 		w.enroll(n)
-		w.ec2.set(instanceID(n), "terminated", nil)
+		w.ec2.hide(instanceID(n))
 	}
+	ec2 := w.fleet.fleet.Inventory.(*inventory.EC2)
+	ec2.Wait = func(context.Context, time.Duration) error { return nil }
+	w.fleet.fleet.Inventory = ownEC2{ec2}
+	w.invoke([]byte(scheduleEvent)) // the first look
+	w.fleet.fleet.Now = func() time.Time { return time.Now().Add(time.Hour) }
 	w.invoke([]byte(`{"sweep":{"limit":2}}`))
 	if n := len(w.cluster.Nodes()); n != 3 || !strings.Contains(w.log.String(), `"alarm":true`) {
 		t.Errorf("%d nodes are left, want 3; log %s", n, w.log)
