@@ -44,6 +44,9 @@ func enroll(
 		return usagef("--timeout must be more than 0")
 	}
 	debug.SetGCPercent(gcPercent)
+	if err := loadEnvironment(environmentFile); err != nil {
+		return &failure{err: err, code: exitConfig, hint: "run it as root"}
+	}
 	config, err := loadConfig(*configFile)
 	if err != nil {
 		return err

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"syscall"
+	"time"
 )
 
 // runtimeDir is where what was found out holds until the next boot.
@@ -31,33 +32,45 @@ func volatileDir() string {
 	return runtimeDir
 }
 
-// instance returns which instance this is. A machine cannot become another one
-// without a boot, so the metadata service is asked once in each.
+// instance returns which instance this is. A machine can't become another one without a
+// boot or hibernation, so the metadata service is asked once after each.
 func (e *Enroller) instance(ctx context.Context) (Instance, error) {
-	if i, ok := loadInstance(e.runDir); ok {
+	slept := e.suspended()
+	if i, ok := loadInstance(e.runDir, slept); ok {
 		return i, nil
 	}
 	i, err := e.metadata.instance(ctx)
 	if err == nil && e.runDir != "" {
-		e.note("note which instance this is", saveInstance(e.runDir, i))
+		e.note("note which instance this is", saveInstance(e.runDir, bootInstance{i, slept}))
 	}
 	return i, err
 }
 
+// bootInstance is an instance, as the metadata service named it after the last boot or
+// hibernation.
+type bootInstance struct {
+	Instance
+	Slept time.Duration `json:"slept"` // suspended at that time, in nanoseconds
+}
+
 func instancePath(dir string) string { return filepath.Join(dir, "instance.json") }
 
-func loadInstance(dir string) (i Instance, ok bool) {
+// loadInstance returns the instance that was noted, unless the machine slept since.
+func loadInstance(dir string, slept time.Duration) (i Instance, ok bool) {
 	if dir == "" {
 		return i, false
 	}
 	data, err := os.ReadFile(instancePath(dir))
-	if err != nil || json.Unmarshal(data, &i) != nil {
-		return Instance{}, false
+	var b bootInstance
+	if err != nil || json.Unmarshal(data, &b) != nil {
+		return i, false
 	}
-	return i, i.AccountID != "" && i.Region != "" && i.InstanceID != ""
+	const reading = time.Second // the two clocks are not read at the same moment
+	awake := (slept - b.Slept).Abs() < reading
+	return b.Instance, awake && b.AccountID != "" && b.Region != "" && b.InstanceID != ""
 }
 
-func saveInstance(dir string, i Instance) error {
+func saveInstance(dir string, i bootInstance) error {
 	data, err := json.Marshal(i)
 	if err != nil {
 		return fmt.Errorf("encode: %w", err)

@@ -49,6 +49,8 @@ type Enroller struct {
 	now      func() time.Time
 	settle   time.Duration // how long sshd may take to present new certificates
 	runDir   string        // forgotten at each boot, or "" without such a folder
+	// suspended returns how long the machine has slept since it booted.
+	suspended func() time.Duration
 }
 
 // settleTimeout is far more than the 50 to 115 ms that a reload takes.
@@ -70,7 +72,7 @@ func NewEnroller(config Config, timeout time.Duration, log func(format string, a
 		Config: config, Timeout: timeout,
 		stateDir: StateDir, caFile: sshd.CAFile,
 		server: server, metadata: newMetadata(retry), http: client,
-		retry: retry, attempt: signerTimeout, now: time.Now, settle: settleTimeout, runDir: volatileDir(),
+		retry: retry, attempt: signerTimeout, now: time.Now, settle: settleTimeout, runDir: volatileDir(), suspended: suspended,
 	}, nil
 }
 

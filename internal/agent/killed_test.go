@@ -132,7 +132,7 @@ func TestKilledRun(t *testing.T) {
 		Timeout:  time.Minute,
 		stateDir: filepath.Join(dir, "state"), caFile: filepath.Join(dir, "hallmark", "openssh_ca.pub"),
 		server:   &sshd.Server{Program: os.Getenv("HALLMARK_SSHD"), Config: filepath.Join(dir, "sshd_config")},
-		metadata: newMetadata(r), http: client, retry: r, attempt: signerTimeout, now: time.Now, settle: 10 * time.Second,
+		metadata: newMetadata(r), http: client, retry: r, attempt: signerTimeout, now: time.Now, settle: 10 * time.Second, suspended: suspended,
 	}
 	if _, err := e.Renew(context.Background()); err != nil {
 		t.Fatal(err)

@@ -81,7 +81,7 @@ func newMachine(t *testing.T) *machine {
 		Timeout:  2 * time.Minute,
 		stateDir: filepath.Join(dir, "state"), caFile: m.sshd.caFile,
 		server: m.sshd, metadata: newMetadata(quick), http: client, retry: quick, attempt: signerTimeout,
-		now: time.Now, settle: 10 * time.Second, runDir: filepath.Join(dir, "run"),
+		now: time.Now, settle: 10 * time.Second, runDir: filepath.Join(dir, "run"), suspended: suspended,
 	}
 	return m
 }
