@@ -64,23 +64,37 @@ bin/packer: e2e/packer/go.mod e2e/packer/go.sum
 bin/golangci-lint: e2e/golangci-lint/go.mod e2e/golangci-lint/go.sum
 	cd e2e/golangci-lint && go build -o ../../$@ github.com/golangci/golangci-lint/v2/cmd/golangci-lint
 
-# Teleport 13.3.8, for tests only: about ten minutes on two processors, once.
-TELEPORT := bin/teleport/cluster bin/teleport/tctl bin/teleport/tsh
-$(TELEPORT) &: e2e/teleport/go.mod e2e/teleport/go.sum $(wildcard e2e/teleport/*/*.go)
+# Teleport, for tests only. "make TARGET TELEPORT=DIR" takes the programs of any version
+# from a folder; without it, 13.3.8 is built: about ten minutes on two processors, once.
+TELEPORT ?=
+TELEPORT_DIR := $(abspath $(or $(TELEPORT),bin/teleport))
+BUILT_PROGRAMS := bin/teleport/cluster bin/teleport/tctl bin/teleport/tsh
+$(BUILT_PROGRAMS) &: e2e/teleport/go.mod e2e/teleport/go.sum $(wildcard e2e/teleport/*/*.go)
 	cd e2e/teleport && go build -ldflags '-s -w -checklinkname=0' -o ../../bin/teleport/ ./cluster \
 		github.com/gravitational/teleport/tool/tctl github.com/gravitational/teleport/tool/tsh
 
-# Only "make bench" compares with it.
+# Only the comparison with "teleport join openssh" needs it.
 bin/teleport/teleport: e2e/teleport/go.mod e2e/teleport/go.sum
 	cd e2e/teleport && go build -ldflags '-s -w -checklinkname=0' -o ../../$@ github.com/gravitational/teleport/tool/teleport
 
 .PHONY: bin/teleport
-bin/teleport: $(TELEPORT)
+bin/teleport: $(BUILT_PROGRAMS)
+
+# What the targets below need: the programs built, or all found in the given folder.
+.PHONY: teleport-programs
+teleport-programs: $(if $(TELEPORT),,$(BUILT_PROGRAMS) bin/teleport/teleport)
+	@for program in cluster tctl tsh teleport; do \
+		[ -f "$(TELEPORT_DIR)/$$program" ] && [ -x "$(TELEPORT_DIR)/$$program" ] || \
+			{ echo "$(TELEPORT_DIR) has no program $$program: TELEPORT=DIR takes a folder with cluster, tctl, tsh and teleport (e2e/teleport/README.md)" >&2; exit 1; }; \
+	done
+
+# The demo has an embedded cluster, unless CLUSTER=teleport or TELEPORT=DIR.
+REAL_CLUSTER := $(TELEPORT)$(filter teleport,$(CLUSTER))
 
 .PHONY: demo
-demo: setup build bin/packer $(if $(filter teleport,$(CLUSTER)),bin/teleport) ## bake an image, boot three machines, enroll them, log in
+demo: $(if $(REAL_CLUSTER),teleport-programs) setup build bin/packer ## bake an image, boot three machines, enroll them, log in
 	go build -o bin/demo ./e2e/demo
-	$(AS_ROOT) bin/demo $(if $(filter teleport,$(CLUSTER)),-teleport bin/teleport)
+	$(AS_ROOT) bin/demo $(if $(REAL_CLUSTER),-teleport "$(TELEPORT_DIR)")
 
 .PHONY: test
 test: setup unit-race fuzz-short check-templates test-sshd e2e ## run all tests, with real machines
@@ -123,10 +137,14 @@ test-sshd: setup ## run sshd's part against OpenSSH 8.4 and 10.0
 	$(AS_ROOT) e2e/sshd.sh
 
 .PHONY: test-teleport
-test-teleport: setup build bin/packer bin/teleport ## run the tests that need a real Teleport cluster
-	go test -count 1 -timeout 20m -tags teleport ./e2e/teleportd
+test-teleport: teleport-programs setup build bin/packer ## run what needs a real Teleport cluster, also of the version in TELEPORT=DIR
+	go test -count 1 -timeout 20m -tags teleport ./e2e/teleportd -args -programs="$(TELEPORT_DIR)"
 	go test -c -tags teleport -o bin/people.test ./e2e/people
-	cd e2e/people && $(AS_ROOT) ../../bin/people.test -test.v -test.timeout 20m
+	cd e2e/people && $(AS_ROOT) ../../bin/people.test -test.v -test.timeout 20m -programs="$(TELEPORT_DIR)"
+	go build -o bin/demo ./e2e/demo
+	$(AS_ROOT) bin/demo -teleport "$(TELEPORT_DIR)"
+	go build -o bin/bench ./e2e/bench
+	$(AS_ROOT) bin/bench -join -teleport "$(TELEPORT_DIR)"
 
 .PHONY: lint
 lint: setup bin/golangci-lint ## check the code, the scripts and the templates
@@ -135,10 +153,10 @@ lint: setup bin/golangci-lint ## check the code, the scripts and the templates
 	cfn-lint template.yaml templates/member-account/*.yaml templates/autoscaling/*.yaml
 
 .PHONY: bench
-bench: setup build bin/bench-empty bin/packer bin/teleport bin/teleport/teleport ## print sizes, times and memory
+bench: teleport-programs setup build bin/bench-empty bin/packer ## print sizes, times and memory
 	go test -run '^$$' -bench . -cpu 1 ./internal/signer
 	go build -o bin/bench ./e2e/bench
-	$(AS_ROOT) bin/bench -teleport bin/teleport
+	$(AS_ROOT) bin/bench -teleport "$(TELEPORT_DIR)"
 
 .PHONY: clean
 clean: ## remove what was built

@@ -40,10 +40,16 @@ func main() {
 	flag.StringVar(&c.Packer, "packer", "bin/packer", "path of Packer 1.15")
 	flag.StringVar(&c.Plugin, "plugin", "bin/packer-plugin-hallmark", "path of the Packer plugin")
 	flag.StringVar(&c.Teleport, "teleport", "", "folder with Teleport's programs, to compare with; empty leaves that out")
+	joinOnly := flag.Bool("join", false, "only compare an enrollment with teleport join openssh")
 	flag.Parse()
 	os.Exit(fleet.Main(os.Stderr, func(ctx context.Context, f *fleet.Fleet) int {
-		err := errors.Join(printSizes(*hallmark, c.Bootstrap), printVerification(*document), printSweeps(ctx),
-			printColdStarts(ctx, c.Bootstrap, *empty), printCosts(ctx, f, c))
+		var err error
+		if *joinOnly {
+			err = printJoinAlone(ctx, f, c)
+		} else {
+			err = errors.Join(printSizes(*hallmark, c.Bootstrap), printVerification(*document), printSweeps(ctx),
+				printColdStarts(ctx, c.Bootstrap, *empty), printCosts(ctx, f, c))
+		}
 		if err != nil {
 			fmt.Fprintf(os.Stderr, "bench: error: %v\n", err)
 			return 1
@@ -153,7 +159,7 @@ func printCosts(ctx context.Context, f *fleet.Fleet, c lab.Config) error {
 	if err != nil {
 		return err
 	}
-	first, err := printEnrollment(ctx, l, i)
+	err = printEnrollment(ctx, l, i)
 	if err == nil {
 		err = printSigner(l)
 	}
@@ -161,21 +167,38 @@ func printCosts(ctx context.Context, f *fleet.Fleet, c lab.Config) error {
 		err = printEvents(ctx, l, i)
 	}
 	if err == nil && c.Teleport != "" {
-		err = printJoin(ctx, c, l, i, first)
+		err = printJoin(ctx, c, l, i)
 	}
 	return err
 }
 
-// printEnrollment enrolls the machine again and again, each time as if for the
-// first time, and then with nothing to do. It returns what the former cost.
-func printEnrollment(ctx context.Context, l *lab.Lab, i *lab.Instance) ([]cost, error) {
-	before := teleportCalls(l)
-	first, err := measure(ctx, i, func() error {
+// printJoinAlone makes only the comparison with Teleport's own program.
+func printJoinAlone(ctx context.Context, f *fleet.Fleet, c lab.Config) error {
+	if c.Teleport == "" {
+		return errors.New("-join needs -teleport, the folder with Teleport's programs")
+	}
+	l, i, err := boot(ctx, f, c)
+	if err != nil {
+		return err
+	}
+	return printJoin(ctx, c, l, i)
+}
+
+// measureEnrollment enrolls the machine again and again, each time as if for the first
+// time.
+func measureEnrollment(ctx context.Context, i *lab.Instance) ([]cost, error) {
+	return measure(ctx, i, func() error {
 		_, err := i.Run(ctx, "sh", "-c", "rm /var/lib/hallmark/state.json /etc/ssh/*-cert.pub")
 		return err
 	}, "hallmark", "enroll")
+}
+
+// printEnrollment measures enrollments, and runs with nothing to do.
+func printEnrollment(ctx context.Context, l *lab.Lab, i *lab.Instance) error {
+	before := teleportCalls(l)
+	first, err := measureEnrollment(ctx, i)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	calls := teleportCalls(l) - before
 	// An hour after the enrollment, so that it asks the signer for the CAs.
@@ -184,7 +207,7 @@ func printEnrollment(ctx context.Context, l *lab.Lab, i *lab.Instance) ([]cost, 
 		return err
 	}, "hallmark", "renew")
 	if err != nil {
-		return nil, err
+		return err
 	}
 	show("hallmark enroll, wall (median)", median(first, wall), 0.15, "s")
 	show("hallmark enroll, peak memory", median(first, memory), 25, "MB")
@@ -194,7 +217,7 @@ func printEnrollment(ctx context.Context, l *lab.Lab, i *lab.Instance) ([]cost, 
 	if calls > 0 {
 		fmt.Printf("%-46s %9.1f of Teleport, with three host keys\n", "signer, calls per enrollment of a known machine", float64(calls)/runs)
 	}
-	return first, nil
+	return nil
 }
 
 // boot returns a machine that has enrolled by itself, and does so no more: the

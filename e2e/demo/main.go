@@ -25,7 +25,6 @@ import (
 
 	"github.com/hallmark-ssh/hallmark/e2e/fleet"
 	"github.com/hallmark-ssh/hallmark/e2e/lab"
-	"github.com/hallmark-ssh/hallmark/e2e/teleportd"
 	"github.com/hallmark-ssh/hallmark/internal/agent"
 )
 
@@ -75,7 +74,7 @@ func (d *demo) run(ctx context.Context) error {
 		fmt.Println("AWS is emulated by moto, and Teleport by a small cluster inside this program that is for tests only.")
 		fmt.Println("Packer, the signer, systemd, cloud-init, sshd and ssh are the real ones.")
 	} else {
-		fmt.Println("AWS is emulated by moto. Teleport " + teleportd.Version + ", Packer, the signer, systemd, cloud-init and sshd are the real ones.")
+		fmt.Println("AWS is emulated by moto. Teleport, Packer, the signer, systemd, cloud-init and sshd are the real ones.")
 	}
 	fmt.Println()
 	for _, step := range []struct {
@@ -106,6 +105,9 @@ func (d *demo) start(ctx context.Context) (err error) {
 	}
 	if d.lab, err = lab.New(ctx, d.fleet, d.config, dir); err != nil {
 		return err
+	}
+	if d.lab.Teleport != nil {
+		d.say("Teleport %s", d.lab.Teleport.Version())
 	}
 	d.say("region %s, signer at %s, cluster %s at %s", lab.Region, d.lab.SignerURL, d.lab.Cluster.Name(), d.lab.Cluster.Address())
 	d.say("the signer logs in to the cluster by its AWS role; it keeps no secret")

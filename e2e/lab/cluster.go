@@ -180,13 +180,10 @@ func (r *real) SSH(ctx context.Context, _ netip.Addr, hostname, command string) 
 	// that tsh writes; tsh itself looks for nodes by their own.
 	name := strings.TrimSuffix(hostname, "."+r.Name())
 	var out string
-	// What the proxy knows lags behind what has been written: it may not know yet of a
-	// machine that has just enrolled.
+	// What the proxy knows lags behind what has been written: it may not have seen yet a
+	// machine that has just enrolled. Versions say so in different words.
 	err := fleet.Poll(ctx, proxyLag, func() (err error) {
 		out, err = r.person.Tsh(ctx, "ssh", User+"@"+name, command)
-		if err != nil && !strings.Contains(err.Error(), "failed to dial target host") {
-			return fleet.Fatal(err)
-		}
 		return err
 	})
 	return out, err

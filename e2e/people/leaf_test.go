@@ -38,8 +38,8 @@ func TestReachedFromRootCluster(t *testing.T) {
 		})
 		reached(t, m, out, nil)
 	})
-	// In Teleport 13 the root's proxy ends the connection, with a certificate of its own
-	// cluster: tsh knows that, and the configuration that it writes for OpenSSH does not.
+	// The root's proxy ends the connection, with a certificate of its own cluster: tsh
+	// expects that, and the configuration that it writes for OpenSSH does not.
 	address := name + "." + leaf.Name()
 	t.Run("ssh -F", func(t *testing.T) {
 		out, err := dana.SSH(t.Context(), "-p", "22", "-o", "HostKeyAlias="+m.state.Node.Hostname+"."+root.Name(), address, reach)
@@ -90,7 +90,7 @@ func startRoot(t *testing.T) *teleportd.Cluster {
 		}
 	})
 	root, err := teleportd.Start(t.Context(), teleportd.Options{
-		Programs: "../../bin/teleport", Dir: filepath.Join(dir, "teleport"), Name: "root.test", Address: "127.83.3.1",
+		Programs: *programs, Dir: filepath.Join(dir, "teleport"), Name: "root.test", Address: "127.83.3.1",
 		WebCA: shared.lab.Teleport.WebCA(), Log: log,
 	})
 	if err != nil {

@@ -7,6 +7,7 @@ package people
 import (
 	"bytes"
 	"context"
+	"flag"
 	"fmt"
 	"os"
 	"strings"
@@ -28,6 +29,9 @@ var shared struct {
 	prod, dev machine
 }
 
+// programs is the folder that all clusters here are started from.
+var programs = flag.String("programs", "../../bin/teleport", "folder with the programs of one version of Teleport")
+
 // machine is an enrolled instance.
 type machine struct {
 	*lab.Instance
@@ -35,6 +39,7 @@ type machine struct {
 }
 
 func TestMain(m *testing.M) {
+	flag.Parse()
 	os.Exit(fleet.Main(os.Stderr, func(ctx context.Context, f *fleet.Fleet) int {
 		if err := setUp(ctx, f); err != nil {
 			fmt.Fprintf(os.Stderr, "people: error: %v\n", err)
@@ -51,7 +56,7 @@ func setUp(ctx context.Context, f *fleet.Fleet) error {
 	}
 	shared.lab, err = lab.New(ctx, f, lab.Config{
 		Bootstrap: "../../bin/bootstrap", Packer: "../../bin/packer", Plugin: "../../bin/packer-plugin-hallmark",
-		Teleport: "../../bin/teleport",
+		Teleport: *programs,
 	}, dir)
 	if err != nil {
 		return err

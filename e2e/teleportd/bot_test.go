@@ -82,11 +82,7 @@ func TestBot(t *testing.T) {
 	})
 	t.Run("enrolls at the auth service", func(t *testing.T) {
 		config := b.config(functionARN, "hallmark-enroll", "hallmark-enroll")
-		authority, err := b.Tctl(t.Context(), "auth", "export", "--type=tls-host")
-		if err != nil {
-			t.Fatal(err)
-		}
-		config.Address, config.RootsPEM = b.AuthAddress(), []byte(authority)
+		config.Address, config.RootsPEM = b.AuthAddress(), b.hostAuthorities(t)
 		client, err := b.dial(t, config)
 		if err != nil {
 			t.Fatal(err)

@@ -46,6 +46,14 @@ func (c *Cluster) AddBots(ctx context.Context, arns map[string]string) error {
 	if err := c.Create(ctx, Role(c.Name())+"---\n"+tokens); err != nil {
 		return err
 	}
+	if c.behavior.BotResource {
+		return c.Create(ctx, templates.Bot)
+	}
+	return c.addBotsByCommand(ctx, slices.Sorted(maps.Keys(arns)))
+}
+
+// addBotsByCommand is for versions that take no bot in a file.
+func (c *Cluster) addBotsByCommand(ctx context.Context, bots []string) error {
 	// tctl prints the proxy's address with a new bot, and fails while there is none.
 	if err := fleet.Poll(ctx, 30*time.Second, func() error {
 		proxies, err := c.Tctl(ctx, "get", "proxies")
@@ -56,7 +64,7 @@ func (c *Cluster) AddBots(ctx context.Context, arns map[string]string) error {
 	}); err != nil {
 		return err
 	}
-	for _, bot := range slices.Sorted(maps.Keys(arns)) {
+	for _, bot := range bots {
 		if _, err := c.Tctl(ctx, "bots", "add", bot, "--roles="+bot, "--token="+bot); err != nil {
 			return err
 		}

@@ -19,7 +19,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/teleport/teleporttest"
 )
 
-var programs = flag.String("programs", "../../bin/teleport", "folder with the programs of Teleport")
+var programs = flag.String("programs", "../../bin/teleport", "folder with the programs of one version of Teleport")
 
 // addSigner makes the signer's login, a user with the role that operators get.
 func addSigner(t *testing.T, cluster *teleportd.Cluster) {
@@ -49,7 +49,7 @@ func target(cluster *teleportd.Cluster, address string) teleporttest.Target {
 			ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 			defer cancel()
 			var client *teleport.Client
-			// It restarts in some phases of a rotation.
+			// Some versions restart in phases of a rotation.
 			err := fleet.Poll(ctx, 30*time.Second, func() error {
 				identity, err := cluster.SignIdentity(ctx, "hallmark-enroll", time.Hour)
 				if err != nil {
@@ -65,7 +65,7 @@ func target(cluster *teleportd.Cluster, address string) teleporttest.Target {
 			return client
 		},
 		Export: func(ctx context.Context, kind caexport.Kind) ([]ssh.PublicKey, error) {
-			return cluster.Authorities(ctx, kind)
+			return cluster.Export(ctx, kind)
 		},
 		Rotate: func(ctx context.Context, kind caexport.Kind, phase teleporttest.Phase) error {
 			return cluster.Rotate(ctx, kind, string(phase))

@@ -9,6 +9,7 @@ import (
 
 	"github.com/gravitational/teleport/api/client"
 	"github.com/gravitational/teleport/api/client/proto"
+	userspb "github.com/gravitational/teleport/api/gen/proto/go/teleport/users/v1"
 	"github.com/gravitational/teleport/api/types"
 	"github.com/gravitational/trace"
 	"google.golang.org/grpc/codes"
@@ -47,8 +48,10 @@ func TestRoleMayDoNothingElse(t *testing.T) {
 	}
 	t.Cleanup(func() { _ = api.Close() })
 
-	// Of users, 13.3.8 hears only by calls that the library no longer makes.
-	old := proto.NewAuthServiceClient(api.GetConnection())
+	var users accounts = api
+	if !cluster.Behavior().UsersService {
+		users = oldAccounts{proto.NewAuthServiceClient(api.GetConnection())}
+	}
 	host := types.CertAuthID{Type: types.HostCA, DomainName: cluster.Name()}
 	if _, err := api.GetCertAuthority(t.Context(), host, false); err != nil {
 		t.Errorf("read the public keys of the Host CA, as the signer does: %v", err)
@@ -76,15 +79,12 @@ func TestRoleMayDoNothingElse(t *testing.T) {
 			if err != nil {
 				return err
 			}
-			_, err = old.CreateUser(ctx, user.(*types.UserV2)) //nolint:staticcheck // 13 knows no other
+			_, err = users.CreateUser(ctx, user)
 			return err
 		},
-		"delete a user": func(ctx context.Context) error { return deleteUser(ctx, old) },
+		"delete a user": func(ctx context.Context) error { return users.DeleteUser(ctx, "hallmark-enroll") },
 		"list users": func(ctx context.Context) error {
-			users, err := old.GetUsers(ctx, &proto.GetUsersRequest{}) //nolint:staticcheck // 13 knows no other
-			if err == nil {
-				_, err = users.Recv()
-			}
+			_, err := users.ListUsers(ctx, &userspb.ListUsersRequest{})
 			return err
 		},
 		"create a token": func(ctx context.Context) error {
@@ -128,7 +128,31 @@ func TestRoleMayDoNothingElse(t *testing.T) {
 	}
 }
 
-func deleteUser(ctx context.Context, service proto.AuthServiceClient) error {
-	_, err := service.DeleteUser(ctx, &proto.DeleteUserRequest{Name: "hallmark-enroll"}) //nolint:staticcheck // 13 knows no other
+// accounts is how users are managed.
+type accounts interface {
+	CreateUser(ctx context.Context, user types.User) (types.User, error)
+	DeleteUser(ctx context.Context, name string) error
+	ListUsers(ctx context.Context, request *userspb.ListUsersRequest) (*userspb.ListUsersResponse, error)
+}
+
+// oldAccounts makes the calls of servers without a users service, which the library no
+// longer makes.
+type oldAccounts struct{ service proto.AuthServiceClient }
+
+func (o oldAccounts) CreateUser(ctx context.Context, user types.User) (types.User, error) {
+	_, err := o.service.CreateUser(ctx, user.(*types.UserV2)) //nolint:staticcheck // older servers know no other
+	return user, err
+}
+
+func (o oldAccounts) DeleteUser(ctx context.Context, name string) error {
+	_, err := o.service.DeleteUser(ctx, &proto.DeleteUserRequest{Name: name}) //nolint:staticcheck // as above
 	return err
+}
+
+func (o oldAccounts) ListUsers(ctx context.Context, _ *userspb.ListUsersRequest) (*userspb.ListUsersResponse, error) {
+	users, err := o.service.GetUsers(ctx, &proto.GetUsersRequest{}) //nolint:staticcheck // as above
+	if err == nil {
+		_, err = users.Recv()
+	}
+	return &userspb.ListUsersResponse{}, err
 }

@@ -53,15 +53,25 @@ spec:
 	return p, p.LogIn(ctx)
 }
 
-// LogIn logs in with `tsh login`.
+// LogIn logs in with `tsh login`. It waits while the proxy's rate limit is used up.
 func (p *Person) LogIn(ctx context.Context) error {
+	const requests = 2 // one for a challenge in newer versions, one for the certificates
+	if err := p.cluster.budget.WaitN(ctx, requests); err != nil {
+		return fmt.Errorf("wait for the proxy's rate limit: %w", err)
+	}
 	cmd := p.command(ctx, p.cluster.program("tsh"), "login", "--proxy="+p.cluster.Address(), "--user="+p.name)
-	return typePassword(cmd)
+	_, err := onTerminal(cmd, password+"\n")
+	return err
 }
 
 // Tsh runs tsh, and returns what it prints.
 func (p *Person) Tsh(ctx context.Context, args ...string) (string, error) {
 	return run(p.command(ctx, p.cluster.program("tsh"), args...))
+}
+
+// TshOnTerminal is Tsh with a terminal as its standard input.
+func (p *Person) TshOnTerminal(ctx context.Context, args ...string) (string, error) {
+	return onTerminal(p.command(ctx, p.cluster.program("tsh"), args...), "")
 }
 
 // SSH runs OpenSSH's client with the configuration that `tsh config` prints, and
@@ -88,35 +98,34 @@ func (p *Person) command(ctx context.Context, name string, args ...string) *exec
 	return cmd
 }
 
-// typePassword runs a command on a terminal of its own, and answers its prompt with
-// the password.
-func typePassword(cmd *exec.Cmd) error {
+// onTerminal runs a command on a terminal of its own where somebody has typed ahead, and
+// returns what it prints to standard output.
+func onTerminal(cmd *exec.Cmd, typed string) (string, error) {
 	terminal, err := os.OpenFile("/dev/ptmx", os.O_RDWR|syscall.O_NOCTTY|syscall.O_NONBLOCK, 0)
 	if err != nil {
-		return err
+		return "", err
 	}
 	defer terminal.Close()
 	if err := unix.IoctlSetPointerInt(int(terminal.Fd()), unix.TIOCSPTLCK, 0); err != nil {
-		return err
+		return "", err
 	}
 	number, err := unix.IoctlGetInt(int(terminal.Fd()), unix.TIOCGPTN)
 	if err != nil {
-		return err
+		return "", err
 	}
 	stdin, err := os.OpenFile(fmt.Sprintf("/dev/pts/%d", number), os.O_RDWR|syscall.O_NOCTTY, 0)
 	if err != nil {
-		return err
+		return "", err
 	}
 	defer stdin.Close()
 	cmd.Stdin = stdin
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
-	// A terminal keeps what is typed ahead.
-	if _, err := terminal.WriteString(password + "\n"); err != nil {
-		return err
+	if _, err := terminal.WriteString(typed); err != nil {
+		return "", err
 	}
 	out, err := run(cmd)
 	if err != nil {
-		return errors.Join(err, errors.New(out))
+		return out, errors.Join(err, errors.New(out))
 	}
-	return nil
+	return out, nil
 }

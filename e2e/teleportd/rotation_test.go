@@ -3,37 +3,67 @@
 package teleportd_test
 
 import (
+	"slices"
 	"testing"
 	"time"
 
+	"github.com/hallmark-ssh/hallmark/e2e/fleet"
 	"github.com/hallmark-ssh/hallmark/e2e/teleportd"
 	"github.com/hallmark-ssh/hallmark/internal/teleport"
 	"github.com/hallmark-ssh/hallmark/internal/teleport/caexport"
 )
 
-// A function that joined before a rotation of Teleport's Host authority goes on working
-// after it: the call that finds its login of no use joins anew. At the auth service it
-// does so if it was told of the new authority, as docs/teleport.md says.
+// A function that joined before a rotation of the Host CA works in each phase and after
+// it, whether or not the rotation ends its connection: a call joins again at most once.
+// At the auth service it does so with the new authority in its roots, as docs/teleport.md
+// says.
 func TestBotAfterRotation(t *testing.T) {
 	b := startBots(t, "rotation.test", "127.83.6.1")
 	config := b.config(functionARN, teleportd.EnrollBot, teleportd.EnrollBot)
 	atProxy := b.connect(t, config)
-	old := b.hostAuthority(t)
-	b.rotateHost(t, "init", "update_clients")
-	config.Address, config.RootsPEM = b.AuthAddress(), []byte(old+b.hostAuthority(t))
-	atAuth := b.connect(t, config)
-	b.rotateHost(t, "update_servers", "standby")
+	before, old := b.sts.Calls(), b.hostAuthorities(t)
+	b.rotateHost(t, atProxy, "init", "update_clients")
 
+	config.Address, config.RootsPEM = b.AuthAddress(), slices.Concat(old, b.hostAuthorities(t))
 	joined := b.sts.Calls()
-	if _, err := atProxy.SignHostKey(t.Context(), newKey(t), []string{"web-1"}, time.Hour); err != nil {
-		t.Error(err)
+	atAuth := b.connect(t, config)
+	others := b.sts.Calls() - joined
+
+	b.rotateHost(t, atProxy, "update_servers", "standby")
+	// A connection that survived ends now, and the authority of the first login is gone.
+	if err := b.Close(); err != nil {
+		t.Fatal(err)
 	}
-	if again := b.sts.Calls() - joined; again != 1 {
-		t.Errorf("%d joins, want one", again)
+	if err := b.Restart(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	b.signs(t, atProxy, "after a restart", true)
+	if joins := b.sts.Calls() - before - others; joins < 1 {
+		t.Errorf("%d joins: how does it work by a login whose authority was retired?", joins)
 	}
 	b.enroll(t, atProxy)
 	b.enroll(t, atAuth)
 	b.connect(t, config)
+}
+
+// signs has a host key signed, which takes one join at most for each call. It calls again
+// only if the services restart.
+func (b bots) signs(t *testing.T, client *teleport.Client, when string, restarts bool) {
+	t.Helper()
+	joined, calls := b.sts.Calls(), 0
+	if err := fleet.Poll(t.Context(), 30*time.Second, func() error {
+		calls++
+		_, err := client.SignHostKey(t.Context(), newKey(t), []string{"web-1"}, time.Hour)
+		return err
+	}); err != nil {
+		t.Errorf("%s: %v", when, err)
+	}
+	if !restarts && calls > 1 {
+		t.Errorf("%s: it works at the call number %d, and connections should survive", when, calls)
+	}
+	if again := b.sts.Calls() - joined; again > calls {
+		t.Errorf("%s: %d joins in %d calls", when, again, calls)
+	}
 }
 
 // connect returns a client that has worked.
@@ -47,21 +77,24 @@ func (b bots) connect(t *testing.T, config teleport.Config) *teleport.Client {
 	return client
 }
 
-// hostAuthority is the authority of the auth service's certificate, as tctl exports it.
-func (b bots) hostAuthority(t *testing.T) string {
+// hostAuthorities are the authorities of the auth service's certificate, as tctl exports
+// them.
+func (b bots) hostAuthorities(t *testing.T) []byte {
 	t.Helper()
-	authority, err := b.Tctl(t.Context(), "auth", "export", "--type=tls-host")
+	authorities, err := b.TLSAuthorities(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	return authority
+	return authorities
 }
 
-func (b bots) rotateHost(t *testing.T, phases ...string) {
+// rotateHost takes the Host CA through phases. In each, the client still works.
+func (b bots) rotateHost(t *testing.T, client *teleport.Client, phases ...string) {
 	t.Helper()
 	for _, phase := range phases {
 		if err := b.Rotate(t.Context(), caexport.Host, phase); err != nil {
 			t.Fatal(err)
 		}
+		b.signs(t, client, phase, b.Behavior().RotationRestarts)
 	}
 }

@@ -20,13 +20,11 @@ import (
 
 	"go.yaml.in/yaml/v3"
 	"golang.org/x/crypto/ssh"
+	"golang.org/x/time/rate"
 
 	"github.com/hallmark-ssh/hallmark/e2e/fleet"
 	"github.com/hallmark-ssh/hallmark/internal/teleport/caexport"
 )
-
-// Version is the Teleport version of the programs.
-const Version = "13.3.8"
 
 const (
 	proxyPort = "3080"
@@ -38,7 +36,8 @@ const (
 
 // Options describe a cluster.
 type Options struct {
-	// Programs is the folder with cluster, tctl and tsh: bin/teleport.
+	// Programs is the folder with cluster, tctl and tsh of one version, such as
+	// bin/teleport.
 	Programs string
 	// Dir is a folder for everything that the cluster and its people keep.
 	Dir string
@@ -60,10 +59,13 @@ type Options struct {
 // Cluster is a running cluster: auth service and proxy in one process, the proxy
 // with TLS routing on one port.
 type Cluster struct {
-	options Options
-	config  string // file of Teleport's configuration
-	process *exec.Cmd
-	exited  chan struct{}
+	options  Options
+	version  string // that the programs report
+	behavior Behavior
+	budget   *rate.Limiter // of requests to the proxy that need no login
+	config   string        // file of Teleport's configuration
+	process  *exec.Cmd
+	exited   chan struct{}
 }
 
 // Start starts a cluster, and returns when it serves. It ends with the context.
@@ -77,10 +79,15 @@ func Start(ctx context.Context, options Options) (*Cluster, error) {
 	}
 	c := &Cluster{options: options, config: filepath.Join(options.Dir, "teleport.yaml"), exited: make(chan struct{})}
 	for _, name := range []string{"cluster", "tctl", "tsh"} {
-		if _, err := os.Stat(c.program(name)); err != nil {
-			return nil, fmt.Errorf("a program of Teleport is missing (%w): run 'make bin/teleport'", err)
+		if err := checkProgram(c.program(name)); err != nil {
+			return nil, err
 		}
 	}
+	var err error
+	if c.version, c.behavior, err = readVersion(ctx, c.program("tctl")); err != nil {
+		return nil, err
+	}
+	c.budget = newBudget(c.behavior)
 	if err := c.writeFiles(); err != nil {
 		return nil, fmt.Errorf("configure Teleport: %w", err)
 	}
@@ -90,9 +97,28 @@ func Start(ctx context.Context, options Options) (*Cluster, error) {
 	return c, nil
 }
 
+// checkProgram returns an error unless the file can be run.
+func checkProgram(path string) error {
+	info, err := os.Stat(path)
+	if err == nil && (!info.Mode().IsRegular() || info.Mode()&0o111 == 0) {
+		err = fmt.Errorf("%s is not a program", path)
+	}
+	if err != nil {
+		return fmt.Errorf("find Teleport's program %s: %w: build 13.3.8 with 'make bin/teleport', or give another folder with TELEPORT=DIR", filepath.Base(path), err)
+	}
+	return nil
+}
+
+// newBudget limits what a cluster's proxy is asked without a login to what it allows one
+// source address, with some left for programs that do not count, such as Packer.
+func newBudget(b Behavior) *rate.Limiter {
+	const reserve = 8
+	return rate.NewLimiter(rate.Limit(float64(b.RequestsPerMinute)/time.Minute.Seconds()), b.RequestBurst-reserve)
+}
+
 func (c *Cluster) program(name string) string { return filepath.Join(c.options.Programs, name) }
 
-// ready is a file that is made whenever the cluster has started, or started again.
+// ready is a file that the program cluster makes once it serves.
 func (c *Cluster) ready() string           { return c.path("ready") }
 func (c *Cluster) path(name string) string { return filepath.Join(c.options.Dir, name) }
 
@@ -176,8 +202,9 @@ func (c *Cluster) start(ctx context.Context) error {
 // and keeps them from looking for the metadata service of a cloud that they might
 // be in.
 func (c *Cluster) environment() []string {
-	return append(os.Environ(), "SSL_CERT_FILE="+c.RootsFile(),
+	environment := append(os.Environ(), "SSL_CERT_FILE="+c.RootsFile(),
 		"AWS_EC2_METADATA_DISABLED=true", "AWS_EC2_METADATA_SERVICE_ENDPOINT=http://127.0.0.1:1")
+	return append(environment, c.behavior.Environment...)
 }
 
 // Restart starts a cluster that was closed. It knows what it knew.
@@ -205,6 +232,12 @@ func (c *Cluster) Close() error {
 	return err
 }
 
+// Version returns the version of Teleport that the programs report, such as "13.3.8".
+func (c *Cluster) Version() string { return c.version }
+
+// Behavior returns what is special about that version.
+func (c *Cluster) Behavior() Behavior { return c.behavior }
+
 // Name returns the cluster's name.
 func (c *Cluster) Name() string { return c.options.Name }
 
@@ -223,14 +256,71 @@ func (c *Cluster) RootsPEM() []byte { return c.WebCA().PEM() }
 // RootsFile returns the file that holds the same.
 func (c *Cluster) RootsFile() string { return c.path("web_ca.crt") }
 
-// Authorities returns the public keys of an authority, as the proxy exports them.
-func (c *Cluster) Authorities(ctx context.Context, kind caexport.Kind) ([]ssh.PublicKey, error) {
+// Export returns the public keys of an authority, as the proxy exports them to anybody.
+// It waits while the proxy's rate limit is used up.
+func (c *Cluster) Export(ctx context.Context, kind caexport.Kind) ([]ssh.PublicKey, error) {
 	client, err := caexport.NewHTTPClient(c.RootsPEM())
 	if err != nil {
 		return nil, err
 	}
 	defer client.CloseIdleConnections()
+	if err := c.budget.Wait(ctx); err != nil {
+		return nil, fmt.Errorf("wait for the proxy's rate limit: %w", err)
+	}
 	return caexport.Fetch(ctx, client, c.Address(), kind)
+}
+
+// Authorities returns the same from the auth service, which has no such limit: poll this.
+func (c *Cluster) Authorities(ctx context.Context, kind caexport.Kind) ([]ssh.PublicKey, error) {
+	parse := caexport.ParseOpenSSH
+	if kind == caexport.Host {
+		parse = caexport.ParseHost
+	}
+	out, err := c.Tctl(ctx, "auth", "export", "--type="+string(kind))
+	if err != nil {
+		return nil, err
+	}
+	keys, _, err := parse([]byte(out))
+	return keys, err
+}
+
+// TLSAuthorities returns the certificates in PEM form that the auth service's own is
+// verified with: two while its authority is being rotated.
+func (c *Cluster) TLSAuthorities(ctx context.Context) ([]byte, error) {
+	export := []string{"auth", "export", "--type=tls-host"}
+	if !c.behavior.ExportToFiles {
+		out, err := c.Tctl(ctx, export...)
+		return []byte(out), err
+	}
+	dir, err := os.MkdirTemp(c.options.Dir, "export-")
+	if err != nil {
+		return nil, err
+	}
+	defer os.RemoveAll(dir)
+	// tctl appends a number and an extension of its own to the name.
+	if _, err := c.Tctl(ctx, append(export, "--out="+filepath.Join(dir, "tls-host"))...); err != nil {
+		return nil, err
+	}
+	return concatenate(dir)
+}
+
+// concatenate returns the content of a folder's files, each ending with its line.
+func concatenate(dir string) (all []byte, err error) {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, err
+	}
+	for _, entry := range entries {
+		data, err := os.ReadFile(filepath.Join(dir, entry.Name()))
+		if err != nil {
+			return nil, err
+		}
+		all = append(append(all, bytes.TrimSpace(data)...), '\n')
+	}
+	if len(all) == 0 {
+		return nil, fmt.Errorf("tctl auth export wrote nothing into %s", dir)
+	}
+	return all, nil
 }
 
 // Tctl runs tctl as the cluster's administrator, and returns what it prints.
