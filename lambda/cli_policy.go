@@ -160,7 +160,7 @@ func runPolicyExplain(_ context.Context, args []string, std streams) error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", *instance, err)
 	}
-	e := p.Explain(facts, cluster, time.Now())
+	e := p.Explain(facts, cluster, wallClock())
 	if _, err := io.WriteString(std.out, explain(e, facts)); err != nil {
 		return err
 	}

@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"os"
 	"strings"
-	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/aws/arn"
@@ -76,7 +75,7 @@ func (e environment) ledger(cfg aws.Config) (ledgers, *dynamoDB) {
 		return new(ledger.Memory), nil
 	}
 	client := newDynamoDB(cfg, e.table)
-	return ledger.NewDynamoDB(client, tableName(e.table), time.Now), client
+	return ledger.NewDynamoDB(client, tableName(e.table), wallClock), client
 }
 
 // policy returns what gives the policy in force.
@@ -93,10 +92,10 @@ func (e environment) policy(d *deployment, cfg aws.Config, table *dynamoDB, log 
 		return nil, fmt.Errorf("HALLMARK_POLICY_PARAMETER: %w", err)
 	}
 	return live.New(live.Config{
-		Fetch:    live.Parameter{AWS: cfg, Endpoint: endpoint, Name: e.parameter, Now: time.Now}.Fetch,
+		Fetch:    live.Parameter{AWS: cfg, Endpoint: endpoint, Name: e.parameter, Now: wallClock}.Fetch,
 		LastGood: memo.Memo{Client: table, Table: tableName(e.table), Name: "policy"},
 		Limits:   d.limits(),
-		Now:      time.Now,
+		Now:      wallClock,
 		Log:      log,
 	}).Current, nil
 }

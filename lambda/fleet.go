@@ -73,7 +73,7 @@ func buildFleet(ctx context.Context, log *slog.Logger) (fleetHandler, error) {
 		Policy:    p.policy,
 		Connect:   cluster.fleet,
 		Log:       log,
-		Now:       time.Now,
+		Now:       wallClock,
 	}, log: log}
 	if p.table != nil {
 		h.bookmark = memo.Memo{Client: p.table, Table: tableName(p.env.table), Name: sweepMemo}

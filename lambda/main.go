@@ -18,7 +18,6 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
-	"time"
 
 	"github.com/aws/aws-lambda-go/lambda"
 	"github.com/aws/aws-sdk-go-v2/aws"
@@ -138,7 +137,7 @@ func build(ctx context.Context, log *slog.Logger) (*signer.Signer, error) {
 		Ledger:     p.ledger,
 		Connect:    cluster.signer,
 		Log:        log,
-		Now:        time.Now,
+		Now:        wallClock,
 	}, nil
 }
 
@@ -168,7 +167,7 @@ func newInventory(d *deployment, cfg aws.Config) *inventory.EC2 {
 		Roles:    client,
 		Identity: client,
 		Endpoint: ec2Endpoint,
-		Now:      time.Now,
+		Now:      wallClock,
 	})
 }
 

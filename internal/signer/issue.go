@@ -51,6 +51,9 @@ func (s *Signer) issueAndConfirm(ctx context.Context, cluster Cluster, g grant, 
 		return issued{}, ledger.Record{}, err
 	}
 	a.certificates = i.certificates
+	if err := s.outlast(ctx, g, i, a); err != nil {
+		return issued{}, ledger.Record{}, err
+	}
 	record, err := s.confirm(ctx, g, a)
 	return i, record, err
 }
@@ -105,6 +108,31 @@ func (s *Signer) checkIssued(ctx context.Context, cluster Cluster, g grant, i *i
 		return refuse(protocol.CodeInternal, err)
 	}
 	return nil
+}
+
+// outlast extends the claim if a certificate ends after it, as one does when Teleport's
+// clock is ahead by all that is accepted and signing took a while. Until the certificate
+// ends, nobody else must get its names.
+func (s *Signer) outlast(ctx context.Context, g grant, i issued, a *audit) error {
+	end := g.claim.End
+	for _, certificate := range i.certificates {
+		// Checked to be within bounds before it came here.
+		if last := time.Unix(int64(certificate.ValidBefore), 0).UTC(); last.After(end) { //nolint:gosec // see above
+			end = last
+		}
+	}
+	if end.Equal(g.claim.End) {
+		return nil
+	}
+	g.claim.End = end
+	err := a.step(ctx, "claim", ledgerTimeout, func(ctx context.Context) error {
+		_, err := s.Ledger.Claim(ctx, g.claim, s.now())
+		return err
+	})
+	if errors.Is(err, ledger.ErrEnded) {
+		return nil // the confirmation finds that too, and undoes what was written
+	}
+	return refuseLedger(err)
 }
 
 func checkCertificates(g grant, i *issued, now time.Time) error {

@@ -92,9 +92,7 @@ func Dial(ctx context.Context, config Config) (*Client, error) {
 	if config.Login == nil {
 		return nil, errors.New("connect to Teleport: no login")
 	}
-	if config.Now == nil {
-		config.Now = time.Now
-	}
+	config.Now = wallClock(config.Now)
 	if config.Log == nil {
 		config.Log = slog.New(slog.DiscardHandler)
 	}
@@ -205,7 +203,7 @@ func (c *Client) open(ctx context.Context, now time.Time) error {
 	if err != nil {
 		return err
 	}
-	if c.live != nil && !changed && now.Sub(c.lastUsed) < idleLimit {
+	if c.live != nil && !changed && isRecent(c.lastUsed, now) {
 		c.lastUsed = now
 		return nil
 	}
@@ -317,6 +315,24 @@ func (c *Client) renew(ctx context.Context, now time.Time) (changed bool, err er
 	}
 	c.identity = nil
 	return false, err
+}
+
+// wallClock returns the clock, by default time.Now, without its monotonic reading. A
+// function is frozen between its calls, and the monotonic clock stands still meanwhile:
+// by it, a connection that has rested for an hour would seem fresh, and a login whose
+// time is up good.
+func wallClock(now func() time.Time) func() time.Time {
+	if now == nil {
+		now = time.Now
+	}
+	return func() time.Time { return now().Round(0) }
+}
+
+// isRecent reports whether a connection was used within idleLimit. By a clock that was
+// put back it was not.
+func isRecent(used, now time.Time) bool {
+	rested := now.Sub(used)
+	return rested >= 0 && rested < idleLimit
 }
 
 // withDeadline gives ctx a deadline if it has none.
