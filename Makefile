@@ -104,6 +104,10 @@ unit: ## run what needs no root, on any Linux or macOS
 	go vet ./...
 	go test ./...
 
+.PHONY: explore
+explore: ## run every pair of operations in every order, for hours
+	go test -count 1 -timeout 0 -v ./internal/explore -run TestInterleavings -args -explore.all -explore.commuting
+
 .PHONY: unit-race
 unit-race:
 	go vet ./...
