@@ -292,7 +292,7 @@ func (in *Installer) read(from string) ([]file, sshd.Options, []ssh.PublicKey, e
 }
 
 // checkNames refuses files that look like those that install reads, and are not: without
-// openssh_ca.pub, a misspelt one would be a machine that trusts no CA until it enrolls.
+// openssh_ca.pub, a misspelled one would be a machine that trusts no CA until it enrolls.
 func checkNames(from string) error {
 	entries, err := os.ReadDir(from)
 	if err != nil {

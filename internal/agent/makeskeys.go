@@ -19,13 +19,15 @@ func makesHostKeys(root string) bool { return cloudInitMakesKeys(root) || unitMa
 
 // unitFolders are where systemd finds units (systemd.unit(5)), the first first, and where
 // older systems have scripts.
-var unitFolders = []string{"/etc/systemd/system", "/usr/local/lib/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system"}
+func unitFolders() []string {
+	return []string{"/etc/systemd/system", "/usr/local/lib/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system"}
+}
 
 // unitMakesKeys looks for units and boot scripts that make host keys, such as Red Hat's
 // sshd-keygen@.service. A unit that is masked, or replaced in /etc, does not count.
 func unitMakesKeys(root string) bool {
 	seen := map[string]bool{}
-	for _, folder := range unitFolders {
+	for _, folder := range unitFolders() {
 		entries, err := readFolder(root, folder)
 		if err != nil {
 			continue

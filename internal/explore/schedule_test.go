@@ -1,7 +1,6 @@
 package explore
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -48,7 +47,6 @@ func (c *call) writes() bool { return slices.ContainsFunc(c.uses, func(u use) bo
 // operation is one request, event or sweep.
 type operation struct {
 	name  string
-	run   func(ctx context.Context, o *operation) error
 	world *world
 	dead  bool
 	err   error

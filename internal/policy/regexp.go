@@ -85,6 +85,7 @@ func programSize(re *syntax.Regexp) int {
 		size = 2
 	case syntax.OpAlternate:
 		size = len(re.Sub)
+	default: // one instruction
 	}
 	for _, sub := range re.Sub {
 		size += programSize(sub)

@@ -190,10 +190,12 @@ func (c *collection) findings(nobody bool) (findings []Finding) {
 }
 
 // aliases are names that sshd knows a keyword by, beside the one it prints.
-var aliases = map[string][]string{
-	"pubkeyacceptedalgorithms": {"pubkeyacceptedkeytypes"},
-	"pubkeyacceptedkeytypes":   {"pubkeyacceptedalgorithms"},
-	"pubkeyauthentication":     {"dsaauthentication"},
+func aliases(keyword string) []string {
+	return map[string][]string{
+		"pubkeyacceptedalgorithms": {"pubkeyacceptedkeytypes"},
+		"pubkeyacceptedkeytypes":   {"pubkeyacceptedalgorithms"},
+		"pubkeyauthentication":     {"dsaauthentication"},
+	}[keyword]
 }
 
 // places returns the lines that set what a finding is about: those in Match blocks if it
@@ -203,7 +205,7 @@ func places(lines []Line, f Finding) (found []Line) {
 	var inMatch, global []Line
 	for _, l := range lines {
 		switch {
-		case l.Keyword != keyword && !slices.Contains(aliases[keyword], l.Keyword):
+		case l.Keyword != keyword && !slices.Contains(aliases(keyword), l.Keyword):
 		case len(l.Match) > 0:
 			inMatch = append(inMatch, l)
 		default:

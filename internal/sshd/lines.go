@@ -56,15 +56,15 @@ type lineReader struct {
 	lines []Line
 }
 
-// read appends the lines of a file. It returns the Match block in which the file ends.
-func (r *lineReader) read(file string, match []string, depth int) []string {
+// read appends the lines of a file, which begins in a Match block if match is not nil.
+func (r *lineReader) read(file string, match []string, depth int) {
 	path, err := Resolve(r.root, file)
 	if err != nil || depth > maxIncludes {
-		return match
+		return
 	}
 	data, err := os.ReadFile(filepath.Join(r.root, path))
 	if err != nil {
-		return match
+		return
 	}
 	number := 0
 	for text := range strings.Lines(string(data)) {
@@ -84,7 +84,6 @@ func (r *lineReader) read(file string, match []string, depth int) []string {
 		}
 		r.lines = append(r.lines, Line{File: file, Number: number, Keyword: keyword, Arguments: arguments, Match: match})
 	}
-	return match
 }
 
 // glob returns the files that an Include names, as sshd names them, in its order.

@@ -40,8 +40,10 @@ func (Facts) publicKeys(_ Login, s settings) []problem {
 
 // userCertificates are the types of certificates that Teleport makes for people, by the
 // cluster's signature algorithm suite, with the key's type for each.
-var userCertificates = []string{
-	ssh.CertAlgoRSASHA512v01, ssh.CertAlgoRSASHA256v01, ssh.CertAlgoECDSA256v01, ssh.CertAlgoED25519v01,
+func userCertificates() []string {
+	return []string{
+		ssh.CertAlgoRSASHA512v01, ssh.CertAlgoRSASHA256v01, ssh.CertAlgoECDSA256v01, ssh.CertAlgoED25519v01,
+	}
 }
 
 func (Facts) certificateTypes(_ Login, s settings) (all []problem) {
@@ -50,10 +52,10 @@ func (Facts) certificateTypes(_ Login, s settings) (all []problem) {
 		keyword, printed = "PubkeyAcceptedKeyTypes", "pubkeyacceptedkeytypes"
 	}
 	if accepted := s.list(printed); accepted != nil {
-		missing := without(userCertificates, accepted)
-		remedy := "add " + strings.Join(userCertificates, ",")
+		missing := without(userCertificates(), accepted)
+		remedy := "add " + strings.Join(userCertificates(), ",")
 		switch {
-		case len(missing) == len(userCertificates):
+		case len(missing) == len(userCertificates()):
 			all = append(all, severe(keyword, s.value(printed), "sshd accepts plain keys but no certificates", remedy)...)
 		case !slices.Contains(accepted, ssh.CertAlgoED25519v01) || !slices.Contains(accepted, ssh.CertAlgoECDSA256v01) ||
 			!slices.Contains(accepted, ssh.CertAlgoRSASHA512v01) && !slices.Contains(accepted, ssh.CertAlgoRSASHA256v01):
@@ -310,36 +312,35 @@ func (f Facts) open(keyword string, patterns []string) bool {
 
 func (Facts) hostAlgorithms(_ Login, s settings) []problem {
 	accepted := s.list("hostkeyalgorithms")
-	if accepted == nil || len(without(hostCertificates, accepted)) < len(hostCertificates) {
+	if accepted == nil || len(without(hostCertificates(), accepted)) < len(hostCertificates()) {
 		return nil
 	}
 	return severe("HostKeyAlgorithms", s.value("hostkeyalgorithms"), "sshd presents plain host keys but no certificate, so Teleport's proxy refuses this host",
-		"add "+strings.Join(hostCertificates, ","))
+		"add "+strings.Join(hostCertificates(), ","))
 }
 
 // hostCertificates are the types that Teleport's proxy asks for.
-var hostCertificates = []string{
-	ssh.CertAlgoRSASHA512v01, ssh.CertAlgoRSASHA256v01,
-	ssh.CertAlgoECDSA256v01, ssh.CertAlgoECDSA384v01, ssh.CertAlgoECDSA521v01, ssh.CertAlgoED25519v01,
+func hostCertificates() []string {
+	return []string{
+		ssh.CertAlgoRSASHA512v01, ssh.CertAlgoRSASHA256v01,
+		ssh.CertAlgoECDSA256v01, ssh.CertAlgoECDSA384v01, ssh.CertAlgoECDSA521v01, ssh.CertAlgoED25519v01,
+	}
 }
 
-// What Teleport's proxy offers when it connects to a host: Go's x/crypto/ssh without
-// SHA-1. A cluster's configuration may name others (kex_algos, ciphers, mac_algos).
-var (
-	proxyKeyExchanges = []string{
+func (Facts) transport(_ Login, s settings) (all []problem) {
+	// What Teleport's proxy offers when it connects to a host: Go's x/crypto/ssh without
+	// SHA-1. A cluster's configuration may name others (kex_algos, ciphers, mac_algos).
+	proxyKeyExchanges := []string{
 		"curve25519-sha256", "curve25519-sha256@libssh.org",
 		"ecdh-sha2-nistp256", "ecdh-sha2-nistp384", "ecdh-sha2-nistp521", "diffie-hellman-group14-sha256",
 	}
-	// newKeyExchanges are offered by proxies built with Go 1.24 or later, not by Teleport 13.
-	newKeyExchanges = []string{"mlkem768x25519-sha256"}
-	authenticated   = []string{"aes128-gcm@openssh.com", "aes256-gcm@openssh.com", "chacha20-poly1305@openssh.com"}
-	counterMode     = []string{"aes128-ctr", "aes192-ctr", "aes256-ctr"}
-	proxyMACs       = []string{
+	// Proxies built with Go 1.24 or later offer these; Teleport 13 does not.
+	newKeyExchanges := []string{"mlkem768x25519-sha256"}
+	authenticated := []string{"aes128-gcm@openssh.com", "aes256-gcm@openssh.com", "chacha20-poly1305@openssh.com"}
+	counterMode := []string{"aes128-ctr", "aes192-ctr", "aes256-ctr"}
+	proxyMACs := []string{
 		"hmac-sha2-256-etm@openssh.com", "hmac-sha2-512-etm@openssh.com", "hmac-sha2-256", "hmac-sha2-512",
 	}
-)
-
-func (Facts) transport(_ Login, s settings) (all []problem) {
 	none := func(keyword string, offered ...string) []problem {
 		value := s.value(strings.ToLower(keyword))
 		return severe(keyword, value, "Teleport's proxy offers none of these", "add one of "+strings.Join(offered, ","))

@@ -79,7 +79,7 @@ func TestPresentedTellsFailuresApart(t *testing.T) {
 				defer cancel()
 			}
 			algorithms := []string{ssh.CertAlgoRSASHA512v01}
-			if test.want != ErrNotPresented {
+			if !errors.Is(test.want, ErrNotPresented) {
 				algorithms = nil
 			}
 			_, err := Presented(ctx, test.address, algorithms)

@@ -17,9 +17,10 @@ const (
 	method  = "Join"
 )
 
-// The two ends of the stream.
 type (
+	// ClientStream is the client's end of a join.
 	ClientStream = grpc.BidiStreamingClient[JoinRequest, JoinResponse]
+	// ServerStream is the server's end of a join.
 	ServerStream = grpc.BidiStreamingServer[JoinRequest, JoinResponse]
 )
 

@@ -23,6 +23,7 @@ func (c *connections) note(conn net.Conn, state http.ConnState) {
 		c.open[conn] = struct{}{}
 	case http.StateClosed, http.StateHijacked:
 		delete(c.open, conn)
+	default: // it stays open
 	}
 }
 
