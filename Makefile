@@ -159,6 +159,7 @@ lint: setup bin/golangci-lint ## check the code, the scripts and the templates
 .PHONY: bench
 bench: teleport-programs setup build bin/bench-empty bin/packer ## print sizes, times and memory
 	go test -run '^$$' -bench . -cpu 1 ./internal/signer
+	go test -run '^$$' -bench Step ./internal/agent
 	go build -o bin/bench ./e2e/bench
 	$(AS_ROOT) bin/bench -teleport "$(TELEPORT_DIR)"
 

@@ -104,7 +104,7 @@ func TestEnrollReloadsOnlyWhenNeeded(t *testing.T) {
 
 // handsOver tells whether sshd's listener hands certificates to its sessions, as
 // versions from 9.8 on do.
-func handsOver(t *testing.T, program string) bool {
+func handsOver(t testing.TB, program string) bool {
 	t.Helper()
 	output, _ := exec.Command(program, "-V").CombinedOutput()
 	_, version, _ := strings.Cut(string(output), "OpenSSH_")

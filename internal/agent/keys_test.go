@@ -19,7 +19,7 @@ import (
 var rsaKey = sync.OnceValues(func() (*rsa.PrivateKey, error) { return rsa.GenerateKey(rand.Reader, 2048) })
 
 // writeHostKey makes a host key as ssh-keygen does.
-func writeHostKey(t *testing.T, kind, path string) {
+func writeHostKey(t testing.TB, kind, path string) {
 	t.Helper()
 	private, err := newPrivateKey(kind)
 	if err != nil {

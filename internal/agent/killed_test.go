@@ -149,7 +149,7 @@ func (m *machine) runUntil(step int) (killed bool, what string) {
 
 // runTraced runs one of the tests in a process of its own, and kills it before the given
 // change of what is below a folder.
-func runTraced(t *testing.T, test, dir string, step int, environment ...string) (killed bool, what string) {
+func runTraced(t testing.TB, test, dir string, step int, environment ...string) (killed bool, what string) {
 	t.Helper()
 	cmd := exec.Command(os.Args[0], "-test.run=^"+test+"$", "-test.count=1")
 	cmd.Env = append(append(os.Environ(), "GOMAXPROCS=1"), environment...)

@@ -45,7 +45,7 @@ const (
 // machine is an instance in a temporary folder: a real sshd on loopback, a
 // metadata service, and a signer whose answers a test can spoil.
 type machine struct {
-	t    *testing.T
+	t    testing.TB
 	dir  string
 	sshd *testSSHD
 	imds *testMetadata
@@ -55,7 +55,7 @@ type machine struct {
 	slept atomic.Int64 // nanoseconds that the pauses between attempts took, in made-up time
 }
 
-func newMachine(t *testing.T) *machine {
+func newMachine(t testing.TB) *machine {
 	t.Helper()
 	program := findSSHD(t)
 	dir := t.TempDir()
@@ -121,7 +121,7 @@ func (m *machine) files() string {
 
 // findSSHD returns a real sshd. Only where nothing demands it may a test go
 // without.
-func findSSHD(t *testing.T) string {
+func findSSHD(t testing.TB) string {
 	t.Helper()
 	server, err := sshd.Find("/")
 	if err == nil {
@@ -137,7 +137,7 @@ func findSSHD(t *testing.T) string {
 // testSSHD is a real sshd that counts its reloads.
 type testSSHD struct {
 	sshd.Server
-	t       *testing.T
+	t       testing.TB
 	dir     string
 	caFile  string
 	address netip.AddrPort
@@ -154,7 +154,7 @@ type testSSHD struct {
 	blind bool
 }
 
-func newTestSSHD(t *testing.T, program, dir string, ca ssh.PublicKey) *testSSHD {
+func newTestSSHD(t testing.TB, program, dir string, ca ssh.PublicKey) *testSSHD {
 	t.Helper()
 	s := &testSSHD{
 		t: t, dir: dir, caFile: filepath.Join(dir, "hallmark", "openssh_ca.pub"),
@@ -178,7 +178,7 @@ func newTestSSHD(t *testing.T, program, dir string, ca ssh.PublicKey) *testSSHD 
 }
 
 // makePrivilegeFolder makes the privilege separation folder, as sshd's unit or tmpfiles do.
-func makePrivilegeFolder(t *testing.T) {
+func makePrivilegeFolder(t testing.TB) {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		return
@@ -317,7 +317,7 @@ func (s *testSSHD) tryLogin(signer ssh.Signer, check ssh.HostKeyCallback) error 
 }
 
 // userCertificate makes a signer that logs in by a certificate of the CA.
-func userCertificate(t *testing.T, ca ssh.Signer) ssh.Signer {
+func userCertificate(t testing.TB, ca ssh.Signer) ssh.Signer {
 	t.Helper()
 	me, err := user.Current()
 	if err != nil {
@@ -349,7 +349,7 @@ type testMetadata struct {
 
 const rolePage = "/latest/meta-data/identity-credentials/ec2/security-credentials/ec2-instance"
 
-func newTestMetadata(t *testing.T) *testMetadata {
+func newTestMetadata(t testing.TB) *testMetadata {
 	t.Helper()
 	region, err := identitytest.NewRegion(testRegion)
 	if err != nil {
@@ -398,7 +398,7 @@ func (m *testMetadata) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 // testSigner signs what it is asked to, after checking the machine's proofs.
 type testSigner struct {
-	t         *testing.T
+	t         testing.TB
 	server    *httptest.Server
 	hosts     ssh.Signer // Host CA
 	authority ssh.Signer // OpenSSH CA
@@ -420,7 +420,7 @@ type testSigner struct {
 	mutate        func(*ssh.Certificate) // changes a certificate before it is signed
 }
 
-func newTestSigner(t *testing.T) *testSigner {
+func newTestSigner(t testing.TB) *testSigner {
 	t.Helper()
 	s := &testSigner{t: t, hosts: newSigner(t), authority: newSigner(t), lifetime: 7 * 24 * time.Hour, clock: time.Now}
 	s.server = httptest.NewUnstartedServer(s)
@@ -430,7 +430,7 @@ func newTestSigner(t *testing.T) *testSigner {
 	return s
 }
 
-func (s *testSigner) writeRoots(t *testing.T, dir string) string {
+func (s *testSigner) writeRoots(t testing.TB, dir string) string {
 	t.Helper()
 	path := filepath.Join(dir, "signer_ca.pem")
 	data := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: s.server.Certificate().Raw})
@@ -565,7 +565,7 @@ func (s *testSigner) certify(key ssh.PublicKey, principals []string, ca ssh.Sign
 	return strings.TrimSpace(string(ssh.MarshalAuthorizedKey(cert)))
 }
 
-func newSigner(t *testing.T) ssh.Signer {
+func newSigner(t testing.TB) ssh.Signer {
 	t.Helper()
 	_, private, err := ed25519.GenerateKey(rand.Reader)
 	if err != nil {
@@ -578,7 +578,7 @@ func newSigner(t *testing.T) ssh.Signer {
 	return signer
 }
 
-func freeAddress(t *testing.T) netip.AddrPort {
+func freeAddress(t testing.TB) netip.AddrPort {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

@@ -1,0 +1,115 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// BenchmarkStep times the steps of an enrollment on this machine, each by itself, with a
+// real sshd and its three host keys. docs/reliability.md has the figures.
+func BenchmarkStep(b *testing.B) {
+	m := newMachine(b)
+	m.noPenalties() // it looks at sshd hundreds of times
+	if _, err := m.Enroll(b.Context()); err != nil {
+		b.Fatal(err)
+	}
+	seen, err := m.look(b.Context(), b.Context())
+	if err != nil {
+		b.Fatal(err)
+	}
+	i := &installation{Enroller: m.Enroller, conf: seen.conf, keys: seen.keys}
+	if err := i.findListeners(b.Context()); err != nil {
+		b.Fatal(err)
+	}
+	run := uint64(1000) // no certificate has such a serial number
+	for _, step := range []struct {
+		name string
+		do   func(context.Context) error
+	}{
+		{"configuration", func(ctx context.Context) error { _, err := m.effective(ctx); return err }},
+		{"metadata", m.askMetadata},
+		{"proofs", func(ctx context.Context) error { return m.makeProofs(ctx, seen) }},
+		{"judgment", func(ctx context.Context) error { _, err := m.judge(ctx); return err }},
+		{"listeners", i.findListeners},
+		{"handshakes", i.presented},
+		// Last, because sshd would load these certificates for its next connection.
+		{"files", func(context.Context) error { run++; return m.replaceFiles(seen, run) }},
+	} {
+		b.Run(step.name, func(b *testing.B) {
+			before := cpuTime(b)
+			for b.Loop() {
+				if err := step.do(b.Context()); err != nil {
+					b.Fatal(err)
+				}
+			}
+			b.ReportMetric(float64(cpuTime(b)-before)/float64(b.N), "cpu-ns/op")
+		})
+	}
+}
+
+// cpuTime returns the CPU time of this process and of the programs that it ran so far. It
+// says more than the time of day on a busy machine. sshd's own part in a handshake is not in it.
+func cpuTime(b *testing.B) time.Duration {
+	b.Helper()
+	var sum int64
+	for _, who := range []int{syscall.RUSAGE_SELF, syscall.RUSAGE_CHILDREN} {
+		var used syscall.Rusage
+		if err := syscall.Getrusage(who, &used); err != nil {
+			b.Fatal(err)
+		}
+		sum += used.Utime.Nano() + used.Stime.Nano()
+	}
+	return time.Duration(sum)
+}
+
+// askMetadata asks for what a request needs, with a new session.
+func (m *machine) askMetadata(ctx context.Context) error {
+	m.metadata.token = ""
+	_, err := m.metadata.identityDocument(ctx)
+	if err == nil {
+		_, err = m.metadata.credentials(ctx)
+	}
+	return err
+}
+
+// makeProofs signs a request by every host key.
+func (m *machine) makeProofs(ctx context.Context, seen *sight) error {
+	creds, err := m.metadata.credentials(ctx)
+	if err == nil {
+		_, err = m.newRequest(ctx, testRegion, "document", creds, seen.keys)
+	}
+	return err
+}
+
+// replaceFiles replaces all that an enrollment writes. It differs for each n.
+func (m *machine) replaceFiles(seen *sight, n uint64) (err error) {
+	i := &installation{Enroller: m.Enroller, keys: slices.Clone(seen.keys)}
+	for k := range i.keys {
+		certificate := *i.keys[k].certificate
+		certificate.Serial = n
+		i.keys[k].certificate = &certificate
+	}
+	state := *seen.state
+	state.EnrolledAt = time.Unix(int64(n), 0)
+	change, err := i.stage(fmt.Appendf(nil, "%s# %d\n", seen.caFile, n))
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, change.Close()) }()
+	final, err := stageState(i.stateDir, &state)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, final.Close()) }()
+	if err := errors.Join(change.Commit(), final.Commit()); err != nil {
+		return err
+	}
+	change.Keep()
+	final.Keep()
+	return nil
+}
