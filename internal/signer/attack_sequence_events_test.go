@@ -429,6 +429,21 @@ func signerSequences() map[string]sequence {
 			s.honest.label(signerLabel, testAudience)
 			s.signer.Audience = testAudience
 		}},
+		"a second signer wants a machine whose record is from before records named signers": {play: func(s *stage) {
+			s.honest.mustEnroll()
+			old := s.honest.record()
+			s.ledger = ledger.Memory{}
+			c := ledger.Claim{Instance: s.honest.ref(), Fingerprints: old.Fingerprints, Hostname: old.ConfirmedHostname, End: old.End}
+			if err := s.ledger.Confirm(s.t.Context(), c, must(s.ledger.Claim(s.t.Context(), c, s.now))); err != nil {
+				s.t.Fatal(err)
+			}
+			s.signer.Audience = "second.example.com"
+			second := *s.honest
+			second.change = func(a *attempt) { a.payload.Audience = "second.example.com" }
+			second.mustFail(protocol.CodeNameInUse)
+			s.honest.label(signerLabel, testAudience)
+			s.signer.Audience = testAudience
+		}},
 		"a second signer's sweep meets our nodes": {play: func(s *stage) {
 			s.honest.mustEnroll()
 			other := *s.fleet

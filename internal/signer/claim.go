@@ -267,9 +267,10 @@ func (s *Signer) checkTeleport(ctx context.Context, cluster Cluster, k ask, chec
 }
 
 // checkNode refuses a node id that another program writes. It is asked until a claim
-// has been confirmed, and again when the instance is renamed.
+// has been confirmed, and again when the instance is renamed. A record that names no
+// signer, from before records did, has not shown whose the node is either.
 func (s *Signer) checkNode(ctx context.Context, cluster Cluster, k ask, a *audit) error {
-	if k.keepsHostname() {
+	if k.keepsHostname() && k.record.Signer != "" {
 		return nil
 	}
 	i := k.caller.document
