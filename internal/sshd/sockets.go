@@ -71,7 +71,8 @@ func parseKernelAddress(text string) (netip.AddrPort, bool) {
 }
 
 // socketInodes returns the inodes of the sockets that a process holds. Linux refuses
-// this to a process with fewer capabilities than the other one, as in hallmark.service.
+// this to a process with fewer capabilities than the other one, as in hallmark.service:
+// root may list the files there, but not read where they point.
 func socketInodes(pid int) (map[string]bool, error) {
 	folder := fmt.Sprintf("/proc/%d/fd", pid)
 	files, err := os.ReadDir(folder)
@@ -81,7 +82,10 @@ func socketInodes(pid int) (map[string]bool, error) {
 	inodes := map[string]bool{}
 	for _, file := range files {
 		target, err := os.Readlink(filepath.Join(folder, file.Name()))
-		if err != nil {
+		switch {
+		case errors.Is(err, fs.ErrPermission):
+			return nil, err
+		case err != nil:
 			continue // closed since
 		}
 		if inode, ok := strings.CutPrefix(target, "socket:["); ok {
