@@ -50,7 +50,7 @@ func TestTeleportDown(t *testing.T) {
 				}
 				ends = append(ends, end)
 			}
-			out, err := m.Hallmark(t.Context(), "renew", "--timeout", "2s")
+			out, err := m.Hallmark(t.Context(), "renew", "--timeout", "6s")
 			switch {
 			case err == nil:
 				t.Errorf("hallmark renew succeeds: %s", out)

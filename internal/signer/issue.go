@@ -28,7 +28,7 @@ import (
 func (s *Signer) issue(ctx context.Context, cluster Cluster, g grant, a *audit) (*protocol.Response, error) {
 	i, record, err := s.issueAndConfirm(ctx, cluster, g, a)
 	if err != nil {
-		return nil, s.giveUp(ctx, cluster, g, a, err)
+		return nil, s.giveUp(ctx, cluster, g, i, a, err)
 	}
 	if !isQuiet(g, record, a.record) {
 		if err := s.settle(ctx, cluster, g, record, a); err != nil {
@@ -45,14 +45,14 @@ func (s *Signer) issueAndConfirm(ctx context.Context, cluster Cluster, g grant, 
 		return err
 	})
 	if err != nil {
-		return issued{}, ledger.Record{}, unanswered(serviceTeleport, err)
+		return i, ledger.Record{}, unanswered(serviceTeleport, err)
 	}
 	if err := s.checkIssued(ctx, cluster, g, &i); err != nil {
-		return issued{}, ledger.Record{}, err
+		return i, ledger.Record{}, err
 	}
 	a.certificates = i.certificates
 	if err := s.outlast(ctx, g, i, a); err != nil {
-		return issued{}, ledger.Record{}, err
+		return i, ledger.Record{}, err
 	}
 	record, err := s.confirm(ctx, g, a)
 	return i, record, err
@@ -60,6 +60,7 @@ func (s *Signer) issueAndConfirm(ctx context.Context, cluster Cluster, g grant, 
 
 // issued is what the cluster answered.
 type issued struct {
+	written      bool               // the node is known to be written
 	certificates []*ssh.Certificate // in the order of the keys
 	cas          teleport.CAs
 }
@@ -72,6 +73,7 @@ func register(ctx context.Context, cluster Cluster, g grant) (issued, error) {
 		if err := cluster.UpsertNode(ctx, g.node); err != nil {
 			return fmt.Errorf("write node %s: %w", g.node.ID, err)
 		}
+		i.written = true
 		return nil
 	})
 	for n, key := range g.keys {
@@ -88,7 +90,8 @@ func register(ctx context.Context, cluster Cluster, g grant) (issued, error) {
 		}
 		return nil
 	})
-	return i, group.Wait()
+	err := group.Wait()
+	return i, err
 }
 
 // checkIssued refuses to hand out a certificate that is not what was asked for.

@@ -99,7 +99,7 @@ func (s *Signer) renderAgain(ctx context.Context, cluster Cluster, g grant, reco
 // before it was written. If an earlier enrollment stands, the node becomes what that one
 // made it, or else it would bear a name that no certificate of the machine has. The node
 // of a first enrollment stays: the machine tries again, and the lease ends by itself.
-func (s *Signer) giveUp(ctx context.Context, cluster Cluster, g grant, a *audit, reason error) error {
+func (s *Signer) giveUp(ctx context.Context, cluster Cluster, g grant, i issued, a *audit, reason error) error {
 	// Even if the caller has gone or its time is up. What fails here is left to the sweep.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
 	defer cancel()
@@ -108,6 +108,11 @@ func (s *Signer) giveUp(ctx context.Context, cluster Cluster, g grant, a *audit,
 		return errors.Join(reason, err)
 	}
 	if !record.Ended && (record.ConfirmedHostname == "" || !record.Lease.After(s.now())) {
+		return reason
+	}
+	// In an outage, asking more only keeps the machine waiting. If the node was written all
+	// the same, the sweep restores it.
+	if !record.Ended && !i.written && errors.Is(reason, teleport.ErrUnavailable) {
 		return reason
 	}
 	err = s.settleNode(ctx, cluster, g, record, a)
