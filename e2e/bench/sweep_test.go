@@ -19,7 +19,7 @@ func TestSweepsOfALargeFleet(t *testing.T) {
 		pages          int // of DescribeInstances, besides what is asked again
 	}{
 		"nothing to do": {0, 0, fleet.Report{Nodes: sweepNodes, Unenrolled: unenrolled}, 15},
-		"some of each": {100, 500, fleet.Report{Nodes: sweepNodes, Unenrolled: unenrolled, Deleted: 100, Mended: 500}, 15 + 5},
+		"some of each":  {100, 500, fleet.Report{Nodes: sweepNodes, Unenrolled: unenrolled, Deleted: 100, Mended: 500}, 15 + 5},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {

@@ -246,9 +246,13 @@ func TestEnrollWithUnusualAlgorithms(t *testing.T) {
 		m.sshd.stop()
 		m.sshd.configure(lines + m.sshd.hallmarkLines())
 		m.sshd.start()
-		o, err := m.Enroll(t.Context())
-		if err != nil || o.State.NotVerified != "" {
-			t.Errorf("%q: %+v %v", lines, o, err)
+		// Teleport's proxy speaks less than this machine does, which is an error of its own.
+		if _, err := m.Enroll(t.Context()); err != nil && !strings.Contains(err.Error(), "nobody can log in by one") {
+			t.Errorf("%q: %v", lines, err)
+		}
+		state, err := LoadState(m.stateDir)
+		if err != nil || state == nil || !state.Presented || state.NotVerified != "" {
+			t.Errorf("%q: %+v %v", lines, state, err)
 		}
 	}
 }
