@@ -5,6 +5,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"log/slog"
 	"os"
 
 	"github.com/hallmark-ssh/hallmark/internal/ledger"
@@ -70,7 +71,7 @@ func runEnd(ctx context.Context, args []string, std streams) error {
 	if err != nil {
 		return err
 	}
-	config, err := e.teleport()
+	config, err := e.teleport(std)
 	if err != nil {
 		return err
 	}
@@ -115,9 +116,13 @@ func (o operator) end(ctx context.Context, i ledger.Instance) error {
 	return o.ledger.EndBy(ctx, i, o.arn)
 }
 
-// teleport reads the files before anything is changed.
-func (e ending) teleport() (teleport.Config, error) {
-	config := teleport.Config{Address: e.proxy, Login: teleport.IdentityFile(e.identity), Now: wallClock}
+// teleport reads the files before anything is changed. Warnings of the client, such as
+// that the next Teleport will refuse it, go to standard error.
+func (e ending) teleport(std streams) (teleport.Config, error) {
+	config := teleport.Config{
+		Address: e.proxy, Login: teleport.IdentityFile(e.identity), Now: wallClock,
+		Log: slog.New(slog.NewTextHandler(std.err, nil)),
+	}
 	if e.roots == "" {
 		return config, nil
 	}

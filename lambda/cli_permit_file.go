@@ -86,7 +86,7 @@ func parseOrder(text string, at ledger.Instance) (rekeyOrder, error) {
 	case !regexpInstanceID.MatchString(fields[0]):
 		return rekeyOrder{}, fmt.Errorf("%.64q is not an instance id", fields[0])
 	case !isFingerprint(fields[1]):
-		return rekeyOrder{}, fmt.Errorf("%.64q is not a SHA256: fingerprint", fields[1])
+		return rekeyOrder{}, fmt.Errorf("%.64q is not a fingerprint (SHA256:…)", fields[1])
 	}
 	at.ID = fields[0]
 	return rekeyOrder{instance: at, fingerprint: fields[1]}, nil
