@@ -60,7 +60,7 @@ func TestAMissingInstanceEndsAtTheSecondLook(t *testing.T) {
 	}
 }
 
-// An instance that was only hidden starts anew.
+// An instance that was only hidden starts over.
 func TestAnInstanceThatIsShownAgain(t *testing.T) {
 	for name, seen := range map[string]func(*world){
 		"by a sweep": func(w *world) { w.sweep(0) },
@@ -126,7 +126,7 @@ func TestALostViewEmptiesNoCluster(t *testing.T) {
 	}
 }
 
-// The limit counts over a day, whoever asks, and is kept where the next process finds it.
+// The limit counts over a day, for events and sweeps together, and survives the process.
 func TestTheLimitIsOfADay(t *testing.T) {
 	w := newWorld(t)
 	for n := range 20 {

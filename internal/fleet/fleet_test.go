@@ -377,7 +377,7 @@ func TestTagsChangedLeavesAlone(t *testing.T) {
 	}
 }
 
-// Whoever can write to the queue chooses an event's version: none may hide the others.
+// Anyone who can write to the queue chooses an event's version, so no version may hide later events.
 func TestVersionsOfTagEventsDecideNothing(t *testing.T) {
 	w := newWorld(t)
 	i := w.enroll(1)
