@@ -238,6 +238,10 @@ func TestAMonth(t *testing.T) {
 			if err := m.Start(t.Context()); err != nil {
 				t.Fatal(err)
 			}
+			poll(t, 60*time.Second, func() error { // before, its systemd answers nobody
+				_, err := m.Run(t.Context(), "systemctl", "is-active", "multi-user.target")
+				return err
+			})
 		case 17:
 			if err := shared.lab.StopURL(); err != nil {
 				t.Fatal(err)

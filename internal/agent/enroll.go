@@ -279,6 +279,9 @@ func (e *Enroller) effective(ctx context.Context) (*sshd.Effective, error) {
 	if errors.Is(err, sshd.ErrNoHostKeys) {
 		return nil, failf(Temporary, "cloud-init makes host keys at first boot; by hand: ssh-keygen -A", "read sshd's configuration: %w", err)
 	}
+	if errors.Is(err, sshd.ErrNoSystemd) {
+		return nil, failf(Temporary, "wait for the boot to finish; if it has, see 'systemctl status'", "find the running sshd: %w", err)
+	}
 	if err != nil {
 		return nil, failf(Failed, "sshd does not accept its own configuration: run 'sshd -t' and correct it", "read sshd's configuration: %w", err)
 	}

@@ -23,6 +23,9 @@ var (
 	// ErrNoHostKeys says that sshd has no host key yet, without which it does not
 	// even print its configuration.
 	ErrNoHostKeys = errors.New("sshd has no host keys")
+	// ErrNoSystemd says that systemd runs but did not answer, as in the first second
+	// of a boot.
+	ErrNoSystemd = errors.New("systemd does not answer")
 )
 
 // commandTimeout bounds sshd -T and systemctl. They take milliseconds.
@@ -324,7 +327,7 @@ func showUnits(ctx context.Context) ([]unit, error) {
 	output, err := command(ctx, "", "systemctl", "show",
 		"--property=Id,LoadState,ActiveState,MainPID,Listen", "ssh.service", "sshd.service", "ssh.socket", "sshd.socket")
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%w: %w", ErrNoSystemd, err)
 	}
 	return parseUnits(string(output)), nil
 }
