@@ -54,8 +54,11 @@ const (
 // maxConfigBytes bounds a configuration, which has a few short lines.
 const maxConfigBytes = 64 << 10
 
+// maxAudience bounds an audience, which often is a DNS name.
+const maxAudience = 253
+
 var (
-	audience = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._:/-]{0,252}$`)
+	audience = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._:/-]*$`)
 	yamlType = regexp.MustCompile(` in type \S+$`)
 )
 
@@ -85,7 +88,7 @@ func (c Config) check() (key string, err error) {
 	if err := checkSignerURL(c.SignerURL); err != nil {
 		return "signer_url", err
 	}
-	if !audience.MatchString(c.Audience) {
+	if len(c.Audience) > maxAudience || !audience.MatchString(c.Audience) {
 		return "audience", fmt.Errorf("%q is not a name such as hallmark.example.com", c.Audience)
 	}
 	if c.SignerCAFile != "" && (!path.IsAbs(c.SignerCAFile) || path.Clean(c.SignerCAFile) != c.SignerCAFile) {

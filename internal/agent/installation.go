@@ -182,11 +182,12 @@ func (i *installation) look(ctx context.Context) (view, error) {
 
 // until repeats a check until it succeeds or the context ends, and returns the
 // last error that is the check's own: one that the end of the time cut short says
-// nothing new. The pauses grow: OpenSSH 9.8 and later shuts out a source address
+// nothing new. The pauses begin short, because an sshd that reads its configuration again
+// listens after some 30 ms, and grow: OpenSSH 9.8 and later shuts out a source address
 // that connects too often without logging in (PerSourcePenalties).
 func until(ctx context.Context, check func(context.Context) error) error {
 	var last error
-	for pause := 50 * time.Millisecond; ; pause = min(2*pause, 2*time.Second) {
+	for pause := 10 * time.Millisecond; ; pause = min(2*pause, 2*time.Second) {
 		err := check(ctx)
 		if err == nil {
 			return nil

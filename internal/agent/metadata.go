@@ -191,7 +191,7 @@ func (m *metadata) names(ctx context.Context, inQuestion []string) (map[string]b
 	if err != nil {
 		return nil, err
 	}
-	if dnsName.MatchString(name) && strings.Contains(name, ".") { // not localhost
+	if isDNSName(name) && strings.Contains(name, ".") { // not localhost
 		own[name] = true
 	}
 	for _, name := range inQuestion {

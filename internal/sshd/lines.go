@@ -38,38 +38,49 @@ const (
 // Lines returns the directives of the server's configuration in the order in which sshd
 // reads them, with the files it includes. Files that cannot be read have none: whether
 // sshd accepts its configuration is for sshd to say.
-func (s *Server) Lines() []Line {
-	var r lineReader
-	r.root = filepath.Join("/", s.Root)
+func (s *Server) Lines() []Line { return s.read().lines }
+
+func (s *Server) read() *lineReader {
+	r := &lineReader{root: filepath.Join("/", s.Root)}
 	r.read(s.mainConfig(), nil, 0)
-	return r.lines
+	return r
 }
 
 // mainConfig returns the path of the file that sshd reads first, as sshd names it. SUSE
 // keeps its own below /usr/etc, for as long as there is none in /etc.
 func (s *Server) mainConfig() string {
+	if n := slices.Index(s.running, "-f"); n >= 0 && n+1 < len(s.running) {
+		return s.running[n+1]
+	}
 	return cmp.Or(s.Config, FindMainConfig(filepath.Join("/", s.Root)))
 }
 
 type lineReader struct {
 	root  string
 	lines []Line
+	// mayMatch is false only if sshd surely finds no Match block. Whatever this reader and
+	// sshd might read differently counts as one.
+	mayMatch bool
 }
 
 // read appends the lines of a file, which begins in a Match block if match is not nil.
 func (r *lineReader) read(file string, match []string, depth int) {
 	path, err := Resolve(r.root, file)
 	if err != nil || depth > maxIncludes {
+		r.mayMatch = true
 		return
 	}
 	data, err := os.ReadFile(filepath.Join(r.root, path))
 	if err != nil {
+		r.mayMatch = true
 		return
 	}
 	number := 0
 	for text := range strings.Lines(string(data)) {
 		number++
 		keyword, arguments := splitDirective(text)
+		r.mayMatch = r.mayMatch || mentions(text, "match") ||
+			keyword != "include" && mentions(text, "include") || len(r.lines) >= maxLines
 		if keyword == "" || len(r.lines) >= maxLines {
 			continue
 		}
@@ -86,9 +97,18 @@ func (r *lineReader) read(file string, match []string, depth int) {
 	}
 }
 
+// mentions reports whether a line that is no comment has a word in it, however quoted: sshd
+// takes keywords with and without quotes, and "=" for a space.
+func mentions(line, word string) bool {
+	line = strings.ToLower(strings.TrimSpace(line))
+	return !strings.HasPrefix(line, "#") && strings.Contains(line, word)
+}
+
 // glob returns the files that an Include names, as sshd names them, in its order.
 func (r *lineReader) glob(patterns []string) (files []string) {
 	for _, pattern := range patterns {
+		// glob(7) has [!a], where Go has [^a], and ~ for a home.
+		r.mayMatch = r.mayMatch || strings.ContainsAny(pattern, `[]{}~\`)
 		folder, name := filepath.Split(absolutePattern(pattern))
 		if resolved, err := Resolve(r.root, folder); err == nil && !isPattern(folder) {
 			folder = resolved

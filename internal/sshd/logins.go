@@ -53,14 +53,23 @@ type Login struct {
 
 // Logins asks sshd for its settings for every account that can log in, from this machine
 // and from elsewhere, and for a login that meets each Match block which those do not meet.
-// It returns the first error: a Match block may hold one that no other login meets.
+// It returns the first error: a Match block may hold one that no other login meets. Without
+// a Match block all logins have the same settings, and sshd runs once.
 func (s *Server) Logins(ctx context.Context) ([]Login, error) {
 	accounts, err := s.accounts()
 	if err != nil {
 		return nil, err
 	}
-	asked := append(connections(accounts), probes(s.Lines(), accounts)...)
+	config := s.read()
+	asked := append(connections(accounts), probes(config.lines, accounts)...)
 	logins := make([]Login, len(asked))
+	if !config.mayMatch {
+		settings, err := s.settings(ctx, rootHere())
+		for n, p := range asked {
+			logins[n] = Login{p.Connection, settings}
+		}
+		return logins, err
+	}
 	// Side by side: each run of sshd takes some 10 ms, and none changes anything. All run to
 	// their end, so that the first error is the same one each time.
 	var group errgroup.Group

@@ -1,6 +1,7 @@
 package sshd
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"slices"
@@ -70,6 +71,54 @@ func TestCheckReadsMatchBlocks(t *testing.T) {
 	err := s.Check(t.Context())
 	if err == nil || !strings.Contains(err.Error(), "login of root from 192.0.2.1") || !strings.Contains(err.Error(), "line 9") {
 		t.Errorf("error %v, want line 9", err)
+	}
+}
+
+// sshd runs once only where it surely finds no Match block: its settings are then the same
+// for everybody.
+func TestHowOftenSSHDRuns(t *testing.T) {
+	for _, test := range []struct {
+		name, config, included string
+		once                   bool
+	}{
+		{"nothing", "", "", true},
+		{"no block", "Port 22\n# Match user git\n  #Match all\nInclude INCLUDED\n", "UsePAM yes\n", true},
+		{"a block", "Port 22\nMatch user git\n", "", false},
+		{"a tab and capitals", "\tMATCH User git\n", "", false},
+		{"an equals sign", "match=user git\n", "", false},
+		{"a quoted keyword", "\"Match\" user git\n", "", false},
+		{"in an included file", "Include INCLUDED\n", "Match all\n", false},
+		{"in a file whose Include is quoted", "\"Include\" INCLUDED\n", "Match all\n", false},
+		{"in a file behind a pattern of glob(7)", "Include DIR/[!x]ncluded\n", "Match all\n", false},
+		{"an included folder", "Include DIR\n", "", false},
+		{"beyond what is read", strings.Repeat("Port 22\n", maxLines+1), "", false},
+	} {
+		s := fakeSSHD(t, `echo run >>"$0.runs"; echo port 22`)
+		dir := filepath.Dir(s.Program)
+		included := filepath.Join(dir, "included")
+		config := strings.NewReplacer("INCLUDED", included, "DIR", dir).Replace(test.config)
+		if err := errors.Join(os.WriteFile(s.Config, []byte(config), 0o600), os.WriteFile(included, []byte(test.included), 0o600)); err != nil {
+			t.Fatal(err)
+		}
+		logins, err := s.Logins(t.Context())
+		if err != nil {
+			t.Fatalf("%s: %v", test.name, err)
+		}
+		runs, err := os.ReadFile(s.Program + ".runs")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if once := strings.Count(string(runs), "run") == 1; once != test.once {
+			t.Errorf("%s: sshd ran %d times, want once: %v", test.name, strings.Count(string(runs), "run"), test.once)
+		}
+		for _, login := range logins {
+			if login.User == "" || login.Address == "" || string(login.Settings) != "port 22\n" {
+				t.Errorf("%s: login %+v", test.name, login)
+			}
+		}
+		if len(logins) < 2 {
+			t.Errorf("%s: %d logins", test.name, len(logins))
+		}
 	}
 }
 
