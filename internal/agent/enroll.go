@@ -196,6 +196,7 @@ func (e *Enroller) enroll(ctx, askCtx context.Context, m *sight, o *Outcome) err
 func (e *Enroller) reportFindings(ctx context.Context, logins []sshd.Login, authorities []ssh.PublicKey) error {
 	findings, err := e.server.Findings(ctx, logins, sshd.Want{
 		CAFile: e.caFile, Authorities: authorities, MaxStartups: e.Config.sshdOptions().MaxStartups,
+		ProxySources: e.Config.ProxySources,
 	})
 	if err != nil {
 		e.note("judge sshd's settings", err)

@@ -126,7 +126,8 @@ func (in *Installer) Install(ctx context.Context, from string) (changed bool, er
 	}
 	want := sshd.Want{
 		CAFile: options.TrustedUserCAKeys, Authorities: authorities, MaxStartups: options.MaxStartups,
-		Extra: in.otherCertificates(before, options.HostCertificates),
+		ProxySources: options.ProxySources,
+		Extra:        in.otherCertificates(before, options.HostCertificates),
 	}
 	if err := in.judge(ctx, after, want); err != nil {
 		return false, err

@@ -101,6 +101,9 @@ type Want struct {
 	Authorities []ssh.PublicKey
 	// MaxStartups is what hallmark sets, or empty.
 	MaxStartups string
+	// ProxySources are the addresses and networks that Teleport's proxies connect from, or
+	// none if nobody said.
+	ProxySources []string
 	// Extra are findings of the caller's, about host keys.
 	Extra []Finding
 }

@@ -81,6 +81,7 @@ func TestAssess(t *testing.T) {
 		files       map[string][]byte
 		more        []ssh.PublicKey // CAs beside the first
 		absent      []string
+		proxies     []string
 		want        string // the keyword, with "!" if it blocks all, or ""
 	}{
 		{name: "nothing is wrong"},
@@ -128,7 +129,13 @@ func TestAssess(t *testing.T) {
 		{name: "few from one address", lines: "persourcemaxstartups 1", want: "PerSourceMaxStartups"},
 		{name: "none, as some versions print it", lines: "persourcemaxstartups 2147483647"},
 		{name: "penalties", lines: "persourcepenalties crash:90 authfail:5 noauth:1\npersourcepenaltyexemptlist none", want: "PerSourcePenalties"},
-		{name: "penalties for others", lines: "persourcepenalties crash:90 authfail:5\npersourcepenaltyexemptlist 10.0.0.7"},
+		{name: "exempt by hand", lines: "persourcepenalties crash:90 authfail:5\npersourcepenaltyexemptlist 10.0.0.7", want: "PerSourcePenaltyExemptList"},
+		{name: "the proxies exempt", proxies: []string{"10.0.0.7"}, lines: "persourcepenalties crash:90\npersourcepenaltyexemptlist 10.0.0.6,10.0.0.7"},
+		{name: "a network around the proxies exempt", proxies: []string{"10.0.0.7", "10.0.0.8/30", "2001:db8::1"}, lines: "persourcepenalties crash:90\npersourcepenaltyexemptlist 10.0.0.0/24,2001:db8::/64"},
+		{name: "one proxy of two exempt", proxies: []string{"10.0.0.7", "10.1.0.7"}, lines: "persourcepenalties crash:90\npersourcepenaltyexemptlist 10.0.0.0/24", want: "PerSourcePenaltyExemptList"},
+		{name: "part of the proxies' network exempt", proxies: []string{"10.0.0.0/24"}, lines: "persourcepenalties crash:90\npersourcepenaltyexemptlist 10.0.0.0/25", want: "PerSourcePenaltyExemptList"},
+		{name: "no proxy exempt", proxies: []string{"10.0.0.7"}, lines: "persourcepenalties crash:90\npersourcepenaltyexemptlist none", want: "PerSourcePenaltyExemptList"},
+		{name: "proxies, before 9.8", proxies: []string{"10.0.0.7"}},
 		{name: "no penalties", lines: "persourcepenalties no"},
 		{name: "CAs of somebody else", lines: "trustedusercakeys /other", want: "TrustedUserCAKeys"},
 	} {
@@ -138,7 +145,7 @@ func TestAssess(t *testing.T) {
 				settings = set(test.lines)
 			}
 			findings := Assess(Facts{
-				Want:     Want{CAFile: "/ca", Authorities: append([]ssh.PublicKey{ca}, test.more...), MaxStartups: DefaultMaxStartups},
+				Want:     Want{CAFile: "/ca", Authorities: append([]ssh.PublicKey{ca}, test.more...), MaxStartups: DefaultMaxStartups, ProxySources: test.proxies},
 				Logins:   []Login{{Connection{"root", here}, []byte(settings)}, {Connection{"root", elsewhere}, []byte(settings)}},
 				Accounts: []Account{{Name: "root", Home: "/root", Groups: []string{"root", "wheel"}, LogsIn: true}, {Name: "daemon"}},
 				Files:    test.files, Absent: test.absent,

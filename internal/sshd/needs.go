@@ -381,12 +381,26 @@ func (f Facts) limits(_ Login, s settings) (all []problem) {
 		all = append(all, risk("PerSourceMaxStartups", value, proxy+", and sshd drops its connections beyond this number",
 			"write PerSourceMaxStartups none")...)
 	}
-	penalties := s.value("persourcepenalties")
-	if penalties != "" && penalties != "no" && noneIsEmpty(s.value("persourcepenaltyexemptlist")) == "" {
-		all = append(all, risk("PerSourcePenalties", penalties, proxy+", so one person's failed logins shut out the others",
-			"set proxy_sources to the addresses that the proxies connect from, and install again")...)
+	return append(all, f.penalties(s, proxy+", so one person's failed logins shut out the others")...)
+}
+
+// penalties compares the sources that sshd exempts with those of the proxies.
+func (f Facts) penalties(s settings, consequence string) []problem {
+	const remedy = "set proxy_sources to the addresses that the proxies connect from, and install again"
+	penalties, exempt := s.value("persourcepenalties"), noneIsEmpty(s.value(exemptKeyword))
+	missing := slices.DeleteFunc(slices.Clone(f.ProxySources), func(source string) bool { return coversSource(exempt, source) })
+	switch {
+	case penalties == "", penalties == "no":
+		return nil
+	case len(f.ProxySources) == 0 && exempt == "":
+		return risk("PerSourcePenalties", penalties, consequence, remedy)
+	case len(f.ProxySources) == 0:
+		return risk("PerSourcePenaltyExemptList", exempt, "unless the proxies are among these: "+consequence, remedy)
+	case len(missing) > 0:
+		return risk("PerSourcePenaltyExemptList", cmp.Or(exempt, "none"), "it lacks "+strings.Join(missing, " and ")+" of proxy_sources: "+consequence,
+			"remove that line, and install again")
 	}
-	return all
+	return nil
 }
 
 // maxInt is what some versions print for "none".

@@ -81,6 +81,19 @@ func JoinSources(inEffect string, more []string) string {
 	return strings.Join(all, ",")
 }
 
+// coversSource reports whether a PerSourcePenaltyExemptList has a source, or a network
+// around it.
+func coversSource(list, source string) bool {
+	wanted, err := parseSource(source)
+	if err != nil {
+		return false
+	}
+	return slices.ContainsFunc(strings.Split(list, ","), func(entry string) bool {
+		network, err := parseSource(strings.TrimSpace(entry))
+		return err == nil && network.Bits() <= wanted.Bits() && network.Contains(wanted.Addr())
+	})
+}
+
 // ExemptSources returns the value of a PerSourcePenaltyExemptList that holds in all of the
 // logins' settings, and whether this sshd has that keyword: OpenSSH 9.8 and later do. The
 // keyword is one of those that Match blocks cannot set, so every login has the same.
