@@ -383,6 +383,15 @@ func TestEnrollGivesUp(t *testing.T) {
 		{"metadata switched off", func(m *machine) {
 			m.imds.intercept = func(w http.ResponseWriter, _ *http.Request) bool { w.WriteHeader(http.StatusForbidden); return true }
 		}, Temporary, "403", "HttpEndpoint"},
+		{"metadata refuses new tokens, too", func(m *machine) {
+			m.imds.intercept = func(w http.ResponseWriter, r *http.Request) bool {
+				if r.Method == http.MethodPut {
+					return false
+				}
+				w.WriteHeader(http.StatusUnauthorized)
+				return true
+			}
+		}, Temporary, "401 Unauthorized: the session token was refused", "metadata service"},
 		{"metadata redirects", func(m *machine) {
 			m.imds.intercept = func(w http.ResponseWriter, r *http.Request) bool {
 				http.Redirect(w, r, m.testSigner.server.URL, http.StatusFound)

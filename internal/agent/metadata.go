@@ -242,16 +242,29 @@ func metadataError(what, hint string, err error) error {
 	return failf(Temporary, hint, "ask the metadata service for %s: %w", what, err)
 }
 
-// get returns a page, with a session token that it gets first.
+// errTokenRefused says that the metadata service does not know the session token.
+var errTokenRefused = errors.New("the session token was refused")
+
+// get returns a page, with a session token that it gets first. A service that was
+// restarted has forgotten the token, and gives a new one
+// (https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/instancedata-data-retrieval.html).
 func (m *metadata) get(ctx context.Context, page string) ([]byte, error) {
-	if m.token == "" {
+	known := m.token != ""
+	if !known {
 		token, err := m.request(ctx, http.MethodPut, "/latest/api/token", "X-aws-ec2-metadata-token-ttl-seconds", "300")
 		if err != nil {
 			return nil, fmt.Errorf("get a session token (IMDSv2): %w", err)
 		}
 		m.token = strings.TrimSpace(string(token))
 	}
-	return m.request(ctx, http.MethodGet, page, "X-aws-ec2-metadata-token", m.token)
+	text, err := m.request(ctx, http.MethodGet, page, "X-aws-ec2-metadata-token", m.token)
+	if errors.Is(err, errTokenRefused) {
+		m.token = ""
+		if known {
+			return m.get(ctx, page)
+		}
+	}
+	return text, err
 }
 
 func (m *metadata) request(ctx context.Context, method, page, header, value string) (body []byte, err error) {
@@ -286,6 +299,8 @@ func (m *metadata) once(ctx context.Context, method, page, header, value string)
 		return body, false, nil
 	case resp.StatusCode == http.StatusNotFound:
 		return nil, false, fmt.Errorf("%s: %w", page, errMissing)
+	case resp.StatusCode == http.StatusUnauthorized:
+		return nil, false, fmt.Errorf("%s: answered %s: %w", page, resp.Status, errTokenRefused)
 	}
 	again = resp.StatusCode >= 500 || resp.StatusCode == http.StatusTooManyRequests
 	return nil, again, fmt.Errorf("%s: answered %s", page, resp.Status)
