@@ -67,6 +67,7 @@ func (e environment) checkAudience(audience string) error {
 type ledgers interface {
 	signer.Ledger
 	fleet.Ledger
+	fleet.Records
 }
 
 // ledger returns the ledger, and the client of its table, nil if it is in memory.

@@ -19,6 +19,9 @@ const (
 	// batchTime bounds a batch of events. The queue keeps a message hidden for six times
 	// as long (template.yaml), so that nobody else works on it meanwhile.
 	batchTime = time.Minute
+	// walkTime bounds a step of the walk through expired records, which comes before each
+	// sweep: an EC2 that hangs must leave the sweep its time.
+	walkTime = 45 * time.Second
 )
 
 const (
@@ -27,6 +30,9 @@ const (
 	// missingMemo begins the name of the list of instances that EC2 does not show; the
 	// signer's audience follows. Signers that share a ledger see other nodes.
 	missingMemo = "missing/"
+	// expiredMemo begins the name of where the walk through expired records stands, and the
+	// audience follows, too.
+	expiredMemo = "expired/"
 )
 
 // bookmark remembers where the next sweep begins. memo.Memo is one.
@@ -59,9 +65,11 @@ func buildFleet(ctx context.Context, log *slog.Logger) (fleetHandler, error) {
 	}
 	cluster := &connector{config: config}
 	p.logStart(ctx, log, l)
-	var missing fleet.Notes = new(memo.Memory)
-	if p.table != nil {
-		missing = memo.Memo{Client: p.table, Table: tableName(p.env.table), Name: missingMemo + d.Audience}
+	notes := func(name string) fleet.Notes {
+		if p.table == nil {
+			return new(memo.Memory)
+		}
+		return memo.Memo{Client: p.table, Table: tableName(p.env.table), Name: name + d.Audience}
 	}
 	h := fleetHandler{fleet: &fleet.Fleet{
 		Audience:  d.Audience,
@@ -69,7 +77,9 @@ func buildFleet(ctx context.Context, log *slog.Logger) (fleetHandler, error) {
 		Regions:   d.Regions,
 		Inventory: newInventory(d, p.aws),
 		Ledger:    p.ledger,
-		Missing:   missing,
+		Missing:   notes(missingMemo),
+		Records:   p.ledger,
+		Walk:      notes(expiredMemo),
 		Policy:    p.policy,
 		Connect:   cluster.fleet,
 		Log:       log,
@@ -121,8 +131,19 @@ func (h fleetHandler) refuse(ctx context.Context, reason error) ([]byte, error) 
 	return json.Marshal(refusal{reason.Error()})
 }
 
+// walk makes a step of the walk through expired records. The next one makes up for one
+// that fails, and the sweep goes on.
+func (h fleetHandler) walk(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, walkTime)
+	defer cancel()
+	if _, err := h.fleet.EndExpired(ctx); err != nil {
+		h.log.ErrorContext(ctx, "the walk through expired records failed: the next sweep tries again", slog.Any("error", err))
+	}
+}
+
 // sweep sweeps for as long as the invocation lasts, from where the last one stopped.
 func (h fleetHandler) sweep(ctx context.Context, limit int) (fleet.Report, error) {
+	h.walk(ctx)
 	from := h.begin(ctx)
 	sweeping, cancel := withSpare(ctx)
 	defer cancel()

@@ -145,8 +145,8 @@ func (w *motoWorld) login() teleport.Config {
 	return teleport.Config{Address: w.cluster.Address(), RootsPEM: w.cluster.RootsPEM(), Login: teleport.IdentityFile(path)}
 }
 
-// launch runs an instance with a tag and enrolls it; moto picks its id.
-func (w *motoWorld) launch() string {
+// run runs an instance; moto picks its id.
+func (w *motoWorld) run() string {
 	w.t.Helper()
 	subnets := check(w.ec2.DescribeSubnets(w.t.Context(), &ec2.DescribeSubnetsInput{}))(w.t)
 	if w.image == "" {
@@ -156,7 +156,13 @@ func (w *motoWorld) launch() string {
 	run := check(w.ec2.RunInstances(w.t.Context(), &ec2.RunInstancesInput{
 		ImageId: &w.image, MinCount: aws.Int32(1), MaxCount: aws.Int32(1), SubnetId: subnets.Subnets[0].SubnetId,
 	}))(w.t)
-	id := aws.ToString(run.Instances[0].InstanceId)
+	return aws.ToString(run.Instances[0].InstanceId)
+}
+
+// launch runs an instance with a tag and enrolls it.
+func (w *motoWorld) launch() string {
+	w.t.Helper()
+	id := w.run()
 	w.tag(id, "env", "test")
 	node := teleport.Node{
 		ID: protocol.NodeID(moto.Account, testRegion, id), Hostname: "web-" + id, Address: "10.0.0.7:22", Expires: time.Now().Add(time.Hour),
@@ -239,7 +245,10 @@ func TestFleetOnMoto(t *testing.T) {
 		t.Errorf("record %+v", record)
 	}
 
-	// No event comes of these two.
+	// No event comes of these, and the third has no node any more.
+	expired := ledger.Instance{Account: moto.Account, Region: testRegion, ID: w.run()}
+	expire(t, w.ledger, expired)
+	w.terminate(expired.ID)
 	w.terminate(missed)
 	w.tag(tagged, "env", "stage")
 	if answer := w.invoke(ctx, w.fleet, []byte(scheduleEvent)); !strings.Contains(answer, `"Deleted":1`) || !strings.Contains(answer, `"Mended":1`) {
@@ -247,6 +256,9 @@ func TestFleetOnMoto(t *testing.T) {
 	}
 	if w.labels(missed) != nil || w.labels(tagged)["aws/env"] != "stage" {
 		t.Errorf("labels %v, %v", w.labels(missed), w.labels(tagged))
+	}
+	if record := check(w.ledger.Lookup(ctx, expired))(t); !record.Ended {
+		t.Errorf("record %+v; log %s", record, w.log.String())
 	}
 	w.fleet.Close() // all that it wrote is in the log then
 	if log := w.log.String(); !strings.Contains(log, `"offboarded":1`) || !strings.Contains(log, `"sweep_deleted":1`) || !strings.Contains(log, `"login_left_s"`) {

@@ -335,6 +335,44 @@ func TestSweeps(t *testing.T) {
 	}
 }
 
+// expire notes an enrollment whose certificates have ended, and whose node is gone.
+func expire(t *testing.T, l claimer, i ledger.Instance) {
+	t.Helper()
+	enrolled(t, l, teleport.Node{Hostname: "web-" + i.ID, Expires: time.Now().Add(-time.Hour)}, i)
+}
+
+func TestASweepEndsExpiredRecords(t *testing.T) {
+	w := newFleetWorld(t)
+	l := w.fleet.fleet.Ledger.(*ledger.Memory)
+	w.ec2.set(instanceID(1), "terminated", nil)
+	w.ec2.set(instanceID(2), "stopped", nil)
+	expire(t, l, ref(1))
+	expire(t, l, ref(2))
+	w.invoke([]byte(scheduleEvent))
+	for n, want := range map[int]bool{1: true, 2: false} {
+		if record := check(l.Lookup(t.Context(), ref(n)))(t); record.Ended != want {
+			t.Errorf("instance %d: record %+v; log %s", n, record, w.log)
+		}
+	}
+}
+
+// noRecords is a walk that fails.
+type noRecords struct{ fleet.Records }
+
+func (noRecords) Expired(context.Context, string, time.Time) (ledger.Expired, error) {
+	return ledger.Expired{}, errors.New("AccessDeniedException")
+}
+
+func TestASweepGoesOnWithoutTheWalk(t *testing.T) {
+	w := newFleetWorld(t)
+	w.enroll(1)
+	w.ec2.set(instanceID(1), "terminated", nil)
+	w.fleet.fleet.Records = noRecords{}
+	if answer := w.invoke([]byte(scheduleEvent)); !strings.Contains(answer, `"Deleted":1`) || !strings.Contains(w.log.String(), "AccessDeniedException") {
+		t.Errorf("answer %s; log %s", answer, w.log)
+	}
+}
+
 // ownEC2 is asked with the credentials of each account, whatever STS would say of the
 // test's.
 type ownEC2 struct{ *inventory.EC2 }

@@ -2,11 +2,13 @@ package main
 
 import (
 	"context"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/dynamodb"
 	"github.com/aws/aws-sdk-go-v2/service/dynamodb/types"
 	"go.yaml.in/yaml/v3"
@@ -19,6 +21,7 @@ import (
 type itemsSeen struct {
 	items map[string]map[string]types.AttributeValue
 	keys  []string
+	scans []*dynamodb.ScanInput
 }
 
 func (s *itemsSeen) see(item map[string]types.AttributeValue) string {
@@ -46,6 +49,11 @@ func (s *itemsSeen) BatchGetItem(_ context.Context, in *dynamodb.BatchGetItemInp
 func (s *itemsSeen) PutItem(_ context.Context, in *dynamodb.PutItemInput, _ ...func(*dynamodb.Options)) (*dynamodb.PutItemOutput, error) {
 	s.items[s.see(in.Item)] = in.Item
 	return &dynamodb.PutItemOutput{}, nil
+}
+
+func (s *itemsSeen) Scan(_ context.Context, in *dynamodb.ScanInput, _ ...func(*dynamodb.Options)) (*dynamodb.ScanOutput, error) {
+	s.scans = append(s.scans, in)
+	return new(dynamodb.ScanOutput), nil
 }
 
 func (s *itemsSeen) TransactWriteItems(_ context.Context, in *dynamodb.TransactWriteItemsInput, _ ...func(*dynamodb.Options)) (*dynamodb.TransactWriteItemsOutput, error) {
@@ -83,10 +91,13 @@ func TestTheFleetsRoleReachesItsItems(t *testing.T) {
 		}
 	}
 
-	missing := memo.Memo{Client: table, Table: "ledger", Name: missingMemo + testAudience}
-	if err := missing.Update(ctx, func([]byte) ([]byte, error) { return []byte("x"), nil }); err != nil {
-		t.Fatal(err)
+	for _, name := range []string{missingMemo, expiredMemo} {
+		notes := memo.Memo{Client: table, Table: "ledger", Name: name + testAudience}
+		if err := notes.Update(ctx, func([]byte) ([]byte, error) { return []byte("x"), nil }); err != nil {
+			t.Fatal(err)
+		}
 	}
+	check(l.EndExpired(ctx, ref(3), now))(t)
 
 	patterns := leadingKeys(t)
 	used := make(map[string]bool)
@@ -103,6 +114,41 @@ func TestTheFleetsRoleReachesItsItems(t *testing.T) {
 	}
 	if len(used) != len(patterns) {
 		t.Errorf("of %q only %v are needed", patterns, used)
+	}
+}
+
+// A scan reaches every item, so the fleet's role bounds which attributes it may ask for.
+func TestTheFleetsRoleReachesWhatItScans(t *testing.T) {
+	table := &itemsSeen{items: make(map[string]map[string]types.AttributeValue)}
+	check(ledger.NewDynamoDB(table, "ledger", time.Now).Expired(t.Context(), "instance#x", time.Now()))(t)
+	if len(table.scans) != 1 {
+		t.Fatalf("%d scans", len(table.scans))
+	}
+	in := table.scans[0]
+	asked := []string{"pk"} // where it begins
+	for _, expression := range []*string{in.FilterExpression, in.ProjectionExpression} {
+		asked = append(asked, regexp.MustCompile(`(?:^|[ (])([a-z_]+)\b`).FindAllString(aws.ToString(expression), -1)...)
+	}
+	for n := range asked {
+		asked[n] = strings.Trim(asked[n], " (")
+	}
+	slices.Sort(asked)
+	asked = slices.DeleteFunc(slices.Compact(asked), func(word string) bool { return word == "begins_with" || word == "attribute_not_exists" })
+
+	var allowed []string
+	var selects string
+	walk(field(readTemplate(t, "template.yaml"), "Resources", "FleetRole"), "", func(_ string, n *yaml.Node) {
+		for _, name := range field(n, "ForAllValues:StringEquals", "dynamodb:Attributes").Content {
+			allowed = append(allowed, name.Value)
+		}
+		selects += field(n, "StringEquals", "dynamodb:Select").Value
+	})
+	slices.Sort(allowed)
+	if !slices.Equal(asked, allowed) {
+		t.Errorf("the scan asks for %q, and the role may ask for %q", asked, allowed)
+	}
+	if string(in.Select) != selects || selects == "" {
+		t.Errorf("the scan selects %q, and the role may select %q", in.Select, selects)
 	}
 }
 

@@ -16,6 +16,7 @@ type dynamoDB struct {
 	batchGet operation[dynamodb.BatchGetItemInput, dynamodb.BatchGetItemOutput]
 	get      operation[dynamodb.GetItemInput, dynamodb.GetItemOutput]
 	put      operation[dynamodb.PutItemInput, dynamodb.PutItemOutput]
+	scan     operation[dynamodb.ScanInput, dynamodb.ScanOutput]
 	transact operation[dynamodb.TransactWriteItemsInput, dynamodb.TransactWriteItemsOutput]
 }
 
@@ -25,7 +26,7 @@ type operation[In, Out any] func(context.Context, *In, ...func(*dynamodb.Options
 // named by its ARN.
 func newDynamoDB(cfg aws.Config, table string) *dynamoDB {
 	c := dynamodb.NewFromConfig(cfg, func(o *dynamodb.Options) { o.Region = regionOf(table, o.Region) })
-	return &dynamoDB{batchGet: c.BatchGetItem, get: c.GetItem, put: c.PutItem, transact: c.TransactWriteItems}
+	return &dynamoDB{batchGet: c.BatchGetItem, get: c.GetItem, put: c.PutItem, scan: c.Scan, transact: c.TransactWriteItems}
 }
 
 func (d *dynamoDB) BatchGetItem(ctx context.Context, in *dynamodb.BatchGetItemInput, options ...func(*dynamodb.Options)) (*dynamodb.BatchGetItemOutput, error) {
@@ -38,6 +39,10 @@ func (d *dynamoDB) GetItem(ctx context.Context, in *dynamodb.GetItemInput, optio
 
 func (d *dynamoDB) PutItem(ctx context.Context, in *dynamodb.PutItemInput, options ...func(*dynamodb.Options)) (*dynamodb.PutItemOutput, error) {
 	return d.put(ctx, in, options...)
+}
+
+func (d *dynamoDB) Scan(ctx context.Context, in *dynamodb.ScanInput, options ...func(*dynamodb.Options)) (*dynamodb.ScanOutput, error) {
+	return d.scan(ctx, in, options...)
 }
 
 func (d *dynamoDB) TransactWriteItems(ctx context.Context, in *dynamodb.TransactWriteItemsInput, options ...func(*dynamodb.Options)) (*dynamodb.TransactWriteItemsOutput, error) {

@@ -72,6 +72,10 @@ type Fleet struct {
 	Ledger    Ledger
 	// Missing remembers which instances EC2 does not show.
 	Missing Notes
+	// Records and Walk are what EndExpired needs: the ledger, and what is remembered of the
+	// walk through it.
+	Records Records
+	Walk    Notes
 	Policy  func(ctx context.Context) (*policy.Policy, error)
 	// Connect returns the cluster, logged in.
 	Connect func(ctx context.Context) (Cluster, error)

@@ -58,6 +58,7 @@ func newWorld(t *testing.T) *world {
 	w.fleet = &Fleet{
 		Audience: testAudience, Accounts: []string{testAccount}, Regions: []string{testRegion},
 		Inventory: fakeEC2{w}, Ledger: &w.ledger, Missing: new(memo.Memory),
+		Records: &w.ledger, Walk: new(memo.Memory),
 		Connect: func(context.Context) (Cluster, error) { return fakeCluster{w}, nil },
 		Log:     slog.New(slog.NewTextHandler(&w.log, nil)),
 		Now:     func() time.Time { return w.now },

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
@@ -14,10 +15,11 @@ import (
 )
 
 // DynamoDBClient is what the ledger calls. *dynamodb.Client is one; its role needs
-// BatchGetItem, PutItem and ConditionCheckItem on the table.
+// BatchGetItem, PutItem and ConditionCheckItem on the table, and Scan for Expired.
 type DynamoDBClient interface {
 	BatchGetItem(context.Context, *dynamodb.BatchGetItemInput, ...func(*dynamodb.Options)) (*dynamodb.BatchGetItemOutput, error)
 	PutItem(context.Context, *dynamodb.PutItemInput, ...func(*dynamodb.Options)) (*dynamodb.PutItemOutput, error)
+	Scan(context.Context, *dynamodb.ScanInput, ...func(*dynamodb.Options)) (*dynamodb.ScanOutput, error)
 	TransactWriteItems(context.Context, *dynamodb.TransactWriteItemsInput, ...func(*dynamodb.Options)) (*dynamodb.TransactWriteItemsOutput, error)
 }
 
@@ -76,6 +78,82 @@ func (d *DynamoDB) LookupAll(ctx context.Context, instances []Instance) (map[Ins
 		}
 	}
 	return all, nil
+}
+
+// scanPage is how many items of the table one step of the walk reads, of about a
+// kilobyte at most: less than the megabyte at which DynamoDB ends a page itself.
+const scanPage = 1000
+
+// The walk asks for these attributes alone; its role may read no others by a scan.
+const (
+	expiredFilter = "begins_with(pk, :instance) AND generation > :zero AND attribute_not_exists(ended)" +
+		" AND (attribute_not_exists(lease) OR lease < :now)"
+	expiredProjection = attrPK
+)
+
+// Expired returns the records of instances that have not ended, although every
+// certificate issued to them has, from a place that an earlier step named as Next. A
+// step reads one page of the table and at most MaxExpired records, which it reads
+// again, consistently: the page says only where to look.
+func (d *DynamoDB) Expired(ctx context.Context, from string, now time.Time) (Expired, error) {
+	var step Expired
+	err := patiently(ctx, func(ctx context.Context) error {
+		instances, next, err := d.scan(ctx, from, now)
+		if err != nil {
+			return err
+		}
+		records, err := d.records(ctx, instances)
+		if err != nil {
+			return err
+		}
+		step = Expired{Records: make(map[Instance]Record), Next: next}
+		for i, r := range records {
+			if r.hasExpired(now) {
+				step.Records[i] = r.exported()
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return Expired{}, fmt.Errorf("walk the expired records: %w", err)
+	}
+	return step, nil
+}
+
+// scan reads one page of the table, and returns whose records may have expired.
+func (d *DynamoDB) scan(ctx context.Context, from string, now time.Time) (found []Instance, next string, err error) {
+	in := &dynamodb.ScanInput{
+		TableName:            &d.table,
+		Limit:                aws.Int32(scanPage),
+		Select:               types.SelectSpecificAttributes,
+		FilterExpression:     aws.String(expiredFilter),
+		ProjectionExpression: aws.String(expiredProjection),
+		ExpressionAttributeValues: item{
+			":instance": text(instancePrefix), ":zero": number[uint64](0), ":now": number(now.Unix()),
+		},
+	}
+	if from != "" {
+		in.ExclusiveStartKey = item{attrPK: text(from)}
+	}
+	out, err := d.client.Scan(ctx, in)
+	if err != nil {
+		return nil, "", err
+	}
+	last := parser{item: out.LastEvaluatedKey}
+	next = last.text(attrPK)
+	for _, it := range out.Items {
+		p := parser{item: it}
+		pk := p.text(attrPK)
+		if len(found) == MaxExpired {
+			return found, instancePK(found[len(found)-1]), last.err // the next step goes on after the last one
+		}
+		i, err := parseInstance(strings.TrimPrefix(pk, instancePrefix))
+		if err := errors.Join(p.err, err); err != nil {
+			return nil, "", fmt.Errorf("read the ledger's item %s: %w", pk, err)
+		}
+		found = append(found, i)
+	}
+	return found, next, last.err
 }
 
 // Claim records that the instance holds the keys and the names, if the rules of
@@ -246,8 +324,31 @@ func (d *DynamoDB) release(ctx context.Context, name, by string, now time.Time) 
 	}
 	w := write{table: d.table}
 	w.putRecord(holder, next, r.version)
-	w.releaseHolder(name, holder, by)
+	w.releaseHolder(name, holder, by, d.now().Add(retention))
 	return holder, w.commit(ctx, d.client)
+}
+
+// EndExpired is End for an instance whose certificates have all ended, and changes
+// nothing if they have not. It reports whether the record ended.
+func (d *DynamoDB) EndExpired(ctx context.Context, i Instance, now time.Time) (bool, error) {
+	err := patiently(ctx, func(ctx context.Context) error {
+		r, err := d.record(ctx, i)
+		if err != nil {
+			return err
+		}
+		next, err := r.endExpired(now, d.now())
+		if err != nil {
+			return err
+		}
+		return d.putEnded(ctx, i, r, next)
+	})
+	switch {
+	case errors.Is(err, errUnchanged):
+		return false, nil
+	case err != nil:
+		return false, fmt.Errorf("end the expired record of %s: %w", i.ID, err)
+	}
+	return true, nil
 }
 
 func (d *DynamoDB) end(ctx context.Context, i Instance, by string) error {
@@ -255,7 +356,11 @@ func (d *DynamoDB) end(ctx context.Context, i Instance, by string) error {
 	if err != nil || r.ended {
 		return err
 	}
-	next := r.end(by, d.now())
+	return d.putEnded(ctx, i, r, r.end(by, d.now()))
+}
+
+// putEnded writes the record of an instance that ends, and when its names may go.
+func (d *DynamoDB) putEnded(ctx context.Context, i Instance, r, next record) error {
 	names := slices.Sorted(maps.Keys(r.names))
 	items, err := d.read(ctx, pks(namePK, names))
 	if err != nil {
@@ -412,5 +517,28 @@ func (d *DynamoDB) apply(ctx context.Context, i Instance, old record, c change) 
 	for _, former := range c.formerHolders(i) {
 		w.checkGivenUp(former)
 	}
+	if err := d.expireDropped(ctx, &w, i, c.dropped); err != nil {
+		return err
+	}
 	return w.commit(ctx, d.client)
+}
+
+// expireDropped adds to a claim's transaction that the items of dropped names may be
+// deleted. An item that does not fit stays, and the name is free all the same.
+func (d *DynamoDB) expireDropped(ctx context.Context, w *write, i Instance, dropped []string) error {
+	dropped = dropped[:min(len(dropped), maxActions-len(w.actions))]
+	items, err := d.read(ctx, pks(namePK, dropped))
+	if err != nil {
+		return err
+	}
+	holders, err := parseHolders(items, namePK, dropped)
+	if err != nil {
+		return err
+	}
+	for _, name := range dropped {
+		if holders[name] == i { // unless somebody edited the table by hand
+			w.expireHolder(name, i, d.now().Add(retention))
+		}
+	}
+	return nil
 }

@@ -88,6 +88,13 @@ func (n *noting) TransactWriteItems(ctx context.Context, in *dynamodb.TransactWr
 	return n.Table.TransactWriteItems(ctx, in, opts...)
 }
 
+func (n *noting) Scan(ctx context.Context, in *dynamodb.ScanInput, opts ...func(*dynamodb.Options)) (*dynamodb.ScanOutput, error) {
+	if _, err := n.note("Scan"); err != nil {
+		return nil, err
+	}
+	return n.Table.Scan(ctx, in, opts...)
+}
+
 const day = 24 * time.Hour
 
 func start() time.Time { return time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC) }

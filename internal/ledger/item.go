@@ -43,7 +43,7 @@ import (
 //	pk          S     key#<fingerprint>, or name#<name>
 //	holder      S     <account>/<region>/<instance id>
 //	released_by S     the operator who released the name, until it is claimed again
-//	expires     N     only of a name whose holder ended
+//	expires     N     only of a name whose holder ended, or whose holder's item does not list it
 //
 // The item of an instance that ended is its tombstone. It stays for a week after
 // the last certificate, and for a week at least, so that neither a request made
@@ -89,7 +89,10 @@ const noteRetention = time.Hour
 // item is one item of the table.
 type item = map[string]types.AttributeValue
 
-func instancePK(i Instance) string       { return "instance#" + formatInstance(i) }
+// instancePrefix begins the key of an instance's item.
+const instancePrefix = "instance#"
+
+func instancePK(i Instance) string       { return instancePrefix + formatInstance(i) }
 func keyPK(fingerprint string) string    { return "key#" + fingerprint }
 func namePK(name string) string          { return "name#" + name }
 func formatInstance(i Instance) string   { return i.Account + "/" + i.Region + "/" + i.ID }

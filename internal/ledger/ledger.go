@@ -130,6 +130,18 @@ type Record struct {
 	EndedBy string
 }
 
+// Expired is one step of a walk through the records of instances that have not ended,
+// although every certificate issued to them has.
+type Expired struct {
+	// Records are those of the step, at most MaxExpired. There may be none and yet more to come.
+	Records map[Instance]Record
+	// Next is where the next step begins. It is empty after the last.
+	Next string
+}
+
+// MaxExpired bounds the records of one step.
+const MaxExpired = 100
+
 // ImageOf returns what is known of an instance's image: what EC2 shows of it now, or else
 // what the record remembers. It remembers nothing of another image than the recorded one:
 // EC2 can replace the root volume of a running instance by one of any image

@@ -1,9 +1,12 @@
 package ledger
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 )
@@ -99,6 +102,40 @@ func (m *Memory) LookupAll(ctx context.Context, instances []Instance) (map[Insta
 		records[i] = record
 	}
 	return records, nil
+}
+
+// Expired returns the records of instances that have not ended, although every
+// certificate issued to them has, from a place that an earlier step named as Next.
+func (m *Memory) Expired(ctx context.Context, from string, now time.Time) (Expired, error) {
+	if err := ctx.Err(); err != nil {
+		return Expired{}, fmt.Errorf("walk the expired records: %w", err)
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	step := Expired{Records: make(map[Instance]Record)}
+	ordered := slices.SortedFunc(maps.Keys(m.instances), func(a, b Instance) int { return cmp.Compare(instancePK(a), instancePK(b)) })
+	for _, i := range ordered {
+		if r := m.instances[i]; instancePK(i) > from && r.hasExpired(now) {
+			if len(step.Records) == MaxExpired {
+				return step, nil
+			}
+			step.Records[i], step.Next = r.exported(), instancePK(i)
+		}
+	}
+	step.Next = ""
+	return step, nil
+}
+
+// EndExpired is End for an instance whose certificates have all ended, and changes
+// nothing if they have not. It reports whether the record ended.
+func (m *Memory) EndExpired(ctx context.Context, i Instance, now time.Time) (bool, error) {
+	ended := false
+	_, err := m.amend(ctx, "end the expired record of", i, func(r record) (record, error) {
+		next, err := r.endExpired(now, time.Time{})
+		ended = err == nil
+		return next, err
+	})
+	return ended && err == nil, err
 }
 
 // Complete says that what was claimed has been issued, and returns the record as it

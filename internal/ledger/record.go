@@ -113,6 +113,8 @@ type change struct {
 	// names are names that it did not hold before, with who did: the zero tenure if
 	// nobody did.
 	names map[string]tenure
+	// dropped are names that it held before, sorted.
+	dropped []string
 }
 
 // formerHolders are those who gave up a name that the instance gets, each once.
@@ -180,7 +182,7 @@ func (v view) claim(c Claim, now time.Time) (change, Grant, error) {
 		_, held := v.keys[fingerprint]
 		return held
 	})
-	made := change{record: next, keys: keys, names: names}
+	made := change{record: next, keys: keys, names: names, dropped: v.record.namesNotIn(next)}
 	if made.changes(v.record) {
 		next.version++
 	}
@@ -284,6 +286,18 @@ func (r record) withoutFormer(wanted []string, now time.Time) record {
 	return r
 }
 
+// namesNotIn returns the names that the next record no longer lists, sorted.
+func (r record) namesNotIn(next record) []string {
+	var dropped []string
+	for name := range r.names {
+		if _, kept := next.names[name]; !kept {
+			dropped = append(dropped, name)
+		}
+	}
+	slices.Sort(dropped)
+	return dropped
+}
+
 // withNames returns the record with the claim's names, held until the end at least.
 // What is recorded is never earlier: whole seconds are all that is stored.
 func (r record) withNames(c Claim, end time.Time) (record, error) {
@@ -352,6 +366,21 @@ func (r record) end(by string, now time.Time) record {
 		r.expires = last.Add(retention)
 	}
 	return r
+}
+
+// hasExpired reports whether the instance claimed something, has not ended, and every
+// certificate issued on its claims has.
+func (r record) hasExpired(now time.Time) bool {
+	return r.isKnown() && !r.ended && now.After(r.lastEnd())
+}
+
+// endExpired is end for a record that has expired. It fails with errUnchanged for any
+// other: the instance may have renewed since EC2 was asked about it.
+func (r record) endExpired(seen, now time.Time) (record, error) {
+	if !r.hasExpired(seen) {
+		return record{}, errUnchanged
+	}
+	return r.end("", now), nil
 }
 
 // releasedMark follows a released name in confirmedHostname. No host name has it, so a

@@ -10,7 +10,8 @@ import (
 
 // write is a conditional write of several items, all or none. Its conditions say
 // that what was decided on has not changed. It names each item once, as DynamoDB
-// demands, and at most 2 + MaxKeys + 2*MaxNames of them, of 100 that may be.
+// demands, and at most 2 + MaxKeys + 2*MaxNames of them, of the maxActions that may be.
+// Names that are dropped take what room is left.
 type write struct {
 	table string
 	// expires is when the items that are put may be deleted. Zero is never.
@@ -40,13 +41,31 @@ func (w *write) putHolder(pk string, i, former Instance) {
 
 // releaseHolder notes on a name who released it. Who the holder was stays: the name
 // is free because the holder's record does not list it.
-func (w *write) releaseHolder(name string, holder Instance, by string) {
+func (w *write) releaseHolder(name string, holder Instance, by string, expires time.Time) {
 	w.put(
-		item{attrPK: text(namePK(name)), attrHolder: text(formatInstance(holder)), attrReleasedBy: text(by)},
+		item{
+			attrPK: text(namePK(name)), attrHolder: text(formatInstance(holder)), attrReleasedBy: text(by),
+			attrExpires: number(expires.Unix()),
+		},
 		"holder = :former",
 		item{":former": text(formatInstance(holder))},
 	)
 }
+
+// expireHolder lets the item of a name be deleted that its holder's record, which the
+// same transaction writes, no longer lists. Whoever claims the name meanwhile puts the
+// item anew, without an end.
+func (w *write) expireHolder(name string, holder Instance, expires time.Time) {
+	w.put(
+		item{attrPK: text(namePK(name)), attrHolder: text(formatInstance(holder)), attrExpires: number(expires.Unix())},
+		"holder = :former",
+		item{":former": text(formatInstance(holder))},
+	)
+}
+
+// maxActions is DynamoDB's bound on a transaction (Amazon DynamoDB API Reference,
+// TransactWriteItems).
+const maxActions = 100
 
 // checkGivenUp wants that the former holder of a name still does not hold it: it is
 // gone for good, and its claims cannot change any more, or they have not changed since

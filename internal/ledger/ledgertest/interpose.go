@@ -29,6 +29,10 @@ func (i *interposed) PutItem(ctx context.Context, in *dynamodb.PutItemInput, opt
 	return interpose(i, func() (*dynamodb.PutItemOutput, error) { return i.DynamoDBClient.PutItem(ctx, in, opts...) })
 }
 
+func (i *interposed) Scan(ctx context.Context, in *dynamodb.ScanInput, opts ...func(*dynamodb.Options)) (*dynamodb.ScanOutput, error) {
+	return interpose(i, func() (*dynamodb.ScanOutput, error) { return i.DynamoDBClient.Scan(ctx, in, opts...) })
+}
+
 func (i *interposed) TransactWriteItems(ctx context.Context, in *dynamodb.TransactWriteItemsInput, opts ...func(*dynamodb.Options)) (*dynamodb.TransactWriteItemsOutput, error) {
 	return interpose(i, func() (*dynamodb.TransactWriteItemsOutput, error) {
 		return i.DynamoDBClient.TransactWriteItems(ctx, in, opts...)
@@ -112,6 +116,21 @@ func operations() map[string]operation {
 				if errors.Is(err, ledger.ErrNotHeld) {
 					err = nil // an operator who repeats it finds it done
 				}
+				return ledger.Grant{}, err
+			},
+		},
+		"claim that drops a name": {
+			prepare: func(f *fixture) {
+				enrolled(f)
+				f.enroll(1, "www", "k1")
+				f.now = f.now.Add(lifetime + time.Second)
+			},
+			run: claimFor(1, "www", "k1"),
+		},
+		"end of an expired record": {
+			prepare: func(f *fixture) { enrolled(f); f.now = f.now.Add(lifetime + time.Second) },
+			run: func(f *fixture) (ledger.Grant, error) {
+				_, err := f.EndExpired(f.t.Context(), instance(1), f.now)
 				return ledger.Grant{}, err
 			},
 		},

@@ -22,6 +22,8 @@ type Ledger interface {
 	Confirm(ctx context.Context, c ledger.Claim, g ledger.Grant) error
 	End(ctx context.Context, i ledger.Instance) error
 	EndBy(ctx context.Context, i ledger.Instance, by string) error
+	Expired(ctx context.Context, from string, now time.Time) (ledger.Expired, error)
+	EndExpired(ctx context.Context, i ledger.Instance, now time.Time) (bool, error)
 	Release(ctx context.Context, name, by string, now time.Time) (ledger.Instance, error)
 	Permit(ctx context.Context, i ledger.Instance, p ledger.Permit) error
 	Announce(ctx context.Context, i ledger.Instance) (ledger.Record, error)
@@ -33,7 +35,7 @@ const lifetime = 7 * 24 * time.Hour
 
 // Run runs the contract tests. Open returns an empty ledger each time.
 func Run(t *testing.T, open func(*testing.T) Ledger) {
-	for _, tests := range []map[string]func(*testing.T, *fixture){claimTests(), nameTests(), permitTests(), raceTests()} {
+	for _, tests := range []map[string]func(*testing.T, *fixture){claimTests(), nameTests(), permitTests(), expiredTests(), raceTests()} {
 		for name, test := range tests {
 			t.Run(name, func(t *testing.T) { test(t, newFixture(t, open(t))) })
 		}

@@ -5,7 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"reflect"
+	"slices"
 	"strings"
 	"sync"
 
@@ -81,6 +81,50 @@ func (t *Table) PutItem(ctx context.Context, in *dynamodb.PutItemInput, _ ...fun
 	return &dynamodb.PutItemOutput{}, nil
 }
 
+// Scan implements ledger.DynamoDBClient. It wants a bounded page and named attributes, and
+// goes through the items in the order of their keys.
+func (t *Table) Scan(ctx context.Context, in *dynamodb.ScanInput, _ ...func(*dynamodb.Options)) (*dynamodb.ScanOutput, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	if in.Limit == nil || in.Select != types.SelectSpecificAttributes || in.FilterExpression == nil || in.ProjectionExpression == nil {
+		return nil, errors.New("a scan without limit, filter or named attributes")
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	out, read := new(dynamodb.ScanOutput), int32(0)
+	from := primaryKey(in.ExclusiveStartKey)
+	for _, pk := range slices.Sorted(maps.Keys(t.items)) {
+		if pk <= from {
+			continue
+		}
+		if read++; read > *in.Limit {
+			out.LastEvaluatedKey = map[string]types.AttributeValue{"pk": &types.AttributeValueMemberS{Value: from}}
+			break
+		}
+		from = pk
+		holds, err := expression{t.items[pk], in.ExpressionAttributeValues}.holds(*in.FilterExpression)
+		if err != nil {
+			return nil, err
+		}
+		if holds {
+			out.Items = append(out.Items, project(t.items[pk], *in.ProjectionExpression))
+		}
+	}
+	return out, nil
+}
+
+// project returns the attributes of an item that are named.
+func project(item map[string]types.AttributeValue, names string) map[string]types.AttributeValue {
+	projected := make(map[string]types.AttributeValue)
+	for name := range strings.SplitSeq(names, ", ") {
+		if value, there := item[name]; there {
+			projected[name] = value
+		}
+	}
+	return projected
+}
+
 // TransactWriteItems implements ledger.DynamoDBClient.
 func (t *Table) TransactWriteItems(ctx context.Context, in *dynamodb.TransactWriteItemsInput, _ ...func(*dynamodb.Options)) (*dynamodb.TransactWriteItemsOutput, error) {
 	if err := ctx.Err(); err != nil {
@@ -142,28 +186,12 @@ func (t *Table) put(item map[string]types.AttributeValue) {
 	t.items[primaryKey(item)] = maps.Clone(item)
 }
 
-// holds evaluates "a OR b" of "attribute_not_exists(name)" and "name = :value".
+// holds evaluates a condition on the item with the key.
 func (t *Table) holds(pk string, condition *string, values map[string]types.AttributeValue) (bool, error) {
 	if condition == nil {
 		return false, errors.New("a write without condition")
 	}
-	for term := range strings.SplitSeq(*condition, " OR ") {
-		if name, found := strings.CutPrefix(term, "attribute_not_exists("); found {
-			if _, there := t.items[pk][strings.TrimSuffix(name, ")")]; !there {
-				return true, nil
-			}
-			continue
-		}
-		name, value, found := strings.Cut(term, " = ")
-		want, known := values[value]
-		if !found || !known {
-			return false, fmt.Errorf("condition %q is beyond this table", *condition)
-		}
-		if reflect.DeepEqual(t.items[pk][name], want) {
-			return true, nil
-		}
-	}
-	return false, nil
+	return expression{t.items[pk], values}.holds(*condition)
 }
 
 func primaryKey(item map[string]types.AttributeValue) string {
