@@ -201,7 +201,7 @@ func (f *Fleet) noteWalk(ctx context.Context, now time.Time, change func(*walk))
 			return nil, err
 		}
 		change(&w)
-		if w.Next == "" && len(w.Missing)+len(w.absences.Ended) == 0 {
+		if w.Next == "" && len(w.Missing)+len(w.Ended) == 0 {
 			return nil, nil // as before anything was noted
 		}
 		return json.Marshal(w)
@@ -218,7 +218,7 @@ func parseWalk(text []byte, now time.Time) (walk, error) {
 		return walk{}, fmt.Errorf("read where the walk through expired records stands: %w", err)
 	}
 	w := walk{place.Next, a}
-	maps.DeleteFunc(w.absences.Missing, func(_ string, since time.Time) bool { return now.Sub(since) >= forgetAbsence })
+	maps.DeleteFunc(w.Missing, func(_ string, since time.Time) bool { return now.Sub(since) >= forgetAbsence })
 	return w, nil
 }
 
