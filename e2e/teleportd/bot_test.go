@@ -62,7 +62,7 @@ func (b bots) config(arn, token, role string) teleport.Config {
 
 func (b bots) dial(t *testing.T, config teleport.Config) (*teleport.Client, error) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	client, err := teleport.Dial(ctx, config)
 	if err == nil {

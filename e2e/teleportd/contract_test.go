@@ -46,7 +46,7 @@ func TestContract(t *testing.T) {
 func target(cluster *teleportd.Cluster, address string) teleporttest.Target {
 	return teleporttest.Target{
 		Connect: func(t *testing.T) *teleport.Client {
-			ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 			defer cancel()
 			var client *teleport.Client
 			// Some versions restart in phases of a rotation.

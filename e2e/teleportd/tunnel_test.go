@@ -237,7 +237,7 @@ func certSigner(t *testing.T, certificate *ssh.Certificate, key ssh.Signer) ssh.
 // openTunnel does what an agent does to register its tunnel with the proxy.
 func openTunnel(t *testing.T, cluster *teleportd.Cluster, name string, signer ssh.Signer) error {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	conn := dialTunnel(ctx, t, cluster)
 	stop := context.AfterFunc(ctx, func() { conn.Close() })

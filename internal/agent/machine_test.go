@@ -242,7 +242,7 @@ func (s *testSSHD) start() {
 	s.exited = exited
 	process := s.process
 	go func() { _ = process.Wait(); close(exited) }()
-	ctx, cancel := context.WithTimeout(s.t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(s.t.Context(), time.Minute)
 	defer cancel()
 	err = until(ctx, func(ctx context.Context) error {
 		_, err := sshd.Presented(ctx, s.address, nil)

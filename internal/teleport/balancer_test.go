@@ -79,7 +79,7 @@ func TestBehindBalancerNoTeleport(t *testing.T) {
 		j := newJoinable(t, teleporttest.Options{})
 		balancer := newBalancer(t, j.Address(), nil)
 		trustBySystem(t, balancer)
-		_, err := teleport.Dial(timeout(t, 10*time.Second), teleport.Config{Address: balancer.Listener.Addr().String(), Login: bot(), Now: j.clock.now})
+		_, err := teleport.Dial(timeout(t, time.Minute), teleport.Config{Address: balancer.Listener.Addr().String(), Login: bot(), Now: j.clock.now})
 		expect(t, err, teleport.ErrUnavailable, "no Teleport proxy")
 		if j.joins() != 0 {
 			t.Error("the bot showed its AWS role to it")

@@ -105,7 +105,7 @@ func TestBotRejoins(t *testing.T) {
 		var group sync.WaitGroup
 		for range 8 {
 			group.Go(func() {
-				if _, err := client.CAs(timeout(t, 10*time.Second)); err != nil {
+				if _, err := client.CAs(timeout(t, time.Minute)); err != nil {
 					t.Error(err)
 				}
 			})
@@ -129,7 +129,7 @@ func TestBotOutlastsFailedRejoin(t *testing.T) {
 		return nil
 	})
 	call := func() error {
-		_, err := client.CAs(timeout(t, 10*time.Second))
+		_, err := client.CAs(timeout(t, time.Minute))
 		return err
 	}
 	j.clock.advance(45 * time.Minute)
@@ -211,7 +211,7 @@ func TestBotRefused(t *testing.T) {
 			config.Address = strings.Replace(config.Address, "[::]", "127.0.0.1", 1)
 			config.Address = strings.Replace(config.Address, "0.0.0.0", "127.0.0.1", 1)
 			tt.change(j, &config)
-			_, err := teleport.Dial(timeout(t, 10*time.Second), config)
+			_, err := teleport.Dial(timeout(t, time.Minute), config)
 			kind := teleport.ErrDenied
 			if strings.Contains(name, "proxy") || strings.Contains(name, "host") {
 				kind = teleport.ErrUnavailable
@@ -310,7 +310,7 @@ func TestBotRejoinsInVain(t *testing.T) {
 		}
 		return nil
 	})
-	_, err := client.CAs(timeout(t, 10*time.Second))
+	_, err := client.CAs(timeout(t, time.Minute))
 	expect(t, err, teleport.ErrDenied, "teleport.login.token")
 	if !strings.Contains(err.Error(), "remote error: tls:") {
 		t.Errorf("%v does not say why a new login was wanted", err)
@@ -329,7 +329,7 @@ func TestIdentityFileAfterRotation(t *testing.T) {
 	client := dial(t, c)
 	rotateFully(t, cluster, (*teleporttest.Cluster).RotateUser)
 	relay.dropAll()
-	_, err := client.CAs(timeout(t, 10*time.Second))
+	_, err := client.CAs(timeout(t, time.Minute))
 	expect(t, err, teleport.ErrUnavailable, "after its last rotation")
 	// Its successor serves at once.
 	fresh, err := cluster.NewIdentityFile(time.Hour)
@@ -337,7 +337,7 @@ func TestIdentityFileAfterRotation(t *testing.T) {
 		t.Fatal(err)
 	}
 	replace(t, string(c.Login.(teleport.IdentityFile)), fresh)
-	if _, err := client.CAs(timeout(t, 10*time.Second)); err != nil {
+	if _, err := client.CAs(timeout(t, time.Minute)); err != nil {
 		t.Error(err)
 	}
 }

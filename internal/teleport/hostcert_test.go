@@ -26,7 +26,7 @@ func legacy(t *testing.T) *teleporttest.Cluster {
 
 func signOne(t *testing.T, client *teleport.Client) error {
 	t.Helper()
-	_, err := client.SignHostKey(timeout(t, 5*time.Second), hostKey(t), []string{"web-1"}, time.Hour)
+	_, err := client.SignHostKey(timeout(t, time.Minute), hostKey(t), []string{"web-1"}, time.Hour)
 	return err
 }
 
@@ -131,7 +131,7 @@ func TestHostCertificateRole(t *testing.T) {
 			var cert *ssh.Certificate
 			var err error
 			for range 2 {
-				cert, err = client.SignHostKey(timeout(t, 5*time.Second), hostKey(t), []string{"web-1"}, time.Hour)
+				cert, err = client.SignHostKey(timeout(t, time.Minute), hostKey(t), []string{"web-1"}, time.Hour)
 			}
 			if got := rolesAsked(cluster); !slices.Equal(got, tt.asked) {
 				t.Errorf("asked for roles %q, want %q", got, tt.asked)

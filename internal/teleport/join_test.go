@@ -36,7 +36,7 @@ func TestJoinService(t *testing.T) {
 				return nil
 			})
 			if tt.calls == nil {
-				_, err := teleport.Dial(timeout(t, 10*time.Second), j.config())
+				_, err := teleport.Dial(timeout(t, time.Minute), j.config())
 				expect(t, err, teleport.ErrDenied, "TELEPORT_UNSTABLE_NO_AGENT_ID_SELECTION")
 				return
 			}
@@ -98,7 +98,7 @@ func TestNoOldJoinAfterRefusal(t *testing.T) {
 				}
 				return nil
 			})
-			_, err := teleport.Dial(timeout(t, 10*time.Second), j.config())
+			_, err := teleport.Dial(timeout(t, time.Minute), j.config())
 			if err == nil || !strings.Contains(err.Error(), answer.Error()) {
 				t.Errorf("got %v, want %v in it", err, answer)
 			}
@@ -114,7 +114,7 @@ func TestJoinFIPS(t *testing.T) {
 	for name, generation := range generations() {
 		t.Run(name, func(t *testing.T) {
 			j := newJoinable(t, teleporttest.Options{Generation: generation, FIPS: true})
-			_, err := teleport.Dial(timeout(t, 10*time.Second), j.config())
+			_, err := teleport.Dial(timeout(t, time.Minute), j.config())
 			expect(t, err, teleport.ErrDenied, "fips: true")
 
 			config, login := j.config(), bot()
@@ -133,7 +133,7 @@ func TestJoinGivesUp(t *testing.T) {
 		return aws.Credentials{}, trace.Errorf("the role cannot be assumed")
 	})
 	config.Login = login
-	_, err := teleport.Dial(timeout(t, 10*time.Second), config)
+	_, err := teleport.Dial(timeout(t, time.Minute), config)
 	if err == nil || !strings.Contains(err.Error(), "the role cannot be assumed") {
 		t.Errorf("got %v", err)
 	}

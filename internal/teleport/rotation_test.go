@@ -74,11 +74,11 @@ func TestRotationWithoutRestart(t *testing.T) {
 func verifyOnMachine(t *testing.T, client *teleport.Client) {
 	t.Helper()
 	key, principals := hostKey(t), []string{"web-1"}
-	cert, err := client.SignHostKey(timeout(t, 10*time.Second), key, principals, time.Hour)
+	cert, err := client.SignHostKey(timeout(t, time.Minute), key, principals, time.Hour)
 	if err != nil {
 		t.Fatal(err)
 	}
-	cas, err := client.CAs(timeout(t, 10*time.Second))
+	cas, err := client.CAs(timeout(t, time.Minute))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -97,7 +97,7 @@ func TestRotationIsLookedForRarely(t *testing.T) {
 	client := dial(t, j.config())
 	call := func() {
 		t.Helper()
-		if _, err := client.Node(timeout(t, 10*time.Second), "nobody"); err == nil {
+		if _, err := client.Node(timeout(t, time.Minute), "nobody"); err == nil {
 			t.Fatal("a node of nobody")
 		}
 	}

@@ -45,7 +45,7 @@ func start(t *testing.T, options teleporttest.Options) *teleporttest.Cluster {
 // connect logs in with nothing of Hallmark's between: as the library alone does.
 func connect(t *testing.T, cluster *teleporttest.Cluster) *client.Client {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	c, err := client.New(ctx, client.Config{
 		Addrs:       []string{cluster.Address()},
@@ -366,7 +366,7 @@ func TestRotationAndConnections(t *testing.T) {
 			check(t, cluster.RotateHost(phase))
 			check(t, cluster.RotateUser(phase))
 		}
-		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
 		if _, err := c.Ping(ctx); (err == nil) != stays {
 			t.Errorf("%d: after the rotations: %v", generation, err)
