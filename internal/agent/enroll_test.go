@@ -132,6 +132,7 @@ func TestEnrollRunsWithoutSSHD(t *testing.T) {
 
 // An sshd that the reload ends is started again on the old files.
 func TestEnrollPutsBackWhenSSHDDoesNotComeBack(t *testing.T) {
+	t.Parallel()
 	m := newMachine(t)
 	if _, err := m.Enroll(t.Context()); err != nil {
 		t.Fatal(err)
@@ -164,6 +165,7 @@ func TestEnrollPutsBackWhenSSHDDoesNotComeBack(t *testing.T) {
 
 // An sshd that lives on but never presents the certificate gets its old files back.
 func TestEnrollPutsBackWhenSSHDIgnoresTheCertificate(t *testing.T) {
+	t.Parallel()
 	m := newMachine(t)
 	m.sshd.stop()
 	m.sshd.configure("")
@@ -209,6 +211,7 @@ func TestEnrollPutsBackWhenInterrupted(t *testing.T) {
 
 // Each row spoils one thing about the answer of the signer.
 func TestEnrollBadAnswers(t *testing.T) {
+	t.Parallel()
 	m := newMachine(t)
 	other := newSigner(t)
 	answer := func(status int, body string) func(http.ResponseWriter, *http.Request, int) bool {
@@ -325,6 +328,7 @@ func TestEnrollTriesAgain(t *testing.T) {
 		{"clock skew", 401, "", `{"error":{"code":"clock_skew","message":"x","serverTime":"2026-01-02T03:04:05Z"}}`, 250 * time.Millisecond},
 	} {
 		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
 			m := newMachine(t)
 			m.answerInstead = func(w http.ResponseWriter, _ *http.Request, n int) bool {
 				if n > 2 {

@@ -70,6 +70,7 @@ func TestInstallRefusesWhatCannotWork(t *testing.T) {
 func TestEnrollFailsIfNobodyCanLogIn(t *testing.T) {
 	for _, test := range useless {
 		t.Run(test.want, func(t *testing.T) {
+			t.Parallel()
 			m := newMachine(t)
 			m.sshd.stop()
 			m.sshd.skipUnknown(t, test.lines)

@@ -20,6 +20,7 @@ func TestEnrollOnFullDisk(t *testing.T) {
 	const size = 256 << 10
 	for _, free := range []int{0, 4 << 10, 8 << 10, 12 << 10} {
 		t.Run(fmt.Sprintf("%d bytes free", free), func(t *testing.T) {
+			t.Parallel()
 			m := newMachine(t)
 			if _, err := m.Enroll(t.Context()); err != nil {
 				t.Fatal(err)

@@ -52,6 +52,7 @@ func TestEnrollWithOneBadHostKey(t *testing.T) {
 		}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
 			m := newMachine(t)
 			var said []string
 			m.retry.log = func(format string, args ...any) { said = append(said, strings.TrimSpace(fmt.Sprintf(format, args...))) }
@@ -139,6 +140,7 @@ func TestEnrollBesideAnotherCA(t *testing.T) {
 		{"all", []string{"rsa", "ecdsa", "ed25519"}, false, nil},
 	} {
 		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
 			m := newMachine(t)
 			m.sshd.stop()
 			theirs := map[string]string{}
@@ -277,6 +279,7 @@ func TestPrivateDNSWithADomainOfTheVPC(t *testing.T) {
 		"IP-10-0-0-1.us-west-2.compute.internal",
 	} {
 		t.Run(told, func(t *testing.T) {
+			t.Parallel()
 			m := newMachine(t)
 			m.tellAddress("10.0.0.1")
 			m.imds.pages["/latest/meta-data/local-hostname"] = told

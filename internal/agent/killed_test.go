@@ -52,6 +52,7 @@ func TestKilledAtEveryStep(t *testing.T) {
 		}, 30},
 	} {
 		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
 			m := newMachine(t)
 			for step := 1; ; step++ {
 				m.unenroll()
@@ -144,7 +145,7 @@ func TestKilledRun(t *testing.T) {
 func (m *machine) runUntil(step int) (killed bool, what string) {
 	m.t.Helper()
 	return runTraced(m.t, "TestKilledRun", m.dir, step,
-		killedRun+"="+m.dir, "HALLMARK_SIGNER="+m.Config.SignerURL, "HALLMARK_SSHD="+m.sshd.Program)
+		killedRun+"="+m.dir, "AWS_EC2_METADATA_SERVICE_ENDPOINT="+m.metadata.endpoint, "HALLMARK_SIGNER="+m.Config.SignerURL, "HALLMARK_SSHD="+m.sshd.Program)
 }
 
 // runTraced runs one of the tests in a process of its own, and kills it before the given

@@ -21,6 +21,7 @@ func TestKilledInstall(t *testing.T) {
 		"drop-in": withInclude, "block": withoutInclude, "from block to drop-in": block + withInclude,
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			ca := authorizedLine(newSigner(t).PublicKey())
 			for step := 1; ; step++ {
 				i := newImage(t, config)

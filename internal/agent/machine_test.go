@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io"
 	"log"
+	mathrand "math/rand/v2"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -75,7 +76,6 @@ func newMachine(t testing.TB) *machine {
 		random: func() float64 { return 0.5 },
 		log:    t.Logf,
 	}
-	t.Setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", m.imds.server.URL)
 	m.Enroller = &Enroller{
 		Config:   Config{SignerURL: m.testSigner.server.URL + "/", Audience: "hallmark.example.com"},
 		Timeout:  2 * time.Minute,
@@ -83,6 +83,7 @@ func newMachine(t testing.TB) *machine {
 		server: m.sshd, metadata: newMetadata(quick), http: client, retry: quick, attempt: signerTimeout,
 		now: time.Now, settle: 10 * time.Second, runDir: filepath.Join(dir, "run"), suspended: suspended,
 	}
+	m.metadata.endpoint = m.imds.server.URL // not by its variable, so that tests can run side by side
 	return m
 }
 
@@ -580,10 +581,14 @@ func newSigner(t testing.TB) ssh.Signer {
 
 func freeAddress(t testing.TB) netip.AddrPort {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	// Below the ports from which the system takes those of outgoing connections.
+	for range 100 {
+		address := netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), uint16(20_000+mathrand.N(12_000)))
+		if l, err := net.Listen("tcp", address.String()); err == nil {
+			l.Close()
+			return address
+		}
 	}
-	defer l.Close()
-	return netip.MustParseAddrPort(l.Addr().String())
+	t.Fatal("no address is free")
+	return netip.AddrPort{}
 }
