@@ -1,6 +1,8 @@
 #!/bin/sh
 # Runs the tests of sshd's part against the OpenSSH of other Debian releases, each in
-# a root file system of its own: 8.4 (bullseye) and 10.0 (trixie). Needs root. Further
+# a root file system of its own: 8.4 (bullseye) and 10.0 (trixie). Needs root. Left out is
+# what no version of sshd changes and takes minutes: simulated herds, and runs killed at each
+# step. Further
 # arguments go to the tests of internal/agent.
 set -eu
 
@@ -38,6 +40,6 @@ for suite in bullseye trixie; do
 		echo "$suite: $(chroot "$root" dpkg-query -W openssh-server)"
 		export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root HALLMARK_TEST_STRICT=1
 		chroot "$root" sh -euc "cd /srv/internal/sshd && ./sshd.test"
-		chroot "$root" sh -euc "cd /srv/internal/agent && exec ./agent.test \"\$@\"" sh -test.skip "NoHerd" "$@"
+		chroot "$root" sh -euc "cd /srv/internal/agent && exec ./agent.test \"\$@\"" sh -test.skip "NoHerd|TestKilled" "$@"
 	' sh "$root" "$suite" "$@"
 done
