@@ -123,21 +123,23 @@ func build(ctx context.Context, log *slog.Logger) (*signer.Signer, error) {
 		return nil, err
 	}
 	cluster := &connector{config: login}
+	ec2 := newInventory(d, p.aws)
 	p.logStart(ctx, log, d.Teleport.Login, slog.String("url_auth", d.URLAuth))
 	return &signer.Signer{
-		Audience:   d.Audience,
-		Accounts:   d.Accounts.ids(),
-		Regions:    d.Regions,
-		Sources:    d.sources,
-		RequireIAM: d.URLAuth == urlAuthIAM,
-		Documents:  d.keyring,
-		Callers:    &identity.CallerVerifier{HTTP: httpClient(p.aws), Endpoint: os.Getenv("AWS_ENDPOINT_URL_STS")},
-		Inventory:  newInventory(d, p.aws),
-		Policy:     p.policy,
-		Ledger:     p.ledger,
-		Connect:    cluster.signer,
-		Log:        log,
-		Now:        wallClock,
+		Audience:     d.Audience,
+		Accounts:     d.Accounts.ids(),
+		Regions:      d.Regions,
+		Sources:      d.sources,
+		RequireIAM:   d.URLAuth == urlAuthIAM,
+		Documents:    d.keyring,
+		Callers:      &identity.CallerVerifier{HTTP: httpClient(p.aws), Endpoint: os.Getenv("AWS_ENDPOINT_URL_STS")},
+		Inventory:    ec2,
+		LaunchImages: ec2,
+		Policy:       p.policy,
+		Ledger:       p.ledger,
+		Connect:      cluster.signer,
+		Log:          log,
+		Now:          wallClock,
 	}, nil
 }
 

@@ -79,6 +79,20 @@ type (
 		OwnerID one[string]        `xml:"imageOwnerId"`
 		Tags    one[list[tagItem]] `xml:"tagSet"`
 	}
+	// Amazon EC2 API Reference, DescribeInstanceImageMetadata and InstanceImageMetadata.
+	imageMetadataAnswer struct {
+		XMLName   xml.Name
+		Instances one[list[imageMetadataItem]] `xml:"instanceImageMetadataSet"`
+		NextToken one[string]                  `xml:"nextToken"`
+	}
+	imageMetadataItem struct {
+		ID      one[string] `xml:"instanceId"`
+		OwnerID one[string] `xml:"instanceOwnerId"`
+		Image   one[struct {
+			ID      one[string] `xml:"imageId"`
+			OwnerID one[string] `xml:"imageOwnerId"`
+		}] `xml:"imageMetadata"`
+	}
 	tagItem struct {
 		Key   one[string] `xml:"key"`
 		Value one[string] `xml:"value"`
@@ -131,6 +145,26 @@ func parseImages(data []byte) (imagesAnswer, error) {
 			err = fmt.Errorf("%w: image %.32q comes twice", errAnswer, i.ID.value)
 		}
 		seen[i.ID.value] = true
+	}
+	return a, err
+}
+
+// parseImageMetadata reads the answer to DescribeInstanceImageMetadata. Its items have an
+// instance, an account, and an image with an owner.
+func parseImageMetadata(data []byte) (imageMetadataAnswer, error) {
+	var a imageMetadataAnswer
+	err := decode(data, "DescribeInstanceImageMetadataResponse", &a, &a.XMLName)
+	if err == nil && !a.Instances.there {
+		err = fmt.Errorf("%w: it has no instanceImageMetadataSet", errAnswer)
+	}
+	for _, i := range a.Instances.value.Items {
+		image := i.Image.value
+		if err == nil && (i.ID.value == "" || i.OwnerID.value == "" || image.ID.value == "" || image.OwnerID.value == "") {
+			err = fmt.Errorf("%w: an item lacks the instance %.32q, its account, its image or the image's owner", errAnswer, i.ID.value)
+		}
+	}
+	if err == nil && len(a.Instances.value.Items) > 1 {
+		err = fmt.Errorf("%w: it is about %d instances", errAnswer, len(a.Instances.value.Items))
 	}
 	return a, err
 }

@@ -13,15 +13,23 @@ func TestGaps(t *testing.T) {
 	forgotten := func(f *Facts) { f.ImageOwner, f.ImageTags = f.Account, nil }
 	homeless := func(f *Facts) { f.PrivateIP, f.PublicIP, f.IPv6, f.PrivateDNS = "", "", "", "" }
 	const (
-		owners    = "{name: a, match: {image_owners: [self], max_age: any}}"
-		tags      = "{name: a, match: {image_owners: [self], max_age: any, image_tags: {release: [stable]}}}"
-		tagged    = "{name: a, match: {image_owners: [self], max_age: any, tags: {env: [nothing]}}}"
-		whenTag   = `{name: a, match: {ANY}, when: 'image_tags.get("release") == "stable"'}`
-		whenKey   = `{name: a, match: {ANY}, when: 'image_tags["release"] == "stable"'}`
-		whenOwner = `{name: a, match: {ANY}, when: 'image_owner == account'}`
-		whenIP    = `{name: a, match: {ANY}, when: 'public_ip.startsWith("192.")'}`
-		whenBoth  = `{name: a, match: {image_owners: [self], max_age: any}, when: 'tags.get("env") == "nothing"'}`
-		lax       = ", {name: lax, match: {ANY}}"
+		owners       = "{name: a, match: {image_owners: [self], max_age: any}}"
+		tags         = "{name: a, match: {image_owners: [self], max_age: any, image_tags: {release: [stable]}}}"
+		tagged       = "{name: a, match: {image_owners: [self], max_age: any, tags: {env: [nothing]}}}"
+		whenTag      = `{name: a, match: {ANY}, when: 'image_tags.get("release") == "stable"'}`
+		whenKey      = `{name: a, match: {ANY}, when: 'image_tags["release"] == "stable"'}`
+		whenNoTag    = `{name: a, match: {ANY}, when: '!("broken" in image_tags)'}`
+		whenNotTag   = `{name: a, match: {ANY}, when: 'image_tags.get("broken") != "yes"'}`
+		whenFew      = `{name: a, match: {ANY}, when: 'size(image_tags) < 5'}`
+		whenHas      = `{name: a, match: {ANY}, when: '!has(image_tags.broken)'}`
+		whenNotOwner = `{name: a, match: {ANY}, when: 'image_owner != "999999999999"'}`
+		whenListed   = `{name: a, match: {ANY}, when: '!(image_owner in ["999999999999"])'}`
+		whenOr       = `{name: a, match: {ANY}, when: 'image_tags.get("x") == "y" || region == "us-west-2" || true'}`
+		whenAnd      = `{name: a, match: {ANY}, when: 'image_tags.get("x") != "y" && account == "000000000000"'}`
+		whenOwner    = `{name: a, match: {ANY}, when: 'image_owner == account'}`
+		whenIP       = `{name: a, match: {ANY}, when: 'public_ip.startsWith("192.")'}`
+		whenBoth     = `{name: a, match: {image_owners: [self], max_age: any}, when: 'tags.get("env") == "nothing"'}`
+		lax          = ", {name: lax, match: {ANY}}"
 	)
 	for name, tt := range map[string]struct {
 		rules  string
@@ -44,6 +52,19 @@ func TestGaps(t *testing.T) {
 		"a condition that fails on a tag":               {whenKey, func(f *Facts) { f.ImageOwner, f.ImageTags = f.Account, map[string]string{} }, ErrRefused},
 		"a condition on the owner":                      {whenOwner, gone, ErrIncomplete},
 		"a condition on another owner":                  {whenOwner, func(*Facts) {}, ErrRefused},
+		"a tag that must not be there, all lost":        {whenNoTag, gone, ErrIncomplete},
+		"a tag that must not be there, and lost tags":   {whenNoTag, forgotten, ErrIncomplete},
+		"a tag that must not be there, and is not":      {whenNoTag, own, nil},
+		"a tag that must have another value":            {whenNotTag, forgotten, ErrIncomplete},
+		"the same, with a laxer rule before it":         {"{name: lax, match: {ANY}}, " + whenNotTag, forgotten, nil},
+		"the same of another's image, which has none":   {whenNotTag, func(*Facts) {}, nil},
+		"how many tags there are":                       {whenFew, forgotten, ErrIncomplete},
+		"has a tag":                                     {whenHas, forgotten, ErrIncomplete},
+		"an owner who must be another":                  {whenNotOwner, gone, ErrIncomplete},
+		"an owner in a list":                            {whenListed, gone, ErrIncomplete},
+		"lost tags, and what is true without them":      {whenOr, forgotten, nil},
+		"lost tags, and what is false without them":     {whenAnd, forgotten, ErrRefused},
+		"a lost tag that shall choose a laxer rule":     {whenTag + lax, forgotten, ErrIncomplete},
 		"a condition on a lost address":                 {whenIP, homeless, ErrIncomplete},
 		"a condition on another address":                {whenIP, func(f *Facts) { f.PublicIP = "203.0.113.7" }, ErrRefused},
 		"a lost owner, and a condition that is false":   {whenBoth, gone, ErrRefused},

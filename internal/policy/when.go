@@ -81,7 +81,7 @@ func compile(env *cel.Env, text string) (*expression, error) {
 	if t := checked.OutputType(); !t.IsExactType(cel.BoolType) {
 		return nil, fmt.Errorf("it gives %s; it must give bool", t)
 	}
-	program, err := env.Program(checked, cel.CostLimit(maxWhenCost), cel.CostTracking(costs{}))
+	program, err := env.Program(checked, cel.CostLimit(maxWhenCost), cel.CostTracking(costs{}), cel.EvalOptions(cel.OptPartialEval))
 	if err != nil {
 		return nil, err
 	}
@@ -99,12 +99,10 @@ func variablesOf(checked *cel.Ast) map[string]bool {
 	return names
 }
 
-// lacks reports whether the expression asks about a fact that EC2 does not show now: what
-// it says then may change by itself.
+// lacks reports whether the expression asks about an address that EC2 does not show now:
+// what it says then may change by itself. Of the image, holds says so.
 func (e *expression) lacks(f Facts) bool {
 	gaps := map[string]bool{
-		"image_owner": f.ImageOwner == "",
-		"image_tags":  f.ImageOwner == "" || f.ImageOwner == f.Account && f.ImageTags == nil,
 		"private_ip":  f.PrivateIP == "",
 		"public_ip":   f.PublicIP == "",
 		"ipv6":        f.IPv6 == "",
@@ -124,6 +122,22 @@ func firstIssue(issues *cel.Issues) string {
 		return fmt.Sprintf("column %d: %.300s", e.Location.Column()+1, strings.TrimSpace(e.Message))
 	}
 	return "it does not compile"
+}
+
+// errUnknown is the outcome of an expression that depends on what nobody knows of the
+// image. An owner that is not known is not "", and tags that are not known may be there.
+var errUnknown = errors.New("it depends on the image's owner or tags, and nobody knows them")
+
+// unknown are the variables whose values nobody knows.
+func unknown(f Facts) []*cel.AttributePatternType {
+	var patterns []*cel.AttributePatternType
+	if f.ImageOwner == "" {
+		patterns = append(patterns, cel.AttributePattern("image_owner"))
+	}
+	if f.ImageOwner == "" || f.ImageOwner == f.Account && f.ImageTags == nil {
+		patterns = append(patterns, cel.AttributePattern("image_tags"))
+	}
+	return patterns
 }
 
 // holds evaluates the expression. An error is neither true nor false.
@@ -154,9 +168,16 @@ func (e *expression) holds(f Facts, now time.Time) (bool, error) {
 	if age, known := f.age(now); known {
 		variables["age"] = age
 	}
-	result, _, err := e.program.Eval(variables)
+	known, err := cel.PartialVars(variables, unknown(f)...)
 	if err != nil {
 		return false, err
+	}
+	result, _, err := e.program.Eval(known)
+	if err != nil {
+		return false, err
+	}
+	if types.IsUnknown(result) {
+		return false, errUnknown
 	}
 	holds, ok := result.Value().(bool)
 	if !ok {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 
 	"github.com/hallmark-ssh/hallmark/internal/identity"
 	"github.com/hallmark-ssh/hallmark/internal/inventory"
@@ -28,6 +29,9 @@ func (s *Signer) inspect(ctx context.Context, d *identity.Document, a *audit) (p
 	if err := checkInstance(instance, d); err != nil {
 		return policy.Facts{}, err
 	}
+	if err := s.addLaunchImage(ctx, instance, record, a); err != nil {
+		return policy.Facts{}, err
+	}
 	facts := newFacts(instance, record)
 	a.facts, a.record = &facts, record
 	return facts, nil
@@ -47,6 +51,34 @@ func (s *Signer) describe(ctx context.Context, d *identity.Document, a *audit) (
 		return nil, unanswered(serviceEC2, err)
 	}
 	return i, nil
+}
+
+// addLaunchImage fills in the owner of an image that EC2 does not show and the ledger does
+// not remember: the image of a first enrollment may be deregistered, or shared no longer,
+// before its instance has booted. Tags are not told, so they stay unknown.
+func (s *Signer) addLaunchImage(ctx context.Context, i *inventory.Instance, r ledger.Record, a *audit) error {
+	if owner, _ := r.ImageOf(i.ImageID, i.ImageOwner, i.ImageTags); owner != "" || i.ImageID == "" || s.LaunchImages == nil {
+		return nil
+	}
+	var image inventory.LaunchImage
+	err := a.step(ctx, "ec2", ec2Timeout, func(ctx context.Context) (err error) {
+		image, err = s.LaunchImages.LaunchImage(ctx, i.OwnerID, i.Region, i.ID)
+		return err
+	})
+	switch {
+	case errors.Is(err, inventory.ErrNotPermitted):
+		// A member account's role from before this was asked: the policy decides without.
+		if _, told := s.unpermitted.LoadOrStore(i.OwnerID, true); !told {
+			s.Log.WarnContext(ctx, "the role may not ask about images that are gone: their owners are not known; permit ec2:DescribeInstanceImageMetadata",
+				slog.String("account", i.OwnerID), slog.Any("error", err))
+		}
+	case errors.Is(err, inventory.ErrNotFound):
+	case err != nil:
+		return unanswered(serviceEC2, err)
+	case image.ID == i.ImageID: // of another image than EC2 says it runs, it says nothing
+		i.ImageOwner = image.Owner
+	}
+	return nil
 }
 
 // recall reads what the ledger knows of the instance. One that was off-boarded ends

@@ -1,13 +1,18 @@
 package signer
 
 import (
+	"context"
+	"errors"
 	"net/http"
+	"strings"
 	"testing"
 	"time"
 
 	"golang.org/x/crypto/ssh"
 
+	"github.com/hallmark-ssh/hallmark/internal/inventory"
 	"github.com/hallmark-ssh/hallmark/internal/ledger"
+	"github.com/hallmark-ssh/hallmark/internal/protocol"
 )
 
 // A lifecycle policy deregisters images while their instances run on.
@@ -90,5 +95,119 @@ func TestARecordLearnsItsImage(t *testing.T) {
 	}
 	if r, err := w.ledger.Lookup(t.Context(), i); err != nil || r.Image != testImage || r.ImageOwner != testOwner {
 		t.Errorf("record %+v, error %v", r, err)
+	}
+}
+
+// launchImages tells the image of an instance, whatever EC2 shows, and counts.
+type launchImages struct {
+	image inventory.LaunchImage
+	err   error
+	asked int
+}
+
+func (l *launchImages) LaunchImage(_ context.Context, account, region, id string) (inventory.LaunchImage, error) {
+	l.asked++
+	if account != testAccount || region != testRegion || id != testInstance {
+		return inventory.LaunchImage{}, inventory.ErrNotListed
+	}
+	return l.image, l.err
+}
+
+// The image of a first enrollment may be deregistered while its instance boots.
+func TestTheImageIsGoneBeforeTheFirstEnrollment(t *testing.T) {
+	const owners = `{name: web, match: {image_owners: ["` + testOwner + `"], max_age: 1h}}`
+	const anyone = `{name: web, match: {image_owners: [any], max_age: 1h}}`
+	known := inventory.LaunchImage{ID: testImage, Owner: testOwner}
+	for name, tt := range map[string]struct {
+		rule string
+		told *launchImages // nil: nobody is asked
+		want protocol.Code
+	}{
+		"its owner is admitted":             {owners, &launchImages{image: known}, codeGranted},
+		"its owner is a stranger":           {owners, &launchImages{image: inventory.LaunchImage{ID: testImage, Owner: "999999999999"}}, protocol.CodePolicyRefused},
+		"another image is told":             {owners, &launchImages{image: inventory.LaunchImage{ID: "ami-0fedcba9876543210", Owner: testOwner}}, protocol.CodePolicyRefused},
+		"EC2 does not know the instance":    {owners, &launchImages{err: inventory.ErrNotFound}, protocol.CodePolicyRefused},
+		"the role may not ask":              {owners, &launchImages{err: inventory.ErrNotPermitted}, protocol.CodePolicyRefused},
+		"the role may not, and need not":    {anyone, &launchImages{err: inventory.ErrNotPermitted}, codeGranted},
+		"nobody is asked":                   {owners, nil, protocol.CodePolicyRefused},
+		"EC2 does not answer":               {owners, &launchImages{err: errors.New("timeout")}, protocol.CodeUpstream},
+		"a tag is wanted, and none is told": {`{name: web, match: {image_owners: ["` + testOwner + `"], max_age: 1h, image_tags: {release: [stable]}}}`, &launchImages{image: known}, protocol.CodePolicyRefused},
+		"a tag must not be there": {
+			`{name: web, match: {image_owners: [self], max_age: 1h}, when: '!("broken" in image_tags)'}`,
+			&launchImages{image: inventory.LaunchImage{ID: testImage, Owner: testAccount}}, protocol.CodePolicyRefused,
+		},
+		"a tag must have no value": {
+			`{name: web, match: {image_owners: [self], max_age: 1h}, when: 'image_tags.get("broken") != "yes"'}`,
+			&launchImages{image: inventory.LaunchImage{ID: testImage, Owner: testAccount}}, protocol.CodePolicyRefused,
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			w.setPolicy(tt.rule)
+			w.instance.ImageOwner, w.instance.ImageTags = "", nil
+			if tt.told != nil {
+				w.signer.LaunchImages = tt.told
+			}
+			a := newAttempt(t, w.now)
+			_, granted, refused := w.enroll(a)
+			if tt.want != codeGranted {
+				if refused.Code != tt.want {
+					t.Errorf("code %s, want %s: %s", refused.Code, tt.want, w.log.String())
+				}
+				return
+			}
+			if refused.Code != "" {
+				t.Fatalf("refused: %+v; log %s", refused, w.log.String())
+			}
+			if tt.told.err == nil && w.nodes[granted.Node.ID].Labels["hallmark/image-owner"] != testOwner {
+				t.Errorf("labels %v", w.nodes[granted.Node.ID].Labels)
+			}
+		})
+	}
+}
+
+// Once the ledger remembers the image, nobody is asked again; nor while EC2 shows it.
+func TestRenewalsDoNotAskForTheLaunchImage(t *testing.T) {
+	w := newWorld(t)
+	w.setPolicy(`{name: web, match: {image_owners: ["` + testOwner + `"], max_age: 1h}}`)
+	told := &launchImages{image: inventory.LaunchImage{ID: testImage, Owner: testOwner}}
+	w.signer.LaunchImages = told
+	w.instance.ImageOwner = ""
+	a := newAttempt(t, w.now)
+	w.earlier(a)
+	if told.asked != 1 {
+		t.Fatalf("asked %d times by the first enrollment", told.asked)
+	}
+	told.err = inventory.ErrNotPermitted
+	for range 2 {
+		w.pass(a, 48*time.Hour)
+		if status, _, refused := w.enroll(a); status != http.StatusOK {
+			t.Fatalf("status %d, %+v", status, refused)
+		}
+	}
+	other := newWorld(t) // EC2 shows the image
+	other.signer.LaunchImages = told
+	other.earlier(newAttempt(t, other.now))
+	if told.asked != 1 {
+		t.Errorf("asked %d times, want once", told.asked)
+	}
+}
+
+// A member account's role from before the action was asked for: it is logged once, not with
+// every machine.
+func TestALackingPermissionIsLoggedOnce(t *testing.T) {
+	w := newWorld(t)
+	w.setPolicy(`{name: web, match: {image_owners: [any], max_age: any}}`)
+	w.signer.LaunchImages = &launchImages{err: inventory.ErrNotPermitted}
+	w.instance.ImageOwner = ""
+	a := newAttempt(t, w.now)
+	for range 3 {
+		if status, _, refused := w.enroll(a); status != http.StatusOK {
+			t.Fatalf("status %d, %+v", status, refused)
+		}
+		w.pass(a, time.Hour)
+	}
+	if n := strings.Count(w.log.String(), "ec2:DescribeInstanceImageMetadata"); n != 1 {
+		t.Errorf("logged %d times: %s", n, w.log.String())
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"context"
 	"log/slog"
 	"net/netip"
+	"sync"
 	"time"
 
 	"golang.org/x/crypto/ssh"
@@ -38,6 +39,13 @@ type CallerVerifier interface {
 // with inventory.ErrNotFound for an instance that EC2 does not know.
 type Inventory interface {
 	Instance(ctx context.Context, account, region, id string) (*inventory.Instance, error)
+}
+
+// LaunchImages tells which image an instance was launched from, also one that EC2 shows no
+// more. *inventory.EC2 is one; it fails with inventory.ErrNotFound and
+// inventory.ErrNotPermitted.
+type LaunchImages interface {
+	LaunchImage(ctx context.Context, account, region, id string) (inventory.LaunchImage, error)
 }
 
 // Ledger remembers who holds which key and name. Package ledger has one, and
@@ -81,6 +89,9 @@ type Signer struct {
 	Documents DocumentVerifier
 	Callers   CallerVerifier
 	Inventory Inventory
+	// LaunchImages is asked where EC2 does not show an image and the ledger does not
+	// remember it. Without it, such an image's owner is not known.
+	LaunchImages LaunchImages
 	// Policy returns the policy in force. It is asked once for each request that is
 	// proved.
 	Policy func(ctx context.Context) (*policy.Policy, error)
@@ -97,6 +108,7 @@ type Signer struct {
 	attempts    limiter // by instance and source
 	proved      limiter // by instance
 	recorded    recordedKeys
+	unpermitted sync.Map // accounts whose role may not tell launch images: each is logged once
 	authorities authorities
 }
 

@@ -1,0 +1,76 @@
+package inventory
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/url"
+)
+
+// ErrNotPermitted says that EC2 does not let the credentials ask, or does not know the
+// question there.
+var ErrNotPermitted = errors.New("EC2 does not answer this question to these credentials")
+
+// LaunchImage is the image that an instance was launched from.
+type LaunchImage struct {
+	ID    string
+	Owner string // the account that owns it
+}
+
+// LaunchImage returns which image the account's instance was launched from, also if the
+// image is deregistered or no longer shared, which DescribeImages does not show. It tells
+// no tags. It fails with ErrNotListed for an account that is not configured, before any
+// call, with ErrNotFound if EC2 does not know the instance, and with ErrNotPermitted.
+func (e *EC2) LaunchImage(ctx context.Context, account, region, id string) (LaunchImage, error) {
+	var found LaunchImage
+	err := e.patiently(ctx, func() (err error) {
+		found, err = e.describeLaunchImage(ctx, place{account, region}, id)
+		return err
+	})
+	if err != nil {
+		return LaunchImage{}, fmt.Errorf("describe the image of instance %s in account %s, %s: %w", id, account, region, err)
+	}
+	return found, nil
+}
+
+func (e *EC2) describeLaunchImage(ctx context.Context, at place, id string) (LaunchImage, error) {
+	question := url.Values{"Action": {"DescribeInstanceImageMetadata"}, "InstanceId.1": {id}}
+	data, err := e.call(ctx, at, question, maxAnswerBytes)
+	switch {
+	case hasCode(err, "InvalidInstanceID.NotFound", "InvalidInstanceID.Malformed"):
+		return LaunchImage{}, fmt.Errorf("%w: %w", ErrNotFound, err)
+	case isNotPermitted(err):
+		return LaunchImage{}, fmt.Errorf("%w: %w", ErrNotPermitted, err)
+	case err != nil:
+		return LaunchImage{}, err
+	}
+	answer, err := parseImageMetadata(data)
+	if err != nil {
+		return LaunchImage{}, err
+	}
+	for _, item := range answer.Instances.value.Items {
+		switch image := item.Image.value; {
+		case item.ID.value != id:
+			return LaunchImage{}, unasked(item.ID.value)
+		case item.OwnerID.value != at.account:
+			return LaunchImage{}, fmt.Errorf("%w: EC2 answered for account %.16q", errAnswer, item.OwnerID.value)
+		default:
+			return LaunchImage{ID: image.ID.value, Owner: image.OwnerID.value}, nil
+		}
+	}
+	return LaunchImage{}, ErrNotFound
+}
+
+// isNotPermitted knows the codes by which EC2 refuses an action (Amazon EC2 API Reference,
+// "Error codes"): a role that lacks the permission, and a region without the action.
+func isNotPermitted(err error) bool {
+	var api *apiError
+	if !errors.As(err, &api) {
+		return false
+	}
+	switch api.code {
+	case "UnauthorizedOperation", "AccessDenied", "InvalidAction", "UnsupportedOperation":
+		return api.status >= 400 && api.status < 500
+	}
+	return false
+}
