@@ -18,6 +18,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"github.com/hallmark-ssh/hallmark/internal/policy"
+	"github.com/hallmark-ssh/hallmark/internal/policy/live"
 )
 
 var update = flag.Bool("update", false, "write the golden files")
@@ -333,6 +334,23 @@ func TestMetricsOfTheAlarmsAreWritten(t *testing.T) {
 				written[metric.Name] = true
 			}
 		}
+	}
+	// A filter goes by the event, never by the message.
+	filters := 0
+	walk(readTemplate(t, "template.yaml"), "", func(_ string, n *yaml.Node) {
+		pattern := field(n, "FilterPattern").Value
+		if strings.Contains(pattern, "$.msg") {
+			t.Errorf("filter %s goes by a message", pattern)
+		}
+		if strings.Contains(pattern, "$.event") {
+			filters++
+			if want := fmt.Sprintf(`{ $.event = "%s" }`, live.EventRejected); pattern != want {
+				t.Errorf("filter %s, want %s", pattern, want)
+			}
+		}
+	})
+	if filters != 2 {
+		t.Errorf("%d filters go by an event, want one for each function", filters)
 	}
 	asked := 0
 	check := func(name string) {

@@ -245,17 +245,20 @@ func (p *Policy) save(ctx context.Context, text []byte, sum string) {
 	p.stored = sum
 }
 
-// alarm says that the policy is not what its author believes. Metric filters and
-// people look for its field alarm.
+// EventRejected is the event of the log line about a policy that was rejected. The stack's
+// metric filters count it.
+const EventRejected = "policy_rejected"
+
+// alarm logs that the policy in force is not what its author believes.
 func (p *Policy) alarm(ctx context.Context, text []byte, inForce *policy.Policy, err error) {
-	attributes := []any{slog.Bool("alarm", true), slog.Any("error", err)}
+	attributes := []any{slog.String("event", EventRejected), slog.Bool("alarm", true), slog.Any("error", err)}
 	if text != nil {
 		attributes = append(attributes, slog.String("broken_sha256", digest(text)))
 	}
 	if inForce != nil {
 		attributes = append(attributes, slog.String("policy_sha256", inForce.SHA256))
 	}
-	p.config.Log.ErrorContext(ctx, "the policy could not be taken over", attributes...)
+	p.config.Log.ErrorContext(ctx, "new policy rejected; keeping the last good one", attributes...)
 }
 
 func digest(text []byte) string {

@@ -140,6 +140,9 @@ func (w *world) alarms(t *testing.T) []map[string]any {
 			if entry["level"] != "ERROR" {
 				t.Errorf("alarm at level %v", entry["level"])
 			}
+			if entry["event"] != EventRejected {
+				t.Errorf("alarm with event %v", entry["event"])
+			}
 			found = append(found, entry)
 		}
 	}
