@@ -20,7 +20,7 @@ func runStatus(_ context.Context, args []string, std streams) error {
 	}
 	state, err := agent.LoadState(agent.StateDir)
 	if err != nil {
-		return err
+		return asFailure(err)
 	}
 	if state == nil {
 		return &failure{err: errors.New("not enrolled"), code: exitFailed, hint: "see 'journalctl -u hallmark.service', or run 'hallmark enroll'"}

@@ -5,6 +5,7 @@ package agent
 import (
 	"errors"
 	"fmt"
+	"syscall"
 	"time"
 )
 
@@ -38,6 +39,14 @@ type Error struct {
 
 func (e *Error) Error() string { return e.Err.Error() }
 func (e *Error) Unwrap() error { return e.Err }
+
+// hintFile returns what to do about a file that cannot be read or replaced.
+func hintFile(err error) string {
+	if errors.Is(err, syscall.EISDIR) {
+		return "move the folder in this file's place away, then run it again"
+	}
+	return "see that the disk is neither full nor read-only, then run it again"
+}
 
 func failf(kind Kind, hint, format string, args ...any) error {
 	return &Error{Kind: kind, Hint: hint, Err: fmt.Errorf(format, args...)}

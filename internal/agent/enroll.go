@@ -333,7 +333,7 @@ func (e *Enroller) look(ctx, askCtx context.Context) (*sight, error) {
 	}
 	e.note("tidy up after a run that was killed", e.removeLeftovers(m.keys))
 	if m.caFile, err = os.ReadFile(e.caFile); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("read the trusted CAs: %w", err)
+		return nil, failf(Failed, hintFile(err), "read the trusted CAs: %w", err)
 	}
 	if m.instance, err = e.instance(askCtx); err != nil {
 		return nil, err

@@ -26,7 +26,7 @@ import (
 type hostKey struct {
 	path        string // of the private key
 	public      ssh.PublicKey
-	certificate *ssh.Certificate // what its certificate file holds, or nil
+	certificate *ssh.Certificate // of this key, in its certificate file, or nil
 	algorithms  []string         // by which sshd would present a certificate
 }
 
@@ -216,7 +216,11 @@ func (s selection) read(path string) (key hostKey, why string, err error) {
 	if key.algorithms = s.conf.CertAlgorithms(public.Type()); len(key.algorithms) == 0 {
 		return hostKey{}, "sshd's HostKeyAlgorithms rule out its certificates", nil
 	}
-	key.certificate = readCertificate(key.certificatePath())
+	// sshd goes by the key in a certificate, not by the file's name: it presents another
+	// key's with that key, and this key without one.
+	if cert := readCertificate(key.certificatePath()); cert != nil && bytes.Equal(cert.Key.Marshal(), public.Marshal()) {
+		key.certificate = cert
+	}
 	return key, "", nil
 }
 

@@ -2,12 +2,14 @@ package agent
 
 import (
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
 	"golang.org/x/crypto/ssh"
@@ -311,4 +313,72 @@ func TestElasticIPDuringBoot(t *testing.T) {
 
 func (m *machine) tellAddress(private string) {
 	m.imds.pages[documentPage] = fmt.Sprintf(`{"accountId":%q,"region":%q,"instanceId":%q,"privateIp":%q}`, testAccount, testRegion, testHost, private)
+}
+
+// Teleport's certificates have no serial numbers, and those of one enrollment end at the
+// same time: only their keys differ.
+func TestEnrollReplacesACertificateOfAnotherKey(t *testing.T) {
+	m := newMachine(t)
+	if _, err := m.Enroll(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	certificate := func(kind string) string { return filepath.Join(m.dir, "ssh_host_"+kind+"_key"+certificateSuffix) }
+	before := mustRead(t, certificate("ed25519"))
+	if err := os.WriteFile(certificate("ed25519"), mustRead(t, certificate("rsa")), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	o, err := m.Enroll(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := certificate("ed25519") + " is missing, damaged or of another key"; !strings.Contains(o.Reason, want) {
+		t.Errorf("reason %q, want %q", o.Reason, want)
+	}
+	if after := readCertificate(certificate("ed25519")); after == nil || after.Key.Type() != ssh.KeyAlgoED25519 {
+		t.Errorf("the certificate is %v, was\n%s", after, before)
+	}
+}
+
+// A folder where a file belongs changes nothing, and the message says what to do. Once it
+// is away, all is as it was.
+func TestEnrollFindsAFolderInAFilesPlace(t *testing.T) {
+	for _, test := range []struct {
+		name string
+		path func(m *machine) string
+		says string
+	}{
+		{"state", func(m *machine) string { return statePath(m.stateDir) }, "read state"},
+		{"lock", func(m *machine) string { return lockPath(m.stateDir) }, "open the lock"},
+		{"trusted CAs", func(m *machine) string { return m.caFile }, "read the trusted CAs"},
+		{"certificate", func(m *machine) string { return filepath.Join(m.dir, "ssh_host_ed25519_key"+certificateSuffix) }, "install certificates: prepare"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			m := newMachine(t)
+			if _, err := m.Enroll(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			path := test.path(m)
+			if err := os.Remove(path); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.Mkdir(path, 0o755); err != nil {
+				t.Fatal(err)
+			}
+			before := m.files()
+			_, err := m.Enroll(t.Context())
+			wantError(t, err, Failed, test.says, "move the folder in this file's place away")
+			if !errors.Is(err, syscall.EISDIR) {
+				t.Errorf("error %v does not say that it is a folder", err)
+			}
+			if after := m.files(); after != before {
+				t.Errorf("files differ:\n%s\nwant\n%s", after, before)
+			}
+			if err := os.Remove(path); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := m.Enroll(t.Context()); err != nil {
+				t.Errorf("once the folder is away: %v", err)
+			}
+		})
+	}
 }

@@ -74,7 +74,7 @@ func (i *installation) install(ctx context.Context, caFile []byte, state *State)
 }
 
 func nothingChanged(err error) error {
-	return failf(Failed, "sshd works as before; see that the disk is neither full nor read-only, then run it again", "install certificates: %w", err)
+	return failf(Failed, "sshd works as before; "+hintFile(err), "install certificates: %w", err)
 }
 
 // stage prepares the certificates, each next to its key, and the CA file.

@@ -39,7 +39,7 @@ func lock(dir string, now time.Time) (unlock func(), err error) {
 		return nil, failf(Failed, "run it as root", "open the lock: %w", err)
 	}
 	if err != nil {
-		return nil, failf(Failed, "see that the disk is neither full nor read-only", "open the lock: %w", err)
+		return nil, failf(Failed, hintFile(err), "open the lock: %w", err)
 	}
 	if err := take(file, now); err != nil {
 		return nil, errors.Join(err, file.Close())

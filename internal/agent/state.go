@@ -69,7 +69,7 @@ func LoadState(dir string) (*State, error) {
 		return nil, nil
 	}
 	if err != nil {
-		return nil, fmt.Errorf("read state: %w", err)
+		return nil, failf(Failed, hintFile(err), "read state: %w", err)
 	}
 	return parseState(data), nil
 }
@@ -215,7 +215,7 @@ func (s *State) staleFiles(now time.Time, seen observed) string {
 		case s.Certificates[n].Fingerprint != ssh.FingerprintSHA256(key.public):
 			return "host key " + key.path + " changed"
 		case key.certificate == nil:
-			return "certificate " + key.certificatePath() + " is missing or damaged"
+			return "certificate " + key.certificatePath() + " is missing, damaged or of another key"
 		case certificateState(key, key.certificate) != s.Certificates[n]:
 			return "certificate " + key.certificatePath() + " is not the one that was installed"
 		case !now.Before(s.Certificates[n].ValidBefore):

@@ -123,6 +123,10 @@ func settle(path string) error {
 // add saves the old file by a hard link, which takes no space and is the very
 // file: going back cannot lose anything of it.
 func (c *Change) add(path string) (*change, error) {
+	// A folder can have no hard link, and the kernel's error does not say that.
+	if info, err := os.Lstat(path); err == nil && info.IsDir() {
+		return nil, &fs.PathError{Op: "replace", Path: path, Err: syscall.EISDIR}
+	}
 	f := &change{path: path}
 	saved := helperFile(path, "old")
 	switch err := os.Link(path, saved); {
