@@ -37,6 +37,7 @@ func enroll(
 	flags := newFlags(name, summary, std)
 	configFile := flags.String("config", agent.ConfigFile, "read the configuration from this `file`")
 	timeout := flags.Duration("timeout", 2*time.Minute, "give up asking after this `time`")
+	reload := flags.Bool("reload", false, "reload sshd for new certificates even if that puts pending changes of its configuration into effect")
 	if err := parseFlags(flags, args); err != nil {
 		return err
 	}
@@ -56,6 +57,7 @@ func enroll(
 	if err != nil {
 		return asFailure(err)
 	}
+	enroller.ActivatePending = *reload
 	outcome, err := act(enroller, ctx)
 	if err != nil {
 		return asFailure(err)
@@ -79,6 +81,8 @@ func reportOutcome(o *agent.Outcome, log func(string, ...any)) {
 		log("sshd no longer trusts the OpenSSH CA %s", fingerprint)
 	}
 	switch {
+	case s.Waiting != nil:
+		log("warning: %s; %s", s.Waiting, s.Waiting.Access(time.Now()))
 	case !s.Presented:
 		log("sshd does not run; it will present the certificates once it is started")
 	case s.NotVerified != "" && o.Reloaded:

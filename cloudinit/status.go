@@ -13,7 +13,7 @@ import (
 )
 
 func runStatus(_ context.Context, args []string, std streams) error {
-	flags := newFlags("status", "show what this machine is enrolled as; it fails if it is not, or if a certificate has ended", std)
+	flags := newFlags("status", "show what this machine is enrolled as; it fails if it is not, or if the certificate in use has ended", std)
 	asJSON := flags.Bool("json", false, "print the state as JSON")
 	if err := parseFlags(flags, args); err != nil {
 		return err
@@ -28,7 +28,21 @@ func runStatus(_ context.Context, args []string, std streams) error {
 	if err := printState(std.out, state, *asJSON); err != nil {
 		return err
 	}
-	if end := state.End(); !time.Now().Before(end) {
+	return inUse(state, time.Now())
+}
+
+// inUse returns an error if sshd presents no certificate that is still good.
+func inUse(state *agent.State, now time.Time) error {
+	if w := state.Waiting; w != nil {
+		if now.Before(w.AccessEnds) {
+			return nil
+		}
+		return &failure{
+			err:  errors.New(w.Access(now)),
+			code: exitFailed, hint: "reload sshd once the pending change may take effect, or run 'hallmark enroll --reload'",
+		}
+	}
+	if end := state.End(); !now.Before(end) {
 		return &failure{
 			err:  fmt.Errorf("a certificate ended %s", end.Format(time.RFC3339)),
 			code: exitFailed, hint: "see 'journalctl -u hallmark.service', or run 'hallmark enroll'",
@@ -56,6 +70,9 @@ func printState(w io.Writer, s *agent.State, asJSON bool) error {
 	fmt.Fprintf(t, "renewal\t%s\n", s.RenewAfter.Format(time.RFC3339))
 	if s.NotVerified != "" {
 		fmt.Fprintf(t, "not verified\t%s\n", s.NotVerified)
+	}
+	if s.Waiting != nil {
+		fmt.Fprintf(t, "waiting\t%s, since %s; %s\n", s.Waiting, s.Waiting.Since.Format(time.RFC3339), s.Waiting.Access(time.Now()))
 	}
 	return t.Flush()
 }

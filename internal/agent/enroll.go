@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
+	"reflect"
 	"strings"
 	"sync"
 	"time"
@@ -23,9 +24,10 @@ import (
 
 // server is the OpenSSH server of this machine.
 type server interface {
-	Check(ctx context.Context) error
 	Logins(ctx context.Context) ([]sshd.Login, error)
 	Findings(ctx context.Context, logins []sshd.Login, want sshd.Want) ([]sshd.Finding, error)
+	ViewOf(conf *sshd.Effective, logins []sshd.Login) (sshd.View, []sshd.Changed)
+	LastLoad(ctx context.Context, pidFile string) (sshd.Load, error)
 	Effective(ctx context.Context) (*sshd.Effective, error)
 	Running(ctx context.Context, conf *sshd.Effective) (*sshd.Running, error)
 	Reload(ctx context.Context, pidFile string) error
@@ -38,6 +40,9 @@ type Enroller struct {
 	// Timeout bounds the questions to the metadata service and the signer, all
 	// retries included. What follows has its own, short limits.
 	Timeout time.Duration
+	// ActivatePending has sshd reloaded for new certificates even if that puts somebody's
+	// pending change of its configuration into effect.
+	ActivatePending bool
 
 	stateDir string
 	caFile   string
@@ -122,10 +127,13 @@ func (e *Enroller) run(ctx context.Context, patient bool) (*Outcome, error) {
 		last = last.next(wanted, !m.certified(e.now()), err, e.now(), e.retry.random())
 		e.note("note the failure", last.save(e.stateDir))
 	}
-	if err == nil && last != nil {
+	if err != nil {
+		return o, err
+	}
+	if last != nil {
 		e.note("forget the last failure", forgetSetback(e.stateDir))
 	}
-	return o, err
+	return o, e.late(o.State.Waiting)
 }
 
 // note reports what went wrong beside the matter itself.
@@ -140,6 +148,7 @@ func (e *Enroller) note(what string, err error) {
 func (e *Enroller) act(ctx, askCtx context.Context, m *sight, reason string) (*Outcome, error) {
 	o := &Outcome{}
 	if reason == "" {
+		e.note("note what sshd has loaded", e.observe(ctx, m.conf))
 		if err := e.confirm(ctx, m, o); err != nil {
 			return nil, err
 		}
@@ -184,16 +193,16 @@ func (e *Enroller) enroll(ctx, askCtx context.Context, m *sight, o *Outcome) err
 	for n := range m.keys {
 		m.keys[n].certificate = g.certificates[n]
 	}
-	if err := e.install(ctx, m, state, o); err != nil {
+	if err := e.install(ctx, m, state, logins, o); err != nil {
 		return err
 	}
-	return e.reportFindings(ctx, logins, g.openSSH)
+	return e.reportFindings(ctx, logins, g.openSSH, m.state)
 }
 
 // reportFindings logs what in sshd's settings keeps certificates from working. If none can
 // work it is an error, although all is in place: once the setting is corrected, people can
-// log in.
-func (e *Enroller) reportFindings(ctx context.Context, logins []sshd.Login, authorities []ssh.PublicKey) error {
+// log in. Settings that wait for a reload, as the state says, keep nobody out yet.
+func (e *Enroller) reportFindings(ctx context.Context, logins []sshd.Login, authorities []ssh.PublicKey, state *State) error {
 	findings, err := e.server.Findings(ctx, logins, sshd.Want{
 		CAFile: e.caFile, Authorities: authorities, MaxStartups: e.Config.sshdOptions().MaxStartups,
 		ProxySources: e.Config.ProxySources,
@@ -203,11 +212,14 @@ func (e *Enroller) reportFindings(ctx context.Context, logins []sshd.Login, auth
 		return nil
 	}
 	for _, f := range findings {
-		if !f.Blocks {
+		switch {
+		case state.Waiting != nil:
+			e.retry.log("warning: once sshd is reloaded: %s", f)
+		case !f.Blocks:
 			e.retry.log("warning: %s", f)
 		}
 	}
-	if blocking := sshd.Blocking(findings); len(blocking) > 0 {
+	if blocking := sshd.Blocking(findings); len(blocking) > 0 && state.Waiting == nil {
 		return failf(Misconfigured, "correct sshd's configuration as the message says, and reload sshd",
 			"the certificates are in place, but nobody can log in by one: %w", joinFindings(blocking))
 	}
@@ -224,14 +236,18 @@ func (e *Enroller) judge(ctx context.Context) ([]sshd.Login, error) {
 	return logins, nil
 }
 
-// install puts a state's CAs, and the keys' certificates, into use.
-func (e *Enroller) install(ctx context.Context, m *sight, state *State, o *Outcome) error {
+// install puts a state's CAs, and the keys' certificates, into use. logins are what sshd
+// said about its configuration just before.
+func (e *Enroller) install(ctx context.Context, m *sight, state *State, logins []sshd.Login, o *Outcome) error {
 	keys, err := parseAuthorities(state.OpenSSHCAs)
 	if err != nil {
 		return fmt.Errorf("trust OpenSSH CAs: %w", err) // has been checked
 	}
 	caFile := renderAuthorities(keys, m.extra...)
-	i := &installation{Enroller: e, conf: m.conf, keys: m.keys}
+	i := &installation{Enroller: e, conf: m.conf, keys: m.keys, before: m.state}
+	if err := i.considerReload(ctx, logins); err != nil {
+		return nothingChanged(err)
+	}
 	if err := i.install(ctx, caFile, state); err != nil {
 		return err
 	}
@@ -262,10 +278,10 @@ func (e *Enroller) follow(ctx, askCtx context.Context, m *sight, o *Outcome) err
 		if err != nil {
 			return err
 		}
-		if err := e.install(ctx, m, &state, o); err != nil {
+		if err := e.install(ctx, m, &state, logins, o); err != nil {
 			return err
 		}
-		return e.reportFindings(ctx, logins, current.openSSH)
+		return e.reportFindings(ctx, logins, current.openSSH, m.state)
 	}
 	m.state = &state
 	return e.save(m.state)
@@ -454,7 +470,7 @@ func (e *Enroller) confirm(ctx context.Context, m *sight, o *Outcome) error {
 	if m.state.Presented && m.state.NotVerified == "" {
 		return nil
 	}
-	i := &installation{Enroller: e, conf: m.conf, keys: m.keys, loaded: m.state.Presented}
+	i := &installation{Enroller: e, conf: m.conf, keys: m.keys, loaded: m.state.Presented, before: m.state}
 	if err := i.findListeners(ctx); err != nil {
 		return err
 	}
@@ -465,11 +481,11 @@ func (e *Enroller) confirm(ctx context.Context, m *sight, o *Outcome) error {
 		return failf(Failed, hintSSHD, "%w", err)
 	}
 	o.Reloaded = i.reloaded
-	if m.state.Presented && m.state.NotVerified == i.notVerified {
+	state := *m.state
+	i.record(&state)
+	if reflect.DeepEqual(state, *m.state) {
 		return nil
 	}
-	state := *m.state
-	state.Presented, state.NotVerified = true, i.notVerified
 	m.state = &state
 	return e.save(m.state)
 }

@@ -472,6 +472,7 @@ func TestEnrollDoesNotReloadABrokenConfiguration(t *testing.T) {
 	m.sshd.start()
 	m.sshd.configure(lines)
 	m.Enroller.server = afterCheck{m.sshd, func() { m.sshd.configure(lines + "Nonsense yes\n") }}
+	m.ActivatePending = true
 	before := m.files()
 	_, err := m.Enroll(t.Context())
 	wantError(t, err, Failed, "Nonsense", "put back")

@@ -45,7 +45,9 @@ type Installer struct {
 	self   string // path of the program to install
 	server judge
 	enable func(ctx context.Context) error
-	log    func(format string, args ...any)
+	// observe notes what the running sshd has loaded, before its files change.
+	observe func(ctx context.Context) error
+	log     func(format string, args ...any)
 }
 
 // NewInstaller returns an installer for the file system at root. log is told what
@@ -64,7 +66,23 @@ func NewInstaller(root string, log func(format string, args ...any)) (*Installer
 		return nil, fmt.Errorf("find this program: %w", err)
 	}
 	enable := func(ctx context.Context) error { return enableTimers(ctx, root) }
-	return &Installer{root: root, self: self, server: server, enable: enable, log: log}, nil
+	in := &Installer{root: root, self: self, server: server, enable: enable, observe: func(context.Context) error { return nil }, log: log}
+	if root == "/" {
+		in.observe = observer(server, log)
+	}
+	return in, nil
+}
+
+// observer returns what lets a first enrollment know which settings were pending already.
+func observer(server *sshd.Server, log func(string, ...any)) func(context.Context) error {
+	e := &Enroller{server: server, runDir: volatileDir(), retry: newRetry(log)}
+	return func(ctx context.Context) error {
+		conf, err := server.Effective(ctx)
+		if err != nil {
+			return err
+		}
+		return e.observe(ctx, conf)
+	}
 }
 
 // enableTimers has systemd start the timers at the next boot. It needs no running
@@ -131,6 +149,9 @@ func (in *Installer) Install(ctx context.Context, from string) (changed bool, er
 	}
 	if err := in.judge(ctx, after, want); err != nil {
 		return false, err
+	}
+	if err := in.observe(ctx); err != nil {
+		in.log("warning: note what sshd has loaded: %v", err)
 	}
 	return in.put(ctx, append(files, unitFor(options.HostCertificates)...), plan)
 }

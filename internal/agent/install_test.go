@@ -27,6 +27,8 @@ type image struct {
 	root    string
 	from    string
 	enabled int
+	// noted is sshd's configuration at the time when it was noted what sshd has loaded.
+	noted string
 	// verdict replaces what the judge says, if set.
 	verdict func() error
 	// drift adds to the settings that sshd would come to, if set.
@@ -44,8 +46,13 @@ func newImage(t *testing.T, mainConfig string) *image {
 	i.give("openssh_ca.pub", string(ssh.MarshalAuthorizedKey(newSigner(t).PublicKey())))
 	self := filepath.Join(i.from, "hallmark")
 	i.give("hallmark", "program")
-	i.Installer = &Installer{root: i.root, self: self, server: i, log: t.Logf, enable: func(context.Context) error { i.enabled++; return nil }}
+	i.Installer = &Installer{root: i.root, self: self, server: i, log: t.Logf, enable: func(context.Context) error { i.enabled++; return nil }, observe: i.noteSettings}
 	return i
+}
+
+func (i *image) noteSettings(context.Context) error {
+	i.noted = i.read(sshd.MainConfig)
+	return nil
 }
 
 func (i *image) write(path, content string) {
@@ -187,6 +194,9 @@ func TestInstallWithoutInclude(t *testing.T) {
 	i := newImage(t, withoutInclude)
 	if _, err := i.Install(t.Context(), i.from); err != nil {
 		t.Fatal(err)
+	}
+	if i.noted != withoutInclude {
+		t.Errorf("what sshd has loaded was noted when its configuration was already %q", i.noted)
 	}
 	got := i.read(sshd.MainConfig)
 	if !strings.HasPrefix(got, "# BEGIN hallmark\n") || !strings.HasSuffix(got, "# END hallmark\n"+withoutInclude) {

@@ -21,8 +21,9 @@ const hintSSHD = "see 'systemctl status ssh sshd' and sshd's lines in the journa
 // installation puts certificates and CAs into use, or everything back.
 type installation struct {
 	*Enroller
-	conf *sshd.Effective
-	keys []hostKey // with the certificates to install
+	conf   *sshd.Effective
+	keys   []hostKey // with the certificates to install
+	before *State    // nil if the machine never enrolled
 
 	listeners []netip.AddrPort // of the running sshd; none if none runs
 	reloaded  bool
@@ -30,6 +31,13 @@ type installation struct {
 	loaded bool
 	// notVerified says why sshd could not be seen to present the certificates.
 	notVerified string
+	// considered tells that it was found out what a reload would put into effect beside
+	// hallmark's own settings: pendingChange, or nothing.
+	considered    bool
+	pendingChange string
+	logins        []sshd.Login // what sshd said just before it was reloaded
+	// waits tells that the certificates have to wait because of it.
+	waits bool
 }
 
 // install writes the certificates and the CA file, sees sshd present them, and
@@ -45,7 +53,7 @@ func (i *installation) install(ctx context.Context, caFile []byte, state *State)
 	if err := i.findListeners(ctx); err != nil {
 		return nothingChanged(err)
 	}
-	state.Presented = len(i.listeners) > 0
+	i.record(state)
 	// The state is written last, but staged now: a full disk shows before sshd's
 	// files change.
 	final, err := stageState(i.stateDir, state)
@@ -58,8 +66,8 @@ func (i *installation) install(ctx context.Context, caFile []byte, state *State)
 		return nothingChanged(err)
 	}
 	err = i.prove(ctx)
-	if err == nil && i.notVerified != "" {
-		state.NotVerified = i.notVerified
+	if err == nil && (i.notVerified != "" || i.waits) {
+		i.record(state)
 		final, err = restageState(final, i.stateDir, state)
 	}
 	if err == nil {
@@ -71,6 +79,14 @@ func (i *installation) install(ctx context.Context, caFile []byte, state *State)
 	change.Keep()
 	final.Keep()
 	return nil
+}
+
+// record writes into the state whether sshd has the certificates.
+func (i *installation) record(state *State) {
+	state.Presented, state.NotVerified, state.Waiting = len(i.listeners) > 0 && !i.waits, i.notVerified, nil
+	if i.waits {
+		state.Waiting = wait(i.before, i.pendingChange, i.now())
+	}
 }
 
 func nothingChanged(err error) error {
@@ -121,20 +137,55 @@ func (i *installation) prove(ctx context.Context) error {
 	if err != nil || seen == presentsThem || seen == hidden && i.loaded {
 		return err
 	}
+	if i.waits, err = i.hasToWait(ctx); err != nil || i.waits {
+		return err
+	}
 	ctx, cancel := context.WithTimeout(ctx, i.settle)
 	defer cancel()
 	if err := i.reload(ctx); err != nil {
 		return err
 	}
+	check := i.presented
 	if seen == hidden {
-		return until(ctx, i.listens)
+		check = i.listens
 	}
-	return until(ctx, i.presented)
+	if err := until(ctx, check); err != nil {
+		return err
+	}
+	_, err = i.pending(ctx, i.conf, i.logins)
+	i.note("note what sshd has loaded", err)
+	return nil
+}
+
+// considerReload finds out what a reload would put into effect.
+func (i *installation) considerReload(ctx context.Context, logins []sshd.Login) (err error) {
+	i.pendingChange, err = i.pending(ctx, i.conf, logins)
+	i.considered = err == nil
+	return err
+}
+
+// hasToWait tells whether a reload would put somebody's pending change into effect, which
+// is not hallmark's to do.
+func (i *installation) hasToWait(ctx context.Context) (bool, error) {
+	if !i.considered {
+		logins, err := i.judge(ctx)
+		if err == nil {
+			err = i.considerReload(ctx, logins)
+		}
+		if err != nil {
+			return false, err
+		}
+	}
+	if i.pendingChange != "" && i.ActivatePending {
+		i.retry.log("reloading sshd although that puts a pending change into effect: %s", i.pendingChange)
+	}
+	return i.pendingChange != "" && !i.ActivatePending, nil
 }
 
 // reload has sshd read its configuration, keys and certificates again.
 func (i *installation) reload(ctx context.Context) error {
-	if err := i.server.Check(ctx); err != nil {
+	var err error
+	if i.logins, err = i.server.Logins(ctx); err != nil {
 		return fmt.Errorf("sshd does not accept its configuration: %w", err)
 	}
 	i.reloaded = true

@@ -27,13 +27,8 @@ func (m *machine) startWith(address netip.AddrPort, arguments ...string) {
 // listenOn rewrites the configuration so that the command line decides the port.
 func (m *machine) listenOn(listen, lines string) {
 	m.t.Helper()
+	m.sshd.listen = &listen
 	m.sshd.configure(lines)
-	path := filepath.Join(m.dir, "sshd_config")
-	data, err := os.ReadFile(path)
-	if err != nil {
-		m.t.Fatal(err)
-	}
-	m.sshd.write("sshd_config", strings.Replace(string(data), "ListenAddress "+m.sshd.address.String(), listen, 1))
 }
 
 // The configuration does not say where sshd listens if its command line does.

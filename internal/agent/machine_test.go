@@ -153,6 +153,10 @@ type testSSHD struct {
 	arguments []string
 	// blind tells that nobody can look at it.
 	blind bool
+	// sites has the configuration include files named NN-….conf.
+	sites bool
+	// listen replaces the configuration's ListenAddress line, if set.
+	listen *string
 }
 
 func newTestSSHD(t testing.TB, program, dir string, ca ssh.PublicKey) *testSSHD {
@@ -203,9 +207,26 @@ func (s *testSSHD) hallmarkLines() string {
 	}.Render())
 }
 
+// configure writes sshd's configuration: lines, of which hallmark's own go into a drop-in.
+// A file whose content stays is not touched.
 func (s *testSSHD) configure(lines string) {
-	s.write("sshd_config", lines+fmt.Sprintf(`
-ListenAddress %s
+	others, ours, found := strings.Cut(lines, s.hallmarkLines())
+	if found {
+		lines = others + "Include " + s.dropIn() + "\n" + ours
+		ours = s.hallmarkLines()
+	} else {
+		lines += "Include " + s.dropIn() + "\n"
+	}
+	if s.sites {
+		lines = "Include " + s.dir + "/[1-9]*.conf\n" + lines
+	}
+	s.update(filepath.Base(s.dropIn()), ours)
+	listen := "ListenAddress " + s.address.String()
+	if s.listen != nil {
+		listen = *s.listen
+	}
+	s.update("sshd_config", lines+fmt.Sprintf(`
+%s
 HostKey %s
 HostKey %s
 HostKey %s
@@ -215,7 +236,18 @@ StrictModes no
 UsePAM no
 PermitRootLogin yes
 LogLevel ERROR
-`, s.address, s.keyPath("rsa"), s.keyPath("ecdsa"), s.keyPath("ed25519"), s.dir, s.dir))
+`, listen, s.keyPath("rsa"), s.keyPath("ecdsa"), s.keyPath("ed25519"), s.dir, s.dir))
+}
+
+// dropIn is where hallmark's own lines are.
+func (s *testSSHD) dropIn() string { return filepath.Join(s.dir, filepath.Base(sshd.DropIn)) }
+
+// update writes a file unless it has the content already.
+func (s *testSSHD) update(name, content string) {
+	s.t.Helper()
+	if old, err := os.ReadFile(filepath.Join(s.dir, name)); err != nil || string(old) != content {
+		s.write(name, content)
+	}
 }
 
 func (s *testSSHD) write(name, content string) {
@@ -268,6 +300,23 @@ func (s *testSSHD) stop() {
 			return
 		case <-again.C:
 		}
+	}
+}
+
+// waitForLoad waits until sshd has loaded its files again.
+func (m *machine) waitForLoad(pidFile string, before sshd.Load) {
+	m.t.Helper()
+	ctx, cancel := context.WithTimeout(m.t.Context(), time.Minute) // a safety net
+	defer cancel()
+	err := until(ctx, func(ctx context.Context) error {
+		load, err := m.sshd.LastLoad(ctx, pidFile)
+		if err == nil && (load.Stamp == "" || load.Stamp == before.Stamp || !load.At.After(before.At)) {
+			err = errors.New("sshd has not loaded its files again")
+		}
+		return err
+	})
+	if err != nil {
+		m.t.Fatal(err)
 	}
 }
 

@@ -44,6 +44,8 @@ type State struct {
 	// NotVerified says why a running sshd could not be seen to present the certificates,
 	// or is empty.
 	NotVerified string `json:"notVerified,omitempty"`
+	// Waiting says why the running sshd was not reloaded for the certificates, or is nil.
+	Waiting *Waiting `json:"waiting,omitempty"`
 }
 
 // CertificateState is one certified host key.

@@ -17,6 +17,9 @@ type Line struct {
 	Arguments []string
 	// Match is what the Match block around the line asks for, or empty outside one.
 	Match []string
+	// Own says that hallmark install wrote the line: it is in the drop-in, or in the block
+	// that stands for it in the main file.
+	Own bool
 }
 
 // String returns "file:line", and the Match block if there is one.
@@ -61,10 +64,14 @@ type lineReader struct {
 	// mayMatch is false only if sshd surely finds no Match block. Whatever this reader and
 	// sshd might read differently counts as one.
 	mayMatch bool
+	// files are those that were read or could not be, and folders those that an Include
+	// looks into, all as sshd names them.
+	files, folders []string
 }
 
 // read appends the lines of a file, which begins in a Match block if match is not nil.
 func (r *lineReader) read(file string, match []string, depth int) {
+	r.files = append(r.files, file)
 	path, err := Resolve(r.root, file)
 	if err != nil || depth > maxIncludes {
 		r.mayMatch = true
@@ -75,9 +82,15 @@ func (r *lineReader) read(file string, match []string, depth int) {
 		r.mayMatch = true
 		return
 	}
-	number := 0
+	number, own := 0, filepath.Base(file) == filepath.Base(DropIn)
 	for text := range strings.Lines(string(data)) {
 		number++
+		switch strings.TrimSpace(text) {
+		case blockBegin:
+			own = true
+		case blockEnd:
+			own = false
+		}
 		keyword, arguments := splitDirective(text)
 		r.mayMatch = r.mayMatch || mentions(text, "match") ||
 			keyword != "include" && mentions(text, "include") || len(r.lines) >= maxLines
@@ -93,7 +106,7 @@ func (r *lineReader) read(file string, match []string, depth int) {
 				r.read(included, match, depth+1)
 			}
 		}
-		r.lines = append(r.lines, Line{File: file, Number: number, Keyword: keyword, Arguments: arguments, Match: match})
+		r.lines = append(r.lines, Line{File: file, Number: number, Keyword: keyword, Arguments: arguments, Match: match, Own: own})
 	}
 }
 
@@ -110,6 +123,7 @@ func (r *lineReader) glob(patterns []string) (files []string) {
 		// glob(7) has [!a], where Go has [^a], and ~ for a home.
 		r.mayMatch = r.mayMatch || strings.ContainsAny(pattern, `[]{}~\`)
 		folder, name := filepath.Split(absolutePattern(pattern))
+		r.folders = append(r.folders, filepath.Clean(folder))
 		if resolved, err := Resolve(r.root, folder); err == nil && !isPattern(folder) {
 			folder = resolved
 		}

@@ -316,6 +316,7 @@ type unit struct {
 	name           string
 	loaded, active bool
 	mainPID        int
+	changed        time.Duration    // of its last change of state, after boot, without sleep
 	listen         []netip.AddrPort // of a socket
 }
 
@@ -325,7 +326,7 @@ func (u unit) isSocket() bool { return strings.HasSuffix(u.name, ".socket") }
 // of the other.
 func showUnits(ctx context.Context) ([]unit, error) {
 	output, err := command(ctx, "", "systemctl", "show",
-		"--property=Id,LoadState,ActiveState,MainPID,Listen", "ssh.service", "sshd.service", "ssh.socket", "sshd.socket")
+		"--property=Id,LoadState,ActiveState,MainPID,StateChangeTimestampMonotonic,Listen", "ssh.service", "sshd.service", "ssh.socket", "sshd.socket")
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrNoSystemd, err)
 	}
@@ -347,6 +348,9 @@ func parseUnits(output string) (units []unit) {
 				u.active = value == "active" || value == "reloading"
 			case "MainPID":
 				u.mainPID, _ = strconv.Atoi(value)
+			case "StateChangeTimestampMonotonic":
+				microseconds, _ := strconv.ParseInt(value, 10, 64)
+				u.changed = time.Duration(microseconds) * time.Microsecond
 			case "Listen", "ListenStream": // the latter before systemd 230
 				u.listen = append(u.listen, socketAddresses(value)...)
 			}

@@ -1,0 +1,308 @@
+package sshd
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/crypto/ssh"
+	"golang.org/x/sys/unix"
+)
+
+// View is what sshd takes from its files when it starts or is reloaded, without the lines
+// that hallmark install wrote.
+type View struct {
+	// Directives are in the order in which sshd reads them, each with its Match block.
+	Directives []string `json:"directives"`
+	// Keys has a digest of each host key and host certificate, by its path. Of a private key
+	// it is the digest of the public one.
+	Keys map[string]string `json:"keys"`
+	// Logins are what sshd settles on, an index into Settings for each login.
+	Logins   map[string]int `json:"logins"`
+	Settings []string       `json:"settings"`
+	// Own are hallmark's settings, which do not count: keywords, and HostCertificate with
+	// its path.
+	Own []string `json:"own"`
+}
+
+// Snapshot is a View that the running sshd has.
+type Snapshot struct {
+	Stamp string `json:"stamp"` // of the Load
+	View
+}
+
+// Changed says when a file or folder that sshd reads last changed.
+type Changed struct {
+	Path string
+	At   time.Time
+}
+
+// LoadFacts are what is known about the running sshd and the files that a reload would
+// have it read.
+type LoadFacts struct {
+	Load     Load
+	Snapshot *Snapshot // that was saved last, or nil
+	Files    View
+	Changed  []Changed
+}
+
+// Running returns what the running sshd has. If it is not known, why says so.
+//
+// A snapshot of the same load is right whatever the clock says and the files hold. Without
+// one sshd has what the files hold if none of them changed since the load.
+func (f LoadFacts) Running() (v *View, why string) {
+	if f.Snapshot != nil && f.Load.Stamp != "" && f.Snapshot.Stamp == f.Load.Stamp {
+		return &f.Snapshot.View, ""
+	}
+	if f.Load.At.IsZero() {
+		return nil, "it is not known when sshd last read its configuration"
+	}
+	for _, c := range f.Changed {
+		if !c.At.Before(f.Load.At) {
+			return nil, fmt.Sprintf("%s changed at %s, after sshd last read its configuration at %s",
+				c.Path, c.At.UTC().Format(time.RFC3339), f.Load.At.UTC().Format(time.RFC3339))
+		}
+	}
+	return &f.Files, ""
+}
+
+// Pending returns what a reload would put into effect beside hallmark's own lines, or "".
+// It errs on the side of saying that there is something.
+func (f LoadFacts) Pending() string {
+	if f.Load.Stamp == "" {
+		return ""
+	}
+	running, why := f.Running()
+	if running == nil {
+		return why
+	}
+	return running.difference(f.Files)
+}
+
+// difference returns what of the settings becomes different, or "". Lines that come to
+// the same for every login do not count.
+func (v View) difference(next View) string {
+	for _, path := range slices.Sorted(maps.Keys(next.Keys)) {
+		if before, ok := v.Keys[path]; !ok || before != next.Keys[path] {
+			return path + " is not the one that sshd has loaded"
+		}
+	}
+	for _, path := range slices.Sorted(maps.Keys(v.Keys)) {
+		if _, ok := next.Keys[path]; !ok {
+			return path + " is no longer there"
+		}
+	}
+	if slices.Equal(v.Directives, next.Directives) {
+		return ""
+	}
+	compared, own := 0, slices.Concat(v.Own, next.Own)
+	for _, login := range slices.Sorted(maps.Keys(next.Logins)) {
+		before, ok := v.settings(login)
+		after, ok2 := next.settings(login)
+		if !ok || !ok2 {
+			continue
+		}
+		compared++
+		if d := firstChange(withoutOwn(before, own), withoutOwn(after, own)); d != "" {
+			return d + ", for " + login
+		}
+	}
+	// Who a Match block is for may be nobody who was asked about.
+	if compared == 0 {
+		return firstChange(v.Directives, next.Directives)
+	}
+	return firstChange(inMatch(v.Directives), inMatch(next.Directives))
+}
+
+func (v View) settings(login string) (text string, ok bool) {
+	n, ok := v.Logins[login]
+	if !ok || n < 0 || n >= len(v.Settings) {
+		return "", false
+	}
+	return v.Settings[n], true
+}
+
+// firstChange says what of the lines became different, or "".
+func firstChange(was, is []string) string {
+	if slices.Equal(was, is) {
+		return ""
+	}
+	gone, added := missingFrom(is, was), missingFrom(was, is)
+	switch {
+	case gone != "" && added != "":
+		return fmt.Sprintf("%q became %q", gone, added)
+	case gone != "":
+		return fmt.Sprintf("%q was removed", gone)
+	case added != "":
+		return fmt.Sprintf("%q was added", added)
+	}
+	return "the order of lines changed"
+}
+
+// missingFrom returns the first of the lines that the others lack.
+func missingFrom(others, lines []string) string {
+	for _, line := range lines {
+		if !slices.Contains(others, line) {
+			return line
+		}
+	}
+	return ""
+}
+
+// withoutOwn returns the lines of "sshd -T" that are not hallmark's.
+func withoutOwn(settings string, own []string) (lines []string) {
+	for line := range strings.Lines(settings) {
+		line = strings.TrimSpace(line)
+		keyword, _, _ := strings.Cut(line, " ")
+		if !slices.Contains(own, keyword) && !slices.Contains(own, line) {
+			lines = append(lines, line)
+		}
+	}
+	return lines
+}
+
+// matchMark begins a directive that stands in a Match block.
+const matchMark = "match "
+
+func inMatch(directives []string) (some []string) {
+	for _, d := range directives {
+		if strings.HasPrefix(d, matchMark) {
+			some = append(some, d)
+		}
+	}
+	return some
+}
+
+// ViewOf returns what a reload would have sshd read, and when the files of it changed. The
+// logins are those that Logins returned just before.
+func (s *Server) ViewOf(conf *Effective, logins []Login) (View, []Changed) {
+	r := s.read()
+	v := View{Keys: map[string]string{}, Logins: map[string]int{}}
+	var others []string // files with lines of others
+	for _, l := range r.lines {
+		switch {
+		case l.Own && l.Keyword == "hostcertificate":
+			v.Own = append(v.Own, certificateLine(strings.Join(l.Arguments, " ")))
+		case l.Own:
+			v.Own = append(v.Own, l.Keyword)
+		default:
+			v.Directives = append(v.Directives, l.directive())
+		}
+	}
+	for _, file := range r.files {
+		if filepath.Base(file) != filepath.Base(DropIn) {
+			others = append(others, file)
+		}
+	}
+	for _, login := range logins {
+		v.add(login)
+	}
+	note := func(path, digest string) {
+		if digest != "" {
+			v.Keys[path] = digest
+			others = append(others, path)
+		}
+	}
+	for _, path := range conf.HostKeys {
+		note(path, s.keyDigest(path))
+	}
+	for _, path := range conf.HostCertificates {
+		if !slices.Contains(v.Own, certificateLine(path)) {
+			note(path, s.fileDigest(path))
+		}
+	}
+	return v, s.changes(append(others, s.watched(r.folders, conf)...))
+}
+
+// directive returns a line without its place, as sshd understands it.
+func (l Line) directive() string {
+	var b strings.Builder
+	if len(l.Match) > 0 {
+		b.WriteString(matchMark + strings.Join(l.Match, " ") + ": ")
+	}
+	b.WriteString(l.Keyword)
+	for _, argument := range l.Arguments {
+		b.WriteString(" " + strconv.Quote(argument))
+	}
+	return b.String()
+}
+
+// certificateLine is how "sshd -T" prints a HostCertificate.
+func certificateLine(path string) string { return "hostcertificate " + path }
+
+// add notes the settings of one login. Most logins share theirs.
+func (v *View) add(login Login) {
+	text := string(login.Settings)
+	n := slices.Index(v.Settings, text)
+	if n < 0 {
+		n = len(v.Settings)
+		v.Settings = append(v.Settings, text)
+	}
+	name := login.User + " from " + login.Address
+	for again := 2; ; again++ {
+		if _, taken := v.Logins[name]; !taken {
+			break
+		}
+		name = fmt.Sprintf("%s from %s (%d)", login.User, login.Address, again)
+	}
+	v.Logins[name] = n
+}
+
+// watched returns the folders whose files an Include names: a file that was removed leaves
+// a trace only there. Folders into which hallmark writes certificates say nothing.
+func (s *Server) watched(folders []string, conf *Effective) (watched []string) {
+	for _, folder := range folders {
+		written := slices.ContainsFunc(conf.HostKeys, func(path string) bool { return filepath.Dir(path) == folder })
+		if !written && !isPattern(folder) {
+			watched = append(watched, folder)
+		}
+	}
+	return watched
+}
+
+// changes returns when files last changed, by the kernel's own time (ctime), which no
+// program sets. Files that do not exist have none.
+func (s *Server) changes(files []string) (changed []Changed) {
+	for _, file := range files {
+		path, err := Resolve(filepath.Join("/", s.Root), file)
+		if err != nil {
+			continue
+		}
+		var stat unix.Stat_t
+		if unix.Stat(filepath.Join("/", s.Root, path), &stat) == nil {
+			changed = append(changed, Changed{file, time.Unix(stat.Ctim.Unix())})
+		}
+	}
+	return changed
+}
+
+// keyDigest identifies a host key by its public half, or is "" if there is none.
+func (s *Server) keyDigest(path string) string {
+	data, err := readBounded(filepath.Join("/", s.Root, path))
+	if errors.Is(err, fs.ErrNotExist) {
+		return ""
+	}
+	defer clear(data)
+	if signer, err := ssh.ParsePrivateKey(data); err == nil {
+		return ssh.FingerprintSHA256(signer.PublicKey())
+	}
+	return "not readable, " + s.fileDigest(path+".pub") // under a passphrase, for example
+}
+
+// fileDigest is the SHA-256 of a public file, or "" if there is none.
+func (s *Server) fileDigest(path string) string {
+	data, err := readBounded(filepath.Join("/", s.Root, path))
+	if err != nil {
+		return ""
+	}
+	sum := sha256.Sum256(data)
+	return hex.EncodeToString(sum[:])
+}
