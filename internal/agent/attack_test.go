@@ -127,7 +127,7 @@ func FuzzAnswer(f *testing.F) {
 	f.Add(503, []byte(`<html>`))
 	f.Fuzz(func(t *testing.T, code int, data []byte) {
 		if code != http.StatusOK {
-			if err := readRefusal(code, data); strings.ContainsAny(err.Error(), "\n\x1b") {
+			if err := readRefusal(code, data, protocol.Version); strings.ContainsAny(err.Error(), "\n\x1b") {
 				t.Errorf("error %q is more than a line for a terminal", err)
 			}
 			return

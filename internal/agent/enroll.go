@@ -56,6 +56,10 @@ type Enroller struct {
 	runDir   string        // forgotten at each boot, or "" without such a folder
 	// suspended returns how long the machine has slept since it booted.
 	suspended func() time.Duration
+
+	// version is the protocol version of this run's requests: the latest, until the signer
+	// says that it does not speak that.
+	version int
 }
 
 // settleTimeout is far more than the 50 to 115 ms that a reload takes.
@@ -109,6 +113,7 @@ func (e *Enroller) run(ctx context.Context, patient bool) (*Outcome, error) {
 	}
 	defer unlock()
 
+	e.version = protocol.Version // an older signer may have been updated since
 	askCtx, cancel := context.WithTimeout(ctx, e.Timeout)
 	defer cancel()
 	m, err := e.look(ctx, askCtx)
@@ -122,6 +127,7 @@ func (e *Enroller) run(ctx context.Context, patient bool) (*Outcome, error) {
 			return nil, err
 		}
 	}
+	m.rejected = last.told(m.state)
 	o, err := e.act(ctx, askCtx, m, reason)
 	if err != nil && ctx.Err() == nil { // whoever ends a run, as a shutdown does, is no failure
 		last = last.next(wanted, !m.certified(e.now()), err, e.now(), e.retry.random())
@@ -178,14 +184,14 @@ func (e *Enroller) enroll(ctx, askCtx context.Context, m *sight, o *Outcome) err
 	var refused error
 	var judged sync.WaitGroup
 	judged.Go(func() { logins, refused = e.judge(judgeCtx) })
-	answer, g, err := e.obtain(askCtx, m.instance, m.keys)
+	answer, g, err := e.obtain(askCtx, m)
 	if err != nil {
 		stop()
 		judged.Wait()
 		return err
 	}
 	if judged.Wait(); refused != nil {
-		return refused
+		return reject(protocol.RejectedBySSHD, answer.RequestID, refused)
 	}
 	state := newState(answer, g, m.keys, m.instance, e.Config.digest(), e.now())
 	state.RenewAfter = spread(state.RenewAfter, state.EnrolledAt, e.retry.random()).Truncate(time.Second)
@@ -194,9 +200,15 @@ func (e *Enroller) enroll(ctx, askCtx context.Context, m *sight, o *Outcome) err
 		m.keys[n].certificate = g.certificates[n]
 	}
 	if err := e.install(ctx, m, state, logins, o); err != nil {
+		return reject(rejectionOf(err), answer.RequestID, err)
+	}
+	if err := e.reportFindings(ctx, logins, g.openSSH, m.state); err != nil {
+		err = reject(protocol.RejectedLoginsBlocked, answer.RequestID, err)
+		m.state.Rejected = rejectionIn(err)
+		e.note("note that nobody can log in", e.save(m.state))
 		return err
 	}
-	return e.reportFindings(ctx, logins, g.openSSH, m.state)
+	return nil
 }
 
 // reportFindings logs what in sshd's settings keeps certificates from working. If none can
@@ -326,6 +338,8 @@ type sight struct {
 	observed
 	conf  *sshd.Effective
 	state *State // nil if it never enrolled
+	// rejected is why the last answer of the signer is not in use, or nil.
+	rejected *protocol.Rejection
 	// passed are the host keys that stay without a certificate, and why.
 	passed []string
 }
@@ -404,7 +418,7 @@ func (e *Enroller) owns(ctx context.Context, address string) answer {
 }
 
 // obtain asks the signer and checks its answer.
-func (e *Enroller) obtain(ctx context.Context, instance Instance, keys []hostKey) (*protocol.Response, *grant, error) {
+func (e *Enroller) obtain(ctx context.Context, m *sight) (*protocol.Response, *grant, error) {
 	document, err := e.metadata.identityDocument(ctx)
 	if err != nil {
 		return nil, nil, err
@@ -413,36 +427,53 @@ func (e *Enroller) obtain(ctx context.Context, instance Instance, keys []hostKey
 	if err != nil {
 		return nil, nil, err
 	}
-	answer, err := e.ask(ctx, instance.Region, func(ctx context.Context) ([]byte, error) {
-		return e.newRequest(ctx, instance.Region, document, creds, keys)
+	var report *protocol.Report
+	if m.rejected != nil {
+		report = &protocol.Report{Rejected: m.rejected}
+	}
+	answer, err := e.ask(ctx, m.instance.Region, func(ctx context.Context) ([]byte, error) {
+		return e.newRequest(ctx, m.instance.Region, document, creds, m.keys, report)
 	})
 	if err != nil {
 		return nil, nil, err
 	}
+	g, err := e.check(ctx, answer, m.keys, m.instance)
+	if err != nil && kindOf(err) != Temporary {
+		err = reject(protocol.RejectedAnswer, answer.RequestID, err)
+	}
+	return answer, g, err
+}
+
+// check decides whether an answer is what was asked for.
+func (e *Enroller) check(ctx context.Context, answer *protocol.Response, keys []hostKey, instance Instance) (*grant, error) {
+	var err error
 	var own map[string]bool
 	if further := furtherPrincipals(answer); len(further) > 0 { // few policies have them: else nobody is asked
 		if own, err = e.metadata.names(ctx, further); err != nil {
-			return nil, nil, err
+			return nil, err
 		}
 	}
 	g, err := checkAnswer(answer, keys, instance, own, e.now())
 	if errors.Is(err, errNewAddress) {
-		return nil, nil, failf(Temporary, "nothing was changed; wait until the metadata service shows the address, or run it again",
+		return nil, failf(Temporary, "nothing was changed; wait until the metadata service shows the address, or run it again",
 			"the signer's answer (request %.64q): %w", answer.RequestID, err)
 	}
 	if err != nil {
-		return nil, nil, failf(Failed, "nothing was changed; the signer's log says more, by the request id",
+		return nil, failf(Failed, "nothing was changed; the signer's log says more, by the request id",
 			"the signer's answer (request %.64q) is not acceptable: %w", answer.RequestID, err)
 	}
-	return answer, g, nil
+	return g, nil
 }
 
 // newRequest makes a request whose proofs are all for this moment.
-func (e *Enroller) newRequest(ctx context.Context, region, document string, creds identity.Credentials, keys []hostKey) ([]byte, error) {
+func (e *Enroller) newRequest(ctx context.Context, region, document string, creds identity.Credentials, keys []hostKey, report *protocol.Report) ([]byte, error) {
 	now := e.now().UTC().Truncate(time.Second)
-	p := protocol.Payload{Version: protocol.Version, Audience: e.Config.Audience, IssuedAt: now, IdentityDocument: document}
+	p := protocol.Payload{Version: e.version, Audience: e.Config.Audience, IssuedAt: now, IdentityDocument: document}
 	for _, key := range keys {
 		p.HostKeys = append(p.HostKeys, key.line())
+	}
+	if p.Version > protocol.FirstVersion {
+		p.Report = report
 	}
 	payload, err := json.Marshal(p)
 	if err != nil {

@@ -263,7 +263,7 @@ func TestEnrollBadAnswers(t *testing.T) {
 		{name: "another node", spoil: func(r *protocol.Response) { r.Node.ID = protocol.NodeID(testAccount, testRegion, "i-0") }, message: "this instance is"},
 		{name: "no host name", spoil: func(r *protocol.Response) { r.Node.Hostname = "" }, message: "is not a DNS name"},
 		{name: "no cluster", spoil: func(r *protocol.Response) { r.Node.Cluster = "" }, message: "names no cluster"},
-		{name: "later protocol", spoil: func(r *protocol.Response) { r.Version = 2 }, message: "protocol version 2", hint: "update hallmark"},
+		{name: "later protocol", spoil: func(r *protocol.Response) { r.Version = 3 }, message: "protocol version 3", hint: "update hallmark"},
 		{name: "garbage", intercept: answer(200, "<html>welcome</html>"), message: "not of this protocol", hint: "signer_url"},
 		{name: "endless", intercept: answer(200, strings.Repeat(" ", protocol.MaxResponseBytes+1)), message: "more than"},
 		{name: "redirect", intercept: func(w http.ResponseWriter, _ *http.Request, _ int) bool {

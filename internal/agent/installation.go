@@ -186,7 +186,7 @@ func (i *installation) hasToWait(ctx context.Context) (bool, error) {
 func (i *installation) reload(ctx context.Context) error {
 	var err error
 	if i.logins, err = i.server.Logins(ctx); err != nil {
-		return fmt.Errorf("sshd does not accept its configuration: %w", err)
+		return fmt.Errorf("%w: %w", errNotAccepted, err)
 	}
 	i.reloaded = true
 	if err := i.server.Reload(ctx, i.conf.PIDFile); err != nil {
@@ -269,6 +269,9 @@ func (i *installation) presented(ctx context.Context) error {
 	}
 	return nil
 }
+
+// errNotAccepted says that sshd judges its configuration to be wrong.
+var errNotAccepted = errors.New("sshd does not accept its configuration")
 
 // errAnother says that sshd presents a certificate, but an old one.
 var errAnother = errors.New("presents another certificate")

@@ -579,7 +579,7 @@ func (s *testSigner) cas() protocol.CAs {
 		return lines
 	}
 	return protocol.CAs{
-		Version:    protocol.Version,
+		Version:    protocol.CAsVersion,
 		OpenSSHCAs: lines(append([]ssh.Signer{s.authority}, s.retiredAuthorities...)),
 		HostCAs:    lines(append([]ssh.Signer{s.hosts}, s.retiredHosts...)),
 	}

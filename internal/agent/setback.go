@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/crypto/ssh"
 
+	"github.com/hallmark-ssh/hallmark/internal/protocol"
 	"github.com/hallmark-ssh/hallmark/internal/sshd"
 )
 
@@ -29,6 +30,8 @@ type setback struct {
 	Kind      Kind      `json:"kind"`
 	Hint      string    `json:"hint"`
 	Reason    string    `json:"reason"`
+	// Rejected is why the last answer of the signer was not used, until another is.
+	Rejected *protocol.Rejection `json:"rejected,omitempty"`
 }
 
 const (
@@ -57,6 +60,9 @@ func (s *setback) next(situation string, urgent bool, err error, now time.Time, 
 	n := &setback{Situation: situation, Failures: 1, Reason: err.Error()}
 	if s != nil && s.Situation == situation {
 		n.Failures = s.Failures + 1
+	}
+	if n.Rejected = rejectionIn(err); n.Rejected == nil && s != nil {
+		n.Rejected = s.Rejected // this run had no answer
 	}
 	var asked time.Duration
 	if e, ok := errors.AsType[*Error](err); ok {

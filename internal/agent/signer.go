@@ -136,14 +136,53 @@ func systemRoots() (*x509.CertPool, error) {
 func (e *Enroller) ask(ctx context.Context, region string, newRequest func(context.Context) ([]byte, error)) (*protocol.Response, error) {
 	var answer *protocol.Response
 	err := e.retry.do(ctx, manyAttempts, func(ctx context.Context) (again bool, after time.Duration, err error) {
-		body, err := newRequest(ctx)
-		if err != nil {
-			return false, 0, err
+		answer, err = e.askOnce(ctx, region, newRequest)
+		if older := olderVersion(err, e.version); older > 0 {
+			e.version = older
+			answer, err = e.askOnce(ctx, region, newRequest)
 		}
-		answer, err = e.post(ctx, region, body)
 		return kindOf(err) == Temporary, waitOf(err), err
 	})
 	return answer, err
+}
+
+func (e *Enroller) askOnce(ctx context.Context, region string, newRequest func(context.Context) ([]byte, error)) (*protocol.Response, error) {
+	body, err := newRequest(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return e.post(ctx, region, body)
+}
+
+// versionError says that the signer does not speak the version in which it was asked.
+type versionError struct {
+	asked     int
+	signers   []int // those that it speaks, or none if it does not say
+	requestID string
+}
+
+func (e *versionError) Error() string {
+	return fmt.Sprintf("the signer does not speak this machine's protocol version %d%s (request %.64q)", e.asked, spoken(e.signers), e.requestID)
+}
+
+// olderVersion returns the latest version before the one in which a signer was asked that
+// both sides speak, or 0. A signer that does not say which it speaks is from before any
+// did, and speaks the first.
+func olderVersion(err error, asked int) (older int) {
+	e, ok := errors.AsType[*versionError](err)
+	if !ok {
+		return 0
+	}
+	signers := e.signers
+	if len(signers) == 0 {
+		signers = []int{protocol.FirstVersion}
+	}
+	for _, version := range protocol.SupportedVersions() {
+		if version < asked && slices.Contains(signers, version) {
+			older = max(older, version)
+		}
+	}
+	return older
 }
 
 func (e *Enroller) post(ctx context.Context, region string, body []byte) (*protocol.Response, error) {
@@ -189,9 +228,9 @@ func readCAs(data []byte) (*authorities, error) {
 	if err := json.Unmarshal(data, &c); err != nil {
 		return nil, failf(Failed, hint, "the signer's list of CAs is not of this protocol: %w", err)
 	}
-	if c.Version != protocol.Version {
+	if c.Version != protocol.CAsVersion {
 		return nil, failf(Failed, "update hallmark on this machine, or the signer",
-			"the signer's list of CAs has protocol version %d, not %d", c.Version, protocol.Version)
+			"the signer's list of CAs has protocol version %d, not %d", c.Version, protocol.CAsVersion)
 	}
 	a, err := readAuthorities(c.OpenSSHCAs, c.HostCAs)
 	if err != nil {
@@ -292,7 +331,7 @@ func readAnswer(data []byte) (*protocol.Response, error) {
 	}
 	if !slices.Contains(protocol.SupportedVersions(), answer.Version) {
 		return nil, failf(Failed, hintVersions([]int{answer.Version}),
-			"the signer's answer has protocol version %d, not %d", answer.Version, protocol.Version)
+			"the signer's answer has protocol version %d, not %s", answer.Version, spokenHere())
 	}
 	return &answer, nil
 }
@@ -300,7 +339,7 @@ func readAnswer(data []byte) (*protocol.Response, error) {
 // refusal turns any other answer into an error that knows whether asking again may
 // help, and when.
 func (e *Enroller) refusal(s status, data []byte) error {
-	refusal := readRefusal(s.code, data)
+	refusal := readRefusal(s.code, data, e.version)
 	refusal.after = s.after
 	if s.code == http.StatusForbidden && e.Config.SignerAuth == authIAM && refusal.Hint == hintSignerURL {
 		refusal.Hint = hintProfile
@@ -308,7 +347,8 @@ func (e *Enroller) refusal(s status, data []byte) error {
 	return refusal
 }
 
-func readRefusal(status int, data []byte) *Error {
+// readRefusal reads an answer other than 200 to a request of a version.
+func readRefusal(status int, data []byte, asked int) *Error {
 	var r protocol.ErrorResponse
 	if err := json.Unmarshal(data, &r); err != nil || r.Error.Code == "" {
 		return unexplained(status)
@@ -320,9 +360,7 @@ func readRefusal(status int, data []byte) *Error {
 		}
 	}
 	if r.Error.Code == protocol.CodeUnsupportedVersion {
-		return &Error{Kind: Refused, Hint: hintVersions(r.Error.SupportedVersions), Err: fmt.Errorf(
-			"the signer does not speak this machine's protocol version %d%s (request %.64q)",
-			protocol.Version, spoken(r.Error.SupportedVersions), r.Error.RequestID)}
+		return &Error{Kind: Refused, Hint: hintVersions(r.Error.SupportedVersions), Err: &versionError{asked, r.Error.SupportedVersions, r.Error.RequestID}}
 	}
 	// The signer is trusted to sign, not to draw on a terminal: %q.
 	err := fmt.Errorf("the signer answered %d %.64q: %.300q (request %.64q)", status, r.Error.Code, r.Error.Message, r.Error.RequestID)
@@ -351,6 +389,11 @@ func hintVersions(signers []int) string {
 	default:
 		return "update the signer: it is older than hallmark on this machine"
 	}
+}
+
+// spokenHere names the versions of this machine.
+func spokenHere() string {
+	return fmt.Sprintf("%d to %d", protocol.FirstVersion, protocol.Version)
 }
 
 // spoken says which versions the signer named, if it did.

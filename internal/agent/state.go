@@ -46,6 +46,9 @@ type State struct {
 	NotVerified string `json:"notVerified,omitempty"`
 	// Waiting says why the running sshd was not reloaded for the certificates, or is nil.
 	Waiting *Waiting `json:"waiting,omitempty"`
+	// Rejected is what keeps the certificates from being of use, for the next request to
+	// tell the signer, or nil.
+	Rejected *protocol.Rejection `json:"rejected,omitempty"`
 }
 
 // CertificateState is one certified host key.
@@ -117,7 +120,7 @@ func certificateState(key hostKey, cert *ssh.Certificate) CertificateState {
 func (s *State) learn(a authorities) {
 	s.OpenSSHCAs, s.HostCAs = authorizedLines(a.openSSH), authorizedLines(a.hosts)
 	s.CAsETag = ""
-	if body, err := (protocol.CAs{Version: protocol.Version, OpenSSHCAs: s.OpenSSHCAs, HostCAs: s.HostCAs}).Encode(); err == nil {
+	if body, err := (protocol.CAs{Version: protocol.CAsVersion, OpenSSHCAs: s.OpenSSHCAs, HostCAs: s.HostCAs}).Encode(); err == nil {
 		s.CAsETag = protocol.ETag(body)
 	}
 }

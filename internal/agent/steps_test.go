@@ -81,7 +81,7 @@ func (m *machine) askMetadata(ctx context.Context) error {
 func (m *machine) makeProofs(ctx context.Context, seen *sight) error {
 	creds, err := m.metadata.credentials(ctx)
 	if err == nil {
-		_, err = m.newRequest(ctx, testRegion, "document", creds, seen.keys)
+		_, err = m.newRequest(ctx, testRegion, "document", creds, seen.keys, nil)
 	}
 	return err
 }

@@ -74,11 +74,15 @@ func TestRecordRequest(t *testing.T) {
 	e := &Enroller{
 		Config: Config{Audience: "hallmark.example.com"},
 		now:    func() time.Time { return time.Date(2026, 1, 2, 3, 5, 0, 0, time.UTC) },
+
+		version: protocol.Version,
 	}
 	creds := identity.Credentials{
 		AccessKeyID: "ASIAHALLMARKTESTKEY0", SecretAccessKey: "secret/access+key", SessionToken: "FwoGZXIvYXdzE-secret-token",
 	}
-	body, err := e.newRequest(t.Context(), region, string(text), creds, keys)
+	report := &protocol.Report{Rejected: protocol.NewRejection(protocol.RejectedNotPresented, "3d5d4c5e-0f0a-4b7e-9b59-1f0a6f2f0c11",
+		"/etc/ssh/ssh_host_ed25519_key-cert.pub: sshd presents no such host key")}
+	body, err := e.newRequest(t.Context(), region, string(text), creds, keys, report)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -204,11 +208,11 @@ func TestVersionsThatTheMachineDoesNotSpeak(t *testing.T) {
 		hint   string
 		kind   Kind
 	}{
-		"a later answer":        {http.StatusOK, r.with(t, map[string]any{"version": 2}), "protocol version 2", machine, Failed},
+		"a later answer":        {http.StatusOK, r.with(t, map[string]any{"version": 3}), "protocol version 3", machine, Failed},
 		"an answer without one": {http.StatusOK, []byte(`{}`), "protocol version 0", signer, Failed},
-		"a later signer":        {http.StatusBadRequest, refusal(`,"supportedVersions":[2,3]`), "version 1, but 2 to 3", machine, Refused},
-		"an earlier signer":     {http.StatusBadRequest, refusal(`,"supportedVersions":[0]`), "version 1, but 0 to 0", signer, Refused},
-		"a silent signer":       {http.StatusBadRequest, refusal(""), "protocol version 1 (", either, Refused},
+		"a later signer":        {http.StatusBadRequest, refusal(`,"supportedVersions":[3,4]`), "version 2, but 3 to 4", machine, Refused},
+		"an earlier signer":     {http.StatusBadRequest, refusal(`,"supportedVersions":[0]`), "version 2, but 0 to 0", signer, Refused},
+		"a silent signer":       {http.StatusBadRequest, refusal(""), "protocol version 2 (", either, Refused},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -224,7 +228,7 @@ func TestVersionsThatTheMachineDoesNotSpeak(t *testing.T) {
 // refusedBy reads an answer that is no good.
 func refusedBy(status int, data []byte) error {
 	if status != http.StatusOK {
-		return readRefusal(status, data)
+		return readRefusal(status, data, protocol.Version)
 	}
 	_, err := readAnswer(data)
 	return err

@@ -17,12 +17,15 @@ import (
 // section 13.1.2). A signer that answers 404, 405 or 501 does not offer this, and
 // the machine learns of new authorities when it next enrolls.
 type CAs struct {
-	Version int `json:"version"`
+	Version int `json:"version"` // CAsVersion
 	// OpenSSHCAs and HostCAs are those of Response: plain keys in authorized_keys
 	// form without comment, the one that Teleport signs with first.
 	OpenSSHCAs []string `json:"opensshCAs"`
 	HostCAs    []string `json:"hostCAs"`
 }
+
+// CAsVersion is the version of CAs. A GET says none, so every machine gets the same one.
+const CAsVersion = 1
 
 // Encode returns the body of the answer. Everyone who encodes the same authorities
 // gets the same bytes: a machine knows the entity tag of what an enrollment told it.

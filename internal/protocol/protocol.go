@@ -14,8 +14,10 @@ import (
 )
 
 const (
-	// Version is the protocol version in which this package makes requests and answers.
-	Version = 1
+	// Version is the latest protocol version. Machines ask in it first.
+	Version = 2
+	// FirstVersion is the earliest version that was released. It has no Report.
+	FirstVersion = 1
 
 	// MaxRequestBytes bounds an encoded request. A function URL allows 6 MB;
 	// a request with five host keys needs less than 16 KiB.
@@ -79,11 +81,13 @@ type Payload struct {
 	IdentityDocument string `json:"identityDocument"`
 	// HostKeys are public keys in authorized_keys form, without comment.
 	HostKeys []string `json:"hostKeys"`
+	// Report is what the machine says about itself, or nil. Version 1 has none.
+	Report *Report `json:"report,omitempty"`
 }
 
 // Response is the signer's answer to a granted request.
 type Response struct {
-	Version   int    `json:"version"`
+	Version   int    `json:"version"` // that of the request
 	RequestID string `json:"requestId"`
 	Node      Node   `json:"node"`
 	// Principals are exactly the principals of every certificate.
@@ -161,7 +165,7 @@ type Refusal struct {
 }
 
 // SupportedVersions returns the versions that this package reads, in their order.
-func SupportedVersions() []int { return []int{Version} }
+func SupportedVersions() []int { return []int{FirstVersion, Version} }
 
 // Binding ties every proof of a request to its payload.
 type Binding [sha256.Size]byte
@@ -206,7 +210,8 @@ func ParseRequest(body []byte) (*Request, error) {
 	return &r, nil
 }
 
-// ParsePayload decodes a payload as strictly as ParseRequest.
+// ParsePayload decodes a payload as strictly as ParseRequest, but for members of the Report
+// that it does not know.
 func ParsePayload(payload []byte) (*Payload, error) {
 	var p Payload
 	err := object{
@@ -215,9 +220,16 @@ func ParsePayload(payload []byte) (*Payload, error) {
 		"issuedAt":         &p.IssuedAt,
 		"identityDocument": &p.IdentityDocument,
 		"hostKeys":         &p.HostKeys,
+		"report": func(data []byte) (err error) {
+			p.Report, err = parseReport(data)
+			return err
+		},
 	}.decode(payload)
 	if err != nil {
 		return nil, fmt.Errorf("decode payload: %w", err)
+	}
+	if p.Version < 2 && p.Report != nil {
+		return nil, fmt.Errorf("decode payload: version %d has no field %q", p.Version, "report")
 	}
 	return &p, nil
 }

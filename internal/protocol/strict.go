@@ -6,24 +6,31 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 	"unicode/utf8"
 )
 
 // object says which members a JSON object has, by their exact names: an object of
-// its own, or a pointer to what the value is decoded into. None of these pointers
-// leads to a struct or a map, whose members encoding/json would read in its own way.
+// its own, a function that reads the value's text, or a pointer to what the value is
+// decoded into. None of these pointers leads to a struct or a map, whose members
+// encoding/json would read in its own way.
 type object map[string]any
 
 // decode reads one JSON object more strictly than encoding/json does, which takes
 // the last of two equal names, ignores their case, and repairs bad UTF-8: three
 // ways for two readers, say a firewall and the signer, to see two requests in one.
 // Members that are missing stay zero.
-func (o object) decode(data []byte) error {
+func (o object) decode(data []byte) error { return o.decodeWith(data, o.refuse) }
+
+// decodeOpen passes over some members that o does not know.
+func (o object) decodeOpen(data []byte) error { return o.decodeWith(data, o.passOver) }
+
+func (o object) decodeWith(data []byte, unknown unknownMember) error {
 	if !utf8.Valid(data) {
 		return errors.New("not UTF-8")
 	}
 	d := json.NewDecoder(bytes.NewReader(data))
-	if err := o.read(d); err != nil {
+	if err := o.read(d, unknown); err != nil {
 		return err
 	}
 	if _, err := d.Token(); !errors.Is(err, io.EOF) {
@@ -32,9 +39,30 @@ func (o object) decode(data []byte) error {
 	return nil
 }
 
+// unknownMember decides about a member that an object does not know, before its value.
+// seen are the names so far.
+type unknownMember func(name string, seen map[string]bool) error
+
+func (object) refuse(name string, _ map[string]bool) error {
+	return fmt.Errorf("unknown field %.64q", name)
+}
+
+// passOver refuses what could be taken for a known member.
+func (o object) passOver(name string, seen map[string]bool) error {
+	for known := range o {
+		if strings.EqualFold(known, name) {
+			return fmt.Errorf("unknown field %.64q, like %q", name, known)
+		}
+	}
+	if !memberPattern.MatchString(name) || len(seen) >= maxReportMembers {
+		return fmt.Errorf("unknown field %.64q", name)
+	}
+	return nil
+}
+
 // read goes no deeper than o itself does: the value of a name that it does not
 // know is never looked at.
-func (o object) read(d *json.Decoder) error {
+func (o object) read(d *json.Decoder, unknown unknownMember) error {
 	open, err := d.Token()
 	if err != nil {
 		return err
@@ -50,11 +78,14 @@ func (o object) read(d *json.Decoder) error {
 		}
 		name, _ := token.(string) // within an object, the decoder lets nothing else through
 		target, known := o[name]
-		switch {
-		case !known:
-			return fmt.Errorf("unknown field %.64q", name)
-		case seen[name]:
-			return fmt.Errorf("field %q is there twice", name)
+		if seen[name] {
+			return fmt.Errorf("field %.64q is there twice", name)
+		}
+		if !known {
+			if err := unknown(name, seen); err != nil {
+				return err
+			}
+			target = new(json.RawMessage)
 		}
 		seen[name] = true
 		if err := readMember(d, target); err != nil {
@@ -66,8 +97,15 @@ func (o object) read(d *json.Decoder) error {
 }
 
 func readMember(d *json.Decoder, target any) error {
-	if inner, ok := target.(object); ok {
-		return inner.read(d)
+	switch target := target.(type) {
+	case object:
+		return target.read(d, target.refuse)
+	case func([]byte) error:
+		var text json.RawMessage
+		if err := d.Decode(&text); err != nil {
+			return err
+		}
+		return target(text)
 	}
 	return d.Decode(target)
 }

@@ -69,7 +69,7 @@ func requestAttacks() map[string]attack {
 			a.encoded = func(p []byte) []byte { return bytes.Replace(p, []byte("{"), []byte(`{"hostname":"bastion",`), 1) }
 		}, protocol.CodeMalformed, untilNothing, nil},
 		"another version, with fields of its own": {func(_ *world, a *attempt) {
-			a.payload.Version = 2
+			a.payload.Version = 3
 			a.encoded = func(p []byte) []byte { return bytes.Replace(p, []byte("{"), []byte(`{"new":1,`), 1) }
 		}, protocol.CodeUnsupportedVersion, untilNothing, nil},
 		"another audience": {func(_ *world, a *attempt) {
@@ -116,7 +116,7 @@ func requestAttacks() map[string]attack {
 			a.encoded = func([]byte) []byte { return []byte(`"hello"`) }
 		}, protocol.CodeMalformed, untilNothing, nil},
 		"version as text": {func(_ *world, a *attempt) {
-			a.encoded = func(p []byte) []byte { return bytes.Replace(p, []byte(`"version":1`), []byte(`"version":"1"`), 1) }
+			a.encoded = func(p []byte) []byte { return bytes.Replace(p, []byte(`"version":2`), []byte(`"version":"2"`), 1) }
 		}, protocol.CodeMalformed, untilNothing, nil},
 
 		// What only somebody who takes the body for something else would send.
@@ -161,6 +161,102 @@ func requestAttacks() map[string]attack {
 			a.payload.HostKeys = []string{line(a.keys[0].PublicKey()), line(w.hostCA.PublicKey())}
 		}, protocol.CodeHostKeyUnproved, untilNothing, nil},
 	}
+}
+
+// reporting is a request that says this about the machine.
+func reporting(report string) func(*world, *attempt) { return inPayload(`"report":` + report + ",") }
+
+// rejecting is a request with this rejection.
+func rejecting(members string) func(*world, *attempt) {
+	return reporting(`{"rejected":{` + members + `}}`)
+}
+
+// reportAttacks are about what a machine says of itself: it is read before anything is
+// proved, logged once the caller is, and decides nothing.
+func reportAttacks() map[string]attack {
+	const good = `"code":"not_presented","requestId":"request-0","detail":"sshd presents another"`
+	rows := map[string]attack{
+		"report in a request of version 1": {func(w *world, a *attempt) {
+			a.payload.Version = protocol.FirstVersion
+			rejecting(good)(w, a)
+		}, protocol.CodeMalformed, untilNothing, nil},
+		"version 3": {func(w *world, a *attempt) {
+			a.payload.Version = 3
+			rejecting(good)(w, a)
+		}, protocol.CodeUnsupportedVersion, untilNothing, nil},
+		"report changed after signing": {func(w *world, a *attempt) {
+			a.payload.Report = &protocol.Report{Rejected: protocol.NewRejection(protocol.RejectedNotPresented, "request-0", "no")}
+			a.request = func(r *protocol.Request) {
+				r.Payload = bytes.Replace(r.Payload, []byte("not_presented"), []byte("logins_blocked"), 1)
+			}
+		}, protocol.CodeHostKeyUnproved, untilNothing, nil},
+		"report that says what a policy decides": {
+			reporting(`{"hostname":"bastion","principals":["*"],"labels":{"env":"prod"},"rejected":{` + good + `}}`),
+			codeGranted, all, func(t *testing.T, w *world, _ *attempt, got protocol.Response) {
+				if got.Node.Hostname != testHostname || len(got.Principals) != 4 || strings.Contains(w.log.String(), "bastion") {
+					t.Errorf("granted %+v; log: %s", got, w.log.String())
+				}
+			}},
+		"report with members of a later release": {
+			reporting(`{"health":{"deep":[[[]]],"n":1.5},"sshd":null}`),
+			codeGranted, all, func(t *testing.T, w *world, _ *attempt, got protocol.Response) {
+				if got.Version != protocol.Version || strings.Contains(w.log.String(), "deep") {
+					t.Errorf("granted %+v; log: %s", got, w.log.String())
+				}
+			}},
+		"request of version 1": {func(_ *world, a *attempt) { a.payload.Version = protocol.FirstVersion },
+			codeGranted, all, func(t *testing.T, _ *world, _ *attempt, got protocol.Response) {
+				if got.Version != protocol.FirstVersion {
+					t.Errorf("answer of version %d", got.Version)
+				}
+			}},
+		"report with a code that is not known": {
+			rejecting(`"code":"later_reason","requestId":"","detail":""`),
+			codeGranted, all, func(t *testing.T, w *world, _ *attempt, _ protocol.Response) {
+				if !strings.Contains(w.log.String(), `"machine_rejected":"later_reason"`) {
+					t.Errorf("log: %s", w.log.String())
+				}
+			}},
+	}
+	for name, report := range map[string]string{
+		"report of 5 KiB":                `{"x":"` + strings.Repeat("a", 5<<10) + `"}`,
+		"report that is a list":          `[]`,
+		"report that is null":            `null`,
+		"report that is text":            `"fine"`,
+		"report that is deep":            strings.Repeat(`[`, 4000),
+		"report with 17 members":         `{"a":1,"b":1,"c":1,"d":1,"e":1,"f":1,"g":1,"h":1,"i":1,"j":1,"k":1,"l":1,"m":1,"n":1,"o":1,"p":1,"q":1}`,
+		"report with a member twice":     `{"x":1,"x":1}`,
+		"report with a member like ours": `{"Rejected":{}}`,
+		"report with a look-alike":       `{"\u0440ejected":{}}`,
+		"report with a long name":        `{"` + strings.Repeat("x", 33) + `":1}`,
+		"rejection that is null":         `{"rejected":null}`,
+		"rejection that is a list":       `{"rejected":[]}`,
+		"rejection that is empty":        `{"rejected":{}}`,
+		"rejection with another member":  `{"rejected":{` + good + `,"level":"debug"}}`,
+		"rejection with a member twice":  `{"rejected":{` + good + `,"code":"x"}}`,
+	} {
+		rows[name] = attack{reporting(report), protocol.CodeMalformed, untilNothing, nil}
+	}
+	for name, members := range map[string]string{
+		"code that is a number":          `"code":7`,
+		"code in capitals":               `"code":"NOT_PRESENTED"`,
+		"code of 33 letters":             `"code":"` + strings.Repeat("a", 33) + `"`,
+		"code with a line break":         `"code":"a\nb"`,
+		"request id with a quote":        `"code":"x","requestId":"a\"b"`,
+		"request id of 65 letters":       `"code":"x","requestId":"` + strings.Repeat("a", 65) + `"`,
+		"request id that is an object":   `"code":"x","requestId":{}`,
+		"detail of 301 bytes":            `"code":"x","detail":"` + strings.Repeat("a", 301) + `"`,
+		"detail with a line break":       `"code":"x","detail":"a\nlevel=INFO"`,
+		"detail that clears the screen":  `"code":"x","detail":"\u001b[2J"`,
+		"detail that turns the text":     `"code":"x","detail":"\u202egnihton"`,
+		"detail with an invisible space": `"code":"x","detail":"a\u200bb"`,
+		"detail with a line separator":   `"code":"x","detail":"a\u2028b"`,
+		"detail that is a list":          `"code":"x","detail":["a"]`,
+		"detail with half a character":   `"code":"x","detail":"\ud800\u0007"`,
+	} {
+		rows["rejection: "+name] = attack{rejecting(members), protocol.CodeMalformed, untilNothing, nil}
+	}
+	return rows
 }
 
 // keyLine changes the line of the second host key.

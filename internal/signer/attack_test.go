@@ -56,7 +56,7 @@ type attack struct {
 func TestAttacks(t *testing.T) {
 	seen := make(map[string]bool)
 	for _, group := range []map[string]attack{
-		doorAttacks(), requestAttacks(), documentAttacks(), listAttacks(), timeAttacks(), hostKeyAttacks(),
+		doorAttacks(), requestAttacks(), reportAttacks(), documentAttacks(), listAttacks(), timeAttacks(), hostKeyAttacks(),
 		proofAttacks(), signatureAttacks(), answerAttacks(),
 		instanceAttacks(), policyAttacks(), nameAttacks(), hostnameTagAttacks(), principalAttacks(), labelAttacks(),
 		ledgerAttacks(), heldNameAttacks(), endingAttacks(), nodeAttacks(), certificateAttacks(),

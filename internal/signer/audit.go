@@ -35,6 +35,7 @@ type audit struct {
 	keys         []string           // fingerprints, claimed until proved is set
 	document     *identity.Document // verified
 	proved       bool               // the caller is that instance and holds the keys
+	report       *protocol.Report   // what the instance says about itself, once it is proved
 	facts        *policy.Facts      // agree with the document
 	record       ledger.Record
 	policy       string
@@ -148,6 +149,19 @@ func (a *audit) addCaller(f *fields) {
 	f.add("instance", d.InstanceID)
 	f.add("node_id", protocol.NodeID(d.AccountID, d.Region, d.InstanceID))
 	f.time("pending_time", d.PendingTime)
+	if r := a.rejection(); r != nil {
+		f.add("machine_rejected", string(r.Code))
+		f.text("machine_rejected_request", r.RequestID)
+		f.text("machine_rejected_detail", r.Detail)
+	}
+}
+
+// rejection is why the instance does not use what it was granted last, or nil.
+func (a *audit) rejection() *protocol.Rejection {
+	if a.report == nil {
+		return nil
+	}
+	return a.report.Rejected
 }
 
 // addFacts says what the policy decided on, except for tags.

@@ -153,7 +153,7 @@ func TestAuditLineIsDocumented(t *testing.T) {
 		"hostname_wanted": true, "held_by_others": true, "skipped_principals": true, "renamed_from": true, "notes": true,
 		"released": true,
 	}
-	for _, name := range []string{"granted.json", "refused.json", "stranger.json"} {
+	for _, name := range []string{"granted.json", "refused.json", "stranger.json", "rejected.json"} {
 		line, err := os.ReadFile(filepath.Join("testdata", name))
 		if err != nil {
 			t.Fatal(err)
@@ -204,6 +204,15 @@ type callersFunc func(context.Context, protocol.CallerProof, protocol.Binding, s
 
 func (f callersFunc) Verify(ctx context.Context, p protocol.CallerProof, b protocol.Binding, region, account, instance string) error {
 	return f(ctx, p, b, region, account, instance)
+}
+
+// What a machine says about itself is logged once it is proved to be that machine.
+func TestAMachinesRejectionIsLogged(t *testing.T) {
+	w, a := audited(t)
+	a.payload.Report = &protocol.Report{Rejected: protocol.NewRejection(
+		protocol.RejectedNotPresented, "request-0", "sshd presents no such host key\x1b[2J\u202e")}
+	w.enroll(a)
+	golden(t, "rejected.json", w.log.Bytes())
 }
 
 func TestARenameIsLogged(t *testing.T) {
@@ -265,6 +274,16 @@ func TestMetrics(t *testing.T) {
 		"key conflict": {func(w *world, _ *attempt) {
 			w.hold(testInstance, testHostname, "SHA256:other")
 		}, map[string]float64{"refusals": 1, "key_conflicts": 1}},
+		"the machine rejected the last answer": {func(_ *world, a *attempt) {
+			a.payload.Report = &protocol.Report{Rejected: protocol.NewRejection(protocol.RejectedNotPresented, "request-0", "no")}
+		}, map[string]float64{"enrollments": 1, "machine_rejections": 1}},
+		"somebody else says so": {func(w *world, a *attempt) {
+			w.stsErr = identity.ErrCallerProof
+			a.payload.Report = &protocol.Report{Rejected: protocol.NewRejection(protocol.RejectedNotPresented, "request-0", "no")}
+		}, map[string]float64{"refusals": 1}},
+		"a report that says nothing": {func(_ *world, a *attempt) {
+			a.payload.Report = &protocol.Report{}
+		}, map[string]float64{"enrollments": 1}},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -273,7 +292,7 @@ func TestMetrics(t *testing.T) {
 			tt.change(w, a)
 			w.enroll(a)
 			entry := parse(t, w.log.Bytes())
-			for _, name := range []string{"enrollments", "renewals", "refusals", "failures", "key_conflicts", "sts_errors", "ec2_errors", "ledger_errors", "teleport_errors"} {
+			for _, name := range []string{"enrollments", "renewals", "refusals", "failures", "key_conflicts", "machine_rejections", "sts_errors", "ec2_errors", "ledger_errors", "teleport_errors"} {
 				if entry[name] != tt.counts[name] {
 					t.Errorf("%s: %v, want %v", name, entry[name], tt.counts[name])
 				}

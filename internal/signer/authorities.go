@@ -105,7 +105,7 @@ func encodeAuthorities(cas teleport.CAs) ([]byte, error) {
 	if len(cas.OpenSSH) == 0 || len(cas.Host) == 0 {
 		return nil, errors.New("the cluster names no authorities")
 	}
-	return protocol.CAs{Version: protocol.Version, OpenSSHCAs: lines(cas.OpenSSH), HostCAs: lines(cas.Host)}.Encode()
+	return protocol.CAs{Version: protocol.CAsVersion, OpenSSHCAs: lines(cas.OpenSSH), HostCAs: lines(cas.Host)}.Encode()
 }
 
 // errResting says that the cluster did not answer a moment ago.

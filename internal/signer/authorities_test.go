@@ -40,7 +40,7 @@ func TestAuthorities(t *testing.T) {
 	if err := json.Unmarshal(answer.Body, &got); answer.Status != http.StatusOK || err != nil {
 		t.Fatalf("status %d, body %q, error %v", answer.Status, answer.Body, err)
 	}
-	if !slices.Equal(got.OpenSSHCAs, lines(cas.OpenSSH)) || !slices.Equal(got.HostCAs, lines(cas.Host)) || got.Version != protocol.Version {
+	if !slices.Equal(got.OpenSSHCAs, lines(cas.OpenSSH)) || !slices.Equal(got.HostCAs, lines(cas.Host)) || got.Version != protocol.CAsVersion {
 		t.Errorf("got %+v", got)
 	}
 	etag := answer.Header["ETag"]
@@ -165,7 +165,7 @@ func TestAuthoritiesAreBehindTheDoorToo(t *testing.T) {
 func TestAuthoritiesOfAnEnrollment(t *testing.T) {
 	w, _ := newAsked(t)
 	_, granted, _ := w.enroll(newAttempt(t, w.now))
-	body, err := protocol.CAs{Version: protocol.Version, OpenSSHCAs: granted.OpenSSHCAs, HostCAs: granted.HostCAs}.Encode()
+	body, err := protocol.CAs{Version: protocol.CAsVersion, OpenSSHCAs: granted.OpenSSHCAs, HostCAs: granted.HostCAs}.Encode()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -38,6 +38,7 @@ type Request struct {
 type caller struct {
 	document *identity.Document
 	keys     []ssh.PublicKey
+	version  int // of the protocol
 }
 
 // evidence is a request taken apart, none of it proved.
@@ -64,11 +65,11 @@ func (s *Signer) believe(ctx context.Context, r Request, a *audit) (caller, erro
 	if err != nil {
 		return caller{}, refuseCaller(err)
 	}
-	a.proved = true
+	a.proved, a.report = true, e.payload.Report
 	if err := s.limitProved(ctx, e, a); err != nil {
 		return caller{}, err
 	}
-	return caller{document: document, keys: e.keys}, nil
+	return caller{document: document, keys: e.keys, version: e.payload.Version}, nil
 }
 
 // examine checks all that can be checked without calling anybody.

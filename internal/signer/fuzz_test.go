@@ -27,7 +27,7 @@ func FuzzEnroll(f *testing.F) {
 	seed := must(json.Marshal(good))
 	f.Add(seed, "application/json")
 	f.Add([]byte(`{"payload":"e30=","caller":{},"signatures":[]}`), "application/json; charset=utf-8")
-	f.Add([]byte(`{"payload":"eyJ2ZXJzaW9uIjoyfQ=="}`), "application/json")
+	f.Add([]byte(`{"payload":"eyJ2ZXJzaW9uIjozfQ=="}`), "application/json")
 	f.Add(must(json.Marshal(protocol.Request{Payload: good.Payload, Caller: good.Caller})), "application/json")
 	var w *world
 	f.Fuzz(func(t *testing.T, body []byte, contentType string) {
@@ -105,6 +105,7 @@ func fuzzRequest(t testing.TB, now time.Time) protocol.Request {
 	payload := protocol.Payload{
 		Version: protocol.Version, Audience: testAudience, IssuedAt: now,
 		IdentityDocument: base64.StdEncoding.EncodeToString([]byte("the document")),
+		Report:           &protocol.Report{Rejected: protocol.NewRejection(protocol.RejectedNotPresented, "request-0", "sshd presents another")},
 	}
 	for _, seed := range []string{"a", "b"} {
 		key := must(ssh.NewSignerFromKey(ed25519.NewKeyFromSeed([]byte(strings.Repeat(seed, ed25519.SeedSize)))))

@@ -163,9 +163,9 @@ func (s *Signer) confirm(ctx context.Context, g grant, a *audit) (ledger.Record,
 	return record, refuseLedger(err)
 }
 
+// newResponse returns the answer, but for its version.
 func newResponse(g grant, i issued, requestID string) *protocol.Response {
 	r := &protocol.Response{
-		Version:   protocol.Version,
 		RequestID: requestID,
 		Node: protocol.Node{
 			ID:       g.node.ID,

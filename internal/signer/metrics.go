@@ -24,6 +24,7 @@ func (a *audit) metrics(end time.Time, status int, err error) []slog.Attr {
 	bySigner.Happened("refusals", !granted && !failed)
 	bySigner.Happened("failures", failed)
 	bySigner.Happened("key_conflicts", isAlarm(err))
+	bySigner.Happened("machine_rejections", a.rejection() != nil)
 	bySigner.Milliseconds("total_ms", end.Sub(a.start))
 	for _, step := range slices.Sorted(maps.Keys(a.steps)) {
 		bySigner.Milliseconds(step+"_ms", a.steps[step])

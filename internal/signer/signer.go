@@ -184,7 +184,12 @@ func (s *Signer) enroll(ctx context.Context, r Request, a *audit) (*protocol.Res
 	if err != nil {
 		return nil, err
 	}
-	return s.issue(ctx, cluster, grant, a)
+	response, err := s.issue(ctx, cluster, grant, a)
+	if err != nil {
+		return nil, err
+	}
+	response.Version = c.version
+	return response, nil
 }
 
 func (s *Signer) connect(ctx context.Context, a *audit) (Cluster, error) {

@@ -1,0 +1,121 @@
+package protocol
+
+import (
+	"fmt"
+	"regexp"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+)
+
+// Report is what a machine says about itself, from version 2 on. The signer logs and counts
+// it, and decides nothing by it.
+//
+// It is the one part of a request that is open: it may have members that the signer does not
+// know, which it passes over. So later releases can say more without another version.
+type Report struct {
+	// Rejected says why the last certificates that the signer granted are not in use.
+	Rejected *Rejection `json:"rejected,omitempty"`
+}
+
+// Rejection says what kept a machine from using what the signer granted.
+type Rejection struct {
+	Code RejectionCode `json:"code"`
+	// RequestID is that of the answer.
+	RequestID string `json:"requestId"`
+	// Detail is one line for people.
+	Detail string `json:"detail"`
+}
+
+// RejectionCode is a stable word for why a machine does not use an answer. A later machine
+// may send one that the signer does not know.
+type RejectionCode string
+
+// The codes of this version.
+const (
+	RejectedAnswer        RejectionCode = "answer_invalid" // it did not pass the machine's own checks
+	RejectedBySSHD        RejectionCode = "sshd_refused"   // sshd does not accept its configuration
+	RejectedNotInstalled  RejectionCode = "not_installed"  // the files could not be replaced
+	RejectedNotPresented  RejectionCode = "not_presented"  // sshd did not present the certificates; all was put back
+	RejectedLoginsBlocked RejectionCode = "logins_blocked" // they are in place, but sshd's settings admit nobody by one
+	RejectedReloadPending RejectionCode = "reload_pending" // they wait for a reload that activates other changes
+)
+
+const (
+	// MaxReportBytes bounds an encoded Report.
+	MaxReportBytes = 4 << 10
+	// MaxDetailBytes bounds a Rejection's Detail.
+	MaxDetailBytes = 300
+
+	maxReportMembers = 16
+)
+
+// NewRejection returns a rejection that every signer accepts: what is not printable in the
+// detail becomes a space, and the rest is cut.
+func NewRejection(code RejectionCode, requestID, detail string) *Rejection {
+	if !requestIDPattern.MatchString(requestID) {
+		requestID = ""
+	}
+	return &Rejection{Code: code, RequestID: requestID, Detail: printable(detail)}
+}
+
+func printable(text string) string {
+	text = strings.Map(func(r rune) rune {
+		if r == utf8.RuneError || !unicode.IsPrint(r) {
+			return ' '
+		}
+		return r
+	}, text)
+	if len(text) <= MaxDetailBytes {
+		return text
+	}
+	const more = "…"
+	cut := MaxDetailBytes - len(more)
+	for !utf8.RuneStart(text[cut]) {
+		cut--
+	}
+	return text[:cut] + more
+}
+
+var (
+	rejectionCodePattern = regexp.MustCompile(`^[a-z][a-z0-9_]{0,31}$`)
+	requestIDPattern     = regexp.MustCompile(`^[A-Za-z0-9._:-]{0,64}$`)
+	memberPattern        = regexp.MustCompile(`^[a-z][A-Za-z0-9]{0,31}$`)
+)
+
+// check returns an error unless a rejection is fit for a log: short, and printable.
+func (r *Rejection) check() error {
+	switch {
+	case !rejectionCodePattern.MatchString(string(r.Code)):
+		return fmt.Errorf("code %.64q is not a code", r.Code)
+	case !requestIDPattern.MatchString(r.RequestID):
+		return fmt.Errorf("requestId %.80q is not a request's id", r.RequestID)
+	case len(r.Detail) > MaxDetailBytes:
+		return fmt.Errorf("detail has %d bytes, more than %d", len(r.Detail), MaxDetailBytes)
+	case strings.ContainsFunc(r.Detail, func(c rune) bool { return !unicode.IsPrint(c) }):
+		return fmt.Errorf("detail %.80q is not printable", r.Detail)
+	}
+	return nil
+}
+
+// parseReport reads a report. Of members that are not known it checks the names only.
+func parseReport(data []byte) (*Report, error) {
+	if len(data) > MaxReportBytes {
+		return nil, fmt.Errorf("%d bytes, more than %d", len(data), MaxReportBytes)
+	}
+	var report Report
+	rejected := func(data []byte) error {
+		var r Rejection
+		err := object{"code": &r.Code, "requestId": &r.RequestID, "detail": &r.Detail}.decode(data)
+		if err == nil {
+			err = r.check()
+		}
+		report.Rejected = &r
+		return err
+	}
+	known := object{"rejected": rejected}
+	if err := known.decodeOpen(data); err != nil {
+		return nil, err
+	}
+	return &report, nil
+}
