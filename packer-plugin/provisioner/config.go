@@ -42,6 +42,14 @@ type Config struct {
 	// proxy can log in to every machine of the image.
 	SkipCAPin bool `mapstructure:"skip_ca_pin"`
 
+	// What to do about a host key that another CA has certified: "keep", the default,
+	// certifies other host keys; "replace" overwrites that certificate.
+	HostCertificate string `mapstructure:"host_certificate"`
+	// Public keys of CAs whose user certificates sshd accepts beside the cluster's, for
+	// example during a migration, each as a line of a .pub file. They stay when the
+	// cluster's CA changes.
+	ExtraUserCAs []string `mapstructure:"extra_user_cas"`
+
 	// sshd's MaxStartups on the machine, as start:rate:full.
 	MaxStartups string `mapstructure:"max_startups"`
 	// The IP addresses and networks (CIDR) that Teleport's proxies connect from, as the

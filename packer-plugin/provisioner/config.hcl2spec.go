@@ -28,6 +28,8 @@ type FlatConfig struct {
 	OpenSSHCAFile       *string           `mapstructure:"openssh_ca_file" cty:"openssh_ca_file" hcl:"openssh_ca_file"`
 	OpenSSHCAPins       []string          `mapstructure:"openssh_ca_pins" cty:"openssh_ca_pins" hcl:"openssh_ca_pins"`
 	SkipCAPin           *bool             `mapstructure:"skip_ca_pin" cty:"skip_ca_pin" hcl:"skip_ca_pin"`
+	HostCertificate     *string           `mapstructure:"host_certificate" cty:"host_certificate" hcl:"host_certificate"`
+	ExtraUserCAs        []string          `mapstructure:"extra_user_cas" cty:"extra_user_cas" hcl:"extra_user_cas"`
 	MaxStartups         *string           `mapstructure:"max_startups" cty:"max_startups" hcl:"max_startups"`
 	ProxySources        []string          `mapstructure:"proxy_sources" cty:"proxy_sources" hcl:"proxy_sources"`
 	RemoteFolder        *string           `mapstructure:"remote_folder" cty:"remote_folder" hcl:"remote_folder"`
@@ -64,6 +66,8 @@ func (*FlatConfig) HCL2Spec() map[string]hcldec.Spec {
 		"openssh_ca_file":            &hcldec.AttrSpec{Name: "openssh_ca_file", Type: cty.String, Required: false},
 		"openssh_ca_pins":            &hcldec.AttrSpec{Name: "openssh_ca_pins", Type: cty.List(cty.String), Required: false},
 		"skip_ca_pin":                &hcldec.AttrSpec{Name: "skip_ca_pin", Type: cty.Bool, Required: false},
+		"host_certificate":           &hcldec.AttrSpec{Name: "host_certificate", Type: cty.String, Required: false},
+		"extra_user_cas":             &hcldec.AttrSpec{Name: "extra_user_cas", Type: cty.List(cty.String), Required: false},
 		"max_startups":               &hcldec.AttrSpec{Name: "max_startups", Type: cty.String, Required: false},
 		"proxy_sources":              &hcldec.AttrSpec{Name: "proxy_sources", Type: cty.List(cty.String), Required: false},
 		"remote_folder":              &hcldec.AttrSpec{Name: "remote_folder", Type: cty.String, Required: false},

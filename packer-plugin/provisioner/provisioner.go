@@ -160,7 +160,11 @@ func (p *Provisioner) files(ctx context.Context, ui packersdk.Ui, arch string) (
 
 // machineConfig renders the machine's configuration.
 func (c *Config) machineConfig() ([]byte, error) {
-	m := agent.Config{SignerURL: c.SignerURL, Audience: c.Audience, SignerAuth: c.SignerAuth, MaxStartups: c.MaxStartups, ProxySources: c.ProxySources}
+	m := agent.Config{
+		SignerURL: c.SignerURL, Audience: c.Audience, SignerAuth: c.SignerAuth,
+		HostCertificate: c.HostCertificate, ExtraUserCAs: c.ExtraUserCAs,
+		MaxStartups: c.MaxStartups, ProxySources: c.ProxySources,
+	}
 	if c.SignerCAFile != "" {
 		m.SignerCAFile = agent.SignerCAFile
 	}

@@ -117,6 +117,8 @@ func TestProvision(t *testing.T) {
 	block := block(m, p)
 	block["signer_ca_file"] = p.caFile
 	block["signer_auth"] = "aws_iam"
+	block["host_certificate"] = "replace"
+	block["extra_user_cas"] = []string{otherCA}
 	said, err := provision(t, t.Context(), m, block)
 	if err != nil {
 		t.Fatal(err)
@@ -134,6 +136,9 @@ func TestProvision(t *testing.T) {
 	}
 	if got := m.read(t, "staged/config.yaml"); !strings.Contains(got, "signer_ca_file: /etc/hallmark/signer_ca.pem\nsigner_auth: aws_iam\n") {
 		t.Errorf("config.yaml = %q does not name the signer's CA", got)
+	}
+	if got := m.read(t, "staged/config.yaml"); !strings.Contains(got, "host_certificate: replace\n") || !strings.Contains(got, otherCA) {
+		t.Errorf("config.yaml = %q lacks host_certificate or extra_user_cas", got)
 	}
 	if got := m.read(t, "staged/signer_ca.pem"); !strings.Contains(got, "BEGIN CERTIFICATE") {
 		t.Errorf("signer_ca.pem = %q", got)

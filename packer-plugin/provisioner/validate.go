@@ -61,6 +61,8 @@ func (c *Config) checkMachineKeys() []error {
 		check(c.SignerURL, func(m *agent.Config) { m.SignerURL = c.SignerURL }),
 		check(c.Audience, func(m *agent.Config) { m.Audience = c.Audience }),
 		check(c.SignerAuth, func(m *agent.Config) { m.SignerAuth = c.SignerAuth }),
+		check(c.HostCertificate, func(m *agent.Config) { m.HostCertificate = c.HostCertificate }),
+		check("", func(m *agent.Config) { m.ExtraUserCAs = known(c.ExtraUserCAs) }),
 		check(c.MaxStartups, func(m *agent.Config) { m.MaxStartups = c.MaxStartups }),
 		check("", func(m *agent.Config) { m.ProxySources = known(c.ProxySources) }),
 	}

@@ -84,6 +84,13 @@ func TestPrepare(t *testing.T) {
 
 		{"signer_auth", map[string]any{"signer_auth": "aws_iam"}, ""},
 		{"another signer_auth", map[string]any{"signer_auth": "basic"}, `signer_auth: "basic" is neither none nor aws_iam`},
+		{"host_certificate", map[string]any{"host_certificate": "replace"}, ""},
+		{"another host_certificate", map[string]any{"host_certificate": "overwrite"}, `host_certificate: "overwrite" is neither keep nor replace`},
+		{"a second user CA", map[string]any{"extra_user_cas": []string{otherCA}}, ""},
+		{"a second user CA not known yet", map[string]any{"extra_user_cas": []string{"<unknown>"}}, ""},
+		{"a second user CA by its fingerprint", map[string]any{"extra_user_cas": []string{"SHA256:x"}}, "extra_user_cas: key 1: "},
+		{"a second user CA with options", map[string]any{"extra_user_cas": []string{"cert-authority " + otherCA}}, "extra_user_cas: key 1: option"},
+		{"a second user CA with another line", map[string]any{"extra_user_cas": []string{otherCA + "\n" + otherCA}}, "more than one line"},
 		{"MaxStartups", map[string]any{"max_startups": "100:30:200"}, ""},
 		{"proxy sources", map[string]any{"proxy_sources": []string{"192.0.2.7", "2001:db8::/64"}}, ""},
 		{"proxy source not known yet", map[string]any{"proxy_sources": []string{"<unknown>"}}, ""},
@@ -139,3 +146,6 @@ func TestPrepareTwice(t *testing.T) {
 		t.Errorf("max_startups = %q is left of the first block", p.config.MaxStartups)
 	}
 }
+
+// otherCA is a public key of a CA that is not the cluster's.
+const otherCA = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIHXQo7CkDureE6dyDV6EbqnMIVmD8Dsa97stQTHD/4+v vault"
