@@ -219,7 +219,7 @@ func (s *Server) ViewOf(conf *Effective, logins []Login) (View, []Changed) {
 			note(path, s.fileDigest(path))
 		}
 	}
-	return v, s.changes(append(others, s.watched(r.folders, conf)...))
+	return v, append(s.changes(others), s.folderChanges(r.folders, conf)...)
 }
 
 // directive returns a line without its place, as sshd understands it.
@@ -256,16 +256,23 @@ func (v *View) add(login Login) {
 	v.Logins[name] = n
 }
 
-// watched returns the folders whose files an Include names: a file that was removed leaves
-// a trace only there. Folders into which hallmark writes certificates say nothing.
-func (s *Server) watched(folders []string, conf *Effective) (watched []string) {
+// folderChanges returns when the folders changed whose files an Include names: a file that
+// was removed leaves a trace only there. Folders into which hallmark writes certificates
+// say nothing, nor does one that changed when hallmark's own drop-in was put there.
+func (s *Server) folderChanges(folders []string, conf *Effective) (changed []Changed) {
 	for _, folder := range folders {
 		written := slices.ContainsFunc(conf.HostKeys, func(path string) bool { return filepath.Dir(path) == folder })
-		if !written && !isPattern(folder) {
-			watched = append(watched, folder)
+		if written || isPattern(folder) {
+			continue
+		}
+		own := s.changes([]string{filepath.Join(folder, filepath.Base(DropIn))})
+		for _, c := range s.changes([]string{folder}) {
+			if len(own) == 0 || own[0].At.Before(c.At) {
+				changed = append(changed, c)
+			}
 		}
 	}
-	return watched
+	return changed
 }
 
 // changes returns when files last changed, by the kernel's own time (ctime), which no
