@@ -97,7 +97,7 @@ demo: $(if $(REAL_CLUSTER),teleport-programs) setup build bin/packer ## bake an 
 	$(AS_ROOT) bin/demo $(if $(REAL_CLUSTER),-teleport "$(TELEPORT_DIR)")
 
 .PHONY: test
-test: setup unit-race fuzz-short check-templates test-sshd e2e ## run all tests, with real machines
+test: setup unit-race fuzz-short check-templates test-sshd e2e test-releases ## run all tests, with real machines
 
 .PHONY: unit
 unit: ## run what needs no root, on any Linux or macOS
@@ -135,6 +135,12 @@ e2e: setup build bin/packer
 	HALLMARK_TEST_STRICT=1 go test -race -timeout 20m -tags e2e -run 'Moto|SAM' ./lambda
 	go test -c -tags e2e -o bin/e2e.test ./e2e
 	cd e2e && $(AS_ROOT) ../bin/e2e.test -test.v -test.timeout 25m
+
+# It builds its root file systems first, once: about a minute for a release.
+.PHONY: test-releases
+test-releases: setup build bin/packer ## run the whole path on Debian 11, 12 and 13, and behind ssh.socket
+	go test -c -tags e2e -o bin/releases.test ./e2e/releases
+	cd e2e/releases && $(AS_ROOT) ../../bin/releases.test -test.v -test.timeout 25m
 
 .PHONY: test-sshd
 test-sshd: setup ## run sshd's part against OpenSSH 8.4 and 10.0

@@ -12,6 +12,7 @@ package fleet
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -28,8 +29,8 @@ import (
 )
 
 const (
-	// insideVariable holds the root file system's path, and is set only for the
-	// copy of the program that runs isolated.
+	// insideVariable holds the paths of the root file systems, by release, and is set
+	// only for the copy of the program that runs isolated.
 	insideVariable = "HALLMARK_FLEET_ROOTFS"
 
 	// scratch is where the isolated program keeps its files. /run is a file
@@ -40,13 +41,17 @@ const (
 // Main runs the program's real main function isolated, and returns the exit code
 // that it should end with: it starts the program again, in new namespaces, and
 // only that copy calls inside. Progress goes to w. Interrupt and termination
-// cancel the context of inside; a second one ends everything at once.
-func Main(w io.Writer, inside func(ctx context.Context, f *Fleet) int) int {
+// cancel the context of inside; a second one ends everything at once. The fleet has
+// base images of the given releases, Debian 12 if none is given.
+func Main(w io.Writer, inside func(ctx context.Context, f *Fleet) int, releases ...Release) int {
 	logger := log.New(w, "fleet: ", 0)
 	if rootFS := os.Getenv(insideVariable); rootFS != "" {
 		return enter(logger, rootFS, inside)
 	}
-	code, err := isolate(logger)
+	if len(releases) == 0 {
+		releases = []Release{Debian12}
+	}
+	code, err := isolate(logger, releases)
 	if err != nil {
 		logger.Printf("error: %v", err)
 		return 1
@@ -55,18 +60,27 @@ func Main(w io.Writer, inside func(ctx context.Context, f *Fleet) int) int {
 }
 
 // isolate prepares what needs the outside world, then runs the program again.
-func isolate(logger *log.Logger) (int, error) {
+func isolate(logger *log.Logger, releases []Release) (int, error) {
 	if os.Geteuid() != 0 {
 		return 0, errors.New("machines need root: run this with sudo")
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	rootFS, err := RootFS(ctx, logger)
-	stop()
-	if err != nil {
-		return 0, fmt.Errorf("make the machines' root file system: %w", err)
+	defer stop()
+	rootFS := make(map[Release]string)
+	for _, release := range releases {
+		dir, err := RootFS(ctx, logger, release)
+		if err != nil {
+			return 0, fmt.Errorf("make a root file system of Debian %s: %w", release, err)
+		}
+		rootFS[release] = dir
 	}
+	encoded, err := json.Marshal(rootFS)
+	if err != nil {
+		return 0, err
+	}
+	stop() // the copy gets the signals from here on
 	defer removeGroups()
-	return runAgain(rootFS)
+	return runAgain(string(encoded))
 }
 
 func runAgain(rootFS string) (int, error) {
@@ -128,11 +142,12 @@ func pass(signals <-chan os.Signal, p *os.Process, done <-chan struct{}) {
 func enter(logger *log.Logger, rootFS string, inside func(context.Context, *Fleet) int) int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := furnish(ctx); err != nil {
+	f := &Fleet{group: newGroup()}
+	if err := errors.Join(json.Unmarshal([]byte(rootFS), &f.rootFS), furnish(ctx)); err != nil {
 		logger.Printf("error: prepare the isolated system: %v", err)
 		return 1
 	}
-	return inside(ctx, &Fleet{rootFS: rootFS, group: newGroup()})
+	return inside(ctx, f)
 }
 
 // furnish mounts what the namespaces need, and brings the hub's network up.

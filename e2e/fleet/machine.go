@@ -34,7 +34,7 @@ const (
 
 // Fleet starts machines. Only Main makes one.
 type Fleet struct {
-	rootFS string
+	rootFS map[Release]string
 	group  string
 }
 
@@ -42,8 +42,15 @@ type Fleet struct {
 // topmost first.
 type Image struct{ layers []string }
 
-// BaseImage returns the image of a freshly installed Debian.
-func (f *Fleet) BaseImage() Image { return Image{layers: []string{f.rootFS}} }
+// BaseImage returns the image of a freshly installed Debian, one of the releases that
+// Main was given.
+func (f *Fleet) BaseImage(release Release) (Image, error) {
+	dir, ok := f.rootFS[release]
+	if !ok {
+		return Image{}, fmt.Errorf("the fleet has no base image of Debian %s", release)
+	}
+	return Image{layers: []string{dir}}, nil
+}
 
 // Top returns the folder of the topmost layer: what was changed last.
 func (i Image) Top() string { return i.layers[0] }
@@ -158,6 +165,8 @@ func (m *Machine) Start(ctx context.Context) error {
 	spawn := "systemd-nspawn --quiet --boot --register=no --keep-unit --console=pipe --resolv-conf=off --timezone=off" +
 		" --machine=" + m.Name + " --directory=" + m.root() + " --network-namespace-path=" + m.namespace()
 	cmd := exec.Command("sh", append([]string{"-euc", join, "sh", spawn}, groups...)...)
+	// systemd 257 refuses control groups version 1, also where the host has both.
+	cmd.Env = append(os.Environ(), "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=1")
 	cmd.Stdout, cmd.Stderr = console, console
 	if err := cmd.Start(); err != nil {
 		return err

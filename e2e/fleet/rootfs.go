@@ -19,13 +19,21 @@ import (
 	"time"
 )
 
-// suite is the Debian release that the machines run.
-const suite = "bookworm"
+// Release is a release of Debian, by the name of its suite.
+type Release string
 
-// RootFS returns the folder of the machines' root file system. The first call
+// The releases that machines can run, with their versions of cloud-init, systemd and
+// OpenSSH.
+const (
+	Debian11 Release = "bullseye" // 20.4, 247, 8.4
+	Debian12 Release = "bookworm" // 22.4, 252, 9.2
+	Debian13 Release = "trixie"   // 25.1, 257, 10.0
+)
+
+// RootFS returns the folder of a release's root file system. The first call
 // builds it, which takes half a minute and the network; later ones find it
 // in the user's cache folder, by a hash of how it is made.
-func RootFS(ctx context.Context, logger *log.Logger) (string, error) {
+func RootFS(ctx context.Context, logger *log.Logger, release Release) (string, error) {
 	cache, err := os.UserCacheDir()
 	if err != nil {
 		return "", err
@@ -34,19 +42,18 @@ func RootFS(ctx context.Context, logger *log.Logger) (string, error) {
 	if err := os.MkdirAll(cache, 0o755); err != nil {
 		return "", err
 	}
-	unlock, err := lock(filepath.Join(cache, "rootfs.lock"))
+	dir := filepath.Join(cache, "rootfs-"+string(release)+"-"+recipeHash(release))
+	unlock, err := lock(filepath.Join(cache, "rootfs-"+string(release)+".lock"))
 	if err != nil {
 		return "", err
 	}
 	defer unlock()
-
-	dir := filepath.Join(cache, "rootfs-"+suite+"-"+recipeHash())
 	if _, err := os.Stat(dir); err == nil {
 		return dir, nil
 	}
-	logger.Printf("making a Debian %s root file system in %s", suite, dir)
+	logger.Printf("making a Debian %s root file system in %s", release, dir)
 	started := time.Now()
-	if err := build(ctx, dir); err != nil {
+	if err := build(ctx, release, dir); err != nil {
 		return "", err
 	}
 	logger.Printf("made it in %.0f s", time.Since(started).Seconds())
@@ -55,13 +62,14 @@ func RootFS(ctx context.Context, logger *log.Logger) (string, error) {
 
 // build makes the root file system beside its place and moves it there whole, so
 // that an interrupted build is never taken for a finished one.
-func build(ctx context.Context, dir string) error {
+func build(ctx context.Context, release Release, dir string) error {
 	partial := dir + ".partial"
 	if err := os.RemoveAll(partial); err != nil {
 		return err
 	}
 	cmd := exec.CommandContext(ctx, "mmdebstrap", "--quiet", "--variant=minbase",
-		"--include="+strings.Join(packages(), ","), suite, partial)
+		"--dpkgopt=force-unsafe-io", // an interrupted build is thrown away
+		"--include="+strings.Join(packages(), ","), string(release), partial)
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
 	cmd.WaitDelay = 10 * time.Second
 	err := run(cmd)
@@ -131,10 +139,10 @@ func configure(root string) error {
 }
 
 // recipeHash changes with everything that goes into the root file system.
-func recipeHash() string {
+func recipeHash(release Release) string {
 	contents := files()
 	h := sha256.New()
-	fmt.Fprintln(h, suite, packages())
+	fmt.Fprintln(h, release, packages())
 	for _, name := range sorted(contents) {
 		fmt.Fprintf(h, "%s %q\n", name, contents[name])
 	}

@@ -69,6 +69,11 @@ type Options struct {
 type Trouble struct {
 	// Disabled refuses everything, as HttpEndpoint=disabled does.
 	Disabled bool
+	// Silent closes every connection without an answer, as if nothing were there.
+	Silent bool
+	// Forgetful forgets each session token after one page, as a service that was
+	// restarted does: the next page is refused with 401 until there is a new token.
+	Forgetful bool
 	// Delay is waited before every answer.
 	Delay time.Duration
 	// NoIdentityRole serves no credentials of the instance identity role, as
@@ -121,6 +126,9 @@ func (s *Server) Requests() []Request {
 // ServeHTTP answers one request, and remembers it.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	trouble, valid := s.admit(r)
+	if trouble.Silent {
+		panic(http.ErrAbortHandler)
+	}
 	status := s.answer(w, r, trouble, valid)
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -134,7 +142,11 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 func (s *Server) admit(r *http.Request) (Trouble, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	end, known := s.tokens[r.Header.Get(tokenHeader)]
+	token := r.Header.Get(tokenHeader)
+	end, known := s.tokens[token]
+	if s.trouble.Forgetful {
+		delete(s.tokens, token)
+	}
 	return s.trouble, known && s.now().Before(end)
 }
 

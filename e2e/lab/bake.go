@@ -24,22 +24,39 @@ import (
 //go:embed bake.pkr.hcl
 var bakeTemplate []byte
 
-// Bake makes a golden image as an operator does: it runs an instance of a plain
-// Debian, has Packer provision it, stops it, and makes an image of its disk. What
-// Packer says goes to w, as it says it.
+// Source is what an image is baked from.
+type Source struct {
+	// Name is the builder's in the lab.
+	Name    string
+	Release fleet.Release
+	// Prepare changes the builder's disk before it boots. It may be nil.
+	Prepare func(ctx context.Context, root string) error
+}
+
+// Bake makes a golden image of a plain Debian 12.
 func (l *Lab) Bake(ctx context.Context, w io.Writer) (Image, error) {
-	base, err := l.baseImage(ctx)
+	return l.BakeFrom(ctx, Source{Name: "builder", Release: fleet.Debian12}, w)
+}
+
+// BakeFrom makes a golden image as an operator does: it runs an instance of a plain
+// Debian, has Packer provision it, stops it, and makes an image of its disk. What
+// Packer says goes to w, as it says it. Several images can be baked at a time.
+func (l *Lab) BakeFrom(ctx context.Context, source Source, w io.Writer) (Image, error) {
+	base, err := l.baseImage(ctx, source.Release)
 	if err != nil {
 		return Image{}, err
 	}
-	builder, err := l.Launch(ctx, Template{Name: "builder", Image: base, Tags: map[string]string{"Name": "Packer Builder"}})
+	builder, err := l.Launch(ctx, Template{
+		Name: source.Name, Image: base, Tags: map[string]string{"Name": "Packer Builder"}, Prepare: source.Prepare,
+	})
 	if err != nil {
 		return Image{}, err
 	}
-	if err := builder.waitForSSH(ctx); err != nil {
-		return Image{}, err
+	err = builder.waitForSSH(ctx)
+	if err == nil {
+		err = l.provision(ctx, builder, w)
 	}
-	if err := l.provision(ctx, builder, w); err != nil {
+	if err != nil {
 		var dump bytes.Buffer
 		builder.Dump(ctx, &dump)
 		return Image{}, fmt.Errorf("provision with Packer: %w\n%s", err, &dump)
@@ -56,7 +73,7 @@ func (l *Lab) createImage(ctx context.Context, builder *Instance) (Image, error)
 		return Image{}, err
 	}
 	image, err := l.EC2.CreateImage(ctx, &ec2.CreateImageInput{
-		InstanceId: aws.String(builder.ID), Name: aws.String("golden"),
+		InstanceId: aws.String(builder.ID), Name: aws.String("golden-" + builder.Name),
 	})
 	if err != nil {
 		return Image{}, err
@@ -67,23 +84,38 @@ func (l *Lab) createImage(ctx context.Context, builder *Instance) (Image, error)
 
 // waitForSSH waits until cloud-init has let the key pair in.
 func (i *Instance) waitForSSH(ctx context.Context) error {
-	return fleet.Poll(ctx, time.Minute, func() error {
+	return fleet.Poll(ctx, 3*time.Minute, func() error {
 		_, err := os.Stat(i.Path("home/" + User + "/.ssh/authorized_keys"))
 		return err
 	})
 }
 
-// provision runs the real Packer with the real plugin, installed as its users do.
-func (l *Lab) provision(ctx context.Context, builder *Instance, w io.Writer) error {
-	template := filepath.Join(l.dir, "bake.pkr.hcl")
-	proxyCA := filepath.Join(l.dir, "proxy_ca.pem")
-	if err := os.WriteFile(template, bakeTemplate, 0o600); err != nil {
+// preparePacker writes what all bakes read, and installs the real plugin as its users do.
+func (l *Lab) preparePacker(ctx context.Context, w io.Writer) error {
+	l.packerLock.Lock()
+	defer l.packerLock.Unlock()
+	if l.packerReady {
+		return nil
+	}
+	if err := os.WriteFile(l.bakeTemplate(), bakeTemplate, 0o600); err != nil {
 		return err
 	}
-	if err := os.WriteFile(proxyCA, l.Cluster.RootsPEM(), 0o600); err != nil {
+	if err := os.WriteFile(l.proxyCA(), l.Cluster.RootsPEM(), 0o600); err != nil {
 		return err
 	}
 	if err := l.packer(ctx, w, "plugins", "install", "--path", l.config.Plugin, "github.com/hallmark-ssh/hallmark"); err != nil {
+		return err
+	}
+	l.packerReady = true
+	return nil
+}
+
+func (l *Lab) bakeTemplate() string { return filepath.Join(l.dir, "bake.pkr.hcl") }
+func (l *Lab) proxyCA() string      { return filepath.Join(l.dir, "proxy_ca.pem") }
+
+// provision runs the real Packer.
+func (l *Lab) provision(ctx context.Context, builder *Instance, w io.Writer) error {
+	if err := l.preparePacker(ctx, w); err != nil {
 		return err
 	}
 	return l.packer(ctx, w, "build", "-color=false",
@@ -91,12 +123,12 @@ func (l *Lab) provision(ctx context.Context, builder *Instance, w io.Writer) err
 		"-var=username="+User,
 		"-var=private_key_file="+l.keys.keyPair,
 		"-var=proxy_address="+l.Cluster.Address(),
-		"-var=proxy_ca_file="+proxyCA,
+		"-var=proxy_ca_file="+l.proxyCA(),
 		"-var=openssh_ca_pin="+ssh.FingerprintSHA256(l.Cluster.OpenSSHCA()),
 		"-var=signer_url="+l.SignerURL,
 		"-var=signer_ca_file="+l.keys.webCA,
 		"-var=audience="+Audience,
-		template)
+		l.bakeTemplate())
 }
 
 func (l *Lab) packer(ctx context.Context, w io.Writer, args ...string) error {

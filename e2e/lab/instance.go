@@ -48,6 +48,8 @@ type Template struct {
 	// Claim is the instance id of a machine that is no instance: EC2 knows nothing
 	// of it. Empty, as usual, lets EC2 pick one.
 	Claim string
+	// Trouble is what is wrong with its metadata service when it boots.
+	Trouble imds.Trouble
 	// BeforeBoot is called when EC2 knows the instance, and before its machine boots.
 	// It may be nil.
 	BeforeBoot func(id string) error
@@ -57,8 +59,7 @@ type Template struct {
 
 // Launch runs an instance in EC2, and boots a machine that is it.
 func (l *Lab) Launch(ctx context.Context, t Template) (*Instance, error) {
-	address := l.last.Next()
-	l.last = address
+	address := l.nextAddress()
 	id := t.Claim
 	if id == "" {
 		var err error
@@ -75,11 +76,19 @@ func (l *Lab) Launch(ctx context.Context, t Template) (*Instance, error) {
 	if err != nil {
 		return nil, err
 	}
+	metadata.SetTrouble(t.Trouble)
 	machine, err := l.fleet.Boot(ctx, fleet.Spec{Name: t.Name, Image: t.Image.Disk, Address: address, Metadata: metadata, Prepare: t.Prepare})
 	if err != nil {
 		return nil, err
 	}
 	return &Instance{Machine: machine, ID: id, Metadata: metadata}, nil
+}
+
+func (l *Lab) nextAddress() netip.Addr {
+	l.addresses.Lock()
+	defer l.addresses.Unlock()
+	l.last = l.last.Next()
+	return l.last
 }
 
 func (l *Lab) newMetadata(id string, address netip.Addr, t Template) (*imds.Server, error) {
@@ -136,11 +145,14 @@ func (l *Lab) newIdentityRole(instance string) imds.Credential {
 	return c
 }
 
+// enrollmentLimit is far more than a boot and an enrollment take on a busy machine.
+const enrollmentLimit = 5 * time.Minute
+
 // WaitEnrolled waits until the instance has enrolled, and returns what it knows
 // of its enrollment.
 func (i *Instance) WaitEnrolled(ctx context.Context) (*agent.State, error) {
 	var state *agent.State
-	err := fleet.Poll(ctx, 90*time.Second, func() (err error) {
+	err := fleet.Poll(ctx, enrollmentLimit, func() (err error) {
 		state, err = i.State(ctx)
 		return err
 	})
@@ -193,7 +205,11 @@ func (i *Instance) Dump(ctx context.Context, w io.Writer) {
 }
 
 // baseImage returns an image of Amazon's, with a freshly installed Debian on it.
-func (l *Lab) baseImage(ctx context.Context) (Image, error) {
+func (l *Lab) baseImage(ctx context.Context, release fleet.Release) (Image, error) {
+	disk, err := l.fleet.BaseImage(release)
+	if err != nil {
+		return Image{}, err
+	}
 	out, err := l.EC2.DescribeImages(ctx, &ec2.DescribeImagesInput{
 		Filters: []types.Filter{{Name: aws.String("architecture"), Values: []string{"x86_64"}}},
 	})
@@ -203,5 +219,5 @@ func (l *Lab) baseImage(ctx context.Context) (Image, error) {
 	if len(out.Images) == 0 {
 		return Image{}, errors.New("EC2 has no image for x86_64")
 	}
-	return Image{ID: aws.ToString(out.Images[0].ImageId), Disk: l.fleet.BaseImage()}, nil
+	return Image{ID: aws.ToString(out.Images[0].ImageId), Disk: disk}, nil
 }

@@ -29,7 +29,8 @@ const User = "debian"
 
 // keys are the lab's files that ssh, Packer and the machines read.
 type keys struct {
-	web tls.Certificate // of the signer's URL
+	web      tls.Certificate // of the signer's URL
+	otherWeb tls.Certificate // of a server that nobody trusts
 
 	webCA    string // file that the web certificate is verified with
 	keyPair  string // private key of the EC2 key pair
@@ -46,6 +47,9 @@ func (l *Lab) makeKeys(context.Context) error {
 		return err
 	}
 	k.web = web
+	if k.otherWeb, err = newWebCertificate(); err != nil {
+		return err
+	}
 	ca := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: web.Certificate[0]})
 	if err := os.WriteFile(k.webCA, ca, 0o600); err != nil {
 		return err

@@ -8,7 +8,6 @@ package lab
 
 import (
 	"context"
-	"crypto/tls"
 	"fmt"
 	"net"
 	"net/http"
@@ -16,6 +15,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
@@ -79,9 +79,15 @@ type Lab struct {
 	fleet  *fleet.Fleet
 	config Config
 	dir    string
-	subnet string       // id of the subnet in EC2
-	last   netip.Addr   // last address given to a machine
-	front  *http.Server // the signer's function URL
+	subnet string // id of the subnet in EC2
+
+	addresses sync.Mutex
+	last      netip.Addr // last address given to a machine
+
+	packerLock  sync.Mutex
+	packerReady bool
+
+	front  front
 	stsURL string
 	login  *login
 	moto   *moto.Server
@@ -243,19 +249,6 @@ func (l *Lab) environment(role sts.Credential) []string {
 	}
 	return environment
 }
-
-// StartURL makes the signer's function URL answer.
-func (l *Lab) StartURL(ctx context.Context) error {
-	listener, err := new(net.ListenConfig).Listen(ctx, "tcp4", net.JoinHostPort(fleet.Hub, "443"))
-	if err != nil {
-		return err
-	}
-	l.front = serve(ctx, tls.NewListener(listener, &tls.Config{Certificates: []tls.Certificate{l.keys.web}}), l.Signer.FunctionURL())
-	return nil
-}
-
-// StopURL makes the signer unreachable: connections to it are refused.
-func (l *Lab) StopURL() error { return l.front.Close() }
 
 func (l *Lab) writeDeployment(root string) error {
 	deployment := map[string]any{

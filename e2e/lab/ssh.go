@@ -46,11 +46,11 @@ func (l *Lab) SSHByKeyPair(ctx context.Context, i *Instance, command string) (st
 
 // runSSH runs the stock client against the address. It knows the host by the name.
 func runSSH(ctx context.Context, address netip.Addr, identity, knownHosts, hostname, command string) (string, error) {
-	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "ssh", "-F", "none",
 		"-o", "BatchMode=yes",
-		"-o", "ConnectTimeout=10",
+		"-o", "ConnectTimeout=30",
 		"-o", "GlobalKnownHostsFile=/dev/null",
 		"-o", "HostKeyAlias="+hostname,
 		"-o", "IdentitiesOnly=yes",

@@ -1,0 +1,71 @@
+//go:build linux
+
+package lab
+
+import (
+	"context"
+	"crypto/tls"
+	"net"
+	"net/http"
+	"sync"
+
+	"github.com/hallmark-ssh/hallmark/e2e/fleet"
+)
+
+// front is the signer's function URL.
+type front struct {
+	server *http.Server
+
+	mu      sync.Mutex
+	trouble FrontTrouble
+}
+
+// FrontTrouble is what may be wrong with the signer's URL.
+type FrontTrouble struct {
+	// WrongCertificate presents a TLS certificate that machines do not trust.
+	WrongCertificate bool
+	// Wrap returns what answers instead of the signer, which it is given. Nil means the
+	// signer.
+	Wrap func(signer http.Handler) http.Handler
+}
+
+// SetFrontTrouble makes the signer's URL ill, or well again.
+func (l *Lab) SetFrontTrouble(t FrontTrouble) {
+	l.front.mu.Lock()
+	defer l.front.mu.Unlock()
+	l.front.trouble = t
+}
+
+func (f *front) now() FrontTrouble {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.trouble
+}
+
+// StartURL makes the signer's function URL answer.
+func (l *Lab) StartURL(ctx context.Context) error {
+	listener, err := new(net.ListenConfig).Listen(ctx, "tcp4", net.JoinHostPort(fleet.Hub, "443"))
+	if err != nil {
+		return err
+	}
+	signer := l.Signer.FunctionURL()
+	answer := func(w http.ResponseWriter, r *http.Request) {
+		handler := signer
+		if wrap := l.front.now().Wrap; wrap != nil {
+			handler = wrap(signer)
+		}
+		handler.ServeHTTP(w, r)
+	}
+	l.front.server = serve(ctx, tls.NewListener(listener, &tls.Config{GetCertificate: l.frontCertificate}), http.HandlerFunc(answer))
+	return nil
+}
+
+func (l *Lab) frontCertificate(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+	if l.front.now().WrongCertificate {
+		return &l.keys.otherWeb, nil
+	}
+	return &l.keys.web, nil
+}
+
+// StopURL makes the signer unreachable: connections to it are refused.
+func (l *Lab) StopURL() error { return l.front.server.Close() }

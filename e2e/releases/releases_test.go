@@ -1,0 +1,270 @@
+//go:build e2e && linux
+
+// Package releases runs the whole path on each Debian release: Packer bakes an image,
+// a machine of it boots, enrolls, renews and reboots, and people log in to it.
+//
+// The machines share one lab and run at the same time, with names of their own.
+package releases
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/hallmark-ssh/hallmark/e2e/fleet"
+	"github.com/hallmark-ssh/hallmark/e2e/lab"
+	"github.com/hallmark-ssh/hallmark/internal/agent"
+)
+
+// shared is the lab of all tests. TestMain starts it.
+var shared *lab.Lab
+
+func TestMain(m *testing.M) {
+	os.Exit(fleet.Main(os.Stderr, func(ctx context.Context, f *fleet.Fleet) int {
+		if err := setUp(ctx, f); err != nil {
+			fmt.Fprintf(os.Stderr, "releases: error: %v\n", err)
+			return 1
+		}
+		return m.Run()
+	}, fleet.Debian11, fleet.Debian12, fleet.Debian13))
+}
+
+func setUp(ctx context.Context, f *fleet.Fleet) error {
+	dir, err := os.MkdirTemp("", "releases-")
+	if err != nil {
+		return err
+	}
+	shared, err = lab.New(ctx, f, lab.Config{
+		Bootstrap: "../../bin/bootstrap", Packer: "../../bin/packer", Plugin: "../../bin/packer-plugin-hallmark",
+	}, dir)
+	return err
+}
+
+func TestReleases(t *testing.T) {
+	for _, test := range []struct {
+		name    string
+		release fleet.Release
+		prepare func(ctx context.Context, root string) error
+		// versions are of the packages for which the release is here.
+		versions map[string]string
+		sshUnit  string
+	}{
+		{"debian11", fleet.Debian11, nil, map[string]string{"cloud-init": "20.4", "systemd": "247", "openssh-server": "1:8.4"}, "ssh.service"},
+		{"debian12", fleet.Debian12, nil, map[string]string{"cloud-init": "22.4", "systemd": "252", "openssh-server": "1:9.2"}, "ssh.service"},
+		{"debian13", fleet.Debian13, nil, map[string]string{"cloud-init": "25.", "systemd": "257", "openssh-server": "1:10.0"}, "ssh.service"},
+		{"socket13", fleet.Debian13, behindSocket, map[string]string{"openssh-server": "1:10.0"}, "ssh.socket"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			image := bake(t, lab.Source{Name: "b-" + test.name, Release: test.release, Prepare: test.prepare})
+			i := launch(t, test.name, image)
+			enrolled, err := i.WaitEnrolled(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			checkVersions(t, i, test.versions)
+			checkUnits(t, i, test.sshUnit, "hallmark.timer", "hallmark-renew.timer")
+			checkPresented(t, i, enrolled)
+			checkLogins(t, i, enrolled)
+
+			renewed := renew(t, i, enrolled)
+			checkPresented(t, i, renewed)
+			checkLogins(t, i, renewed)
+
+			reboot(t, i)
+			checkLogins(t, i, renewed)
+			if after := state(t, i); !after.EnrolledAt.Equal(renewed.EnrolledAt) {
+				t.Errorf("a reboot enrolled it again at %v, after %v", after.EnrolledAt, renewed.EnrolledAt)
+			}
+			checkJournal(t, i)
+		})
+	}
+}
+
+// behindSocket has systemd listen for sshd, as Ubuntu does from 22.10 on.
+func behindSocket(ctx context.Context, root string) error {
+	for _, args := range [][]string{{"disable", "ssh.service"}, {"enable", "ssh.socket"}} {
+		out, err := exec.CommandContext(ctx, "systemctl", append([]string{"--root=" + root}, args...)...).CombinedOutput()
+		if err != nil {
+			return fmt.Errorf("systemctl %v: %w: %s", args, err, out)
+		}
+	}
+	return os.WriteFile(root+"/etc/systemd/system-preset/40-socket.preset", []byte("enable ssh.socket\ndisable ssh.service\n"), 0o644)
+}
+
+func bake(t *testing.T, source lab.Source) lab.Image {
+	t.Helper()
+	started := time.Now()
+	var packer bytes.Buffer
+	image, err := shared.BakeFrom(t.Context(), source, &packer)
+	if err != nil {
+		t.Fatalf("%v\n--- packer\n%s", err, &packer)
+	}
+	t.Logf("baked in %.1f s", time.Since(started).Seconds())
+	return image
+}
+
+// launch boots a machine, which is powered off after the test.
+func launch(t *testing.T, name string, image lab.Image) *lab.Instance {
+	t.Helper()
+	i, err := shared.Launch(t.Context(), lab.Template{Name: name, Image: image, Tags: map[string]string{"Name": name}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		ctx := context.WithoutCancel(t.Context())
+		if t.Failed() {
+			i.Dump(ctx, t.Output())
+			t.Logf("--- signer\n%s", shared.SignerLog())
+		}
+		if err := i.PowerOff(ctx); err != nil {
+			t.Error(err)
+		}
+	})
+	return i
+}
+
+// checkVersions sees that the machine runs what its release is here for.
+func checkVersions(t *testing.T, i *lab.Instance, want map[string]string) {
+	t.Helper()
+	for name, version := range want {
+		if got := run(t, i, "dpkg-query", "--show", "--showformat=${Version}", name); !strings.HasPrefix(got, version) {
+			t.Errorf("%s %s, want %s", name, got, version)
+		}
+	}
+}
+
+func checkUnits(t *testing.T, i *lab.Instance, units ...string) {
+	t.Helper()
+	for _, unit := range units {
+		if out, err := i.Run(t.Context(), "systemctl", "is-active", unit); strings.TrimSpace(out) != "active" {
+			t.Errorf("%s is %q: %v", unit, out, err)
+		}
+	}
+}
+
+// checkPresented sees that sshd has each certificate, and knows that it was seen.
+func checkPresented(t *testing.T, i *lab.Instance, s *agent.State) {
+	t.Helper()
+	if !s.Presented || s.NotVerified != "" {
+		t.Errorf("sshd was not seen to present the certificates: %t, %q", s.Presented, s.NotVerified)
+	}
+	// Debian makes a key of each of these types.
+	if len(s.Certificates) != 3 {
+		t.Errorf("%d certificates, want one each for RSA, ECDSA and Ed25519: %v", len(s.Certificates), s.Certificates)
+	}
+}
+
+// checkLogins logs in by a certificate of the cluster, and by the EC2 key pair.
+func checkLogins(t *testing.T, i *lab.Instance, s *agent.State) {
+	t.Helper()
+	poll(t, func() error { // sshd may be starting
+		out, err := shared.SSH(t.Context(), i, s.Node.Hostname+"."+s.Node.Cluster, "cat /run/cloud-init/.instance-id")
+		if err != nil {
+			return err
+		}
+		if got := strings.TrimSpace(out); got != i.ID {
+			return fleet.Fatal(fmt.Errorf("reached %q, want %q", got, i.ID))
+		}
+		return nil
+	})
+	poll(t, func() error {
+		_, err := shared.SSHByKeyPair(t.Context(), i, "true")
+		return err
+	})
+}
+
+// renew makes the certificates due and starts the unit, as the timer does.
+func renew(t *testing.T, i *lab.Instance, before *agent.State) *agent.State {
+	t.Helper()
+	old := map[string]string{}
+	for _, certificate := range before.Certificates {
+		old[certificate.Path] = read(t, i, certificate.Path)
+	}
+	due := *before
+	due.EnrolledAt, due.RenewAfter = due.EnrolledAt.Add(-72*time.Hour), time.Now().Add(-time.Minute)
+	data, err := json.Marshal(due)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(i.Path("var/lib/hallmark/state.json"), data, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	run(t, i, "systemctl", "restart", "hallmark.service")
+	var after *agent.State
+	poll(t, func() (err error) {
+		if after, err = i.State(t.Context()); err == nil && !after.EnrolledAt.After(due.EnrolledAt) {
+			err = fmt.Errorf("enrolled at %v", after.EnrolledAt)
+		}
+		return err
+	})
+	for _, certificate := range after.Certificates {
+		if old[certificate.Path] == read(t, i, certificate.Path) {
+			t.Errorf("%s is the certificate from before", certificate.Path)
+		}
+	}
+	return after
+}
+
+func read(t *testing.T, i *lab.Instance, path string) string {
+	t.Helper()
+	data, err := os.ReadFile(i.Path(path))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(data)
+}
+
+func reboot(t *testing.T, i *lab.Instance) {
+	t.Helper()
+	if err := i.PowerOff(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := i.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// checkJournal sees that this systemd knows all that the units say, and that no run of
+// hallmark's failed.
+func checkJournal(t *testing.T, i *lab.Instance) {
+	t.Helper()
+	for line := range strings.Lines(run(t, i, "journalctl", "--no-pager")) {
+		if strings.Contains(line, "hallmark") && (strings.Contains(line, "Unknown") || strings.Contains(line, "error:")) {
+			t.Errorf("journal: %s", line)
+		}
+	}
+}
+
+func state(t *testing.T, i *lab.Instance) *agent.State {
+	t.Helper()
+	s, err := i.State(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// run runs a command in a machine, which must succeed.
+func run(t *testing.T, i *lab.Instance, name string, args ...string) string {
+	t.Helper()
+	out, err := i.Run(t.Context(), name, args...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+// poll waits until a condition holds, far longer than it takes on a busy machine.
+func poll(t *testing.T, try func() error) {
+	t.Helper()
+	if err := fleet.Poll(t.Context(), 5*time.Minute, try); err != nil {
+		t.Fatal(err)
+	}
+}
