@@ -57,6 +57,8 @@ type Enroller struct {
 	// suspended returns how long the machine has slept since it booted.
 	suspended func() time.Duration
 
+	// futile identifies the sshd that is not to be reloaded again, or is empty.
+	futile string
 	// version is the protocol version of this run's requests: the latest, until the signer
 	// says that it does not speak that.
 	version int
@@ -122,10 +124,12 @@ func (e *Enroller) run(ctx context.Context, patient bool) (*Outcome, error) {
 	}
 	reason := m.state.stale(e.now(), m.observed)
 	last, wanted := loadSetback(e.stateDir), situation(m.observed, reason)
+	e.futile = ""
 	if patient {
 		if err := last.holds(wanted, e.now()); err != nil {
 			return nil, err
 		}
+		e.futile = last.futile()
 	}
 	m.rejected = last.told(m.state)
 	o, err := e.act(ctx, askCtx, m, reason)
@@ -509,7 +513,7 @@ func (e *Enroller) confirm(ctx context.Context, m *sight, o *Outcome) error {
 		return nil
 	}
 	if err := i.prove(ctx); err != nil {
-		return failf(Failed, hintSSHD, "%w", err)
+		return i.markFutile(ctx, err, failf(Failed, hintSSHD, "%w", err))
 	}
 	o.Reloaded = i.reloaded
 	state := *m.state

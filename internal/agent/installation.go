@@ -140,6 +140,9 @@ func (i *installation) prove(ctx context.Context) error {
 	if i.waits, err = i.hasToWait(ctx); err != nil || i.waits {
 		return err
 	}
+	if err := i.wasFutile(ctx); err != nil {
+		return err
+	}
 	ctx, cancel := context.WithTimeout(ctx, i.settle)
 	defer cancel()
 	if err := i.reload(ctx); err != nil {
@@ -317,7 +320,7 @@ func (i *installation) putBack(ctx context.Context, change *sshd.Change, cause e
 		return failf(Failed, "start sshd now, and keep your session open until it runs: "+hintSSHD,
 			"%w; the files were put back, but sshd does not answer: %w", cause, err)
 	}
-	return failf(Failed, "what was there was put back and sshd works as before; "+hintSSHD, "%w", cause)
+	return i.markFutile(ctx, cause, failf(Failed, "what was there was put back and sshd works as before; "+hintSSHD, "%w", cause))
 }
 
 // revive makes an sshd that was reloaded read the old files again, and starts it

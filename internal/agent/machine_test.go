@@ -266,7 +266,11 @@ func (s *testSSHD) start() {
 	}
 	defer log.Close()
 	// Of two options of a kind the last one counts, as with -f.
-	s.process = exec.Command(s.Program, append([]string{"-D", "-e", "-f", s.Config}, s.arguments...)...)
+	arguments := []string{"-D", "-e"}
+	if s.Config != "" {
+		arguments = append(arguments, "-f", s.Config)
+	}
+	s.process = exec.Command(s.Program, append(arguments, s.arguments...)...)
 	s.process.Stderr = log
 	if err := s.process.Start(); err != nil {
 		s.t.Fatal(err)

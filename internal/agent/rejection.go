@@ -34,7 +34,7 @@ func rejectionOf(err error) protocol.RejectionCode {
 	switch {
 	case errors.Is(err, errNotAccepted):
 		return protocol.RejectedBySSHD
-	case errors.Is(err, sshd.ErrNotPresented), errors.Is(err, errAnother):
+	case errors.Is(err, sshd.ErrNotPresented), errors.Is(err, errAnother), errors.Is(err, errFutile):
 		return protocol.RejectedNotPresented
 	}
 	return protocol.RejectedNotInstalled

@@ -32,6 +32,9 @@ type setback struct {
 	Reason    string    `json:"reason"`
 	// Rejected is why the last answer of the signer was not used, until another is.
 	Rejected *protocol.Rejection `json:"rejected,omitempty"`
+	// Futile identifies the sshd, with its configuration, that was reloaded and then did not
+	// present the certificates all the same. It is empty if there was no such reload.
+	Futile string `json:"futile,omitempty"`
 }
 
 const (
@@ -63,6 +66,11 @@ func (s *setback) next(situation string, urgent bool, err error, now time.Time, 
 	}
 	if n.Rejected = rejectionIn(err); n.Rejected == nil && s != nil {
 		n.Rejected = s.Rejected // this run had no answer
+	}
+	if f, ok := errors.AsType[*futileReloadError](err); ok {
+		n.Futile = f.mark
+	} else if s != nil {
+		n.Futile = s.Futile
 	}
 	var asked time.Duration
 	if e, ok := errors.AsType[*Error](err); ok {

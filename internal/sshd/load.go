@@ -15,6 +15,9 @@ type Load struct {
 	// Stamp differs from load to load, and does not depend on the clock. It is empty where
 	// nothing waits to be loaded: no sshd runs, or systemd starts one for each connection.
 	Stamp string
+	// Process identifies the process, which goes on at a reload and is another after a
+	// restart. It is empty where Stamp is.
+	Process string
 	// At is the time of the load by this machine's clock, or an earlier one where only that
 	// is known. It is zero if nothing is known.
 	At time.Time
@@ -50,7 +53,7 @@ func (s *Server) LastLoad(ctx context.Context, pidFile string) (Load, error) {
 			m.unit = u.changed
 		}
 	}
-	return Load{Stamp: m.stamp(pid), At: m.load()}, nil
+	return Load{Stamp: m.stamp(pid), Process: m.process(pid), At: m.load()}, nil
 }
 
 // moments are what is known of a process's last load. Each may be zero.
@@ -77,8 +80,10 @@ func (m moments) load() (at time.Time) {
 	return at
 }
 
+func (m moments) process(pid int) string { return fmt.Sprintf("%d %d", pid, m.start) }
+
 func (m moments) stamp(pid int) string {
-	stamp := fmt.Sprintf("%d %d %d", pid, m.start, m.unit)
+	stamp := fmt.Sprintf("%s %d", m.process(pid), m.unit)
 	if !m.pidFile.IsZero() {
 		stamp += fmt.Sprintf(" %d", m.pidFile.UnixNano())
 	}
