@@ -106,6 +106,7 @@ func TestEnrollLeavesPendingChangesAlone(t *testing.T) {
 		}, "ed25519_key is not the one that sshd has loaded"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
 			m := newMachine(t)
 			// As on most systems: the main file includes others.
 			m.sshd.sites = true
@@ -185,6 +186,7 @@ func TestWaitingCertificatesAreTakenUp(t *testing.T) {
 		{"--reload", func(_ *testing.T, m *machine) { m.ActivatePending = true }, 1},
 	} {
 		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
 			m := newMachine(t)
 			m.withoutHallmark()
 			m.observed()

@@ -52,6 +52,7 @@ func TestNextRequestTellsWhatWasRejected(t *testing.T) {
 		}, protocol.RejectedNotInstalled, "-cert.pub"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
 			m := newMachine(t)
 			test.spoil(t, m)
 			if _, err := m.Enroll(t.Context()); err == nil {
@@ -105,6 +106,7 @@ func TestNextRequestTellsOfUselessCertificates(t *testing.T) {
 		}, protocol.RejectedReloadPending},
 	} {
 		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
 			m := newMachine(t)
 			m.noPenalties()
 			test.change(m)
@@ -137,6 +139,7 @@ func TestFallsBackToTheSignersVersion(t *testing.T) {
 		{"the one that was asked in", `,"supportedVersions":[2]`, []int{2, 2}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
 			m := newMachine(t)
 			m.spoil = func(r *protocol.Response) { r.Version, r.Node.Hostname = 1, "BASTION" } // so that the next run asks, too
 			m.answerInstead = func(w http.ResponseWriter, _ *http.Request, n int) bool {
