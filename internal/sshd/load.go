@@ -41,7 +41,8 @@ func (s *Server) LastLoad(ctx context.Context, pidFile string) (Load, error) {
 	m := moments{now: time.Now(), sinceBoot: sinceBoot()}
 	ticks, _ := startTicks(pid) // unreadable where /proc hides other users' processes
 	if ticks > 0 {
-		m.start = time.Duration(ticks) * (time.Second / ticksPerSecond)
+		// To the end of the tick: what changed before the process began is older than that.
+		m.start = time.Duration(ticks+1) * (time.Second / ticksPerSecond)
 	}
 	if s.named(pidFile) == pid {
 		if info, err := os.Stat(pidFile); err == nil {
