@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"context"
 	_ "embed"
+	"encoding/json"
 	"fmt"
 	"io"
 	"os"
@@ -29,6 +30,8 @@ type Source struct {
 	// Name is the builder's in the lab.
 	Name    string
 	Release fleet.Release
+	// ProxySources are the provisioner's proxy_sources.
+	ProxySources []string
 	// Prepare changes the builder's disk before it boots. It may be nil.
 	Prepare func(ctx context.Context, root string) error
 }
@@ -54,7 +57,7 @@ func (l *Lab) BakeFrom(ctx context.Context, source Source, w io.Writer) (Image, 
 	}
 	err = builder.waitForSSH(ctx)
 	if err == nil {
-		err = l.provision(ctx, builder, w)
+		err = l.provision(ctx, builder, source.ProxySources, w)
 	}
 	if err != nil {
 		var dump bytes.Buffer
@@ -114,7 +117,11 @@ func (l *Lab) bakeTemplate() string { return filepath.Join(l.dir, "bake.pkr.hcl"
 func (l *Lab) proxyCA() string      { return filepath.Join(l.dir, "proxy_ca.pem") }
 
 // provision runs the real Packer.
-func (l *Lab) provision(ctx context.Context, builder *Instance, w io.Writer) error {
+func (l *Lab) provision(ctx context.Context, builder *Instance, proxySources []string, w io.Writer) error {
+	sources, err := json.Marshal(proxySources) // HCL takes it for a list, or null
+	if err != nil {
+		return err
+	}
 	if err := l.preparePacker(ctx, w); err != nil {
 		return err
 	}
@@ -128,6 +135,7 @@ func (l *Lab) provision(ctx context.Context, builder *Instance, w io.Writer) err
 		"-var=signer_url="+l.SignerURL,
 		"-var=signer_ca_file="+l.keys.webCA,
 		"-var=audience="+Audience,
+		"-var=proxy_sources="+string(sources),
 		l.bakeTemplate())
 }
 

@@ -37,6 +37,11 @@ variable "audience" {
   type = string
 }
 
+variable "proxy_sources" {
+  type    = list(string)
+  default = null
+}
+
 source "null" "machine" {
   ssh_host             = var.host
   ssh_username         = var.username
@@ -64,5 +69,6 @@ build {
     proxy_address   = var.proxy_address
     proxy_ca_file   = var.proxy_ca_file
     openssh_ca_pins = [var.openssh_ca_pin]
+    proxy_sources   = var.proxy_sources
   }
 }

@@ -46,7 +46,7 @@ func TestMain(m *testing.M) {
 			return 1
 		}
 		return m.Run()
-	}))
+	}, fleet.Debian12, fleet.Debian13))
 }
 
 func setUp(ctx context.Context, f *fleet.Fleet) error {
