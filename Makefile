@@ -136,11 +136,16 @@ e2e: setup build bin/packer
 	go test -c -tags e2e -o bin/e2e.test ./e2e
 	cd e2e && $(AS_ROOT) ../bin/e2e.test -test.v -test.timeout 25m
 
-# It builds its root file systems first, once: about a minute for a release.
+# Each builds its root file systems first, once: about a minute for a release.
 .PHONY: test-releases
 test-releases: setup build bin/packer ## run the whole path on Debian 11, 12 and 13, and behind ssh.socket
 	go test -c -tags e2e -o bin/releases.test ./e2e/releases
 	cd e2e/releases && $(AS_ROOT) ../../bin/releases.test -test.v -test.timeout 25m
+
+.PHONY: test-faults
+test-faults: setup build bin/packer ## break a machine in every way that docs/reliability.md lists
+	go test -c -tags e2e -o bin/faults.test ./e2e/faults
+	cd e2e/faults && $(AS_ROOT) ../../bin/faults.test -test.v -test.timeout 40m
 
 .PHONY: test-sshd
 test-sshd: setup ## run sshd's part against OpenSSH 8.4 and 10.0

@@ -1,0 +1,179 @@
+//go:build e2e && linux
+
+package faults
+
+import (
+	"bytes"
+	"context"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+)
+
+// fault is something that goes wrong.
+type fault struct {
+	name string
+	// begin causes the fault, and returns what ends it.
+	begin func(t *testing.T, m *machine) (end func())
+	// idle faults befall a machine that has nothing to renew. To others they come when
+	// its certificates are due.
+	idle bool
+	// ask is how long a run may ask while the fault lasts, if it would ask for two minutes.
+	ask time.Duration
+	// runs is how many runs there are while the fault lasts, 0 meaning one.
+	runs int
+}
+
+// TestFaults is the table in docs/reliability.md.
+func TestFaults(t *testing.T) {
+	table := openTable(t)
+	for _, f := range slicesOf(fromOutside(), onTheMachine(), inSettings()) {
+		t.Run(f.name, func(t *testing.T) {
+			table.add(t, shared.machine.befall(t, f))
+		})
+	}
+	for _, test := range []struct {
+		name string
+		try  func(t *testing.T) outcome
+	}{
+		{"two runs at the same time", twoRuns},
+		{"metadata service down at first boot", metadataDownAtBoot},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			o := test.try(t)
+			o.fault = test.name
+			table.add(t, o)
+		})
+	}
+	table.close(t)
+}
+
+func slicesOf(lists ...[]fault) (all []fault) {
+	for _, list := range lists {
+		all = append(all, list...)
+	}
+	return all
+}
+
+// befall lets a fault befall the machine, and leaves it as it was before.
+func (m *machine) befall(t *testing.T, f fault) outcome {
+	t.Helper()
+	t.Cleanup(func() {
+		if t.Failed() {
+			var dump bytes.Buffer
+			m.Dump(context.WithoutCancel(t.Context()), &dump)
+			t.Logf("%s\n--- signer\n%s", &dump, shared.lab.SignerLog())
+		}
+	})
+	name := m.hostname(t)
+	if !f.idle {
+		m.makeDue(t)
+	}
+	end := f.begin(t, m)
+	before := m.logIn(t, name)
+	var r report
+	for range max(f.runs, 1) {
+		m.endPause(t)
+		r = m.serve(t, f.ask)
+	}
+	during := m.logIn(t, name)
+	renewed := !f.idle && m.renewed(t)
+	if during.worseThan(before) {
+		t.Errorf("logins %s, and after a run %s", before, during)
+	}
+	end()
+	corrected := during
+	if during != (logins{true, true}) {
+		corrected = m.logIn(t, name)
+	}
+	m.endPause(t)
+	healing := m.serve(t, 0)
+	if after := m.logIn(t, name); after != (logins{true, true}) || healing.exit != 0 {
+		t.Errorf("once the fault is over, a run ends with %d, and logins are %s:\n%s", healing.exit, after, strings.Join(healing.lines, "\n"))
+	}
+	if !m.renewed(t) {
+		t.Error("once the fault is over, a run did not renew the certificates")
+	}
+	took := healing.took
+	if r.exit == 0 {
+		took = r.took
+	}
+	return outcome{
+		fault: f.name, logins: change(before, during), says: said(r), heals: healer(r, during, corrected, renewed), took: took,
+	}
+}
+
+// renewed reports whether certificates are there that are not due.
+func (m *machine) renewed(t *testing.T) bool {
+	t.Helper()
+	s, err := m.State(t.Context())
+	return err == nil && time.Now().Before(s.RenewAfter)
+}
+
+func change(before, during logins) string {
+	if before == during {
+		return during.String()
+	}
+	return before.String() + ", then " + during.String()
+}
+
+// healer says what puts things right, going by what systemd is about to do.
+func healer(r report, during, corrected logins, renewed bool) string {
+	all := logins{true, true}
+	switch {
+	case during != all && corrected == all, renewed && r.exit != 0:
+		return "its end"
+	case r.exit == 0:
+		return "the same run"
+	case r.restarts:
+		return "the next run: 5 min, or its pause"
+	}
+	return "the next hourly run"
+}
+
+// said returns what a person reads in the journal: the error with its hint, otherwise the
+// warnings, otherwise the first line of hallmark's, otherwise what systemd says.
+func said(r report) string {
+	var errors, warnings, others, systemd []string
+	for _, line := range r.lines {
+		own, ok := strings.CutPrefix(line, "hallmark: ")
+		switch {
+		case strings.HasPrefix(own, "error: "), strings.HasPrefix(own, "hint: "):
+			errors = append(errors, own)
+		case strings.HasPrefix(own, "warning: "):
+			warnings = append(warnings, own)
+		case ok:
+			others = append(others, own)
+		case strings.Contains(line, "Main process exited"):
+			systemd = append(systemd, line)
+		}
+	}
+	lines := append(errors, warnings...)
+	for _, single := range [][]string{others, systemd} {
+		if len(lines) == 0 && len(single) > 0 {
+			lines = single[:1]
+		}
+	}
+	for n := range lines {
+		lines[n] = withoutChance(lines[n])
+	}
+	return strings.Join(lines, "<br>")
+}
+
+// withoutChance leaves out what is another in each run.
+func withoutChance(line string) string {
+	for _, chance := range []struct{ pattern, instead string }{
+		{`\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)`, "TIME"},
+		{`i-[0-9a-f]{17}`, "INSTANCE"},
+		{`[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}`, "UUID"},
+		{`10\.83\.0\.\d+:\d{5}`, "OWN-ADDRESS"},
+		{`10\.83\.0\.1\b`, "SIGNER"},
+		{`SHA256:[A-Za-z0-9+/]{43}`, "SHA256:…"},
+		{`10\.83\.0\.\d+`, "MACHINE"},
+		{`\|`, `\|`},
+	} {
+		line = regexp.MustCompile(chance.pattern).ReplaceAllLiteralString(line, chance.instead)
+	}
+	return line
+}

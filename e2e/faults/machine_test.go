@@ -1,0 +1,182 @@
+//go:build e2e && linux
+
+package faults
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/hallmark-ssh/hallmark/e2e/lab"
+	"github.com/hallmark-ssh/hallmark/internal/agent"
+)
+
+// machine is an instance that a test breaks.
+type machine struct{ *lab.Instance }
+
+// sh runs a script in the machine, which must succeed.
+func (m *machine) sh(t *testing.T, script string) string {
+	t.Helper()
+	// Far longer than any takes on a busy machine.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), 5*time.Minute)
+	defer cancel()
+	out, err := m.Run(ctx, "sh", "-euc", script)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+// logins are the ways in that work.
+type logins struct{ keyPair, teleport bool }
+
+func (l logins) String() string {
+	switch l {
+	case logins{true, true}:
+		return "both"
+	case logins{keyPair: true}:
+		return "key pair"
+	case logins{teleport: true}:
+		return "Teleport"
+	}
+	return "none"
+}
+
+// worseThan reports whether a way in is missing that there was.
+func (l logins) worseThan(before logins) bool {
+	return before.keyPair && !l.keyPair || before.teleport && !l.teleport
+}
+
+// logIn tries both ways in, one after the other: some faults admit one connection at a
+// time.
+func (m *machine) logIn(t *testing.T, hostname string) logins {
+	t.Helper()
+	var l logins
+	_, err := shared.lab.SSHByKeyPair(t.Context(), m.Instance, "true")
+	l.keyPair = err == nil
+	if hostname != "" {
+		_, err = shared.lab.SSH(t.Context(), m.Instance, hostname, "true")
+		l.teleport = err == nil
+	}
+	return l
+}
+
+// hostname returns the name by which people of the cluster know the machine.
+func (m *machine) hostname(t *testing.T) string {
+	t.Helper()
+	s, err := m.State(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s.Node.Hostname + "." + s.Node.Cluster
+}
+
+// report is what one run of hallmark.service came to, as systemd and the journal have it.
+type report struct {
+	exit     int
+	restarts bool // systemd will start it again
+	lines    []string
+	took     time.Duration
+}
+
+// serve runs hallmark.service as its timer does, and waits until it ends.
+func (m *machine) serve(t *testing.T, ask time.Duration) report {
+	t.Helper()
+	m.begin(t, ask)
+	return m.end(t)
+}
+
+// begin starts the service. With ask, that is how long it may ask.
+func (m *machine) begin(t *testing.T, ask time.Duration) {
+	t.Helper()
+	prepare := "rm -f " + askFile
+	if ask != 0 {
+		prepare = fmt.Sprintf("echo ASK=%s >%s", ask, askFile)
+	}
+	// The test comes oftener than systemd lets units start.
+	m.sh(t, prepare+"; systemctl reset-failed hallmark.service 2>/dev/null || true; systemctl restart hallmark.service")
+}
+
+// end waits until the service has ended, and keeps systemd from starting it again.
+func (m *machine) end(t *testing.T) report {
+	t.Helper()
+	out := m.sh(t, `until systemctl show hallmark.service >/run/hallmark-unit && grep -Eqx 'SubState=(dead|failed|auto-restart)' /run/hallmark-unit; do sleep 0.1; done
+systemctl stop hallmark.service
+journalctl --sync
+cat /run/hallmark-unit
+echo
+id=$(sed -n 's/^InvocationID=//p' /run/hallmark-unit)
+journalctl --output=cat _SYSTEMD_INVOCATION_ID=$id + INVOCATION_ID=$id`)
+	shown, journal, _ := strings.Cut(out, "\n\n")
+	unit := map[string]string{}
+	for line := range strings.Lines(shown) {
+		key, value, _ := strings.Cut(strings.TrimSpace(line), "=")
+		unit[key] = value
+	}
+	exit, err := strconv.Atoi(unit["ExecMainStatus"])
+	if err != nil {
+		t.Fatal(err)
+	}
+	return report{
+		exit: exit, restarts: unit["SubState"] == "auto-restart",
+		took:  microseconds(t, unit["ExecMainExitTimestampMonotonic"]) - microseconds(t, unit["ExecMainStartTimestampMonotonic"]),
+		lines: strings.Split(strings.TrimSpace(journal), "\n"),
+	}
+}
+
+func microseconds(t *testing.T, value string) time.Duration {
+	t.Helper()
+	n, err := strconv.ParseInt(value, 10, 64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return time.Duration(n) * time.Microsecond
+}
+
+// makeDue makes the certificates due for renewal.
+func (m *machine) makeDue(t *testing.T) {
+	t.Helper()
+	m.edit(t, "state.json", func(state map[string]any) {
+		now := time.Now().UTC().Truncate(time.Second)
+		state["enrolledAt"], state["renewAfter"] = now.Add(-72*time.Hour), now.Add(-time.Minute)
+	})
+}
+
+// endPause lets the pause pass that a failed run has noted for the next ones.
+func (m *machine) endPause(t *testing.T) {
+	t.Helper()
+	if _, err := os.Stat(m.Path(agent.StateDir + "/setback.json")); errors.Is(err, fs.ErrNotExist) {
+		return
+	}
+	m.edit(t, "setback.json", func(setback map[string]any) {
+		setback["notBefore"] = time.Now().UTC().Add(-time.Second).Truncate(time.Second)
+	})
+}
+
+// edit changes a file that hallmark keeps.
+func (m *machine) edit(t *testing.T, name string, change func(map[string]any)) {
+	t.Helper()
+	path := m.Path(agent.StateDir + "/" + name)
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	fields := map[string]any{}
+	if err := json.Unmarshal(data, &fields); err != nil {
+		t.Fatal(err)
+	}
+	change(fields)
+	if data, err = json.Marshal(fields); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, data, 0o644); err != nil {
+		t.Fatal(err)
+	}
+}

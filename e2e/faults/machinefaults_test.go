@@ -1,0 +1,89 @@
+//go:build e2e && linux
+
+package faults
+
+import (
+	"context"
+	"net/http"
+	"testing"
+
+	"github.com/hallmark-ssh/hallmark/e2e/lab"
+)
+
+// onTheMachine are faults of its disk, its files and its runs.
+func onTheMachine() []fault {
+	return []fault{
+		{name: "disk full", begin: diskFull},
+		{name: "`/etc` read-only", begin: script("mount --bind /etc /etc; mount -o remount,bind,ro /etc", "umount /etc")},
+		{name: "`/var` read-only", begin: script("mount --bind /var /var; mount -o remount,bind,ro /var", "umount /var")},
+		{name: "sshd's configuration broken before a renewal", begin: brokenConfiguration},
+		{name: "sshd's configuration broken after a renewal", begin: brokenConfiguration, idle: true},
+		{name: "hallmark's configuration broken", begin: edited("/etc/hallmark/config.yaml", "s/^signer_url/signer_ulr/")},
+		{name: "certificates removed, sshd restarted", begin: script("rm /etc/ssh/*-cert.pub;"+restart, ""), idle: true},
+		{name: "a certificate damaged, sshd restarted", begin: script(`for c in /etc/ssh/*-cert.pub; do head -c 100 $c >/root/c; cat /root/c >$c; done;`+restart, ""), idle: true},
+		{name: "a certificate of another key, sshd restarted", begin: script("cp /etc/ssh/ssh_host_rsa_key-cert.pub /etc/ssh/ssh_host_ed25519_key-cert.pub;"+restart, ""), idle: true},
+		{name: "the file of trusted CAs removed", begin: script("rm /etc/ssh/hallmark/openssh_ca.pub", ""), idle: true},
+		{name: "the state damaged", begin: script("echo '{' >/var/lib/hallmark/state.json", ""), idle: true},
+		{name: "a folder in place of the state", begin: folder("/var/lib/hallmark/state.json"), idle: true},
+		{name: "a folder in place of a certificate", begin: folder("/etc/ssh/ssh_host_ed25519_key-cert.pub"), idle: true},
+		{name: "a folder in place of the trusted CAs", begin: folder("/etc/ssh/hallmark/openssh_ca.pub"), idle: true},
+		{name: "a folder in place of the lock", begin: folder("/var/lib/hallmark/.lock")},
+		{name: "a run killed while it asks the signer", begin: killed},
+		{name: "sshd stopped", begin: script("systemctl stop ssh.service", "systemctl start ssh.service")},
+	}
+}
+
+// restart has sshd read its files again. The test does so oftener than systemd lets units
+// start.
+const restart = "systemctl reset-failed ssh.service 2>/dev/null || true; systemctl restart ssh.service;"
+
+// script causes a fault by one script, and ends it by another. Without that, a run has to.
+func script(begin, end string) func(*testing.T, *machine) func() {
+	return func(t *testing.T, m *machine) func() {
+		m.sh(t, begin)
+		return func() {
+			if end != "" {
+				m.sh(t, end)
+			}
+		}
+	}
+}
+
+// folder puts a folder in the place of a file, and a file into it. It is left to hallmark,
+// and to a person if hallmark can do nothing.
+func folder(path string) func(*testing.T, *machine) func() {
+	return script("rm -f "+path+"; mkdir -p "+path+"; touch "+path+"/file", "if [ -d "+path+" ]; then rm -r "+path+"; fi")
+}
+
+// diskFull gives the files that change a file system of their own, without space.
+func diskFull(t *testing.T, m *machine) func() {
+	m.sh(t, `for folder in /etc/ssh /var/lib/hallmark; do
+	small=/run/small$folder
+	mkdir -p $small
+	mount -t tmpfs -o size=2m tmpfs $small
+	cp -a $folder/. $small/
+	dd if=/dev/zero of=$small/filler bs=4k 2>/dev/null || true
+	mount --bind $small $folder
+done`)
+	return func() {
+		m.sh(t, "for folder in /etc/ssh /var/lib/hallmark; do umount $folder /run/small$folder; done")
+	}
+}
+
+func brokenConfiguration(t *testing.T, m *machine) func() {
+	return script("echo NoSuchKeyword yes >/etc/ssh/sshd_config.d/99-broken.conf", "rm /etc/ssh/sshd_config.d/99-broken.conf")(t, m)
+}
+
+// killed kills the run at its question.
+func killed(t *testing.T, m *machine) func() {
+	ctx := context.WithoutCancel(t.Context())
+	shared.lab.SetFrontTrouble(lab.FrontTrouble{Wrap: func(http.Handler) http.Handler {
+		return http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
+			if _, err := m.Run(ctx, "systemctl", "kill", "--kill-who=main", "--signal=KILL", "hallmark.service"); err != nil {
+				t.Error(err)
+			}
+			panic(http.ErrAbortHandler)
+		})
+	}})
+	return func() { shared.lab.SetFrontTrouble(lab.FrontTrouble{}) }
+}

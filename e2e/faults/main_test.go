@@ -1,0 +1,114 @@
+//go:build e2e && linux
+
+// Package faults breaks a machine in every way that docs/reliability.md lists. For each
+// fault it logs in before and after a run of hallmark.service, notes what the run says,
+// ends the fault, and sees which run puts things right. The table in the document is what
+// it saw.
+//
+// What a timer waits for is not waited for here: the test makes the pause in setback.json
+// end, and starts the unit as the timer does. Runs that would ask for two minutes ask for
+// seconds.
+package faults
+
+import (
+	"bytes"
+	"context"
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/hallmark-ssh/hallmark/e2e/fleet"
+	"github.com/hallmark-ssh/hallmark/e2e/lab"
+)
+
+var update = flag.Bool("update", false, "rewrite the table in docs/reliability.md")
+
+// shared is the lab, an image, and the machine that most faults befall. TestMain fills it.
+var shared struct {
+	lab     *lab.Lab
+	image   lab.Image
+	machine *machine
+}
+
+func TestMain(m *testing.M) {
+	flag.Parse()
+	os.Exit(fleet.Main(os.Stderr, func(ctx context.Context, f *fleet.Fleet) int {
+		if err := setUp(ctx, f); err != nil {
+			fmt.Fprintf(os.Stderr, "faults: error: %v\n", err)
+			return 1
+		}
+		return m.Run()
+	}))
+}
+
+func setUp(ctx context.Context, f *fleet.Fleet) error {
+	dir, err := os.MkdirTemp("", "faults-")
+	if err != nil {
+		return err
+	}
+	shared.lab, err = lab.New(ctx, f, lab.Config{
+		Bootstrap: "../../bin/bootstrap", Packer: "../../bin/packer", Plugin: "../../bin/packer-plugin-hallmark",
+	}, dir)
+	if err != nil {
+		return err
+	}
+	var packer bytes.Buffer
+	if shared.image, err = shared.lab.Bake(ctx, &packer); err != nil {
+		return fmt.Errorf("%w\n--- packer\n%s", err, &packer)
+	}
+	shared.machine, err = boot(ctx, lab.Template{Name: "broken"})
+	if err != nil {
+		return err
+	}
+	if _, err := shared.machine.WaitEnrolled(ctx); err != nil {
+		var dump bytes.Buffer
+		shared.machine.Dump(ctx, &dump)
+		return fmt.Errorf("%w\n%s--- signer\n%s", err, &dump, shared.lab.SignerLog())
+	}
+	return nil
+}
+
+// askFile gives hallmark.service a time in which to ask.
+const askFile = "/run/hallmark-ask"
+
+// dropIn lets a test say how long a run asks. Nothing else of the unit is changed.
+const dropIn = `[Service]
+Environment=ASK=2m
+EnvironmentFile=-` + askFile + `
+ExecStart=
+ExecStart=/usr/local/bin/hallmark renew --timeout ${ASK}
+`
+
+// boot launches a machine whose hourly timer does not come in between.
+func boot(ctx context.Context, template lab.Template) (*machine, error) {
+	template.Image = shared.image
+	template.Prepare = func(_ context.Context, root string) error {
+		dir := filepath.Join(root, "etc/systemd/system/hallmark.service.d")
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return err
+		}
+		if err := os.WriteFile(filepath.Join(dir, "test.conf"), []byte(dropIn), 0o644); err != nil {
+			return err
+		}
+		return os.Remove(filepath.Join(root, "etc/systemd/system/timers.target.wants/hallmark-renew.timer"))
+	}
+	i, err := shared.lab.Launch(ctx, template)
+	return &machine{i}, err
+}
+
+// launch boots a machine, which is powered off after the test.
+func launch(t *testing.T, template lab.Template) *machine {
+	t.Helper()
+	m, err := boot(t.Context(), template)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := m.PowerOff(context.WithoutCancel(t.Context())); err != nil {
+			t.Error(err)
+		}
+	})
+	return m
+}
