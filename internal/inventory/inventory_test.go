@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
+
+	"github.com/hallmark-ssh/hallmark/internal/clocktest"
 )
 
 const (
@@ -189,6 +191,34 @@ func TestImageIsRememberedForAWhile(t *testing.T) {
 		if n := f.count("DescribeImages"); n != asked {
 			t.Errorf("request %d: asked %d times; want %d", i, n, asked)
 		}
+	}
+}
+
+// A process that was frozen asks again, though its monotonic clock stood still. So it does
+// where EC2 has closed the connection meanwhile.
+func TestAFrozenProcessAsksAboutTheImageAgain(t *testing.T) {
+	f := &fakeEC2{answers: map[string][]string{"DescribeInstances": {instance}, "DescribeImages": {images}}}
+	server := httptest.NewServer(f)
+	t.Cleanup(server.Close)
+	e, waits := start(t, f)
+	e.http, e.endpoint = server.Client(), func(string) (string, error) { return server.URL, nil }
+	now := time.Now()
+	e.now = func() time.Time { return now }
+	for want := 1; want <= 2; want++ {
+		if _, err := e.Instance(t.Context(), account, region, id); err != nil {
+			t.Fatal(err)
+		}
+		if n := f.count("DescribeImages"); n != want {
+			t.Errorf("asked %d times, want %d", n, want)
+		}
+		if times := clocktest.CheckStored(t, "EC2", e); times < 1 {
+			t.Errorf("%d times found", times)
+		}
+		server.CloseClientConnections()
+		now = clocktest.Freeze(now, clocktest.FreezeTime)
+	}
+	if len(*waits) > 1 {
+		t.Errorf("waited %v for connections that were closed", *waits)
 	}
 }
 

@@ -1,39 +1,16 @@
 package signer
 
 import (
-	"fmt"
 	"net/http"
-	"reflect"
 	"testing"
 	"time"
-	"unsafe"
 
 	"golang.org/x/crypto/ssh"
 
+	"github.com/hallmark-ssh/hallmark/internal/clocktest"
 	"github.com/hallmark-ssh/hallmark/internal/hostcert"
 	"github.com/hallmark-ssh/hallmark/internal/teleport"
 )
-
-// frozen returns the time after a process was frozen for so long: the wall clock has
-// gone on, and the monotonic one has not.
-func frozen(t time.Time, d time.Duration) time.Time {
-	r := (*struct { // as package time has it
-		wall uint64
-		ext  int64
-		loc  *time.Location
-	})(unsafe.Pointer(&t))
-	if r.wall&hasMonotonic == 0 {
-		panic("no monotonic reading")
-	}
-	r.wall += uint64(d/time.Second) << 30
-	return t
-}
-
-// hasMonotonic is the bit of a time.Time that says so.
-const hasMonotonic = 1 << 63
-
-// freeze is longer than anything is kept.
-const freeze = 45 * time.Minute
 
 func TestAFrozenProcessReadsTheAuthoritiesAgain(t *testing.T) {
 	w := newWorld(t)
@@ -45,13 +22,13 @@ func TestAFrozenProcessReadsTheAuthoritiesAgain(t *testing.T) {
 	}
 	before := w.signer.Answer(t.Context(), Request{Method: http.MethodGet})
 	current = newKey(t).PublicKey() // a rotation
-	now = frozen(now, freeze)
+	now = clocktest.Freeze(now, clocktest.FreezeTime)
 	after := w.signer.Answer(t.Context(), Request{Method: http.MethodGet})
 	if before.Status != http.StatusOK || after.Status != http.StatusOK || before.Header["ETag"] == after.Header["ETag"] {
 		t.Errorf("after the freeze: status %d, list %q, want another than %q", after.Status, after.Header["ETag"], before.Header["ETag"])
 	}
 	w.dialErr = teleport.ErrUnavailable
-	now = frozen(now, freeze)
+	now = clocktest.Freeze(now, clocktest.FreezeTime)
 	if late := w.signer.Answer(t.Context(), Request{Method: http.MethodGet}); late.Status != http.StatusServiceUnavailable {
 		t.Errorf("status %d with a list that is older than %s", late.Status, authoritiesKept)
 	}
@@ -68,7 +45,7 @@ func TestAFrozenProcessRefillsItsLimits(t *testing.T) {
 			if l.take(bucket{}, p.burst, p.every, now) == 0 {
 				t.Fatal("no limit")
 			}
-			now = frozen(now, freeze)
+			now = clocktest.Freeze(now, clocktest.FreezeTime)
 			for n := range p.burst {
 				if wait := l.take(bucket{}, p.burst, p.every, now); wait != 0 {
 					t.Fatalf("request %d after the freeze: wait %s", n, wait)
@@ -83,7 +60,7 @@ func TestAFrozenProcessReadsRecordedKeysAgain(t *testing.T) {
 	now, reads := time.Now(), 0
 	read := func() ([]string, error) { reads++; return nil, nil }
 	r.get(inTestAccount(testInstance), now, read)
-	r.get(inTestAccount(testInstance), frozen(now, freeze), read)
+	r.get(inTestAccount(testInstance), clocktest.Freeze(now, clocktest.FreezeTime), read)
 	if reads != 2 {
 		t.Errorf("%d reads, want 2", reads)
 	}
@@ -126,46 +103,11 @@ func TestNothingStoredHasAMonotonicReading(t *testing.T) {
 	}
 	times := 0
 	for name, value := range kept {
-		times += checkTimes(t, name, reflect.ValueOf(value), make(map[uintptr]bool))
+		times += clocktest.CheckStored(t, name, value)
 	}
 	if times < 10 {
 		t.Errorf("only %d times found: the test does not see what is stored", times)
 	}
-}
-
-// checkTimes finds all times in a value, unexported ones too, and returns how many.
-func checkTimes(t *testing.T, path string, v reflect.Value, seen map[uintptr]bool) (n int) {
-	t.Helper()
-	if v.IsValid() && v.Type() == reflect.TypeFor[time.Time]() {
-		if v.Field(0).Uint()&hasMonotonic != 0 {
-			t.Errorf("%s has a monotonic reading", path)
-		}
-		return 1
-	}
-	switch v.Kind() {
-	case reflect.Pointer:
-		if v.IsNil() || seen[v.Pointer()] {
-			return 0
-		}
-		seen[v.Pointer()] = true
-		return checkTimes(t, path, v.Elem(), seen)
-	case reflect.Interface:
-		return checkTimes(t, path, v.Elem(), seen)
-	case reflect.Struct:
-		for i := range v.NumField() {
-			n += checkTimes(t, path+"."+v.Type().Field(i).Name, v.Field(i), seen)
-		}
-	case reflect.Slice, reflect.Array:
-		for i := range v.Len() {
-			n += checkTimes(t, path+"[]", v.Index(i), seen)
-		}
-	case reflect.Map:
-		for _, key := range v.MapKeys() {
-			n += checkTimes(t, fmt.Sprintf("%s[%v]", path, key), v.MapIndex(key), seen)
-		}
-	default: // holds no time
-	}
-	return n
 }
 
 // Teleport's clock is ahead by all that is accepted, and signing takes a while: the

@@ -13,6 +13,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/hallmark-ssh/hallmark/internal/clocktest"
 	"github.com/hallmark-ssh/hallmark/internal/policy"
 )
 
@@ -386,6 +387,30 @@ func TestACanceledRequestSpoilsNoLook(t *testing.T) {
 		w.inForce(t, good)
 		if w.fetches != 1 {
 			t.Errorf("%d looks, want 1", w.fetches)
+		}
+	})
+}
+
+// A process that was frozen takes another look, though its monotonic clock stood still.
+func TestAFrozenProcessLooksAgain(t *testing.T) {
+	now := time.Now() // a bubble's clock has no monotonic reading
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(good)
+		w.policy.config.Now = func() time.Time { return now }
+		for want := 1; want <= 2; want++ {
+			for range 2 { // the second comes at the same moment
+				if _, err := w.policy.Current(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+				synctest.Wait()
+				if w.fetches != want {
+					t.Errorf("%d looks, want %d", w.fetches, want)
+				}
+			}
+			now = clocktest.Freeze(now, clocktest.FreezeTime)
+		}
+		if times := clocktest.CheckStored(t, "policy", w.policy); times < 1 {
+			t.Errorf("%d times found", times)
 		}
 	})
 }
