@@ -108,6 +108,7 @@ func TestEnrollLeavesPendingChangesAlone(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
 			m := newMachine(t)
+			m.settle = time.Minute // a safety net: it is only waited for in vain
 			// As on most systems: the main file includes others.
 			m.sshd.sites = true
 			m.sshd.update("50-site.conf", "PermitUserEnvironment yes\n")
@@ -188,6 +189,7 @@ func TestWaitingCertificatesAreTakenUp(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
 			m := newMachine(t)
+			m.settle = time.Minute // a safety net
 			m.withoutHallmark()
 			m.observed()
 			m.sshd.configure("PermitTTY no\n" + m.sshd.hallmarkLines())
@@ -218,7 +220,7 @@ func TestRenewalWaits(t *testing.T) {
 	if _, err := m.Renew(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	old := m.state()
+	old, reloads := m.state(), m.sshd.reloads // OpenSSH 10 had to be reloaded for the first ones
 	m.sshd.stop()
 	m.sshd.configure("")
 	m.sshd.start()
@@ -251,8 +253,8 @@ func TestRenewalWaits(t *testing.T) {
 	if w := m.state().Waiting; w == nil || !w.AccessEnds.Equal(old.End()) {
 		t.Errorf("state %+v", m.state())
 	}
-	if m.sshd.reloads != 0 {
-		t.Errorf("%d reloads", m.sshd.reloads)
+	if m.sshd.reloads != reloads {
+		t.Errorf("%d reloads", m.sshd.reloads-reloads)
 	}
 	m.sshd.acceptsLogins()
 }

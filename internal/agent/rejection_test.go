@@ -96,7 +96,7 @@ func TestNextRequestTellsOfUselessCertificates(t *testing.T) {
 	}{
 		{"nobody can log in", func(m *machine) {
 			m.sshd.stop()
-			m.sshd.configure("PubkeyAcceptedAlgorithms ssh-ed25519\n" + m.sshd.hallmarkLines())
+			m.sshd.configure("PubkeyAcceptedKeyTypes ssh-ed25519\n" + m.sshd.hallmarkLines())
 			m.sshd.start()
 		}, protocol.RejectedLoginsBlocked},
 		{"they wait for a reload", func(m *machine) {

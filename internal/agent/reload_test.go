@@ -133,7 +133,7 @@ func TestFutileReloadIsTriedAgain(t *testing.T) {
 			if _, err := m.Renew(t.Context()); err == nil {
 				t.Fatal("no error")
 			}
-			m.sshd.onReload, m.settle = nil, settleTimeout
+			m.sshd.onReload, m.settle = nil, time.Minute
 			later := time.Now().Add(12 * time.Hour)
 			m.now, m.clock = func() time.Time { return later }, func() time.Time { return later }
 			if err := test.act(t, m); err != nil {
