@@ -265,7 +265,7 @@ func TestEnrollWithAnotherConfiguration(t *testing.T) {
 			if err := os.WriteFile(sshd.MainConfig, usual, 0o644); err != nil {
 				t.Fatal(err)
 			}
-			m.sshd.Server.Config = ""
+			m.sshd.Config = ""
 			m.startWith(m.sshd.address, "-f", filepath.Join(m.dir, "other.conf"))
 			o, err := m.Enroll(t.Context())
 			if test.runs {
