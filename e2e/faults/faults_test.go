@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"context"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -28,7 +29,7 @@ type fault struct {
 // TestFaults is the table in docs/reliability.md.
 func TestFaults(t *testing.T) {
 	table := openTable(t)
-	for _, f := range slicesOf(fromOutside(), onTheMachine(), inSettings()) {
+	for _, f := range slices.Concat(fromOutside(), onTheMachine(), inSettings()) {
 		t.Run(f.name, func(t *testing.T) {
 			table.add(t, shared.machine.befall(t, f))
 		})
@@ -47,13 +48,6 @@ func TestFaults(t *testing.T) {
 		})
 	}
 	table.close(t)
-}
-
-func slicesOf(lists ...[]fault) (all []fault) {
-	for _, list := range lists {
-		all = append(all, list...)
-	}
-	return all
 }
 
 // befall lets a fault befall the machine, and leaves it as it was before.
