@@ -123,6 +123,8 @@ type Record struct {
 	// TagsVersion counts the notes that the instance's tags may have changed.
 	TagsVersion uint64
 	Ended       bool
+	// Expires is when the record may be forgotten. Zero is never.
+	Expires time.Time
 	// PermittedKey is the key of a permit to re-key that is not used yet, or empty. The
 	// permit may have ended.
 	PermittedKey string

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 )
@@ -16,14 +17,49 @@ import (
 // each would let the other's host keys and names be taken. The zero value is
 // empty and ready for use.
 //
-// It forgets nothing. Only instances that proved themselves, ended or had their tags
+// It forgets nothing, not even records that have expired. Only instances that proved themselves, ended or had their tags
 // changed get a record, of about a kilobyte at most, so the process ends long before
 // its memory does.
 type Memory struct {
+	// Now is the clock by which records expire. Without it, they never do.
+	Now func() time.Time
+
 	mu        sync.Mutex
 	instances map[Instance]record
 	keys      map[string]Instance // by fingerprint
 	names     map[string]Instance
+}
+
+// Clone returns a separate ledger with the same contents and no clock.
+func (m *Memory) Clone() *Memory {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return &Memory{instances: maps.Clone(m.instances), keys: maps.Clone(m.keys), names: maps.Clone(m.names)}
+}
+
+// String returns all that the ledger holds. Two ledgers with the same text behave alike.
+func (m *Memory) String() string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	lines := make([]string, 0, len(m.instances)+len(m.keys)+len(m.names))
+	for i, r := range m.instances {
+		lines = append(lines, r.text(i))
+	}
+	for key, holder := range m.keys {
+		lines = append(lines, keyPK(key)+" "+formatInstance(holder))
+	}
+	for name, holder := range m.names {
+		lines = append(lines, namePK(name)+" "+formatInstance(holder))
+	}
+	slices.Sort(lines)
+	return strings.Join(lines, "\n")
+}
+
+func (m *Memory) clock() time.Time {
+	if m.Now == nil {
+		return time.Time{}
+	}
+	return m.Now()
 }
 
 // Lookup returns what is known of an instance, and the zero Record if nothing is.
@@ -131,7 +167,7 @@ func (m *Memory) Expired(ctx context.Context, from string, now time.Time) (Expir
 func (m *Memory) EndExpired(ctx context.Context, i Instance, now time.Time) (bool, error) {
 	ended := false
 	_, err := m.amend(ctx, "end the expired record of", i, func(r record) (record, error) {
-		next, err := r.endExpired(now, time.Time{})
+		next, err := r.endExpired(now, m.clock())
 		ended = err == nil
 		return next, err
 	})
@@ -164,7 +200,7 @@ func (m *Memory) EndBy(ctx context.Context, i Instance, by string) error {
 		if r.ended {
 			return record{}, errUnchanged
 		}
-		return r.end(by, time.Time{}), nil
+		return r.end(by, m.clock()), nil
 	})
 	return err
 }
@@ -197,7 +233,7 @@ func (m *Memory) Permit(ctx context.Context, i Instance, p Permit) error {
 // version. The record of an instance that ended is returned as it is. One that never
 // enrolled has no generation; it keeps the note for an hour.
 func (m *Memory) Announce(ctx context.Context, i Instance) (Record, error) {
-	r, err := m.amend(ctx, "announce a write about", i, func(r record) (record, error) { return r.withNote(time.Time{}) })
+	r, err := m.amend(ctx, "announce a write about", i, func(r record) (record, error) { return r.withNote(m.clock()) })
 	return r.exported(), err
 }
 

@@ -51,8 +51,22 @@ func (r record) exported() Record {
 		ConfirmedHostname: r.confirmedHostname, Signer: r.signer, Ended: r.ended,
 		Image: r.image, ImageOwner: r.imageOwner, ImageTags: maps.Clone(r.imageTags),
 		End: r.names[r.confirmedHostname], Lease: r.lease, TagsVersion: r.tagsVersion,
-		PermittedKey: r.permit.Fingerprint, EndedBy: r.endedBy,
+		PermittedKey: r.permit.Fingerprint, EndedBy: r.endedBy, Expires: r.expires,
 	}
+}
+
+// text says all of the record of an instance.
+func (r record) text(i Instance) string {
+	names := make([]string, 0, len(r.names))
+	for name, end := range r.names {
+		names = append(names, fmt.Sprintf("%s until %d", name, end.Unix()))
+	}
+	slices.Sort(names)
+	return fmt.Sprintf("%s version %d.%d keys %q names %q confirmed %q lease %d signer %q tags %d "+
+		"image %q %q %t%q permit %q %d %q re-keyed %q ended %t %q expires %d",
+		instancePK(i), r.version, r.generation, r.keys, names, r.confirmedHostname, r.lease.Unix(), r.signer, r.tagsVersion,
+		r.image, r.imageOwner, r.imageTags == nil, r.imageTags, r.permit.Fingerprint, r.permit.End.Unix(), r.permit.By, r.rekeyedBy,
+		r.ended, r.endedBy, r.expires.Unix())
 }
 
 // isKnown reports whether the instance ever claimed anything or ended. A record that

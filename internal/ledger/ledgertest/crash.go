@@ -92,7 +92,8 @@ func (o operation) wantOneHolder(f *fixture) {
 // wantAsWithoutCrash compares with a ledger in memory.
 func (o operation) wantAsWithoutCrash(f *fixture) {
 	f.t.Helper()
-	whole := newFixture(f.t, new(ledger.Memory))
+	whole := newFixture(f.t, nil)
+	whole.Ledger = &ledger.Memory{Now: func() time.Time { return whole.now }}
 	o.prepare(whole)
 	f.now = whole.now
 	want, err := o.run(whole)

@@ -95,7 +95,8 @@ func interleaveAt(t *testing.T, o operation, rival func(*fixture) (ledger.Grant,
 // serially does one after the other in a ledger in memory.
 func (o operation) serially(t *testing.T, rival func(*fixture) (ledger.Grant, error), rivalFirst bool) outcome {
 	t.Helper()
-	f := newFixture(t, new(ledger.Memory))
+	f := newFixture(t, nil)
+	f.Ledger = &ledger.Memory{Now: func() time.Time { return f.now }}
 	o.prepare(f)
 	var out outcome
 	if rivalFirst {

@@ -1,0 +1,41 @@
+package ledger
+
+import (
+	"reflect"
+	"testing"
+	"time"
+)
+
+// TestRecordTextSaysAll changes one field after the other: a text that leaves one out would
+// make two ledgers look the same that are not.
+func TestRecordTextSaysAll(t *testing.T) {
+	end := time.Date(2026, 1, 9, 3, 4, 5, 0, time.UTC)
+	changed := map[string]record{
+		"version": {version: 1}, "generation": {generation: 1}, "keys": {keys: []string{"SHA256:a"}},
+		"names": {names: map[string]time.Time{"web": end}}, "confirmedHostname": {confirmedHostname: "web"},
+		"image": {image: "ami-1"}, "imageOwner": {imageOwner: "111122223333"}, "imageTags": {imageTags: map[string]string{}},
+		"signer": {signer: "hallmark.example.com"}, "lease": {lease: end}, "tagsVersion": {tagsVersion: 1},
+		"permit": {permit: Permit{Fingerprint: "SHA256:c"}}, "rekeyedBy": {rekeyedBy: "an operator"},
+		"ended": {ended: true}, "endedBy": {endedBy: "an operator"}, "expires": {expires: end},
+	}
+	fields := reflect.TypeFor[record]()
+	seen := map[string]string{record{}.text(Instance{}): "nothing"}
+	for n := range fields.NumField() {
+		name := fields.Field(n).Name
+		r, ok := changed[name]
+		if !ok {
+			t.Errorf("no record changes %s", name)
+			continue
+		}
+		text := r.text(Instance{})
+		if other, same := seen[text]; same {
+			t.Errorf("%s changes the text as little as %s: %s", name, other, text)
+		}
+		seen[text] = name
+	}
+	for name, p := range map[string]Permit{"end": {End: end}, "by": {By: "an operator"}} {
+		if text := (record{permit: p}).text(Instance{}); seen[text] != "" {
+			t.Errorf("%s of the permit does not change the text", name)
+		}
+	}
+}
