@@ -1,0 +1,425 @@
+package explore
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"golang.org/x/crypto/ssh"
+)
+
+// The graph of a pair has a state for each combination of a world and what both processes
+// have been answered. Each transition from each state is made once, however many orders
+// lead there.
+
+// state is where an order has got to.
+type state struct {
+	world *world
+	ops   [2]*history
+	// failure is what has gone wrong, of the one thing that may.
+	failure failure
+	// stale says that something read a state of Teleport that was old.
+	stale bool
+}
+
+type failure int8
+
+const (
+	none    failure = iota
+	failed          // a call
+	left            // a call by which an enrollment repairs a node: it is left to the sweep
+	died            // a process
+	skipped         // the clock was moved
+	misled          // something read an old state, where that counts
+)
+
+// node is a state, and what is known of it.
+type node struct {
+	state
+	moves  []*transition // what may happen there, while the node is being looked at
+	next   []*node       // after each of the moves; nil if not known yet
+	counts []counted
+}
+
+// counted is how many orders there are from a node on.
+type counted struct {
+	asleep sleepers
+	orders uint64
+}
+
+func (n *node) ended() bool { return n.ops[0].ended() && n.ops[1].ended() }
+
+// died is the history of a process that died.
+func (h *history) death() *history { return &history{run: h.run, died: true, err: errDied} }
+
+// taking is what taken follows from.
+type taking struct {
+	world      *world
+	transition *transition
+}
+
+type taken struct {
+	world  *world
+	answer answer
+}
+
+// graph is all states of a pair that were reached.
+type graph struct {
+	histories
+	pair   pair
+	worlds map[string]*world
+	nodes  map[state]*node
+	steps  map[taking]taken
+	moves  []*transition // by number, of each kind one
+	free   []sleepers    // by number, which others may happen in either order
+	clock  []*transition
+	dead   [2]*history
+	judge  *judge
+	moved  int // transitions made
+	idle   int // of those, by the memory of another state
+	path   []*transition
+}
+
+func (g *graph) intern(w *world) (*world, bool) {
+	text := w.text()
+	if known, ok := g.worlds[text]; ok {
+		return known, false
+	}
+	g.worlds[text] = w
+	return w, true
+}
+
+func (g *graph) node(s state) *node {
+	if n, ok := g.nodes[s]; ok {
+		return n
+	}
+	n := &node{state: s}
+	g.nodes[s] = n
+	return n
+}
+
+// newGraph returns the graph of a pair, and its first node. If it keeps each order, it
+// merges nothing and leaves nothing out.
+func newGraph(f *fixed, p pair, each bool) (*graph, *node, error) {
+	g := &graph{
+		histories: histories{fixed: f, answers: make(map[*history]answer), endings: make(map[ending]*history), each: each},
+		pair:      p, worlds: make(map[string]*world), nodes: make(map[state]*node), steps: make(map[taking]taken), judge: newJudge(),
+	}
+	w, err := p.world(f)
+	if err != nil {
+		return nil, nil, err
+	}
+	w, _ = g.intern(w)
+	if err := g.judge.world(w); err != nil {
+		return nil, nil, fmt.Errorf("at first: %w", err)
+	}
+	g.clock = g.number(clockMoves())
+	s := state{world: w}
+	for n, op := range p.ops {
+		s.ops[n] = g.begin(op.run, w.now)
+		g.dead[n] = s.ops[n].death()
+	}
+	return g, g.node(s), nil
+}
+
+func operationName(n int) string { return string(rune('A' + n)) }
+
+// expand finds what may happen.
+func (g *graph) expand(n *node) {
+	if n.moves != nil || n.ended() {
+		return
+	}
+	clock := n.failure == none && g.pair.moves
+	for k, h := range n.ops {
+		if h.moves == nil {
+			h.moves = g.number(h.transitions(operationName(k)))
+		}
+		if !g.each && !clock && h.isAlone(n.ops[1-k]) {
+			n.moves = nil
+		}
+		for _, t := range h.moves {
+			if n.failure != none && g.pair.takesTheFailure(t) || n.world.isOff(t) {
+				continue
+			}
+			n.moves = append(n.moves, t)
+		}
+		if !g.each && !clock && h.isAlone(n.ops[1-k]) {
+			break
+		}
+	}
+	if clock {
+		n.moves = append(n.moves, g.clock...)
+	}
+	n.next = make([]*node, len(n.moves))
+}
+
+// isAlone reports whether nothing that the other operation may still do matters to the
+// calls that wait, nor they to it. Then it is enough that they come first (a persistent
+// set, in Godefroid's terms).
+func (h *history) isAlone(other *history) bool {
+	if h.ended() {
+		return false
+	}
+	for _, c := range h.calls {
+		for _, u := range c.uses {
+			if u.write || c.service != inEC2 || other.changesEC2() {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+// repairs reports whether the operation is an enrollment that has done its work, or given
+// it up, and now repairs the node that it wrote.
+func (h *history) repairs() bool {
+	claimed, over := false, false
+	for ; h.parent != nil; h = h.parent {
+		claimed = claimed || strings.HasPrefix(h.event.call, "Claim ")
+		over = over || strings.HasPrefix(h.event.call, "Complete ") || strings.HasPrefix(h.event.call, "Announce ")
+	}
+	return claimed && over
+}
+
+// changesEC2 reports whether the operation has yet to change EC2, as it may with its first
+// call.
+func (h *history) changesEC2() bool {
+	return slices.ContainsFunc(h.calls, func(c waiting) bool { return c.service == inEC2 && c.isWrite() })
+}
+
+// number gives the same number to transitions that are the same.
+func (g *graph) number(all []transition) []*transition {
+	numbered := make([]*transition, len(all))
+	for n, t := range all {
+		if t.number = slices.IndexFunc(g.moves, t.is); t.number < 0 {
+			g.add(&t)
+		}
+		numbered[n] = &t
+	}
+	return numbered
+}
+
+// add gives a new number.
+func (g *graph) add(t *transition) {
+	t.number = len(g.moves)
+	g.moves, g.free = append(g.moves, t), append(g.free, sleepers{})
+	for _, other := range g.moves {
+		if g.pair.independent(t, other) {
+			g.free[t.number] = g.free[t.number].with(other)
+			g.free[other.number] = g.free[other.number].with(t)
+		}
+	}
+}
+
+// follow makes one of the moves.
+func (g *graph) follow(n *node, move int) (*node, error) {
+	if n.next[move] != nil {
+		return n.next[move], nil
+	}
+	next, err := g.make(n.state, n.moves[move])
+	if err != nil {
+		return nil, err
+	}
+	n.next[move] = g.node(next)
+	return n.next[move], nil
+}
+
+func (g *graph) take(w *world, t *transition) (taken, error) {
+	key := taking{w, t}
+	if done, ok := g.steps[key]; ok {
+		return done, nil
+	}
+	next, a := w.take(t)
+	done := taken{next, a}
+	if next != w {
+		var isNew bool
+		if done.world, isNew = g.intern(next); isNew {
+			if err := g.judge.world(next); err != nil {
+				return taken{}, err
+			}
+		}
+		if err := checkStep(w, next); err != nil {
+			return taken{}, err
+		}
+	}
+	g.steps[key] = done
+	return done, nil
+}
+
+func (g *graph) make(s state, t *transition) (state, error) {
+	done, err := g.take(s.world, t)
+	if err != nil {
+		return state{}, err
+	}
+	s.world = done.world
+	s.stale = s.stale || t.outcome == isStale
+	if t.outcome == isStale && g.pair.takesTheFailure(t) {
+		s.failure = misled
+	}
+	if t.takesTheFailure() {
+		if s.failure = t.failure(); s.failure == failed && s.ops[t.process()].repairs() {
+			s.failure = left
+		}
+	}
+	if t.operation == timekeeper {
+		return s, nil
+	}
+	k := t.process()
+	if t.outcome == dies {
+		s.ops[k] = g.dead[k]
+		return s, nil
+	}
+	s.ops[k], err = g.after(s.ops[k], t.call, done.answer, s.world.now)
+	if err == nil && len(s.ops[k].handed) > 0 {
+		s.world, err = g.handOut(s.world, s.ops[k].handed, g.pair.ops[k].instance)
+	}
+	return s, err
+}
+
+// handOut returns the world in which a machine has its certificates.
+func (g *graph) handOut(w *world, certificates []*ssh.Certificate, instance int) (*world, error) {
+	next := w.clone()
+	if err := next.handOut(certificates); err != nil {
+		return nil, err
+	}
+	next, _ = g.intern(next)
+	return next, errors.Join(g.judge.world(next), next.checkHeld(instance))
+}
+
+// orders counts the orders from a node on, without those of which the first transition
+// may happen later as well: of orders that differ only in what is independent, one is
+// counted (sleep sets: P. Godefroid, Partial-Order Methods for the Verification of
+// Concurrent Systems, 1996). It visits each node with each sleep set once.
+type orders struct {
+	*graph
+	all  bool // also those that differ only in what is independent
+	ends map[*node]bool
+}
+
+// sleepers are the numbers of transitions that need not be made.
+type sleepers [4]uint64
+
+func (s sleepers) has(t *transition) bool { return s[t.number/64]&(1<<(t.number%64)) != 0 }
+
+func (s sleepers) and(other sleepers) sleepers {
+	for n := range s {
+		s[n] &= other[n]
+	}
+	return s
+}
+
+func (s sleepers) without(t *transition) sleepers {
+	s[t.number/64] &^= 1 << (t.number % 64)
+	return s
+}
+
+func (s sleepers) with(t *transition) sleepers {
+	s[t.number/64] |= 1 << (t.number % 64)
+	return s
+}
+
+func (o *orders) count(n *node, asleep sleepers) (uint64, error) {
+	for _, c := range n.counts {
+		if c.asleep == asleep {
+			return c.orders, nil
+		}
+	}
+	o.expand(n)
+	total, err := o.countMoves(n, asleep)
+	if err != nil {
+		return 0, err
+	}
+	n.counts = append(n.counts, counted{asleep, total})
+	n.moves, n.next = nil, nil // found again if need be: there are many nodes
+	return total, nil
+}
+
+func (o *orders) countMoves(n *node, asleep sleepers) (total uint64, err error) {
+	if n.ended() {
+		return 1, o.end(n)
+	}
+	for move, t := range n.moves {
+		if !o.all && asleep.has(t) {
+			continue
+		}
+		o.path = append(o.path, t)
+		next, err := o.follow(n, move)
+		if err != nil {
+			return 0, o.trace(err)
+		}
+		var still sleepers
+		if !o.all {
+			if still, err = o.still(n, asleep, t); err != nil {
+				return 0, o.trace(err)
+			}
+			asleep = asleep.with(t)
+		}
+		count, err := o.count(next, still)
+		if err != nil {
+			return 0, err
+		}
+		total = plus(total, count)
+		o.path = o.path[:len(o.path)-1]
+	}
+	return total, nil
+}
+
+func (o *orders) end(n *node) error {
+	if o.ends[n] {
+		return nil
+	}
+	o.ends[n] = true
+	if err := o.judge.end(o.pair, n.state); err != nil {
+		return o.trace(err)
+	}
+	return nil
+}
+
+// still returns which of the sleepers may as well happen after a transition.
+func (o *orders) still(n *node, asleep sleepers, t *transition) (sleepers, error) {
+	still := asleep.and(o.free[t.number])
+	for _, s := range n.moves {
+		if s.operation != t.operation || !still.has(s) {
+			continue
+		}
+		if free, err := o.independentAt(n, s, t); err != nil {
+			return still, err
+		} else if !free {
+			still = still.without(s)
+		}
+	}
+	return still, nil
+}
+
+// independentAt reports whether two transitions that are possible at a node may happen in
+// either order with the same result. Those of one operation may if it waits for both
+// answers, whichever comes first.
+func (g *graph) independentAt(n *node, s, t *transition) (bool, error) {
+	if !g.pair.independent(s, t) || s.operation != t.operation {
+		return g.pair.independent(s, t), nil
+	}
+	for _, t := range []*transition{s, t} {
+		next, err := g.follow(n, slices.IndexFunc(n.moves, t.is))
+		if err != nil {
+			return false, err
+		}
+		if k := t.process(); !next.ops[k].waitsOn(n.ops[k]) {
+			return false, nil
+		}
+	}
+	return true, nil
+}
+
+var errTraced = errors.New("trace")
+
+func (g *graph) trace(err error) error {
+	if errors.Is(err, errTraced) {
+		return err
+	}
+	steps := []string{g.pair.name}
+	for _, t := range g.path {
+		steps = append(steps, t.String())
+	}
+	return fmt.Errorf("%w\n%w: %s", err, errTraced, strings.Join(steps, ";"))
+}
