@@ -76,8 +76,6 @@ type graph struct {
 	clock  []*transition
 	dead   [2]*history
 	judge  *judge
-	moved  int // transitions made
-	idle   int // of those, by the memory of another state
 	path   []*transition
 }
 

@@ -163,7 +163,7 @@ func (p pair) takesMinutes() bool {
 }
 
 func (p pair) independent(a, b *transition) bool {
-	return independent(a, b) && !(p.takesTheFailure(a) && p.takesTheFailure(b))
+	return independent(a, b) && (!p.takesTheFailure(a) || !p.takesTheFailure(b))
 }
 
 // world makes the world that the operations find.

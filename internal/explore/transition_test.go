@@ -155,6 +155,7 @@ func (w *world) take(t *transition) (*world, answer) {
 		return w, w.failure(t)
 	case isStale:
 		return w, t.of.make(w.lagging())
+	default: // the others change the world
 	}
 	if t.of == nil {
 		next := w.clone()
