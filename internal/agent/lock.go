@@ -44,7 +44,14 @@ func lock(dir string, now time.Time) (unlock func(), err error) {
 	if err := take(file, now); err != nil {
 		return nil, errors.Join(err, file.Close())
 	}
-	return func() { _ = file.Close() }, nil // nothing was written to it
+	return func() { release(file) }, nil
+}
+
+// release unlocks before it closes: a child that was just forked has the file open, too,
+// until it becomes another program, and closing alone would leave the lock with it.
+func release(file *os.File) {
+	_ = unix.Flock(int(file.Fd()), unix.LOCK_UN) // closing is what counts otherwise
+	_ = file.Close()                             // nothing was written to it
 }
 
 func take(file *os.File, now time.Time) error {

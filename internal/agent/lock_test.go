@@ -43,6 +43,29 @@ func TestOneRunAtATime(t *testing.T) {
 	}
 }
 
+// A child that was just forked shares the lock's file with its parent.
+func TestUnlockWhileAChildHasTheFile(t *testing.T) {
+	dir := t.TempDir()
+	file, err := os.OpenFile(lockPath(dir), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := take(file, time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	child, err := syscall.Dup(int(file.Fd()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer syscall.Close(child)
+	release(file)
+	unlock, err := lock(dir, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	unlock()
+}
+
 // An image must not be sealed, nor a machine changed by an installation, while a run goes on.
 func TestInstallAndSealTakeTheLock(t *testing.T) {
 	i := newImage(t, withInclude)
