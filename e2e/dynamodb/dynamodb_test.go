@@ -18,6 +18,8 @@ import (
 
 const region = "hm-test-1"
 
+func TestMain(m *testing.M) { os.Exit(dynamodb.Isolated(m)) }
+
 // emulator makes tables.
 type emulator struct {
 	url    string

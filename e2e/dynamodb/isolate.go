@@ -1,6 +1,6 @@
-//go:build e2e && linux
+//go:build linux
 
-package dynamodb_test
+package dynamodb
 
 import (
 	"errors"
@@ -9,7 +9,6 @@ import (
 	"os/exec"
 	"runtime"
 	"syscall"
-	"testing"
 
 	"golang.org/x/sys/unix"
 )
@@ -17,17 +16,17 @@ import (
 // isolatedVariable is set for the copy of this program that runs isolated.
 const isolatedVariable = "HALLMARK_TEST_ISOLATED"
 
-// TestMain runs the tests in a network namespace of their own, in which there is
-// loopback and nothing else: DynamoDB Local listens on every address.
-func TestMain(m *testing.M) {
+// Isolated runs tests in a network namespace of their own, in which there is loopback and
+// nothing else, and returns their exit status: DynamoDB Local listens on every address.
+func Isolated(tests interface{ Run() int }) int {
 	if os.Getenv(isolatedVariable) == "" {
-		os.Exit(runIsolated())
+		return runIsolated()
 	}
 	if err := bringUpLoopback(); err != nil {
 		fmt.Fprintf(os.Stderr, "bring up loopback: %v\n", err)
-		os.Exit(1)
+		return 1
 	}
-	os.Exit(m.Run())
+	return tests.Run()
 }
 
 func runIsolated() int {
