@@ -134,6 +134,7 @@ check-templates: setup bin/packer
 e2e: setup build bin/packer
 	HALLMARK_TEST_STRICT=1 go test -race -timeout 20m -tags e2e ./e2e/moto ./e2e/sts ./e2e/dynamodb ./e2e/policystore
 	HALLMARK_TEST_STRICT=1 go test -race -timeout 20m -tags e2e -run 'Moto|SAM' ./lambda
+	HALLMARK_TEST_STRICT=1 go test -timeout 20m -tags e2e -run TestDynamoDB ./internal/explore
 	go test -c -tags e2e -o bin/e2e.test ./e2e
 	cd e2e && $(AS_ROOT) ../bin/e2e.test -test.v -test.timeout 25m
 

@@ -215,8 +215,11 @@ func (m *Memory) Release(ctx context.Context, name, _ string, now time.Time) (In
 	if !held {
 		return Instance{}, fmt.Errorf("release %s: %w", name, ErrNotHeld)
 	}
-	_, err := m.amend(ctx, "release "+name+" of", holder, func(r record) (record, error) { return r.release(name, holder, now) })
-	return holder, err
+	_, err := m.amend(ctx, "amend", holder, func(r record) (record, error) { return r.release(name, holder, now) })
+	if err != nil {
+		return Instance{}, fmt.Errorf("release %s: %w", name, errors.Unwrap(err)) // as DynamoDB says it
+	}
+	return holder, nil
 }
 
 // Permit allows the instance to come with other host keys, once. It replaces a
