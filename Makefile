@@ -105,8 +105,9 @@ unit: ## run what needs no root, on any Linux or macOS
 	go test ./...
 
 .PHONY: explore
-explore: ## run every pair of operations in every order, also those that take minutes
+explore: ## run every pair of operations in every order, at last also those of calls that commute
 	go test -count 1 -timeout 0 -v ./internal/explore -run TestInterleavings -args -explore.all -explore.stale
+	go test -count 1 -timeout 0 -v ./internal/explore -run TestInterleavings -args -explore.all -explore.commuting
 
 .PHONY: unit-race
 unit-race:
