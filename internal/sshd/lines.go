@@ -46,6 +46,10 @@ func (s *Server) Lines() []Line { return s.read().lines }
 func (s *Server) read() *lineReader {
 	r := &lineReader{root: filepath.Join("/", s.Root)}
 	r.read(s.mainConfig(), nil, 0)
+	// "-o Include=FILE" brings in a file that this reader does not see.
+	for _, option := range s.running {
+		r.mayMatch = r.mayMatch || mentions(option, "match") || mentions(option, "include")
+	}
 	return r
 }
 

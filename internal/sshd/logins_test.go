@@ -80,20 +80,27 @@ func TestHowOftenSSHDRuns(t *testing.T) {
 	for _, test := range []struct {
 		name, config, included string
 		once                   bool
+		running                []string
 	}{
-		{"nothing", "", "", true},
-		{"no block", "Port 22\n# Match user git\n  #Match all\nInclude INCLUDED\n", "UsePAM yes\n", true},
-		{"a block", "Port 22\nMatch user git\n", "", false},
-		{"a tab and capitals", "\tMATCH User git\n", "", false},
-		{"an equals sign", "match=user git\n", "", false},
-		{"a quoted keyword", "\"Match\" user git\n", "", false},
-		{"in an included file", "Include INCLUDED\n", "Match all\n", false},
-		{"in a file whose Include is quoted", "\"Include\" INCLUDED\n", "Match all\n", false},
-		{"in a file behind a pattern of glob(7)", "Include DIR/[!x]ncluded\n", "Match all\n", false},
-		{"an included folder", "Include DIR\n", "", false},
-		{"beyond what is read", strings.Repeat("Port 22\n", maxLines+1), "", false},
+		{"nothing", "", "", true, nil},
+		{"no block", "Port 22\n# Match user git\n  #Match all\nInclude INCLUDED\n", "UsePAM yes\n", true, nil},
+		{"a block", "Port 22\nMatch user git\n", "", false, nil},
+		{"a tab and capitals", "\tMATCH User git\n", "", false, nil},
+		{"an equals sign", "match=user git\n", "", false, nil},
+		{"a quoted keyword", "\"Match\" user git\n", "", false, nil},
+		{"in an included file", "Include INCLUDED\n", "Match all\n", false, nil},
+		{"in a file whose Include is quoted", "\"Include\" INCLUDED\n", "Match all\n", false, nil},
+		{"in a file behind a pattern of glob(7)", "Include DIR/[!x]ncluded\n", "Match all\n", false, nil},
+		{"an included folder", "Include DIR\n", "", false, nil},
+		{"beyond what is read", strings.Repeat("Port 22\n", maxLines+1), "", false, nil},
+		{"included by an option", "", "", false, []string{"-o", "Include=/etc/other"}},
+		{"a port by an option", "", "", true, []string{"-p", "2222"}},
+		{"carriage returns", "Port 22\r\nMatch user git\r\n", "", false, nil},
+		{"a relative name", "Include *.hallmark-test-without-such-files\n", "", true, nil},
+		{"no space after the keyword", "Match=\"user\" git\n", "", false, nil},
 	} {
 		s := fakeSSHD(t, `echo run >>"$0.runs"; echo port 22`)
+		s.running = test.running
 		dir := filepath.Dir(s.Program)
 		included := filepath.Join(dir, "included")
 		config := strings.NewReplacer("INCLUDED", included, "DIR", dir).Replace(test.config)
