@@ -45,13 +45,7 @@ var shared struct {
 }
 
 func TestMain(m *testing.M) {
-	os.Exit(fleet.Main(os.Stderr, func(ctx context.Context, f *fleet.Fleet) int {
-		if err := setUp(ctx, f); err != nil {
-			fmt.Fprintf(os.Stderr, "e2e: error: %v\n", err)
-			return 1
-		}
-		return m.Run()
-	}))
+	os.Exit(fleet.Tests("e2e", setUp, m.Run))
 }
 
 func setUp(ctx context.Context, f *fleet.Fleet) (err error) {

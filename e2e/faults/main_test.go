@@ -34,13 +34,7 @@ var shared struct {
 
 func TestMain(m *testing.M) {
 	flag.Parse()
-	os.Exit(fleet.Main(os.Stderr, func(ctx context.Context, f *fleet.Fleet) int {
-		if err := setUp(ctx, f); err != nil {
-			fmt.Fprintf(os.Stderr, "faults: error: %v\n", err)
-			return 1
-		}
-		return m.Run()
-	}))
+	os.Exit(fleet.Tests("faults", setUp, m.Run))
 }
 
 func setUp(ctx context.Context, f *fleet.Fleet) error {

@@ -59,6 +59,18 @@ func Main(w io.Writer, inside func(ctx context.Context, f *Fleet) int, releases 
 	return code
 }
 
+// Tests is Main for a package's tests: inside, it sets up what they share and runs them. The
+// name stands in front of a failed setup.
+func Tests(name string, setUp func(ctx context.Context, f *Fleet) error, run func() int, releases ...Release) int {
+	return Main(os.Stderr, func(ctx context.Context, f *Fleet) int {
+		if err := setUp(ctx, f); err != nil {
+			fmt.Fprintf(os.Stderr, "%s: error: %v\n", name, err)
+			return 1
+		}
+		return run()
+	}, releases...)
+}
+
 // isolate prepares what needs the outside world, then runs the program again.
 func isolate(logger *log.Logger, releases []Release) (int, error) {
 	if os.Geteuid() != 0 {

@@ -40,13 +40,7 @@ type machine struct {
 
 func TestMain(m *testing.M) {
 	flag.Parse()
-	os.Exit(fleet.Main(os.Stderr, func(ctx context.Context, f *fleet.Fleet) int {
-		if err := setUp(ctx, f); err != nil {
-			fmt.Fprintf(os.Stderr, "people: error: %v\n", err)
-			return 1
-		}
-		return m.Run()
-	}, fleet.Debian12, fleet.Debian13))
+	os.Exit(fleet.Tests("people", setUp, m.Run, fleet.Debian12, fleet.Debian13))
 }
 
 func setUp(ctx context.Context, f *fleet.Fleet) error {

@@ -26,13 +26,7 @@ import (
 var shared *lab.Lab
 
 func TestMain(m *testing.M) {
-	os.Exit(fleet.Main(os.Stderr, func(ctx context.Context, f *fleet.Fleet) int {
-		if err := setUp(ctx, f); err != nil {
-			fmt.Fprintf(os.Stderr, "releases: error: %v\n", err)
-			return 1
-		}
-		return m.Run()
-	}, fleet.Debian11, fleet.Debian12, fleet.Debian13))
+	os.Exit(fleet.Tests("releases", setUp, m.Run, fleet.Debian11, fleet.Debian12, fleet.Debian13))
 }
 
 func setUp(ctx context.Context, f *fleet.Fleet) error {
