@@ -180,7 +180,7 @@ func newCaller(t *testing.T, name, login string) caller {
 	if err != nil {
 		t.Fatal(err)
 	}
-	config.User = login // the proxy, too, takes only users whom the certificate names
+	config.User = login // the proxy, like a machine, accepts only logins in the certificate
 	connection, channels, requests, err := ssh.NewClientConn(conn, cluster.Address(), config)
 	if err != nil {
 		t.Fatal(err)

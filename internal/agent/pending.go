@@ -13,8 +13,8 @@ import (
 )
 
 // Waiting says that new certificates are in their files, but not in use: sshd would have to
-// be reloaded for them, and a reload would put somebody's pending change into effect. sshd
-// takes them up whenever it is next reloaded or restarted, by whomever.
+// be reloaded for them, and a reload would put somebody's pending change into effect. They
+// take effect at sshd's next reload or restart, whatever causes it.
 type Waiting struct {
 	Since time.Time `json:"since"`
 	// AccessEnds is when the certificate ends that sshd presents meanwhile. It is zero if

@@ -174,8 +174,8 @@ func (m *machine) reloadAsAdmin(t *testing.T) {
 	m.waitForLoad(conf.PIDFile, before)
 }
 
-// Certificates that wait are not lost: sshd takes them up when somebody reloads it, or when
-// the change is taken back, or by --reload.
+// Certificates that wait are not lost: they take effect when somebody reloads sshd or reverts
+// the change, or with --reload.
 func TestWaitingCertificatesAreTakenUp(t *testing.T) {
 	for _, test := range []struct {
 		name    string

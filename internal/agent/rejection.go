@@ -40,8 +40,8 @@ func rejectionOf(err error) protocol.RejectionCode {
 	return protocol.RejectedNotInstalled
 }
 
-// told returns what the next request is to tell the signer: what kept the last answer from
-// being used, and otherwise what keeps those that are in place from being of use.
+// told returns what the next request reports to the signer: why the last answer was not used
+// or, if it was, why the certificates in place cannot be used yet.
 func (s *setback) told(state *State) *protocol.Rejection {
 	switch {
 	case s != nil && s.Rejected != nil:

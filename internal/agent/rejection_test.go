@@ -29,7 +29,7 @@ func TestNextRequestTellsWhatWasRejected(t *testing.T) {
 	for _, test := range []struct {
 		name   string
 		spoil  func(t *testing.T, m *machine)
-		mend   func(m *machine)
+		repair func(m *machine)
 		code   protocol.RejectionCode
 		detail string
 	}{
@@ -68,7 +68,7 @@ func TestNextRequestTellsWhatWasRejected(t *testing.T) {
 			}
 			_, _ = m.Enroll(t.Context())
 			m.answerInstead = nil
-			test.mend(m)
+			test.repair(m)
 			if _, err := m.Enroll(t.Context()); err != nil {
 				t.Fatal(err)
 			}

@@ -46,7 +46,7 @@ type State struct {
 	NotVerified string `json:"notVerified,omitempty"`
 	// Waiting says why the running sshd was not reloaded for the certificates, or is nil.
 	Waiting *Waiting `json:"waiting,omitempty"`
-	// Rejected is what keeps the certificates from being of use, for the next request to
+	// Rejected says why the certificates cannot be used, for the next request to
 	// tell the signer, or nil.
 	Rejected *protocol.Rejection `json:"rejected,omitempty"`
 }

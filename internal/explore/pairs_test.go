@@ -195,8 +195,8 @@ func (p pair) prepare(w *world) error {
 	return nil
 }
 
-// forged is a tag event that no other can outdo: whoever can write to the queue chooses
-// its version.
+// forged is a tag event with the highest version there is. Anyone who can write to the queue
+// can choose it.
 func forged(ctx context.Context, p *process) error {
 	return errors.Join(p.fleetOf(audience).TagsChanged(ctx, []fleet.TagChange{{Instance: ref(1), Version: math.MaxUint64}})...)
 }

@@ -240,8 +240,8 @@ func TestTheWalkLeavesOthersRecordsAlone(t *testing.T) {
 
 func TestTheWalkFails(t *testing.T) {
 	for name, test := range map[string]struct {
-		spoil, mend func(*world)
-		fails       bool // as a whole
+		spoil, repair func(*world)
+		fails         bool // as a whole
 	}{
 		"EC2 does not answer":           {func(w *world) { w.ec2Err = errors.New("no") }, func(w *world) { w.ec2Err = nil }, false},
 		"another account's credentials": {func(w *world) { w.accountErr = errors.New("no") }, func(w *world) { w.accountErr = nil }, false},
@@ -262,8 +262,8 @@ func TestTheWalkFails(t *testing.T) {
 				t.Errorf("report %+v, error %v, ended %v", report, err, w.ended(1))
 			}
 			w.fleet.Walk = notes
-			if test.mend != nil {
-				test.mend(w)
+			if test.repair != nil {
+				test.repair(w)
 			}
 			if w.wantStep("the cause is gone", ExpiredReport{Records: 1, Ended: 1}); !w.ended(1) {
 				t.Error("it has not ended")
