@@ -97,7 +97,7 @@ demo: $(if $(REAL_CLUSTER),teleport-programs) setup build bin/packer ## bake an 
 	$(AS_ROOT) bin/demo $(if $(REAL_CLUSTER),-teleport "$(TELEPORT_DIR)")
 
 .PHONY: test
-test: setup unit-race fuzz-short check-templates test-sshd e2e test-releases ## run all tests, with real machines
+test: setup unit-race check-templates test-sshd e2e test-releases ## run all tests, with real machines
 
 .PHONY: unit
 unit: ## run what needs no root, on any Linux or macOS
@@ -121,10 +121,6 @@ FUZZTIME ?= 60s
 .PHONY: fuzz
 fuzz: ## fuzz whatever parses what a stranger sends, FUZZTIME for each target
 	e2e/fuzz.sh $(FUZZTIME)
-
-.PHONY: fuzz-short
-fuzz-short:
-	e2e/fuzz.sh 10s
 
 .PHONY: check-templates
 check-templates: setup bin/packer

@@ -172,35 +172,43 @@ func parseCommandLine(text string) (c invocation, ok bool) {
 // a blank falls apart, so a word that belongs to no option continues the last value.
 func parseOptions(words []string) (c invocation, ok bool) {
 	const withValue, settings = "CEbcfghkoup", "46chop"
+	var value *string // of the last option, if it takes one
 	for len(words) > 0 {
 		word := words[0]
 		words = words[1:]
 		if !strings.HasPrefix(word, "-") {
-			if n := len(c.options); n > 0 {
-				c.options[n-1] += " " + word
+			if value != nil {
+				*value += " " + word
 			}
 			continue
 		}
 		for letters := word[1:]; letters != ""; {
 			letter := letters[:1]
 			letters = letters[1:]
-			option := []string{"-" + letter}
-			switch {
-			case letter == "i":
+			value = nil
+			if letter == "i" {
 				return c, false // one connection of inetd
-			case strings.Contains(withValue, letter):
-				if letters == "" && len(words) > 0 {
-					letters, words = words[0], words[1:]
-				}
-				option = append(option, letters)
-				letters = ""
+			}
+			if strings.Contains(settings, letter) {
+				c.options = append(c.options, "-"+letter)
+			}
+			if !strings.Contains(withValue, letter) {
+				continue
+			}
+			if letters == "" && len(words) > 0 {
+				letters, words = words[0], words[1:]
 			}
 			switch {
 			case letter == "f":
-				c.config = option[1]
+				c.config = letters
+				value = &c.config
 			case strings.Contains(settings, letter):
-				c.options = append(c.options, option...)
+				c.options = append(c.options, letters)
+				value = &c.options[len(c.options)-1]
+			default:
+				value = new(string) // of no interest, nor is what continues it
 			}
+			letters = ""
 		}
 	}
 	return c, true
