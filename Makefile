@@ -44,8 +44,8 @@ bin/bootstrap: $(GO_SOURCES)
 	$(GO_BUILD) -tags lambda.norpc -o $@ ./lambda
 
 # A function that does nothing, built as bootstrap is, to compare cold starts with.
-bin/bench-empty: go.mod go.sum e2e/bench/empty/main.go
-	$(GO_BUILD) -tags lambda.norpc -o $@ ./e2e/bench/empty
+bin/bench-empty: go.mod go.sum e2e/cmd/bench/empty/main.go
+	$(GO_BUILD) -tags lambda.norpc -o $@ ./e2e/cmd/bench/empty
 
 # The same program, for a workstation: the operator's command.
 bin/hallmark-signer: bin/bootstrap
@@ -58,11 +58,11 @@ bin/packer-plugin-hallmark: $(PROGRAMS) $(GO_SOURCES)
 	$(GO_BUILD) -o $@ ./packer-plugin
 
 # The real Packer, for the demo and the whole-path tests.
-bin/packer: e2e/packer/go.mod e2e/packer/go.sum
-	cd e2e/packer && go build -o ../../$@ github.com/hashicorp/packer
+bin/packer: e2e/tools/packer/go.mod e2e/tools/packer/go.sum
+	cd e2e/tools/packer && go build -o ../../../$@ github.com/hashicorp/packer
 
-bin/golangci-lint: e2e/golangci-lint/go.mod e2e/golangci-lint/go.sum
-	cd e2e/golangci-lint && go build -o ../../$@ github.com/golangci/golangci-lint/v2/cmd/golangci-lint
+bin/golangci-lint: e2e/tools/golangci-lint/go.mod e2e/tools/golangci-lint/go.sum
+	cd e2e/tools/golangci-lint && go build -o ../../../$@ github.com/golangci/golangci-lint/v2/cmd/golangci-lint
 
 # Teleport, for tests only. "make TARGET TELEPORT=DIR" takes the programs of any version
 # from a folder; without it, 13.3.8 is built: about ten minutes on two processors, once.
@@ -93,7 +93,7 @@ REAL_CLUSTER := $(TELEPORT)$(filter teleport,$(CLUSTER))
 
 .PHONY: demo
 demo: $(if $(REAL_CLUSTER),teleport-programs) setup build bin/packer ## bake an image, boot three machines, enroll them, log in
-	go build -o bin/demo ./e2e/demo
+	go build -o bin/demo ./e2e/cmd/demo
 	$(AS_ROOT) bin/demo $(if $(REAL_CLUSTER),-teleport "$(TELEPORT_DIR)")
 
 .PHONY: test
@@ -106,14 +106,14 @@ unit: ## run what needs no root, on any Linux or macOS
 
 .PHONY: explore
 explore: ## run every pair of operations in every order, at last also those of calls that commute
-	go test -count 1 -timeout 0 -v ./internal/explore -run TestInterleavings -args -explore.all -explore.stale
-	go test -count 1 -timeout 0 -v ./internal/explore -run TestInterleavings -args -explore.all -explore.commuting
+	go test -count 1 -timeout 0 -v ./internal/signer/explore -run TestInterleavings -args -explore.all -explore.stale
+	go test -count 1 -timeout 0 -v ./internal/signer/explore -run TestInterleavings -args -explore.all -explore.commuting
 
 .PHONY: unit-race
 unit-race:
 	go vet ./...
 	HALLMARK_TEST_STRICT=1 go test -race -timeout 20m ./...
-	go test -count 1 -timeout 20m -v ./internal/explore -run 'TestInterleavings$$|TestReduction|TestIndependence' | grep -vE '^ *(===|--- PASS)| orders, '
+	go test -count 1 -timeout 20m -v ./internal/signer/explore -run 'TestInterleavings$$|TestReduction|TestIndependence' | grep -vE '^ *(===|--- PASS)| orders, '
 
 # How long "make fuzz" runs each target.
 FUZZTIME ?= 60s
@@ -129,9 +129,9 @@ check-templates: setup bin/packer
 
 .PHONY: e2e
 e2e: setup build bin/packer
-	HALLMARK_TEST_STRICT=1 go test -race -timeout 20m -tags e2e ./e2e/moto ./e2e/sts ./e2e/dynamodb ./e2e/policystore
+	HALLMARK_TEST_STRICT=1 go test -race -timeout 20m -tags e2e ./e2e/fake/moto ./e2e/fake/sts ./e2e/fake/dynamodb ./e2e/policystore
 	HALLMARK_TEST_STRICT=1 go test -race -timeout 20m -tags e2e -run 'Moto|SAM' ./lambda
-	HALLMARK_TEST_STRICT=1 go test -timeout 20m -tags e2e -run TestDynamoDB ./internal/explore
+	HALLMARK_TEST_STRICT=1 go test -timeout 20m -tags e2e -run TestDynamoDB ./internal/signer/explore
 	go test -c -tags e2e -o bin/e2e.test ./e2e
 	cd e2e && $(AS_ROOT) ../bin/e2e.test -test.v -test.timeout 25m
 
@@ -155,9 +155,9 @@ test-teleport: teleport-programs setup build bin/packer ## run what needs a real
 	go test -count 1 -timeout 20m -tags teleport ./e2e/teleportd -args -programs="$(TELEPORT_DIR)"
 	go test -c -tags teleport -o bin/people.test ./e2e/people
 	cd e2e/people && $(AS_ROOT) ../../bin/people.test -test.v -test.timeout 20m -programs="$(TELEPORT_DIR)"
-	go build -o bin/demo ./e2e/demo
+	go build -o bin/demo ./e2e/cmd/demo
 	$(AS_ROOT) bin/demo -teleport "$(TELEPORT_DIR)"
-	go build -o bin/bench ./e2e/bench
+	go build -o bin/bench ./e2e/cmd/bench
 	$(AS_ROOT) bin/bench -join -teleport "$(TELEPORT_DIR)"
 
 .PHONY: lint
@@ -168,9 +168,9 @@ lint: setup bin/golangci-lint ## check the code, the scripts and the templates
 
 .PHONY: bench
 bench: teleport-programs setup build bin/bench-empty bin/packer ## print sizes, times and memory
-	go test -run '^$$' -bench . -cpu 1 ./internal/signer
-	go test -run '^$$' -bench Step ./internal/agent
-	go build -o bin/bench ./e2e/bench
+	go test -run '^$$' -bench . -cpu 1 ./internal/signer/enroll
+	go test -run '^$$' -bench Step ./internal/machine/agent
+	go build -o bin/bench ./e2e/cmd/bench
 	$(AS_ROOT) bin/bench -teleport "$(TELEPORT_DIR)"
 
 .PHONY: clean

@@ -10,7 +10,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/hallmark-ssh/hallmark/internal/agent"
+	"github.com/hallmark-ssh/hallmark/internal/machine/agent"
 )
 
 // Units and scripts read exit codes, which testscript cannot tell apart.

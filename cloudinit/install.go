@@ -6,7 +6,7 @@ import (
 	"fmt"
 	"os"
 
-	"github.com/hallmark-ssh/hallmark/internal/agent"
+	"github.com/hallmark-ssh/hallmark/internal/machine/agent"
 )
 
 func runInstall(ctx context.Context, args []string, std streams) error {

@@ -6,7 +6,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/hallmark-ssh/hallmark/internal/agent"
+	"github.com/hallmark-ssh/hallmark/internal/machine/agent"
 )
 
 // Status fails once sshd presents no certificate that is still good, and says why new ones

@@ -18,7 +18,7 @@ import (
 	"github.com/gravitational/teleport/api/types"
 
 	"github.com/hallmark-ssh/hallmark/e2e/lab"
-	"github.com/hallmark-ssh/hallmark/internal/agent"
+	"github.com/hallmark-ssh/hallmark/internal/machine/agent"
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
 )
 

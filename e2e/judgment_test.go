@@ -11,7 +11,7 @@ import (
 	"testing"
 
 	"github.com/hallmark-ssh/hallmark/e2e/lab"
-	"github.com/hallmark-ssh/hallmark/internal/agent"
+	"github.com/hallmark-ssh/hallmark/internal/machine/agent"
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
 )
 
@@ -103,7 +103,7 @@ func TestTheLedgerOutlivesTheFunction(t *testing.T) {
 
 // The policy is the parameter's, or the last good one where that is broken: a cold
 // start finds it in the ledger's table. (That a warm function looks again after 30
-// seconds is tested where time can be made up, in internal/policy/live.)
+// seconds is tested where time can be made up, in internal/signer/policy/live.)
 func TestPolicyOfTheParameter(t *testing.T) {
 	const (
 		changed = policy + "# changed\n"

@@ -18,9 +18,9 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/ec2"
 	"github.com/aws/aws-sdk-go-v2/service/ec2/types"
 
-	"github.com/hallmark-ssh/hallmark/e2e/imds"
+	"github.com/hallmark-ssh/hallmark/e2e/fake/imds"
 	"github.com/hallmark-ssh/hallmark/e2e/lab"
-	"github.com/hallmark-ssh/hallmark/internal/agent"
+	"github.com/hallmark-ssh/hallmark/internal/machine/agent"
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
 )
 

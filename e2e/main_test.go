@@ -16,8 +16,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/hallmark-ssh/hallmark/e2e/fleet"
 	"github.com/hallmark-ssh/hallmark/e2e/lab"
+	"github.com/hallmark-ssh/hallmark/e2e/machine"
 )
 
 // policy asks for what the default does not give, so that it shows.
@@ -45,10 +45,10 @@ var shared struct {
 }
 
 func TestMain(m *testing.M) {
-	os.Exit(fleet.Tests("e2e", setUp, m.Run))
+	os.Exit(machine.Tests("e2e", setUp, m.Run))
 }
 
-func setUp(ctx context.Context, f *fleet.Fleet) (err error) {
+func setUp(ctx context.Context, f *machine.Fleet) (err error) {
 	dir, err := os.MkdirTemp("", "e2e-")
 	if err != nil {
 		return err
@@ -128,7 +128,7 @@ func stopSigner(t *testing.T) (start func()) {
 // poll waits until a condition holds.
 func poll(t *testing.T, limit time.Duration, try func() error) {
 	t.Helper()
-	if err := fleet.Poll(t.Context(), limit, try); err != nil {
+	if err := machine.Poll(t.Context(), limit, try); err != nil {
 		t.Fatal(err)
 	}
 }

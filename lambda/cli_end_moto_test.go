@@ -9,7 +9,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/hallmark-ssh/hallmark/internal/ledger"
+	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
 )
 
 // TestEndAndReleaseOnMoto frees a name and ends an instance by the commands, on an emulator

@@ -12,7 +12,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/config"
 	"github.com/aws/aws-sdk-go-v2/service/sts"
 
-	"github.com/hallmark-ssh/hallmark/internal/ledger"
+	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
 )
 
 // awsTimeout bounds the calls for one instance or name.

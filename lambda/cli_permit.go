@@ -10,7 +10,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/hallmark-ssh/hallmark/internal/ledger"
+	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
 )
 
 const permitRekeyUsage = `usage: hallmark-signer permit-rekey --table TABLE --account ACCOUNT --region REGION

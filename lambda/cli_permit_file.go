@@ -8,7 +8,7 @@ import (
 	"os"
 	"strings"
 
-	"github.com/hallmark-ssh/hallmark/internal/ledger"
+	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
 )
 
 // maxOrdersBytes bounds the file of permit-rekey --from: some ten thousand lines.

@@ -15,8 +15,8 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/dynamodb"
 	"github.com/aws/aws-sdk-go-v2/service/dynamodb/types"
 
-	"github.com/hallmark-ssh/hallmark/e2e/moto"
-	"github.com/hallmark-ssh/hallmark/internal/ledger"
+	"github.com/hallmark-ssh/hallmark/e2e/fake/moto"
+	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
 )
 
 // TestPermitRekeyOnMoto gives a permit by the command, on an emulator of STS and

@@ -13,8 +13,8 @@ import (
 	"strings"
 	"time"
 
-	"github.com/hallmark-ssh/hallmark/internal/policy"
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
+	"github.com/hallmark-ssh/hallmark/internal/signer/policy"
 	policytemplates "github.com/hallmark-ssh/hallmark/templates/policy"
 )
 

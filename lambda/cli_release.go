@@ -5,7 +5,7 @@ import (
 	"errors"
 	"flag"
 
-	"github.com/hallmark-ssh/hallmark/internal/ledger"
+	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
 )
 
 const releaseUsage = `usage: hallmark-signer release --table TABLE --name NAME

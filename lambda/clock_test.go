@@ -23,11 +23,11 @@ func TestTheClockHasNoMonotonicReading(t *testing.T) {
 func TestThereIsOneClock(t *testing.T) {
 	allowed := []string{
 		"../lambda/clock.go",
-		"../internal/teleport/client.go", // its default, without a monotonic reading
+		"../internal/signer/teleport/client.go", // its default, without a monotonic reading
 	}
 	roots := []string{"../lambda", "../internal"}
 	// The machine's side, and what tests are made with.
-	others := []string{"../internal/agent", "../internal/sshd", "test/"}
+	others := []string{"../internal/machine/agent", "../internal/machine/sshd", "test/"}
 	found := make(map[string]bool)
 	for _, root := range roots {
 		err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {

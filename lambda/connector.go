@@ -4,9 +4,9 @@ import (
 	"context"
 	"sync"
 
-	"github.com/hallmark-ssh/hallmark/internal/fleet"
-	"github.com/hallmark-ssh/hallmark/internal/signer"
-	"github.com/hallmark-ssh/hallmark/internal/teleport"
+	"github.com/hallmark-ssh/hallmark/internal/signer/enroll"
+	"github.com/hallmark-ssh/hallmark/internal/signer/teleport"
+	"github.com/hallmark-ssh/hallmark/internal/signer/upkeep"
 )
 
 // connector logs in to Teleport at the first request that needs it, and keeps the
@@ -33,7 +33,7 @@ func (c *connector) connect(ctx context.Context) (*teleport.Client, error) {
 	return client, nil
 }
 
-func (c *connector) signer(ctx context.Context) (signer.Cluster, error) {
+func (c *connector) signer(ctx context.Context) (enroll.Cluster, error) {
 	client, err := c.connect(ctx)
 	if err != nil {
 		return nil, err // not client, which would be a nil of a type
@@ -41,7 +41,7 @@ func (c *connector) signer(ctx context.Context) (signer.Cluster, error) {
 	return client, nil
 }
 
-func (c *connector) fleet(ctx context.Context) (fleet.Cluster, error) {
+func (c *connector) fleet(ctx context.Context) (upkeep.Cluster, error) {
 	client, err := c.connect(ctx)
 	if err != nil {
 		return nil, err

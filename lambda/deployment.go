@@ -17,7 +17,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"github.com/hallmark-ssh/hallmark/internal/identity"
-	"github.com/hallmark-ssh/hallmark/internal/policy"
+	"github.com/hallmark-ssh/hallmark/internal/signer/policy"
 )
 
 // deployment is the configuration that changes only by deploying: whom the signer

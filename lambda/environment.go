@@ -11,13 +11,13 @@ import (
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/aws/arn"
 
-	"github.com/hallmark-ssh/hallmark/internal/fleet"
 	"github.com/hallmark-ssh/hallmark/internal/identity"
-	"github.com/hallmark-ssh/hallmark/internal/ledger"
-	"github.com/hallmark-ssh/hallmark/internal/memo"
-	"github.com/hallmark-ssh/hallmark/internal/policy"
-	"github.com/hallmark-ssh/hallmark/internal/policy/live"
-	"github.com/hallmark-ssh/hallmark/internal/signer"
+	"github.com/hallmark-ssh/hallmark/internal/signer/enroll"
+	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
+	"github.com/hallmark-ssh/hallmark/internal/signer/memo"
+	"github.com/hallmark-ssh/hallmark/internal/signer/policy"
+	"github.com/hallmark-ssh/hallmark/internal/signer/policy/live"
+	"github.com/hallmark-ssh/hallmark/internal/signer/upkeep"
 )
 
 // environment is what the function is told beside deployment.yaml: the names of
@@ -65,9 +65,9 @@ func (e environment) checkAudience(audience string) error {
 
 // ledgers is a ledger for either function.
 type ledgers interface {
-	signer.Ledger
-	fleet.Ledger
-	fleet.Records
+	enroll.Ledger
+	upkeep.Ledger
+	upkeep.Records
 }
 
 // ledger returns the ledger, and the client of its table, nil if it is in memory.

@@ -8,8 +8,8 @@ import (
 	"log/slog"
 	"time"
 
-	"github.com/hallmark-ssh/hallmark/internal/fleet"
-	"github.com/hallmark-ssh/hallmark/internal/memo"
+	"github.com/hallmark-ssh/hallmark/internal/signer/memo"
+	"github.com/hallmark-ssh/hallmark/internal/signer/upkeep"
 )
 
 const (
@@ -43,7 +43,7 @@ type bookmark interface {
 
 // fleetHandler is the function "fleet". It is a lambda.Handler.
 type fleetHandler struct {
-	fleet    *fleet.Fleet
+	fleet    *upkeep.Fleet
 	bookmark bookmark // nil: every sweep begins at the beginning
 	log      *slog.Logger
 }
@@ -65,13 +65,13 @@ func buildFleet(ctx context.Context, log *slog.Logger) (fleetHandler, error) {
 	}
 	cluster := &connector{config: config}
 	p.logStart(ctx, log, l)
-	notes := func(name string) fleet.Notes {
+	notes := func(name string) upkeep.Notes {
 		if p.table == nil {
 			return new(memo.Memory)
 		}
 		return memo.Memo{Client: p.table, Table: tableName(p.env.table), Name: name + d.Audience}
 	}
-	h := fleetHandler{fleet: &fleet.Fleet{
+	h := fleetHandler{fleet: &upkeep.Fleet{
 		Audience:  d.Audience,
 		Accounts:  d.Accounts.ids(),
 		Regions:   d.Regions,
@@ -101,7 +101,7 @@ type refusal struct {
 // with an error: Lambda runs a function again after an error, and such an event
 // would not get better.
 func (h fleetHandler) Invoke(ctx context.Context, event []byte) ([]byte, error) {
-	batch, isBatch, err := fleet.ParseBatch(event)
+	batch, isBatch, err := upkeep.ParseBatch(event)
 	switch {
 	case err != nil:
 		return h.refuse(ctx, err)
@@ -110,7 +110,7 @@ func (h fleetHandler) Invoke(ctx context.Context, event []byte) ([]byte, error) 
 		defer cancel()
 		return json.Marshal(h.fleet.Handle(ctx, batch))
 	}
-	e, err := fleet.ParseEvent(event)
+	e, err := upkeep.ParseEvent(event)
 	if err != nil {
 		return h.refuse(ctx, err)
 	}
@@ -142,7 +142,7 @@ func (h fleetHandler) walk(ctx context.Context) {
 }
 
 // sweep sweeps for as long as the invocation lasts, from where the last one stopped.
-func (h fleetHandler) sweep(ctx context.Context, limit int) (fleet.Report, error) {
+func (h fleetHandler) sweep(ctx context.Context, limit int) (upkeep.Report, error) {
 	h.walk(ctx)
 	from := h.begin(ctx)
 	sweeping, cancel := withSpare(ctx)

@@ -17,15 +17,15 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/ec2"
 	ec2types "github.com/aws/aws-sdk-go-v2/service/ec2/types"
 
-	"github.com/hallmark-ssh/hallmark/e2e/dynamodb"
-	"github.com/hallmark-ssh/hallmark/e2e/lambdahost"
-	"github.com/hallmark-ssh/hallmark/e2e/moto"
+	"github.com/hallmark-ssh/hallmark/e2e/fake/dynamodb"
+	"github.com/hallmark-ssh/hallmark/e2e/fake/lambdahost"
+	"github.com/hallmark-ssh/hallmark/e2e/fake/moto"
 	"github.com/hallmark-ssh/hallmark/internal/identity/identitytest"
-	"github.com/hallmark-ssh/hallmark/internal/ledger"
-	"github.com/hallmark-ssh/hallmark/internal/memo"
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
-	"github.com/hallmark-ssh/hallmark/internal/teleport"
-	"github.com/hallmark-ssh/hallmark/internal/teleport/teleporttest"
+	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
+	"github.com/hallmark-ssh/hallmark/internal/signer/memo"
+	"github.com/hallmark-ssh/hallmark/internal/signer/teleport"
+	"github.com/hallmark-ssh/hallmark/internal/signer/teleport/teleporttest"
 )
 
 // lockedBuffer is a log that a process writes while the test reads.

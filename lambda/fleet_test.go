@@ -18,15 +18,15 @@ import (
 
 	"github.com/aws/aws-lambda-go/lambda"
 
-	"github.com/hallmark-ssh/hallmark/e2e/sts"
-	"github.com/hallmark-ssh/hallmark/internal/emf/emftest"
-	"github.com/hallmark-ssh/hallmark/internal/fleet"
+	"github.com/hallmark-ssh/hallmark/e2e/fake/sts"
 	"github.com/hallmark-ssh/hallmark/internal/identity/identitytest"
-	"github.com/hallmark-ssh/hallmark/internal/inventory"
-	"github.com/hallmark-ssh/hallmark/internal/ledger"
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
-	"github.com/hallmark-ssh/hallmark/internal/teleport"
-	"github.com/hallmark-ssh/hallmark/internal/teleport/teleporttest"
+	"github.com/hallmark-ssh/hallmark/internal/signer/emf/emftest"
+	"github.com/hallmark-ssh/hallmark/internal/signer/inventory"
+	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
+	"github.com/hallmark-ssh/hallmark/internal/signer/teleport"
+	"github.com/hallmark-ssh/hallmark/internal/signer/teleport/teleporttest"
+	"github.com/hallmark-ssh/hallmark/internal/signer/upkeep"
 )
 
 var _ lambda.Handler = fleetHandler{}
@@ -323,7 +323,7 @@ func TestSweeps(t *testing.T) {
 	w.enroll(2)
 	w.ec2.set(instanceID(1), "terminated", nil)
 	w.ec2.set(instanceID(2), "running", map[string]string{"env": "prod"})
-	var report fleet.Report
+	var report upkeep.Report
 	if err := json.Unmarshal([]byte(w.invoke([]byte(scheduleEvent))), &report); err != nil {
 		t.Fatal(err)
 	}
@@ -357,7 +357,7 @@ func TestASweepEndsExpiredRecords(t *testing.T) {
 }
 
 // noRecords is a walk that fails.
-type noRecords struct{ fleet.Records }
+type noRecords struct{ upkeep.Records }
 
 func (noRecords) Expired(context.Context, string, time.Time) (ledger.Expired, error) {
 	return ledger.Expired{}, errors.New("AccessDeniedException")
@@ -512,7 +512,7 @@ func TestASweepLeavesTimeToNoteWhereItStopped(t *testing.T) {
 
 func TestASweepThatCannotBeginIsTriedAgain(t *testing.T) {
 	w := newFleetWorld(t)
-	w.fleet.fleet.Connect = func(context.Context) (fleet.Cluster, error) { return nil, errors.New("refused") }
+	w.fleet.fleet.Connect = func(context.Context) (upkeep.Cluster, error) { return nil, errors.New("refused") }
 	if _, err := w.fleet.Invoke(t.Context(), []byte(scheduleEvent)); err == nil {
 		t.Error("no error")
 	}

@@ -15,13 +15,13 @@ import (
 	"github.com/aws/aws-lambda-go/lambdacontext"
 
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
-	"github.com/hallmark-ssh/hallmark/internal/signer"
+	"github.com/hallmark-ssh/hallmark/internal/signer/enroll"
 )
 
 // handler turns events of a function URL (payload format 2.0) into requests to
 // the signer, and its answers back. It is a lambda.Handler.
 type handler struct {
-	enroll func(context.Context, signer.Request) signer.Answer
+	enroll func(context.Context, enroll.Request) enroll.Answer
 	log    *slog.Logger
 }
 
@@ -57,8 +57,8 @@ func decodeEvent(data []byte) (events.LambdaFunctionURLRequest, error) {
 
 // newRequest takes who calls from what Lambda says (requestContext) and never from
 // the caller's own headers, of which X-Forwarded-For is one.
-func newRequest(ctx context.Context, e events.LambdaFunctionURLRequest) signer.Request {
-	r := signer.Request{
+func newRequest(ctx context.Context, e events.LambdaFunctionURLRequest) enroll.Request {
+	r := enroll.Request{
 		ID:          requestID(ctx, e),
 		Method:      e.RequestContext.HTTP.Method,
 		ContentType: e.Headers["content-type"], // function URLs send names in lower case
@@ -67,7 +67,7 @@ func newRequest(ctx context.Context, e events.LambdaFunctionURLRequest) signer.R
 		Source:      e.RequestContext.HTTP.SourceIP,
 	}
 	if a := e.RequestContext.Authorizer; a != nil && a.IAM != nil {
-		r.IAM = &signer.IAMCaller{Account: a.IAM.AccountID, ARN: a.IAM.UserARN}
+		r.IAM = &enroll.IAMCaller{Account: a.IAM.AccountID, ARN: a.IAM.UserARN}
 	}
 	return r
 }

@@ -15,7 +15,7 @@ import (
 	"github.com/aws/aws-lambda-go/lambdacontext"
 
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
-	"github.com/hallmark-ssh/hallmark/internal/signer"
+	"github.com/hallmark-ssh/hallmark/internal/signer/enroll"
 )
 
 var _ lambda.Handler = handler{}
@@ -62,12 +62,12 @@ func invokeIn(ctx context.Context, t *testing.T, h handler, event []byte) events
 }
 
 // recording returns a handler whose signer notes the request and refuses it.
-func recording(log *bytes.Buffer) (h handler, got *signer.Request, calls *int) {
-	got, calls = new(signer.Request), new(int)
-	return handler{func(_ context.Context, r signer.Request) signer.Answer {
+func recording(log *bytes.Buffer) (h handler, got *enroll.Request, calls *int) {
+	got, calls = new(enroll.Request), new(int)
+	return handler{func(_ context.Context, r enroll.Request) enroll.Answer {
 		*got = r
 		*calls++
-		return signer.Answer{Status: http.StatusConflict, Header: map[string]string{"Retry-After": "1"}, Body: []byte("{}")}
+		return enroll.Answer{Status: http.StatusConflict, Header: map[string]string{"Retry-After": "1"}, Body: []byte("{}")}
 	}, slog.New(slog.NewJSONHandler(log, nil))}, got, calls
 }
 
@@ -97,7 +97,7 @@ func TestIAMCaller(t *testing.T) {
 	e.RequestContext.Authorizer.IAM = &events.LambdaFunctionURLRequestContextAuthorizerIAMDescription{
 		AccountID: "111122223333", UserARN: "arn:aws:sts::111122223333:assumed-role/web/i-0a1b2c3d4e5f60718", CallerID: "AROA:x",
 	}
-	want := signer.IAMCaller{Account: "111122223333", ARN: "arn:aws:sts::111122223333:assumed-role/web/i-0a1b2c3d4e5f60718"}
+	want := enroll.IAMCaller{Account: "111122223333", ARN: "arn:aws:sts::111122223333:assumed-role/web/i-0a1b2c3d4e5f60718"}
 	if invoke(t, h, encode(t, e)); got.IAM == nil || *got.IAM != want {
 		t.Errorf("IAM caller %+v, want %+v", got.IAM, want)
 	}

@@ -13,8 +13,8 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/dynamodb/types"
 	"go.yaml.in/yaml/v3"
 
-	"github.com/hallmark-ssh/hallmark/internal/ledger"
-	"github.com/hallmark-ssh/hallmark/internal/memo"
+	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
+	"github.com/hallmark-ssh/hallmark/internal/signer/memo"
 )
 
 // itemsSeen is a table that keeps no conditions, and notes the keys that are touched.

@@ -13,9 +13,9 @@ import (
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 
-	"github.com/hallmark-ssh/hallmark/internal/emf"
 	"github.com/hallmark-ssh/hallmark/internal/identity"
-	"github.com/hallmark-ssh/hallmark/internal/teleport"
+	"github.com/hallmark-ssh/hallmark/internal/signer/emf"
+	"github.com/hallmark-ssh/hallmark/internal/signer/teleport"
 )
 
 // The ways to log in to Teleport.

@@ -12,9 +12,9 @@ import (
 	"github.com/aws/aws-sdk-go-v2/config"
 	"github.com/aws/aws-sdk-go-v2/credentials"
 
-	"github.com/hallmark-ssh/hallmark/e2e/sts"
-	"github.com/hallmark-ssh/hallmark/internal/teleport"
-	"github.com/hallmark-ssh/hallmark/internal/teleport/teleporttest"
+	"github.com/hallmark-ssh/hallmark/e2e/fake/sts"
+	"github.com/hallmark-ssh/hallmark/internal/signer/teleport"
+	"github.com/hallmark-ssh/hallmark/internal/signer/teleport/teleporttest"
 )
 
 const secretARN = "arn:aws:secretsmanager:eu-west-1:111122223333:secret:hallmark/signer-AbCdEf"

@@ -27,9 +27,9 @@ import (
 
 	"github.com/hallmark-ssh/hallmark/internal/buildinfo"
 	"github.com/hallmark-ssh/hallmark/internal/identity"
-	"github.com/hallmark-ssh/hallmark/internal/inventory"
-	"github.com/hallmark-ssh/hallmark/internal/policy"
-	"github.com/hallmark-ssh/hallmark/internal/signer"
+	"github.com/hallmark-ssh/hallmark/internal/signer/enroll"
+	"github.com/hallmark-ssh/hallmark/internal/signer/inventory"
+	"github.com/hallmark-ssh/hallmark/internal/signer/policy"
 )
 
 func main() {
@@ -112,7 +112,7 @@ func load(ctx context.Context, log *slog.Logger) (*parts, error) {
 }
 
 // build makes the signer that the deployment describes. It calls nobody.
-func build(ctx context.Context, log *slog.Logger) (*signer.Signer, error) {
+func build(ctx context.Context, log *slog.Logger) (*enroll.Signer, error) {
 	p, err := load(ctx, log)
 	if err != nil {
 		return nil, err
@@ -125,7 +125,7 @@ func build(ctx context.Context, log *slog.Logger) (*signer.Signer, error) {
 	cluster := &connector{config: login}
 	ec2 := newInventory(d, p.aws)
 	p.logStart(ctx, log, d.Teleport.Login, slog.String("url_auth", d.URLAuth))
-	return &signer.Signer{
+	return &enroll.Signer{
 		Audience:     d.Audience,
 		Accounts:     d.Accounts.ids(),
 		Regions:      d.Regions,

@@ -18,12 +18,12 @@ import (
 
 	"golang.org/x/crypto/ssh"
 
-	"github.com/hallmark-ssh/hallmark/e2e/sts"
+	"github.com/hallmark-ssh/hallmark/e2e/fake/sts"
 	"github.com/hallmark-ssh/hallmark/internal/identity"
 	"github.com/hallmark-ssh/hallmark/internal/identity/identitytest"
-	"github.com/hallmark-ssh/hallmark/internal/ledger"
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
-	"github.com/hallmark-ssh/hallmark/internal/teleport/teleporttest"
+	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
+	"github.com/hallmark-ssh/hallmark/internal/signer/teleport/teleporttest"
 )
 
 const (

@@ -17,8 +17,8 @@ import (
 
 	"go.yaml.in/yaml/v3"
 
-	"github.com/hallmark-ssh/hallmark/internal/policy"
-	"github.com/hallmark-ssh/hallmark/internal/policy/live"
+	"github.com/hallmark-ssh/hallmark/internal/signer/policy"
+	"github.com/hallmark-ssh/hallmark/internal/signer/policy/live"
 )
 
 var update = flag.Bool("update", false, "write the golden files")
@@ -316,13 +316,13 @@ func TestTimesFitTogether(t *testing.T) {
 // Alarms and dashboard would never tell anything of a metric whose name is wrong.
 func TestMetricsOfTheAlarmsAreWritten(t *testing.T) {
 	written := map[string]bool{"policy_alarms": true, "login_left_s": true} // of the filters; TestLoginIsWatched
-	for _, line := range []string{"signer/testdata/granted.json", "fleet/testdata/events.json", "fleet/testdata/sweep.json"} {
+	for _, line := range []string{"enroll/testdata/granted.json", "upkeep/testdata/events.json", "upkeep/testdata/sweep.json"} {
 		var record struct {
 			AWS struct {
 				CloudWatchMetrics []struct{ Metrics []struct{ Name string } }
 			} `json:"_aws"`
 		}
-		data, err := os.ReadFile(filepath.Join("..", "internal", filepath.FromSlash(line)))
+		data, err := os.ReadFile(filepath.Join("..", "internal", "signer", filepath.FromSlash(line)))
 		if err == nil {
 			err = json.Unmarshal(data, &record)
 		}

@@ -16,7 +16,7 @@ import (
 type fault struct {
 	name string
 	// begin causes the fault, and returns what ends it.
-	begin func(t *testing.T, m *machine) (end func())
+	begin func(t *testing.T, m *instance) (end func())
 	// idle faults befall a machine that has nothing to renew. To others they come when
 	// its certificates are due.
 	idle bool
@@ -51,7 +51,7 @@ func TestFaults(t *testing.T) {
 }
 
 // befall lets a fault befall the machine, and leaves it as it was before.
-func (m *machine) befall(t *testing.T, f fault) outcome {
+func (m *instance) befall(t *testing.T, f fault) outcome {
 	t.Helper()
 	t.Cleanup(func() {
 		if t.Failed() {
@@ -99,7 +99,7 @@ func (m *machine) befall(t *testing.T, f fault) outcome {
 }
 
 // renewed reports whether certificates are there that are not due.
-func (m *machine) renewed(t *testing.T) bool {
+func (m *instance) renewed(t *testing.T) bool {
 	t.Helper()
 	s, err := m.State(t.Context())
 	return err == nil && time.Now().Before(s.RenewAfter)

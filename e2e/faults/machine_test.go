@@ -15,14 +15,14 @@ import (
 	"time"
 
 	"github.com/hallmark-ssh/hallmark/e2e/lab"
-	"github.com/hallmark-ssh/hallmark/internal/agent"
+	"github.com/hallmark-ssh/hallmark/internal/machine/agent"
 )
 
-// machine is an instance that a test breaks.
-type machine struct{ *lab.Instance }
+// instance is an instance that a test breaks.
+type instance struct{ *lab.Instance }
 
 // sh runs a script in the machine, which must succeed.
-func (m *machine) sh(t *testing.T, script string) string {
+func (m *instance) sh(t *testing.T, script string) string {
 	t.Helper()
 	// Far longer than any takes on a busy machine.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), 5*time.Minute)
@@ -56,7 +56,7 @@ func (l logins) worseThan(before logins) bool {
 
 // logIn tries both ways in, one after the other: some faults admit one connection at a
 // time.
-func (m *machine) logIn(t *testing.T, hostname string) logins {
+func (m *instance) logIn(t *testing.T, hostname string) logins {
 	t.Helper()
 	var l logins
 	_, err := shared.lab.SSHByKeyPair(t.Context(), m.Instance, "true")
@@ -69,7 +69,7 @@ func (m *machine) logIn(t *testing.T, hostname string) logins {
 }
 
 // hostname returns the name by which people of the cluster know the machine.
-func (m *machine) hostname(t *testing.T) string {
+func (m *instance) hostname(t *testing.T) string {
 	t.Helper()
 	s, err := m.State(t.Context())
 	if err != nil {
@@ -87,14 +87,14 @@ type report struct {
 }
 
 // serve runs hallmark.service as its timer does, and waits until it ends.
-func (m *machine) serve(t *testing.T, ask time.Duration) report {
+func (m *instance) serve(t *testing.T, ask time.Duration) report {
 	t.Helper()
 	m.begin(t, ask)
 	return m.end(t)
 }
 
 // begin starts the service. With ask, that is how long it may ask.
-func (m *machine) begin(t *testing.T, ask time.Duration) {
+func (m *instance) begin(t *testing.T, ask time.Duration) {
 	t.Helper()
 	prepare := "rm -f " + askFile
 	if ask != 0 {
@@ -105,7 +105,7 @@ func (m *machine) begin(t *testing.T, ask time.Duration) {
 }
 
 // end waits until the service has ended, and keeps systemd from starting it again.
-func (m *machine) end(t *testing.T) report {
+func (m *instance) end(t *testing.T) report {
 	t.Helper()
 	out := m.sh(t, `until systemctl show hallmark.service >/run/hallmark-unit && grep -Eqx 'SubState=(dead|failed|auto-restart)' /run/hallmark-unit; do sleep 0.1; done
 systemctl stop hallmark.service
@@ -141,7 +141,7 @@ func microseconds(t *testing.T, value string) time.Duration {
 }
 
 // makeDue makes the certificates due for renewal.
-func (m *machine) makeDue(t *testing.T) {
+func (m *instance) makeDue(t *testing.T) {
 	t.Helper()
 	m.edit(t, "state.json", func(state map[string]any) {
 		now := time.Now().UTC().Truncate(time.Second)
@@ -150,7 +150,7 @@ func (m *machine) makeDue(t *testing.T) {
 }
 
 // endPause lets the pause pass that a failed run has noted for the next ones.
-func (m *machine) endPause(t *testing.T) {
+func (m *instance) endPause(t *testing.T) {
 	t.Helper()
 	if _, err := os.Stat(m.Path(agent.StateDir + "/setback.json")); errors.Is(err, fs.ErrNotExist) {
 		return
@@ -161,7 +161,7 @@ func (m *machine) endPause(t *testing.T) {
 }
 
 // edit changes a file that hallmark keeps.
-func (m *machine) edit(t *testing.T, name string, change func(map[string]any)) {
+func (m *instance) edit(t *testing.T, name string, change func(map[string]any)) {
 	t.Helper()
 	path := m.Path(agent.StateDir + "/" + name)
 	data, err := os.ReadFile(path)

@@ -38,8 +38,8 @@ func onTheMachine() []fault {
 const restart = "systemctl reset-failed ssh.service 2>/dev/null || true; systemctl restart ssh.service;"
 
 // script causes a fault by one script, and ends it by another. Without that, a run has to.
-func script(begin, end string) func(*testing.T, *machine) func() {
-	return func(t *testing.T, m *machine) func() {
+func script(begin, end string) func(*testing.T, *instance) func() {
+	return func(t *testing.T, m *instance) func() {
 		m.sh(t, begin)
 		return func() {
 			if end != "" {
@@ -51,12 +51,12 @@ func script(begin, end string) func(*testing.T, *machine) func() {
 
 // folder puts a folder in the place of a file, and a file into it. It is left to hallmark,
 // and to a person if hallmark can do nothing.
-func folder(path string) func(*testing.T, *machine) func() {
+func folder(path string) func(*testing.T, *instance) func() {
 	return script("rm -f "+path+"; mkdir -p "+path+"; touch "+path+"/file", "if [ -d "+path+" ]; then rm -r "+path+"; fi")
 }
 
 // diskFull gives the files that change a file system of their own, without space.
-func diskFull(t *testing.T, m *machine) func() {
+func diskFull(t *testing.T, m *instance) func() {
 	m.sh(t, `for folder in /etc/ssh /var/lib/hallmark; do
 	small=/run/small$folder
 	mkdir -p $small
@@ -70,12 +70,12 @@ done`)
 	}
 }
 
-func brokenConfiguration(t *testing.T, m *machine) func() {
+func brokenConfiguration(t *testing.T, m *instance) func() {
 	return script("echo NoSuchKeyword yes >/etc/ssh/sshd_config.d/99-broken.conf", "rm /etc/ssh/sshd_config.d/99-broken.conf")(t, m)
 }
 
 // killed kills the run at its question.
-func killed(t *testing.T, m *machine) func() {
+func killed(t *testing.T, m *instance) func() {
 	ctx := context.WithoutCancel(t.Context())
 	shared.lab.SetFrontTrouble(lab.FrontTrouble{Wrap: func(http.Handler) http.Handler {
 		return http.HandlerFunc(func(http.ResponseWriter, *http.Request) {

@@ -19,8 +19,8 @@ import (
 	"path/filepath"
 	"testing"
 
-	"github.com/hallmark-ssh/hallmark/e2e/fleet"
 	"github.com/hallmark-ssh/hallmark/e2e/lab"
+	"github.com/hallmark-ssh/hallmark/e2e/machine"
 )
 
 var update = flag.Bool("update", false, "rewrite the table in docs/reliability.md")
@@ -29,15 +29,15 @@ var update = flag.Bool("update", false, "rewrite the table in docs/reliability.m
 var shared struct {
 	lab     *lab.Lab
 	image   lab.Image
-	machine *machine
+	machine *instance
 }
 
 func TestMain(m *testing.M) {
 	flag.Parse()
-	os.Exit(fleet.Tests("faults", setUp, m.Run))
+	os.Exit(machine.Tests("faults", setUp, m.Run))
 }
 
-func setUp(ctx context.Context, f *fleet.Fleet) error {
+func setUp(ctx context.Context, f *machine.Fleet) error {
 	dir, err := os.MkdirTemp("", "faults-")
 	if err != nil {
 		return err
@@ -76,7 +76,7 @@ ExecStart=/usr/local/bin/hallmark renew --timeout ${ASK}
 `
 
 // boot launches a machine whose hourly timer does not come in between.
-func boot(ctx context.Context, template lab.Template) (*machine, error) {
+func boot(ctx context.Context, template lab.Template) (*instance, error) {
 	template.Image = shared.image
 	template.Prepare = func(_ context.Context, root string) error {
 		dir := filepath.Join(root, "etc/systemd/system/hallmark.service.d")
@@ -89,11 +89,11 @@ func boot(ctx context.Context, template lab.Template) (*machine, error) {
 		return os.Remove(filepath.Join(root, "etc/systemd/system/timers.target.wants/hallmark-renew.timer"))
 	}
 	i, err := shared.lab.Launch(ctx, template)
-	return &machine{i}, err
+	return &instance{i}, err
 }
 
 // launch boots a machine, which is powered off after the test.
-func launch(t *testing.T, template lab.Template) *machine {
+func launch(t *testing.T, template lab.Template) *instance {
 	t.Helper()
 	m, err := boot(t.Context(), template)
 	if err != nil {

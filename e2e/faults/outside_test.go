@@ -13,9 +13,9 @@ import (
 	"testing"
 	"time"
 
-	"github.com/hallmark-ssh/hallmark/e2e/imds"
+	"github.com/hallmark-ssh/hallmark/e2e/fake/imds"
 	"github.com/hallmark-ssh/hallmark/e2e/lab"
-	"github.com/hallmark-ssh/hallmark/internal/agent"
+	"github.com/hallmark-ssh/hallmark/internal/machine/agent"
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
 )
 
@@ -42,22 +42,22 @@ func fromOutside() []fault {
 	}
 }
 
-func metadataTrouble(trouble imds.Trouble) func(*testing.T, *machine) func() {
-	return func(_ *testing.T, m *machine) func() {
+func metadataTrouble(trouble imds.Trouble) func(*testing.T, *instance) func() {
+	return func(_ *testing.T, m *instance) func() {
 		m.Metadata.SetTrouble(trouble)
 		return func() { m.Metadata.SetTrouble(imds.Trouble{}) }
 	}
 }
 
-func signerTrouble(trouble lab.FrontTrouble) func(*testing.T, *machine) func() {
-	return func(*testing.T, *machine) func() {
+func signerTrouble(trouble lab.FrontTrouble) func(*testing.T, *instance) func() {
+	return func(*testing.T, *instance) func() {
 		shared.lab.SetFrontTrouble(trouble)
 		return func() { shared.lab.SetFrontTrouble(lab.FrontTrouble{}) }
 	}
 }
 
 // instead answers in the signer's place.
-func instead(handler http.HandlerFunc) func(*testing.T, *machine) func() {
+func instead(handler http.HandlerFunc) func(*testing.T, *instance) func() {
 	return signerTrouble(lab.FrontTrouble{Wrap: func(http.Handler) http.Handler { return handler }})
 }
 
@@ -103,7 +103,7 @@ func (w *shortWriter) Write(p []byte) (int, error) {
 	return len(p), err
 }
 
-func unreachable(t *testing.T, _ *machine) func() {
+func unreachable(t *testing.T, _ *instance) func() {
 	if err := shared.lab.StopURL(); err != nil {
 		t.Fatal(err)
 	}
@@ -116,14 +116,14 @@ func unreachable(t *testing.T, _ *machine) func() {
 
 // noRoute has the kernel refuse what goes by TCP (6) to the signer's port. Logins come from there, so
 // the address itself has to be reached.
-func noRoute(t *testing.T, m *machine) func() {
+func noRoute(t *testing.T, m *instance) func() {
 	m.sh(t, "ip route add unreachable default table 443; ip rule add ipproto 6 dport 443 lookup 443")
 	return func() { m.sh(t, "ip rule delete ipproto 6 dport 443 lookup 443; ip route flush table 443") }
 }
 
 // edited changes a file of the machine by sed.
-func edited(path, script string) func(*testing.T, *machine) func() {
-	return func(t *testing.T, m *machine) func() {
+func edited(path, script string) func(*testing.T, *instance) func() {
+	return func(t *testing.T, m *instance) func() {
 		before, err := os.ReadFile(m.Path(path))
 		if err != nil {
 			t.Fatal(err)

@@ -35,8 +35,8 @@ func inSettings() []fault {
 }
 
 // setting puts settings where they take effect and restarts sshd, as an administrator does.
-func setting(settings string) func(*testing.T, *machine) func() {
-	return func(t *testing.T, m *machine) func() {
+func setting(settings string) func(*testing.T, *instance) func() {
+	return func(t *testing.T, m *instance) func() {
 		path := "/etc/ssh/sshd_config.d/00-a-fault.conf"
 		if strings.HasPrefix(settings, "MaxStartups") { // of this one the last value wins
 			path = "/etc/ssh/sshd_config.d/99-fault.conf"

@@ -19,7 +19,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/ec2"
 	"golang.org/x/crypto/ssh"
 
-	"github.com/hallmark-ssh/hallmark/e2e/fleet"
+	"github.com/hallmark-ssh/hallmark/e2e/machine"
 )
 
 //go:embed bake.pkr.hcl
@@ -29,7 +29,7 @@ var bakeTemplate []byte
 type Source struct {
 	// Name is the builder's in the lab.
 	Name    string
-	Release fleet.Release
+	Release machine.Release
 	// ProxySources are the provisioner's proxy_sources.
 	ProxySources []string
 	// Prepare changes the builder's disk before it boots. It may be nil.
@@ -38,7 +38,7 @@ type Source struct {
 
 // Bake makes a golden image of a plain Debian 12.
 func (l *Lab) Bake(ctx context.Context, w io.Writer) (Image, error) {
-	return l.BakeFrom(ctx, Source{Name: "builder", Release: fleet.Debian12}, w)
+	return l.BakeFrom(ctx, Source{Name: "builder", Release: machine.Debian12}, w)
 }
 
 // BakeFrom makes a golden image as an operator does: it runs an instance of a plain
@@ -87,7 +87,7 @@ func (l *Lab) createImage(ctx context.Context, builder *Instance) (Image, error)
 
 // waitForSSH waits until cloud-init has let the key pair in.
 func (i *Instance) waitForSSH(ctx context.Context) error {
-	return fleet.Poll(ctx, 3*time.Minute, func() error {
+	return machine.Poll(ctx, 3*time.Minute, func() error {
 		_, err := os.Stat(i.Path("home/" + User + "/.ssh/authorized_keys"))
 		return err
 	})

@@ -14,10 +14,10 @@ import (
 	"github.com/gravitational/teleport/api/types"
 	"golang.org/x/crypto/ssh"
 
-	"github.com/hallmark-ssh/hallmark/e2e/fleet"
+	"github.com/hallmark-ssh/hallmark/e2e/machine"
 	"github.com/hallmark-ssh/hallmark/e2e/teleportd"
-	"github.com/hallmark-ssh/hallmark/internal/teleport/caexport"
-	"github.com/hallmark-ssh/hallmark/internal/teleport/teleporttest"
+	"github.com/hallmark-ssh/hallmark/internal/caexport"
+	"github.com/hallmark-ssh/hallmark/internal/signer/teleport/teleporttest"
 )
 
 // Cluster is the lab's Teleport cluster: the embedded one, or a real one.
@@ -108,7 +108,7 @@ func (l *Lab) startTeleport(ctx context.Context) (*real, error) {
 		return nil, err
 	}
 	cluster, err := teleportd.Start(ctx, teleportd.Options{
-		Programs: l.config.Teleport, Dir: filepath.Join(l.dir, "teleport"), Name: "hallmark.test", Address: fleet.Hub,
+		Programs: l.config.Teleport, Dir: filepath.Join(l.dir, "teleport"), Name: "hallmark.test", Address: machine.Hub,
 		STSURL: l.login.url, Log: log,
 	})
 	if err != nil {
@@ -182,7 +182,7 @@ func (r *real) SSH(ctx context.Context, _ netip.Addr, hostname, command string) 
 	var out string
 	// What the proxy knows lags behind what has been written: it may not have seen yet a
 	// machine that has just enrolled. Versions say so in different words.
-	err := fleet.Poll(ctx, proxyLag, func() (err error) {
+	err := machine.Poll(ctx, proxyLag, func() (err error) {
 		out, err = r.person.Tsh(ctx, "ssh", User+"@"+name, command)
 		return err
 	})

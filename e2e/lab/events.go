@@ -13,7 +13,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/sqs"
 	"github.com/google/uuid"
 
-	"github.com/hallmark-ssh/hallmark/e2e/moto"
+	"github.com/hallmark-ssh/hallmark/e2e/fake/moto"
 )
 
 // queue is where EventBridge puts events, in moto's SQS.

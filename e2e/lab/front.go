@@ -9,7 +9,7 @@ import (
 	"net/http"
 	"sync"
 
-	"github.com/hallmark-ssh/hallmark/e2e/fleet"
+	"github.com/hallmark-ssh/hallmark/e2e/machine"
 )
 
 // front is the signer's function URL.
@@ -44,7 +44,7 @@ func (f *front) now() FrontTrouble {
 
 // StartURL makes the signer's function URL answer.
 func (l *Lab) StartURL(ctx context.Context) error {
-	listener, err := new(net.ListenConfig).Listen(ctx, "tcp4", net.JoinHostPort(fleet.Hub, "443"))
+	listener, err := new(net.ListenConfig).Listen(ctx, "tcp4", net.JoinHostPort(machine.Hub, "443"))
 	if err != nil {
 		return err
 	}

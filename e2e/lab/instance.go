@@ -18,23 +18,23 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/ec2"
 	"github.com/aws/aws-sdk-go-v2/service/ec2/types"
 
-	"github.com/hallmark-ssh/hallmark/e2e/fleet"
-	"github.com/hallmark-ssh/hallmark/e2e/imds"
-	"github.com/hallmark-ssh/hallmark/e2e/moto"
-	"github.com/hallmark-ssh/hallmark/e2e/sts"
-	"github.com/hallmark-ssh/hallmark/internal/agent"
+	"github.com/hallmark-ssh/hallmark/e2e/fake/imds"
+	"github.com/hallmark-ssh/hallmark/e2e/fake/moto"
+	"github.com/hallmark-ssh/hallmark/e2e/fake/sts"
+	"github.com/hallmark-ssh/hallmark/e2e/machine"
+	"github.com/hallmark-ssh/hallmark/internal/machine/agent"
 )
 
 // Image is an AMI: what EC2 says of it, and its disk.
 type Image struct {
 	ID   string
-	Disk fleet.Image
+	Disk machine.Image
 }
 
 // Instance is an EC2 instance: what EC2 says of it, its metadata service, and a
 // machine that is it.
 type Instance struct {
-	*fleet.Machine
+	*machine.Machine
 	ID       string
 	Metadata *imds.Server
 }
@@ -77,7 +77,7 @@ func (l *Lab) Launch(ctx context.Context, t Template) (*Instance, error) {
 		return nil, err
 	}
 	metadata.SetTrouble(t.Trouble)
-	machine, err := l.fleet.Boot(ctx, fleet.Spec{Name: t.Name, Image: t.Image.Disk, Address: address, Metadata: metadata, Prepare: t.Prepare})
+	machine, err := l.fleet.Boot(ctx, machine.Spec{Name: t.Name, Image: t.Image.Disk, Address: address, Metadata: metadata, Prepare: t.Prepare})
 	if err != nil {
 		return nil, err
 	}
@@ -152,7 +152,7 @@ const enrollmentLimit = 5 * time.Minute
 // of its enrollment.
 func (i *Instance) WaitEnrolled(ctx context.Context) (*agent.State, error) {
 	var state *agent.State
-	err := fleet.Poll(ctx, enrollmentLimit, func() (err error) {
+	err := machine.Poll(ctx, enrollmentLimit, func() (err error) {
 		state, err = i.State(ctx)
 		return err
 	})
@@ -179,7 +179,7 @@ func (i *Instance) State(ctx context.Context) (*agent.State, error) {
 // repeats. The instance's own timers run it, too: while such a run has the lock, this
 // one waits.
 func (i *Instance) Hallmark(ctx context.Context, args ...string) (said string, err error) {
-	busy := fleet.Poll(ctx, time.Minute, func() error {
+	busy := machine.Poll(ctx, time.Minute, func() error {
 		said, err = i.Run(ctx, "sh", append([]string{"-c", `exec hallmark "$@" 2>&1`, "hallmark"}, args...)...)
 		if strings.Contains(said, agent.ErrRunning.Error()) {
 			return agent.ErrRunning
@@ -205,7 +205,7 @@ func (i *Instance) Dump(ctx context.Context, w io.Writer) {
 }
 
 // baseImage returns an image of Amazon's, with a freshly installed Debian on it.
-func (l *Lab) baseImage(ctx context.Context, release fleet.Release) (Image, error) {
+func (l *Lab) baseImage(ctx context.Context, release machine.Release) (Image, error) {
 	disk, err := l.fleet.BaseImage(release)
 	if err != nil {
 		return Image{}, err

@@ -20,8 +20,8 @@ import (
 
 	"golang.org/x/crypto/ssh"
 
-	"github.com/hallmark-ssh/hallmark/e2e/fleet"
-	"github.com/hallmark-ssh/hallmark/internal/teleport/teleporttest"
+	"github.com/hallmark-ssh/hallmark/e2e/machine"
+	"github.com/hallmark-ssh/hallmark/internal/signer/teleport/teleporttest"
 )
 
 // User is the user that cloud-init makes on the machines.
@@ -117,7 +117,7 @@ func newWebCertificate() (tls.Certificate, error) {
 		Subject:               pkix.Name{CommonName: "Hallmark lab"},
 		NotBefore:             now.Add(-time.Hour),
 		NotAfter:              now.Add(24 * time.Hour),
-		IPAddresses:           []net.IP{net.ParseIP(fleet.Hub)},
+		IPAddresses:           []net.IP{net.ParseIP(machine.Hub)},
 		KeyUsage:              x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign,
 		ExtKeyUsage:           []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
 		BasicConstraintsValid: true,

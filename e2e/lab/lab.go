@@ -25,11 +25,11 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/ssm/types"
 	"go.yaml.in/yaml/v3"
 
-	"github.com/hallmark-ssh/hallmark/e2e/dynamodb"
-	"github.com/hallmark-ssh/hallmark/e2e/fleet"
-	"github.com/hallmark-ssh/hallmark/e2e/lambdahost"
-	"github.com/hallmark-ssh/hallmark/e2e/moto"
-	"github.com/hallmark-ssh/hallmark/e2e/sts"
+	"github.com/hallmark-ssh/hallmark/e2e/fake/dynamodb"
+	"github.com/hallmark-ssh/hallmark/e2e/fake/lambdahost"
+	"github.com/hallmark-ssh/hallmark/e2e/fake/moto"
+	"github.com/hallmark-ssh/hallmark/e2e/fake/sts"
+	"github.com/hallmark-ssh/hallmark/e2e/machine"
 	"github.com/hallmark-ssh/hallmark/e2e/teleportd"
 	"github.com/hallmark-ssh/hallmark/internal/identity/identitytest"
 )
@@ -76,7 +76,7 @@ type Lab struct {
 	// Teleport is the cluster if it is a real one, otherwise nil.
 	Teleport *teleportd.Cluster
 
-	fleet  *fleet.Fleet
+	fleet  *machine.Fleet
 	config Config
 	dir    string
 	subnet string // id of the subnet in EC2
@@ -96,7 +96,7 @@ type Lab struct {
 }
 
 // New starts the lab in a folder. It ends with the context, or the program.
-func New(ctx context.Context, f *fleet.Fleet, config Config, dir string) (*Lab, error) {
+func New(ctx context.Context, f *machine.Fleet, config Config, dir string) (*Lab, error) {
 	l := &Lab{fleet: f, config: config, dir: dir, last: netip.MustParseAddr(lastReserved)}
 	for _, program := range []*string{&l.config.Bootstrap, &l.config.Packer, &l.config.Plugin} {
 		if err := absolute(program); err != nil {
@@ -160,12 +160,12 @@ func (l *Lab) startMoto(ctx context.Context) error {
 }
 
 func makeSubnet(ctx context.Context, client *ec2.Client) (string, error) {
-	vpc, err := client.CreateVpc(ctx, &ec2.CreateVpcInput{CidrBlock: aws.String(fleet.Subnet)})
+	vpc, err := client.CreateVpc(ctx, &ec2.CreateVpcInput{CidrBlock: aws.String(machine.Subnet)})
 	if err != nil {
 		return "", err
 	}
 	subnet, err := client.CreateSubnet(ctx, &ec2.CreateSubnetInput{
-		VpcId: vpc.Vpc.VpcId, CidrBlock: aws.String(fleet.Subnet), AvailabilityZone: aws.String(zone),
+		VpcId: vpc.Vpc.VpcId, CidrBlock: aws.String(machine.Subnet), AvailabilityZone: aws.String(zone),
 	})
 	if err != nil {
 		return "", err
@@ -232,7 +232,7 @@ func (l *Lab) startSigner(ctx context.Context) error {
 		Concurrency: 2, Timeout: time.Minute, Log: log,
 	})
 	context.AfterFunc(ctx, l.Fleet.Close)
-	l.SignerURL = "https://" + fleet.Hub + "/"
+	l.SignerURL = "https://" + machine.Hub + "/"
 	return l.StartURL(ctx)
 }
 

@@ -6,8 +6,8 @@ import (
 	"context"
 	"crypto/rand"
 
-	"github.com/hallmark-ssh/hallmark/e2e/moto"
-	"github.com/hallmark-ssh/hallmark/e2e/sts"
+	"github.com/hallmark-ssh/hallmark/e2e/fake/moto"
+	"github.com/hallmark-ssh/hallmark/e2e/fake/sts"
 )
 
 const (

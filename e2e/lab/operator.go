@@ -9,7 +9,7 @@ import (
 	"os"
 	"os/exec"
 
-	"github.com/hallmark-ssh/hallmark/e2e/moto"
+	"github.com/hallmark-ssh/hallmark/e2e/fake/moto"
 )
 
 // OperatorARN is whom moto takes everybody for who has no role.

@@ -15,7 +15,7 @@ import (
 
 	"github.com/hallmark-ssh/hallmark/e2e/lab"
 	"github.com/hallmark-ssh/hallmark/e2e/teleportd"
-	"github.com/hallmark-ssh/hallmark/internal/teleport/caexport"
+	"github.com/hallmark-ssh/hallmark/internal/caexport"
 )
 
 // The lab's cluster is the leaf of another one, whose people reach its machines.

@@ -17,8 +17,8 @@ import (
 	"golang.org/x/crypto/ssh"
 	"golang.org/x/sync/errgroup"
 
-	"github.com/hallmark-ssh/hallmark/e2e/fleet"
 	"github.com/hallmark-ssh/hallmark/e2e/lab"
+	"github.com/hallmark-ssh/hallmark/e2e/machine"
 )
 
 // The proxy is one source address for everybody. OpenSSH 9.8 and later shuts out an
@@ -89,7 +89,7 @@ func TestOnePersonsFailuresDelayNobody(t *testing.T) {
 
 // slowestBeside has somebody log in again and again while something else is done several
 // times, and returns how long the slowest login took.
-func slowestBeside(t *testing.T, c caller, m machine, times int, other func() error) (slowest time.Duration) {
+func slowestBeside(t *testing.T, c caller, m enrolled, times int, other func() error) (slowest time.Duration) {
 	t.Helper()
 	done := make(chan error, 1)
 	go func() {
@@ -113,11 +113,11 @@ func slowestBeside(t *testing.T, c caller, m machine, times int, other func() er
 }
 
 // launchTrixie boots a machine with OpenSSH 10 that knows where the proxy connects from.
-func launchTrixie(t *testing.T) machine {
+func launchTrixie(t *testing.T) enrolled {
 	t.Helper()
 	var packer strings.Builder
 	image, err := shared.lab.BakeFrom(t.Context(), lab.Source{
-		Name: "builder13", Release: fleet.Debian13, ProxySources: []string{fleet.Hub},
+		Name: "builder13", Release: machine.Debian13, ProxySources: []string{machine.Hub},
 	}, &packer)
 	if err != nil {
 		t.Fatalf("%v\n--- packer\n%s", err, &packer)
@@ -139,13 +139,13 @@ func launchTrixie(t *testing.T) machine {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !strings.Contains(settings, "\npersourcepenaltyexemptlist "+fleet.Hub+"\n") {
+	if !strings.Contains(settings, "\npersourcepenaltyexemptlist "+machine.Hub+"\n") {
 		t.Errorf("sshd does not exempt the proxy:\n%s", settings)
 	}
-	return machine{instance, state}
+	return enrolled{instance, state}
 }
 
-func sshdLog(t *testing.T, m machine) string {
+func sshdLog(t *testing.T, m enrolled) string {
 	t.Helper()
 	log, err := m.Run(t.Context(), "journalctl", "--no-pager", "--boot", "--unit=ssh.service", "--lines=400")
 	if err != nil {
@@ -191,7 +191,7 @@ func newCaller(t *testing.T, name, login string) caller {
 }
 
 // mustLogIn returns how long a login takes.
-func mustLogIn(t *testing.T, c caller, m machine) time.Duration {
+func mustLogIn(t *testing.T, c caller, m enrolled) time.Duration {
 	t.Helper()
 	began := time.Now()
 	if err := c.logIn(t.Context(), m); err != nil {
@@ -201,7 +201,7 @@ func mustLogIn(t *testing.T, c caller, m machine) time.Duration {
 }
 
 // logIn runs a command on the machine, through the proxy.
-func (c caller) logIn(ctx context.Context, m machine) error {
+func (c caller) logIn(ctx context.Context, m enrolled) error {
 	session, err := c.proxy.NewSession()
 	if err != nil {
 		return fmt.Errorf("open a session with the proxy: %w", err)

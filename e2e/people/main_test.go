@@ -16,34 +16,34 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
-	"github.com/hallmark-ssh/hallmark/e2e/fleet"
 	"github.com/hallmark-ssh/hallmark/e2e/lab"
+	"github.com/hallmark-ssh/hallmark/e2e/machine"
 	"github.com/hallmark-ssh/hallmark/e2e/teleportd"
-	"github.com/hallmark-ssh/hallmark/internal/agent"
+	"github.com/hallmark-ssh/hallmark/internal/machine/agent"
 )
 
 // shared is what all tests use, and leave as it is. TestMain fills it.
 var shared struct {
 	lab       *lab.Lab
 	image     lab.Image
-	prod, dev machine
+	prod, dev enrolled
 }
 
 // programs is the folder that all clusters here are started from.
 var programs = flag.String("programs", "../../bin/teleport", "folder with the programs of one version of Teleport")
 
-// machine is an enrolled instance.
-type machine struct {
+// enrolled is an enrolled instance.
+type enrolled struct {
 	*lab.Instance
 	state *agent.State
 }
 
 func TestMain(m *testing.M) {
 	flag.Parse()
-	os.Exit(fleet.Tests("people", setUp, m.Run, fleet.Debian12, fleet.Debian13))
+	os.Exit(machine.Tests("people", setUp, m.Run, machine.Debian12, machine.Debian13))
 }
 
-func setUp(ctx context.Context, f *fleet.Fleet) error {
+func setUp(ctx context.Context, f *machine.Fleet) error {
 	dir, err := os.MkdirTemp("", "people-")
 	if err != nil {
 		return err
@@ -60,7 +60,7 @@ func setUp(ctx context.Context, f *fleet.Fleet) error {
 		return fmt.Errorf("%w\n--- packer\n%s", err, &packer)
 	}
 	group, ctx := errgroup.WithContext(ctx)
-	for env, m := range map[string]*machine{"prod": &shared.prod, "dev": &shared.dev} {
+	for env, m := range map[string]*enrolled{"prod": &shared.prod, "dev": &shared.dev} {
 		instance, err := shared.lab.Launch(ctx, lab.Template{Name: env, Image: shared.image, Tags: map[string]string{"Name": env, "env": env}})
 		if err != nil {
 			return err
@@ -97,7 +97,7 @@ func newPerson(t *testing.T, cluster *teleportd.Cluster, name, allow string, mor
 const reach = "cat /run/cloud-init/.instance-id"
 
 // reached checks the outcome of running reach.
-func reached(t *testing.T, m machine, out string, err error) {
+func reached(t *testing.T, m enrolled, out string, err error) {
 	t.Helper()
 	if err != nil {
 		t.Error(err)
@@ -123,7 +123,7 @@ func refused(t *testing.T, out string, err error, want string) {
 // poll waits until a condition holds.
 func poll(t *testing.T, limit time.Duration, try func() error) {
 	t.Helper()
-	if err := fleet.Poll(t.Context(), limit, try); err != nil {
+	if err := machine.Poll(t.Context(), limit, try); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -13,9 +13,9 @@ import (
 	"github.com/google/uuid"
 	"github.com/gravitational/teleport/api/types"
 
-	"github.com/hallmark-ssh/hallmark/e2e/fleet"
+	"github.com/hallmark-ssh/hallmark/e2e/fake/moto"
 	"github.com/hallmark-ssh/hallmark/e2e/lab"
-	"github.com/hallmark-ssh/hallmark/e2e/moto"
+	"github.com/hallmark-ssh/hallmark/e2e/machine"
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
 )
 
@@ -49,7 +49,7 @@ func TestForeignNodeStays(t *testing.T) {
 			poll(t, time.Minute, func() error {
 				out, err := instance.Hallmark(t.Context(), "enroll")
 				if err == nil {
-					return fleet.Fatal(fmt.Errorf("it enrolls: %s", out))
+					return machine.Fatal(fmt.Errorf("it enrolls: %s", out))
 				}
 				if !strings.Contains(err.Error(), string(protocol.CodeNameInUse)) {
 					return fmt.Errorf("want %s: %w", protocol.CodeNameInUse, err)

@@ -10,7 +10,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/hallmark-ssh/hallmark/e2e/imds"
+	"github.com/hallmark-ssh/hallmark/e2e/fake/imds"
 	"github.com/hallmark-ssh/hallmark/e2e/lab"
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
 )
@@ -90,7 +90,7 @@ func TestTeleportDown(t *testing.T) {
 }
 
 // installed is what a machine has of the cluster's: certificates and CAs.
-func installed(t *testing.T, m machine) string {
+func installed(t *testing.T, m enrolled) string {
 	t.Helper()
 	paths, err := filepath.Glob(m.Path("etc/ssh/*-cert.pub"))
 	if err != nil || len(paths) == 0 {

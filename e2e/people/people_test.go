@@ -44,7 +44,7 @@ func list(t *testing.T, p *teleportd.Person) map[string]*types.ServerV2 {
 func TestListShowsLabels(t *testing.T) {
 	alice := newPerson(t, shared.lab.Teleport, "alice-lists", everywhere)
 	nodes := list(t, alice)
-	for env, m := range map[string]machine{"prod": shared.prod, "dev": shared.dev} {
+	for env, m := range map[string]enrolled{"prod": shared.prod, "dev": shared.dev} {
 		node := nodes[m.state.Node.Hostname]
 		if node == nil {
 			t.Errorf("no %s among %v", m.state.Node.Hostname, slices.Collect(maps.Keys(nodes)))

@@ -15,17 +15,17 @@ import (
 
 	"golang.org/x/crypto/ssh"
 
-	"github.com/hallmark-ssh/hallmark/e2e/fleet"
 	"github.com/hallmark-ssh/hallmark/e2e/lab"
+	"github.com/hallmark-ssh/hallmark/e2e/machine"
 	"github.com/hallmark-ssh/hallmark/e2e/teleportd"
-	"github.com/hallmark-ssh/hallmark/internal/teleport/caexport"
+	"github.com/hallmark-ssh/hallmark/internal/caexport"
 )
 
 const statePath = "var/lib/hallmark/state.json"
 
 // pass lets time go by for a machine and the signer: what that one remembers of a minute
 // ago is forgotten.
-func pass(t *testing.T, m machine, d time.Duration) {
+func pass(t *testing.T, m enrolled, d time.Duration) {
 	t.Helper()
 	shared.lab.Signer.Restart()
 	age(t, m, d)
@@ -33,7 +33,7 @@ func pass(t *testing.T, m machine, d time.Duration) {
 
 // age lets time go by for a machine. Its clock is the host's, so its state moves
 // instead: it enrolled that much earlier, and is due that much sooner.
-func age(t *testing.T, m machine, d time.Duration) {
+func age(t *testing.T, m enrolled, d time.Duration) {
 	t.Helper()
 	data, err := os.ReadFile(m.Path(statePath))
 	if err != nil {
@@ -60,7 +60,7 @@ func age(t *testing.T, m machine, d time.Duration) {
 }
 
 // anHourPasses lets an hour pass, and does what the machine's timer does.
-func anHourPasses(t *testing.T, m machine) {
+func anHourPasses(t *testing.T, m enrolled) {
 	t.Helper()
 	pass(t, m, time.Hour)
 	if _, err := m.Hallmark(t.Context(), "renew"); err != nil {
@@ -69,7 +69,7 @@ func anHourPasses(t *testing.T, m machine) {
 }
 
 // trusted are the fingerprints of the keys whose user certificates sshd accepts.
-func trusted(t *testing.T, m machine) []string {
+func trusted(t *testing.T, m enrolled) []string {
 	t.Helper()
 	out, err := m.Run(t.Context(), "cat", "/etc/ssh/hallmark/openssh_ca.pub")
 	if err != nil {
@@ -79,7 +79,7 @@ func trusted(t *testing.T, m machine) []string {
 }
 
 // signers are the fingerprints of the keys that signed the machine's certificates.
-func signers(t *testing.T, m machine) []string {
+func signers(t *testing.T, m enrolled) []string {
 	t.Helper()
 	out, err := m.Run(t.Context(), "sh", "-c", "cat /etc/ssh/ssh_host_*-cert.pub")
 	if err != nil {
@@ -127,11 +127,11 @@ func current(t *testing.T, kind caexport.Kind) []string {
 // logsIn logs a person in to the machine. During a rotation of the Host authority
 // that takes a new login to the cluster, and the services follow each phase within
 // seconds. The proxy limits logins by source address, so they are rare.
-func logsIn(t *testing.T, p *teleportd.Person, m machine, when string) {
+func logsIn(t *testing.T, p *teleportd.Person, m enrolled, when string) {
 	t.Helper()
 	var out string
 	var asked time.Time
-	err := fleet.Poll(t.Context(), time.Minute, func() (err error) {
+	err := machine.Poll(t.Context(), time.Minute, func() (err error) {
 		if out, err = p.Tsh(t.Context(), "ssh", lab.User+"@"+m.state.Node.Hostname, reach); err == nil {
 			return nil
 		}
@@ -153,7 +153,7 @@ func logsIn(t *testing.T, p *teleportd.Person, m machine, when string) {
 
 // rotate takes an authority through phases. Nobody touches the machine: its timer
 // runs in each, and a person logs in before it does and after.
-func rotate(t *testing.T, p *teleportd.Person, m machine, kind caexport.Kind, phases ...string) {
+func rotate(t *testing.T, p *teleportd.Person, m enrolled, kind caexport.Kind, phases ...string) {
 	t.Helper()
 	for _, phase := range phases {
 		when := fmt.Sprintf("%s authority, %s of %v", kind, phase, phases)
@@ -186,7 +186,7 @@ func rotate(t *testing.T, p *teleportd.Person, m machine, kind caexport.Kind, ph
 
 // issueAgain has new certificates issued although none is due. The machine verifies them,
 // and that sshd presents them.
-func issueAgain(t *testing.T, m machine) {
+func issueAgain(t *testing.T, m enrolled) {
 	t.Helper()
 	pass(t, m, time.Hour)
 	if _, err := m.Run(t.Context(), "sh", "-c", "rm /etc/ssh/*-cert.pub"); err != nil {
@@ -286,7 +286,7 @@ func TestAMonth(t *testing.T) {
 }
 
 // certificateEnd is when the first of the machine's certificates ends.
-func certificateEnd(t *testing.T, m machine) time.Time {
+func certificateEnd(t *testing.T, m enrolled) time.Time {
 	t.Helper()
 	s, err := m.State(t.Context())
 	if err != nil {
@@ -297,7 +297,7 @@ func certificateEnd(t *testing.T, m machine) time.Time {
 
 // follows checks that the machine trusts what the cluster has now, no more and no
 // less, and that its certificates are signed by the key that the cluster signs with.
-func follows(t *testing.T, m machine, kind caexport.Kind, when string) error {
+func follows(t *testing.T, m enrolled, kind caexport.Kind, when string) error {
 	t.Helper()
 	want := current(t, kind)
 	if kind == caexport.OpenSSH {

@@ -29,7 +29,7 @@ func TestPeopleSeeWhatEC2Has(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	m := machine{instance, s}
+	m := enrolled{instance, s}
 	name := s.Node.Hostname
 	poll(t, 20*time.Second, func() error { // the proxy's view lags
 		if list(t, prod)[name] == nil {

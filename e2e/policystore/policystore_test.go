@@ -19,10 +19,10 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/ssm"
 	ssmtypes "github.com/aws/aws-sdk-go-v2/service/ssm/types"
 
-	"github.com/hallmark-ssh/hallmark/e2e/moto"
-	"github.com/hallmark-ssh/hallmark/internal/memo"
-	"github.com/hallmark-ssh/hallmark/internal/policy"
-	"github.com/hallmark-ssh/hallmark/internal/policy/live"
+	"github.com/hallmark-ssh/hallmark/e2e/fake/moto"
+	"github.com/hallmark-ssh/hallmark/internal/signer/memo"
+	"github.com/hallmark-ssh/hallmark/internal/signer/policy"
+	"github.com/hallmark-ssh/hallmark/internal/signer/policy/live"
 )
 
 const (

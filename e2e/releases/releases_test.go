@@ -17,19 +17,19 @@ import (
 	"testing"
 	"time"
 
-	"github.com/hallmark-ssh/hallmark/e2e/fleet"
 	"github.com/hallmark-ssh/hallmark/e2e/lab"
-	"github.com/hallmark-ssh/hallmark/internal/agent"
+	"github.com/hallmark-ssh/hallmark/e2e/machine"
+	"github.com/hallmark-ssh/hallmark/internal/machine/agent"
 )
 
 // shared is the lab of all tests. TestMain starts it.
 var shared *lab.Lab
 
 func TestMain(m *testing.M) {
-	os.Exit(fleet.Tests("releases", setUp, m.Run, fleet.Debian11, fleet.Debian12, fleet.Debian13))
+	os.Exit(machine.Tests("releases", setUp, m.Run, machine.Debian11, machine.Debian12, machine.Debian13))
 }
 
-func setUp(ctx context.Context, f *fleet.Fleet) error {
+func setUp(ctx context.Context, f *machine.Fleet) error {
 	dir, err := os.MkdirTemp("", "releases-")
 	if err != nil {
 		return err
@@ -43,16 +43,16 @@ func setUp(ctx context.Context, f *fleet.Fleet) error {
 func TestReleases(t *testing.T) {
 	for _, test := range []struct {
 		name    string
-		release fleet.Release
+		release machine.Release
 		prepare func(ctx context.Context, root string) error
 		// versions are of the packages for which the release is here.
 		versions map[string]string
 		sshUnit  string
 	}{
-		{"debian11", fleet.Debian11, nil, map[string]string{"cloud-init": "20.4", "systemd": "247", "openssh-server": "1:8.4"}, "ssh.service"},
-		{"debian12", fleet.Debian12, nil, map[string]string{"cloud-init": "22.4", "systemd": "252", "openssh-server": "1:9.2"}, "ssh.service"},
-		{"debian13", fleet.Debian13, nil, map[string]string{"cloud-init": "25.", "systemd": "257", "openssh-server": "1:10.0"}, "ssh.service"},
-		{"socket13", fleet.Debian13, behindSocket, map[string]string{"openssh-server": "1:10.0"}, "ssh.socket"},
+		{"debian11", machine.Debian11, nil, map[string]string{"cloud-init": "20.4", "systemd": "247", "openssh-server": "1:8.4"}, "ssh.service"},
+		{"debian12", machine.Debian12, nil, map[string]string{"cloud-init": "22.4", "systemd": "252", "openssh-server": "1:9.2"}, "ssh.service"},
+		{"debian13", machine.Debian13, nil, map[string]string{"cloud-init": "25.", "systemd": "257", "openssh-server": "1:10.0"}, "ssh.service"},
+		{"socket13", machine.Debian13, behindSocket, map[string]string{"openssh-server": "1:10.0"}, "ssh.socket"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
@@ -164,7 +164,7 @@ func checkLogins(t *testing.T, i *lab.Instance, s *agent.State) {
 			return err
 		}
 		if got := strings.TrimSpace(out); got != i.ID {
-			return fleet.Fatal(fmt.Errorf("reached %q, want %q", got, i.ID))
+			return machine.Fatal(fmt.Errorf("reached %q, want %q", got, i.ID))
 		}
 		return nil
 	})
@@ -258,7 +258,7 @@ func run(t *testing.T, i *lab.Instance, name string, args ...string) string {
 // poll waits until a condition holds, far longer than it takes on a busy machine.
 func poll(t *testing.T, try func() error) {
 	t.Helper()
-	if err := fleet.Poll(t.Context(), 5*time.Minute, try); err != nil {
+	if err := machine.Poll(t.Context(), 5*time.Minute, try); err != nil {
 		t.Fatal(err)
 	}
 }

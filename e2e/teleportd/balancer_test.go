@@ -16,7 +16,7 @@ import (
 	"testing"
 
 	"github.com/hallmark-ssh/hallmark/e2e/teleportd"
-	"github.com/hallmark-ssh/hallmark/internal/teleport/teleporttest"
+	"github.com/hallmark-ssh/hallmark/internal/signer/teleport/teleporttest"
 )
 
 // TestMain makes the load balancers' certificate one that the system trusts: Teleport's

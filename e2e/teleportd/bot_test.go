@@ -14,9 +14,9 @@ import (
 	"github.com/aws/aws-sdk-go-v2/credentials"
 	"golang.org/x/crypto/ssh"
 
-	"github.com/hallmark-ssh/hallmark/e2e/sts"
+	"github.com/hallmark-ssh/hallmark/e2e/fake/sts"
 	"github.com/hallmark-ssh/hallmark/e2e/teleportd"
-	"github.com/hallmark-ssh/hallmark/internal/teleport"
+	"github.com/hallmark-ssh/hallmark/internal/signer/teleport"
 )
 
 const (

@@ -11,7 +11,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/hallmark-ssh/hallmark/e2e/fleet"
+	"github.com/hallmark-ssh/hallmark/e2e/machine"
 	templates "github.com/hallmark-ssh/hallmark/templates/teleport"
 )
 
@@ -55,7 +55,7 @@ func (c *Cluster) AddBots(ctx context.Context, arns map[string]string) error {
 // addBotsByCommand is for versions that take no bot in a file.
 func (c *Cluster) addBotsByCommand(ctx context.Context, bots []string) error {
 	// tctl prints the proxy's address with a new bot, and fails while there is none.
-	if err := fleet.Poll(ctx, 30*time.Second, func() error {
+	if err := machine.Poll(ctx, 30*time.Second, func() error {
 		proxies, err := c.Tctl(ctx, "get", "proxies")
 		if err == nil && !strings.Contains(proxies, "kind: proxy") {
 			err = errors.New("no proxy")

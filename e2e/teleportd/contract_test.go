@@ -12,11 +12,11 @@ import (
 
 	"golang.org/x/crypto/ssh"
 
-	"github.com/hallmark-ssh/hallmark/e2e/fleet"
+	"github.com/hallmark-ssh/hallmark/e2e/machine"
 	"github.com/hallmark-ssh/hallmark/e2e/teleportd"
-	"github.com/hallmark-ssh/hallmark/internal/teleport"
-	"github.com/hallmark-ssh/hallmark/internal/teleport/caexport"
-	"github.com/hallmark-ssh/hallmark/internal/teleport/teleporttest"
+	"github.com/hallmark-ssh/hallmark/internal/caexport"
+	"github.com/hallmark-ssh/hallmark/internal/signer/teleport"
+	"github.com/hallmark-ssh/hallmark/internal/signer/teleport/teleporttest"
 )
 
 var programs = flag.String("programs", "../../bin/teleport", "folder with the programs of one version of Teleport")
@@ -50,7 +50,7 @@ func target(cluster *teleportd.Cluster, address string) teleporttest.Target {
 			defer cancel()
 			var client *teleport.Client
 			// Some versions restart in phases of a rotation.
-			err := fleet.Poll(ctx, 30*time.Second, func() error {
+			err := machine.Poll(ctx, 30*time.Second, func() error {
 				identity, err := cluster.SignIdentity(ctx, "hallmark-enroll", time.Hour)
 				if err != nil {
 					return err

@@ -12,8 +12,8 @@ import (
 
 	"github.com/gravitational/teleport/api/types"
 
-	"github.com/hallmark-ssh/hallmark/e2e/fleet"
-	"github.com/hallmark-ssh/hallmark/internal/teleport/caexport"
+	"github.com/hallmark-ssh/hallmark/e2e/machine"
+	"github.com/hallmark-ssh/hallmark/internal/caexport"
 )
 
 // Rotate takes an authority to a phase of its rotation, and returns when the cluster's
@@ -34,7 +34,7 @@ func (c *Cluster) Rotate(ctx context.Context, kind caexport.Kind, phase string) 
 	if kind != caexport.Host {
 		return nil
 	}
-	return fleet.Poll(ctx, time.Minute, func() error {
+	return machine.Poll(ctx, time.Minute, func() error {
 		if restarts {
 			_, err := os.Stat(c.ready())
 			return err

@@ -7,10 +7,10 @@ import (
 	"testing"
 	"time"
 
-	"github.com/hallmark-ssh/hallmark/e2e/fleet"
+	"github.com/hallmark-ssh/hallmark/e2e/machine"
 	"github.com/hallmark-ssh/hallmark/e2e/teleportd"
-	"github.com/hallmark-ssh/hallmark/internal/teleport"
-	"github.com/hallmark-ssh/hallmark/internal/teleport/caexport"
+	"github.com/hallmark-ssh/hallmark/internal/caexport"
+	"github.com/hallmark-ssh/hallmark/internal/signer/teleport"
 )
 
 // A function that joined before a rotation of the Host CA works in each phase and after
@@ -51,7 +51,7 @@ func TestBotAfterRotation(t *testing.T) {
 func (b bots) signs(t *testing.T, client *teleport.Client, when string, restarts bool) {
 	t.Helper()
 	joined, calls := b.sts.Calls(), 0
-	if err := fleet.Poll(t.Context(), 30*time.Second, func() error {
+	if err := machine.Poll(t.Context(), 30*time.Second, func() error {
 		calls++
 		_, err := client.SignHostKey(t.Context(), newKey(t), []string{"web-1"}, time.Hour)
 		return err

@@ -22,8 +22,8 @@ import (
 	"golang.org/x/crypto/ssh"
 	"golang.org/x/time/rate"
 
-	"github.com/hallmark-ssh/hallmark/e2e/fleet"
-	"github.com/hallmark-ssh/hallmark/internal/teleport/caexport"
+	"github.com/hallmark-ssh/hallmark/e2e/machine"
+	"github.com/hallmark-ssh/hallmark/internal/caexport"
 )
 
 const (
@@ -187,10 +187,10 @@ func (c *Cluster) start(ctx context.Context) error {
 		_ = c.process.Wait() // it is told to end
 		close(c.exited)
 	}()
-	return fleet.Poll(ctx, startLimit, func() error {
+	return machine.Poll(ctx, startLimit, func() error {
 		select {
 		case <-c.exited:
-			return fleet.Fatal(errors.New("it ended while starting: see its log"))
+			return machine.Fatal(errors.New("it ended while starting: see its log"))
 		default:
 		}
 		_, err := os.Stat(c.ready())

@@ -33,8 +33,8 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/hallmark-ssh/hallmark/e2e/teleportd"
-	"github.com/hallmark-ssh/hallmark/internal/teleport"
-	"github.com/hallmark-ssh/hallmark/internal/teleport/teleporttest"
+	"github.com/hallmark-ssh/hallmark/internal/signer/teleport"
+	"github.com/hallmark-ssh/hallmark/internal/signer/teleport/teleporttest"
 )
 
 // A machine's certificate must not let its thief pass for the machine's agent: the

@@ -13,7 +13,7 @@ func withReport(version int, report string) []byte {
 	return []byte(`{"version":` + string(rune('0'+version)) + `,"audience":"a","report":` + report + `}`)
 }
 
-// A report is open, and everything else of a payload is not. internal/signer has the table
+// A report is open, and everything else of a payload is not. internal/signer/enroll has the table
 // of attacks on it.
 func TestParseReport(t *testing.T) {
 	const rejected = `{"code":"not_presented","requestId":"request-1","detail":"sshd presents another"}`

@@ -9,7 +9,7 @@ import (
 
 	"golang.org/x/crypto/ssh"
 
-	"github.com/hallmark-ssh/hallmark/internal/teleport/caexport"
+	"github.com/hallmark-ssh/hallmark/internal/caexport"
 )
 
 // authorities returns the keys of the OpenSSH CA that the image will trust, the

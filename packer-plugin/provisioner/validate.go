@@ -15,7 +15,7 @@ import (
 
 	"github.com/hashicorp/packer-plugin-sdk/hcl2helper"
 
-	"github.com/hallmark-ssh/hallmark/internal/agent"
+	"github.com/hallmark-ssh/hallmark/internal/machine/agent"
 	"github.com/hallmark-ssh/hallmark/packer-plugin/programs"
 )
 

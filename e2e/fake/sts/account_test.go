@@ -1,0 +1,85 @@
+//go:build e2e
+
+package sts
+
+import (
+	"context"
+	"errors"
+	"net/http/httptest"
+	"net/url"
+	"testing"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	awshttp "github.com/aws/aws-sdk-go-v2/aws/transport/http"
+	"github.com/aws/aws-sdk-go-v2/credentials"
+	"github.com/aws/aws-sdk-go-v2/service/ec2"
+	"github.com/aws/aws-sdk-go-v2/service/ec2/types"
+	awssts "github.com/aws/aws-sdk-go-v2/service/sts"
+
+	"github.com/hallmark-ssh/hallmark/internal/signer/inventory"
+)
+
+// TestMemberAccount sees an instance of another account through a role there, and
+// not without it: moto keeps accounts apart by whose credentials sign.
+func TestMemberAccount(t *testing.T) {
+	const (
+		region = "us-east-1"
+		own    = "123456789012" // moto's, for credentials of no role
+		member = "222233334444"
+		role   = "arn:aws:iam::" + member + ":role/hallmark-member"
+	)
+	moto := startMoto(t)
+	backend, err := url.Parse(moto)
+	if err != nil {
+		t.Fatal(err)
+	}
+	endpoint := httptest.NewServer(New(Options{Region: region, Backend: backend}))
+	t.Cleanup(endpoint.Close)
+	cfg := aws.Config{
+		Region: region, HTTPClient: awshttp.NewBuildableClient(),
+		Credentials: credentials.NewStaticCredentialsProvider("test", "test", ""),
+	}
+	roles := awssts.NewFromConfig(cfg, func(o *awssts.Options) { o.BaseEndpoint = aws.String(endpoint.URL) })
+	out, err := roles.AssumeRole(t.Context(), &awssts.AssumeRoleInput{RoleArn: aws.String(role), RoleSessionName: aws.String("test")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := out.Credentials
+	theirs := runInstance(t, moto, region, credentials.NewStaticCredentialsProvider(
+		aws.ToString(c.AccessKeyId), aws.ToString(c.SecretAccessKey), aws.ToString(c.SessionToken)))
+	ours := runInstance(t, moto, region, cfg.Credentials)
+
+	e := inventory.New(inventory.Config{
+		AWS:      cfg,
+		Accounts: []inventory.Account{{ID: own}, {ID: member, Role: role, ExternalID: "test"}},
+		Roles:    roles,
+		Endpoint: func(string) (string, error) { return moto, nil },
+		Now:      time.Now,
+	})
+	e.Wait = func(context.Context, time.Duration) error { return nil }
+	for _, tt := range []struct {
+		account, id string
+		seen        bool
+	}{{member, theirs, true}, {own, ours, true}, {own, theirs, false}, {member, ours, false}} {
+		got, err := e.Instance(t.Context(), tt.account, region, tt.id)
+		switch {
+		case tt.seen && (err != nil || got.OwnerID != tt.account || got.PrivateDNS == ""):
+			t.Errorf("%s in account %s: %+v, error %v", tt.id, tt.account, got, err)
+		case !tt.seen && !errors.Is(err, inventory.ErrNotFound):
+			t.Errorf("%s is seen in account %s: %+v, error %v", tt.id, tt.account, got, err)
+		}
+	}
+}
+
+func runInstance(t *testing.T, endpoint, region string, c aws.CredentialsProvider) (id string) {
+	t.Helper()
+	client := ec2.New(ec2.Options{Region: region, BaseEndpoint: aws.String(endpoint), Credentials: c})
+	out, err := client.RunInstances(t.Context(), &ec2.RunInstancesInput{
+		ImageId: aws.String("ami-12c6146b"), InstanceType: types.InstanceTypeT3Micro, MinCount: aws.Int32(1), MaxCount: aws.Int32(1),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return aws.ToString(out.Instances[0].InstanceId)
+}

@@ -1,0 +1,61 @@
+// Package agent is the flow on the instance: it asks the signer for host
+// certificates and puts them into use without ever making sshd worse than it was.
+package agent
+
+import (
+	"errors"
+	"fmt"
+	"syscall"
+	"time"
+)
+
+// Files of the agent. Those of sshd are named by internal/machine/sshd.
+const (
+	ConfigFile   = "/etc/hallmark/config.yaml"
+	SignerCAFile = "/etc/hallmark/signer_ca.pem"
+	StateDir     = "/var/lib/hallmark"
+	Program      = "/usr/local/bin/hallmark"
+)
+
+// Kind says what can be done about an error.
+type Kind int
+
+// The kinds of errors.
+const (
+	Failed        Kind = iota // something on this machine is wrong
+	Misconfigured             // the configuration is missing or wrong
+	Refused                   // the signer says no, and will say so again
+	Temporary                 // something did not answer; try again later
+)
+
+// Error is an error of this package that says who has to do what about it.
+type Error struct {
+	Kind Kind
+	Hint string // what to do, one sentence, or empty
+	Err  error
+
+	after time.Duration // the wait that the signer asked for
+}
+
+func (e *Error) Error() string { return e.Err.Error() }
+func (e *Error) Unwrap() error { return e.Err }
+
+// hintFile returns what to do about a file that cannot be read or replaced.
+func hintFile(err error) string {
+	if errors.Is(err, syscall.EISDIR) {
+		return "move the folder in this file's place away, then run it again"
+	}
+	return "see that the disk is neither full nor read-only, then run it again"
+}
+
+func failf(kind Kind, hint, format string, args ...any) error {
+	return &Error{Kind: kind, Hint: hint, Err: fmt.Errorf(format, args...)}
+}
+
+// kindOf returns the kind of an error, and Failed for one without.
+func kindOf(err error) Kind {
+	if e, ok := errors.AsType[*Error](err); ok {
+		return e.Kind
+	}
+	return Failed
+}

@@ -1,0 +1,56 @@
+package agent
+
+import (
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"golang.org/x/crypto/ssh"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/hallmark-ssh/hallmark/internal/machine/sshd"
+)
+
+// Everybody who comes through a Teleport proxy has its address. With proxy_sources, as
+// hallmark install writes it, 200 failed logins from there and 50 logins at once keep
+// nobody out; without it, sshd drops the address's connections (OpenSSH 9.8 and later).
+func TestOneSourceForEverybody(t *testing.T) {
+	program := findSSHD(t)
+	for name, sources := range map[string][]string{"exempt": {"127.0.0.1"}, "not exempt": nil} {
+		t.Run(name, func(t *testing.T) {
+			s := newTestSSHD(t, program, t.TempDir(), newSigner(t).PublicKey())
+			penalties := handsOver(t, program)
+			s.stop()
+			lines := "LogLevel VERBOSE\n" + s.hallmarkLines()
+			if penalties && len(sources) > 0 {
+				lines += "PerSourcePenaltyExemptList " + sshd.JoinSources("none", sources) + "\n"
+			}
+			s.configure(lines)
+			s.start()
+
+			stranger := newSigner(t)
+			failures := 200
+			if len(sources) == 0 || !penalties {
+				failures = 20 // enough to be kept out
+			}
+			for range failures {
+				if err := s.tryLogin(stranger, ssh.InsecureIgnoreHostKey()); err == nil {
+					t.Fatal("a stranger logs in")
+				}
+			}
+			var logins errgroup.Group
+			for range 50 {
+				logins.Go(func() error { return s.tryLogin(s.login, ssh.InsecureIgnoreHostKey()) })
+			}
+			err := logins.Wait()
+			log := string(mustRead(t, filepath.Join(s.dir, "sshd.log")))
+			dropped := strings.Contains(log, "drop connection")
+			if wantDropped := penalties && len(sources) == 0; dropped != wantDropped || (err != nil) != wantDropped {
+				t.Errorf("logins: %v; dropped: %v, want %v\n%s", err, dropped, wantDropped, lastOf(log))
+			}
+		})
+	}
+}
+
+// lastOf returns the end of a log.
+func lastOf(log string) string { return log[max(0, len(log)-2000):] }

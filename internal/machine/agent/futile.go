@@ -1,0 +1,73 @@
+package agent
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+
+	"github.com/hallmark-ssh/hallmark/internal/machine/sshd"
+)
+
+// futileReloadError says that sshd was reloaded and did not present the certificates all the
+// same. Why is not known: what is known to keep it from that is found out before. So another
+// reload would help only once sshd or its configuration is another.
+type futileReloadError struct {
+	mark string // of sshd and its configuration
+	err  error
+}
+
+func (e *futileReloadError) Error() string { return e.err.Error() }
+func (e *futileReloadError) Unwrap() error { return e.err }
+
+func (s *setback) futile() string {
+	if s == nil {
+		return ""
+	}
+	return s.Futile
+}
+
+// errFutile stands for a reload that was tried before, in vain.
+var errFutile = errors.New("sshd does not present the certificates; a reload did not help last time, " +
+	"and neither sshd nor its configuration has changed since")
+
+// wasFutile returns an error if an earlier run reloaded sshd in vain, as it is now.
+func (i *installation) wasFutile(ctx context.Context) error {
+	if i.futile == "" {
+		return nil
+	}
+	mark, err := i.mark(ctx)
+	if err != nil || mark != i.futile {
+		return err
+	}
+	return &futileReloadError{mark, errFutile}
+}
+
+// markFutile adds to an error which sshd it was that a reload did not help.
+func (i *installation) markFutile(ctx context.Context, cause, err error) error {
+	if !i.reloaded || !errors.Is(cause, sshd.ErrNotPresented) && !errors.Is(cause, errAnother) {
+		return err
+	}
+	mark, markErr := i.mark(ctx)
+	if markErr != nil {
+		i.note("note that the reload did not help", markErr)
+		return err
+	}
+	return &futileReloadError{mark, err}
+}
+
+// mark identifies the running sshd and its configuration.
+func (i *installation) mark(ctx context.Context) (string, error) {
+	load, err := i.server.LastLoad(ctx, i.conf.PIDFile)
+	if err != nil {
+		return "", err
+	}
+	files, _ := i.server.ViewOf(i.conf, nil)
+	h := sha256.New()
+	fmt.Fprintf(h, "%q %q %q", load.Process, files.Directives, files.Own)
+	for _, path := range i.conf.HostKeys {
+		fmt.Fprintf(h, " %q", files.Keys[path])
+	}
+	return hex.EncodeToString(h.Sum(nil)[:16]), nil
+}

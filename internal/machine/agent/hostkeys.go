@@ -1,0 +1,336 @@
+package agent
+
+import (
+	"bytes"
+	"crypto/rsa"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/user"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"golang.org/x/crypto/ssh"
+
+	"github.com/hallmark-ssh/hallmark/internal/hostcert"
+	"github.com/hallmark-ssh/hallmark/internal/identity"
+	"github.com/hallmark-ssh/hallmark/internal/machine/sshd"
+	"github.com/hallmark-ssh/hallmark/internal/protocol"
+)
+
+// hostKey is one of sshd's host keys that can have a certificate.
+type hostKey struct {
+	path        string // of the private key
+	public      ssh.PublicKey
+	certificate *ssh.Certificate // of this key, in its certificate file, or nil
+	algorithms  []string         // by which sshd would present a certificate
+}
+
+// line returns the public key in authorized_keys form, without comment.
+func (k hostKey) line() string {
+	return strings.TrimSuffix(string(ssh.MarshalAuthorizedKey(k.public)), "\n")
+}
+
+// certificatePath is derived from the key's own path and nothing else: no answer
+// of anyone chooses where hallmark writes.
+func (k hostKey) certificatePath() string { return k.path + certificateSuffix }
+
+const certificateSuffix = "-cert.pub"
+
+const hintInstall = "run 'hallmark install' on this machine, or bake it into the image"
+
+// Values of host_certificate: what to do about a host key that another CA has certified.
+const (
+	// keepCertificate leaves it alone, and certifies other host keys.
+	keepCertificate = "keep"
+	// replaceCertificate overwrites it.
+	replaceCertificate = "replace"
+)
+
+// selection decides which host keys are certified.
+type selection struct {
+	conf  *sshd.Effective
+	state *State // nil if the machine never enrolled
+	// replace says to overwrite certificates of other CAs.
+	replace bool
+}
+
+// find returns the keys that sshd presents, for which a certificate line was baked, and of
+// which a certificate is any use. passed has one line for each of the others that is there.
+func (s selection) find() (keys []hostKey, passed []string, err error) {
+	taken := s.taken()
+	types := map[string]string{}
+	for _, path := range s.conf.HostKeys {
+		key, why, err := s.read(path)
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			continue // one of OpenSSH's default paths: not every machine has all
+		case err != nil:
+			return nil, nil, err
+		case why == "" && types[key.public.Type()] != "":
+			why = "sshd presents " + types[key.public.Type()] + ", which has the same type"
+		case why == "":
+			types[key.public.Type()] = path
+			why = taken.keeps(key)
+		}
+		if why != "" {
+			passed = append(passed, fmt.Sprintf("%s: %s", path, why))
+			continue
+		}
+		keys = append(keys, key)
+	}
+	if len(keys) == 0 {
+		return nil, passed, noHostKeys(taken, passed)
+	}
+	return keys[:min(len(keys), protocol.MaxHostKeys)], passed, nil
+}
+
+func noHostKeys(taken takenKeys, passed []string) error {
+	const message = "none of sshd's host keys can be certified"
+	reasons := strings.Join(passed, "; ")
+	switch {
+	case len(taken) > 0:
+		return failf(Misconfigured, "nothing was changed; add a host key of another type for hallmark, or set host_certificate: "+replaceCertificate,
+			"%s (%s)", message, reasons)
+	case len(passed) > 0:
+		return failf(Temporary, "correct what the message says, and see that 'hallmark install' was run", "%s (%s)", message, reasons)
+	}
+	return failf(Temporary, "see that 'ssh-keygen -A' or cloud-init made host keys, and that 'hallmark install' was run",
+		"%s: none of them exists", message)
+}
+
+// takenKeys are host keys with a certificate of another CA, by their wire form.
+type takenKeys map[string]takenKey
+
+type takenKey struct {
+	file   string // of the certificate
+	public ssh.PublicKey
+	signer ssh.PublicKey
+}
+
+// taken returns the keys that others have certified. sshd presents one certificate for
+// each key, the last that it loads.
+func (s selection) taken() takenKeys {
+	taken := takenKeys{}
+	for _, file := range s.conf.HostCertificates {
+		cert := readCertificate(file)
+		if cert == nil || s.ours(file, cert) || len(s.conf.CertAlgorithms(cert.Key.Type())) == 0 {
+			continue
+		}
+		if s.replace && slices.Contains(s.conf.HostKeys, strings.TrimSuffix(file, certificateSuffix)) {
+			continue
+		}
+		taken[string(cert.Key.Marshal())] = takenKey{file, cert.Key, cert.SignatureKey}
+	}
+	return taken
+}
+
+// keeps returns why a key is left alone, or "".
+//
+// A client asks for certificates of one type before those of another. Teleport's proxy asks
+// for RSA first and Ed25519 last; OpenSSH's client asks the other way round. A certificate
+// of ours that the proxy prefers does neither the proxy nor people who trust the other CA
+// any harm. One that it does not prefer would never be seen by the proxy, and would be
+// presented to those people in place of theirs.
+func (t takenKeys) keeps(key hostKey) string {
+	if other, ok := t[string(key.public.Marshal())]; ok {
+		return other.String()
+	}
+	for _, other := range t {
+		if proxyRank(key.public) > proxyRank(other.public) {
+			return "Teleport's proxy would ask for the key with " + other.String()
+		}
+	}
+	return ""
+}
+
+func (k takenKey) String() string {
+	return fmt.Sprintf("HostCertificate %s is another CA's (%s)", k.file, ssh.FingerprintSHA256(k.signer))
+}
+
+// proxyRank orders types of keys as Go's SSH client prefers them, and so Teleport's proxy.
+func proxyRank(key ssh.PublicKey) int {
+	return slices.Index([]string{ssh.KeyAlgoRSA, ssh.KeyAlgoECDSA256, ssh.KeyAlgoECDSA384, ssh.KeyAlgoECDSA521, ssh.KeyAlgoED25519}, key.Type())
+}
+
+// ours reports whether hallmark wrote a certificate: it stands next to its key, and either
+// the state knows it or its CA, or it is of the form of Teleport's. The latter is all
+// there is to go by once the state is lost.
+func (s selection) ours(file string, cert *ssh.Certificate) bool {
+	path, beside := strings.CutSuffix(file, certificateSuffix)
+	if !beside || !slices.Contains(s.conf.HostKeys, path) {
+		return false
+	}
+	if s.state != nil {
+		if slices.Contains(s.state.HostCAs, authorizedLine(cert.SignatureKey)) {
+			return true
+		}
+		for _, c := range s.state.Certificates {
+			if c == certificateState(hostKey{path: path, public: cert.Key}, cert) {
+				return true
+			}
+		}
+	}
+	return hasNodeNames(cert.ValidPrincipals)
+}
+
+// hasNodeNames reports whether principals have the four names of a node: two names, one of
+// them a UUID, each alone and with the cluster's name (security rule 3).
+func hasNodeNames(principals []string) bool {
+	for _, id := range principals {
+		if !nodeID.MatchString(id) {
+			continue
+		}
+		for _, full := range principals {
+			if cluster, ok := strings.CutPrefix(full, id+"."); ok && cluster != "" {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+var nodeID = regexp.MustCompile(`^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$`)
+
+// read reads a host key and its certificate. why says what keeps the key from being
+// certified. The error is fs.ErrNotExist if there is no such key at all.
+func (s selection) read(path string) (key hostKey, why string, err error) {
+	public, why, err := readHostKey(path)
+	if err != nil || why != "" {
+		return hostKey{}, why, err
+	}
+	key = hostKey{path: path, public: public}
+	if why := unacceptable(key); why != "" {
+		return hostKey{}, why, nil
+	}
+	if bits := rsaBits(public); bits > 0 && bits < s.conf.RequiredRSASize {
+		return hostKey{}, fmt.Sprintf("sshd does not present an RSA key of %d bits: its RequiredRSASize is %d", bits, s.conf.RequiredRSASize), nil
+	}
+	if !slices.Contains(s.conf.HostCertificates, key.certificatePath()) {
+		return hostKey{}, "sshd's configuration has no line HostCertificate " + key.certificatePath(), nil
+	}
+	if key.algorithms = s.conf.CertAlgorithms(public.Type()); len(key.algorithms) == 0 {
+		return hostKey{}, "sshd's HostKeyAlgorithms rule out its certificates", nil
+	}
+	// sshd goes by the key in a certificate, not by the file's name: it presents another
+	// key's with that key, and this key without one.
+	if cert := readCertificate(key.certificatePath()); cert != nil && bytes.Equal(cert.Key.Marshal(), public.Marshal()) {
+		key.certificate = cert
+	}
+	return key, "", nil
+}
+
+func rsaBits(key ssh.PublicKey) int {
+	if k, ok := key.(ssh.CryptoPublicKey); ok {
+		if public, ok := k.CryptoPublicKey().(*rsa.PublicKey); ok {
+			return public.N.BitLen()
+		}
+	}
+	return 0
+}
+
+// readHostKey returns the public key of a host key that sshd loads. why says why sshd
+// passes it over. sshd goes by the private half, whatever the .pub file says.
+func readHostKey(path string) (public ssh.PublicKey, why string, err error) {
+	info, err := os.Stat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		if _, err := os.Stat(path + ".pub"); err == nil {
+			return nil, "the private half is missing", nil
+		}
+	}
+	if err != nil {
+		return nil, "", fmt.Errorf("read host key: %w", err)
+	}
+	if why := badMode(info); why != "" {
+		return nil, why, nil
+	}
+	signer, err := loadHostKey(path)
+	switch _, encrypted := errors.AsType[*ssh.PassphraseMissingError](err); {
+	case encrypted:
+		return nil, "it is protected by a passphrase", nil
+	case err != nil:
+		return nil, fmt.Sprintf("it cannot be read: %v", err), nil
+	}
+	return signer.PublicKey(), "", nil
+}
+
+// loadHostKey reads a private key. What is read is forgotten with the signer.
+func loadHostKey(path string) (ssh.Signer, error) {
+	const most = 64 << 10
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil, err
+	}
+	if !info.Mode().IsRegular() || info.Size() > most {
+		return nil, fmt.Errorf("not a file of at most %d bytes", most)
+	}
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	defer clear(data)
+	return ssh.ParsePrivateKey(data)
+}
+
+// badMode returns why sshd refuses a private key that others can read. It only minds if
+// the key is its own user's. Red Hat's lets the group ssh_keys read it.
+func badMode(info fs.FileInfo) string {
+	stat, ok := info.Sys().(*syscall.Stat_t)
+	others := info.Mode().Perm() & 0o077
+	if !ok || others == 0 || int(stat.Uid) != os.Geteuid() {
+		return ""
+	}
+	if others == 0o040 {
+		group, err := user.LookupGroupId(strconv.Itoa(int(stat.Gid)))
+		if err == nil && group.Name == "ssh_keys" {
+			return ""
+		}
+	}
+	return fmt.Sprintf("its mode %04o lets others read it, so sshd refuses it", info.Mode().Perm())
+}
+
+// unacceptable returns why the signer would refuse a key, for example DSA.
+func unacceptable(key hostKey) string {
+	if _, err := identity.ParseHostKeys([]string{key.line()}); err != nil {
+		return err.Error()
+	}
+	return ""
+}
+
+// readCertificate returns the certificate in a file, or nil if there is none that
+// can be read: either way a new one is needed.
+func readCertificate(path string) *ssh.Certificate {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return nil
+	}
+	cert, err := hostcert.Parse(string(data))
+	if err != nil {
+		return nil
+	}
+	return cert
+}
+
+// signBinding proves that this machine holds the host keys.
+func signBinding(keys []hostKey, b protocol.Binding) ([]string, error) {
+	signatures := make([]string, 0, len(keys))
+	for _, key := range keys {
+		signer, err := loadHostKey(key.path)
+		if err != nil {
+			return nil, fmt.Errorf("read host key %s: %w", key.path, err)
+		}
+		if !bytes.Equal(signer.PublicKey().Marshal(), key.public.Marshal()) { // replaced meanwhile
+			return nil, failf(Temporary, "run it again", "host key %s is not the one that was there just now", key.path)
+		}
+		signature, err := identity.SignBinding(signer, b)
+		if err != nil {
+			return nil, fmt.Errorf("sign with %s: %w", key.path, err)
+		}
+		signatures = append(signatures, signature)
+	}
+	return signatures, nil
+}

@@ -1,0 +1,384 @@
+package agent
+
+import (
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+
+	"golang.org/x/crypto/ssh"
+
+	"github.com/hallmark-ssh/hallmark/internal/machine/sshd"
+)
+
+// One of sshd's host keys is of no use to it. It runs with the others, and these are
+// certified.
+func TestEnrollWithOneBadHostKey(t *testing.T) {
+	remove := func(m *machine, path string) error { return os.Remove(path) }
+	write := func(suffix, content string) func(*machine, string) error {
+		return func(_ *machine, path string) error { return os.WriteFile(path+suffix, []byte(content), 0o600) }
+	}
+	for _, test := range []struct {
+		name  string
+		spoil func(m *machine, path string) error
+		says  string // for each key that sshd does not present
+	}{
+		{name: "public half empty", spoil: write(".pub", "")},
+		{name: "public half missing", spoil: func(_ *machine, path string) error { return os.Remove(path + ".pub") }},
+		{name: "public half in the form of RFC 4716", spoil: write(".pub", "---- BEGIN SSH2 PUBLIC KEY ----\nAAAA\n---- END SSH2 PUBLIC KEY ----\n")},
+		{name: "public half of an unknown type", spoil: write(".pub", "ssh-xmss@openssh.com AAAAFHNzaC14bXNzQG9wZW5zc2guY29tAAAABAECAwQ= root@x\n")},
+		{name: "public half of another key", spoil: func(m *machine, path string) error {
+			writeHostKey(m.t, "ecdsa", path+"x")
+			return os.Rename(path+"x.pub", path+".pub")
+		}},
+		{"private half missing", remove, "the private half is missing"},
+		{"private half empty", write("", ""), "it cannot be read"},
+		{"private half damaged", write("", "-----BEGIN OPENSSH PRIVATE KEY-----\nAAAA\n-----END OPENSSH PRIVATE KEY-----\n"), "it cannot be read"},
+		{"private half of mode 0644", func(_ *machine, path string) error { return os.Chmod(path, 0o644) }, "its mode 0644"},
+		{"private half with a passphrase", func(_ *machine, path string) error {
+			return exec.Command("ssh-keygen", "-q", "-p", "-f", path, "-N", "secret", "-P", "").Run()
+		}, "passphrase"},
+		{"a folder", func(_ *machine, path string) error {
+			_ = os.Remove(path)
+			return os.Mkdir(path, 0o700)
+		}, "it cannot be read: not a file"},
+		{name: "no key at all", spoil: func(_ *machine, path string) error {
+			_ = os.Remove(path + ".pub")
+			return os.Remove(path)
+		}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			m := newMachine(t)
+			var said []string
+			m.retry.log = func(format string, args ...any) { said = append(said, strings.TrimSpace(fmt.Sprintf(format, args...))) }
+			m.sshd.stop()
+			path := m.sshd.keyPath("ecdsa")
+			if err := test.spoil(m, path); err != nil {
+				t.Fatal(err)
+			}
+			m.sshd.start()
+			presented := m.sshd.presents(ssh.KeyAlgoECDSA256)
+			o, err := m.Enroll(t.Context())
+			if err != nil {
+				t.Fatalf("the machine stays out for one bad key: %v", err)
+			}
+			certified := slices.ContainsFunc(o.State.Certificates, func(c CertificateState) bool { return c.Path == path+certificateSuffix })
+			if certified != presented || len(o.State.Certificates) < 2 {
+				t.Errorf("certified %v, but sshd presents the key %v; %d certificates", certified, presented, len(o.State.Certificates))
+			}
+			lines := slices.DeleteFunc(said, func(s string) bool { return !strings.Contains(s, "not certified: "+path) })
+			if test.says == "" && len(lines) > 0 || test.says != "" && (len(lines) != 1 || !strings.Contains(lines[0], test.says)) {
+				t.Errorf("it says %q, want one line with %q", lines, test.says)
+			}
+			if again, err := m.Enroll(t.Context()); err != nil || again.Reason != "" || again.Reloaded {
+				t.Errorf("the next run: %+v, %v", again, err)
+			}
+			m.sshd.acceptsLogins()
+		})
+	}
+}
+
+// presents reports whether sshd has a plain host key of a type.
+func (s *testSSHD) presents(algorithm string) bool {
+	s.t.Helper()
+	_, err := sshd.Presented(s.t.Context(), s.address, []string{algorithm})
+	return err == nil
+}
+
+func TestEnrollWithShortRSAKey(t *testing.T) {
+	m := newMachine(t)
+	m.sshd.skipUnknown(t, "RequiredRSASize 3072\n")
+	m.sshd.stop()
+	m.sshd.configure("RequiredRSASize 3072\n" + m.sshd.hallmarkLines())
+	m.sshd.start()
+	o, err := m.Enroll(t.Context())
+	if err != nil || len(o.State.Certificates) != 2 {
+		t.Fatalf("outcome %+v, %v; want two certificates", o, err)
+	}
+	if again, err := m.Enroll(t.Context()); err != nil || again.Reason != "" {
+		t.Errorf("the next run: %+v, %v", again, err)
+	}
+}
+
+// certifyByOther gives a host key the certificate of another CA, as Vault's guide has it.
+func (m *machine) certifyByOther(kind, file string) (content string) {
+	m.t.Helper()
+	public, why, err := readHostKey(m.sshd.keyPath(kind))
+	if err != nil || why != "" {
+		m.t.Fatal(why, err)
+	}
+	cert := &ssh.Certificate{Key: public, CertType: ssh.HostCert, ValidPrincipals: []string{"web.corp.example.com"}, ValidBefore: ssh.CertTimeInfinity}
+	if err := cert.SignCert(rand.Reader, newSigner(m.t)); err != nil {
+		m.t.Fatal(err)
+	}
+	content = string(ssh.MarshalAuthorizedKey(cert))
+	if err := os.WriteFile(file, []byte(content), 0o600); err != nil {
+		m.t.Fatal(err)
+	}
+	return content
+}
+
+func TestEnrollBesideAnotherCA(t *testing.T) {
+	for _, test := range []struct {
+		name      string
+		theirs    []string // host keys that another CA has certified
+		elsewhere bool     // the certificates' files are not beside the keys
+		want      []string // host keys that are certified by us
+	}{
+		{"none", nil, false, []string{"rsa", "ecdsa", "ed25519"}},
+		{"Ed25519", []string{"ed25519"}, false, []string{"rsa", "ecdsa"}},
+		{"Ed25519, in a file elsewhere", []string{"ed25519"}, true, []string{"rsa", "ecdsa"}},
+		{"ECDSA", []string{"ecdsa"}, false, []string{"rsa"}},
+		{"all but RSA", []string{"ecdsa", "ed25519"}, false, []string{"rsa"}},
+		// Teleport's proxy would ask for theirs.
+		{"RSA", []string{"rsa"}, false, nil},
+		{"all", []string{"rsa", "ecdsa", "ed25519"}, false, nil},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			m := newMachine(t)
+			m.sshd.stop()
+			theirs := map[string]string{}
+			lines := ""
+			for _, kind := range test.theirs {
+				file := m.sshd.keyPath(kind) + certificateSuffix
+				if test.elsewhere {
+					file = filepath.Join(m.dir, "other-ca-"+kind)
+					lines += "HostCertificate " + file + "\n"
+				}
+				theirs[file] = m.certifyByOther(kind, file)
+			}
+			m.sshd.configure(m.sshd.hallmarkLines() + lines)
+			m.sshd.start()
+			o, err := m.Enroll(t.Context())
+			for file, content := range theirs {
+				if got := string(mustRead(t, file)); got != content {
+					t.Errorf("%s was overwritten", file)
+				}
+			}
+			if test.want == nil {
+				wantError(t, err, Misconfigured, "another CA's", "host_certificate: replace")
+				if len(m.requests) > 0 {
+					t.Error("the signer was asked")
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			var got []string
+			for _, c := range o.State.Certificates {
+				kind := strings.TrimSuffix(strings.TrimPrefix(filepath.Base(c.Path), "ssh_host_"), "_key"+certificateSuffix)
+				got = append(got, kind)
+			}
+			if !slices.Equal(got, test.want) {
+				t.Errorf("certified %q, want %q", got, test.want)
+			}
+			// The proxy is Go's client, which takes the first type that it prefers.
+			checker := ssh.CertChecker{IsHostAuthority: func(key ssh.PublicKey, _ string) bool {
+				return authorizedLine(key) == authorizedLine(m.hosts.PublicKey())
+			}}
+			if err := m.sshd.tryLogin(userCertificate(t, m.authority), checker.CheckHostKey); err != nil {
+				t.Errorf("a login as the proxy makes it: %v", err)
+			}
+			if again, err := m.Enroll(t.Context()); err != nil || again.Reason != "" {
+				t.Errorf("the next run: %+v, %v", again, err)
+			}
+			// A lost state does not turn ours into somebody else's.
+			if err := os.Remove(statePath(m.stateDir)); err != nil {
+				t.Fatal(err)
+			}
+			if again, err := m.Enroll(t.Context()); err != nil || len(again.State.Certificates) != len(test.want) {
+				t.Errorf("without a state: %+v, %v", again, err)
+			}
+		})
+	}
+}
+
+func TestEnrollReplacesTheCertificateOfAnotherCA(t *testing.T) {
+	m := newMachine(t)
+	m.Config.HostCertificate = replaceCertificate
+	m.certifyByOther("rsa", m.sshd.keyPath("rsa")+certificateSuffix)
+	o, err := m.Enroll(t.Context())
+	if err != nil || len(o.State.Certificates) != 3 {
+		t.Errorf("outcome %+v, %v", o, err)
+	}
+}
+
+// A second CA for people stays trusted, whatever the cluster's do.
+func TestExtraUserCAs(t *testing.T) {
+	m := newMachine(t)
+	other := newSigner(t)
+	m.Config.ExtraUserCAs = []string{authorizedLine(other.PublicKey()) + " old cluster"}
+	for _, what := range []string{"first", "rotated"} {
+		if _, err := m.Enroll(t.Context()); err != nil {
+			t.Fatal(what, err)
+		}
+		for who, ca := range map[string]ssh.Signer{"the cluster's": m.authority, "the other": other} {
+			if err := m.sshd.tryLogin(userCertificate(t, ca), ssh.InsecureIgnoreHostKey()); err != nil {
+				t.Errorf("%s: login by %s CA: %v", what, who, err)
+			}
+		}
+		if o, err := m.Enroll(t.Context()); err != nil || o.Reason != "" {
+			t.Errorf("%s: the next run: %+v, %v", what, o, err)
+		}
+		retired := m.authority
+		m.authority = newSigner(t)
+		s := m.state()
+		s.RenewAfter = s.EnrolledAt
+		if err := m.save(s); err != nil {
+			t.Fatal(err)
+		}
+		if what == "rotated" {
+			if err := m.sshd.tryLogin(userCertificate(t, retired), ssh.InsecureIgnoreHostKey()); err != nil {
+				t.Errorf("before it learns of the rotation: %v", err)
+			}
+		}
+	}
+}
+
+func TestIsPrivateDNS(t *testing.T) {
+	for _, test := range []struct {
+		name, region string
+		want         bool
+	}{
+		{"ip-10-0-0-1.us-west-2.compute.internal", "us-west-2", true},
+		{"ip-10-0-0-1.ec2.internal", "us-east-1", true},
+		{"ip-10-0-0-1.ec2.internal", "us-west-2", false},
+		{"i-0123456789abcdef0.us-west-2.compute.internal", "us-west-2", true},
+		{"i-0123456789abcdef0.ec2.internal", "us-east-1", true},
+		{"ip-10-0-0-1.eu-west-1.compute.internal", "us-west-2", false},
+		{"ip-10-0-0-2.us-west-2.compute.internal", "us-west-2", false},
+		{"i-0123456789abcdef1.us-west-2.compute.internal", "us-west-2", false},
+		{"ip-10-0-0-1.us-west-2.compute.internal.example.com", "us-west-2", false},
+		{"ip-10-0-0-1.compute.internal", "us-west-2", false},
+		{"ip-10-0-0-1.corp.example.com", "us-west-2", false},
+		{"ip-10-0-0-1", "us-west-2", false},
+		{"IP-10-0-0-1.us-west-2.compute.internal", "us-west-2", false},
+		{"", "us-west-2", false},
+	} {
+		if got := isPrivateDNS(test.name, Instance{Region: test.region, InstanceID: testHost}, "10.0.0.1"); got != test.want {
+			t.Errorf("%q in %s: %v, want %v", test.name, test.region, got, test.want)
+		}
+	}
+	if isPrivateDNS(".us-west-2.compute.internal", Instance{Region: "us-west-2"}, "") {
+		t.Error("a name without a host was accepted")
+	}
+}
+
+// The metadata service tells a name in the domain of the VPC's DHCP options, EC2's API
+// its own.
+func TestPrivateDNSWithADomainOfTheVPC(t *testing.T) {
+	for _, told := range []string{
+		"ip-10-0-0-1.corp.example.com", "ip-10-0-0-1.us-west-2.compute.internal corp.example.com", "ip-10-0-0-1",
+		"IP-10-0-0-1.us-west-2.compute.internal",
+	} {
+		t.Run(told, func(t *testing.T) {
+			t.Parallel()
+			m := newMachine(t)
+			m.tellAddress("10.0.0.1")
+			m.imds.pages["/latest/meta-data/local-hostname"] = told
+			m.further = []string{"ip-10-0-0-1." + testRegion + ".compute.internal"}
+			if _, err := m.Enroll(t.Context()); err != nil {
+				t.Errorf("the machine stays out: %v", err)
+			}
+		})
+	}
+}
+
+// EC2's API knows an Elastic IP before the metadata service does.
+func TestElasticIPDuringBoot(t *testing.T) {
+	m := newMachine(t)
+	m.tellAddress("10.0.0.1")
+	m.imds.pages[publicAddressPage] = "198.51.100.4"
+	m.further = []string{"203.0.113.9"}
+	before := m.files()
+	_, err := m.Enroll(t.Context())
+	wantError(t, err, Temporary, "203.0.113.9", "nothing was changed")
+	if m.files() != before {
+		t.Error("files were changed")
+	}
+	m.imds.pages[publicAddressPage] = "203.0.113.9"
+	if _, err := m.Enroll(t.Context()); err != nil {
+		t.Errorf("once the metadata service tells it: %v", err)
+	}
+}
+
+func (m *machine) tellAddress(private string) {
+	m.imds.pages[documentPage] = fmt.Sprintf(`{"accountId":%q,"region":%q,"instanceId":%q,"privateIp":%q}`, testAccount, testRegion, testHost, private)
+}
+
+// Teleport's certificates have no serial numbers, and those of one enrollment end at the
+// same time: only their keys differ.
+func TestEnrollReplacesACertificateOfAnotherKey(t *testing.T) {
+	m := newMachine(t)
+	if _, err := m.Enroll(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	certificate := func(kind string) string { return filepath.Join(m.dir, "ssh_host_"+kind+"_key"+certificateSuffix) }
+	before := mustRead(t, certificate("ed25519"))
+	if err := os.WriteFile(certificate("ed25519"), mustRead(t, certificate("rsa")), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	o, err := m.Enroll(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := certificate("ed25519") + " is missing, damaged or of another key"; !strings.Contains(o.Reason, want) {
+		t.Errorf("reason %q, want %q", o.Reason, want)
+	}
+	if after := readCertificate(certificate("ed25519")); after == nil || after.Key.Type() != ssh.KeyAlgoED25519 {
+		t.Errorf("the certificate is %v, was\n%s", after, before)
+	}
+}
+
+// A folder where a file belongs changes nothing, and the message says what to do. Once it
+// is away, all is as it was.
+func TestEnrollFindsAFolderInAFilesPlace(t *testing.T) {
+	for _, test := range []struct {
+		name string
+		path func(m *machine) string
+		says string
+	}{
+		{"state", func(m *machine) string { return statePath(m.stateDir) }, "read state"},
+		{"lock", func(m *machine) string { return lockPath(m.stateDir) }, "open the lock"},
+		{"trusted CAs", func(m *machine) string { return m.caFile }, "read the trusted CAs"},
+		{"certificate", func(m *machine) string { return filepath.Join(m.dir, "ssh_host_ed25519_key"+certificateSuffix) }, "install certificates: prepare"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			m := newMachine(t)
+			if _, err := m.Enroll(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			path := test.path(m)
+			if err := os.Remove(path); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.Mkdir(path, 0o755); err != nil {
+				t.Fatal(err)
+			}
+			before := m.files()
+			_, err := m.Enroll(t.Context())
+			wantError(t, err, Failed, test.says, "move the folder in this file's place away")
+			if !errors.Is(err, syscall.EISDIR) {
+				t.Errorf("error %v does not say that it is a folder", err)
+			}
+			if after := m.files(); after != before {
+				t.Errorf("files differ:\n%s\nwant\n%s", after, before)
+			}
+			if err := os.Remove(path); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := m.Enroll(t.Context()); err != nil {
+				t.Errorf("once the folder is away: %v", err)
+			}
+		})
+	}
+}

@@ -1,0 +1,374 @@
+package agent
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"golang.org/x/crypto/ssh"
+
+	"github.com/hallmark-ssh/hallmark/internal/machine/sshd"
+)
+
+const hintSSHD = "see 'systemctl status ssh sshd' and sshd's lines in the journal"
+
+// installation puts certificates and CAs into use, or everything back.
+type installation struct {
+	*Enroller
+	conf   *sshd.Effective
+	keys   []hostKey // with the certificates to install
+	before *State    // nil if the machine never enrolled
+
+	listeners []netip.AddrPort // of the running sshd; none if none runs
+	reloaded  bool
+	// loaded tells that the running sshd was reloaded for these certificates before.
+	loaded bool
+	// notVerified says why sshd could not be seen to present the certificates.
+	notVerified string
+	// considered tells that it was found out what a reload would put into effect beside
+	// hallmark's own settings: pendingChange, or nothing.
+	considered    bool
+	pendingChange string
+	logins        []sshd.Login // what sshd said just before it was reloaded
+	// waits tells that the certificates have to wait because of it.
+	waits bool
+}
+
+// install writes the certificates and the CA file, sees sshd present them, and
+// only then writes the state. The caller has had sshd judge its configuration.
+func (i *installation) install(ctx context.Context, caFile []byte, state *State) (err error) {
+	change, err := i.stage(caFile)
+	if err != nil {
+		return nothingChanged(err)
+	}
+	defer func() { err = errors.Join(err, change.Close()) }()
+	// An sshd that does not run is not started: someone may have stopped it. One that
+	// listens behind ssh.socket is started by this question, as by any login.
+	if err := i.findListeners(ctx); err != nil {
+		return nothingChanged(err)
+	}
+	i.record(state)
+	// The state is written last, but staged now: a full disk shows before sshd's
+	// files change.
+	final, err := stageState(i.stateDir, state)
+	if err != nil {
+		return nothingChanged(err)
+	}
+	defer func() { err = errors.Join(err, final.Close()) }()
+
+	if err := change.Commit(); err != nil {
+		return nothingChanged(err)
+	}
+	err = i.prove(ctx)
+	if err == nil && (i.notVerified != "" || i.waits) {
+		i.record(state)
+		final, err = restageState(final, i.stateDir, state)
+	}
+	if err == nil {
+		err = final.Commit()
+	}
+	if err != nil {
+		return i.putBack(ctx, change, err)
+	}
+	change.Keep()
+	final.Keep()
+	return nil
+}
+
+// record writes into the state whether sshd has the certificates.
+func (i *installation) record(state *State) {
+	state.Presented, state.NotVerified, state.Waiting = len(i.listeners) > 0 && !i.waits, i.notVerified, nil
+	if i.waits {
+		state.Waiting = wait(i.before, i.pendingChange, i.now())
+	}
+}
+
+func nothingChanged(err error) error {
+	return failf(Failed, "sshd works as before; "+hintFile(err), "install certificates: %w", err)
+}
+
+// stage prepares the certificates, each next to its key, and the CA file.
+func (i *installation) stage(caFile []byte) (*sshd.Change, error) {
+	change := &sshd.Change{}
+	for _, key := range i.keys {
+		if err := change.Stage(key.certificatePath(), ssh.MarshalAuthorizedKey(key.certificate), 0o644); err != nil {
+			return nil, errors.Join(err, change.Close())
+		}
+	}
+	if err := os.MkdirAll(filepath.Dir(i.caFile), 0o755); err != nil {
+		return nil, errors.Join(err, change.Close())
+	}
+	if err := change.Stage(i.caFile, caFile, 0o644); err != nil {
+		return nil, errors.Join(err, change.Close())
+	}
+	return change, nil
+}
+
+// findListeners notes where the running sshd listens.
+func (i *installation) findListeners(ctx context.Context) error {
+	running, err := i.server.Running(ctx, i.conf)
+	if err != nil {
+		return fmt.Errorf("find where sshd listens: %w", err)
+	}
+	i.listeners = nil
+	if running != nil {
+		i.listeners = running.Listen
+	}
+	return nil
+}
+
+// prove sees that sshd presents the certificates, and reloads it only if it does not: a
+// reload refuses logins for some 100 ms. One with a configuration that it does not accept
+// would end it, so sshd judges it once more, with all that is in place now.
+//
+// An sshd that runs but does not let this machine look is reloaded all the same, once for
+// these certificates: people may well reach it from elsewhere.
+func (i *installation) prove(ctx context.Context) error {
+	if len(i.listeners) == 0 {
+		return nil // there is nobody to ask
+	}
+	seen, err := i.look(ctx)
+	if err != nil || seen == presentsThem || seen == hidden && i.loaded {
+		return err
+	}
+	if i.waits, err = i.hasToWait(ctx); err != nil || i.waits {
+		return err
+	}
+	if err := i.wasFutile(ctx); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, i.settle)
+	defer cancel()
+	if err := i.reload(ctx); err != nil {
+		return err
+	}
+	check := i.presented
+	if seen == hidden {
+		check = i.listens
+	}
+	if err := until(ctx, check); err != nil {
+		return err
+	}
+	_, err = i.pending(ctx, i.conf, i.logins)
+	i.note("note what sshd has loaded", err)
+	return nil
+}
+
+// considerReload finds out what a reload would put into effect.
+func (i *installation) considerReload(ctx context.Context, logins []sshd.Login) (err error) {
+	i.pendingChange, err = i.pending(ctx, i.conf, logins)
+	i.considered = err == nil
+	return err
+}
+
+// hasToWait tells whether a reload would put somebody's pending change into effect, which
+// is not hallmark's to do.
+func (i *installation) hasToWait(ctx context.Context) (bool, error) {
+	if !i.considered {
+		logins, err := i.judge(ctx)
+		if err == nil {
+			err = i.considerReload(ctx, logins)
+		}
+		if err != nil {
+			return false, err
+		}
+	}
+	if i.pendingChange != "" && i.ActivatePending {
+		i.retry.log("reloading sshd although that puts a pending change into effect: %s", i.pendingChange)
+	}
+	return i.pendingChange != "" && !i.ActivatePending, nil
+}
+
+// reload has sshd read its configuration, keys and certificates again.
+func (i *installation) reload(ctx context.Context) error {
+	var err error
+	if i.logins, err = i.server.Logins(ctx); err != nil {
+		return fmt.Errorf("%w: %w", errNotAccepted, err)
+	}
+	i.reloaded = true
+	if err := i.server.Reload(ctx, i.conf.PIDFile); err != nil {
+		return fmt.Errorf("reload sshd: %w", err)
+	}
+	return nil
+}
+
+// view is what a look at the running sshd came to.
+type view int
+
+const (
+	presentsThem view = iota // the certificates
+	presentsOthers
+	hidden // it runs, but does not let this machine look
+)
+
+// looks is how often hallmark looks before it believes that sshd lets it see nothing. An
+// sshd that is busy (MaxStartups) drops some connections.
+const looks = 4
+
+// look finds out what sshd presents.
+func (i *installation) look(ctx context.Context) (view, error) {
+	pause := 50 * time.Millisecond
+	for n := 1; ; n++ {
+		err := i.presented(ctx)
+		switch {
+		case err == nil:
+			return presentsThem, nil
+		case ctx.Err() != nil:
+			return hidden, err
+		case errors.Is(err, sshd.ErrNotPresented), errors.Is(err, errAnother):
+			return presentsOthers, nil
+		case n == looks, errors.Is(err, sshd.ErrNoAnswer) && n > 1, errors.Is(err, sshd.ErrNoCommonAlgorithm):
+			i.notVerified = err.Error()
+			return hidden, nil
+		}
+		if sleep(ctx, pause) != nil {
+			return hidden, err
+		}
+		pause *= 4
+	}
+}
+
+// until repeats a check until it succeeds or the context ends, and returns the
+// last error that is the check's own: one that the end of the time cut short says
+// nothing new. The pauses begin short, because an sshd that reads its configuration again
+// listens after some 30 ms, and grow: OpenSSH 9.8 and later shuts out a source address
+// that connects too often without logging in (PerSourcePenalties).
+func until(ctx context.Context, check func(context.Context) error) error {
+	var last error
+	for pause := 10 * time.Millisecond; ; pause = min(2*pause, 2*time.Second) {
+		err := check(ctx)
+		if err == nil {
+			return nil
+		}
+		if last == nil || ctx.Err() == nil {
+			last = err
+		}
+		if sleep(ctx, pause) != nil {
+			return last
+		}
+	}
+}
+
+// presented returns nil if sshd presents the certificates. Of two keys that share
+// an algorithm sshd presents one, and either will do. One connection at a time: hardened
+// machines admit no more from one address (PerSourceMaxStartups 1). Every certificate is
+// asked for, but at one address only: one process has the same keys everywhere.
+func (i *installation) presented(ctx context.Context) error {
+	seen := map[string]bool{}
+	for _, key := range i.keys {
+		if seen[key.algorithms[0]] {
+			continue
+		}
+		seen[key.algorithms[0]] = true
+		if err := i.presents(ctx, key); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// errNotAccepted says that sshd judges its configuration to be wrong.
+var errNotAccepted = errors.New("sshd does not accept its configuration")
+
+// errAnother says that sshd presents a certificate, but an old one.
+var errAnother = errors.New("presents another certificate")
+
+// presents asks at the first address that lets this machine look, and puts that first.
+func (i *installation) presents(ctx context.Context, key hostKey) error {
+	var got ssh.PublicKey
+	var err error
+	for n, listener := range i.listeners {
+		got, err = sshd.Presented(ctx, listener, key.algorithms)
+		if err == nil || errors.Is(err, sshd.ErrNotPresented) {
+			i.listeners[0], i.listeners[n] = listener, i.listeners[0]
+			break
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %w", key.certificatePath(), err)
+	}
+	if !i.installed(got) {
+		return fmt.Errorf("sshd at %s %w than %s", i.listeners[0], errAnother, key.certificatePath())
+	}
+	return nil
+}
+
+func (i *installation) installed(presented ssh.PublicKey) bool {
+	for _, key := range i.keys {
+		if bytes.Equal(key.certificate.Marshal(), presented.Marshal()) {
+			return true
+		}
+	}
+	return false
+}
+
+// putBack restores the files and, if sshd was reloaded, sshd. It goes on although
+// the caller was interrupted: half of it would be the lock-out that this is about.
+func (i *installation) putBack(ctx context.Context, change *sshd.Change, cause error) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), i.settle)
+	defer cancel()
+	if err := change.Rollback(); err != nil {
+		return failf(Failed, hintSSHD, "%w; putting back what was there failed as well: %w", cause, err)
+	}
+	if err := i.revive(ctx); err != nil {
+		return failf(Failed, "start sshd now, and keep your session open until it runs: "+hintSSHD,
+			"%w; the files were put back, but sshd does not answer: %w", cause, err)
+	}
+	return i.markFutile(ctx, cause, failf(Failed, "what was there was put back and sshd works as before; "+hintSSHD, "%w", cause))
+}
+
+// revive makes an sshd that was reloaded read the old files again, and starts it
+// if the reload ended it.
+func (i *installation) revive(ctx context.Context) error {
+	if !i.reloaded {
+		return nil
+	}
+	err := i.server.Reload(ctx, i.conf.PIDFile)
+	if err == nil {
+		err = until(ctx, i.answers)
+	}
+	if err == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), i.settle)
+	defer cancel()
+	if startErr := i.server.Start(ctx); startErr != nil {
+		return errors.Join(err, startErr)
+	}
+	return until(ctx, i.answers)
+}
+
+// answers returns nil if sshd lets this machine look as it did before the reload.
+func (i *installation) answers(ctx context.Context) error {
+	if i.notVerified != "" {
+		return i.listens(ctx)
+	}
+	_, err := sshd.Presented(ctx, i.listeners[0], nil)
+	if errors.Is(err, sshd.ErrNotPresented) {
+		return nil
+	}
+	return err
+}
+
+// listens returns nil if sshd listens wherever it did before the reload.
+func (i *installation) listens(ctx context.Context) error {
+	running, err := i.server.Running(ctx, i.conf)
+	if err != nil {
+		return err
+	}
+	if running == nil {
+		return errors.New("sshd does not run")
+	}
+	for _, address := range i.listeners {
+		if !slices.Contains(running.Listen, address) {
+			return fmt.Errorf("sshd no longer listens at %s", address)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,317 @@
+package agent
+
+import (
+	"context"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/hallmark-ssh/hallmark/internal/machine/sshd"
+)
+
+// startWith starts sshd with further arguments on its command line, as SSHD_OPTS in
+// /etc/default/ssh does, and waits until it accepts connections at the address.
+func (m *machine) startWith(address netip.AddrPort, arguments ...string) {
+	m.t.Helper()
+	m.sshd.arguments, m.sshd.address = arguments, address
+	m.sshd.start()
+}
+
+// listenOn rewrites the configuration so that the command line decides the port.
+func (m *machine) listenOn(listen, lines string) {
+	m.t.Helper()
+	m.sshd.listen = &listen
+	m.sshd.configure(lines)
+}
+
+// The configuration does not say where sshd listens if its command line does.
+func TestEnrollFindsSSHDByItsCommandLine(t *testing.T) {
+	for _, test := range []struct {
+		name   string
+		listen string
+		option func(netip.AddrPort) []string
+	}{
+		{"-p", "ListenAddress 127.0.0.1", func(a netip.AddrPort) []string { return []string{"-p", port(a)} }},
+		{"-o Port", "ListenAddress 127.0.0.1", func(a netip.AddrPort) []string { return []string{"-o", "Port " + port(a)} }},
+		{"-o ListenAddress", "", func(a netip.AddrPort) []string { return []string{"-oListenAddress=" + a.String()} }},
+		{"without a PID file", "PidFile none\nListenAddress 127.0.0.1", func(a netip.AddrPort) []string { return []string{"-p", port(a)} }},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			m := newMachine(t)
+			m.sshd.stop()
+			other := freeAddress(t)
+			m.listenOn(test.listen, "") // without hallmark's lines, so that it has to be reloaded
+			m.startWith(other, test.option(other)...)
+			m.listenOn(test.listen, m.sshd.hallmarkLines())
+			o, err := m.Enroll(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !o.State.Presented || o.State.NotVerified != "" || m.sshd.reloads != 1 {
+				t.Errorf("state %+v after %d reloads, want the certificates seen after one", o.State, m.sshd.reloads)
+			}
+			m.sshd.acceptsLogins()
+		})
+	}
+}
+
+func port(a netip.AddrPort) string { _, port, _ := net.SplitHostPort(a.String()); return port }
+
+// An sshd that runs but does not let this machine look is reloaded once for its new
+// certificates, because people may well reach it, and the state says that nobody saw them.
+func TestEnrollWhereSSHDLetsNobodyLook(t *testing.T) {
+	for _, test := range []struct {
+		name string
+		at   func(t *testing.T, m *machine) netip.AddrPort // where hallmark looks
+		why  string
+	}{
+		{"closed during the handshake", closesConnections, "closed during the handshake"},
+		{"no answer", neverAnswers, "no answer"},
+		{"refused", refuses, "connection refused"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			m := newMachine(t)
+			m.sshd.stop()
+			m.sshd.configure("")
+			m.sshd.start()
+			m.sshd.configure(m.sshd.hallmarkLines())
+			m.Enroller.server = listensAt{m.sshd, test.at(t, m)}
+			o, err := m.Enroll(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !o.State.Presented || !strings.Contains(o.State.NotVerified, test.why) {
+				t.Errorf("state %+v, want it not verified because of %q", o.State, test.why)
+			}
+			if !o.Reloaded || m.sshd.reloads != 1 {
+				t.Errorf("%d reloads, want one", m.sshd.reloads)
+			}
+			if o, err = m.Enroll(t.Context()); err != nil || m.sshd.reloads != 1 || o.State.NotVerified == "" {
+				t.Errorf("the next run: %v, %d reloads, want no other", err, m.sshd.reloads)
+			}
+			// Once it lets hallmark look, the state says so.
+			m.Enroller.server = m.sshd
+			m.sshd.stop()
+			m.sshd.start()
+			if o, err = m.Enroll(t.Context()); err != nil || o.State.NotVerified != "" || !o.State.Presented {
+				t.Errorf("after that: %+v %v", o, err)
+			}
+		})
+	}
+}
+
+func closesConnections(t *testing.T, _ *machine) netip.AddrPort {
+	return accept(t, func(conn net.Conn) { conn.Close() })
+}
+
+func neverAnswers(t *testing.T, _ *machine) netip.AddrPort {
+	return accept(t, func(conn net.Conn) { t.Cleanup(func() { conn.Close() }) })
+}
+
+func refuses(t *testing.T, _ *machine) netip.AddrPort { return freeAddress(t) }
+
+// accept passes each connection to an address of its own on.
+func accept(t *testing.T, handle func(net.Conn)) netip.AddrPort {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	go func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			handle(conn)
+		}
+	}()
+	return netip.MustParseAddrPort(l.Addr().String())
+}
+
+// wrappersVariable tells the test's second process that it is the one.
+const wrappersVariable = "HALLMARK_TEST_WRAPPERS"
+
+// TCP wrappers keep this machine's own connections out (hosts.deny), and are what
+// hardening guides ask for. Debian's sshd has them.
+func TestEnrollBehindTCPWrappers(t *testing.T) {
+	if os.Getenv(wrappersVariable) == "" {
+		behindTCPWrappers(t)
+		return
+	}
+	m := newMachineBehind(t)
+	o, err := m.Enroll(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Before it closes the connection, it may wait for DNS longer than hallmark does.
+	if !o.State.Presented || o.State.NotVerified == "" || m.sshd.reloads != 1 {
+		t.Errorf("%+v after %d reloads, want one, and a state that says not verified", o.State, m.sshd.reloads)
+	}
+}
+
+// behindTCPWrappers runs the test again in a mount namespace of its own, so that
+// /etc/hosts.deny is another file only there.
+func behindTCPWrappers(t *testing.T) {
+	t.Helper()
+	libraries, err := exec.Command("ldd", findSSHD(t)).Output()
+	if err != nil || !strings.Contains(string(libraries), "libwrap") && !strings.Contains(wrapsSessions(), "libwrap") {
+		t.Skip("this sshd has no TCP wrappers")
+	}
+	if os.Geteuid() != 0 {
+		t.Skip("only root can change /etc/hosts.deny")
+	}
+	program, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	deny := filepath.Join(t.TempDir(), "hosts.deny")
+	if err := os.WriteFile(deny, []byte("ALL: ALL\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	const script = `[ -e /etc/hosts.deny ] || touch /etc/hosts.deny; mount --bind "$1" /etc/hosts.deny; shift
+"$@" || code=$?; umount /etc/hosts.deny; exit ${code:-0}`
+	propagation := "private"
+	if exec.Command("unshare", "--mount", "true").Run() != nil {
+		propagation = "unchanged" // in a chroot, which is no mount point
+	}
+	child := exec.Command("unshare", "--mount", "--propagation", propagation, "sh", "-euc", script, "sh", deny, program, "-test.run", "^"+t.Name()+"$", "-test.v")
+	child.Env = append(os.Environ(), wrappersVariable+"=1")
+	if output, err := child.CombinedOutput(); err != nil {
+		t.Errorf("%v\n%s", err, output)
+	}
+}
+
+// wrapsSessions names the libraries of what sshd runs for a session from 9.8 on.
+func wrapsSessions() string {
+	output, _ := exec.Command("ldd", "/usr/lib/openssh/sshd-session").Output()
+	return string(output)
+}
+
+// newMachineBehind is a machine whose sshd was started without hallmark's lines, and
+// never lets anybody look.
+func newMachineBehind(t *testing.T) *machine {
+	t.Helper()
+	m := newMachine(t)
+	m.sshd.stop()
+	m.sshd.configure("")
+	m.sshd.start()
+	m.sshd.configure(m.sshd.hallmarkLines())
+	return m
+}
+
+// A handshake without a login is an offense by PerSourcePenalties (OpenSSH 9.8). It must
+// never count against 127.0.0.1, where forwarded ports come from.
+func TestEnrollKeepsClearOfPenalties(t *testing.T) {
+	m := newMachine(t)
+	if !handsOver(t, m.sshd.Program) {
+		t.Skip("this sshd has no PerSourcePenalties")
+	}
+	m.sshd.stop()
+	m.sshd.configure("PerSourcePenalties noauth:15m\nPerSourceMaxStartups 1\n" + m.sshd.hallmarkLines())
+	m.sshd.start()
+	m.sshd.acceptsLogins()
+	for n := range 3 {
+		m.now = func() time.Time { return time.Now().Add(time.Duration(n) * 3 * 24 * time.Hour) }
+		m.clock = m.now
+		o, err := m.Enroll(t.Context())
+		if err != nil || o.Reason == "" || o.State.NotVerified != "" {
+			t.Fatalf("run %d: %+v %v", n, o, err)
+		}
+		m.sshd.acceptsLogins()
+	}
+}
+
+// Whatever sshd is allowed to speak that the library can speak too is good enough to look.
+func TestEnrollWithUnusualAlgorithms(t *testing.T) {
+	for _, lines := range []string{
+		"KexAlgorithms diffie-hellman-group16-sha512\n",
+		"KexAlgorithms diffie-hellman-group-exchange-sha256\nCiphers aes192-ctr\nMACs hmac-sha1\n",
+		"Ciphers 3des-cbc\nMACs hmac-sha1-96\n",
+	} {
+		m := newMachine(t)
+		m.sshd.stop()
+		m.sshd.configure(lines + m.sshd.hallmarkLines())
+		m.sshd.start()
+		// Teleport's proxy speaks less than this machine does, which is an error of its own.
+		if _, err := m.Enroll(t.Context()); err != nil && !strings.Contains(err.Error(), "nobody can log in by one") {
+			t.Errorf("%q: %v", lines, err)
+		}
+		state, err := LoadState(m.stateDir)
+		if err != nil || state == nil || !state.Presented || state.NotVerified != "" {
+			t.Errorf("%q: %+v %v", lines, state, err)
+		}
+	}
+}
+
+// One handshake for each certificate, none to find sshd.
+func TestLooksAtEachCertificateOnce(t *testing.T) {
+	m := newMachine(t)
+	if handsOver(t, m.sshd.Program) {
+		t.Skip("this sshd has to be reloaded for each certificate")
+	}
+	front := newCountingProxy(t, m.sshd.address)
+	m.Enroller.server = listensAt{m.sshd, front.address}
+	if _, err := m.Enroll(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if total := front.total.Load(); total != 3 {
+		t.Errorf("%d handshakes, want one for each of 3 certificates", total)
+	}
+}
+
+// listensAt is an sshd that is reached through another address.
+type listensAt struct {
+	*testSSHD
+	address netip.AddrPort
+}
+
+func (s listensAt) Running(context.Context, *sshd.Effective) (*sshd.Running, error) {
+	return &sshd.Running{Listen: []netip.AddrPort{s.address}}, nil
+}
+
+// countingProxy forwards connections, and counts them.
+type countingProxy struct {
+	address netip.AddrPort
+	total   atomic.Int32
+}
+
+func newCountingProxy(t *testing.T, to netip.AddrPort) *countingProxy {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	p := &countingProxy{address: netip.MustParseAddrPort(l.Addr().String())}
+	go func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			p.total.Add(1)
+			go forward(conn, to)
+		}
+	}()
+	return p
+}
+
+func forward(conn net.Conn, to netip.AddrPort) {
+	defer conn.Close()
+	back, err := net.Dial("tcp", to.String())
+	if err != nil {
+		return
+	}
+	defer back.Close()
+	go func() { _, _ = io.Copy(conn, back) }()
+	_, _ = io.Copy(back, conn) // until the client is through
+}

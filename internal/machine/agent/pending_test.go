@@ -1,0 +1,333 @@
+package agent
+
+import (
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/crypto/ssh"
+
+	"github.com/hallmark-ssh/hallmark/internal/machine/sshd"
+)
+
+// withoutHallmark has sshd run without hallmark's lines, so that a first enrollment has to
+// reload it, and then writes them.
+func (m *machine) withoutHallmark() {
+	m.t.Helper()
+	m.sshd.stop()
+	m.sshd.configure("")
+	m.sshd.start()
+	m.sshd.configure(m.sshd.hallmarkLines())
+}
+
+// observed has hallmark note what sshd has loaded, as it does at a boot and in every run.
+func (m *machine) observed() {
+	m.t.Helper()
+	conf, err := m.effective(m.t.Context())
+	if err == nil {
+		err = m.observe(m.t.Context(), conf)
+	}
+	if err != nil {
+		m.t.Fatal(err)
+	}
+}
+
+// staged is a change of sshd's configuration that somebody has not put into effect yet: it
+// would keep everybody out.
+const staged = "AllowUsers nobody\n"
+
+// A reload for new certificates never puts somebody's pending change into effect. Each row
+// changes the machine between sshd's start and the enrollment.
+func TestEnrollLeavesPendingChangesAlone(t *testing.T) {
+	for _, test := range []struct {
+		name   string
+		known  bool // hallmark noted what sshd has loaded
+		change func(t *testing.T, m *machine)
+		waits  string // part of the reason, or empty
+	}{
+		{"edited but not reloaded", true, func(_ *testing.T, m *machine) { m.sshd.configure(staged + m.sshd.hallmarkLines()) }, `"allowusers nobody" was added`},
+		{"edited, and nothing is known", false, func(_ *testing.T, m *machine) { m.sshd.configure(staged + m.sshd.hallmarkLines()) }, "sshd_config changed at"},
+		{"edited and restarted", true, func(_ *testing.T, m *machine) {
+			m.sshd.stop()
+			m.sshd.configure("PermitTTY no\n")
+			m.sshd.start()
+			m.sshd.configure("PermitTTY no\n" + m.sshd.hallmarkLines())
+		}, ""},
+		{"edited and reloaded by somebody", true, func(t *testing.T, m *machine) {
+			m.sshd.update("50-site.conf", "PermitTTY no\n")
+			m.reloadAsAdmin(t)
+		}, ""},
+		{"touched", true, func(t *testing.T, m *machine) {
+			now := time.Now()
+			if err := os.Chtimes(m.sshd.Config, now, now); err != nil {
+				t.Fatal(err)
+			}
+		}, ""},
+		{"a comment and a line that changes nothing", true, func(_ *testing.T, m *machine) {
+			m.sshd.configure(m.sshd.hallmarkLines() + "# by the administrator\nPermitRootLogin yes\n")
+		}, ""},
+		{"only hallmark's own file", false, func(*testing.T, *machine) {}, ""},
+		{"hallmark's own block in the main file", true, func(t *testing.T, m *machine) { m.putBlock(t) }, ""},
+		{"hallmark's own block, and nothing is known", false, func(t *testing.T, m *machine) { m.putBlock(t) }, "sshd_config changed at"},
+		{"a Match block for others", true, func(_ *testing.T, m *machine) {
+			m.sshd.update("70-site.conf", "Match User nobody-here\n\tForceCommand /bin/false\n")
+		}, "nobody-here"},
+		{"a new file that an Include names", true, func(_ *testing.T, m *machine) { m.sshd.update("60-new.conf", staged) }, "allowusers"},
+		{"a removed file", true, func(t *testing.T, m *machine) {
+			if err := os.Remove(filepath.Join(m.dir, "50-site.conf")); err != nil {
+				t.Fatal(err)
+			}
+		}, `"permituserenvironment yes" became`},
+		{"the clock was set back, then edited", true, func(t *testing.T, m *machine) {
+			m.sshd.configure(staged + m.sshd.hallmarkLines())
+			past := time.Now().Add(-24 * time.Hour)
+			if err := os.Chtimes(m.sshd.Config, past, past); err != nil {
+				t.Fatal(err)
+			}
+		}, "allowusers"},
+		{"a modification time in the future", false, func(t *testing.T, m *machine) {
+			future := time.Now().Add(24 * time.Hour)
+			if err := os.Chtimes(filepath.Join(m.dir, "50-site.conf"), future, future); err != nil {
+				t.Fatal(err)
+			}
+			m.sshd.stop()
+			m.sshd.configure("")
+			m.sshd.start()
+			m.sshd.configure(m.sshd.hallmarkLines())
+		}, ""},
+		{"a host key", true, func(t *testing.T, m *machine) {
+			if err := os.Remove(m.sshd.keyPath("ed25519")); err != nil {
+				t.Fatal(err)
+			}
+			writeHostKey(t, "ed25519", m.sshd.keyPath("ed25519"))
+		}, "ed25519_key is not the one that sshd has loaded"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			m := newMachine(t)
+			m.settle = time.Minute // a safety net: it is only waited for in vain
+			// As on most systems: the main file includes others.
+			m.sshd.sites = true
+			m.sshd.update("50-site.conf", "PermitUserEnvironment yes\n")
+			m.withoutHallmark()
+			if test.known {
+				m.observed()
+			}
+			test.change(t, m)
+			o, err := m.Enroll(t.Context())
+			if test.waits == "" {
+				if err != nil || !o.State.Presented || o.State.Waiting != nil || m.sshd.reloads > 1 {
+					t.Fatalf("%+v %v after %d reloads", o, err, m.sshd.reloads)
+				}
+			} else {
+				// The first certificates of all: nobody can log in through Teleport.
+				wantError(t, err, Misconfigured, test.waits, "--reload")
+				m.holds(t, test.waits)
+			}
+			m.sshd.acceptsLogins()
+		})
+	}
+}
+
+// putBlock puts hallmark's lines into the main file, as hallmark install does where that
+// includes no drop-ins.
+func (m *machine) putBlock(t *testing.T) {
+	t.Helper()
+	m.sshd.configure("")
+	config, err := os.ReadFile(m.sshd.Config)
+	if err == nil {
+		config, err = sshd.WithBlock(config, []byte(m.sshd.hallmarkLines()))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.sshd.write("sshd_config", string(config))
+}
+
+// holds checks that the certificates wait.
+func (m *machine) holds(t *testing.T, reason string) {
+	t.Helper()
+	s := m.state()
+	if s.Presented || s.Waiting == nil || !strings.Contains(s.Waiting.Reason, reason) || m.sshd.reloads != 0 {
+		t.Errorf("state %+v after %d reloads, want one that waits because of %q", s, m.sshd.reloads, reason)
+	}
+}
+
+// reloadAsAdmin reloads sshd as somebody does who edited its configuration, and waits
+// until it has been.
+func (m *machine) reloadAsAdmin(t *testing.T) {
+	t.Helper()
+	conf, err := m.effective(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	before, err := m.sshd.LastLoad(t.Context(), conf.PIDFile)
+	if err != nil || before.Stamp == "" {
+		t.Fatalf("%+v %v", before, err)
+	}
+	if err := m.sshd.Server.Reload(t.Context(), conf.PIDFile); err != nil {
+		t.Fatal(err)
+	}
+	m.waitForLoad(conf.PIDFile, before)
+}
+
+// Certificates that wait are not lost: they take effect when somebody reloads sshd or reverts
+// the change, or with --reload.
+func TestWaitingCertificatesAreTakenUp(t *testing.T) {
+	for _, test := range []struct {
+		name    string
+		act     func(t *testing.T, m *machine)
+		reloads int
+	}{
+		{"reloaded by somebody", func(t *testing.T, m *machine) { m.reloadAsAdmin(t) }, 0},
+		{"taken back", func(_ *testing.T, m *machine) { m.sshd.configure(m.sshd.hallmarkLines()) }, 1},
+		{"--reload", func(_ *testing.T, m *machine) { m.ActivatePending = true }, 1},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			m := newMachine(t)
+			m.settle = time.Minute // a safety net
+			m.withoutHallmark()
+			m.observed()
+			m.sshd.configure("PermitTTY no\n" + m.sshd.hallmarkLines())
+			_, err := m.Enroll(t.Context())
+			wantError(t, err, Misconfigured, "permittty", "--reload")
+			m.holds(t, "permittty")
+			if _, err := m.Enroll(t.Context()); kindOf(err) != Misconfigured || m.sshd.reloads != 0 || len(m.requests) != 1 {
+				t.Errorf("the next run: %v, %d reloads, %d requests", err, m.sshd.reloads, len(m.requests))
+			}
+			test.act(t, m)
+			o, err := m.Enroll(t.Context())
+			if err != nil || o.State.Waiting != nil || !o.State.Presented || m.sshd.reloads > test.reloads || len(m.requests) != 1 {
+				t.Fatalf("%+v %v, %d reloads, %d requests", o, err, m.sshd.reloads, len(m.requests))
+			}
+			if err := m.sshd.tryLogin(userCertificate(t, m.authority), m.hostCertificateOnly()); err != nil {
+				t.Errorf("login by certificate: %v", err)
+			}
+		})
+	}
+}
+
+// A renewal that has to wait leaves the old certificate in use, and is an error only from
+// half of its remaining life on. OpenSSH up to 9.7 reads certificates for each connection,
+// so that only a line that it does not know makes it need a reload.
+func TestRenewalWaits(t *testing.T) {
+	m := enrolled(t)
+	m.noPenalties()
+	if _, err := m.Renew(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	old, reloads := m.state(), m.sshd.reloads // OpenSSH 10 had to be reloaded for the first ones
+	m.sshd.stop()
+	m.sshd.configure("")
+	m.sshd.start()
+	m.sshd.configure(m.sshd.hallmarkLines())
+	m.observed()
+	m.sshd.configure(staged + m.sshd.hallmarkLines())
+	now := old.RenewAfter.Add(time.Minute)
+	m.now, m.clock = func() time.Time { return now }, func() time.Time { return now }
+	half := now.Add(old.End().Sub(now) / 2)
+
+	o, err := m.Renew(t.Context())
+	if err != nil || o.State.Waiting == nil || !o.State.Waiting.AccessEnds.Equal(old.End()) || o.Reloaded {
+		t.Fatalf("%+v %v, want it to wait until %s", o, err, old.End())
+	}
+	for _, step := range []struct {
+		at   time.Time
+		text string
+	}{
+		{half.Add(-time.Minute), ""},
+		{half.Add(time.Minute), "access through Teleport ends " + old.End().UTC().Format(time.RFC3339)},
+		{old.End().Add(time.Minute), "access through Teleport ended " + old.End().UTC().Format(time.RFC3339)},
+	} {
+		now = step.at
+		_, err := m.Renew(t.Context())
+		if (err == nil) != (step.text == "") || err != nil && !strings.Contains(err.Error(), step.text) {
+			t.Errorf("at %s: %v, want %q", step.at, err, step.text)
+		}
+	}
+	// It asked for others when those that waited were due themselves, and still waits.
+	if w := m.state().Waiting; w == nil || !w.AccessEnds.Equal(old.End()) {
+		t.Errorf("state %+v", m.state())
+	}
+	if m.sshd.reloads != reloads {
+		t.Errorf("%d reloads", m.sshd.reloads-reloads)
+	}
+	m.sshd.acceptsLogins()
+}
+
+// The same holds where sshd lets nobody look.
+func TestPendingChangeWhereNobodyCanLook(t *testing.T) {
+	m := newMachine(t)
+	m.withoutHallmark()
+	m.observed()
+	m.Enroller.server = listensAt{m.sshd, closesConnections(t, m)}
+	m.sshd.configure(staged + m.sshd.hallmarkLines())
+	_, err := m.Enroll(t.Context())
+	wantError(t, err, Misconfigured, "allowusers", "--reload")
+	m.holds(t, "allowusers")
+	m.sshd.acceptsLogins()
+}
+
+func TestWaiting(t *testing.T) {
+	now := time.Unix(1_800_000_000, 0).UTC()
+	end := now.Add(10 * time.Hour)
+	presented := &State{Presented: true, Certificates: []CertificateState{{ValidBefore: end}}}
+	w := wait(presented, "x", now)
+	if !w.Since.Equal(now) || !w.AccessEnds.Equal(end) {
+		t.Errorf("%+v", w)
+	}
+	for at, urgent := range map[time.Duration]bool{0: false, 5*time.Hour - 1: false, 5 * time.Hour: true, 20 * time.Hour: true} {
+		if w.urgent(now.Add(at)) != urgent {
+			t.Errorf("after %s: urgent %v", at, !urgent)
+		}
+	}
+	later := wait(&State{Waiting: w}, "y", now.Add(time.Hour))
+	if !later.Since.Equal(now) || !later.AccessEnds.Equal(end) || later.Reason != "y" {
+		t.Errorf("the next time: %+v", later)
+	}
+	for name, before := range map[string]*State{"never enrolled": nil, "ended": {Presented: true}, "not in use": {Certificates: presented.Certificates}} {
+		if w := wait(before, "x", now); !w.AccessEnds.IsZero() || !w.urgent(now) {
+			t.Errorf("%s: %+v", name, w)
+		}
+	}
+}
+
+// What cannot be read is as good as nothing.
+func TestLoadSnapshot(t *testing.T) {
+	dir := t.TempDir()
+	for _, junk := range []string{"", "{", `{"stamp":7}`, `{}`, `{"directives":["x"]}`} {
+		if err := os.WriteFile(snapshotPath(dir), []byte(junk), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if s := loadSnapshot(dir); s != nil {
+			t.Errorf("%q was read as %+v", junk, s)
+		}
+	}
+}
+
+// A snapshot names no private key.
+func TestSnapshotHoldsNoSecret(t *testing.T) {
+	m := newMachine(t)
+	m.observed()
+	data, err := os.ReadFile(snapshotPath(m.runDir))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := loadSnapshot(m.runDir)
+	if s == nil || len(s.Keys) != 3 || len(s.Logins) == 0 {
+		t.Fatalf("snapshot %s", data)
+	}
+	for _, kind := range []string{"rsa", "ecdsa", "ed25519"} {
+		key, err := loadHostKey(m.sshd.keyPath(kind))
+		if err != nil || s.Keys[m.sshd.keyPath(kind)] != ssh.FingerprintSHA256(key.PublicKey()) {
+			t.Errorf("%s: %q %v", kind, s.Keys[m.sshd.keyPath(kind)], err)
+		}
+	}
+	if !json.Valid(data) || strings.Contains(string(data), "PRIVATE") {
+		t.Errorf("%s", data)
+	}
+}

@@ -1,0 +1,311 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/crypto/ssh"
+
+	"github.com/hallmark-ssh/hallmark/internal/machine/sshd"
+)
+
+// Nothing has sshd reloaded for what a reload cannot change. Each row is a cause for sshd
+// not to present a certificate. The rows about single host keys, which are passed over, are
+// in TestEnrollWithOneBadHostKey and the tests after it.
+func TestNoReloadForWhatItCannotChange(t *testing.T) {
+	for _, test := range []struct {
+		name    string
+		prepare func(t *testing.T, m *machine)
+		reloads int // in three runs of the timer, half a day apart
+		message string
+	}{
+		{"HostKeyAlgorithms without certificates", func(_ *testing.T, m *machine) {
+			m.restartWith("HostKeyAlgorithms ssh-ed25519,rsa-sha2-512\n")
+		}, 0, "rule out its certificates"},
+		{"no HostCertificate line", func(_ *testing.T, m *machine) {
+			m.sshd.stop()
+			m.sshd.configure("TrustedUserCAKeys " + m.sshd.caFile + "\n")
+			m.sshd.start()
+		}, 0, "no line HostCertificate"},
+		{"no hallmark lines at all", func(_ *testing.T, m *machine) {
+			m.sshd.stop()
+			m.sshd.configure("")
+			m.sshd.start()
+		}, 0, "no line TrustedUserCAKeys"},
+		{"another CA's certificates for every key", func(_ *testing.T, m *machine) {
+			for _, kind := range []string{"rsa", "ecdsa", "ed25519"} {
+				m.certifyByOther(kind, m.sshd.keyPath(kind)+certificateSuffix)
+			}
+			m.restartWith("")
+		}, 0, "another CA's"},
+		{"no host key that sshd loads", func(t *testing.T, m *machine) {
+			for _, kind := range []string{"rsa", "ecdsa", "ed25519"} {
+				if err := os.Chmod(m.sshd.keyPath(kind), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}, 0, ""},
+		{"a configuration that sshd does not accept", func(_ *testing.T, m *machine) {
+			m.sshd.configure("Nonsense yes\n" + m.sshd.hallmarkLines())
+		}, 0, "Nonsense"},
+		{"somebody's pending change", func(_ *testing.T, m *machine) {
+			m.withoutHallmark()
+			m.observed()
+			m.sshd.configure("PermitTTY no\n" + m.sshd.hallmarkLines())
+		}, 0, "permittty"},
+		{"sshd does not run", func(_ *testing.T, m *machine) { m.sshd.stop() }, 0, ""},
+		{"an sshd that never presents them, whatever it is told", func(_ *testing.T, m *machine) {
+			m.withoutHallmark()
+			m.settle = 3 * time.Second // long enough for one look, however busy the machine
+			m.sshd.onReload = func(context.Context) error { return nil }
+		}, 2, "neither sshd nor its configuration has changed since"}, // one for the certificates, one for the old files
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			m := newMachine(t)
+			test.prepare(t, m)
+			before := m.files()
+			var err error
+			for n := range 3 {
+				now := time.Now().Add(time.Duration(n) * 12 * time.Hour)
+				m.now, m.clock = func() time.Time { return now }, func() time.Time { return now }
+				_, err = m.Renew(t.Context())
+			}
+			if m.sshd.reloads != test.reloads || m.sshd.starts != 0 {
+				t.Errorf("%d reloads and %d starts, want %d", m.sshd.reloads, m.sshd.starts, test.reloads)
+			}
+			if test.message != "" && (err == nil || !strings.Contains(err.Error(), test.message)) {
+				t.Errorf("error %v, want %q", err, test.message)
+			}
+			if test.reloads > 0 && m.files() != before {
+				t.Error("files were left behind")
+			}
+		})
+	}
+}
+
+// restartWith starts sshd with these lines before hallmark's.
+func (m *machine) restartWith(lines string) {
+	m.t.Helper()
+	m.sshd.stop()
+	m.sshd.configure(lines + m.sshd.hallmarkLines())
+	m.sshd.start()
+}
+
+// A reload that did not help is tried again once sshd or its configuration is another, and
+// when somebody runs enroll.
+func TestFutileReloadIsTriedAgain(t *testing.T) {
+	for _, test := range []struct {
+		name string
+		act  func(t *testing.T, m *machine) error
+	}{
+		{"sshd was restarted", func(t *testing.T, m *machine) error {
+			m.sshd.stop()
+			m.sshd.configure("")
+			m.sshd.start()
+			m.sshd.configure(m.sshd.hallmarkLines())
+			_, err := m.Renew(t.Context())
+			return err
+		}},
+		{"its configuration was changed", func(t *testing.T, m *machine) error {
+			m.sshd.configure(m.sshd.hallmarkLines() + "PermitRootLogin yes\n")
+			m.ActivatePending = true
+			_, err := m.Renew(t.Context())
+			return err
+		}},
+		{"by hand", func(t *testing.T, m *machine) error {
+			_, err := m.Enroll(t.Context())
+			return err
+		}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			m := newMachine(t)
+			m.withoutHallmark()
+			m.settle = 3 * time.Second // long enough for one look, however busy the machine
+			m.sshd.onReload = func(context.Context) error { return nil }
+			if _, err := m.Renew(t.Context()); err == nil {
+				t.Fatal("no error")
+			}
+			m.sshd.onReload, m.settle = nil, time.Minute
+			later := time.Now().Add(12 * time.Hour)
+			m.now, m.clock = func() time.Time { return later }, func() time.Time { return later }
+			if err := test.act(t, m); err != nil {
+				t.Errorf("it is not tried again: %v", err)
+			}
+			if !m.state().Presented {
+				t.Error("sshd does not present the certificates")
+			}
+		})
+	}
+}
+
+// What an administrator has written for the next maintenance: another address to listen at,
+// and nobody to admit.
+func TestEnrollLeavesAPendingListenerAlone(t *testing.T) {
+	m := newMachine(t)
+	m.sshd.stop()
+	port := port(m.sshd.address)
+	m.listenOn("ListenAddress 0.0.0.0:"+port, "")
+	m.sshd.start()
+	m.listenOn("ListenAddress 0.0.0.0:"+port, m.sshd.hallmarkLines())
+	m.observed()
+	m.listenOn("ListenAddress 127.0.0.1:"+port+"\nListenAddress 203.0.113.7:"+port, staged+m.sshd.hallmarkLines())
+	_, err := m.Enroll(t.Context())
+	wantError(t, err, Misconfigured, "listenaddress", "--reload")
+	m.holds(t, "listenaddress")
+	m.sshd.acceptsLogins()
+}
+
+// A machine whose sshd was hardened after it enrolled, so that one host key no longer
+// counts, renews the others.
+func TestRenewsAfterAHostKeyWasRuledOut(t *testing.T) {
+	m := newMachine(t)
+	m.sshd.skipUnknown(t, "RequiredRSASize 3072\n")
+	m.restartWith("")
+	if o, err := m.Enroll(t.Context()); err != nil || len(o.State.Certificates) != 3 {
+		t.Fatalf("%+v %v", o, err)
+	}
+	m.restartWith("RequiredRSASize 3072\n")
+	now := time.Now().Add(3 * 24 * time.Hour)
+	m.now, m.clock = func() time.Time { return now }, func() time.Time { return now }
+	o, err := m.Renew(t.Context())
+	if err != nil || len(o.State.Certificates) != 2 || !o.State.Presented {
+		t.Fatalf("%+v %v, want two certificates", o, err)
+	}
+	reloads := m.sshd.reloads
+	if o, err = m.Renew(t.Context()); err != nil || o.Reason != "" || m.sshd.reloads != reloads {
+		t.Errorf("the next run: %+v %v, %d reloads more", o, err, m.sshd.reloads-reloads)
+	}
+	m.sshd.acceptsLogins()
+}
+
+// Whatever is in the place of hallmark's files, sshd works on, and the message says which
+// file it is and what to do. What can be put right is.
+func TestOddFilesInThePlaceOfOurs(t *testing.T) {
+	m := newMachine(t)
+	if _, err := m.Enroll(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for _, test := range []struct {
+		name, path string
+		content    string // "" for a folder
+		heals      bool
+	}{
+		{"the state is a folder", statePath(m.stateDir), "", false},
+		{"the state is nearly empty", statePath(m.stateDir), `{"version":1,"certificates":null,"opensshCAs":[],"hostCAs":[]}`, true},
+		{"the state is junk", statePath(m.stateDir), "\x00\xff{", true},
+		{"a failure that lasts until 2999", setbackPath(m.stateDir), `{"failures":1,"kind":9,"notBefore":"2999-01-01T00:00:00Z"}`, true},
+		{"the failures are a folder", setbackPath(m.stateDir), "", true},
+		{"the CA file is a folder", m.caFile, "", false},
+		{"what sshd has loaded is a folder", snapshotPath(m.runDir), "", true},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			if err := os.RemoveAll(test.path); err != nil {
+				t.Fatal(err)
+			}
+			err := os.Mkdir(test.path, 0o755)
+			if test.content != "" {
+				err = errors.Join(os.Remove(test.path), os.WriteFile(test.path, []byte(test.content), 0o644))
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, err = m.Renew(t.Context())
+			if test.heals && err != nil {
+				t.Errorf("it does not heal: %v", err)
+			}
+			if !test.heals {
+				wantError(t, err, Failed, test.path, "move the folder")
+				if err := os.RemoveAll(test.path); err != nil {
+					t.Fatal(err)
+				}
+				if _, err := m.Renew(t.Context()); err != nil {
+					t.Errorf("after it was removed: %v", err)
+				}
+			}
+			m.sshd.acceptsLogins()
+		})
+	}
+}
+
+// otherConfigVariable tells the test's second process that it is the one.
+const otherConfigVariable = "HALLMARK_TEST_OTHER_CONFIG"
+
+// The machine's own sshd may run with another configuration than /etc/ssh/sshd_config:
+// then that one counts.
+func TestEnrollWithAnotherConfiguration(t *testing.T) {
+	if os.Getenv(otherConfigVariable) == "" {
+		withOwnEtcSSH(t)
+		return
+	}
+	for _, test := range []struct {
+		name        string
+		usual, runs bool // hallmark's lines are in the usual file, and in the one that sshd runs with
+	}{
+		{"which has hallmark's lines", false, true},
+		{"which lacks them", true, false},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			m := newMachine(t)
+			m.sshd.stop()
+			lines := map[bool]string{true: m.sshd.hallmarkLines()}
+			m.sshd.configure(lines[test.usual])
+			usual := mustRead(t, m.sshd.Config)
+			m.sshd.write("other.conf", strings.Replace(string(usual), "Include "+m.sshd.dropIn()+"\n", lines[test.runs], 1))
+			if test.usual {
+				usual = append([]byte(lines[true]), usual...)
+			}
+			if err := os.WriteFile(sshd.MainConfig, usual, 0o644); err != nil {
+				t.Fatal(err)
+			}
+			m.sshd.Config = ""
+			m.startWith(m.sshd.address, "-f", filepath.Join(m.dir, "other.conf"))
+			o, err := m.Enroll(t.Context())
+			if test.runs {
+				if err != nil || !o.State.Presented || o.State.NotVerified != "" {
+					t.Errorf("%+v %v", o, err)
+				}
+				key, err := sshd.Presented(t.Context(), m.sshd.address, []string{ssh.CertAlgoED25519v01})
+				if _, ok := key.(*ssh.Certificate); err != nil || !ok {
+					t.Errorf("sshd presents %T: %v", key, err)
+				}
+			} else {
+				wantError(t, err, Misconfigured, "other.conf", "hallmark install")
+			}
+			if m.sshd.reloads > 1 || !test.runs && m.sshd.reloads > 0 {
+				t.Errorf("%d reloads", m.sshd.reloads)
+			}
+			m.sshd.acceptsLogins()
+		})
+	}
+}
+
+// withOwnEtcSSH runs the test again in a mount namespace of its own, with an empty /etc/ssh.
+func withOwnEtcSSH(t *testing.T) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("only root can have an /etc/ssh of its own")
+	}
+	findSSHD(t)
+	program, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	const script = `mount -t tmpfs tmpfs /etc/ssh; "$@" || code=$?; umount /etc/ssh; exit ${code:-0}`
+	propagation := "private"
+	if exec.Command("unshare", "--mount", "true").Run() != nil {
+		propagation = "unchanged" // in a chroot, which is no mount point
+	}
+	child := exec.Command("unshare", "--mount", "--propagation", propagation, "sh", "-euc", script, "sh", program, "-test.run", "^"+t.Name()+"$", "-test.v")
+	child.Env = append(os.Environ(), otherConfigVariable+"=1")
+	if output, err := child.CombinedOutput(); err != nil {
+		t.Errorf("%v\n%s", err, output)
+	}
+}

@@ -1,0 +1,266 @@
+package sshd
+
+import (
+	"bytes"
+	"flag"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strconv"
+	"strings"
+	"testing"
+
+	"golang.org/x/crypto/ssh"
+)
+
+var update = flag.Bool("update", false, "rewrite the golden files")
+
+func golden(t *testing.T, name string, got []byte) {
+	t.Helper()
+	path := filepath.Join("testdata", name)
+	if *update {
+		if err := os.WriteFile(path, got, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(got, want) {
+		t.Errorf("%s:\n%s\nwant\n%s", name, got, want)
+	}
+}
+
+func TestRender(t *testing.T) {
+	golden(t, "default.golden", DefaultOptions().Render())
+	golden(t, "least.golden", Options{TrustedUserCAKeys: "/a", HostCertificates: []string{"/b"}}.Render())
+	exempt := DefaultOptions()
+	exempt.PenaltyExempt = "10.0.0.0/8,192.0.2.7"
+	golden(t, "exempt.golden", exempt.Render())
+}
+
+// The template is for people to read and copy: it must be what is rendered.
+func TestTemplateIsRendered(t *testing.T) {
+	got, err := os.ReadFile(filepath.Join("..", "..", "..", "templates", "sshd", "00-hallmark.conf"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	golden(t, "default.golden", got)
+}
+
+func TestCheckMaxStartups(t *testing.T) {
+	for _, good := range []string{"10", "10:30:100", "100:30:200", "5:100:5"} {
+		if err := CheckMaxStartups(good); err != nil {
+			t.Errorf("%q: %v", good, err)
+		}
+	}
+	for _, bad := range []string{"", "0", "10:30", "10:101:100", "10:0:100", "100:30:99", "1:2:3:4", "10\nPermitRootLogin yes", " 10", "10 ", "-1", "9999999"} {
+		if CheckMaxStartups(bad) == nil {
+			t.Errorf("%q was accepted", bad)
+		}
+	}
+}
+
+func TestIncludesFirst(t *testing.T) {
+	for _, test := range []struct {
+		name, config string
+		want         bool
+	}{
+		{"Debian", "# comment\n\nInclude /etc/ssh/sshd_config.d/*.conf\nPort 22\n", true},
+		{"the file itself", "Include /etc/ssh/sshd_config.d/00-hallmark.conf\n", true},
+		{"relative", "include sshd_config.d/*.conf\n", true},
+		{"quoted, with equals sign", "INCLUDE=\"/etc/ssh/sshd_config.d/*.conf\"\n", true},
+		{"second pattern", "Include /etc/a /etc/ssh/sshd_config.d/*.conf\n", true},
+		{"second include", "Include /etc/a\nInclude /etc/ssh/sshd_config.d/*.conf\n", true},
+		{"commented out", "#Include /etc/ssh/sshd_config.d/*.conf\n", false},
+		{"in a comment behind", "Include /etc/a # /etc/ssh/sshd_config.d/*.conf\n", false},
+		{"another folder", "Include /etc/ssh/other.d/*.conf\n", false},
+		{"not first", "Port 22\nInclude /etc/ssh/sshd_config.d/*.conf\n", false},
+		{"inside Match", "Match User git\nInclude /etc/ssh/sshd_config.d/*.conf\n", false},
+		{"other names only", "Include /etc/ssh/sshd_config.d/[1-9]*.conf\n", false},
+		{"bad pattern", "Include /etc/ssh/sshd_config.d/[\n", false},
+		{"empty", "", false},
+		{"without argument", "Include\n", false},
+	} {
+		if got := IncludesFirst([]byte(test.config), DropIn); got != test.want {
+			t.Errorf("%s: %v, want %v", test.name, got, test.want)
+		}
+	}
+}
+
+func TestBlock(t *testing.T) {
+	const block = "# BEGIN hallmark\nA 1\n# END hallmark\n"
+	for _, test := range []struct {
+		name, config, with, without string
+	}{
+		{"empty", "", block, ""},
+		{"plain", "Port 22\n", block + "Port 22\n", "Port 22\n"},
+		{"Match at the end", "Port 22\nMatch User a\n X no\n", block + "Port 22\nMatch User a\n X no\n", "Port 22\nMatch User a\n X no\n"},
+		{"no line break at the end", "Port 22", block + "Port 22", "Port 22"},
+		{"the same block", block + "Port 22\n", block + "Port 22\n", "Port 22\n"},
+		{"an older block", "# BEGIN hallmark\nB 2\nC 3\n# END hallmark\nPort 22\n", block + "Port 22\n", "Port 22\n"},
+		{"a block that was moved", "Port 22\n# BEGIN hallmark\nB 2\n# END hallmark\nUsePAM yes\n", block + "Port 22\nUsePAM yes\n", "Port 22\nUsePAM yes\n"},
+		{"Windows line ends", "# BEGIN hallmark\r\nB 2\r\n# END hallmark\r\nPort 22\r\n", block + "Port 22\r\n", "Port 22\r\n"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			with, err := WithBlock([]byte(test.config), []byte("A 1\n"))
+			if err != nil || string(with) != test.with {
+				t.Errorf("with: %q, %v, want %q", with, err, test.with)
+			}
+			without, err := WithoutBlock([]byte(test.config))
+			if err != nil || string(without) != test.without {
+				t.Errorf("without: %q, %v, want %q", without, err, test.without)
+			}
+		})
+	}
+	for name, config := range map[string]string{
+		"no end":         "# BEGIN hallmark\nPort 22\n",
+		"no beginning":   "Port 22\n# END hallmark\n",
+		"wrong order":    "# END hallmark\n# BEGIN hallmark\n",
+		"two":            block + block,
+		"one in another": "# BEGIN hallmark\n" + block + "# END hallmark\n",
+	} {
+		if got, err := WithBlock([]byte(config), nil); err == nil {
+			t.Errorf("%s: %q, want an error", name, got)
+		}
+	}
+}
+
+func FuzzBlock(f *testing.F) {
+	f.Add("Port 22\n# BEGIN hallmark\nB 2\n# END hallmark\n")
+	f.Fuzz(func(t *testing.T, config string) {
+		with, err := WithBlock([]byte(config), []byte("A 1"))
+		if err != nil {
+			return
+		}
+		rest, err := WithoutBlock([]byte(config))
+		if err != nil {
+			t.Fatalf("%q takes a block but cannot lose one: %v", config, err)
+		}
+		again, err := WithoutBlock(with)
+		if err != nil || !bytes.Equal(again, rest) {
+			t.Fatalf("%q became %q, %v, want %q", config, again, err, rest)
+		}
+	})
+}
+
+func TestParseEffective(t *testing.T) {
+	got, err := ParseEffective([]byte(strings.Join([]string{
+		"port 22", "listenaddress [::]:22", "listenaddress 0.0.0.0:22", "listenaddress 10.0.0.1:2222 rdomain blue",
+		"hostkey /etc/ssh/ssh_host_rsa_key", "hostkey /etc/my keys/k", "hostcertificate /etc/ssh/ssh_host_rsa_key-cert.pub",
+		"hostkeyalgorithms ssh-ed25519-cert-v01@openssh.com,rsa-sha2-256-cert-v01@openssh.com,ssh-ed25519",
+		"trustedusercakeys none", "pidfile /run/sshd.pid", "maxstartups 10:30:100", "subsystem sftp /usr/lib/x", "",
+	}, "\n")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := &Effective{
+		HostKeys:          []string{"/etc/ssh/ssh_host_rsa_key", "/etc/my keys/k"},
+		HostCertificates:  []string{"/etc/ssh/ssh_host_rsa_key-cert.pub"},
+		HostKeyAlgorithms: []string{"ssh-ed25519-cert-v01@openssh.com", "rsa-sha2-256-cert-v01@openssh.com", "ssh-ed25519"},
+		MaxStartups:       "10:30:100", PIDFile: "/run/sshd.pid",
+		Listen: []netip.AddrPort{
+			netip.MustParseAddrPort("[::1]:22"), netip.MustParseAddrPort("127.0.0.1:22"), netip.MustParseAddrPort("10.0.0.1:2222"),
+		},
+	}
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("got %+v\nwant %+v", got, want)
+	}
+	for keyType, want := range map[string][]string{
+		ssh.KeyAlgoRSA: {ssh.CertAlgoRSASHA256v01}, ssh.KeyAlgoED25519: {ssh.CertAlgoED25519v01}, ssh.KeyAlgoECDSA256: {},
+	} {
+		if algorithms := got.CertAlgorithms(keyType); !reflect.DeepEqual(algorithms, want) {
+			t.Errorf("CertAlgorithms(%s) = %q, want %q", keyType, algorithms, want)
+		}
+	}
+	for _, bad := range []string{"", "port 22\n", "listenaddress localhost\n"} {
+		if _, err := ParseEffective([]byte(bad)); err == nil {
+			t.Errorf("%q was accepted", bad)
+		}
+	}
+}
+
+// What versions and policies make of the same three host keys.
+func TestCertAlgorithmsOfVersions(t *testing.T) {
+	const listen = "listenaddress 0.0.0.0:22\n"
+	for _, test := range []struct {
+		name, algorithms  string
+		rsa, ecdsa, other bool // whether a certificate of such a key is any use
+	}{
+		// 7.4 signs as RSA certificate with SHA-1 only, which clients refuse by now.
+		{"OpenSSH 7.4, Amazon Linux 2", "ecdsa-sha2-nistp256-cert-v01@openssh.com,ssh-ed25519-cert-v01@openssh.com,ssh-rsa-cert-v01@openssh.com,ecdsa-sha2-nistp256,ssh-ed25519,rsa-sha2-512,rsa-sha2-256,ssh-rsa", false, true, true},
+		{"OpenSSH 8.0 in FIPS mode, RHEL 8", "ecdsa-sha2-nistp256,ecdsa-sha2-nistp256-cert-v01@openssh.com,ecdsa-sha2-nistp384,ecdsa-sha2-nistp384-cert-v01@openssh.com,rsa-sha2-256,rsa-sha2-256-cert-v01@openssh.com,rsa-sha2-512,rsa-sha2-512-cert-v01@openssh.com", true, true, false},
+		{"OpenSSH 9.2, Debian 12", "ssh-ed25519-cert-v01@openssh.com,ecdsa-sha2-nistp256-cert-v01@openssh.com,rsa-sha2-512-cert-v01@openssh.com,rsa-sha2-256-cert-v01@openssh.com,ssh-ed25519", true, true, true},
+		{"one that does not print them", "", true, true, true},
+		{"no certificates at all", "ssh-ed25519,rsa-sha2-512", false, false, false},
+	} {
+		text := listen
+		if test.algorithms != "" {
+			text += "hostkeyalgorithms " + test.algorithms + "\n"
+		}
+		e, err := ParseEffective([]byte(text))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for keyType, want := range map[string]bool{ssh.KeyAlgoRSA: test.rsa, ssh.KeyAlgoECDSA256: test.ecdsa, ssh.KeyAlgoED25519: test.other} {
+			if got := e.CertAlgorithms(keyType); (len(got) > 0) != want {
+				t.Errorf("%s: %s by %q, want any: %v", test.name, keyType, got, want)
+			}
+		}
+	}
+}
+
+func FuzzParseEffective(f *testing.F) {
+	f.Add([]byte("listenaddress 0.0.0.0:22\nhostkey /a\ntrustedusercakeys none\n"))
+	f.Fuzz(func(t *testing.T, output []byte) {
+		e, err := ParseEffective(output)
+		if (e == nil) == (err == nil) {
+			t.Fatalf("%v and %v", e, err)
+		}
+	})
+}
+
+func TestChooseUnit(t *testing.T) {
+	const debian = "MainPID=77\nId=ssh.service\nLoadState=loaded\nActiveState=active\n\nMainPID=77\nId=ssh.service\nLoadState=loaded\nActiveState=active\n"
+	const fedora = "MainPID=0\nId=ssh.service\nLoadState=not-found\nActiveState=inactive\n\nMainPID=77\nId=sshd.service\nLoadState=loaded\nActiveState=reloading\n"
+	const stopped = "MainPID=0\nId=ssh.service\nLoadState=loaded\nActiveState=failed\n"
+	for _, test := range []struct {
+		name, output string
+		pid          int
+		want         string
+	}{
+		{"Debian", debian, 77, "ssh.service"},
+		{"Fedora", fedora, 77, "sshd.service"},
+		{"without pid file", fedora, 0, "sshd.service"},
+		{"a listener that is not the unit's", debian, 78, ""},
+		{"stopped", stopped, 77, ""},
+		{"nothing", "", 0, ""},
+	} {
+		if got := chooseUnit(parseUnits(test.output), test.pid); got != test.want {
+			t.Errorf("%s: %q, want %q", test.name, got, test.want)
+		}
+	}
+}
+
+// A stale pid file must not end a stranger.
+func TestReloadLeavesStrangersAlone(t *testing.T) {
+	pidFile := filepath.Join(t.TempDir(), "sshd.pid")
+	for _, content := range []string{"", "x", "1", "-1", "0"} {
+		if err := os.WriteFile(pidFile, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := listenerPID(pidFile); err == nil {
+			t.Errorf("%q was taken for sshd's", content)
+		}
+	}
+	self := filepath.Join(t.TempDir(), "self.pid")
+	if err := os.WriteFile(self, []byte(strconv.Itoa(os.Getpid())+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	// This test's program is called sshd.test, so only the exact name may count.
+	if _, err := listenerPID(self); err == nil {
+		t.Error("this process was taken for sshd")
+	}
+}

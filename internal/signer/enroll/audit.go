@@ -1,0 +1,288 @@
+package enroll
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/crypto/ssh"
+
+	"github.com/hallmark-ssh/hallmark/internal/identity"
+	"github.com/hallmark-ssh/hallmark/internal/protocol"
+	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
+	"github.com/hallmark-ssh/hallmark/internal/signer/policy"
+)
+
+// codeGranted stands in the log where a refusal has its code.
+const codeGranted = "granted"
+
+// maxLoggedError bounds what a caller's nonsense, or a policy of many rules, can put
+// into the log.
+const maxLoggedError = 4 << 10
+
+// audit gathers what the one line about a request says (docs/audit.md). It has no
+// room for secrets: no token, no Authorization, no raw document, no tags.
+type audit struct {
+	now     func() time.Time
+	signer  string // its audience
+	request Request
+	start   time.Time
+
+	keys         []string           // fingerprints, claimed until proved is set
+	document     *identity.Document // verified
+	proved       bool               // the caller is that instance and holds the keys
+	report       *protocol.Report   // what the instance says about itself, once it is proved
+	facts        *policy.Facts      // agree with the document
+	record       ledger.Record
+	policy       string
+	decision     policy.Decision
+	heldBy       map[string]string // wanted names that others hold, and who
+	released     map[string]string // wanted names that were released, and who held them
+	grant        *grant            // what was claimed in the end
+	certificates []*ssh.Certificate
+
+	mu    sync.Mutex               // steps run side by side
+	steps map[string]time.Duration // how long each took
+}
+
+func newAudit(signer string, r Request, now func() time.Time) *audit {
+	return &audit{
+		now: now, signer: signer, request: r, start: now(),
+		heldBy: make(map[string]string), released: make(map[string]string), steps: make(map[string]time.Duration),
+	}
+}
+
+// step runs one step under its own deadline and notes how long it took.
+func (a *audit) step(ctx context.Context, name string, timeout time.Duration, run func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	start := a.now()
+	err := run(ctx)
+	took := a.now().Sub(start)
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.steps[name] += took
+	return err
+}
+
+// noteHolders notes which names the instance does not get, and whose they are.
+func (a *audit) noteHolders(err error) {
+	var inUse *ledger.NameInUseError
+	if !errors.As(err, &inUse) {
+		return
+	}
+	for _, h := range inUse.Held {
+		a.heldBy[h.Name] = h.Holder.ID
+	}
+}
+
+// noteReleased notes that a name was taken from an instance that is no more.
+func (a *audit) noteReleased(h ledger.HeldName) {
+	delete(a.heldBy, h.Name)
+	a.released[h.Name] = h.Holder.ID
+}
+
+func (a *audit) log(ctx context.Context, log *slog.Logger, status int, err error) {
+	level := slog.LevelInfo
+	switch {
+	case isFailure(status, err) || isAlarm(err):
+		level = slog.LevelError
+	case err != nil:
+		level = slog.LevelWarn
+	}
+	if !log.Enabled(ctx, level) {
+		return
+	}
+	end := a.now()
+	// The line has the time of the clock that decided.
+	record := slog.NewRecord(end, level, "enroll", 0)
+	record.AddAttrs(a.line(status, err)...)
+	record.AddAttrs(a.metrics(end, status, err)...)
+	// Nobody is left to tell that a line could not be written.
+	_ = log.Handler().Handle(ctx, record)
+}
+
+// line returns all that the line says, in its order.
+func (a *audit) line(status int, err error) []slog.Attr {
+	var f fields
+	f.add("request_id", a.request.ID)
+	f.add("code", codeText(err))
+	f.add("status", status)
+	f.text("source", a.request.Source)
+	if a.request.IAM != nil {
+		f.text("iam_arn", a.request.IAM.ARN)
+	}
+	f.add("proved", a.proved)
+	a.addCaller(&f)
+	a.addFacts(&f)
+	a.addDecision(&f)
+	a.addIssued(&f)
+	if isAlarm(err) {
+		f.add("alarm", true)
+	}
+	if err != nil {
+		f.text("error", shorten(err.Error()))
+	}
+	return f
+}
+
+func codeText(err error) string {
+	if err == nil {
+		return codeGranted
+	}
+	return string(codeOf(err))
+}
+
+// addCaller says who asks, and of which keys.
+func (a *audit) addCaller(f *fields) {
+	f.list("host_keys", a.keys)
+	d := a.document
+	if d == nil {
+		return
+	}
+	f.add("account", d.AccountID)
+	f.add("region", d.Region)
+	f.add("instance", d.InstanceID)
+	f.add("node_id", protocol.NodeID(d.AccountID, d.Region, d.InstanceID))
+	f.time("pending_time", d.PendingTime)
+	if r := a.rejection(); r != nil {
+		f.add("machine_rejected", string(r.Code))
+		f.text("machine_rejected_request", r.RequestID)
+		f.text("machine_rejected_detail", r.Detail)
+	}
+}
+
+// rejection is why the instance does not use what it was granted last, or nil.
+func (a *audit) rejection() *protocol.Rejection {
+	if a.report == nil {
+		return nil
+	}
+	return a.report.Rejected
+}
+
+// addFacts says what the policy decided on, except for tags.
+func (a *audit) addFacts(f *fields) {
+	if a.facts == nil {
+		return
+	}
+	f.time("launch_time", a.facts.LaunchTime)
+	f.text("zone", a.facts.Zone)
+	f.text("vpc", a.facts.VPC)
+	f.text("subnet", a.facts.Subnet)
+	f.text("instance_profile", a.facts.InstanceProfile)
+	f.text("image", a.facts.Image)
+	f.text("image_owner", a.facts.ImageOwner)
+	f.add("enrolled_before", a.facts.Enrolled)
+}
+
+// addDecision says what the policy decided, and what of it others hold.
+func (a *audit) addDecision(f *fields) {
+	f.text("policy_sha256", a.policy)
+	d := a.decision
+	if d.Rule == "" {
+		return
+	}
+	f.add("rule", d.Rule)
+	if a.grant == nil {
+		f.add("hostname", d.Hostname)
+	} else {
+		a.addClaim(f)
+	}
+	if len(a.heldBy) > 0 {
+		f.add("held_by_others", a.heldBy)
+	}
+	if len(a.released) > 0 {
+		f.add("released", a.released)
+	}
+	f.text("address", d.Address)
+	f.add("lifetime_s", int64(d.Lifetime.Seconds()))
+	f.list("skipped_tags", d.SkippedTags)
+	f.list("notes", d.Notes)
+}
+
+// addClaim says what of the decision the ledger granted.
+func (a *audit) addClaim(f *fields) {
+	hostname := a.grant.node.Hostname
+	f.add("hostname", hostname)
+	if hostname != a.decision.Hostname {
+		f.add("hostname_wanted", a.decision.Hostname)
+	}
+	if hostname != a.record.ConfirmedHostname {
+		f.text("renamed_from", a.record.ConfirmedHostname)
+	}
+	f.list("skipped_principals", without(a.decision.Names, a.grant.names))
+	f.text("rekey_permitted_by", a.grant.held.PermittedBy)
+}
+
+// certificateLine is what the line says of one certificate.
+type certificateLine struct {
+	Fingerprint string `json:"fingerprint"` // of the host key
+	// Serial is text: JSON's numbers lose the last digits of 64 bits.
+	Serial string    `json:"serial"`
+	KeyID  string    `json:"key_id"`
+	Until  time.Time `json:"valid_until"`
+}
+
+// addIssued says what the cluster signed. Only with the code granted was it handed
+// out.
+func (a *audit) addIssued(f *fields) {
+	if len(a.certificates) == 0 {
+		return
+	}
+	f.list("principals", a.grant.principals)
+	lines := make([]certificateLine, len(a.certificates))
+	for i, c := range a.certificates {
+		lines[i] = certificateLine{
+			Fingerprint: ssh.FingerprintSHA256(c.Key),
+			Serial:      strconv.FormatUint(c.Serial, 10),
+			KeyID:       c.KeyId,
+			// Checked to be within bounds before it came here.
+			Until: time.Unix(int64(c.ValidBefore), 0).UTC(), //nolint:gosec // see above
+		}
+	}
+	f.add("certificates", lines)
+}
+
+// fields are the attributes of a line. What is not known is left out.
+type fields []slog.Attr
+
+func (f *fields) add(key string, value any) { *f = append(*f, slog.Any(key, value)) }
+
+func (f *fields) text(key, value string) {
+	if value != "" {
+		f.add(key, value)
+	}
+}
+
+func (f *fields) list(key string, values []string) {
+	if len(values) > 0 {
+		f.add(key, values)
+	}
+}
+
+func (f *fields) time(key string, t time.Time) {
+	if !t.IsZero() {
+		f.add(key, t.UTC())
+	}
+}
+
+// isAlarm reports whether somebody should look at it now: a key conflict is
+// either an image with host keys in it or an attempt to pose as another machine.
+func isAlarm(err error) bool {
+	if err == nil {
+		return false
+	}
+	code := codeOf(err)
+	return code == protocol.CodeKeyConflict || code == protocol.CodeKeyInUse
+}
+
+func shorten(text string) string {
+	if len(text) <= maxLoggedError {
+		return text
+	}
+	return strings.ToValidUTF8(text[:maxLoggedError], "") + "…"
+}

@@ -1,0 +1,83 @@
+package enroll
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/aws/aws-sdk-go-v2/aws/arn"
+
+	"github.com/hallmark-ssh/hallmark/internal/identity"
+	"github.com/hallmark-ssh/hallmark/internal/protocol"
+)
+
+// IAMCaller is who signed a request to a function URL of type AWS_IAM, as Lambda
+// verified it. It is a second lock and no proof: whoever may assume an instance's
+// role chooses the name of the session.
+type IAMCaller struct {
+	Account string
+	ARN     string
+}
+
+// checkDoor decides by what the network and Lambda say of a request, before a
+// byte of it is read. The answer is the one for an account that is not listed:
+// who may knock is the operator's business.
+func (s *Signer) checkDoor(r Request) error {
+	if err := s.checkSource(r.Source); err != nil {
+		return refuse(protocol.CodeNotAllowed, err)
+	}
+	if s.RequireIAM && r.IAM == nil {
+		return refuse(protocol.CodeNotAllowed, errors.New("the request is not signed with IAM credentials"))
+	}
+	return nil
+}
+
+func (s *Signer) checkSource(source string) error {
+	if len(s.Sources) == 0 {
+		return nil
+	}
+	address, err := netip.ParseAddr(source)
+	if err != nil {
+		return fmt.Errorf("source address: %w", err)
+	}
+	// An IPv4 address may come as ::ffff:192.0.2.1, which no IPv4 prefix contains.
+	address = address.Unmap()
+	if !slices.ContainsFunc(s.Sources, func(p netip.Prefix) bool { return p.Contains(address) }) {
+		return fmt.Errorf("source %s is not in the deployment's list", address)
+	}
+	return nil
+}
+
+// checkIAM compares who signed the HTTP request with the instance of the document,
+// so that one account's credentials do not carry another account's document in.
+func checkIAM(c *IAMCaller, d *identity.Document) error {
+	if c == nil {
+		return nil
+	}
+	who, err := arn.Parse(c.ARN)
+	if err != nil {
+		return refuse(protocol.CodeNotAllowed, fmt.Errorf("IAM caller: %w", err))
+	}
+	if c.Account != d.AccountID || who.AccountID != d.AccountID {
+		return refuse(protocol.CodeNotAllowed,
+			fmt.Errorf("IAM caller %s of account %s, but the document is of account %s", c.ARN, c.Account, d.AccountID))
+	}
+	if session := sessionName(who); strings.HasPrefix(session, "i-") && session != d.InstanceID {
+		return refuse(protocol.CodeNotAllowed,
+			fmt.Errorf("IAM caller is instance %s, but the document is of %s", session, d.InstanceID))
+	}
+	return nil
+}
+
+// sessionName returns the session of an assumed role, or "". EC2 names the sessions
+// of an instance profile by the instance's id
+// (https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_policies_variables.html).
+func sessionName(a arn.ARN) string {
+	role, found := strings.CutPrefix(a.Resource, "assumed-role/")
+	if !found {
+		return ""
+	}
+	return role[strings.LastIndex(role, "/")+1:]
+}

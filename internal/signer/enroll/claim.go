@@ -1,0 +1,363 @@
+package enroll
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/crypto/ssh"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/hallmark-ssh/hallmark/internal/hostcert"
+	"github.com/hallmark-ssh/hallmark/internal/protocol"
+	"github.com/hallmark-ssh/hallmark/internal/signer/inventory"
+	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
+	"github.com/hallmark-ssh/hallmark/internal/signer/policy"
+	"github.com/hallmark-ssh/hallmark/internal/signer/teleport"
+)
+
+// signerLabel marks a node as this signer's.
+const signerLabel = "hallmark/signer"
+
+// maxClaims bounds how often an instance gives way to others: once where all is
+// quiet, once more if a name is taken just then, and once if it has had too many.
+const maxClaims = 4
+
+// ask is who is to be enrolled, and as what.
+type ask struct {
+	caller   caller
+	facts    policy.Facts
+	decision policy.Decision
+	// record is what the ledger knew of the instance when it was asked first.
+	record ledger.Record
+}
+
+// grant is what the ledger holds for the instance, and what will be issued on it.
+type grant struct {
+	claim      ledger.Claim
+	held       ledger.Grant
+	node       teleport.Node
+	cluster    string
+	keys       []ssh.PublicKey
+	names      []string // principals beside the host name and the node's id
+	principals []string
+	start      time.Time
+	lifetime   time.Duration
+}
+
+func newGrant(k ask, cluster Cluster, now time.Time) grant {
+	instance, d := instanceOf(k.caller.document), k.decision
+	end := now.Add(d.Lifetime)
+	g := grant{
+		claim: ledger.Claim{
+			Instance:     instance,
+			Fingerprints: fingerprints(k.caller.keys),
+			Hostname:     d.Hostname,
+			Names:        d.Names,
+			Image:        k.facts.Image,
+			ImageOwner:   k.facts.ImageOwner,
+			ImageTags:    k.facts.ImageTags,
+			// Teleport's clock sets the certificates' end; hostcert.Check lets it be off
+			// by this much. The claim must not end before they do.
+			End:    end.Add(hostcert.MaxClockSkew),
+			Lease:  end,
+			Signer: d.Labels[signerLabel],
+		},
+		node: teleport.Node{
+			ID:       protocol.NodeID(instance.Account, instance.Region, instance.ID),
+			Hostname: d.Hostname,
+			Address:  d.Address,
+			Labels:   d.Labels,
+			// The lease: if every event is lost, the node still goes when its
+			// certificates do.
+			Expires: end,
+		},
+		cluster:  cluster.ClusterName(),
+		keys:     k.caller.keys,
+		names:    d.Names,
+		start:    now,
+		lifetime: d.Lifetime,
+	}
+	g.principals = principals(g.node.Hostname, g.node.ID, g.cluster, g.names)
+	return g
+}
+
+// principals are the names that people and the proxy may type, each once: a cluster that
+// drops repeated ones would seem to have signed something else. An address is among them
+// only if the policy names it: private ones repeat across VPCs.
+func principals(hostname, id, cluster string, names []string) []string {
+	var list []string
+	for _, name := range append([]string{hostname, id, hostname + "." + cluster, id + "." + cluster}, names...) {
+		if !slices.Contains(list, name) {
+			list = append(list, name)
+		}
+	}
+	return list
+}
+
+// claim has the ledger hold keys and names for the instance. It gives way where others
+// hold a name, in Teleport or in the ledger: a machine must not be kept out because of
+// what another is called. Teleport is asked first, so that nothing is claimed that
+// cannot be had.
+func (s *Signer) claim(ctx context.Context, cluster Cluster, k ask, a *audit) (grant, error) {
+	checked := make(map[string]bool)
+	for attempt := 1; ; attempt++ {
+		d, err := s.checkTeleport(ctx, cluster, k, checked, a)
+		if err != nil {
+			return grant{}, err
+		}
+		k.decision = d
+		g, err := s.claimOnce(ctx, cluster, k, a)
+		if err == nil {
+			a.grant = &g
+			return g, nil
+		}
+		released := attempt == 1 && s.releaseGone(ctx, err, a)
+		next, ok := giveWay(k, err)
+		if attempt == maxClaims || !ok && !released {
+			return grant{}, refuseLedger(err)
+		}
+		if !released {
+			k.decision = next
+		}
+	}
+}
+
+func (s *Signer) claimOnce(ctx context.Context, cluster Cluster, k ask, a *audit) (grant, error) {
+	g := newGrant(k, cluster, s.now())
+	err := a.step(ctx, "claim", ledgerTimeout, func(ctx context.Context) (err error) {
+		g.held, err = s.Ledger.Claim(ctx, g.claim, s.now())
+		return err
+	})
+	a.noteHolders(err)
+	return g, err
+}
+
+// giveWay returns what to claim instead after a refusal, if there is anything.
+func giveWay(k ask, err error) (policy.Decision, bool) {
+	d := k.decision
+	var inUse *ledger.NameInUseError
+	switch {
+	case errors.As(err, &inUse):
+		return leave(d, inUse.Names())
+	case errors.Is(err, ledger.ErrTooManyNames) && len(d.Names) > 0:
+		// An address that changes with every start must not keep a machine out.
+		return leave(d, d.Names)
+	case errors.Is(err, ledger.ErrTooManyNames) && d.Hostname != k.caller.document.InstanceID:
+		// Nor must a tag that changes every hour. The ledger always has room for this.
+		d.Hostname, d.Fallback = k.caller.document.InstanceID, ""
+		return d, true
+	}
+	return d, false
+}
+
+// longEnded is how long ago the last certificate for a name must have ended before EC2
+// is asked about its holder. Until then the sweep has had its turn many times.
+const longEnded = 14 * 24 * time.Hour
+
+// maxAsked bounds the questions to EC2 about holders in one request.
+const maxAsked = 2
+
+// releaseGone releases the names that kept a claim from being granted, if their holders
+// are no more: an instance whose event was lost and whose node's lease ended would keep
+// its names for good. It reports whether any name was released. EC2 forgets an instance
+// within the hour, so a holder that it does not know counts here; should it come back,
+// it is still enrolled and gets another name.
+func (s *Signer) releaseGone(ctx context.Context, refusal error, a *audit) bool {
+	var inUse *ledger.NameInUseError
+	if !errors.As(refusal, &inUse) {
+		return false
+	}
+	released, asked := false, 0
+	for _, held := range inUse.Held {
+		if s.now().Sub(held.End) < longEnded || asked == maxAsked {
+			continue
+		}
+		asked++
+		if !s.isGone(ctx, held.Holder, a) {
+			continue
+		}
+		err := a.step(ctx, "claim", ledgerTimeout, func(ctx context.Context) error {
+			_, err := s.Ledger.Release(ctx, held.Name, releasedBySigner, s.now())
+			return err
+		})
+		if err == nil {
+			released = true
+			a.noteReleased(held)
+		}
+	}
+	return released
+}
+
+// releasedBySigner stands in the ledger where an operator's name would.
+const releasedBySigner = "the signer: EC2 does not have the holder"
+
+// isGone reports whether EC2 says that an instance is no more. An error says nothing.
+func (s *Signer) isGone(ctx context.Context, i ledger.Instance, a *audit) bool {
+	if !slices.Contains(s.Accounts, i.Account) || !slices.Contains(s.Regions, i.Region) {
+		return false
+	}
+	var found *inventory.Instance
+	err := a.step(ctx, "ec2", ec2Timeout, func(ctx context.Context) (err error) {
+		found, err = s.Inventory.Instance(ctx, i.Account, i.Region, i.ID)
+		return err
+	})
+	if err != nil {
+		return errors.Is(err, inventory.ErrNotFound)
+	}
+	return found.State == inventory.StateTerminated
+}
+
+// leave returns the decision without the names that are taken, if there is another
+// host name to take, and whether that changes anything.
+func leave(d policy.Decision, taken []string) (policy.Decision, bool) {
+	names := without(d.Names, taken)
+	changed := len(names) < len(d.Names)
+	d.Names = names
+	if slices.Contains(taken, d.Hostname) {
+		if d.Fallback == "" {
+			return d, false
+		}
+		d.Hostname, d.Fallback = d.Fallback, ""
+		changed = true
+	}
+	return d, changed
+}
+
+func without(names, taken []string) []string {
+	return slices.DeleteFunc(slices.Clone(names), func(name string) bool { return slices.Contains(taken, name) })
+}
+
+func refuseLedger(err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, ledger.ErrKeyConflict):
+		return refuse(protocol.CodeKeyConflict, err)
+	case errors.Is(err, ledger.ErrKeyInUse):
+		return refuse(protocol.CodeKeyInUse, err)
+	case errors.Is(err, ledger.ErrNameInUse):
+		return refuse(protocol.CodeNameInUse, err)
+	case errors.Is(err, ledger.ErrTooManyNames):
+		return refuse(protocol.CodeNameInUse, err).saying("the instance has had too many names; ask the signer's operator")
+	case errors.Is(err, ledger.ErrOtherSigner):
+		return refuse(protocol.CodeNameInUse, err).saying("another signer enrolled the instance; enroll with that one, or wait until its certificates have ended")
+	case errors.Is(err, ledger.ErrEnded):
+		return refuse(protocol.CodeInstanceEnded, err)
+	}
+	return unanswered(serviceLedger, err)
+}
+
+// checkTeleport asks about the node's id and the decision's names at once, and returns
+// the decision without the names that other nodes bear.
+func (s *Signer) checkTeleport(ctx context.Context, cluster Cluster, k ask, checked map[string]bool, a *audit) (policy.Decision, error) {
+	group, ctx := errgroup.WithContext(ctx)
+	if len(checked) == 0 {
+		group.Go(func() error { return s.checkNode(ctx, cluster, k, a) })
+	}
+	d, err := s.leaveForeign(ctx, cluster, k, checked, a)
+	if node := group.Wait(); node != nil {
+		return d, node
+	}
+	return d, err
+}
+
+// checkNode refuses a node id that another program writes. It is asked until a claim
+// has been confirmed, and again when the instance is renamed. A record that names no
+// signer, from before records did, has not shown whose the node is either.
+func (s *Signer) checkNode(ctx context.Context, cluster Cluster, k ask, a *audit) error {
+	if k.keepsHostname() && k.record.Signer != "" {
+		return nil
+	}
+	i := k.caller.document
+	id := protocol.NodeID(i.AccountID, i.Region, i.InstanceID)
+	var node *teleport.Node
+	err := a.step(ctx, "lookup", teleportTimeout, func(ctx context.Context) (err error) {
+		node, err = cluster.Node(ctx, id)
+		return err
+	})
+	switch {
+	case errors.Is(err, teleport.ErrNotFound):
+		return nil
+	case err != nil:
+		return unanswered(serviceTeleport, fmt.Errorf("look up node %s: %w", id, err))
+	case node.Labels[signerLabel] != s.Audience:
+		return refuse(protocol.CodeNameInUse, fmt.Errorf("node %s exists and is of signer %q", id, node.Labels[signerLabel]))
+	}
+	return nil
+}
+
+func (k ask) deciding(d policy.Decision) ask {
+	k.decision = d
+	return k
+}
+
+// keepsHostname reports whether the instance is to have the host name of its last claim
+// that was confirmed, which it still holds. An attempt that failed halfway has shown
+// nothing.
+func (k ask) keepsHostname() bool {
+	return k.record.ConfirmedHostname == k.decision.Hostname && !k.record.End.IsZero()
+}
+
+// leaveForeign returns the decision without the names that other nodes in Teleport bear,
+// which may be older than the ledger or not of Hallmark's making: under Teleport's
+// routing the node with the latest expiry wins, so a host name would be taken away. It
+// asks once about each name. The present host name is not asked about; of the further
+// names nothing records that they once were free.
+func (s *Signer) leaveForeign(ctx context.Context, cluster Cluster, k ask, checked map[string]bool, a *audit) (policy.Decision, error) {
+	d := k.decision
+	for {
+		taken, err := s.foreign(ctx, cluster, k.deciding(d), checked, a)
+		if err != nil || len(taken) == 0 {
+			return d, err
+		}
+		maps.Copy(a.heldBy, taken)
+		next, ok := leave(d, slices.Collect(maps.Keys(taken)))
+		if !ok {
+			return d, refuse(protocol.CodeNameInUse, fmt.Errorf("%s is named %s", taken[d.Hostname], d.Hostname))
+		}
+		d = next
+	}
+}
+
+// foreign returns those of the decision's names that another node bears, and which. A
+// host name counts as borne with and without the cluster's name after it, because the
+// certificate has both.
+func (s *Signer) foreign(ctx context.Context, cluster Cluster, k ask, checked map[string]bool, a *audit) (map[string]string, error) {
+	d, i := k.decision, k.caller.document
+	wanted := make(map[string]string) // what a node may be called, to the name of ours
+	for _, name := range d.Names {
+		wanted[strings.ToLower(name)] = name
+	}
+	if !k.keepsHostname() {
+		wanted[d.Hostname] = d.Hostname
+		wanted[d.Hostname+"."+cluster.ClusterName()] = d.Hostname
+	}
+	maps.DeleteFunc(wanted, func(_, name string) bool { return checked[name] })
+	if len(wanted) == 0 {
+		return nil, nil
+	}
+	var nodes []teleport.Node
+	err := a.step(ctx, "lookup", teleportTimeout, func(ctx context.Context) (err error) {
+		nodes, err = cluster.NodesNamed(ctx, slices.Sorted(maps.Keys(wanted))...)
+		return err
+	})
+	if err != nil {
+		return nil, unanswered(serviceTeleport, fmt.Errorf("look up nodes by name: %w", err))
+	}
+	for _, name := range wanted {
+		checked[name] = true
+	}
+	taken := make(map[string]string)
+	for _, node := range nodes {
+		name, ours := wanted[strings.ToLower(node.Hostname)]
+		if ours && node.ID != protocol.NodeID(i.AccountID, i.Region, i.InstanceID) {
+			taken[name] = "node " + node.ID
+		}
+	}
+	return taken, nil
+}

@@ -1,0 +1,228 @@
+package enroll
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"mime"
+	"net/http"
+	"slices"
+	"time"
+
+	"golang.org/x/crypto/ssh"
+
+	"github.com/hallmark-ssh/hallmark/internal/identity"
+	"github.com/hallmark-ssh/hallmark/internal/protocol"
+	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
+)
+
+// Request is an HTTP request to the signer.
+type Request struct {
+	// ID names the request in the answer and in the log.
+	ID          string
+	Method      string
+	ContentType string
+	// IfNoneMatch is the header of that name.
+	IfNoneMatch string
+	// Body may be cut at one byte more than protocol.MaxRequestBytes.
+	Body []byte
+	// Source is the caller's address, as the network saw it and never as a header
+	// says.
+	Source string
+	// IAM is who signed the HTTP request, or nil if nobody needed to.
+	IAM *IAMCaller
+}
+
+// caller is who has proved to be calling, and with which host keys.
+type caller struct {
+	document *identity.Document
+	keys     []ssh.PublicKey
+	version  int // of the protocol
+}
+
+// evidence is a request taken apart, none of it proved.
+type evidence struct {
+	proof      protocol.CallerProof
+	binding    protocol.Binding
+	payload    *protocol.Payload
+	signatures []string
+	keys       []ssh.PublicKey
+}
+
+// believe takes the steps up to STS.
+func (s *Signer) believe(ctx context.Context, r Request, a *audit) (caller, error) {
+	e, document, err := s.examine(r, a)
+	if err != nil {
+		return caller{}, err
+	}
+	if err := s.limitAttempts(ctx, e, r.Source, a); err != nil {
+		return caller{}, err
+	}
+	err = a.step(ctx, "sts", stsTimeout, func(ctx context.Context) error {
+		return s.Callers.Verify(ctx, e.proof, e.binding, document.Region, document.AccountID, document.InstanceID)
+	})
+	if err != nil {
+		return caller{}, refuseCaller(err)
+	}
+	a.proved, a.report = true, e.payload.Report
+	if err := s.limitProved(ctx, e, a); err != nil {
+		return caller{}, err
+	}
+	return caller{document: document, keys: e.keys, version: e.payload.Version}, nil
+}
+
+// examine checks all that can be checked without calling anybody.
+func (s *Signer) examine(r Request, a *audit) (*evidence, *identity.Document, error) {
+	if err := s.checkDoor(r); err != nil {
+		return nil, nil, err
+	}
+	e, err := s.readEvidence(r)
+	if err != nil {
+		return nil, nil, err
+	}
+	a.keys = fingerprints(e.keys)
+	document, err := s.verifyDocument(e.payload.IdentityDocument)
+	if err != nil {
+		return nil, nil, err
+	}
+	a.document = document
+	if err := s.checkListed(document); err != nil {
+		return nil, nil, err
+	}
+	if err := checkIAM(r.IAM, document); err != nil {
+		return nil, nil, err
+	}
+	if err := checkTime(e, s.now()); err != nil {
+		return nil, nil, err
+	}
+	return e, document, checkSignatures(e)
+}
+
+// readEvidence checks all that needs neither a signature nor a clock.
+func (s *Signer) readEvidence(r Request) (*evidence, error) {
+	if r.Method != http.MethodPost {
+		return nil, refuse(protocol.CodeMethodNotAllowed, fmt.Errorf("method %.16q", r.Method))
+	}
+	if len(r.Body) > protocol.MaxRequestBytes {
+		return nil, refuse(protocol.CodeTooLarge, fmt.Errorf("more than %d bytes", protocol.MaxRequestBytes))
+	}
+	if media, _, err := mime.ParseMediaType(r.ContentType); err != nil || media != "application/json" {
+		return nil, refuse(protocol.CodeMalformed, fmt.Errorf("content type %.64q", r.ContentType))
+	}
+	request, err := protocol.ParseRequest(r.Body)
+	if err != nil {
+		return nil, refuse(protocol.CodeMalformed, err)
+	}
+	payload, err := s.readPayload(request.Payload)
+	if err != nil {
+		return nil, err
+	}
+	keys, err := identity.ParseHostKeys(payload.HostKeys)
+	if err != nil {
+		return nil, refuse(protocol.CodeHostKeyInvalid, err)
+	}
+	return &evidence{
+		proof:      request.Caller,
+		binding:    protocol.Bind(request.Payload),
+		payload:    payload,
+		signatures: request.Signatures,
+		keys:       keys,
+	}, nil
+}
+
+// readPayload looks at the version before anything else, so that a caller of
+// another version hears that rather than which fields it should not have sent.
+func (s *Signer) readPayload(data []byte) (*protocol.Payload, error) {
+	var peek struct {
+		Version int `json:"version"`
+	}
+	if err := json.Unmarshal(data, &peek); err == nil && !slices.Contains(protocol.SupportedVersions(), peek.Version) {
+		return nil, refuse(protocol.CodeUnsupportedVersion, fmt.Errorf("version %d", peek.Version))
+	}
+	payload, err := protocol.ParsePayload(data)
+	if err != nil {
+		return nil, refuse(protocol.CodeMalformed, err)
+	}
+	// Evidence made for another signer, who could replay it here, ends here.
+	if payload.Audience != s.Audience {
+		return nil, refuse(protocol.CodeAudienceMismatch, fmt.Errorf("audience %.128q", payload.Audience))
+	}
+	return payload, nil
+}
+
+func (s *Signer) verifyDocument(text string) (*identity.Document, error) {
+	message, err := identity.Decode([]byte(text))
+	if err != nil {
+		return nil, refuse(protocol.CodeIdentityInvalid, err)
+	}
+	document, err := s.Documents.Verify(message)
+	if err != nil {
+		return nil, refuse(protocol.CodeIdentityInvalid, err)
+	}
+	return document, nil
+}
+
+// checkListed stops a stranger before anything is called on his behalf. Which of
+// account and region is not listed is for the log alone: the answer would tell
+// him whom this signer serves.
+func (s *Signer) checkListed(d *identity.Document) error {
+	if !slices.Contains(s.Accounts, d.AccountID) {
+		return refuse(protocol.CodeNotAllowed, errors.New("account is not in the deployment's list"))
+	}
+	if !slices.Contains(s.Regions, d.Region) {
+		return refuse(protocol.CodeNotAllowed, errors.New("region is not in the deployment's list"))
+	}
+	return nil
+}
+
+// checkTime bounds how long a captured request is of use, more narrowly than the
+// 15 minutes of STS, and ties the payload's time to the one that STS verifies.
+func checkTime(e *evidence, now time.Time) error {
+	proved, err := identity.ProofTime(e.proof)
+	if err != nil {
+		return refuse(protocol.CodeCallerProofInvalid, err)
+	}
+	if !e.payload.IssuedAt.Equal(proved) {
+		return refuse(protocol.CodeCallerProofInvalid,
+			fmt.Errorf("issued at %s, but the caller proof is of %s", e.payload.IssuedAt, proved))
+	}
+	if skew := now.Sub(proved).Abs(); skew > protocol.MaxClockSkew {
+		return refuse(protocol.CodeClockSkew, fmt.Errorf("issued at %s, %s from now", proved, skew))
+	}
+	return nil
+}
+
+// checkSignatures stops a caller from enrolling a host key that he does not hold:
+// with a certificate for somebody else's key he could not pose as that host, but
+// that host could pose as his.
+func checkSignatures(e *evidence) error {
+	if len(e.signatures) != len(e.keys) {
+		return refuse(protocol.CodeHostKeyUnproved, fmt.Errorf("%d signatures for %d host keys", len(e.signatures), len(e.keys)))
+	}
+	for i, key := range e.keys {
+		if err := identity.VerifyBinding(key, e.binding, e.signatures[i]); err != nil {
+			return refuse(protocol.CodeHostKeyUnproved, fmt.Errorf("host key %d: %w", i, err))
+		}
+	}
+	return nil
+}
+
+func instanceOf(d *identity.Document) ledger.Instance {
+	return ledger.Instance{Account: d.AccountID, Region: d.Region, ID: d.InstanceID}
+}
+
+func refuseCaller(err error) error {
+	if errors.Is(err, identity.ErrCallerProof) {
+		return refuse(protocol.CodeCallerProofInvalid, err)
+	}
+	return unanswered(serviceSTS, err)
+}
+
+func fingerprints(keys []ssh.PublicKey) []string {
+	list := make([]string, len(keys))
+	for i, key := range keys {
+		list[i] = ssh.FingerprintSHA256(key)
+	}
+	return list
+}

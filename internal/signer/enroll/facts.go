@@ -1,0 +1,155 @@
+package enroll
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+
+	"github.com/hallmark-ssh/hallmark/internal/identity"
+	"github.com/hallmark-ssh/hallmark/internal/protocol"
+	"github.com/hallmark-ssh/hallmark/internal/signer/inventory"
+	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
+	"github.com/hallmark-ssh/hallmark/internal/signer/policy"
+)
+
+// inspect asks the ledger and then EC2 about the instance, and compares what EC2 says
+// with the document. The ledger comes first: a tag event that it has noted by then is in
+// EC2's answer, and one that it notes later is found when the claim is confirmed. And
+// nobody waits for EC2 to say that it does not know an instance that ended.
+func (s *Signer) inspect(ctx context.Context, d *identity.Document, a *audit) (policy.Facts, error) {
+	record, err := s.recall(ctx, d, a)
+	if err != nil {
+		return policy.Facts{}, err
+	}
+	instance, err := s.describe(ctx, d, a)
+	if err != nil {
+		return policy.Facts{}, err
+	}
+	if err := checkInstance(instance, d); err != nil {
+		return policy.Facts{}, err
+	}
+	if err := s.addLaunchImage(ctx, instance, record, a); err != nil {
+		return policy.Facts{}, err
+	}
+	facts := newFacts(instance, record)
+	a.facts, a.record = &facts, record
+	return facts, nil
+}
+
+// describe asks EC2 what it knows of the instance.
+func (s *Signer) describe(ctx context.Context, d *identity.Document, a *audit) (*inventory.Instance, error) {
+	var i *inventory.Instance
+	err := a.step(ctx, "ec2", ec2Timeout, func(ctx context.Context) (err error) {
+		i, err = s.Inventory.Instance(ctx, d.AccountID, d.Region, d.InstanceID)
+		return err
+	})
+	if errors.Is(err, inventory.ErrNotFound) {
+		return nil, refuse(protocol.CodeInstanceUnknown, err)
+	}
+	if err != nil {
+		return nil, unanswered(serviceEC2, err)
+	}
+	return i, nil
+}
+
+// addLaunchImage fills in the owner of an image that EC2 does not show and the ledger does
+// not remember: the image of a first enrollment may be deregistered, or shared no longer,
+// before its instance has booted. Tags are not told, so they stay unknown.
+func (s *Signer) addLaunchImage(ctx context.Context, i *inventory.Instance, r ledger.Record, a *audit) error {
+	if owner, _ := r.ImageOf(i.ImageID, i.ImageOwner, i.ImageTags); owner != "" || i.ImageID == "" || s.LaunchImages == nil {
+		return nil
+	}
+	var image inventory.LaunchImage
+	err := a.step(ctx, "ec2", ec2Timeout, func(ctx context.Context) (err error) {
+		image, err = s.LaunchImages.LaunchImage(ctx, i.OwnerID, i.Region, i.ID)
+		return err
+	})
+	switch {
+	case errors.Is(err, inventory.ErrNotPermitted):
+		// A member account's role from before this was asked: the policy decides without.
+		if _, told := s.unpermitted.LoadOrStore(i.OwnerID, true); !told {
+			s.Log.WarnContext(ctx, "the role may not ask about images that are gone: their owners are not known; permit ec2:DescribeInstanceImageMetadata",
+				slog.String("account", i.OwnerID), slog.Any("error", err))
+		}
+	case errors.Is(err, inventory.ErrNotFound):
+	case err != nil:
+		return unanswered(serviceEC2, err)
+	case image.ID == i.ImageID: // of another image than EC2 says it runs, it says nothing
+		i.ImageOwner = image.Owner
+	}
+	return nil
+}
+
+// recall reads what the ledger knows of the instance. One that was off-boarded ends
+// here: its document stays valid for ever, and EC2 may still show it as running.
+func (s *Signer) recall(ctx context.Context, d *identity.Document, a *audit) (ledger.Record, error) {
+	var record ledger.Record
+	err := a.step(ctx, "record", ledgerTimeout, func(ctx context.Context) (err error) {
+		record, err = s.Ledger.Lookup(ctx, instanceOf(d))
+		return err
+	})
+	if err == nil && record.Ended {
+		err = ledger.ErrEnded
+		if record.EndedBy != "" {
+			err = fmt.Errorf("%w by %s", err, record.EndedBy)
+		}
+	}
+	if err == nil && record.Signer != "" && record.Signer != s.Audience && s.now().Before(record.End) {
+		err = fmt.Errorf("%w: %q", ledger.ErrOtherSigner, record.Signer)
+	}
+	return record, refuseLedger(err)
+}
+
+// checkInstance compares EC2's answer with the document. Each line stands for
+// itself; none is skipped because another is absent or off. The launch time is not
+// among them: the document has the time of the last start, which need not be it.
+func checkInstance(i *inventory.Instance, d *identity.Document) error {
+	agree := []struct{ what, ec2, document string }{
+		{"instance", i.ID, d.InstanceID},
+		// A subnet can be shared and a role assumed: only the reservation's owner says
+		// whose instance it is.
+		{"account", i.OwnerID, d.AccountID},
+		{"region", i.Region, d.Region},
+		{"availability zone", i.AvailabilityZone, d.AvailabilityZone},
+		{"image", i.ImageID, d.ImageID},
+		{"private address", i.PrivateIP, d.PrivateIP},
+	}
+	for _, fact := range agree {
+		if fact.ec2 != fact.document {
+			return refuse(protocol.CodeInstanceMismatch,
+				fmt.Errorf("%s: EC2 says %q, the document %q", fact.what, fact.ec2, fact.document))
+		}
+	}
+	// The document of a machine that is gone stays valid for ever.
+	if i.State != inventory.StatePending && i.State != inventory.StateRunning {
+		err := fmt.Errorf("the instance is %s", i.State)
+		return refuse(protocol.CodeInstanceState, err).saying(err.Error())
+	}
+	return nil
+}
+
+// newFacts joins what EC2 says of an instance, which agrees with its document, and
+// what the ledger remembers.
+func newFacts(i *inventory.Instance, r ledger.Record) policy.Facts {
+	owner, tags := r.ImageOf(i.ImageID, i.ImageOwner, i.ImageTags)
+	return policy.Facts{
+		Account:         i.OwnerID,
+		Region:          i.Region,
+		InstanceID:      i.ID,
+		VPC:             i.VPC,
+		Subnet:          i.Subnet,
+		Zone:            i.AvailabilityZone,
+		InstanceProfile: i.InstanceProfileARN,
+		Image:           i.ImageID,
+		ImageOwner:      owner,
+		ImageTags:       tags,
+		LaunchTime:      i.LaunchTime,
+		Enrolled:        r.ConfirmedHostname != "" && !r.Ended,
+		PrivateIP:       i.PrivateIP,
+		PublicIP:        i.PublicIP,
+		IPv6:            i.IPv6,
+		PrivateDNS:      i.PrivateDNS,
+		Tags:            i.Tags,
+	}
+}

@@ -1,0 +1,38 @@
+package enroll
+
+import (
+	"log/slog"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/hallmark-ssh/hallmark/internal/signer/emf"
+)
+
+// isFailure reports whether a request failed for what is wrong on this side.
+func isFailure(status int, err error) bool { return status >= 500 || missing(err) != "" }
+
+// metrics returns the members that make the line a metric record. Codes are a
+// dimension of one metric alone. Steps that were not taken have no time.
+func (a *audit) metrics(end time.Time, status int, err error) []slog.Attr {
+	granted := err == nil
+	again := a.facts != nil && a.facts.Enrolled
+	bySigner := emf.By("signer")
+	bySigner.Happened("enrollments", granted && !again)
+	bySigner.Happened("renewals", granted && again)
+	failed := isFailure(status, err)
+	bySigner.Happened("refusals", !granted && !failed)
+	bySigner.Happened("failures", failed)
+	bySigner.Happened("key_conflicts", isAlarm(err))
+	bySigner.Happened("machine_rejections", a.rejection() != nil)
+	bySigner.Milliseconds("total_ms", end.Sub(a.start))
+	for _, step := range slices.Sorted(maps.Keys(a.steps)) {
+		bySigner.Milliseconds(step+"_ms", a.steps[step])
+	}
+	for _, s := range services() {
+		bySigner.Happened(string(s)+"_errors", missing(err) == s)
+	}
+	byCode := emf.By("signer", "code")
+	byCode.Count("requests", 1)
+	return append([]slog.Attr{slog.String("signer", a.signer)}, emf.Attrs(end, bySigner, byCode)...)
+}

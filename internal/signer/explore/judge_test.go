@@ -1,0 +1,253 @@
+package explore
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/hallmark-ssh/hallmark/internal/signer/inventory"
+	"github.com/hallmark-ssh/hallmark/internal/signer/teleport"
+)
+
+// judge holds worlds against the invariants of docs/architecture.md.
+type judge struct {
+	lives map[string]error // by the world's text: whether the machines can renew
+	ended map[string]error // whether a sweep puts all right
+}
+
+func newJudge() *judge { return &judge{make(map[string]error), make(map[string]error)} }
+
+func once(known map[string]error, text string, find func() error) error {
+	err, ok := known[text]
+	if !ok {
+		err = find()
+		known[text] = err
+	}
+	return err
+}
+
+// world checks what holds at any time.
+func (j *judge) world(w *world) error {
+	return once(j.lives, w.text(), func() error {
+		return errors.Join(w.checkStrangers(), w.checkNames(), w.checkRecords(), w.checkRenewal(1), w.checkRenewal(2))
+	})
+}
+
+// end checks what holds once both operations have ended.
+func (j *judge) end(p pair, s state) error {
+	if !s.stale && s.failure != died && s.failure != left {
+		if err := s.checkPromises(p); err != nil {
+			return err
+		}
+	}
+	return once(j.ended, s.world.text(), func() error {
+		w := s.world.clone()
+		if err := w.sweep(); err != nil {
+			return err
+		}
+		if err := errors.Join(w.checkNode(1), w.checkNode(2)); err != nil {
+			return fmt.Errorf("after a sweep: %w", err)
+		}
+		if err := j.world(w); err != nil {
+			return fmt.Errorf("after a sweep: %w", err)
+		}
+		return nil
+	})
+}
+
+func (w *world) sweep() error {
+	for _, signer := range []string{audience, second} {
+		if err := w.runIn(sweepAs(signer)); err != nil {
+			return fmt.Errorf("sweep of %s: %w", signer, err)
+		}
+	}
+	return nil
+}
+
+// checkPromises checks what the operations themselves leave, without a sweep: what failed
+// is tried again, as the machine, the queue or the operator does.
+func (s state) checkPromises(p pair) error {
+	if s.ops[0].isRestless() || s.ops[1].isRestless() {
+		return nil // it says so, and leaves it to the sweep
+	}
+	w := s.world.clone()
+	for k, op := range p.ops {
+		if s.ops[k].err == nil || s.failure != failed {
+			continue
+		}
+		again := op.run
+		if op.enrolls {
+			again = w.renewal(op.instance)
+		}
+		if err := w.runIn(again); err != nil && !errors.Is(err, errAnswer) && !errors.Is(err, errRefused) {
+			return fmt.Errorf("%s, tried again: %w", op.name, err)
+		}
+	}
+	for n := 1; n <= 2; n++ {
+		if w.record(n).Signer == second {
+			continue // whose events are not explored
+		}
+		if err := w.checkNode(n); err != nil {
+			return fmt.Errorf("before a sweep: %w", err)
+		}
+	}
+	return nil
+}
+
+// checkStrangers wants the nodes of others as they were.
+func (w *world) checkStrangers() error {
+	for id, want := range strangers(w.epoch) {
+		if got := w.nodes[id]; nodeText(got) != nodeText(want) {
+			return fmt.Errorf("%s became %s", id, nodeText(got))
+		}
+	}
+	return nil
+}
+
+// checkNames wants no name to have two holders: no two nodes, and no certificates of two
+// instances that are both good.
+func (w *world) checkNames() error {
+	nodes := make(map[string]string)
+	for id, node := range w.nodes {
+		if other, taken := nodes[node.Hostname]; taken {
+			return fmt.Errorf("%s and %s are both named %s", id, other, node.Hostname)
+		}
+		nodes[node.Hostname] = id
+	}
+	for _, name := range w.certifiedNames(1) {
+		if slices.Contains(w.certifiedNames(2), name) {
+			return fmt.Errorf("both instances have a certificate for %s", name)
+		}
+	}
+	return nil
+}
+
+// checkRecords wants the ledger to agree with itself, and with the certificates.
+func (w *world) checkRecords() error {
+	one, two := w.record(1), w.record(2)
+	for _, key := range one.Fingerprints {
+		if slices.Contains(two.Fingerprints, key) {
+			return fmt.Errorf("both instances hold the key %s", key)
+		}
+	}
+	for n := 1; n <= 2; n++ {
+		r := w.record(n)
+		last := w.certified[certificate{n, r.ConfirmedHostname}]
+		switch {
+		case r.ConfirmedHostname != "" && r.End.IsZero() && !strings.HasSuffix(r.ConfirmedHostname, " (released)"):
+			return fmt.Errorf("instance %d has confirmed %s, and does not hold it", n, r.ConfirmedHostname)
+		case r.Ended && (r.Expires.Before(w.now.Add(-time.Second)) || r.Expires.Before(last)):
+			return fmt.Errorf("instance %d has ended, and its record expires at %s, its certificate at %s", n, r.Expires, last)
+		}
+	}
+	return nil
+}
+
+// checkHeld wants the instance to hold its name for as long as its certificates are good.
+// It is checked when they are handed out.
+func (w *world) checkHeld(n int) error {
+	r := w.record(n)
+	if last := w.certified[certificate{n, r.ConfirmedHostname}]; last.After(r.End) {
+		return fmt.Errorf("a certificate of instance %d names %s until %s, and it holds that until %s", n, r.ConfirmedHostname, last, r.End)
+	}
+	return nil
+}
+
+// checkNode compares a node with the ledger's latest confirmed enrollment and with EC2.
+func (w *world) checkNode(n int) error {
+	record := w.record(n)
+	node, there := w.nodes[nodeOf(n)]
+	i := w.ec2[ref(n).ID]
+	switch {
+	case record.Ended || i.State == inventory.StateTerminated:
+		if there {
+			return fmt.Errorf("instance %d has ended, and its node is still there: %s", n, nodeText(node))
+		}
+	case record.ConfirmedHostname == "" || !record.Lease.After(w.now):
+		// The node of an attempt that failed may be there. Its lease ends by itself.
+	case !there:
+		return fmt.Errorf("instance %d is enrolled and has no node", n)
+	default:
+		return w.compare(n, node)
+	}
+	return nil
+}
+
+func (w *world) compare(n int, node teleport.Node) error {
+	record, i := w.record(n), w.ec2[ref(n).ID]
+	switch {
+	case node.Hostname != record.ConfirmedHostname || node.Expires.Sub(record.Lease).Abs() >= time.Second:
+		return fmt.Errorf("instance %d: node %s until %s, ledger %s until %s", n, node.Hostname, node.Expires, record.ConfirmedHostname, record.Lease)
+	case node.Address != i.PrivateIP+":22" || node.Labels["aws/env"] != i.Tags["env"]:
+		return fmt.Errorf("instance %d: address %s, labels %v; EC2 has %s, %v", n, node.Address, node.Labels, i.PrivateIP, i.Tags)
+	case node.Labels["hallmark/signer"] != record.Signer:
+		return fmt.Errorf("instance %d: node of signer %s, ledger %s", n, node.Labels["hallmark/signer"], record.Signer)
+	}
+	return nil
+}
+
+// renewal is what the machine does next, with the keys and at the signer that it has.
+func (w *world) renewal(n int) run {
+	record := w.record(n)
+	to, key := audience, fmt.Sprint(n)
+	if record.Signer != "" {
+		to = record.Signer
+	}
+	if again := key + " again"; slices.Contains(record.Fingerprints, w.fingerprint(again)) {
+		key = again
+	}
+	return enrollAs(n, key, to)
+}
+
+// checkRenewal has the machine renew. Whatever went wrong before, and whatever is still
+// under way, it succeeds. One that is gone gets nothing.
+func (w *world) checkRenewal(n int) error {
+	after := w.clone()
+	err := after.runIn(w.renewal(n))
+	if gone := w.record(n).Ended || w.ec2[ref(n).ID].State == inventory.StateTerminated; gone || err != nil {
+		if gone && errors.Is(err, errAnswer) {
+			return nil
+		}
+		return fmt.Errorf("renewal of instance %d, gone %v: %w", n, gone, err)
+	}
+	if err := errors.Join(after.checkNode(n), after.checkStrangers(), after.checkNames(), after.checkRecords(), after.checkHeld(n)); err != nil {
+		return fmt.Errorf("after a renewal of instance %d: %w", n, err)
+	}
+	return nil
+}
+
+// checkStep checks what holds of each change.
+func checkStep(before, after *world) error {
+	for n := 1; n <= 2; n++ {
+		was, is := before.record(n), after.record(n)
+		if was.Ended && was.Version != is.Version {
+			return fmt.Errorf("the record of instance %d has ended, and changed: %+v", n, is)
+		}
+		if was.Signer != "" && was.Signer != is.Signer && len(after.certifiedNames(n)) > 0 {
+			return fmt.Errorf("instance %d went from signer %s to %s while certificates are good", n, was.Signer, is.Signer)
+		}
+		old, there := before.nodes[nodeOf(n)]
+		if node, still := after.nodes[nodeOf(n)]; there && still && node.Labels["hallmark/signer"] != old.Labels["hallmark/signer"] {
+			return fmt.Errorf("the node of instance %d went from signer %s to %s", n, old.Labels["hallmark/signer"], node.Labels["hallmark/signer"])
+		}
+	}
+	return nil
+}
+
+// checkResult wants nobody to get certificates that the ledger did not confirm.
+func (hs *histories) checkResult(h *history) error {
+	if !h.ended() || h.err != nil {
+		return nil //nolint:nilerr // an operation that failed hands nothing out
+	}
+	signed, confirmed := false, false
+	for ; h.parent != nil; h = h.parent {
+		signed = signed || strings.HasPrefix(h.event.call, "SignHostKey")
+		confirmed = confirmed || strings.HasPrefix(h.event.call, "Complete") && hs.answers[h].err == nil
+	}
+	if signed && !confirmed {
+		return errors.New("certificates were handed out that the ledger did not confirm")
+	}
+	return nil
+}

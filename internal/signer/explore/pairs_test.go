@@ -1,0 +1,261 @@
+package explore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"net/http"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/crypto/ssh"
+
+	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
+	"github.com/hallmark-ssh/hallmark/internal/signer/policy"
+	"github.com/hallmark-ssh/hallmark/internal/signer/upkeep"
+)
+
+// run is an operation.
+type run = func(ctx context.Context, p *process) error
+
+// errAnswer is an answer of the signer's that is no certificate.
+var errAnswer = errors.New("not enrolled")
+
+// errRefused is what an operator is told.
+var errRefused = errors.New("refused")
+
+// enrollAs sends a request and reports what a machine would get.
+func enrollAs(n int, key, to string) run {
+	return func(ctx context.Context, p *process) error {
+		r, err := p.request(n, key, to, p.clock())
+		if err != nil {
+			return err
+		}
+		if answer := p.signerFor(to).Enroll(ctx, r); answer.Status != http.StatusOK {
+			return fmt.Errorf("%w: status %d: %s", errAnswer, answer.Status, answer.Body)
+		}
+		p.handed = p.signed
+		return nil
+	}
+}
+
+func enrollOnce(n int) run { return enrollAs(n, fmt.Sprint(n), audience) }
+
+// rename has somebody change the host name by tag before the machine renews.
+func rename(n int, name string) run {
+	return func(ctx context.Context, p *process) error {
+		err := p.change(n, "rename", func(w *world) { w.setTag(n, "TeleportHostname", name) })
+		if err != nil {
+			return err
+		}
+		return enrollOnce(n)(ctx, p)
+	}
+}
+
+func offboard(n int) run {
+	return func(ctx context.Context, p *process) error {
+		if err := p.change(n, "terminate", func(w *world) { w.terminate(n) }); err != nil {
+			return err
+		}
+		return errors.Join(p.fleetOf(audience).StatesChanged(ctx, []ledger.Instance{ref(n)})...)
+	}
+}
+
+func tag(n int) run {
+	return func(ctx context.Context, p *process) error {
+		if err := p.change(n, "tag", func(w *world) { w.setTag(n, "env", "staging") }); err != nil {
+			return err
+		}
+		return errors.Join(p.fleetOf(audience).TagsChanged(ctx, []upkeep.TagChange{{Instance: ref(n), Version: 7}})...)
+	}
+}
+
+func sweepAs(signer string) run {
+	return func(ctx context.Context, p *process) error {
+		report, err := p.fleetOf(signer).Sweep(ctx, "", 0)
+		if err == nil && report.Failed > 0 {
+			err = fmt.Errorf("the sweep failed %d times", report.Failed)
+		}
+		return err
+	}
+}
+
+// rekey permits other keys, which the machine then comes with.
+func rekey(n int) run {
+	again := fmt.Sprint(n, " again")
+	return func(ctx context.Context, p *process) error {
+		permit := ledger.Permit{Fingerprint: p.fingerprint(again), End: p.clock().Add(time.Hour), By: "somebody"}
+		err := records{p}.Permit(ctx, ref(n), permit)
+		if errors.Is(err, ledger.ErrEnded) || errors.Is(err, ledger.ErrUnclaimed) {
+			return fmt.Errorf("%w: %w", errRefused, err)
+		}
+		if err != nil {
+			return err
+		}
+		return enrollAs(n, again, audience)(ctx, p)
+	}
+}
+
+func (f *fixed) fingerprint(key string) string { return ssh.FingerprintSHA256(f.keys[key].PublicKey()) }
+
+func release(name string) run {
+	return func(ctx context.Context, p *process) error {
+		_, err := records{p}.Release(ctx, name, "somebody", p.clock())
+		if errors.Is(err, ledger.ErrCertified) || errors.Is(err, ledger.ErrNotHeld) {
+			err = fmt.Errorf("%w: %w", errRefused, err)
+		}
+		return err
+	}
+}
+
+// operation is a run by somebody, for an instance.
+type operation struct {
+	name     string
+	run      run
+	instance int
+	enrolls  bool // the machine runs it, and asks again
+}
+
+// operations are those of one instance. The name is what it is renamed to.
+func operations(n int, name string) []operation {
+	return []operation{
+		{"enroll", enrollOnce(n), n, true},
+		{"renew", enrollOnce(n), n, true},
+		{"rename", rename(n, name), n, true},
+		{"off-board", offboard(n), n, false},
+		{"tag", tag(n), n, false},
+		{"sweep", sweepAs(audience), n, false},
+		{"re-key", rekey(n), n, true},
+		{"release", release("shared"), n, false},
+		{"second signer", enrollAs(n, fmt.Sprint(n), second), n, true},
+	}
+}
+
+// pair is two operations, and the world that they find.
+type pair struct {
+	name  string
+	ops   [2]operation
+	fresh [2]bool       // the instance has not enrolled yet
+	holds string        // the host name of the second instance, if it has enrolled
+	age   time.Duration // since the enrollments
+	odd   bool          // a tag has changed, and no event said so
+	moves bool          // the clock moves, too
+}
+
+// takesTheFailure reports whether nothing else may go wrong in an order with the
+// transition. A read of an old state goes on top of a failure, but for pairs of which
+// there would be too many orders.
+func (p pair) takesTheFailure(t *transition) bool {
+	return t.takesTheFailure() || t.outcome == isStale && p.isLong() && !*stale
+}
+
+// isLong reports whether both operations are enrollments, which follow each other.
+func (p pair) isLong() bool { return p.ops[0].enrolls && p.ops[1].enrolls }
+
+// takesMinutes reports whether two enrollments of one instance follow each other while its
+// name or its keys change.
+func (p pair) takesMinutes() bool {
+	a, b := p.ops[0], p.ops[1]
+	changes := func(o operation) bool { return o.name == "rename" || o.name == "re-key" }
+	return p.isLong() && a.instance == b.instance && (changes(a) || changes(b))
+}
+
+func (p pair) independent(a, b *transition) bool {
+	return independent(a, b) && (!p.takesTheFailure(a) || !p.takesTheFailure(b))
+}
+
+// world makes the world that the operations find.
+func (p pair) world(f *fixed) (*world, error) {
+	w := newWorld(f)
+	return w, p.prepare(w)
+}
+
+func (p pair) prepare(w *world) error {
+	var before []run
+	if !p.fresh[0] {
+		before = append(before, enrollOnce(1), forged)
+	}
+	if !p.fresh[1] {
+		before = append(before, rename(2, p.holds))
+	}
+	for _, run := range before {
+		if err := w.runIn(run); err != nil {
+			return err
+		}
+	}
+	if p.odd {
+		w.setTag(1, "env", "dev")
+	}
+	if w.advance(p.age); p.age == 0 && !p.fresh[0] {
+		w.advance(policy.DefaultLifetime / 3) // when machines renew
+	}
+	w.inLedger = ""
+	return nil
+}
+
+// forged is a tag event with the highest version there is. Anyone who can write to the queue
+// can choose it.
+func forged(ctx context.Context, p *process) error {
+	return errors.Join(p.fleetOf(audience).TagsChanged(ctx, []upkeep.TagChange{{Instance: ref(1), Version: math.MaxUint64}})...)
+}
+
+// over is long enough for every claim to have ended.
+const over = policy.DefaultLifetime + time.Hour
+
+// pairs are all pairs of operations on one instance, and of one on each of two instances:
+// the second wants the name that the first has, or has another one and wants what the
+// first is renamed to.
+func pairs() []pair {
+	ops := operations(1, "renamed")
+	var all []pair
+	for n, a := range ops {
+		for m, b := range ops[n:] {
+			if n == 0 && m == 1 {
+				continue // a renewal is an enrollment here
+			}
+			all = append(all, pair{name: a.name + ", " + b.name, ops: [2]operation{a, b}, fresh: [2]bool{n == 0, true}})
+		}
+		for m, b := range operations(2, "renamed") {
+			all = append(all, pair{name: a.name + ", another's " + b.name, ops: [2]operation{a, b}, fresh: [2]bool{n == 0, m == 0}, holds: "other"})
+		}
+	}
+	for n := range all {
+		all[n].odd = !all[n].fresh[0] && strings.Contains(all[n].name, "sweep")
+	}
+	for _, name := range []string{"strangers", "nobodys"} {
+		a, b := operations(1, name), operations(2, name)
+		all = append(all, pair{name: "both want the name " + name, ops: [2]operation{a[2], b[2]}, holds: "other"})
+	}
+	return slices.Concat(all, late(all), timed(all))
+}
+
+// late are pairs whose certificates and claims have ended.
+func late(all []pair) []pair {
+	var late []pair
+	for _, p := range all {
+		if p.age = over; !p.fresh[0] && slices.ContainsFunc([]string{", release", "second signer", "off-board, another's", "renew, another's", "renew, off-board", "renew, tag"},
+			func(part string) bool { return strings.Contains(p.name, part) }) && !strings.Contains(p.name, "re-key") {
+			p.name += ", late"
+			late = append(late, p)
+		}
+	}
+	return late
+}
+
+// timed are pairs during which the clock moves.
+func timed(all []pair) []pair {
+	var timed []pair
+	for _, p := range all {
+		if slices.Contains([]string{
+			"renew, off-board", "renew, tag", "renew, release", "off-board, tag", "tag, tag",
+			"off-board, another's enroll", "release, another's enroll", "release, another's rename",
+		}, p.name) {
+			p.moves = true
+			p.name += ", and the clock moves"
+			timed = append(timed, p)
+		}
+	}
+	return timed
+}

@@ -1,0 +1,308 @@
+package explore
+
+import (
+	"context"
+	"crypto/ed25519"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/crypto/ssh"
+
+	"github.com/hallmark-ssh/hallmark/internal/identity"
+	"github.com/hallmark-ssh/hallmark/internal/protocol"
+	"github.com/hallmark-ssh/hallmark/internal/signer/enroll"
+	"github.com/hallmark-ssh/hallmark/internal/signer/inventory"
+	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
+	"github.com/hallmark-ssh/hallmark/internal/signer/policy"
+	"github.com/hallmark-ssh/hallmark/internal/signer/teleport"
+)
+
+const (
+	audience = "hallmark.example.com"
+	second   = "second.example.com"
+	account  = "111122223333"
+	region   = "us-west-2"
+	image    = "ami-0a1b2c3d4e5f60718"
+)
+
+func ref(n int) ledger.Instance {
+	return ledger.Instance{Account: account, Region: region, ID: fmt.Sprintf("i-%017x", n)}
+}
+
+func nodeOf(n int) string { i := ref(n); return protocol.NodeID(i.Account, i.Region, i.ID) }
+
+// fixed is what all worlds share: nothing of it changes.
+type fixed struct {
+	epoch time.Time
+	rules *policy.Policy
+	ca    ssh.Signer
+	keys  map[string]ssh.Signer // by who comes with it
+
+	making       sync.Mutex
+	certificates map[string]*ssh.Certificate
+	requests     map[string]enroll.Request
+}
+
+func newFixed(t *testing.T) *fixed {
+	t.Helper()
+	f, err := makeFixed()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return f
+}
+
+func makeFixed() (*fixed, error) {
+	f := &fixed{
+		epoch: time.Date(2026, time.January, 2, 3, 4, 5, 0, time.UTC), keys: make(map[string]ssh.Signer),
+		certificates: make(map[string]*ssh.Certificate), requests: make(map[string]enroll.Request),
+	}
+	var err error
+	const text = `version: 1
+rules: [{name: default, match: {image_owners: [listed], max_age: any}, teleport_hostname: {pattern: "[a-z]+"}}]`
+	f.rules, err = policy.Parse([]byte(text), policy.Limits{Accounts: []string{account}, Regions: []string{region}, MaxLifetime: policy.LongestLifetime})
+	if err != nil {
+		return nil, err
+	}
+	for _, name := range []string{"ca", "1", "1 again", "2", "2 again"} {
+		seed := sha256.Sum256([]byte(name))
+		if f.keys[name], err = ssh.NewSignerFromSigner(ed25519.NewKeyFromSeed(seed[:])); err != nil {
+			return nil, err
+		}
+	}
+	f.ca = f.keys["ca"]
+	return f, nil
+}
+
+// request returns what an instance sends with a key, to a signer.
+func (f *fixed) request(n int, key, to string, now time.Time) (enroll.Request, error) {
+	f.making.Lock()
+	defer f.making.Unlock()
+	name := fmt.Sprint(n, key, to, now)
+	if r, made := f.requests[name]; made {
+		return r, nil
+	}
+	line := strings.TrimSpace(string(ssh.MarshalAuthorizedKey(f.keys[key].PublicKey())))
+	payload, err := json.Marshal(protocol.Payload{
+		Version: protocol.Version, Audience: to, IssuedAt: now, HostKeys: []string{line},
+		IdentityDocument: base64.StdEncoding.EncodeToString([]byte(ref(n).ID)),
+	})
+	if err != nil {
+		return enroll.Request{}, err
+	}
+	signature, err := identity.SignBinding(f.keys[key], protocol.Bind(payload))
+	if err != nil {
+		return enroll.Request{}, err
+	}
+	body, err := json.Marshal(protocol.Request{
+		Payload: payload, Signatures: []string{signature},
+		Caller: protocol.CallerProof{Authorization: "believed", Date: now.Format("20060102T150405Z"), SecurityToken: "token"},
+	})
+	f.requests[name] = enroll.Request{ID: "1", Method: http.MethodPost, ContentType: "application/json", Body: body, Source: "192.0.2.1"}
+	return f.requests[name], err
+}
+
+// believing takes documents and callers for what they say: the proofs are not what is
+// explored.
+type believing struct{}
+
+func (believing) Verify(message []byte) (*identity.Document, error) {
+	return &identity.Document{
+		AccountID: account, Region: region, InstanceID: string(message), ImageID: image,
+		AvailabilityZone: region + "a", PrivateIP: "10.0.0.7",
+	}, nil
+}
+
+type callers struct{}
+
+func (callers) Verify(context.Context, protocol.CallerProof, protocol.Binding, string, string, string) error {
+	return nil
+}
+
+// world is EC2, a ledger and a cluster, in memory. One that has a number never changes.
+type world struct {
+	*fixed
+	now    time.Time
+	ec2    map[string]inventory.Instance
+	ledger store
+	nodes  map[string]teleport.Node
+	before map[string]*teleport.Node // as they were before they were last written
+	// certified is until when certificates are good, which Teleport signed.
+	certified map[certificate]time.Time
+
+	inLedger string // the ledger's text, if it is known
+	inPlace  bool   // the world itself changes: its ledger cannot be copied
+}
+
+// store is a ledger.
+type store interface {
+	Lookup(ctx context.Context, i ledger.Instance) (ledger.Record, error)
+	LookupAll(ctx context.Context, all []ledger.Instance) (map[ledger.Instance]ledger.Record, error)
+	Claim(ctx context.Context, c ledger.Claim, now time.Time) (ledger.Grant, error)
+	Complete(ctx context.Context, c ledger.Claim, g ledger.Grant) (ledger.Record, error)
+	Announce(ctx context.Context, i ledger.Instance) (ledger.Record, error)
+	End(ctx context.Context, i ledger.Instance) error
+	Permit(ctx context.Context, i ledger.Instance, p ledger.Permit) error
+	Release(ctx context.Context, name, by string, now time.Time) (ledger.Instance, error)
+}
+
+// certificate is what one of an instance says.
+type certificate struct {
+	instance int
+	name     string
+}
+
+const (
+	foreign  = "a node of nobody"
+	stranger = "a node of another signer"
+)
+
+func newWorld(f *fixed) *world {
+	w := &world{
+		fixed: f, now: f.epoch, ec2: make(map[string]inventory.Instance), nodes: make(map[string]teleport.Node),
+		before: make(map[string]*teleport.Node), certified: make(map[certificate]time.Time),
+	}
+	w.ledger = &ledger.Memory{Now: w.clock}
+	for n := 1; n <= 2; n++ {
+		id := ref(n).ID
+		w.ec2[id] = inventory.Instance{
+			ID: id, OwnerID: account, Region: region, AvailabilityZone: region + "a", State: inventory.StateRunning,
+			VPC: "vpc-1", ImageID: image, ImageOwner: account, LaunchTime: f.epoch.Add(-time.Minute), PrivateIP: "10.0.0.7",
+			Tags: map[string]string{"Name": "web", "env": "prod", "TeleportHostname": "shared"},
+		}
+	}
+	maps.Copy(w.nodes, strangers(f.epoch))
+	return w
+}
+
+// strangers are nodes that no signer here may touch.
+func strangers(now time.Time) map[string]teleport.Node {
+	far := now.Add(365 * 24 * time.Hour)
+	return map[string]teleport.Node{
+		foreign:  {ID: foreign, Hostname: "nobodys", Expires: far},
+		stranger: {ID: stranger, Hostname: "strangers", Expires: far, Labels: map[string]string{"hallmark/signer": "stranger.example.com"}},
+	}
+}
+
+func (w *world) clock() time.Time { return w.now }
+
+// clone returns a world that may change, or the world itself if it changes in place.
+func (w *world) clone() *world {
+	if w.inPlace {
+		w.inLedger = ""
+		return w
+	}
+	next := *w
+	next.ec2, next.nodes, next.before, next.certified = maps.Clone(w.ec2), maps.Clone(w.nodes), maps.Clone(w.before), maps.Clone(w.certified)
+	copied := w.ledger.(*ledger.Memory).Clone()
+	copied.Now = next.clock
+	next.ledger, next.inLedger = copied, ""
+	return &next
+}
+
+// text says all of the world: of worlds with the same text, nothing can tell them apart.
+func (w *world) text() string {
+	var b strings.Builder
+	fmt.Fprintln(&b, w.now.Unix(), w.ledgerText())
+	for _, id := range slices.Sorted(maps.Keys(w.ec2)) {
+		i := w.ec2[id]
+		fmt.Fprintln(&b, id, i.State, i.PrivateIP, i.Tags)
+	}
+	for _, id := range slices.Sorted(maps.Keys(w.nodes)) {
+		fmt.Fprintln(&b, nodeText(w.nodes[id]))
+	}
+	for _, id := range slices.Sorted(maps.Keys(w.before)) {
+		if node := w.before[id]; node != nil {
+			fmt.Fprintln(&b, "before", nodeText(*node))
+		} else {
+			fmt.Fprintln(&b, "before", id)
+		}
+	}
+	for n := 1; n <= 2; n++ {
+		for _, name := range w.certifiedNames(n) {
+			fmt.Fprintln(&b, n, name, w.certified[certificate{n, name}].Unix())
+		}
+	}
+	return b.String()
+}
+
+// ledgerText is the ledger's text.
+func (w *world) ledgerText() string {
+	if text, ok := w.ledger.(fmt.Stringer); ok && w.inLedger == "" {
+		w.inLedger = text.String()
+	}
+	return w.inLedger
+}
+
+func nodeText(n teleport.Node) string {
+	return fmt.Sprint(n.ID, " ", n.Hostname, " ", n.Address, " ", n.Expires.UnixNano(), " ", n.Labels)
+}
+
+// certifiedNames returns the names in certificates of an instance that are still good.
+func (w *world) certifiedNames(n int) []string {
+	var names []string
+	for c, end := range w.certified {
+		if c.instance == n && end.After(w.now) {
+			names = append(names, c.name)
+		}
+	}
+	slices.Sort(names)
+	return names
+}
+
+// advance moves the clock. Teleport drops nodes whose leases end, and its cache catches up.
+func (w *world) advance(d time.Duration) {
+	w.now = w.now.Add(d)
+	clear(w.before)
+	maps.DeleteFunc(w.nodes, func(_ string, n teleport.Node) bool { return !n.Expires.After(w.now) })
+	maps.DeleteFunc(w.certified, func(_ certificate, end time.Time) bool { return !end.After(w.now) })
+}
+
+// hasChanged reports whether a node was written since the cache caught up.
+func (w *world) hasChanged(object string) bool {
+	_, changed := w.before[strings.TrimPrefix(object, "node/")]
+	return changed
+}
+
+func (w *world) setTag(n int, key, value string) {
+	i := w.ec2[ref(n).ID]
+	i.Tags = maps.Clone(i.Tags)
+	i.Tags[key] = value
+	w.ec2[i.ID] = i
+}
+
+func (w *world) terminate(n int) {
+	i := w.ec2[ref(n).ID]
+	i.State = inventory.StateTerminated
+	w.ec2[i.ID] = i
+}
+
+func (w *world) put(node teleport.Node) {
+	w.remember(node.ID)
+	w.nodes[node.ID] = node
+}
+
+func (w *world) remember(id string) {
+	if old, there := w.nodes[id]; there {
+		w.before[id] = &old
+	} else {
+		w.before[id] = nil
+	}
+}
+
+func (w *world) record(n int) ledger.Record {
+	found, err := w.ledger.Lookup(context.Background(), ref(n))
+	if err != nil {
+		panic(err) // it is in memory
+	}
+	return found
+}

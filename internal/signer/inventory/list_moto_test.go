@@ -1,0 +1,106 @@
+//go:build e2e
+
+package inventory_test
+
+import (
+	"context"
+	"net/http"
+	"testing"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	awshttp "github.com/aws/aws-sdk-go-v2/aws/transport/http"
+	"github.com/aws/aws-sdk-go-v2/credentials"
+	"github.com/aws/aws-sdk-go-v2/service/ec2"
+	"github.com/aws/aws-sdk-go-v2/service/ec2/types"
+
+	"github.com/hallmark-ssh/hallmark/e2e/fake/moto"
+	"github.com/hallmark-ssh/hallmark/internal/signer/inventory"
+)
+
+// TestListsOfMoto lists more instances than a page has, of an emulator that somebody
+// else wrote.
+func TestListsOfMoto(t *testing.T) {
+	const (
+		region  = "us-west-2"
+		image   = "ami-12c6146b"
+		many    = 1010 // more than a page
+		unknown = "i-0123456789abcdef0"
+	)
+	server, err := moto.Start(t.Context(), region, t.Output())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(server.Close)
+	counter := &countingClient{HTTPClient: awshttp.NewBuildableClient()}
+	cfg := aws.Config{
+		Region: region, HTTPClient: counter,
+		Credentials: credentials.NewStaticCredentialsProvider("test", "test", ""),
+	}
+	client := ec2.New(ec2.Options{Region: region, BaseEndpoint: aws.String(server.URL), Credentials: cfg.Credentials})
+	var ids []string
+	for range many { // one by one: moto's pages are of so many reservations
+		run, err := client.RunInstances(t.Context(), &ec2.RunInstancesInput{
+			ImageId: aws.String(image), InstanceType: types.InstanceTypeT3Micro, MinCount: aws.Int32(1), MaxCount: aws.Int32(1),
+			TagSpecifications: []types.TagSpecification{{
+				ResourceType: types.ResourceTypeInstance, Tags: []types.Tag{{Key: aws.String("Name"), Value: aws.String("web")}},
+			}},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ids = append(ids, aws.ToString(run.Instances[0].InstanceId))
+	}
+	stopped, terminated := ids[0], ids[1]
+	if _, err := client.StopInstances(t.Context(), &ec2.StopInstancesInput{InstanceIds: []string{stopped}}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := client.TerminateInstances(t.Context(), &ec2.TerminateInstancesInput{InstanceIds: []string{terminated}}); err != nil {
+		t.Fatal(err)
+	}
+
+	e := inventory.New(inventory.Config{
+		AWS: cfg, Accounts: []inventory.Account{{ID: moto.Account}},
+		Endpoint: func(string) (string, error) { return server.URL, nil }, Now: time.Now,
+	})
+	e.Wait = func(context.Context, time.Duration) error { return nil }
+	all, err := e.All(t.Context(), moto.Account, region)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if counter.requests != 3 { // two pages, one image
+		t.Errorf("%d requests for two pages and an image", counter.requests)
+	}
+	named, err := e.Instances(t.Context(), moto.Account, region, append([]string{unknown}, ids...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for what, found := range map[string]map[string]*inventory.Instance{"all": all, "by ids": named} {
+		if len(found) != many || found[unknown] != nil {
+			t.Errorf("%s: %d instances, want %d", what, len(found), many)
+		}
+		for _, id := range ids {
+			want := inventory.StateRunning
+			switch id {
+			case stopped:
+				want = inventory.StateStopped
+			case terminated:
+				want = inventory.StateTerminated
+			}
+			if i := found[id]; i == nil || i.State != want || i.Tags["Name"] != "web" || i.ImageOwner == "" || i.OwnerID != moto.Account {
+				t.Fatalf("%s: %s: %+v, want it %s", what, id, i, want)
+			}
+		}
+	}
+}
+
+// countingClient counts the product's requests, not the test's own.
+type countingClient struct {
+	aws.HTTPClient
+	requests int
+}
+
+func (c *countingClient) Do(r *http.Request) (*http.Response, error) {
+	c.requests++
+	return c.HTTPClient.Do(r)
+}

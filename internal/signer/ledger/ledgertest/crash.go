@@ -1,0 +1,115 @@
+package ledgertest
+
+import (
+	"errors"
+	"fmt"
+	"reflect"
+	"testing"
+	"time"
+
+	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
+)
+
+// errCrash is what a call gets when the process crashed before or after it.
+var errCrash = errors.New("crashed here")
+
+// crashing returns a client whose process crashes at one call: nothing works from
+// then on, and that call is made or not.
+func crashing(client ledger.DynamoDBClient, at int, made bool) *interposed {
+	return &interposed{DynamoDBClient: client, around: func(n int, call func() error) error {
+		if n < at {
+			return call()
+		}
+		if n == at && made {
+			if err := call(); err != nil {
+				return err
+			}
+		}
+		return errCrash
+	}}
+}
+
+// Crash crashes each operation before and after each of its calls to DynamoDB. Then
+// the instance tries again, or another one comes first. Nothing may end otherwise
+// than it does without a crash: no key or name with two holders, none that nobody
+// can get, and the same records as a ledger has that can't crash. Open returns the
+// client of a new and empty table, and its name.
+func Crash(t *testing.T, open func(*testing.T) (ledger.DynamoDBClient, string)) {
+	for name, o := range operations() {
+		t.Run(name, func(t *testing.T) {
+			for at := 1; crashAt(t, o, open, at); at++ {
+			}
+		})
+	}
+}
+
+// crashAt reports whether the operation makes that many calls.
+func crashAt(t *testing.T, o operation, open func(*testing.T) (ledger.DynamoDBClient, string), at int) bool {
+	reached := false
+	for _, made := range []bool{false, true} {
+		for _, rival := range []bool{false, true} {
+			if rival && o.rival == nil {
+				continue
+			}
+			t.Run(fmt.Sprintf("at call %d, made %v, rival %v", at, made, rival), func(t *testing.T) {
+				client, table := open(t)
+				f := newFixture(t, nil)
+				f.Ledger = ledger.NewDynamoDB(client, table, func() time.Time { return f.now })
+				o.prepare(f)
+
+				c := crashing(client, at, made)
+				doomed := *f
+				doomed.Ledger = ledger.NewDynamoDB(c, table, func() time.Time { return f.now })
+				_, err := o.run(&doomed)
+				if reached = c.calls >= at; errors.Is(err, errCrash) != reached {
+					t.Fatalf("error %v after %d calls", err, c.calls)
+				}
+				if rival {
+					o.wantOneHolder(f)
+				} else {
+					o.wantAsWithoutCrash(f)
+				}
+			})
+		}
+	}
+	return reached
+}
+
+// wantOneHolder lets the rival come before the instance tries again.
+func (o operation) wantOneHolder(f *fixture) {
+	f.t.Helper()
+	_, theirs := o.rival(f)
+	_, ours := o.run(f)
+	loss := theirs
+	if theirs == nil {
+		loss = ours
+	}
+	if (theirs == nil) == (ours == nil) || !errors.Is(loss, ledger.ErrNameInUse) && !errors.Is(loss, ledger.ErrKeyInUse) {
+		f.t.Errorf("the rival got error %v, the instance %v; want one holder", theirs, ours)
+	}
+}
+
+// wantAsWithoutCrash compares with a ledger in memory.
+func (o operation) wantAsWithoutCrash(f *fixture) {
+	f.t.Helper()
+	whole := newFixture(f.t, nil)
+	whole.Ledger = &ledger.Memory{Now: func() time.Time { return whole.now }}
+	o.prepare(whole)
+	f.now = whole.now
+	want, err := o.run(whole)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	got, err := o.run(f)
+	if err != nil {
+		f.t.Fatalf("the second attempt: %v", err)
+	}
+	if got, want = visible(got), visible(want); got != want {
+		f.t.Errorf("grant %+v, want %+v", got, want)
+	}
+	for n := range 4 {
+		if got, want := f.records()[n], whole.records()[n]; !reflect.DeepEqual(got, want) {
+			f.t.Errorf("instance %d: %+v, want %+v", n, got, want)
+		}
+	}
+}

@@ -1,0 +1,202 @@
+package ledgertest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/service/dynamodb"
+	"github.com/aws/aws-sdk-go-v2/service/dynamodb/types"
+)
+
+// Table is a table of DynamoDB in memory, for tests that must run anywhere. It knows
+// the calls and conditions that the ledger uses, and refuses others. The tests in
+// e2e/fake/dynamodb hold the ledger to the real thing. The zero value is an empty table.
+type Table struct {
+	mu    sync.Mutex
+	items map[string]map[string]types.AttributeValue
+}
+
+// Item returns the item with the key, or nil.
+func (t *Table) Item(pk string) map[string]types.AttributeValue {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return maps.Clone(t.items[pk])
+}
+
+// Delete deletes the item with the key, as DynamoDB does when it has expired.
+func (t *Table) Delete(pk string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	delete(t.items, pk)
+}
+
+// BatchGetItem implements ledger.DynamoDBClient. It wants consistent reads.
+func (t *Table) BatchGetItem(ctx context.Context, in *dynamodb.BatchGetItemInput, _ ...func(*dynamodb.Options)) (*dynamodb.BatchGetItemOutput, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	out := &dynamodb.BatchGetItemOutput{Responses: make(map[string][]map[string]types.AttributeValue)}
+	for table, request := range in.RequestItems {
+		if !aws.ToBool(request.ConsistentRead) || len(request.Keys) > 100 {
+			return nil, fmt.Errorf("consistent read %v of %d keys", aws.ToBool(request.ConsistentRead), len(request.Keys))
+		}
+		seen := make(map[string]bool)
+		for _, key := range request.Keys {
+			pk := primaryKey(key)
+			if seen[pk] {
+				return nil, fmt.Errorf("key %s twice in one read", pk)
+			}
+			seen[pk] = true
+			if item, there := t.items[pk]; there {
+				out.Responses[table] = append(out.Responses[table], maps.Clone(item))
+			}
+		}
+	}
+	return out, nil
+}
+
+// PutItem implements ledger.DynamoDBClient.
+func (t *Table) PutItem(ctx context.Context, in *dynamodb.PutItemInput, _ ...func(*dynamodb.Options)) (*dynamodb.PutItemOutput, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	holds, err := t.holds(primaryKey(in.Item), in.ConditionExpression, in.ExpressionAttributeValues)
+	switch {
+	case err != nil:
+		return nil, err
+	case !holds:
+		return nil, &types.ConditionalCheckFailedException{Message: aws.String("The conditional request failed")}
+	}
+	t.put(in.Item)
+	return &dynamodb.PutItemOutput{}, nil
+}
+
+// Scan implements ledger.DynamoDBClient. It wants a bounded page and named attributes, and
+// goes through the items in the order of their keys.
+func (t *Table) Scan(ctx context.Context, in *dynamodb.ScanInput, _ ...func(*dynamodb.Options)) (*dynamodb.ScanOutput, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	if in.Limit == nil || in.Select != types.SelectSpecificAttributes || in.FilterExpression == nil || in.ProjectionExpression == nil {
+		return nil, errors.New("a scan without limit, filter or named attributes")
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	out, read := new(dynamodb.ScanOutput), int32(0)
+	from := primaryKey(in.ExclusiveStartKey)
+	for _, pk := range slices.Sorted(maps.Keys(t.items)) {
+		if pk <= from {
+			continue
+		}
+		if read++; read > *in.Limit {
+			out.LastEvaluatedKey = map[string]types.AttributeValue{"pk": &types.AttributeValueMemberS{Value: from}}
+			break
+		}
+		from = pk
+		holds, err := expression{t.items[pk], in.ExpressionAttributeValues}.holds(*in.FilterExpression)
+		if err != nil {
+			return nil, err
+		}
+		if holds {
+			out.Items = append(out.Items, project(t.items[pk], *in.ProjectionExpression))
+		}
+	}
+	return out, nil
+}
+
+// project returns the attributes of an item that are named.
+func project(item map[string]types.AttributeValue, names string) map[string]types.AttributeValue {
+	projected := make(map[string]types.AttributeValue)
+	for name := range strings.SplitSeq(names, ", ") {
+		if value, there := item[name]; there {
+			projected[name] = value
+		}
+	}
+	return projected
+}
+
+// TransactWriteItems implements ledger.DynamoDBClient.
+func (t *Table) TransactWriteItems(ctx context.Context, in *dynamodb.TransactWriteItemsInput, _ ...func(*dynamodb.Options)) (*dynamodb.TransactWriteItemsOutput, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if err := t.check(in.TransactItems); err != nil {
+		return nil, err
+	}
+	for _, action := range in.TransactItems {
+		if action.Put != nil {
+			t.put(action.Put.Item)
+		}
+	}
+	return &dynamodb.TransactWriteItemsOutput{}, nil
+}
+
+// check returns the error of a transaction that DynamoDB would not make.
+func (t *Table) check(actions []types.TransactWriteItem) error {
+	if len(actions) > 100 {
+		return fmt.Errorf("%d actions in one transaction", len(actions))
+	}
+	seen := make(map[string]bool)
+	reasons := make([]types.CancellationReason, len(actions))
+	canceled := false
+	for n, action := range actions {
+		pk, condition, values := parts(action)
+		if seen[pk] {
+			return fmt.Errorf("item %s twice in one transaction", pk)
+		}
+		seen[pk] = true
+		holds, err := t.holds(pk, condition, values)
+		if err != nil {
+			return err
+		}
+		reasons[n].Code = aws.String("None")
+		if !holds {
+			reasons[n].Code, canceled = aws.String("ConditionalCheckFailed"), true
+		}
+	}
+	if canceled {
+		return &types.TransactionCanceledException{CancellationReasons: reasons}
+	}
+	return nil
+}
+
+func parts(action types.TransactWriteItem) (pk string, condition *string, values map[string]types.AttributeValue) {
+	if c := action.ConditionCheck; c != nil {
+		return primaryKey(c.Key), c.ConditionExpression, c.ExpressionAttributeValues
+	}
+	return primaryKey(action.Put.Item), action.Put.ConditionExpression, action.Put.ExpressionAttributeValues
+}
+
+func (t *Table) put(item map[string]types.AttributeValue) {
+	if t.items == nil {
+		t.items = make(map[string]map[string]types.AttributeValue)
+	}
+	t.items[primaryKey(item)] = maps.Clone(item)
+}
+
+// holds evaluates a condition on the item with the key.
+func (t *Table) holds(pk string, condition *string, values map[string]types.AttributeValue) (bool, error) {
+	if condition == nil {
+		return false, errors.New("a write without condition")
+	}
+	return expression{t.items[pk], values}.holds(*condition)
+}
+
+func primaryKey(item map[string]types.AttributeValue) string {
+	if s, ok := item["pk"].(*types.AttributeValueMemberS); ok {
+		return s.Value
+	}
+	return ""
+}

@@ -1,0 +1,45 @@
+package ledger_test
+
+import (
+	"testing"
+	"time"
+
+	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
+	"github.com/hallmark-ssh/hallmark/internal/signer/ledger/ledgertest"
+)
+
+func TestMemory(t *testing.T) {
+	ledgertest.Run(t, func(*testing.T) ledgertest.Ledger { return new(ledger.Memory) })
+}
+
+func TestMemoryCloneIsSeparate(t *testing.T) {
+	ctx, i := t.Context(), ledger.Instance{Account: "111122223333", Region: "us-west-2", ID: "i-0123456789abcdef0"}
+	first := new(ledger.Memory)
+	if err := first.End(ctx, i); err != nil {
+		t.Fatal(err)
+	}
+	second := first.Clone()
+	if first.String() != second.String() {
+		t.Errorf("the clone has %s, want %s", second, first)
+	}
+	other := ledger.Instance{Account: i.Account, Region: i.Region, ID: "i-0123456789abcdef1"}
+	if err := second.End(ctx, other); err != nil {
+		t.Fatal(err)
+	}
+	record, err := first.Lookup(ctx, other)
+	if err != nil || record.Ended || first.String() == second.String() {
+		t.Errorf("the ledger changed with its clone: %+v, %v", record, err)
+	}
+}
+
+func TestMemoryTombstonesExpire(t *testing.T) {
+	now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	m := &ledger.Memory{Now: func() time.Time { return now }}
+	i := ledger.Instance{Account: "111122223333", Region: "us-west-2", ID: "i-0123456789abcdef0"}
+	if err := m.End(t.Context(), i); err != nil {
+		t.Fatal(err)
+	}
+	if record, err := m.Lookup(t.Context(), i); err != nil || !record.Expires.Equal(now.Add(7*24*time.Hour)) {
+		t.Errorf("expires at %s (%v), want a week from now", record.Expires, err)
+	}
+}

@@ -1,0 +1,267 @@
+// Package live keeps the policy in force while its text may change: an SSM
+// parameter that operators edit without deploying anything.
+//
+// A mistake in that parameter must not stop enrollment, so the last good policy
+// stays in force, and is stored for processes that start while the mistake is
+// there. It must not pass unseen either: every failed look is an alarm in the log.
+package live
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/hallmark-ssh/hallmark/internal/signer/policy"
+)
+
+const (
+	// maxAge is how old a look may be before a request takes another. A change is
+	// then in force well within a minute, and a busy process asks SSM twice a minute.
+	maxAge = 30 * time.Second
+	// patience is how long a request waits for a look while there is a policy.
+	patience = 500 * time.Millisecond
+	// fetchTimeout bounds reading the text, and the last good one beside it.
+	fetchTimeout = 3 * time.Second
+	// saveTimeout bounds storing a new policy, which the first request waits for: a
+	// Lambda freezes what still runs when its answer is out.
+	saveTimeout = time.Second
+)
+
+// LastGood stores the text of the policy that was in force last, for the
+// processes that start after it. Table is one.
+type LastGood interface {
+	// Load returns the text saved last, and nil if there is none.
+	Load(ctx context.Context) ([]byte, error)
+	Save(ctx context.Context, text []byte) error
+}
+
+// Config says where a policy comes from. All fields are required.
+type Config struct {
+	// Fetch returns the policy's text as it is now. Parameter has one.
+	Fetch    func(ctx context.Context) ([]byte, error)
+	LastGood LastGood
+	// Limits are the deployment's. They bind the last good text too: one from before
+	// a deployment that narrowed them may be too wide now.
+	Limits policy.Limits
+	Now    func() time.Time
+	Log    *slog.Logger
+}
+
+// Policy is a policy whose text may change. It may be used by several goroutines
+// at once.
+type Policy struct {
+	config Config
+
+	mu      sync.Mutex
+	current *policy.Policy // nil until a look found one
+	looked  time.Time      // when the last look began
+	running *look          // the look under way, or nil
+	stored  string         // SHA-256 of the text in LastGood, or empty if unknown
+}
+
+// look is one look at the text, which many requests may wait for.
+type look struct {
+	done   chan struct{} // closed when policy and err are set
+	policy *policy.Policy
+	err    error
+}
+
+// New returns a policy. It calls nobody; the first Current does.
+func New(c Config) *Policy { return &Policy{config: c} }
+
+// Current returns the policy in force. It looks at the text if the last look is
+// more than 30 seconds old, once for all requests of that moment, and waits half a
+// second for it if there is a policy already. It fails only if there is none: the
+// text is broken or cannot be read, and so is the last good one, or ctx ended.
+func (p *Policy) Current(ctx context.Context) (*policy.Policy, error) {
+	current, l := p.look(ctx)
+	if l == nil {
+		return current, nil
+	}
+	if current != nil {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, patience)
+		defer cancel()
+	}
+	select {
+	case <-l.done:
+		return l.policy, l.err
+	case <-ctx.Done():
+		if current != nil {
+			return current, nil
+		}
+		return nil, fmt.Errorf("wait for the policy: %w", ctx.Err())
+	}
+}
+
+// look returns the policy that is in force, if there is one, and a look to wait
+// for, unless the last one will do.
+func (p *Policy) look(ctx context.Context) (*policy.Policy, *look) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	// Without its monotonic reading: that clock stands still while a Lambda is frozen,
+	// and would let a policy from before the freeze pass as fresh.
+	now := p.config.Now().Round(0)
+	age := now.Sub(p.looked)
+	if p.running == nil && p.current != nil && age >= 0 && age <= maxAge {
+		return p.current, nil
+	}
+	if p.running == nil {
+		p.running, p.looked = &look{done: make(chan struct{})}, now
+		// The look is everybody's: it must not end with the request that began it.
+		go p.run(context.WithoutCancel(ctx), p.running, p.current)
+	}
+	return p.current, p.running
+}
+
+func (p *Policy) run(ctx context.Context, l *look, before *policy.Policy) {
+	l.policy, l.err = p.refresh(ctx, before)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.running = nil
+	if l.policy != nil {
+		p.current = l.policy
+	}
+	close(l.done)
+}
+
+// refresh returns the policy to use from now on. Only one runs at a time, so it
+// alone touches p.stored.
+func (p *Policy) refresh(ctx context.Context, before *policy.Policy) (*policy.Policy, error) {
+	fetching, cancel := context.WithTimeout(ctx, fetchTimeout)
+	defer cancel()
+	var last func() ([]byte, error)
+	if before == nil {
+		last = background(func() ([]byte, error) { return p.config.LastGood.Load(fetching) })
+	}
+	found, text, err := p.fetch(fetching, before)
+	if err != nil {
+		p.alarm(ctx, text, before, err)
+		if before != nil {
+			return before, nil
+		}
+		return p.restore(ctx, last, err)
+	}
+	if before == nil {
+		p.note(ctx, last)
+	}
+	if before == nil || before.SHA256 != found.SHA256 {
+		p.config.Log.InfoContext(ctx, "a policy comes into force", slog.String("policy_sha256", found.SHA256))
+	}
+	p.save(ctx, text, found.SHA256)
+	return found, nil
+}
+
+// background runs f now and returns a function that waits for what it returned.
+// A process that starts asks for both texts at once, so that a good parameter
+// does not wait for the last good one.
+func background(f func() ([]byte, error)) func() ([]byte, error) {
+	var text []byte
+	var err error
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		text, err = f()
+	}()
+	return func() ([]byte, error) {
+		<-done
+		return text, err
+	}
+}
+
+// brokenError is a text that is no policy. It shows none of it: what somebody put
+// into the parameter by mistake may be a secret, and this error is logged.
+type brokenError struct{ sum string }
+
+func (e *brokenError) Error() string {
+	return "the text with SHA-256 " + e.sum + " is no valid policy of this deployment; 'hallmark-signer policy check --deployment deployment.yaml' says where"
+}
+
+// fetch reads the text and parses it, unless it is the one in force. The text is
+// nil if it could not be read.
+func (p *Policy) fetch(ctx context.Context, before *policy.Policy) (*policy.Policy, []byte, error) {
+	text, err := p.config.Fetch(ctx)
+	if err != nil {
+		return nil, nil, fmt.Errorf("read the policy: %w", err)
+	}
+	sum := digest(text)
+	if before != nil && before.SHA256 == sum {
+		return before, text, nil
+	}
+	found, err := policy.Parse(text, p.config.Limits)
+	if err != nil {
+		return nil, text, &brokenError{sum}
+	}
+	return found, text, nil
+}
+
+// restore puts the last good policy into force at a start.
+func (p *Policy) restore(ctx context.Context, last func() ([]byte, error), reason error) (*policy.Policy, error) {
+	text, err := last()
+	switch {
+	case err != nil:
+		return nil, errors.Join(reason, fmt.Errorf("read the last good policy: %w", err))
+	case text == nil:
+		return nil, errors.Join(reason, errors.New("there is no last good policy"))
+	}
+	found, err := policy.Parse(text, p.config.Limits)
+	if err != nil {
+		return nil, errors.Join(reason, fmt.Errorf("the last good policy does not fit the deployment any more: %w", err))
+	}
+	p.stored = found.SHA256
+	p.config.Log.WarnContext(ctx, "the last good policy comes into force", slog.String("policy_sha256", found.SHA256))
+	return found, nil
+}
+
+// note remembers what is stored, so that a start does not store it again.
+func (p *Policy) note(ctx context.Context, last func() ([]byte, error)) {
+	text, err := last()
+	switch {
+	case err != nil:
+		p.config.Log.WarnContext(ctx, "the last good policy cannot be read", slog.Any("error", err))
+	case text != nil:
+		p.stored = digest(text)
+	}
+}
+
+// save stores a policy that was not stored yet. If that fails, the next look
+// tries again; the policy is in force anyway.
+func (p *Policy) save(ctx context.Context, text []byte, sum string) {
+	if p.stored == sum {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, saveTimeout)
+	defer cancel()
+	if err := p.config.LastGood.Save(ctx, text); err != nil {
+		p.config.Log.WarnContext(ctx, "the policy cannot be stored as the last good one",
+			slog.String("policy_sha256", sum), slog.Any("error", err))
+		return
+	}
+	p.stored = sum
+}
+
+// EventRejected is the event of the log line about a policy that was rejected. The stack's
+// metric filters count it.
+const EventRejected = "policy_rejected"
+
+// alarm logs that the policy in force is not what its author believes.
+func (p *Policy) alarm(ctx context.Context, text []byte, inForce *policy.Policy, err error) {
+	attributes := []any{slog.String("event", EventRejected), slog.Bool("alarm", true), slog.Any("error", err)}
+	if text != nil {
+		attributes = append(attributes, slog.String("broken_sha256", digest(text)))
+	}
+	if inForce != nil {
+		attributes = append(attributes, slog.String("policy_sha256", inForce.SHA256))
+	}
+	p.config.Log.ErrorContext(ctx, "new policy rejected; keeping the last good one", attributes...)
+}
+
+func digest(text []byte) string {
+	sum := sha256.Sum256(text)
+	return hex.EncodeToString(sum[:])
+}

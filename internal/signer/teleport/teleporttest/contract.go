@@ -1,0 +1,300 @@
+package teleporttest
+
+import (
+	"context"
+	"crypto/ed25519"
+	"crypto/rand"
+	"errors"
+	"maps"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"golang.org/x/crypto/ssh"
+
+	"github.com/hallmark-ssh/hallmark/internal/caexport"
+	"github.com/hallmark-ssh/hallmark/internal/hostcert"
+	"github.com/hallmark-ssh/hallmark/internal/signer/teleport"
+)
+
+// Target is a cluster that the contract is run against.
+type Target struct {
+	// Connect returns a client whose login is good now. The test closes it.
+	Connect func(t *testing.T) *teleport.Client
+	// Export reads an authority's keys from the public export of the proxy.
+	Export func(ctx context.Context, kind caexport.Kind) ([]ssh.PublicKey, error)
+	// Rotate takes an authority to a phase of its rotation.
+	Rotate func(ctx context.Context, kind caexport.Kind, phase Phase) error
+}
+
+// RunContract checks what Hallmark relies on in a cluster. It runs against the
+// embedded cluster and against a real one, so that the first stays true to the
+// second. It leaves no nodes behind, and other authorities than it found.
+func RunContract(t *testing.T, target Target) {
+	for _, test := range []struct {
+		name string
+		run  func(t *testing.T, c *teleport.Client)
+	}{
+		{"names", contractNames},
+		{"node life", contractNodeLife},
+		{"node twice", contractNodeTwice},
+		{"node expiry", contractNodeExpiry},
+		{"node on the loopback interface", contractNodeLoopback},
+		{"nodes by name", contractNodesNamed},
+		{"nodes by label", contractNodesWith},
+		{"node refused", contractNodeRefused},
+		{"host certificate", contractHostCertificate},
+		{"host certificate refused", contractHostCertificateRefused},
+		{"many at once", contractConcurrency},
+		{"closed", contractClosed},
+	} {
+		t.Run(test.name, func(t *testing.T) { test.run(t, target.Connect(t)) })
+	}
+	t.Run("authorities", target.authorities)
+	t.Run("rotation of openssh", target.rotateOpenSSH)
+	t.Run("rotation of host", target.rotateHost)
+}
+
+func contractNames(t *testing.T, c *teleport.Client) {
+	if c.ClusterName() == "" {
+		t.Error("no cluster name")
+	}
+	if strings.Contains(c.ProxyName(), ":") {
+		t.Errorf("proxy name %q has a port", c.ProxyName())
+	}
+}
+
+func contractNodeLife(t *testing.T, c *teleport.Client) {
+	node := newNode(t, c, time.Hour)
+	ctx := deadline(t)
+	if _, err := c.Node(ctx, node.ID); !errors.Is(err, teleport.ErrNotFound) {
+		t.Fatalf("before it is written: got %v, want ErrNotFound", err)
+	}
+	check(t, c.UpsertNode(ctx, node))
+	got := await(t, c, node.ID, func(n *teleport.Node) bool { return n != nil })
+	if got.ID != node.ID || got.Hostname != node.Hostname || got.Address != node.Address ||
+		!got.Expires.Equal(node.Expires) || !maps.Equal(got.Labels, node.Labels) {
+		t.Errorf("read back %+v, want %+v", *got, node)
+	}
+	check(t, c.DeleteNode(ctx, node.ID))
+	await(t, c, node.ID, func(n *teleport.Node) bool { return n == nil })
+	if err := c.DeleteNode(ctx, node.ID); !errors.Is(err, teleport.ErrNotFound) {
+		t.Errorf("delete it again: got %v, want ErrNotFound", err)
+	}
+}
+
+func contractNodeTwice(t *testing.T, c *teleport.Client) {
+	node := newNode(t, c, time.Hour)
+	ctx := deadline(t)
+	check(t, c.UpsertNode(ctx, node))
+	node.Address, node.Expires = "192.0.2.2:2222", node.Expires.Add(time.Hour)
+	delete(node.Labels, "aws/Name")
+	check(t, c.UpsertNode(ctx, node))
+	got := await(t, c, node.ID, func(n *teleport.Node) bool { return n != nil && n.Address == node.Address })
+	if !maps.Equal(got.Labels, node.Labels) || !got.Expires.Equal(node.Expires) {
+		t.Errorf("read back %+v, want %+v", *got, node)
+	}
+}
+
+func contractNodeExpiry(t *testing.T, c *teleport.Client) {
+	node := newNode(t, c, 2*time.Second)
+	check(t, c.UpsertNode(deadline(t), node))
+	await(t, c, node.ID, func(n *teleport.Node) bool { return n == nil && time.Now().After(node.Expires) })
+}
+
+// An address that means the host itself never stays: Teleport takes it for that of
+// the caller, which for an agent is the machine, and here is the signer.
+func contractNodeLoopback(t *testing.T, c *teleport.Client) {
+	node := newNode(t, c, time.Hour)
+	node.Address = "127.66.66.66:22"
+	check(t, c.UpsertNode(deadline(t), node))
+	got := await(t, c, node.ID, func(n *teleport.Node) bool { return n != nil })
+	if got.Address == node.Address || !strings.HasSuffix(got.Address, ":22") {
+		t.Errorf("address %s, want that of the caller", got.Address)
+	}
+}
+
+func contractNodesNamed(t *testing.T, c *teleport.Client) {
+	node, other := newNode(t, c, time.Hour), newNode(t, c, time.Hour)
+	other.Hostname = node.Hostname + "-2" // a keyword finds it too, and its label names the first
+	other.Labels["aws/Name"] = node.Hostname
+	ctx := deadline(t)
+	check(t, c.UpsertNode(ctx, node))
+	check(t, c.UpsertNode(ctx, other))
+	await(t, c, node.ID, func(n *teleport.Node) bool { return n != nil })
+	await(t, c, other.ID, func(n *teleport.Node) bool { return n != nil })
+	for _, name := range []string{node.Hostname, strings.ToUpper(node.Hostname)} {
+		nodes, err := c.NodesNamed(ctx, name)
+		check(t, err)
+		if len(nodes) != 1 || nodes[0].ID != node.ID {
+			t.Errorf("nodes named %s: got %+v, want just %s", name, nodes, node.ID)
+		}
+	}
+	nodes, err := c.NodesNamed(ctx, "nobody", other.Hostname, node.Hostname+"."+c.ClusterName(), node.Hostname)
+	check(t, err)
+	if len(nodes) != 2 {
+		t.Errorf("nodes of two names: %+v", nodes)
+	}
+	nodes, err = c.NodesNamed(ctx, "nobody-"+uuid.NewString())
+	check(t, err)
+	if len(nodes) != 0 {
+		t.Errorf("nodes of a name that nobody has: %+v", nodes)
+	}
+}
+
+func contractNodesWith(t *testing.T, c *teleport.Client) {
+	node, other := newNode(t, c, time.Hour), newNode(t, c, time.Hour)
+	mark := uuid.NewString()
+	node.Labels["hallmark/signer"], node.Labels["aws/mark"] = "contract", mark
+	other.Labels["hallmark/signer"], other.Labels["aws/mark"] = "another", mark
+	ctx := deadline(t)
+	check(t, c.UpsertNode(ctx, node))
+	check(t, c.UpsertNode(ctx, other))
+	await(t, c, node.ID, func(n *teleport.Node) bool { return n != nil })
+	await(t, c, other.ID, func(n *teleport.Node) bool { return n != nil })
+	nodes, err := c.NodesWith(ctx, map[string]string{"hallmark/signer": "contract", "aws/mark": mark})
+	check(t, err)
+	if len(nodes) != 1 || nodes[0].ID != node.ID || !maps.Equal(nodes[0].Labels, node.Labels) {
+		t.Errorf("got %+v, want just %s", nodes, node.ID)
+	}
+}
+
+func contractNodeRefused(t *testing.T, c *teleport.Client) {
+	for name, change := range map[string]func(*teleport.Node){
+		"no ID":               func(n *teleport.Node) { n.ID = "" },
+		"no expiry":           func(n *teleport.Node) { n.Expires = time.Time{} },
+		"no host name":        func(n *teleport.Node) { n.Hostname = "" },
+		"bad host name":       func(n *teleport.Node) { n.Hostname = "web_1" },
+		"over-long host name": func(n *teleport.Node) { n.Hostname = strings.Repeat("a", 257) },
+		"address, no port":    func(n *teleport.Node) { n.Address = "192.0.2.1" },
+		"bad label key":       func(n *teleport.Node) { n.Labels["a key"] = "" },
+	} {
+		node := newNode(t, c, time.Hour)
+		change(&node)
+		if err := c.UpsertNode(deadline(t), node); err == nil {
+			t.Errorf("%s: accepted", name)
+		}
+	}
+}
+
+func contractHostCertificate(t *testing.T, c *teleport.Client) {
+	ctx, key := deadline(t), newHostKey(t)
+	id := uuid.NewString()
+	principals := []string{"web-1", id, "web-1." + c.ClusterName(), id + "." + c.ClusterName()}
+	cert, err := c.SignHostKey(ctx, key, principals, 24*time.Hour)
+	check(t, err)
+	cas, err := c.CAs(ctx)
+	check(t, err)
+	check(t, hostcert.Check(cert, hostcert.Want{
+		Key: key, Principals: principals, Authorities: cas.Host[:1], MaxLifetime: 24 * time.Hour,
+		Roles: teleport.HostRoles(),
+	}, time.Now()))
+	if end := time.Unix(int64(cert.ValidBefore), 0); time.Until(end) < 23*time.Hour {
+		t.Errorf("it ends %s, a day was asked for", end)
+	}
+	if time.Unix(int64(cert.ValidAfter), 0).After(time.Now()) {
+		t.Error("it starts in the future: a clock that is a little slow would refuse it")
+	}
+}
+
+func contractHostCertificateRefused(t *testing.T, c *teleport.Client) {
+	key := newHostKey(t)
+	if _, err := c.SignHostKey(deadline(t), key, nil, time.Hour); err == nil {
+		t.Error("no principals: accepted")
+	}
+	for _, ttl := range []time.Duration{0, -time.Hour} {
+		if _, err := c.SignHostKey(deadline(t), key, []string{"web-1"}, ttl); err == nil {
+			t.Errorf("lifetime %s: accepted", ttl)
+		}
+	}
+}
+
+func contractConcurrency(t *testing.T, c *teleport.Client) {
+	ctx, key := deadline(t), newHostKey(t)
+	var group sync.WaitGroup
+	for range 8 {
+		node := newNode(t, c, time.Hour)
+		group.Go(func() {
+			if err := c.UpsertNode(ctx, node); err != nil {
+				t.Errorf("upsert: %v", err)
+			}
+		})
+		group.Go(func() {
+			if _, err := c.SignHostKey(ctx, key, []string{node.ID}, time.Hour); err != nil {
+				t.Errorf("sign: %v", err)
+			}
+		})
+	}
+	group.Wait()
+}
+
+func contractClosed(t *testing.T, c *teleport.Client) {
+	check(t, c.Close())
+	if _, err := c.CAs(deadline(t)); err == nil {
+		t.Error("a call after Close works")
+	}
+}
+
+// newNode returns a node of our own making, removed when the test ends.
+func newNode(t *testing.T, c *teleport.Client, ttl time.Duration) teleport.Node {
+	id := uuid.NewString()
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		defer cancel()
+		// Most tests wrote it, some deleted it, one closed the client.
+		_ = c.DeleteNode(ctx, id)
+	})
+	return teleport.Node{
+		ID:       id,
+		Hostname: "contract-" + id[:8],
+		Address:  "192.0.2.1:22",
+		Labels:   map[string]string{"hallmark/signer": "contract", "aws/Name": "web", "aws:autoscaling:groupName": "web"},
+		Expires:  time.Now().Add(ttl).UTC().Truncate(time.Second),
+	}
+}
+
+func newHostKey(t *testing.T) ssh.PublicKey {
+	t.Helper()
+	public, _, err := ed25519.GenerateKey(rand.Reader)
+	check(t, err)
+	key, err := ssh.NewPublicKey(public)
+	check(t, err)
+	return key
+}
+
+// await reads the node, nil if there is none, until it is as it should be.
+func await(t *testing.T, c *teleport.Client, id string, ok func(*teleport.Node) bool) *teleport.Node {
+	t.Helper()
+	ctx := deadline(t)
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		node, err := c.Node(ctx, id)
+		if err != nil && !errors.Is(err, teleport.ErrNotFound) {
+			t.Fatal(err)
+		}
+		if ok(node) {
+			return node
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			t.Fatalf("node %s is still %+v", id, node)
+		}
+	}
+}
+
+func deadline(t *testing.T) context.Context {
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+func check(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}

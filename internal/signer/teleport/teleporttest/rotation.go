@@ -1,0 +1,169 @@
+package teleporttest
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"golang.org/x/crypto/ssh"
+
+	"github.com/hallmark-ssh/hallmark/internal/caexport"
+	"github.com/hallmark-ssh/hallmark/internal/hostcert"
+	"github.com/hallmark-ssh/hallmark/internal/signer/teleport"
+)
+
+func (target Target) authorities(t *testing.T) {
+	openssh := target.await(t, caexport.OpenSSH, func([]string) bool { return true })
+	host := target.await(t, caexport.Host, func([]string) bool { return true })
+	if len(openssh) != 1 || len(host) != 1 {
+		t.Fatalf("got %d OpenSSH and %d Host keys, want one of each", len(openssh), len(host))
+	}
+	if openssh[0] == host[0] {
+		t.Error("one key for users and hosts")
+	}
+}
+
+// rotation is a phase, and which of the old and new key are trusted then. The first
+// is the one that signs.
+type rotation struct {
+	phase       Phase
+	first, last string
+}
+
+func (target Target) rotateOpenSSH(t *testing.T) {
+	target.rotate(t, caexport.OpenSSH, []rotation{
+		{PhaseInit, "old", "new"},
+		{PhaseUpdateClients, "new", "old"},
+		{PhaseRollback, "old", "new"},
+		{PhaseStandby, "old", "old"},
+	})
+	target.rotate(t, caexport.OpenSSH, []rotation{
+		{PhaseInit, "old", "new"},
+		{PhaseUpdateClients, "new", "old"},
+		{PhaseUpdateServers, "new", "old"},
+		{PhaseStandby, "new", "new"},
+	})
+}
+
+func (target Target) rotateHost(t *testing.T) {
+	target.rotate(t, caexport.Host, []rotation{
+		{PhaseInit, "old", "new"},
+		{PhaseUpdateClients, "new", "old"},
+		{PhaseUpdateServers, "new", "old"},
+		{PhaseStandby, "new", "new"},
+	})
+}
+
+// rotate takes an authority through the phases. In each, the cluster and its export
+// name the keys in one order, and host certificates are signed with the first.
+func (target Target) rotate(t *testing.T, kind caexport.Kind, rotations []rotation) {
+	old := target.await(t, kind, func(keys []string) bool { return len(keys) == 1 })[0]
+	var next string
+	name := func(key string) string {
+		switch key {
+		case old:
+			return "old"
+		case next:
+			return "new"
+		}
+		return key
+	}
+	for _, r := range rotations {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		check(t, target.Rotate(ctx, kind, r.phase))
+		cancel()
+		keys := target.await(t, kind, func(keys []string) bool {
+			if next == "" && len(keys) == 2 {
+				next = keys[1]
+			}
+			return name(keys[0]) == r.first && name(keys[len(keys)-1]) == r.last && (len(keys) == 1) == (r.phase == PhaseStandby)
+		})
+		t.Logf("%s: %v", r.phase, keys)
+		target.sign(t)
+	}
+}
+
+// await reads an authority's keys until they are as they should be, and its export
+// agrees. It asks for the export only then: Teleport limits how often one may.
+func (target Target) await(t *testing.T, kind caexport.Kind, ok func(keys []string) bool) []string {
+	t.Helper()
+	var got []string
+	target.eventually(t, func(c *teleport.Client) error {
+		cas, err := c.CAs(deadline(t))
+		if err != nil {
+			return err
+		}
+		got = fingerprints(cas.OpenSSH)
+		if kind == caexport.Host {
+			got = fingerprints(cas.Host)
+		}
+		if !ok(got) {
+			return fmt.Errorf("the cluster says %v", got)
+		}
+		public, err := target.Export(deadline(t), kind)
+		if err != nil {
+			return err
+		}
+		if exported := fingerprints(public); !slices.Equal(got, exported) {
+			return fmt.Errorf("the cluster says %v, its export %v", got, exported)
+		}
+		return nil
+	})
+	return got
+}
+
+// sign sees that a host certificate is signed with the first key of the Host CA.
+func (target Target) sign(t *testing.T) {
+	t.Helper()
+	key, principals := newHostKey(t), []string{uuid.NewString()}
+	target.eventually(t, func(c *teleport.Client) error {
+		cert, err := c.SignHostKey(deadline(t), key, principals, time.Hour)
+		if err != nil {
+			return err
+		}
+		cas, err := c.CAs(deadline(t))
+		if err != nil {
+			return err
+		}
+		if !bytes.Equal(cert.SignatureKey.Marshal(), cas.Host[0].Marshal()) {
+			return errors.New("signed by another key than the first")
+		}
+		return hostcert.Check(cert, hostcert.Want{
+			Key: key, Principals: principals, Authorities: cas.Host, MaxLifetime: time.Hour,
+		}, time.Now())
+	})
+}
+
+// eventually tries until it works. A cluster restarts in some phases of a rotation,
+// and logins from before may not be good after.
+func (target Target) eventually(t *testing.T, try func(*teleport.Client) error) {
+	t.Helper()
+	ctx := deadline(t)
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		c := target.Connect(t)
+		err := errors.Join(try(c), c.Close())
+		if err == nil {
+			return
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			t.Fatal(err)
+		}
+	}
+}
+
+func fingerprints(keys []ssh.PublicKey) []string {
+	var all []string
+	for _, key := range keys {
+		all = append(all, ssh.FingerprintSHA256(key))
+	}
+	return all
+}

@@ -1,0 +1,189 @@
+package upkeep
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"maps"
+	"strings"
+	"time"
+
+	"github.com/hallmark-ssh/hallmark/internal/signer/inventory"
+	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
+)
+
+// An instance that EC2 reports as shutting down or terminated is gone. One that is missing
+// from an answer may be gone: EC2 forgets a terminated instance after about an hour. But it
+// may also be hidden, by a role that sees another account, by a proxy, by an EC2 that went
+// wrong. So it has to be missing twice, with time in between, and no more than so many end
+// this way within a day.
+
+const (
+	// absenceTime is how long an instance must be missing before its record ends.
+	absenceTime = 15 * time.Minute
+	// limitTime is what the limit counts over.
+	limitTime = 24 * time.Hour
+	// maxAbsences bounds what is remembered, at about 75 bytes each, below the 400 KB that a
+	// DynamoDB item may have. What does not fit waits.
+	maxAbsences = 4000
+	// smallPlace is how many nodes an account and region has at most to count as small.
+	smallPlace = 40
+)
+
+// Notes keep a text durably. memo.Memo is one, and *memo.Memory for tests.
+type Notes interface {
+	// Update replaces the text by what change makes of it, which may be called several
+	// times.
+	Update(ctx context.Context, change func(text []byte) ([]byte, error)) error
+}
+
+// absences are the instances that EC2 did not show. The keys are those of absenceKey.
+type absences struct {
+	// Missing has since when each is missing.
+	Missing map[string]time.Time `json:"missing,omitempty"`
+	// Ended has when each was given up, within limitTime.
+	Ended map[string]time.Time `json:"ended,omitempty"`
+}
+
+func absenceKey(i ledger.Instance) string {
+	return place{i.Account, i.Region}.String() + "/" + i.ID
+}
+
+func parseAbsences(text []byte, now time.Time) (absences, error) {
+	a := absences{Missing: make(map[string]time.Time), Ended: make(map[string]time.Time)}
+	if len(text) > 0 {
+		if err := json.Unmarshal(text, &a); err != nil {
+			return a, fmt.Errorf("read which instances are missing: %w", err)
+		}
+	}
+	maps.DeleteFunc(a.Ended, func(_ string, at time.Time) bool { return now.Sub(at) >= limitTime })
+	return a, nil
+}
+
+// note records that instances of a place are missing, and forgets the others of the place
+// that isShown tells. It returns those that have been missing for long enough, or have been
+// given up already.
+func (a absences) note(at place, missing []ledger.Instance, isShown func(key string) bool, now time.Time) (due []ledger.Instance) {
+	keys := make(map[string]bool, len(missing))
+	for _, i := range missing {
+		key := absenceKey(i)
+		keys[key] = true
+		since, noted := a.Missing[key]
+		_, ended := a.Ended[key]
+		switch {
+		case ended || noted && now.Sub(since) >= absenceTime:
+			due = append(due, i)
+		case !noted && len(a.Missing)+len(a.Ended) < maxAbsences:
+			a.Missing[key] = now
+		}
+	}
+	maps.DeleteFunc(a.Missing, func(key string, _ time.Time) bool {
+		return !keys[key] && strings.HasPrefix(key, at.String()+"/") && isShown(key)
+	})
+	return due
+}
+
+// size is how many nodes there are, in all and in one place.
+type size struct{ all, here int }
+
+// giveUp moves instances from the missing to the ended, all or none, and reports whether
+// they are within the limit. A limit that a person set counts for this once, instead.
+func (a absences) giveUp(at place, due []ledger.Instance, n size, limit *int, now time.Time) bool {
+	here := 0
+	for key := range a.Ended {
+		if strings.HasPrefix(key, at.String()+"/") {
+			here++
+		}
+	}
+	more := 0
+	for _, i := range due {
+		if _, ended := a.Ended[absenceKey(i)]; !ended {
+			more++
+		}
+	}
+	all := len(a.Ended)
+	within := all+more <= DefaultLimit(n.all+all) && here+more <= placeLimit(n.here+here)
+	if limit != nil {
+		within = more <= *limit
+	}
+	if !within {
+		return false
+	}
+	for _, i := range due {
+		key := absenceKey(i)
+		if _, ended := a.Ended[key]; !ended {
+			a.Ended[key] = now
+		}
+		delete(a.Missing, key)
+	}
+	return true
+}
+
+// DefaultLimit is how many nodes of missing instances may go within a day of so many: a
+// tenth of them, or 20 if that is more. What is above it needs a person: a whole fleet that
+// is gone at once looks just like an EC2 that went wrong.
+func DefaultLimit(nodes int) int { return max(20, nodes/10) }
+
+// placeLimit is how many of them may be in one account and region with so many nodes.
+func placeLimit(nodes int) int {
+	if nodes >= smallPlace {
+		return nodes
+	}
+	return max(1, nodes/2)
+}
+
+// absent notes instances of a place that EC2 does not show, and returns those that are to
+// be taken for gone, and how many wait for a second look or for a person. n is called only
+// if some have been missing for long enough.
+func (f *Fleet) absent(ctx context.Context, at place, missing []ledger.Instance, isShown func(key string) bool,
+	n func() (size, error), limit *int,
+) (gone []ledger.Instance, waiting, overLimit int, err error) {
+	if len(missing) > 0 {
+		// Credentials of another account would make everything missing.
+		if err := f.Inventory.CheckAccount(ctx, at.account); err != nil {
+			return nil, 0, 0, err
+		}
+	}
+	now := f.Now().UTC().Round(0)
+	var due []ledger.Instance
+	err = f.noteAbsences(ctx, now, func(a absences) { due = a.note(at, missing, isShown, now) })
+	if err != nil || len(due) == 0 {
+		return nil, len(missing), 0, err
+	}
+	nodes, err := n()
+	if err != nil {
+		return nil, 0, 0, err
+	}
+	within := false
+	if err := f.noteAbsences(ctx, now, func(a absences) { within = a.giveUp(at, due, nodes, limit, now) }); err != nil {
+		return nil, 0, 0, err
+	}
+	if within {
+		return due, len(missing) - len(due), 0, nil
+	}
+	f.Log.ErrorContext(ctx, "too many instances are missing from EC2's answers: none is taken for gone here; look at EC2, then sweep with a higher limit",
+		slog.String("account", at.account), slog.String("region", at.region), slog.Int("missing", len(due)),
+		slog.Int("nodes", nodes.all), slog.Int("nodes_here", nodes.here), slog.Bool("alarm", true))
+	return nil, len(missing) - len(due), len(due), nil
+}
+
+func (f *Fleet) noteAbsences(ctx context.Context, now time.Time, change func(absences)) error {
+	return f.Missing.Update(ctx, func(text []byte) ([]byte, error) {
+		a, err := parseAbsences(text, now)
+		if err != nil {
+			return nil, err
+		}
+		change(a)
+		if len(a.Missing)+len(a.Ended) == 0 {
+			return nil, nil // as before anything was noted
+		}
+		return json.Marshal(a)
+	})
+}
+
+// isGone reports whether an instance will never run again. Only EC2 says so: one that is
+// missing from an answer (nil) may be hidden.
+func isGone(i *inventory.Instance) bool {
+	return i != nil && (i.State == inventory.StateShuttingDown || i.State == inventory.StateTerminated)
+}

@@ -1,0 +1,144 @@
+package upkeep
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"regexp"
+	"strings"
+
+	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
+)
+
+// MaxEventBytes bounds an event. EventBridge's own bound is 256 KiB.
+const MaxEventBytes = 1 << 20
+
+// Event is what happened, as far as it matters here. Exactly one field is set.
+type Event struct {
+	// StateChanged is an instance that is said to have stopped or to be gone.
+	StateChanged *ledger.Instance
+	TagsChanged  *TagChange
+	// Sweep is the schedule's event, or a person's.
+	Sweep *SweepRequest
+	// Ignored says why there is nothing to do.
+	Ignored string
+}
+
+// SweepRequest asks for a sweep.
+type SweepRequest struct {
+	// Limit is how many nodes of missing instances may be deleted by this sweep; 0 means
+	// the limits of a day.
+	Limit int `json:"limit"`
+}
+
+// ErrEvent says that something is no event that this package acts on.
+var ErrEvent = errors.New("not an event for the fleet")
+
+// envelope is an event of EventBridge (Amazon EventBridge User Guide, "Event
+// structure"). AWS sets account and region; for the sources that begin with "aws."
+// nobody else can.
+type envelope struct {
+	DetailType string          `json:"detail-type"`
+	Source     string          `json:"source"`
+	Account    string          `json:"account"`
+	Region     string          `json:"region"`
+	Resources  []string        `json:"resources"`
+	Detail     json.RawMessage `json:"detail"`
+	// Sweep is what a person invokes the function with: {"sweep":{"limit":500}}. An
+	// event of a bus has no such field: EventBridge makes the envelope.
+	Sweep *SweepRequest `json:"sweep"`
+}
+
+var (
+	regexpAccount  = regexp.MustCompile(`^[0-9]{12}$`)
+	regexpRegion   = regexp.MustCompile(`^[a-z]{2,}(-[a-z]+)+-[0-9]+$`)
+	regexpInstance = regexp.MustCompile(`^i-([0-9a-f]{17}|[0-9a-f]{8})$`)
+)
+
+// ParseEvent reads an event. It fails with ErrEvent for what is none: trying again
+// would not help.
+func ParseEvent(data []byte) (Event, error) {
+	if len(data) > MaxEventBytes {
+		return Event{}, fmt.Errorf("%w: %d bytes, more than %d", ErrEvent, len(data), MaxEventBytes)
+	}
+	var e envelope
+	if err := json.Unmarshal(data, &e); err != nil {
+		return Event{}, fmt.Errorf("%w: %w", ErrEvent, err)
+	}
+	switch {
+	case e.Sweep != nil && e.Source == "" && e.DetailType == "":
+		if e.Sweep.Limit < 0 {
+			return Event{}, fmt.Errorf("%w: a limit of %d", ErrEvent, e.Sweep.Limit)
+		}
+		return Event{Sweep: e.Sweep}, nil
+	case e.DetailType == "Scheduled Event" && (e.Source == "aws.events" || e.Source == "aws.scheduler"):
+		return Event{Sweep: new(SweepRequest)}, nil
+	case e.DetailType == "EC2 Instance State-change Notification" && e.Source == "aws.ec2":
+		return stateChange(e)
+	case e.DetailType == "Tag Change on Resource" && e.Source == "aws.tag":
+		return tagChange(e)
+	}
+	return Event{}, fmt.Errorf("%w: source %.64q, detail-type %.64q", ErrEvent, e.Source, e.DetailType)
+}
+
+func stateChange(e envelope) (Event, error) {
+	var detail struct {
+		InstanceID string `json:"instance-id"`
+		State      string `json:"state"`
+	}
+	if err := json.Unmarshal(e.Detail, &detail); err != nil {
+		return Event{}, fmt.Errorf("%w: detail: %w", ErrEvent, err)
+	}
+	i, err := e.instance(detail.InstanceID)
+	if err != nil {
+		return Event{}, err
+	}
+	switch detail.State {
+	case "stopped", "shutting-down", "terminated":
+		return Event{StateChanged: &i}, nil
+	}
+	return Event{Ignored: fmt.Sprintf("instance %s is %.32q", i.ID, detail.State)}, nil
+}
+
+func tagChange(e envelope) (Event, error) {
+	var detail struct {
+		Service      string `json:"service"`
+		ResourceType string `json:"resource-type"`
+		Version      uint64 `json:"version"`
+	}
+	if err := json.Unmarshal(e.Detail, &detail); err != nil {
+		return Event{}, fmt.Errorf("%w: detail: %w", ErrEvent, err)
+	}
+	if detail.Service != "ec2" || detail.ResourceType != "instance" {
+		return Event{Ignored: fmt.Sprintf("tags of a resource of type %.32q of %.32q", detail.ResourceType, detail.Service)}, nil
+	}
+	if len(e.Resources) != 1 {
+		return Event{}, fmt.Errorf("%w: %d resources, not 1", ErrEvent, len(e.Resources))
+	}
+	i, err := e.instanceOf(e.Resources[0])
+	if err != nil {
+		return Event{}, err
+	}
+	return Event{TagsChanged: &TagChange{Instance: i, Version: detail.Version}}, nil
+}
+
+// instanceOf reads the ARN of an instance. It must agree with the envelope: a
+// member account's event must not name another account's instance.
+func (e envelope) instanceOf(arn string) (ledger.Instance, error) {
+	parts := strings.SplitN(arn, ":", 6)
+	if len(parts) != 6 || parts[0] != "arn" || parts[2] != "ec2" || parts[3] != e.Region || parts[4] != e.Account {
+		return ledger.Instance{}, fmt.Errorf("%w: resource %.128q is not an instance in account %.16q, region %.32q", ErrEvent, arn, e.Account, e.Region)
+	}
+	id, ok := strings.CutPrefix(parts[5], "instance/")
+	if !ok {
+		return ledger.Instance{}, fmt.Errorf("%w: resource %.128q is not an instance", ErrEvent, arn)
+	}
+	return e.instance(id)
+}
+
+func (e envelope) instance(id string) (ledger.Instance, error) {
+	if !regexpAccount.MatchString(e.Account) || !regexpRegion.MatchString(e.Region) || !regexpInstance.MatchString(id) {
+		return ledger.Instance{}, fmt.Errorf("%w: account %.16q, region %.32q, instance %.32q", ErrEvent, e.Account, e.Region, id)
+	}
+	return ledger.Instance{Account: e.Account, Region: e.Region, ID: id}, nil
+}

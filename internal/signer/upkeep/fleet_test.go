@@ -1,0 +1,584 @@
+package upkeep
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/hallmark-ssh/hallmark/internal/signer/inventory"
+	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
+	"github.com/hallmark-ssh/hallmark/internal/signer/memo"
+	"github.com/hallmark-ssh/hallmark/internal/signer/policy"
+	"github.com/hallmark-ssh/hallmark/internal/signer/teleport"
+)
+
+const (
+	testAudience = "hallmark.example.com"
+	testAccount  = "111122223333"
+	testRegion   = "us-west-2"
+)
+
+// world is a fleet and all that it calls, faked, with a note of each call.
+type world struct {
+	t     *testing.T
+	fleet *Fleet
+	log   bytes.Buffer
+	now   time.Time
+
+	mu        sync.Mutex
+	calls     []string
+	instances map[string]*inventory.Instance // by id, in the one account and region
+	ec2Err    error
+	// accountErr says that the credentials are another account's.
+	accountErr error
+	before     func() // runs before EC2 answers
+	ledger     ledger.Memory
+	nodes      map[string]teleport.Node
+	deleteErr  error
+	onUpsert   func(teleport.Node)
+	onWrite    func() // runs after a node was written or deleted
+	onAll      func(region string)
+}
+
+func newWorld(t *testing.T) *world {
+	t.Helper()
+	w := &world{
+		t: t, now: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC),
+		instances: make(map[string]*inventory.Instance), nodes: make(map[string]teleport.Node),
+	}
+	w.fleet = &Fleet{
+		Audience: testAudience, Accounts: []string{testAccount}, Regions: []string{testRegion},
+		Inventory: fakeEC2{w}, Ledger: &w.ledger, Missing: new(memo.Memory),
+		Records: &w.ledger, Walk: new(memo.Memory),
+		Connect: func(context.Context) (Cluster, error) { return fakeCluster{w}, nil },
+		Log:     slog.New(slog.NewTextHandler(&w.log, nil)),
+		Now:     func() time.Time { return w.now },
+	}
+	w.setPolicy("{name: default, match: {image_owners: [listed], max_age: 24h}}")
+	return w
+}
+
+// setPolicy replaces the policy with one rule.
+func (w *world) setPolicy(rule string) {
+	w.t.Helper()
+	limits := policy.Limits{Accounts: []string{testAccount}, Regions: []string{testRegion}, MaxLifetime: policy.LongestLifetime}
+	rules, err := policy.Parse([]byte("version: 1\nrules: ["+rule+"]"), limits)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.fleet.Policy = func(context.Context) (*policy.Policy, error) { return rules, nil }
+}
+
+func (w *world) note(call string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.calls = append(w.calls, call)
+}
+
+func ref(n int) ledger.Instance {
+	return ledger.Instance{Account: testAccount, Region: testRegion, ID: fmt.Sprintf("i-%017x", n)}
+}
+
+// run adds a running instance.
+func (w *world) run(n int) *inventory.Instance {
+	i := &inventory.Instance{
+		ID: ref(n).ID, OwnerID: testAccount, Region: testRegion, State: inventory.StateRunning, VPC: "vpc-1",
+		ImageID: "ami-1", ImageOwner: testAccount, PrivateIP: fmt.Sprintf("10.0.%d.%d", n/250, n%250+1), LaunchTime: w.now,
+		Tags: map[string]string{"Name": "web", "env": "prod"},
+	}
+	w.instances[i.ID] = i
+	return i
+}
+
+// enroll adds a running instance that has enrolled.
+func (w *world) enroll(n int) *inventory.Instance {
+	w.t.Helper()
+	i := w.run(n)
+	w.enrollInstance(n, i)
+	return i
+}
+
+func (w *world) enrollInstance(n int, i *inventory.Instance) {
+	w.t.Helper()
+	hostname := "web-" + i.ID
+	c := ledger.Claim{
+		Instance: ref(n), Fingerprints: []string{fmt.Sprintf("SHA256:%d", n)}, Hostname: hostname,
+		Image: i.ImageID, ImageOwner: i.ImageOwner, ImageTags: i.ImageTags, End: w.now.Add(policy.DefaultLifetime),
+	}
+	granted, err := w.ledger.Claim(w.t.Context(), c, w.now)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	if err := w.ledger.Confirm(w.t.Context(), c, granted); err != nil {
+		w.t.Fatal(err)
+	}
+	record, err := w.ledger.Lookup(w.t.Context(), ref(n))
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	p, err := w.fleet.newPass(w.t.Context())
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	node, err := p.render(i, record)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.nodes[node.ID] = node
+}
+
+func (w *world) node(n int) (teleport.Node, bool) {
+	node, ok := w.nodes[nodeID(ref(n))]
+	return node, ok
+}
+
+type fakeEC2 struct{ *world }
+
+func (f fakeEC2) Instances(_ context.Context, account, region string, ids []string) (map[string]*inventory.Instance, error) {
+	f.note("instances")
+	if f.before != nil {
+		f.before()
+	}
+	if account != testAccount || region != testRegion {
+		return nil, errors.New("unexpected place")
+	}
+	found := make(map[string]*inventory.Instance)
+	for _, id := range ids {
+		if i, ok := f.instances[id]; ok {
+			copied := *i
+			found[id] = &copied
+		}
+	}
+	return found, f.ec2Err
+}
+
+func (f fakeEC2) All(_ context.Context, _, region string) (map[string]*inventory.Instance, error) {
+	f.note("all")
+	if f.onAll != nil {
+		f.onAll(region)
+	}
+	found := make(map[string]*inventory.Instance)
+	for id, i := range f.instances {
+		found[id] = i
+	}
+	return found, f.ec2Err
+}
+
+func (f fakeEC2) CheckAccount(context.Context, string) error {
+	f.note("account")
+	return f.accountErr
+}
+
+type fakeCluster struct{ *world }
+
+func (f fakeCluster) ClusterName() string { return "teleport.example.com" }
+func (f fakeCluster) ProxyName() string   { return "proxy.example.com" }
+
+func (f fakeCluster) Node(_ context.Context, id string) (*teleport.Node, error) {
+	f.note("node")
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	node, ok := f.nodes[id]
+	if !ok {
+		return nil, teleport.ErrNotFound
+	}
+	return &node, nil
+}
+
+func (f fakeCluster) NodesWith(_ context.Context, labels map[string]string) ([]teleport.Node, error) {
+	f.note("nodes")
+	var list []teleport.Node
+	for _, node := range f.nodes {
+		if node.Labels[signerLabel] == labels[signerLabel] {
+			list = append(list, node)
+		}
+	}
+	return list, nil
+}
+
+func (f fakeCluster) UpsertNode(_ context.Context, node teleport.Node) error {
+	f.note("upsert")
+	if f.onUpsert != nil {
+		f.onUpsert(node)
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.nodes[node.ID] = node
+	if f.onWrite != nil {
+		f.onWrite()
+	}
+	return nil
+}
+
+func (f fakeCluster) DeleteNode(_ context.Context, id string) error {
+	f.note("delete")
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.deleteErr != nil {
+		return f.deleteErr
+	}
+	if _, ok := f.nodes[id]; !ok {
+		return teleport.ErrNotFound
+	}
+	delete(f.nodes, id)
+	if f.onWrite != nil {
+		f.onWrite()
+	}
+	return nil
+}
+
+func (w *world) stateChanged(i ledger.Instance) error {
+	return w.fleet.StatesChanged(w.t.Context(), []ledger.Instance{i})[0]
+}
+
+func (w *world) ended(n int) bool {
+	w.t.Helper()
+	record, err := w.ledger.Lookup(w.t.Context(), ref(n))
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return record.Ended
+}
+
+func TestStateChanged(t *testing.T) {
+	tests := map[string]struct {
+		change func(*world)
+		ended  bool
+		node   bool
+		fails  bool
+	}{
+		"terminated":                 {func(w *world) { w.instances[ref(1).ID].State = inventory.StateTerminated }, true, false, false},
+		"shutting down":              {func(w *world) { w.instances[ref(1).ID].State = inventory.StateShuttingDown }, true, false, false},
+		"not shown by EC2":           {func(w *world) { delete(w.instances, ref(1).ID) }, false, true, false},
+		"not shown, and ended":       {func(w *world) { delete(w.instances, ref(1).ID); _ = w.ledger.End(w.t.Context(), ref(1)) }, true, false, false},
+		"running after all":          {func(*world) {}, false, true, false},
+		"stopped":                    {func(w *world) { w.instances[ref(1).ID].State = inventory.StateStopped }, false, true, false},
+		"EC2 does not answer":        {func(w *world) { delete(w.instances, ref(1).ID); w.ec2Err = errors.New("throttled") }, false, true, true},
+		"of an account not listed":   {func(w *world) { delete(w.instances, ref(1).ID); w.fleet.Accounts = nil }, false, true, false},
+		"of a region not listed":     {func(w *world) { delete(w.instances, ref(1).ID); w.fleet.Regions = nil }, false, true, false},
+		"node of another signer":     {func(w *world) { w.terminate(1); w.relabel(1, "other") }, true, true, false},
+		"Teleport cannot delete now": {func(w *world) { w.terminate(1); w.deleteErr = errors.New("down") }, true, true, true},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			w.enroll(1)
+			tt.change(w)
+			for range 2 { // an event may come twice
+				if err := w.stateChanged(ref(1)); (err != nil) != tt.fails {
+					t.Errorf("error %v, want one: %v", err, tt.fails)
+				}
+			}
+			if _, ok := w.node(1); ok != tt.node || w.ended(1) != tt.ended {
+				t.Errorf("node is there: %v, ended %v; want %v, %v", ok, w.ended(1), tt.node, tt.ended)
+			}
+		})
+	}
+}
+
+func (w *world) terminate(n int) { w.instances[ref(n).ID].State = inventory.StateTerminated }
+
+func (w *world) relabel(n int, signer string) {
+	node := w.nodes[nodeID(ref(n))]
+	labels := make(map[string]string)
+	for key, value := range node.Labels {
+		labels[key] = value
+	}
+	labels[signerLabel] = signer
+	node.Labels = labels
+	w.nodes[node.ID] = node
+}
+
+// The event may come before the enrollment that it must stop has claimed anything.
+func TestStateChangedBeforeTheClaim(t *testing.T) {
+	w := newWorld(t)
+	w.run(1)
+	w.terminate(1)
+	if err := w.stateChanged(ref(1)); err != nil {
+		t.Fatal(err)
+	}
+	_, err := w.ledger.Claim(t.Context(), ledger.Claim{Instance: ref(1), Fingerprints: []string{"k"}, Hostname: "web", End: w.now}, w.now)
+	if !errors.Is(err, ledger.ErrEnded) {
+		t.Errorf("error %v, want %v", err, ledger.ErrEnded)
+	}
+}
+
+// A stranger's event costs nothing.
+func TestUnlistedEventsCallNobody(t *testing.T) {
+	w := newWorld(t)
+	stranger := ledger.Instance{Account: "999999999999", Region: testRegion, ID: ref(1).ID}
+	if err := w.stateChanged(stranger); err != nil {
+		t.Error(err)
+	}
+	if errs := w.fleet.TagsChanged(t.Context(), []TagChange{{Instance: stranger, Version: 1}}); errs[0] != nil {
+		t.Error(errs[0])
+	}
+	if len(w.calls) != 0 {
+		t.Errorf("calls %v", w.calls)
+	}
+}
+
+func (w *world) tagsChanged(changes ...TagChange) {
+	w.t.Helper()
+	for n, err := range w.fleet.TagsChanged(w.t.Context(), changes) {
+		if err != nil {
+			w.t.Errorf("change %d: %v", n, err)
+		}
+	}
+}
+
+func TestTagsChanged(t *testing.T) {
+	w := newWorld(t)
+	i := w.enroll(1)
+	before, _ := w.node(1)
+	i.Tags = map[string]string{"Name": "db", "team": "a", "hallmark/account": "x", "teleport.dev/account-id": "y"}
+	w.tagsChanged(TagChange{ref(1), 1})
+	after, _ := w.node(1)
+	if after.Labels["aws/team"] != "a" || after.Labels["aws/Name"] != "db" || after.Labels["aws/env"] != "" {
+		t.Errorf("labels %v", after.Labels)
+	}
+	for _, key := range []string{signerLabel, accountLabel, regionLabel, instanceLabel, "hallmark/account"} {
+		if after.Labels[key] != before.Labels[key] {
+			t.Errorf("%s is %q, was %q", key, after.Labels[key], before.Labels[key])
+		}
+	}
+	if after.Hostname != before.Hostname || !after.Expires.Equal(before.Expires) {
+		t.Errorf("host name %s, lease %s; the certificates have %s, %s", after.Hostname, after.Expires, before.Hostname, before.Expires)
+	}
+}
+
+func TestTagsChangedLeavesAlone(t *testing.T) {
+	for name, change := range map[string]func(*world){
+		"an instance that never enrolled": func(w *world) { w.run(2) },
+		"an instance without a node":      func(w *world) { w.enroll(2); delete(w.nodes, nodeID(ref(2))) },
+		"a node of another signer":        func(w *world) { w.enroll(2).Tags["x"] = "y"; w.relabel(2, "other") },
+		"an instance that is gone":        func(w *world) { w.enroll(2); delete(w.instances, ref(2).ID) },
+		"a node that is as it should be":  func(w *world) { w.enroll(2) },
+		"a lease that has ended":          func(w *world) { w.enroll(2).Tags["x"] = "y"; w.now = w.now.Add(2 * policy.DefaultLifetime) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			change(w)
+			before, had := w.node(2)
+			w.tagsChanged(TagChange{ref(2), 7})
+			after, has := w.node(2)
+			if has != had || fmt.Sprint(before) != fmt.Sprint(after) || slices.Contains(w.calls, "upsert") {
+				t.Errorf("before %v, after %v, calls %v", before, after, w.calls)
+			}
+		})
+	}
+}
+
+// Anyone who can write to the queue chooses an event's version, so no version may hide later events.
+func TestVersionsOfTagEventsDecideNothing(t *testing.T) {
+	w := newWorld(t)
+	i := w.enroll(1)
+	for n, version := range []uint64{5, 4, 5, math.MaxUint64, 6, 7, 0} {
+		i.Tags["n"] = strconv.Itoa(n)
+		w.tagsChanged(TagChange{ref(1), version})
+		if node, _ := w.node(1); node.Labels["aws/n"] != strconv.Itoa(n) {
+			t.Errorf("version %d: labels %v", version, node.Labels)
+		}
+	}
+}
+
+// The enroll function renews and renames between the reading and the writing of an event.
+func TestATagEventKeepsWhatARenewalWrote(t *testing.T) {
+	w := newWorld(t)
+	i := w.enroll(1)
+	w.now = w.now.Add(6 * 24 * time.Hour)
+	renewed := w.now.Add(policy.DefaultLifetime)
+	i.Tags["env"] = "staging"
+	w.onUpsert = func(node teleport.Node) {
+		w.onUpsert = nil
+		w.renew(1, "db-"+i.ID, renewed)
+		node.Hostname, node.Expires = "db-"+i.ID, renewed
+		w.nodes[node.ID] = node
+	}
+	w.tagsChanged(TagChange{ref(1), 5})
+	if node, _ := w.node(1); node.Hostname != "db-"+i.ID || !node.Expires.Equal(renewed) || node.Labels["aws/env"] != "staging" {
+		t.Errorf("node %+v, want the name and the lease of the renewal, until %s", node, renewed)
+	}
+}
+
+// renew has the ledger confirm an enrollment, without writing the node.
+func (w *world) renew(n int, hostname string, end time.Time) {
+	w.t.Helper()
+	c := ledger.Claim{Instance: ref(n), Fingerprints: []string{fmt.Sprintf("SHA256:%d", n)}, Hostname: hostname, ImageOwner: testAccount, End: end}
+	granted, err := w.ledger.Claim(w.t.Context(), c, w.now)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	if err := w.ledger.Confirm(w.t.Context(), c, granted); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+// An event that dies after it has written the node of an instance that was off-boarded
+// meanwhile comes again, and the sweep comes in any case.
+func TestATagEventThatDiesDoesNotBringANodeBack(t *testing.T) {
+	tests := map[string]func(w *world){
+		"the event comes again": func(w *world) { w.tagsChanged(TagChange{ref(1), 5}) },
+		"the sweep comes":       func(w *world) { w.sweep(0) },
+	}
+	for name, then := range tests {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			w.enroll(1).Tags["env"] = "staging"
+			w.onUpsert = func(teleport.Node) { // off-boarded meanwhile
+				w.onUpsert = nil
+				if err := w.ledger.End(t.Context(), ref(1)); err != nil {
+					t.Fatal(err)
+				}
+				delete(w.nodes, nodeID(ref(1)))
+			}
+			w.fleet.Ledger = lookupFails{&w.ledger}
+			if errs := w.fleet.TagsChanged(t.Context(), []TagChange{{ref(1), 5}}); errs[0] == nil {
+				t.Error("an event that died counts as done")
+			}
+			if _, ok := w.node(1); !ok {
+				t.Fatal("the test shows nothing: the node is gone already")
+			}
+			w.fleet.Ledger = &w.ledger
+			then(w)
+			if _, ok := w.node(1); ok {
+				t.Error("the node of an instance that ended is still there")
+			}
+		})
+	}
+}
+
+type lookupFails struct{ Ledger }
+
+func (lookupFails) Lookup(context.Context, ledger.Instance) (ledger.Record, error) {
+	return ledger.Record{}, errors.New("throttled")
+}
+
+// The tags change back while the node is deleted for them, and the event of that finds
+// the node still there.
+func TestAMachineThatIsAdmittedAgainKeepsItsNode(t *testing.T) {
+	w := newWorld(t)
+	w.setPolicy("{name: default, match: {image_owners: [listed], max_age: 24h, tags: {env: [prod]}}}")
+	i := w.enroll(1)
+	i.Tags = map[string]string{"Name": "web", "env": "out of reach"}
+	w.onWrite = func() {
+		w.onWrite = nil
+		i.Tags = map[string]string{"Name": "web", "env": "prod"}
+		if err := w.ledger.SeeTags(t.Context(), ref(1), 2); err != nil {
+			t.Error(err)
+		}
+	}
+	w.tagsChanged(TagChange{ref(1), 1})
+	if node, ok := w.node(1); !ok || node.Labels["aws/env"] != "prod" {
+		t.Errorf("node %+v, is there: %v", node, ok)
+	}
+}
+
+func TestATagEventThatIsNeverDoneComesAgain(t *testing.T) {
+	w := newWorld(t)
+	i := w.enroll(1)
+	n := 0
+	w.onUpsert = func(teleport.Node) {
+		n++
+		i.Tags = map[string]string{"n": strconv.Itoa(n)}
+		if err := w.ledger.SeeTags(t.Context(), ref(1), 2); err != nil {
+			t.Error(err)
+		}
+	}
+	i.Tags = map[string]string{"n": "0"}
+	if errs := w.fleet.TagsChanged(t.Context(), []TagChange{{ref(1), 1}}); !errors.Is(errs[0], errMoving) || n != maxRelabels {
+		t.Errorf("error %v after %d writes, want %v", errs[0], n, errMoving)
+	}
+}
+
+// The handler of an older event reads first and writes last.
+func TestRacingTagEventsEndWithTheLatestTags(t *testing.T) {
+	w := newWorld(t)
+	i := w.enroll(1)
+	i.Tags["v"] = "1"
+	w.onUpsert = func(teleport.Node) {
+		w.onUpsert = nil
+		i.Tags = map[string]string{"v": "2"}
+		w.tagsChanged(TagChange{ref(1), 2})
+	}
+	w.tagsChanged(TagChange{ref(1), 1})
+	if node, _ := w.node(1); node.Labels["aws/v"] != "2" {
+		t.Errorf("labels %v", node.Labels)
+	}
+}
+
+func TestATagEventDoesNotBringANodeBack(t *testing.T) {
+	w := newWorld(t)
+	w.enroll(1).Tags["x"] = "y"
+	w.onUpsert = func(teleport.Node) {
+		w.onUpsert = nil
+		w.terminate(1)
+		if err := w.stateChanged(ref(1)); err != nil {
+			t.Error(err)
+		}
+	}
+	w.tagsChanged(TagChange{ref(1), 1})
+	if node, ok := w.node(1); ok {
+		t.Errorf("node %v", node)
+	}
+}
+
+func TestAMachineThatThePolicyNoLongerAdmitsLosesItsNode(t *testing.T) {
+	w := newWorld(t)
+	w.enroll(1)
+	w.setPolicy("{name: a, match: {image_owners: [listed], max_age: 24h, tags: {env: [staging]}}}")
+	w.tagsChanged(TagChange{ref(1), 1})
+	if _, ok := w.node(1); ok || w.ended(1) {
+		t.Errorf("node is there: %v, ended %v", ok, w.ended(1))
+	}
+}
+
+func TestStateReadsAreBatched(t *testing.T) {
+	w := newWorld(t)
+	var instances []ledger.Instance
+	for n := range 10 {
+		w.enroll(n)
+		if n%2 == 0 {
+			w.terminate(n)
+		}
+		instances = append(instances, ref(n))
+	}
+	w.calls = nil
+	for _, err := range w.fleet.StatesChanged(t.Context(), instances) {
+		if err != nil {
+			t.Error(err)
+		}
+	}
+	if n := strings.Count(strings.Join(w.calls, " "), "instances"); n != 1 || len(w.nodes) != 5 {
+		t.Errorf("EC2 was asked %d times, %d nodes are left", n, len(w.nodes))
+	}
+}
+
+func TestTagReadsAreBatched(t *testing.T) {
+	w := newWorld(t)
+	var changes []TagChange
+	for n := range 10 {
+		w.enroll(n)
+		changes = append(changes, TagChange{ref(n), 1})
+	}
+	w.calls = nil
+	w.tagsChanged(changes...)
+	if n := strings.Count(strings.Join(w.calls, " "), "instances"); n != 1 {
+		t.Errorf("EC2 was asked %d times", n)
+	}
+	w.ec2Err = errors.New("throttled")
+	for _, err := range w.fleet.TagsChanged(t.Context(), changes) {
+		if err == nil {
+			t.Error("a change that EC2 was not asked about counts as done")
+		}
+	}
+}

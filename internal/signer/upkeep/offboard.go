@@ -1,0 +1,187 @@
+package upkeep
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+
+	"github.com/hallmark-ssh/hallmark/internal/signer/inventory"
+	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
+	"github.com/hallmark-ssh/hallmark/internal/signer/teleport"
+)
+
+// StatesChanged acts on events that say that instances' states have changed, with one
+// question to EC2 for all instances of an account and region. If EC2 agrees that an
+// instance is gone, it ends the ledger's record and deletes the node; one that EC2 does not
+// show has to be missing for a while first. It may be called
+// any number of times, in any order, and in the middle of an enrollment: the record
+// ends first, so an enrollment that is under way finds it ended when it confirms, and
+// deletes the node itself. An instance that is stopped keeps its record, and its node
+// too unless the policy says otherwise. It returns an error for each instance, nil
+// where it is done or there is nothing to do.
+func (f *Fleet) StatesChanged(ctx context.Context, instances []ledger.Instance) []error {
+	errs := make([]error, len(instances))
+	byPlace := make(map[place][]int)
+	for n, i := range instances {
+		if f.serves(ctx, i) {
+			at := place{i.Account, i.Region}
+			byPlace[at] = append(byPlace[at], n)
+		}
+	}
+	for at, group := range byPlace {
+		found, err := f.ask(ctx, at, instances, group)
+		var missing []int
+		for _, n := range group {
+			switch i := found[instances[n].ID]; {
+			case err != nil:
+				errs[n] = err
+			case i == nil:
+				missing = append(missing, n)
+			default:
+				errs[n] = f.stateChanged(ctx, instances[n], i)
+			}
+		}
+		f.missing(ctx, at, instances, missing, found, errs)
+	}
+	return errs
+}
+
+// missing acts on events about instances that EC2 does not show. One that never enrolled
+// may be so young that EC2 does not show it yet: nothing ends for that.
+func (f *Fleet) missing(ctx context.Context, at place, instances []ledger.Instance, group []int, found map[string]*inventory.Instance, errs []error) {
+	byInstance := make(map[ledger.Instance][]int)
+	var known []ledger.Instance
+	for _, n := range group {
+		i := instances[n]
+		if byInstance[i] = append(byInstance[i], n); len(byInstance[i]) > 1 {
+			continue // two events about one
+		}
+		record, err := f.Ledger.Lookup(ctx, i)
+		switch {
+		case err != nil:
+			errs[n] = err
+		case record.Ended:
+			_, errs[n] = f.offboard(ctx, i)
+		case record.Generation == 0:
+			f.Log.InfoContext(ctx, "EC2 does not show an instance that never enrolled: nothing to do",
+				slog.String("account", i.Account), slog.String("region", i.Region), slog.String("instance", i.ID))
+		default:
+			known = append(known, i)
+		}
+	}
+	if len(known) == 0 {
+		return
+	}
+	isShown := func(key string) bool { return found[key[len(at.String())+1:]] != nil }
+	gone, _, _, err := f.absent(ctx, at, known, isShown, func() (size, error) { return f.size(ctx, at) }, nil)
+	for _, i := range known {
+		end := err
+		if slices.Contains(gone, i) {
+			var deleted bool
+			deleted, end = f.offboard(ctx, i)
+			f.Log.InfoContext(ctx, "missing for long enough: off-boarded", slog.String("account", i.Account), slog.String("region", i.Region),
+				slog.String("instance", i.ID), slog.String("node_id", nodeID(i)), slog.Bool("node_deleted", deleted))
+		} else if err == nil {
+			f.Log.WarnContext(ctx, "EC2 does not show the instance: the next sweeps decide", slog.String("account", i.Account),
+				slog.String("region", i.Region), slog.String("instance", i.ID))
+		}
+		for _, n := range byInstance[i] {
+			errs[n] = end
+		}
+	}
+}
+
+// size counts our nodes.
+func (f *Fleet) size(ctx context.Context, at place) (size, error) {
+	p, err := f.newPass(ctx)
+	if err != nil {
+		return size{}, err
+	}
+	nodes, err := p.cluster.NodesWith(ctx, map[string]string{signerLabel: f.Audience})
+	if err != nil {
+		return size{}, fmt.Errorf("list our nodes: %w", err)
+	}
+	var report Report
+	byPlace := f.sort(ctx, nodes, &report)
+	return size{all: report.Nodes, here: len(byPlace[at])}, nil
+}
+
+func (f *Fleet) stateChanged(ctx context.Context, i ledger.Instance, found *inventory.Instance) error {
+	log := f.Log.With(slog.String("account", i.Account), slog.String("region", i.Region), slog.String("instance", i.ID))
+	switch {
+	case isGone(found):
+	case isStopped(found):
+		return f.stopped(ctx, i, found, log)
+	default:
+		log.InfoContext(ctx, "the instance lives on", slog.String("state", found.State))
+		return nil
+	}
+	deleted, err := f.offboard(ctx, i)
+	if err != nil {
+		return fmt.Errorf("off-board %s: %w", i.ID, err)
+	}
+	log.InfoContext(ctx, "off-boarded", slog.String("node_id", nodeID(i)), slog.Bool("node_deleted", deleted))
+	return nil
+}
+
+// stopped deletes the node of an instance that is stopped, if the policy says so. The
+// ledger's record stays: the instance may be started again, with its keys and names.
+func (f *Fleet) stopped(ctx context.Context, i ledger.Instance, found *inventory.Instance, log *slog.Logger) error {
+	record, err := f.Ledger.Lookup(ctx, i)
+	if err != nil {
+		return err
+	}
+	if record.Ended || record.ConfirmedHostname == "" {
+		log.InfoContext(ctx, "an instance that is not enrolled is stopped")
+		return nil
+	}
+	p, err := f.newPass(ctx)
+	if err != nil {
+		return err
+	}
+	if !p.rules.RemovesStopped(factsOf(found, record), f.Now()) {
+		log.InfoContext(ctx, "the instance is stopped, and its node stays until its lease ends")
+		return nil
+	}
+	deleted, err := f.deleteOwn(ctx, p.cluster, nodeID(i))
+	if err != nil {
+		return fmt.Errorf("delete the node of %s, which is stopped: %w", i.ID, err)
+	}
+	log.InfoContext(ctx, "the instance is stopped: its node goes", slog.String("node_id", nodeID(i)), slog.Bool("node_deleted", deleted))
+	return nil
+}
+
+// offboard ends the record, then deletes the node if it is ours.
+func (f *Fleet) offboard(ctx context.Context, i ledger.Instance) (deleted bool, err error) {
+	if err := f.Ledger.End(ctx, i); err != nil {
+		return false, err
+	}
+	cluster, err := f.Connect(ctx)
+	if err != nil {
+		return false, err
+	}
+	return f.deleteOwn(ctx, cluster, nodeID(i))
+}
+
+// deleteOwn deletes a node if it bears our label, and reports whether there was one.
+func (f *Fleet) deleteOwn(ctx context.Context, cluster Cluster, id string) (bool, error) {
+	node, err := cluster.Node(ctx, id)
+	switch {
+	case errors.Is(err, teleport.ErrNotFound):
+		// Teleport reads from a cache that lags: a node written just now may not show.
+		// The enrollment that wrote it finds the record ended; for all else there is the
+		// sweep.
+		return false, nil
+	case err != nil:
+		return false, err
+	case node.Labels[signerLabel] != f.Audience:
+		return false, nil // somebody else's, whatever its id
+	}
+	err = cluster.DeleteNode(ctx, id)
+	if errors.Is(err, teleport.ErrNotFound) {
+		return false, nil
+	}
+	return err == nil, err
+}

@@ -1,0 +1,104 @@
+package upkeep
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+
+	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
+)
+
+// Batch is what Lambda hands over from a queue (AWS Lambda Developer Guide, "Using
+// Lambda with Amazon SQS").
+type Batch struct {
+	Records []Message `json:"Records"`
+}
+
+// Message is an event of EventBridge in a queue.
+type Message struct {
+	ID     string `json:"messageId"`
+	Source string `json:"eventSource"`
+	Body   string `json:"body"`
+}
+
+// BatchAnswer names the messages that are to come again (the same guide, "Reporting
+// batch item failures").
+type BatchAnswer struct {
+	Failures []Failure `json:"batchItemFailures"`
+}
+
+// Failure is a message that could not be acted on yet.
+type Failure struct {
+	ID string `json:"itemIdentifier"`
+}
+
+// Handle acts on a batch. Its events share their questions to EC2. A message that
+// is no event is logged and dropped, since it would not get better; one that failed
+// comes again, alone. One line of the log says what the batch came to.
+func (f *Fleet) Handle(ctx context.Context, batch Batch) BatchAnswer {
+	start := f.Now()
+	watched, t := f.watched()
+	answer, k := watched.handle(ctx, batch)
+	f.tellBatch(ctx, start, k, t, len(answer.Failures))
+	return answer
+}
+
+func (f *Fleet) handle(ctx context.Context, batch Batch) (BatchAnswer, kinds) {
+	var k kinds
+	answer := BatchAnswer{Failures: []Failure{}} // Lambda takes a missing list for a failure of all
+	var changes []TagChange
+	var instances []ledger.Instance
+	var changed, moved []Message
+	for _, m := range batch.Records {
+		e, err := ParseEvent([]byte(m.Body))
+		switch {
+		case err != nil:
+			k.dropped++
+			f.Log.ErrorContext(ctx, "a message is dropped", slog.String("message_id", m.ID), slog.Any("error", err))
+		case e.TagsChanged != nil:
+			k.tags++
+			changes, changed = append(changes, *e.TagsChanged), append(changed, m)
+		case e.StateChanged != nil:
+			k.states++
+			instances, moved = append(instances, *e.StateChanged), append(moved, m)
+		case e.Sweep != nil:
+			// A person or the schedule asks for it directly; whoever may only write to the
+			// queue may not.
+			k.dropped++
+			f.Log.ErrorContext(ctx, "a message is dropped: a sweep is not asked for through the queue", slog.String("message_id", m.ID))
+		default:
+			k.ignored++
+		}
+	}
+	for n, err := range f.StatesChanged(ctx, instances) {
+		answer.note(ctx, f.Log, moved[n], err)
+	}
+	for n, err := range f.TagsChanged(ctx, changes) {
+		answer.note(ctx, f.Log, changed[n], err)
+	}
+	return answer, k
+}
+
+func (a *BatchAnswer) note(ctx context.Context, log *slog.Logger, m Message, err error) {
+	if err == nil {
+		return
+	}
+	log.WarnContext(ctx, "an event could not be acted on yet", slog.String("message_id", m.ID), slog.Any("error", err))
+	a.Failures = append(a.Failures, Failure{ID: m.ID})
+}
+
+// ParseBatch reads a batch, and reports whether the data is one.
+func ParseBatch(data []byte) (Batch, bool, error) {
+	var b Batch
+	if err := json.Unmarshal(data, &b); err != nil {
+		return b, false, fmt.Errorf("%w: %w", ErrEvent, err)
+	}
+	for _, m := range b.Records {
+		if m.Source != "aws:sqs" || m.ID == "" {
+			return b, false, errors.Join(ErrEvent, fmt.Errorf("a record of %.32q", m.Source))
+		}
+	}
+	return b, len(b.Records) > 0, nil
+}

@@ -1,0 +1,423 @@
+package upkeep
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/hallmark-ssh/hallmark/internal/signer/inventory"
+	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
+	"github.com/hallmark-ssh/hallmark/internal/signer/policy"
+	"github.com/hallmark-ssh/hallmark/internal/signer/teleport"
+)
+
+// Report is what a sweep came to.
+type Report struct {
+	Nodes int // of ours, in the listed accounts and regions
+	// Deleted are nodes of instances that are gone, or that are stopped where the policy
+	// wants the nodes of such removed.
+	Deleted int
+	// Mended are nodes that were not as they should be: labels, address, host name,
+	// lease, or there at all though the instance's record had ended.
+	Mended int
+	// Refused are nodes of instances that run and that the policy no longer admits. They
+	// stay until their leases end, which no renewal puts off: a policy that went wrong
+	// must not empty a cluster.
+	Refused int
+	// Incomplete are nodes of instances that run and of which EC2 does not show now what
+	// the policy needs, an address or the image. They stay as they are.
+	Incomplete int
+	// Unenrolled are live instances that have no node.
+	Unenrolled int
+	// Foreign are nodes that bear our signer's label but no instance of a listed
+	// account and region, or another's id. They are never touched.
+	Foreign int
+	// Missing are nodes of instances that EC2 does not show, and that have to be missing
+	// again in a later sweep.
+	Missing int
+	// OverLimit is how many nodes of missing instances were left alone because they were
+	// too many.
+	OverLimit int
+	// Failed are the accounts and regions that EC2 did not answer for, and nodes that
+	// could not be deleted or mended.
+	Failed int
+	// Next is the account and region to begin with next time, empty if all were done.
+	Next string
+}
+
+// ours is one of our nodes.
+type ours struct {
+	instance ledger.Instance
+	node     teleport.Node
+}
+
+// survey is what was found out of one account and region.
+type survey struct {
+	dead    []ours // EC2 says so
+	missing []ours // EC2 does not show them
+	stopped []ours // and the policy wants the node removed
+	odd     []ours // not as they should be, perhaps
+}
+
+// run is a sweep on its way.
+type run struct {
+	pass
+	limit *int // what a person's limit has left, nil if nobody set one
+	// removable is how many nodes of stopped instances may go yet.
+	removable *int
+	noted     map[place]bool // where instances were missing before
+	report    *Report
+}
+
+// Sweep compares all of our nodes with EC2: those of instances that are gone are
+// off-boarded, the others mended. Of instances that are just missing, limit may be
+// off-boarded; if it is 0, so many as the limits of a day leave. It begins with the account
+// and region that an earlier report named as Next, and stops when the context ends:
+// what is left of that account and region is found again when its turn comes.
+// One line of the log says what it came to.
+func (f *Fleet) Sweep(ctx context.Context, from string, limit int) (Report, error) {
+	start := f.Now()
+	watched, t := f.watched()
+	report, err := watched.sweep(ctx, from, limit)
+	f.tellSweep(ctx, start, report, t, err)
+	return report, err
+}
+
+func (f *Fleet) sweep(ctx context.Context, from string, limit int) (Report, error) {
+	p, err := f.newPass(ctx)
+	if err != nil {
+		return Report{}, err
+	}
+	nodes, err := p.cluster.NodesWith(ctx, map[string]string{signerLabel: f.Audience})
+	if err != nil {
+		return Report{}, fmt.Errorf("list our nodes: %w", err)
+	}
+	var report Report
+	byPlace := f.sort(ctx, nodes, &report)
+	noted, err := f.notedPlaces(ctx)
+	if err != nil {
+		return report, err
+	}
+	r := run{pass: p, noted: noted, report: &report}
+	if limit > 0 {
+		r.limit, r.removable = &limit, &limit
+	} else {
+		removable := DefaultLimit(report.Nodes)
+		r.removable = &removable
+	}
+	places := placesFrom(byPlace, from)
+	for n, at := range places {
+		if r.sweepPlace(ctx, at, byPlace[at]); ctx.Err() != nil {
+			if n == 0 {
+				n = 1 % len(places) // one that takes all the time must not keep the others from their turn
+			}
+			report.Next = places[n].String()
+			break
+		}
+		delete(byPlace, at) // the memory is needed for the next
+	}
+	return report, nil
+}
+
+// placesFrom returns the places in order, beginning with the one that is named.
+func placesFrom(byPlace map[place][]ours, from string) []place {
+	places := slices.SortedFunc(maps.Keys(byPlace), func(a, b place) int { return cmp.Compare(a.String(), b.String()) })
+	if start := slices.IndexFunc(places, func(p place) bool { return p.String() >= from }); start > 0 {
+		return slices.Concat(places[start:], places[:start])
+	}
+	return places
+}
+
+func (r run) sweepPlace(ctx context.Context, at place, nodes []ours) {
+	s, err := r.survey(ctx, at, nodes)
+	if err != nil {
+		// What could not be asked about is as it was: nothing of it is touched.
+		if ctx.Err() == nil { // or it is only late
+			r.report.Failed++
+			r.Log.ErrorContext(ctx, "EC2 could not be asked", slog.String("account", at.account),
+				slog.String("region", at.region), slog.Any("error", err))
+		}
+		return
+	}
+	if err := r.settle(ctx, at, &s, len(nodes)); err != nil && ctx.Err() == nil {
+		r.report.Failed++
+		r.Log.ErrorContext(ctx, "instances that EC2 does not show could not be judged: their nodes stay", slog.String("account", at.account),
+			slog.String("region", at.region), slog.Int("missing", len(s.missing)), slog.Any("error", err))
+	}
+	if len(s.stopped) > *r.removable {
+		r.report.OverLimit += len(s.stopped)
+		r.Log.ErrorContext(ctx, "too many nodes of stopped instances to delete in one sweep: none deleted here; look at the policy, then sweep with a higher limit",
+			slog.String("account", at.account), slog.String("region", at.region), slog.Int("stopped", len(s.stopped)), slog.Bool("alarm", true))
+		s.stopped = nil
+	}
+	*r.removable -= len(s.stopped)
+	r.tidy(ctx, at, s)
+}
+
+// settle decides which of the missing are taken for gone.
+func (r run) settle(ctx context.Context, at place, s *survey, nodes int) error {
+	if len(s.missing) == 0 && !r.noted[at] {
+		return nil
+	}
+	byInstance := make(map[ledger.Instance]ours, len(s.missing))
+	missing := make([]ledger.Instance, len(s.missing))
+	for n, o := range s.missing {
+		missing[n], byInstance[o.instance] = o.instance, o
+	}
+	all := func(string) bool { return true } // EC2 listed all there is
+	gone, waiting, overLimit, err := r.absent(ctx, at, missing, all, func() (size, error) { return size{r.report.Nodes, nodes}, nil }, r.limit)
+	r.report.Missing += waiting
+	r.report.OverLimit += overLimit
+	if r.limit != nil {
+		*r.limit -= len(gone)
+	}
+	for _, i := range gone {
+		s.dead = append(s.dead, byInstance[i])
+	}
+	return err
+}
+
+// notedPlaces returns the accounts and regions that instances are noted of as missing.
+func (f *Fleet) notedPlaces(ctx context.Context) (map[place]bool, error) {
+	var noted map[place]bool
+	err := f.noteAbsences(ctx, f.Now(), func(a absences) {
+		noted = make(map[place]bool)
+		for key := range a.Missing {
+			if parts := strings.Split(key, "/"); len(parts) == 3 {
+				noted[place{parts[0], parts[1]}] = true
+			}
+		}
+	})
+	return noted, err
+}
+
+func (p place) String() string { return p.account + "/" + p.region }
+
+// sort groups our nodes by account and region, and leaves out those that are none of
+// our business: of an account or region that is not listed, or with labels that do
+// not fit their id.
+func (f *Fleet) sort(ctx context.Context, nodes []teleport.Node, report *Report) map[place][]ours {
+	byPlace := make(map[place][]ours)
+	for _, account := range f.Accounts {
+		for _, region := range f.Regions {
+			byPlace[place{account, region}] = nil
+		}
+	}
+	for _, node := range nodes {
+		i := ledger.Instance{Account: node.Labels[accountLabel], Region: node.Labels[regionLabel], ID: node.Labels[instanceLabel]}
+		p := place{i.Account, i.Region}
+		if _, listed := byPlace[p]; !listed || node.Labels[signerLabel] != f.Audience || nodeID(i) != node.ID {
+			report.Foreign++
+			f.Log.WarnContext(ctx, "a node with our label that is not ours to touch", slog.String("node_id", node.ID),
+				slog.String("account", i.Account), slog.String("region", i.Region), slog.String("instance", i.ID))
+			continue
+		}
+		report.Nodes++
+		byPlace[p] = append(byPlace[p], ours{i, node})
+	}
+	return byPlace
+}
+
+func (r run) survey(ctx context.Context, at place, nodes []ours) (survey, error) {
+	live, err := r.Inventory.All(ctx, at.account, at.region)
+	if err != nil {
+		return survey{}, err
+	}
+	records, err := r.Ledger.LookupAll(ctx, instancesOf(nodes))
+	if err != nil {
+		return survey{}, err
+	}
+	var s survey
+	var missing []ours
+	var refused []error
+	for _, o := range nodes {
+		i, listed := live[o.instance.ID]
+		delete(live, o.instance.ID)
+		if !listed && !records[o.instance].Ended {
+			missing = append(missing, o)
+		} else if err := r.judge(o, i, records[o.instance], &s); errors.Is(err, policy.ErrRefused) {
+			refused = append(refused, err)
+		} else if errors.Is(err, policy.ErrIncomplete) {
+			r.incomplete(ctx, o, err)
+		}
+	}
+	for _, i := range live {
+		if i.State == inventory.StateRunning {
+			r.report.Unenrolled++
+		}
+	}
+	r.refuse(ctx, at, refused)
+	err = r.confirm(ctx, at, missing, &s)
+	return s, err
+}
+
+// judge sorts a node into the survey by what EC2 and the ledger list of its instance.
+// Both are asked again before anything is written. An error is policy.ErrRefused or
+// policy.ErrIncomplete, about an instance that runs.
+func (r run) judge(o ours, i *inventory.Instance, record ledger.Record, s *survey) error {
+	switch {
+	case record.Ended:
+		s.odd = append(s.odd, o) // whoever ended it, or wrote the node, died halfway
+		return nil
+	case isGone(i):
+		s.dead = append(s.dead, o)
+		return nil
+	case isStopped(i) && r.rules.RemovesStopped(factsOf(i, record), r.Now()):
+		s.stopped = append(s.stopped, o)
+		return nil
+	}
+	want, err := r.render(i, record)
+	switch {
+	case err == nil && record.ConfirmedHostname == "":
+		// An enrollment under way, or one that died halfway: the next attempt or the end of
+		// the lease settles it.
+	case err == nil && !isSame(want, o.node, record):
+		s.odd = append(s.odd, o)
+	case err != nil && i.State == inventory.StateRunning: // others may just lack an address
+		return err
+	}
+	return nil
+}
+
+// incomplete counts an instance that the policy cannot decide on now.
+func (r run) incomplete(ctx context.Context, o ours, reason error) {
+	r.report.Incomplete++
+	r.Log.InfoContext(ctx, "EC2 does not show all that the policy needs: the node stays as it is", slog.String("account", o.instance.Account),
+		slog.String("region", o.instance.Region), slog.String("instance", o.instance.ID), slog.String("node_id", o.node.ID), slog.Any("reason", reason))
+}
+
+// refuse counts the refusals of one account and region, with one line of the log: they
+// may be thousands, for one reason.
+func (r run) refuse(ctx context.Context, at place, reasons []error) {
+	if len(reasons) == 0 {
+		return
+	}
+	r.report.Refused += len(reasons)
+	r.Log.WarnContext(ctx, "the policy no longer admits instances that have enrolled: their nodes stay until their leases end",
+		slog.String("account", at.account), slog.String("region", at.region), slog.Int("instances", len(reasons)), slog.Any("first", reasons[0]))
+}
+
+// confirm asks about instances by id that a listing did not have: an instance that starts
+// while pages are read may be on none of them.
+func (r run) confirm(ctx context.Context, at place, missing []ours, s *survey) error {
+	if len(missing) == 0 {
+		return nil
+	}
+	found, err := r.Inventory.Instances(ctx, at.account, at.region, idsOf(missing))
+	if err != nil {
+		return err
+	}
+	for _, o := range missing {
+		switch i := found[o.instance.ID]; {
+		case i == nil:
+			s.missing = append(s.missing, o)
+		case isGone(i):
+			s.dead = append(s.dead, o)
+		}
+	}
+	return nil
+}
+
+func instancesOf(list []ours) []ledger.Instance {
+	instances := make([]ledger.Instance, len(list))
+	for n, o := range list {
+		instances[n] = o.instance
+	}
+	return instances
+}
+
+func idsOf(list []ours) []string {
+	ids := make([]string, len(list))
+	for n, o := range list {
+		ids[n] = o.instance.ID
+	}
+	return ids
+}
+
+// tidy acts on what was found, as far as time allows: what is left is found again.
+func (r run) tidy(ctx context.Context, at place, s survey) {
+	for _, o := range s.dead {
+		if ctx.Err() != nil {
+			return
+		}
+		deleted, err := r.offboard(ctx, o.instance)
+		if r.note(ctx, "off-board", o, err) && deleted {
+			r.report.Deleted++
+		}
+	}
+	for batch := range slices.Chunk(slices.Concat(s.stopped, s.odd), refreshBatch) {
+		if ctx.Err() != nil {
+			return
+		}
+		r.refresh(ctx, at, batch)
+	}
+}
+
+// refreshBatch is how many instances EC2 is asked about at once before their nodes
+// are written: as many as one call may be about, and few enough that its answer is
+// still fresh for the last of them.
+const refreshBatch = 200
+
+// refresh asks the ledger and then EC2 again before it writes. The listing may be older
+// than the latest event, and an instance that was stopped may run again.
+func (r run) refresh(ctx context.Context, at place, batch []ours) {
+	records := make(map[string]ledger.Record, len(batch))
+	var known []ours
+	for _, o := range batch {
+		record, err := r.Ledger.Announce(ctx, o.instance)
+		if r.note(ctx, "announce the write of", o, err) {
+			records[o.instance.ID] = record
+			known = append(known, o)
+		}
+	}
+	found, err := r.Inventory.Instances(ctx, at.account, at.region, idsOf(known))
+	for _, o := range known {
+		if ctx.Err() != nil {
+			return
+		}
+		if !r.note(ctx, "ask EC2 again", o, err) {
+			continue
+		}
+		i := found[o.instance.ID]
+		if isStopped(i) && r.rules.RemovesStopped(factsOf(i, records[o.instance.ID]), r.Now()) {
+			r.remove(ctx, o)
+			continue
+		}
+		r.mend(ctx, o, records[o.instance.ID], i)
+	}
+}
+
+func (r run) remove(ctx context.Context, o ours) {
+	deleted, err := r.deleteOwn(ctx, r.cluster, o.node.ID)
+	if r.note(ctx, "remove", o, err) && deleted {
+		r.report.Deleted++
+	}
+}
+
+func (r run) mend(ctx context.Context, o ours, record ledger.Record, i *inventory.Instance) {
+	written, err := r.follow(o.instance, false).relabel(ctx, record, i)
+	switch {
+	case errors.Is(err, policy.ErrRefused):
+		r.refuse(ctx, place{o.instance.Account, o.instance.Region}, []error{err})
+	case errors.Is(err, policy.ErrIncomplete):
+		r.incomplete(ctx, o, err)
+	case r.note(ctx, "mend", o, err) && written:
+		r.report.Mended++
+	}
+}
+
+// note reports whether something was done, and counts and logs it if not. What time
+// did not suffice for is left to the next sweep, and is no failure.
+func (r run) note(ctx context.Context, what string, o ours, err error) bool {
+	if err != nil && ctx.Err() == nil {
+		r.report.Failed++
+		r.Log.ErrorContext(ctx, what+" failed", slog.String("account", o.instance.Account), slog.String("region", o.instance.Region),
+			slog.String("instance", o.instance.ID), slog.String("node_id", o.node.ID), slog.Any("error", err))
+	}
+	return err == nil
+}
