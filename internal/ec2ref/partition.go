@@ -1,0 +1,91 @@
+package ec2ref
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// Partition is a set of regions with accounts of its own, as ARNs spell it.
+type Partition string
+
+// partitions tells partitions by the beginning of their regions' names, and gives the
+// DNS suffix of their endpoints (AWS General Reference, "Service endpoints"; the same
+// values as partitions.json of the AWS SDKs). The last one matches every region: AWS
+// adds commercial regions without notice, and a wrong guess ends at a host that does
+// not exist.
+//
+// To add a partition, add a line.
+func partitions() []partition {
+	return []partition{
+		{"cn-", "aws-cn", "amazonaws.com.cn"},
+		{"us-gov-", govCloud, "amazonaws.com"},
+		{"eusc-", "aws-eusc", "amazonaws.eu"},
+		{"us-iso-", "aws-iso", "c2s.ic.gov"},
+		{"us-isob-", "aws-iso-b", "sc2s.sgov.gov"},
+		{"eu-isoe-", "aws-iso-e", "cloud.adc-e.uk"},
+		{"us-isof-", "aws-iso-f", "csp.hci.ic.gov"},
+		{"", "aws", "amazonaws.com"},
+	}
+}
+
+const govCloud Partition = "aws-us-gov"
+
+type partition struct {
+	regionPrefix string
+	name         Partition
+	dnsSuffix    string
+}
+
+// partition parses the region again, so that nothing but a region's name becomes part
+// of a host name or an ARN, whoever made the Region.
+func (r Region) partition() (partition, error) {
+	if _, err := ParseRegion(string(r)); err != nil {
+		return partition{}, err
+	}
+	all := partitions()
+	n := slices.IndexFunc(all, func(p partition) bool { return strings.HasPrefix(string(r), p.regionPrefix) })
+	return all[n], nil
+}
+
+// Partition returns the partition of the region. It fails for a malformed region.
+func (r Region) Partition() (Partition, error) {
+	p, err := r.partition()
+	return p.name, err
+}
+
+// Service is an AWS service, by the first label of its endpoints.
+type Service string
+
+// The services that are called by name.
+const (
+	EC2 Service = "ec2"
+	SSM Service = "ssm"
+	STS Service = "sts"
+)
+
+// Host returns the name of the service's endpoint in the region. It fails for a
+// malformed region.
+func (s Service) Host(r Region) (string, error) {
+	p, err := r.partition()
+	if err != nil {
+		return "", err
+	}
+	return fmt.Sprintf("%s.%s.%s", s, r, p.dnsSuffix), nil
+}
+
+// FIPSHost returns the name of the FIPS endpoint of STS in the region
+// (https://docs.aws.amazon.com/general/latest/gr/sts.html). It fails for a region that
+// has none.
+func FIPSHost(r Region) (string, error) {
+	p, err := r.partition()
+	switch {
+	case err != nil:
+		return "", err
+	case p.name == govCloud: // where the ordinary endpoints are FIPS endpoints
+		return STS.Host(r)
+	case !slices.Contains([]Region{"us-east-1", "us-east-2", "us-west-1", "us-west-2"}, r):
+		return "", fmt.Errorf("STS has no FIPS endpoint in %s; set region to us-east-1, us-east-2, us-west-1, us-west-2 or one of us-gov-*", r)
+	}
+	return Service("sts-fips").Host(r)
+}
