@@ -16,7 +16,7 @@ import (
 	"testing"
 
 	"github.com/hallmark-ssh/hallmark/e2e/teleportd"
-	"github.com/hallmark-ssh/hallmark/internal/signer/teleport/teleporttest"
+	"github.com/hallmark-ssh/hallmark/internal/signer/teleport/teleporttest/contract"
 )
 
 // TestMain makes the load balancers' certificate one that the system trusts: Teleport's
@@ -57,7 +57,7 @@ func TestThroughBalancer(t *testing.T) {
 	t.Run("contract", func(t *testing.T) {
 		cluster := start(t, "balanced.test", "127.83.5.1")
 		addSigner(t, cluster)
-		teleporttest.RunContract(t, target(cluster, newBalancer(t, cluster, []string{"http/1.1"})))
+		contract.Run(t, target(cluster, newBalancer(t, cluster, []string{"http/1.1"})))
 	})
 	t.Run("bot", func(t *testing.T) {
 		b := startBots(t, "balanced-bot.test", "127.83.5.2")

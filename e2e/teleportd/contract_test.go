@@ -17,6 +17,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/caexport"
 	"github.com/hallmark-ssh/hallmark/internal/signer/teleport"
 	"github.com/hallmark-ssh/hallmark/internal/signer/teleport/teleporttest"
+	"github.com/hallmark-ssh/hallmark/internal/signer/teleport/teleporttest/contract"
 )
 
 var programs = flag.String("programs", "../../bin/teleport", "folder with the programs of one version of Teleport")
@@ -38,13 +39,13 @@ func TestContract(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			cluster := start(t, "contract.test", "127.83.1.1")
 			addSigner(t, cluster)
-			teleporttest.RunContract(t, target(cluster, address(cluster)))
+			contract.Run(t, target(cluster, address(cluster)))
 		})
 	}
 }
 
-func target(cluster *teleportd.Cluster, address string) teleporttest.Target {
-	return teleporttest.Target{
+func target(cluster *teleportd.Cluster, address string) contract.Target {
+	return contract.Target{
 		Connect: func(t *testing.T) *teleport.Client {
 			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 			defer cancel()

@@ -1,4 +1,6 @@
-package teleporttest
+// Package contract checks what Hallmark relies on in a Teleport cluster. The same tests
+// run against the embedded cluster and a real one, so the first stays true to the second.
+package contract
 
 import (
 	"context"
@@ -17,38 +19,38 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/caexport"
 	"github.com/hallmark-ssh/hallmark/internal/hostcert"
 	"github.com/hallmark-ssh/hallmark/internal/signer/teleport"
+	"github.com/hallmark-ssh/hallmark/internal/signer/teleport/teleporttest"
 )
 
-// Target is a cluster that the contract is run against.
+// Target is the cluster to test.
 type Target struct {
 	// Connect returns a client whose login is good now. The test closes it.
 	Connect func(t *testing.T) *teleport.Client
 	// Export reads an authority's keys from the public export of the proxy.
 	Export func(ctx context.Context, kind caexport.Kind) ([]ssh.PublicKey, error)
 	// Rotate takes an authority to a phase of its rotation.
-	Rotate func(ctx context.Context, kind caexport.Kind, phase Phase) error
+	Rotate func(ctx context.Context, kind caexport.Kind, phase teleporttest.Phase) error
 }
 
-// RunContract checks what Hallmark relies on in a cluster. It runs against the
-// embedded cluster and against a real one, so that the first stays true to the
-// second. It leaves no nodes behind, and other authorities than it found.
-func RunContract(t *testing.T, target Target) {
+// Run runs every test on the target. It leaves no nodes behind, but it rotates the
+// cluster's CAs.
+func Run(t *testing.T, target Target) {
 	for _, test := range []struct {
 		name string
 		run  func(t *testing.T, c *teleport.Client)
 	}{
-		{"names", contractNames},
-		{"node life", contractNodeLife},
-		{"node twice", contractNodeTwice},
-		{"node expiry", contractNodeExpiry},
-		{"node on the loopback interface", contractNodeLoopback},
-		{"nodes by name", contractNodesNamed},
-		{"nodes by label", contractNodesWith},
-		{"node refused", contractNodeRefused},
-		{"host certificate", contractHostCertificate},
-		{"host certificate refused", contractHostCertificateRefused},
-		{"many at once", contractConcurrency},
-		{"closed", contractClosed},
+		{"names", testNames},
+		{"node life", testNodeLife},
+		{"node twice", testNodeTwice},
+		{"node expiry", testNodeExpiry},
+		{"node on the loopback interface", testNodeLoopback},
+		{"nodes by name", testNodesNamed},
+		{"nodes by label", testNodesWith},
+		{"node refused", testNodeRefused},
+		{"host certificate", testHostCertificate},
+		{"host certificate refused", testHostCertificateRefused},
+		{"many at once", testConcurrency},
+		{"closed", testClosed},
 	} {
 		t.Run(test.name, func(t *testing.T) { test.run(t, target.Connect(t)) })
 	}
@@ -57,7 +59,7 @@ func RunContract(t *testing.T, target Target) {
 	t.Run("rotation of host", target.rotateHost)
 }
 
-func contractNames(t *testing.T, c *teleport.Client) {
+func testNames(t *testing.T, c *teleport.Client) {
 	if c.ClusterName() == "" {
 		t.Error("no cluster name")
 	}
@@ -66,7 +68,7 @@ func contractNames(t *testing.T, c *teleport.Client) {
 	}
 }
 
-func contractNodeLife(t *testing.T, c *teleport.Client) {
+func testNodeLife(t *testing.T, c *teleport.Client) {
 	node := newNode(t, c, time.Hour)
 	ctx := deadline(t)
 	if _, err := c.Node(ctx, node.ID); !errors.Is(err, teleport.ErrNotFound) {
@@ -85,7 +87,7 @@ func contractNodeLife(t *testing.T, c *teleport.Client) {
 	}
 }
 
-func contractNodeTwice(t *testing.T, c *teleport.Client) {
+func testNodeTwice(t *testing.T, c *teleport.Client) {
 	node := newNode(t, c, time.Hour)
 	ctx := deadline(t)
 	check(t, c.UpsertNode(ctx, node))
@@ -98,7 +100,7 @@ func contractNodeTwice(t *testing.T, c *teleport.Client) {
 	}
 }
 
-func contractNodeExpiry(t *testing.T, c *teleport.Client) {
+func testNodeExpiry(t *testing.T, c *teleport.Client) {
 	node := newNode(t, c, 2*time.Second)
 	check(t, c.UpsertNode(deadline(t), node))
 	await(t, c, node.ID, func(n *teleport.Node) bool { return n == nil && time.Now().After(node.Expires) })
@@ -106,7 +108,7 @@ func contractNodeExpiry(t *testing.T, c *teleport.Client) {
 
 // An address that means the host itself never stays: Teleport takes it for that of
 // the caller, which for an agent is the machine, and here is the signer.
-func contractNodeLoopback(t *testing.T, c *teleport.Client) {
+func testNodeLoopback(t *testing.T, c *teleport.Client) {
 	node := newNode(t, c, time.Hour)
 	node.Address = "127.66.66.66:22"
 	check(t, c.UpsertNode(deadline(t), node))
@@ -116,7 +118,7 @@ func contractNodeLoopback(t *testing.T, c *teleport.Client) {
 	}
 }
 
-func contractNodesNamed(t *testing.T, c *teleport.Client) {
+func testNodesNamed(t *testing.T, c *teleport.Client) {
 	node, other := newNode(t, c, time.Hour), newNode(t, c, time.Hour)
 	other.Hostname = node.Hostname + "-2" // a keyword finds it too, and its label names the first
 	other.Labels["aws/Name"] = node.Hostname
@@ -144,7 +146,7 @@ func contractNodesNamed(t *testing.T, c *teleport.Client) {
 	}
 }
 
-func contractNodesWith(t *testing.T, c *teleport.Client) {
+func testNodesWith(t *testing.T, c *teleport.Client) {
 	node, other := newNode(t, c, time.Hour), newNode(t, c, time.Hour)
 	mark := uuid.NewString()
 	node.Labels["hallmark/signer"], node.Labels["aws/mark"] = "contract", mark
@@ -161,7 +163,7 @@ func contractNodesWith(t *testing.T, c *teleport.Client) {
 	}
 }
 
-func contractNodeRefused(t *testing.T, c *teleport.Client) {
+func testNodeRefused(t *testing.T, c *teleport.Client) {
 	for name, change := range map[string]func(*teleport.Node){
 		"no ID":               func(n *teleport.Node) { n.ID = "" },
 		"no expiry":           func(n *teleport.Node) { n.Expires = time.Time{} },
@@ -179,7 +181,7 @@ func contractNodeRefused(t *testing.T, c *teleport.Client) {
 	}
 }
 
-func contractHostCertificate(t *testing.T, c *teleport.Client) {
+func testHostCertificate(t *testing.T, c *teleport.Client) {
 	ctx, key := deadline(t), newHostKey(t)
 	id := uuid.NewString()
 	principals := []string{"web-1", id, "web-1." + c.ClusterName(), id + "." + c.ClusterName()}
@@ -199,7 +201,7 @@ func contractHostCertificate(t *testing.T, c *teleport.Client) {
 	}
 }
 
-func contractHostCertificateRefused(t *testing.T, c *teleport.Client) {
+func testHostCertificateRefused(t *testing.T, c *teleport.Client) {
 	key := newHostKey(t)
 	if _, err := c.SignHostKey(deadline(t), key, nil, time.Hour); err == nil {
 		t.Error("no principals: accepted")
@@ -211,7 +213,7 @@ func contractHostCertificateRefused(t *testing.T, c *teleport.Client) {
 	}
 }
 
-func contractConcurrency(t *testing.T, c *teleport.Client) {
+func testConcurrency(t *testing.T, c *teleport.Client) {
 	ctx, key := deadline(t), newHostKey(t)
 	var group sync.WaitGroup
 	for range 8 {
@@ -230,7 +232,7 @@ func contractConcurrency(t *testing.T, c *teleport.Client) {
 	group.Wait()
 }
 
-func contractClosed(t *testing.T, c *teleport.Client) {
+func testClosed(t *testing.T, c *teleport.Client) {
 	check(t, c.Close())
 	if _, err := c.CAs(deadline(t)); err == nil {
 		t.Error("a call after Close works")

@@ -1,4 +1,4 @@
-package teleporttest_test
+package contract_test
 
 import (
 	"context"
@@ -12,6 +12,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/caexport"
 	"github.com/hallmark-ssh/hallmark/internal/signer/teleport"
 	"github.com/hallmark-ssh/hallmark/internal/signer/teleport/teleporttest"
+	"github.com/hallmark-ssh/hallmark/internal/signer/teleport/teleporttest/contract"
 )
 
 func TestContract(t *testing.T) {
@@ -26,7 +27,7 @@ func TestContract(t *testing.T) {
 				t.Fatal(err)
 			}
 			t.Cleanup(func() { cluster.Close() })
-			teleporttest.RunContract(t, target(t, cluster))
+			contract.Run(t, target(t, cluster))
 			for _, request := range cluster.HostCertRequests() {
 				if request.Role != "ProvisionToken" || request.HostId != "" || request.Ttl.AsDuration() <= 0 {
 					t.Errorf("Teleport was asked for %v", request)
@@ -36,12 +37,12 @@ func TestContract(t *testing.T) {
 	}
 }
 
-func target(t *testing.T, cluster *teleporttest.Cluster) teleporttest.Target {
+func target(t *testing.T, cluster *teleporttest.Cluster) contract.Target {
 	proxy, err := caexport.NewHTTPClient(cluster.RootsPEM())
 	if err != nil {
 		t.Fatal(err)
 	}
-	return teleporttest.Target{
+	return contract.Target{
 		Connect: func(t *testing.T) *teleport.Client {
 			identity := filepath.Join(t.TempDir(), "identity.pem")
 			login, err := cluster.NewIdentityFile(time.Hour)

@@ -1,4 +1,4 @@
-package teleporttest
+package contract
 
 import (
 	"bytes"
@@ -15,6 +15,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/caexport"
 	"github.com/hallmark-ssh/hallmark/internal/hostcert"
 	"github.com/hallmark-ssh/hallmark/internal/signer/teleport"
+	"github.com/hallmark-ssh/hallmark/internal/signer/teleport/teleporttest"
 )
 
 func (target Target) authorities(t *testing.T) {
@@ -31,31 +32,31 @@ func (target Target) authorities(t *testing.T) {
 // rotation is a phase, and which of the old and new key are trusted then. The first
 // is the one that signs.
 type rotation struct {
-	phase       Phase
+	phase       teleporttest.Phase
 	first, last string
 }
 
 func (target Target) rotateOpenSSH(t *testing.T) {
 	target.rotate(t, caexport.OpenSSH, []rotation{
-		{PhaseInit, "old", "new"},
-		{PhaseUpdateClients, "new", "old"},
-		{PhaseRollback, "old", "new"},
-		{PhaseStandby, "old", "old"},
+		{teleporttest.PhaseInit, "old", "new"},
+		{teleporttest.PhaseUpdateClients, "new", "old"},
+		{teleporttest.PhaseRollback, "old", "new"},
+		{teleporttest.PhaseStandby, "old", "old"},
 	})
 	target.rotate(t, caexport.OpenSSH, []rotation{
-		{PhaseInit, "old", "new"},
-		{PhaseUpdateClients, "new", "old"},
-		{PhaseUpdateServers, "new", "old"},
-		{PhaseStandby, "new", "new"},
+		{teleporttest.PhaseInit, "old", "new"},
+		{teleporttest.PhaseUpdateClients, "new", "old"},
+		{teleporttest.PhaseUpdateServers, "new", "old"},
+		{teleporttest.PhaseStandby, "new", "new"},
 	})
 }
 
 func (target Target) rotateHost(t *testing.T) {
 	target.rotate(t, caexport.Host, []rotation{
-		{PhaseInit, "old", "new"},
-		{PhaseUpdateClients, "new", "old"},
-		{PhaseUpdateServers, "new", "old"},
-		{PhaseStandby, "new", "new"},
+		{teleporttest.PhaseInit, "old", "new"},
+		{teleporttest.PhaseUpdateClients, "new", "old"},
+		{teleporttest.PhaseUpdateServers, "new", "old"},
+		{teleporttest.PhaseStandby, "new", "new"},
 	})
 }
 
@@ -81,7 +82,7 @@ func (target Target) rotate(t *testing.T, kind caexport.Kind, rotations []rotati
 			if next == "" && len(keys) == 2 {
 				next = keys[1]
 			}
-			return name(keys[0]) == r.first && name(keys[len(keys)-1]) == r.last && (len(keys) == 1) == (r.phase == PhaseStandby)
+			return name(keys[0]) == r.first && name(keys[len(keys)-1]) == r.last && (len(keys) == 1) == (r.phase == teleporttest.PhaseStandby)
 		})
 		t.Logf("%s: %v", r.phase, keys)
 		target.sign(t)
