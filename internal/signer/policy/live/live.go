@@ -150,6 +150,7 @@ func (p *Policy) refresh(ctx context.Context, before *policy.Policy) (*policy.Po
 	if before == nil {
 		p.note(ctx, last)
 	}
+	p.checkReset(ctx, before, found.SHA256)
 	if before == nil || before.SHA256 != found.SHA256 {
 		p.config.Log.InfoContext(ctx, "a policy comes into force", slog.String("policy_sha256", found.SHA256))
 	}
@@ -243,6 +244,30 @@ func (p *Policy) save(ctx context.Context, text []byte, sum string) {
 		return
 	}
 	p.stored = sum
+}
+
+// EventReset is the event of the log line about a policy that was replaced by the
+// built-in one. The stack's metric filters count it.
+const EventReset = "policy_reset"
+
+// checkReset raises an alarm if the built-in policy replaces another. CloudFormation puts
+// it back into the parameter when any of the parameter's properties changes, and it admits
+// machines that a stricter policy refuses.
+func (p *Policy) checkReset(ctx context.Context, before *policy.Policy, sum string) {
+	replaced := p.stored
+	if before != nil {
+		replaced = before.SHA256
+	}
+	if replaced == "" || replaced == sum {
+		return
+	}
+	builtIn, err := policy.Default(p.config.Limits)
+	if err != nil || builtIn.SHA256 != sum {
+		return // a deployment that the built-in policy does not fit has not got it
+	}
+	p.config.Log.ErrorContext(ctx, "the built-in policy replaced another; put the last one back if nobody meant to",
+		slog.String("event", EventReset), slog.Bool("alarm", true),
+		slog.String("policy_sha256", sum), slog.String("replaced_sha256", replaced))
 }
 
 // EventRejected is the event of the log line about a policy that was rejected. The stack's

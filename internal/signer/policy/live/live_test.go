@@ -5,7 +5,9 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -128,8 +130,11 @@ func (w *world) inForce(t *testing.T, want string) {
 	}
 }
 
-// alarms returns the alarm lines so far.
-func (w *world) alarms(t *testing.T) []map[string]any {
+// alarms returns the lines about rejected policies so far.
+func (w *world) alarms(t *testing.T) []map[string]any { return w.lines(t, EventRejected) }
+
+// lines returns the alarm lines with an event so far.
+func (w *world) lines(t *testing.T, event string) []map[string]any {
 	t.Helper()
 	var found []map[string]any
 	for line := range strings.Lines(w.log.String()) {
@@ -141,10 +146,12 @@ func (w *world) alarms(t *testing.T) []map[string]any {
 			if entry["level"] != "ERROR" {
 				t.Errorf("alarm at level %v", entry["level"])
 			}
-			if entry["event"] != EventRejected {
+			if entry["event"] != EventRejected && entry["event"] != EventReset {
 				t.Errorf("alarm with event %v", entry["event"])
 			}
-			found = append(found, entry)
+			if entry["event"] == event {
+				found = append(found, entry)
+			}
 		}
 	}
 	return found
@@ -231,6 +238,57 @@ func TestBroken(t *testing.T) {
 			t.Errorf("alarms %v", alarms)
 		}
 	})
+}
+
+// CloudFormation may put the stack's first policy back over one that was edited in place.
+func TestReset(t *testing.T) {
+	const builtIn = "version: 1\nrules:\n  - name: default\n    match:\n      image_owners: [listed]\n      max_age: 24h\n"
+	if p, err := policy.Default(limits()); err != nil || p.SHA256 != digest([]byte(builtIn)) {
+		t.Fatalf("the built-in policy is another (%v)", err)
+	}
+	run(t, "under a running process", func(t *testing.T) {
+		w := newWorld(good)
+		w.inForce(t, good)
+		w.put(builtIn, nil)
+		w.inForce(t, builtIn)
+		w.wantReset(t, good)
+		pass(maxAge + time.Second)
+		w.inForce(t, builtIn)
+		w.wantReset(t, good) // logged once
+	})
+	run(t, "while none ran", func(t *testing.T) {
+		w := newWorld(builtIn)
+		w.last = good
+		w.inForce(t, builtIn)
+		w.wantReset(t, good)
+	})
+	run(t, "at the first start", func(t *testing.T) {
+		w := newWorld(builtIn)
+		w.inForce(t, builtIn)
+		w.wantReset(t)
+	})
+	run(t, "by a stricter one", func(t *testing.T) {
+		w := newWorld(builtIn)
+		w.inForce(t, builtIn)
+		w.put(better, nil)
+		w.inForce(t, better)
+		w.wantReset(t)
+	})
+}
+
+// wantReset checks which texts the built-in policy replaced so far, as the log says.
+func (w *world) wantReset(t *testing.T, replaced ...string) {
+	t.Helper()
+	var got, want []string
+	for _, line := range w.lines(t, EventReset) {
+		got = append(got, fmt.Sprint(line["replaced_sha256"]))
+	}
+	for _, text := range replaced {
+		want = append(want, digest([]byte(text)))
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("the log says that the built-in policy replaced %q, want %q", got, want)
+	}
 }
 
 func TestStart(t *testing.T) {
