@@ -54,7 +54,8 @@ func setUp(ctx context.Context, f *machine.Fleet) (err error) {
 		return err
 	}
 	shared.lab, err = lab.New(ctx, f, lab.Config{
-		Bootstrap: "../bin/bootstrap", Packer: "../bin/packer", Plugin: "../bin/packer-plugin-hallmark", Policy: policy,
+		Bootstrap: "../bin/bootstrap", Packer: "../bin/packer", Plugin: "../bin/packer-plugin-hallmark",
+		Operator: "../bin/hallmark-signer", Policy: policy,
 	}, dir)
 	if err != nil {
 		return err

@@ -8,7 +8,7 @@ import (
 	"log/slog"
 	"time"
 
-	"github.com/hallmark-ssh/hallmark/internal/signer/memo"
+	"github.com/hallmark-ssh/hallmark/internal/signer/deployment"
 	"github.com/hallmark-ssh/hallmark/internal/signer/upkeep"
 )
 
@@ -24,17 +24,6 @@ const (
 	walkTime = 45 * time.Second
 )
 
-const (
-	// sweepMemo is the name of the bookmark.
-	sweepMemo = "sweep"
-	// missingMemo begins the name of the list of instances that EC2 does not show; the
-	// signer's audience follows. Signers that share a ledger see other nodes.
-	missingMemo = "missing/"
-	// expiredMemo begins the name of where the walk through expired records stands, and the
-	// audience follows, too.
-	expiredMemo = "expired/"
-)
-
 // bookmark remembers where the next sweep begins. memo.Memo is one.
 type bookmark interface {
 	Load(ctx context.Context) ([]byte, error)
@@ -48,45 +37,15 @@ type fleetHandler struct {
 	log      *slog.Logger
 }
 
-// buildFleet makes the function that the deployment describes. It calls nobody.
-func buildFleet(ctx context.Context, log *slog.Logger) (fleetHandler, error) {
-	p, err := load(ctx, log)
+// newFleetHandler makes the function that the deployment describes. It calls nobody.
+func newFleetHandler(ctx context.Context, log *slog.Logger) (fleetHandler, error) {
+	u, err := deployment.NewUpkeep(ctx, log)
 	if err != nil {
 		return fleetHandler{}, err
 	}
-	d := p.deployment
-	l, err := d.fleetLogin()
-	if err != nil {
-		return fleetHandler{}, err
-	}
-	config, err := d.teleport("fleet_login", l, p.aws, log)
-	if err != nil {
-		return fleetHandler{}, err
-	}
-	cluster := &connector{config: config}
-	p.logStart(ctx, log, l)
-	notes := func(name string) upkeep.Notes {
-		if p.table == nil {
-			return new(memo.Memory)
-		}
-		return memo.Memo{Client: p.table, Table: tableName(p.env.table), Name: name + d.Audience}
-	}
-	h := fleetHandler{fleet: &upkeep.Fleet{
-		Audience:  d.Audience,
-		Accounts:  d.Accounts.ids(),
-		Regions:   d.Regions,
-		Inventory: newInventory(d, p.aws),
-		Ledger:    p.ledger,
-		Missing:   notes(missingMemo),
-		Records:   p.ledger,
-		Walk:      notes(expiredMemo),
-		Policy:    p.policy,
-		Connect:   cluster.fleet,
-		Log:       log,
-		Now:       wallClock,
-	}, log: log}
-	if p.table != nil {
-		h.bookmark = memo.Memo{Client: p.table, Table: tableName(p.env.table), Name: sweepMemo}
+	h := fleetHandler{fleet: u.Fleet, log: log}
+	if u.Bookmark != nil { // a nil of a type is no nil bookmark
+		h.bookmark = u.Bookmark
 	}
 	return h, nil
 }

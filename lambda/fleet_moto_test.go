@@ -22,6 +22,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/e2e/fake/moto"
 	"github.com/hallmark-ssh/hallmark/internal/identity/identitytest"
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
+	"github.com/hallmark-ssh/hallmark/internal/signer/deployment/deploymenttest"
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
 	"github.com/hallmark-ssh/hallmark/internal/signer/memo"
 	"github.com/hallmark-ssh/hallmark/internal/signer/teleport"
@@ -75,7 +76,7 @@ func newMotoWorld(t *testing.T) *motoWorld {
 	w := &motoWorld{t: t, cluster: cluster}
 	w.connectAWS(server.URL)
 
-	path := write(t, map[string]string{
+	path := deploymenttest.Write(t, map[string]string{
 		"deployment.yaml": fmt.Sprintf("audience: %s\naccounts: [%q]\nregions: [%s]\nregion_certificates: {%s: %s}\n"+
 			"teleport: {address: %q, roots_file: ca.pem, login: {method: identity-file, file: identity.pem}, fleet_login: {method: identity-file, file: identity.pem}}\n",
 			testAudience, moto.Account, testRegion, testRegion, regionCertificate(t), cluster.Address()),
@@ -128,12 +129,12 @@ func (w *motoWorld) connectAWS(url string) {
 	check(w.ec2.CreateSubnet(w.t.Context(), &ec2.CreateSubnetInput{
 		VpcId: vpc.Vpc.VpcId, CidrBlock: aws.String("10.0.0.0/24"), AvailabilityZone: aws.String(testRegion + "a"),
 	}))(w.t)
-	if err := dynamodb.CreateTable(w.t.Context(), dynamodb.Client(url, testRegion), "hallmark"); err != nil {
+	client := dynamodb.Client(url, testRegion)
+	if err := dynamodb.CreateTable(w.t.Context(), client, "hallmark"); err != nil {
 		w.t.Fatal(err)
 	}
-	client := newDynamoDB(cfg, "hallmark")
 	w.ledger = ledger.NewDynamoDB(client, "hallmark", time.Now)
-	w.bookmark = memo.Memo{Client: client, Table: "hallmark", Name: sweepMemo}
+	w.bookmark = memo.Memo{Client: client, Table: "hallmark", Name: "sweep"}
 	if w.nodes, err = teleport.Dial(w.t.Context(), w.login()); err != nil {
 		w.t.Fatal(err)
 	}
@@ -141,7 +142,7 @@ func (w *motoWorld) connectAWS(url string) {
 }
 
 func (w *motoWorld) login() teleport.Config {
-	path := write(w.t, map[string]string{"deployment.yaml": string(w.cluster.IdentityFile())})
+	path := deploymenttest.Write(w.t, map[string]string{"deployment.yaml": string(w.cluster.IdentityFile())})
 	return teleport.Config{Address: w.cluster.Address(), RootsPEM: w.cluster.RootsPEM(), Login: teleport.IdentityFile(path)}
 }
 

@@ -21,7 +21,6 @@ import (
 	"github.com/hallmark-ssh/hallmark/e2e/fake/sts"
 	"github.com/hallmark-ssh/hallmark/internal/identity/identitytest"
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
-	"github.com/hallmark-ssh/hallmark/internal/signer/emf/emftest"
 	"github.com/hallmark-ssh/hallmark/internal/signer/inventory"
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
 	"github.com/hallmark-ssh/hallmark/internal/signer/teleport"
@@ -532,73 +531,5 @@ func TestFunctionsAreToldApartByTheirHandler(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), "HALLMARK_AUDIENCE") {
 			t.Errorf("%s: error %v", name, err)
 		}
-	}
-}
-
-func TestFleetLogin(t *testing.T) {
-	for name, tt := range map[string]struct {
-		login   string
-		want    login
-		wantErr string
-	}{
-		"default of iam": {
-			"login: {method: iam, token: t, role: r, region: us-east-1, fips: true}",
-			login{Method: loginIAM, Token: "hallmark-fleet", Role: "hallmark-fleet", Region: "us-east-1", FIPS: true}, "",
-		},
-		"its own": {
-			"login: {method: iam, token: t, role: r}, fleet_login: {method: iam, token: f, role: g}",
-			login{Method: loginIAM, Token: "f", Role: "g"}, "",
-		},
-		"no default of a secret": {
-			"login: {method: identity-secret, secret: \"" + secretARN + "\"}", login{}, "teleport.fleet_login: missing",
-		},
-		"its own, wrong": {
-			"login: {method: iam, token: t, role: r}, fleet_login: {method: iam, token: f}", login{}, "teleport.fleet_login.role: missing",
-		},
-		"its own, unknown key": {
-			"login: {method: iam, token: t, role: r}, fleet_login: {method: iam, token: f, role: g, host_cert: true}", login{}, "host_cert",
-		},
-	} {
-		t.Run(name, func(t *testing.T) {
-			var got login
-			d, err := parseDeployment([]byte(strings.Replace(minimal, "login: {method: identity-file, file: identity.pem}", tt.login, 1)))
-			if err == nil {
-				got, err = d.fleetLogin()
-			}
-			if got != tt.want || (err == nil) != (tt.wantErr == "") || err != nil && !strings.Contains(err.Error(), tt.wantErr) {
-				t.Errorf("got %+v, error %v", got, err)
-			}
-		})
-	}
-	path := write(t, map[string]string{
-		"deployment.yaml": strings.Replace(minimal, "identity.pem}", "identity.pem}, fleet_login: {method: identity-file, file: fleet.pem}", 1),
-		"identity.pem":    "",
-	})
-	if _, err := readDeployment(path); err == nil || !strings.Contains(err.Error(), "teleport.fleet_login.file") {
-		t.Errorf("error %v of a file that is missing", err)
-	}
-}
-
-// How long a login is good for is told, of those that somebody has to replace, and
-// not at every call.
-func TestLoginIsWatched(t *testing.T) {
-	log, now := new(bytes.Buffer), time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
-	watch := &loginWatch{signer: testAudience, log: slog.New(slog.NewJSONHandler(log, nil)), now: func() time.Time { return now }}
-	end := now.Add(time.Hour)
-	for range 3 {
-		watch.loggedIn(end)
-	}
-	var line map[string]any
-	if err := json.Unmarshal(log.Bytes(), &line); err != nil { // of one line
-		t.Fatal(err)
-	}
-	emftest.Check(t, line, now)
-	if line["login_left_s"] != 3600.0 || line["signer"] != testAudience {
-		t.Errorf("line %v", line)
-	}
-	now = now.Add(loginPause)
-	watch.loggedIn(end)
-	if n := strings.Count(log.String(), "\n"); n != 2 {
-		t.Errorf("%d lines", n)
 	}
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"log/slog"
 	"regexp"
 	"slices"
 	"strings"
@@ -13,6 +14,8 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/dynamodb/types"
 	"go.yaml.in/yaml/v3"
 
+	"github.com/hallmark-ssh/hallmark/internal/signer/deployment"
+	"github.com/hallmark-ssh/hallmark/internal/signer/deployment/deploymenttest"
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
 	"github.com/hallmark-ssh/hallmark/internal/signer/memo"
 )
@@ -82,18 +85,16 @@ func TestTheFleetsRoleReachesItsItems(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	bookmark, last := memo.Memo{Client: table, Table: "ledger", Name: sweepMemo}, memo.Memo{Client: table, Table: "ledger", Name: "policy"}
-	check(bookmark.Load(ctx))(t)
-	check(last.Load(ctx))(t)
-	for _, err := range []error{bookmark.Save(ctx, []byte("x")), last.Save(ctx, []byte("x"))} {
-		if err != nil {
+	texts := []memo.Memo{{Client: table, Table: "ledger", Name: "policy"}}
+	for _, name := range namesInTable(t) {
+		texts = append(texts, memo.Memo{Client: table, Table: "ledger", Name: name})
+	}
+	for _, text := range texts {
+		check(text.Load(ctx))(t)
+		if err := text.Save(ctx, []byte("x")); err != nil {
 			t.Fatal(err)
 		}
-	}
-
-	for _, name := range []string{missingMemo, expiredMemo} {
-		notes := memo.Memo{Client: table, Table: "ledger", Name: name + testAudience}
-		if err := notes.Update(ctx, func([]byte) ([]byte, error) { return []byte("x"), nil }); err != nil {
+		if err := text.Update(ctx, func([]byte) ([]byte, error) { return []byte("y"), nil }); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -115,6 +116,18 @@ func TestTheFleetsRoleReachesItsItems(t *testing.T) {
 	if len(used) != len(patterns) {
 		t.Errorf("of %q only %v are needed", patterns, used)
 	}
+}
+
+// namesInTable returns the names of what the function "fleet" notes beside the ledger.
+func namesInTable(t *testing.T) []string {
+	t.Helper()
+	t.Setenv("HALLMARK_LEDGER_TABLE", "ledger")
+	t.Setenv("HALLMARK_DEPLOYMENT", deploymenttest.Write(t, map[string]string{
+		"deployment.yaml": strings.Replace(deploymenttest.Minimal, "identity.pem}", "identity.pem}, fleet_login: {method: identity-file, file: identity.pem}", 1),
+		"identity.pem":    "",
+	}))
+	u := check(deployment.NewUpkeep(t.Context(), slog.New(slog.DiscardHandler)))(t)
+	return []string{u.Bookmark.Name, u.Fleet.Missing.(memo.Memo).Name, u.Fleet.Walk.(memo.Memo).Name}
 }
 
 // A scan reaches every item, so the fleet's role bounds which attributes it may ask for.

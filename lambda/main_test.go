@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -22,6 +23,8 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/identity"
 	"github.com/hallmark-ssh/hallmark/internal/identity/identitytest"
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
+	"github.com/hallmark-ssh/hallmark/internal/signer/deployment"
+	"github.com/hallmark-ssh/hallmark/internal/signer/deployment/deploymenttest"
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
 	"github.com/hallmark-ssh/hallmark/internal/signer/teleport/teleporttest"
 )
@@ -33,6 +36,14 @@ const (
 	testInstance = "i-0a1b2c3d4e5f60718"
 	testImage    = "ami-0a1b2c3d4e5f60718"
 )
+
+func TestMain(m *testing.M) {
+	if os.Getenv("AWS_LAMBDA_RUNTIME_API") != "" { // e2e/fake/lambdahost runs this test as the function
+		main()
+		return
+	}
+	os.Exit(m.Run())
+}
 
 // world is the signer as it is deployed, with AWS and Teleport around it: STS
 // checks whole signatures, Teleport speaks its own protocol, and EC2 knows one
@@ -79,7 +90,7 @@ func newWorldOn(t *testing.T, options teleporttest.Options) *world {
 		ARN: "arn:aws:sts::" + testAccount + ":assumed-role/aws:ec2-instance/" + testInstance,
 	})
 	w.setEnvironment()
-	s, err := build(t.Context(), slog.New(slog.NewJSONHandler(w.log, nil)))
+	s, err := deployment.NewSigner(t.Context(), slog.New(slog.NewJSONHandler(w.log, nil)))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -106,7 +117,7 @@ func (w *world) setEnvironment() {
 func (w *world) writeDeployment(login string) string {
 	w.t.Helper()
 	certificate := strings.ReplaceAll(string(w.region.CertificatePEM()), "\n", "\n    ")
-	return write(w.t, map[string]string{
+	return deploymenttest.Write(w.t, map[string]string{
 		"deployment.yaml": fmt.Sprintf("audience: %s\naccounts: [%q]\nregions: [%s]\nregion_certificates:\n  %s: |\n    %s\n"+
 			"teleport: {address: %q, roots_file: ca.pem, login: {%s}}\n",
 			testAudience, testAccount, testRegion, testRegion, certificate, w.cluster.Address(), login),
@@ -279,47 +290,11 @@ func TestOtherKeysAreRefusedOnRealParts(t *testing.T) {
 	}
 }
 
-// What build is missing, it says by the name of the setting.
-func TestBuildRefusesTheEnvironment(t *testing.T) {
-	for name, tt := range map[string]struct {
-		environment map[string]string
-		want        []string
-	}{
-		"inside Lambda without a table": {
-			map[string]string{"AWS_LAMBDA_FUNCTION_NAME": "enroll"}, []string{"HALLMARK_LEDGER_TABLE", "pk", "enroll"},
-		},
-		"a policy parameter without a table": {
-			map[string]string{"HALLMARK_POLICY_PARAMETER": "/hallmark/policy"}, []string{"HALLMARK_POLICY_PARAMETER", "HALLMARK_LEDGER_TABLE"},
-		},
-		"two policies": {
-			map[string]string{"HALLMARK_POLICY_PARAMETER": "/hallmark/policy", "HALLMARK_LEDGER_TABLE": "ledger"},
-			[]string{"policy_file", "HALLMARK_POLICY_PARAMETER"},
-		},
-	} {
-		t.Run(name, func(t *testing.T) {
-			path := write(t, map[string]string{
-				"deployment.yaml": minimal + "policy_file: policy.yaml", "identity.pem": "", "policy.yaml": anyPolicy,
-			})
-			t.Setenv("HALLMARK_DEPLOYMENT", path)
-			for _, variable := range []string{"AWS_LAMBDA_FUNCTION_NAME", "HALLMARK_LEDGER_TABLE", "HALLMARK_POLICY_PARAMETER"} {
-				t.Setenv(variable, tt.environment[variable])
-			}
-			t.Setenv("AWS_REGION", "us-west-2")
-			_, err := build(t.Context(), slog.New(slog.DiscardHandler))
-			for _, want := range tt.want {
-				if err == nil || !strings.Contains(err.Error(), want) {
-					t.Errorf("error %v; want %q in it", err, want)
-				}
-			}
-		})
-	}
-}
-
 func TestBuildInsideLambda(t *testing.T) {
 	w := newWorld(t)
 	t.Setenv("AWS_LAMBDA_FUNCTION_NAME", "enroll")
 	t.Setenv("HALLMARK_LEDGER_TABLE", "arn:aws:dynamodb:eu-west-1:111122223333:table/ledger")
-	s, err := build(t.Context(), slog.New(slog.DiscardHandler))
+	s, err := deployment.NewSigner(t.Context(), slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -328,25 +303,5 @@ func TestBuildInsideLambda(t *testing.T) {
 	}
 	if calls := w.sts.Calls(); calls != 0 {
 		t.Errorf("%d calls of STS while starting", calls)
-	}
-}
-
-func TestARNs(t *testing.T) {
-	for name, want := range map[string][2]string{
-		"ledger": {"us-west-2", "ledger"},
-		"arn:aws:dynamodb:eu-west-1:111122223333:table/ledger": {"eu-west-1", "ledger"},
-	} {
-		if got := [2]string{regionOf(name, "us-west-2"), tableName(name)}; got != want {
-			t.Errorf("%s: got %q, want %q", name, got, want)
-		}
-	}
-}
-
-func TestBuildSaysWhatIsWrong(t *testing.T) {
-	t.Setenv("HALLMARK_DEPLOYMENT", "")
-	t.Setenv("LAMBDA_TASK_ROOT", t.TempDir())
-	_, err := build(t.Context(), slog.New(slog.DiscardHandler))
-	if err == nil || !strings.Contains(err.Error(), "HALLMARK_DEPLOYMENT") || !strings.Contains(err.Error(), "deployment.yaml") {
-		t.Errorf("error %v; want the variable and the path", err)
 	}
 }

@@ -15,6 +15,8 @@ import (
 	"testing"
 
 	"go.yaml.in/yaml/v3"
+
+	"github.com/hallmark-ssh/hallmark/internal/signer/deployment/deploymenttest"
 )
 
 // SAM copies the folder of the template, and in the copy calls the Makefile's target
@@ -88,7 +90,7 @@ func sourceCopy(t *testing.T) string {
 	if err := os.Mkdir(deployment, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(filepath.Join(deployment, "deployment.yaml"), []byte(minimal), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(deployment, "deployment.yaml"), []byte(deploymenttest.Minimal), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	return dir

@@ -55,6 +55,8 @@ const (
 type Config struct {
 	// Bootstrap, Packer and Plugin are the paths of the programs under test.
 	Bootstrap, Packer, Plugin string
+	// Operator is the path of hallmark-signer; only Lab.Operator needs it.
+	Operator string
 	// Teleport is the folder with Teleport's programs; empty means the embedded
 	// cluster.
 	Teleport string
@@ -98,7 +100,7 @@ type Lab struct {
 // New starts the lab in a folder. It ends with the context, or the program.
 func New(ctx context.Context, f *machine.Fleet, config Config, dir string) (*Lab, error) {
 	l := &Lab{fleet: f, config: config, dir: dir, last: netip.MustParseAddr(lastReserved)}
-	for _, program := range []*string{&l.config.Bootstrap, &l.config.Packer, &l.config.Plugin} {
+	for _, program := range []*string{&l.config.Bootstrap, &l.config.Packer, &l.config.Plugin, &l.config.Operator} {
 		if err := absolute(program); err != nil {
 			return nil, err
 		}

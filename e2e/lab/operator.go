@@ -18,10 +18,10 @@ const OperatorARN = "arn:aws:sts::" + moto.Account + ":user/moto"
 // LedgerTable is the signer's table in DynamoDB.
 const LedgerTable = "hallmark-ledger"
 
-// Operator runs hallmark-signer, the signer's own program, as an operator on a
-// workstation does: with credentials of his own. It returns what it prints.
+// Operator runs hallmark-signer as an operator does on a workstation, with credentials of
+// the operator's own. It returns what the program prints.
 func (l *Lab) Operator(ctx context.Context, args ...string) (string, error) {
-	cmd := exec.CommandContext(ctx, l.config.Bootstrap, args...)
+	cmd := exec.CommandContext(ctx, l.config.Operator, args...)
 	cmd.Env = append(os.Environ(), "AWS_REGION="+Region, "AWS_ACCESS_KEY_ID=operator", "AWS_SECRET_ACCESS_KEY=operator",
 		"AWS_ENDPOINT_URL_STS="+l.moto.URL, "AWS_ENDPOINT_URL_DYNAMODB="+l.moto.URL)
 	var stderr bytes.Buffer

@@ -1,6 +1,6 @@
 //go:build e2e
 
-package main
+package operator
 
 import (
 	"bytes"
@@ -29,7 +29,7 @@ func TestEndAndReleaseOnMoto(t *testing.T) {
 	run := func(want int, args ...string) string {
 		t.Helper()
 		var out, errs bytes.Buffer
-		if code := runCommand(t.Context(), args, strings.NewReader(""), &out, &errs); code != want {
+		if code := Run(t.Context(), args, strings.NewReader(""), &out, &errs); code != want {
 			t.Fatalf("%s: exit code %d, want %d: %s", args[0], code, want, &errs)
 		}
 		return out.String() + errs.String()
@@ -55,8 +55,8 @@ func TestEndAndReleaseOnMoto(t *testing.T) {
 	for range 2 {
 		run(exitOK, end...)
 	}
-	if r := check(held.Lookup(t.Context(), instance))(t); !r.Ended || r.EndedBy == "" {
-		t.Errorf("record %+v", r)
+	if r, err := held.Lookup(t.Context(), instance); err != nil || !r.Ended || r.EndedBy == "" {
+		t.Errorf("record %+v, error %v", r, err)
 	}
 	if err := claim(instance, "web", now.Add(time.Hour)); !errors.Is(err, ledger.ErrEnded) {
 		t.Errorf("error %v, want %v", err, ledger.ErrEnded)

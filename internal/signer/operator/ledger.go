@@ -1,4 +1,4 @@
-package main
+package operator
 
 import (
 	"bytes"
@@ -12,6 +12,8 @@ import (
 	"github.com/aws/aws-sdk-go-v2/config"
 	"github.com/aws/aws-sdk-go-v2/service/sts"
 
+	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
+	"github.com/hallmark-ssh/hallmark/internal/signer/deployment"
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
 )
 
@@ -33,7 +35,7 @@ func openLedger(ctx context.Context, command, table string) (operator, error) {
 	if err != nil {
 		return operator{}, fmt.Errorf("load the AWS configuration: %w", err)
 	}
-	if cfg.Region = regionOf(table, cfg.Region); cfg.Region == "" {
+	if cfg.Region = deployment.RegionOf(table, cfg.Region); cfg.Region == "" {
 		return operator{}, &failure{err: fmt.Errorf("%s: the table's region is not known", command), code: exitUsage,
 			hint: "set AWS_REGION, or give the table's ARN"}
 	}
@@ -45,7 +47,7 @@ func openLedger(ctx context.Context, command, table string) (operator, error) {
 	if arn == "" {
 		return operator{}, errors.New("STS does not say who you are")
 	}
-	return operator{ledger: ledger.NewDynamoDB(newDynamoDB(cfg, table), tableName(table), wallClock), arn: arn}, nil
+	return operator{ledger: deployment.OpenLedger(cfg, table), arn: arn}, nil
 }
 
 // auditField is one member of an audit line.
@@ -75,15 +77,24 @@ func (o operator) print(std streams, command string, i ledger.Instance, more ...
 	return err
 }
 
+// checkPlaceFlags checks the flags that say where an instance is.
+func checkPlaceFlags(command string, i ledger.Instance) error {
+	if _, err := ec2ref.ParseAccount(i.Account); err != nil {
+		return usagef("%s: --account: %w", command, err)
+	}
+	if _, err := ec2ref.ParseRegion(i.Region); err != nil {
+		return usagef("%s: --region: %w", command, err)
+	}
+	return nil
+}
+
 // checkInstanceFlags checks the flags that name an instance.
 func checkInstanceFlags(command string, i ledger.Instance) error {
-	switch {
-	case !regexpAccount.MatchString(i.Account):
-		return usagef("%s: --account: %q is not twelve digits", command, i.Account)
-	case !regexpRegion.MatchString(i.Region):
-		return usagef("%s: --region: %q is not an AWS region", command, i.Region)
-	case !regexpInstanceID.MatchString(i.ID):
-		return usagef("%s: --instance: %q is not an instance id", command, i.ID)
+	if err := checkPlaceFlags(command, i); err != nil {
+		return err
+	}
+	if _, err := ec2ref.ParseInstanceID(i.ID); err != nil {
+		return usagef("%s: --instance: %w", command, err)
 	}
 	return nil
 }

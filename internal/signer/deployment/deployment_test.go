@@ -1,9 +1,8 @@
-package main
+package deployment
 
 import (
 	"fmt"
 	"log/slog"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -12,36 +11,18 @@ import (
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 
+	"github.com/hallmark-ssh/hallmark/internal/signer/deployment/deploymenttest"
 	"github.com/hallmark-ssh/hallmark/internal/signer/inventory"
 	"github.com/hallmark-ssh/hallmark/internal/signer/policy"
 	"github.com/hallmark-ssh/hallmark/internal/signer/teleport"
 )
 
-const minimal = `
-audience: hallmark.example.com
-accounts: ["111122223333"]
-regions: [us-west-2]
-teleport: {address: "proxy.example.com:443", login: {method: identity-file, file: identity.pem}}
-`
-
 // anyPolicy is a valid policy file.
 const anyPolicy = "version: 1\nrules: [{name: a, match: {image_owners: [self], max_age: 24h}}]"
 
-// write puts files into a new folder and returns the path of deployment.yaml.
-func write(t *testing.T, files map[string]string) string {
-	t.Helper()
-	folder := t.TempDir()
-	for name, content := range files {
-		if err := os.WriteFile(filepath.Join(folder, name), []byte(content), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	return filepath.Join(folder, "deployment.yaml")
-}
-
 func TestReadDeployment(t *testing.T) {
-	path := write(t, map[string]string{
-		"deployment.yaml": minimal + "max_certificate_lifetime: 48h\npolicy_file: policy.yaml\n",
+	path := deploymenttest.Write(t, map[string]string{
+		"deployment.yaml": deploymenttest.Minimal + "max_certificate_lifetime: 48h\npolicy_file: policy.yaml\n",
 		"policy.yaml":     anyPolicy,
 		"identity.pem":    "identity",
 	})
@@ -59,7 +40,7 @@ func TestReadDeployment(t *testing.T) {
 }
 
 func TestDeploymentDefaults(t *testing.T) {
-	d, err := readDeployment(write(t, map[string]string{"deployment.yaml": minimal, "identity.pem": ""}))
+	d, err := readDeployment(deploymenttest.Write(t, map[string]string{"deployment.yaml": deploymenttest.Minimal, "identity.pem": ""}))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -69,7 +50,7 @@ func TestDeploymentDefaults(t *testing.T) {
 }
 
 func TestAccounts(t *testing.T) {
-	d, err := parseDeployment([]byte(strings.Replace(minimal, `["111122223333"]`, `
+	d, err := parseDeployment([]byte(strings.Replace(deploymenttest.Minimal, `["111122223333"]`, `
   - 011122223333
   - id: "111122223333"
     role: arn:aws:iam::111122223333:role/hallmark/member
@@ -92,7 +73,7 @@ func TestAccounts(t *testing.T) {
 }
 
 func TestSecondLock(t *testing.T) {
-	d, err := parseDeployment([]byte(minimal + "allow_sources: [192.0.2.0/24, \"2001:db8::/32\", 198.51.100.7/32]\nurl_auth: aws_iam\n"))
+	d, err := parseDeployment([]byte(deploymenttest.Minimal + "allow_sources: [192.0.2.0/24, \"2001:db8::/32\", 198.51.100.7/32]\nurl_auth: aws_iam\n"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -102,7 +83,9 @@ func TestSecondLock(t *testing.T) {
 }
 
 func TestParseDeploymentRefuses(t *testing.T) {
-	with := func(old, replacement string) string { return strings.Replace(minimal, old, replacement, 1) }
+	with := func(old, replacement string) string {
+		return strings.Replace(deploymenttest.Minimal, old, replacement, 1)
+	}
 	login := func(settings string) string { return with("method: identity-file, file: identity.pem", settings) }
 	member := func(fields string) string { return with(`"111122223333"`, "{"+fields+"}") }
 	const role = `id: "111122223333", external_id: x1, role: "arn:aws:iam::111122223333:role/member"`
@@ -111,9 +94,9 @@ func TestParseDeploymentRefuses(t *testing.T) {
 	}
 	tests := map[string]struct{ text, want string }{
 		"empty":                {"", "empty"},
-		"unknown key":          {minimal + "debug: true", "line 6: field debug"},
+		"unknown key":          {deploymenttest.Minimal + "debug: true", "line 6: field debug"},
 		"unknown nested key":   {with("{address", "{insecure: true, address"), "field insecure"},
-		"two documents":        {minimal + "---\n" + minimal, "more than one"},
+		"two documents":        {deploymenttest.Minimal + "---\n" + deploymenttest.Minimal, "more than one"},
 		"no audience":          {with("hallmark.example.com", `""`), "audience"},
 		"audience with space":  {with("hallmark.example.com", `"a b"`), "audience"},
 		"no accounts":          {with(`"111122223333"`, ""), "accounts: empty"},
@@ -134,18 +117,18 @@ func TestParseDeploymentRefuses(t *testing.T) {
 		"role, no id":          {member(strings.Replace(role, "external_id: x1, ", "", 1)), "external_id: needed with role"},
 		"id with a space":      {member(strings.Replace(role, "x1", `"x 1"`, 1)), "external_id:"},
 		"id without a role":    {member(`id: "111122223333", external_id: x1`), "external_id: not used"},
-		"no sources":           {minimal + "allow_sources: []", "allow_sources: empty"},
-		"source, an address":   {minimal + "allow_sources: [192.0.2.1]", "allow_sources:"},
-		"source, host bits":    {minimal + "allow_sources: [192.0.2.1/24]", "write the network"},
-		"source, mapped":       {minimal + "allow_sources: [\"::ffff:192.0.2.0/120\"]", "allow_sources:"},
-		"source, nothing":      {minimal + "allow_sources: [~]", "allow_sources:"},
-		"unknown auth":         {minimal + "url_auth: AWS_IAM", "url_auth:"},
+		"no sources":           {deploymenttest.Minimal + "allow_sources: []", "allow_sources: empty"},
+		"source, an address":   {deploymenttest.Minimal + "allow_sources: [192.0.2.1]", "allow_sources:"},
+		"source, host bits":    {deploymenttest.Minimal + "allow_sources: [192.0.2.1/24]", "write the network"},
+		"source, mapped":       {deploymenttest.Minimal + "allow_sources: [\"::ffff:192.0.2.0/120\"]", "allow_sources:"},
+		"source, nothing":      {deploymenttest.Minimal + "allow_sources: [~]", "allow_sources:"},
+		"unknown auth":         {deploymenttest.Minimal + "url_auth: AWS_IAM", "url_auth:"},
 		"no regions":           {with("us-west-2", ""), "regions: empty"},
 		"not a region":         {with("us-west-2", "us west"), "regions:"},
 		"region, no key":       {with("us-west-2", "us-west-9"), "no key is known for us-west-9"},
 		"two partitions":       {with("us-west-2", "us-west-2, cn-north-1"), "deploy a signer for each"},
-		"lifetime too long":    {minimal + "max_certificate_lifetime: 721h", "max_certificate_lifetime"},
-		"lifetime zero":        {minimal + "max_certificate_lifetime: 0s", "max_certificate_lifetime"},
+		"lifetime too long":    {deploymenttest.Minimal + "max_certificate_lifetime: 721h", "max_certificate_lifetime"},
+		"lifetime zero":        {deploymenttest.Minimal + "max_certificate_lifetime: 0s", "max_certificate_lifetime"},
 		"no address":           {with(`"proxy.example.com:443"`, `""`), "teleport.address"},
 		"address, no port":     {with(":443", ""), "teleport.address"},
 		"no identity file":     {with("identity.pem", `""`), "teleport.login.file"},
@@ -162,8 +145,8 @@ func TestParseDeploymentRefuses(t *testing.T) {
 		"secret, no ARN":       {login("method: identity-secret, secret: signer"), "teleport.login.secret"},
 		"secret of another service": {login("method: identity-secret, secret: \"arn:aws:ssm:us-west-2:111122223333:parameter/signer\""),
 			"teleport.login.secret"},
-		"a shipped region": {minimal + "region_certificates: {us-west-2: x}", "region_certificates"},
-		"no certificate":   {minimal + "region_certificates: {hm-test-1: x}", "region_certificates"},
+		"a shipped region": {deploymenttest.Minimal + "region_certificates: {us-west-2: x}", "region_certificates"},
+		"no certificate":   {deploymenttest.Minimal + "region_certificates: {hm-test-1: x}", "region_certificates"},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -181,21 +164,21 @@ func TestReadDeploymentNamesTheSetting(t *testing.T) {
 		want  string
 	}{
 		"no file":          {map[string]string{}, "deployment.yaml"},
-		"no identity file": {map[string]string{"deployment.yaml": minimal}, "teleport.login.file"},
+		"no identity file": {map[string]string{"deployment.yaml": deploymenttest.Minimal}, "teleport.login.file"},
 		"no roots file": {map[string]string{
-			"deployment.yaml": strings.Replace(minimal, "{address", "{roots_file: ca.pem, address", 1), "identity.pem": "",
+			"deployment.yaml": strings.Replace(deploymenttest.Minimal, "{address", "{roots_file: ca.pem, address", 1), "identity.pem": "",
 		}, "teleport.roots_file"},
 		"no policy file": {map[string]string{
-			"deployment.yaml": minimal + "policy_file: policy.yaml", "identity.pem": "",
+			"deployment.yaml": deploymenttest.Minimal + "policy_file: policy.yaml", "identity.pem": "",
 		}, "policy_file"},
 		"a policy that widens": {map[string]string{
-			"deployment.yaml": minimal + "policy_file: policy.yaml", "identity.pem": "",
+			"deployment.yaml": deploymenttest.Minimal + "policy_file: policy.yaml", "identity.pem": "",
 			"policy.yaml": "version: 1\nrules: [{name: a, match: {accounts: [\"999999999999\"]}}]",
 		}, `"999999999999" is not in the deployment's list`},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
-			path := write(t, tt.files)
+			path := deploymenttest.Write(t, tt.files)
 			_, err := readDeployment(path)
 			if err == nil || !strings.Contains(err.Error(), tt.want) || !strings.Contains(err.Error(), path) {
 				t.Errorf("error %v; want %q and the path", err, tt.want)

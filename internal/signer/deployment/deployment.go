@@ -1,4 +1,6 @@
-package main
+// Package deployment makes the signer's functions as their deployment describes them:
+// deployment.yaml and the files that it names, and the environment.
+package deployment
 
 import (
 	"bytes"
@@ -57,6 +59,17 @@ const (
 // limits are what the deployment leaves to the policy.
 func (d *deployment) limits() policy.Limits {
 	return policy.Limits{Accounts: d.Accounts.ids(), Regions: d.Regions, MaxLifetime: d.MaxCertificateLifetime}
+}
+
+// Limits returns what a deployment.yaml leaves to the policy, and the names that the
+// deployment goes by. It reads no other file.
+func Limits(data []byte) (policy.Limits, policy.Cluster, error) {
+	d, err := parseDeployment(data)
+	if err != nil {
+		return policy.Limits{}, policy.Cluster{}, err
+	}
+	proxy, _, err := net.SplitHostPort(d.Teleport.Address)
+	return d.limits(), policy.Cluster{Signer: d.Audience, Proxy: proxy}, err
 }
 
 // readDeployment reads the file and all that it names; paths in it start from its

@@ -1,4 +1,4 @@
-package main
+package operator
 
 import (
 	"context"
@@ -7,13 +7,13 @@ import (
 	"fmt"
 	"io"
 	"maps"
-	"net"
 	"os"
 	"slices"
 	"strings"
 	"time"
 
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
+	"github.com/hallmark-ssh/hallmark/internal/signer/deployment"
 	"github.com/hallmark-ssh/hallmark/internal/signer/policy"
 	policytemplates "github.com/hallmark-ssh/hallmark/templates/policy"
 )
@@ -49,12 +49,12 @@ const maxFileBytes = 1 << 20
 
 func runPolicyCheck(_ context.Context, args []string, std streams) error {
 	flags := flag.NewFlagSet("policy check", flag.ContinueOnError)
-	deployment := flags.String("deployment", "", "")
+	deploymentFile := flags.String("deployment", "", "")
 	files, err := parse(flags, args)
 	if err != nil {
 		return err
 	}
-	p, _, err := readPolicyFile(flags.Name(), files, *deployment, std)
+	p, _, err := readPolicyFile(flags.Name(), files, *deploymentFile, std)
 	if err != nil {
 		return err
 	}
@@ -95,21 +95,18 @@ func readPolicyFile(command string, files []string, deploymentFile string, std s
 // readLimits reads what a deployment allows, and no other file that it names. No
 // deployment allows everything.
 func readLimits(file string) (policy.Limits, policy.Cluster, error) {
-	var cluster policy.Cluster
 	if file == "" {
-		return policy.Unlimited(), cluster, nil
+		return policy.Unlimited(), policy.Cluster{}, nil
 	}
 	data, err := readFile(file, nil)
 	if err != nil {
-		return policy.Limits{}, cluster, fmt.Errorf("read the deployment's configuration: %w", err)
+		return policy.Limits{}, policy.Cluster{}, fmt.Errorf("read the deployment's configuration: %w", err)
 	}
-	d, err := parseDeployment(data)
+	limits, cluster, err := deployment.Limits(data)
 	if err != nil {
-		return policy.Limits{}, cluster, fmt.Errorf("%s: %w", file, err)
+		return limits, cluster, fmt.Errorf("%s: %w", file, err)
 	}
-	cluster.Signer = d.Audience
-	cluster.Proxy, _, err = net.SplitHostPort(d.Teleport.Address)
-	return d.limits(), cluster, err
+	return limits, cluster, nil
 }
 
 func title(file string) string {
@@ -139,7 +136,7 @@ func readFile(name string, stdin io.Reader) ([]byte, error) {
 
 func runPolicyExplain(_ context.Context, args []string, std streams) error {
 	flags := flag.NewFlagSet("policy explain", flag.ContinueOnError)
-	deployment := flags.String("deployment", "", "")
+	deploymentFile := flags.String("deployment", "", "")
 	instance := flags.String("instance", "", "")
 	files, err := parse(flags, args)
 	if err != nil {
@@ -148,7 +145,7 @@ func runPolicyExplain(_ context.Context, args []string, std streams) error {
 	if *instance == "" {
 		return usagef("policy explain: --instance is missing")
 	}
-	p, cluster, err := readPolicyFile(flags.Name(), files, *deployment, std)
+	p, cluster, err := readPolicyFile(flags.Name(), files, *deploymentFile, std)
 	if err != nil {
 		return err
 	}
@@ -160,7 +157,7 @@ func runPolicyExplain(_ context.Context, args []string, std streams) error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", *instance, err)
 	}
-	e := p.Explain(facts, cluster, wallClock())
+	e := p.Explain(facts, cluster, deployment.Now())
 	if _, err := io.WriteString(std.out, explain(e, facts)); err != nil {
 		return err
 	}

@@ -1,4 +1,4 @@
-package main
+package deployment
 
 import (
 	"context"
@@ -11,7 +11,7 @@ import (
 // readSecret reads a secret, as text or binary, from Secrets Manager in the region
 // of its ARN.
 func readSecret(ctx context.Context, cfg aws.Config, arn string) ([]byte, error) {
-	client := secretsmanager.NewFromConfig(cfg, func(o *secretsmanager.Options) { o.Region = regionOf(arn, o.Region) })
+	client := secretsmanager.NewFromConfig(cfg, func(o *secretsmanager.Options) { o.Region = RegionOf(arn, o.Region) })
 	out, err := client.GetSecretValue(ctx, &secretsmanager.GetSecretValueInput{SecretId: &arn})
 	if err != nil {
 		return nil, fmt.Errorf("%w; the function's role needs secretsmanager:GetSecretValue on it "+

@@ -1,4 +1,4 @@
-package main
+package deployment
 
 import (
 	"context"
@@ -25,7 +25,7 @@ type operation[In, Out any] func(context.Context, *In, ...func(*dynamodb.Options
 // newDynamoDB returns the DynamoDB of the region where the table is, which may be
 // named by its ARN.
 func newDynamoDB(cfg aws.Config, table string) *dynamoDB {
-	c := dynamodb.NewFromConfig(cfg, func(o *dynamodb.Options) { o.Region = regionOf(table, o.Region) })
+	c := dynamodb.NewFromConfig(cfg, func(o *dynamodb.Options) { o.Region = RegionOf(table, o.Region) })
 	return &dynamoDB{batchGet: c.BatchGetItem, get: c.GetItem, put: c.PutItem, scan: c.Scan, transact: c.TransactWriteItems}
 }
 

@@ -1,4 +1,4 @@
-package main
+package operator
 
 import (
 	"bufio"
@@ -8,6 +8,7 @@ import (
 	"os"
 	"strings"
 
+	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
 )
 
@@ -80,15 +81,17 @@ func parseOrders(in io.Reader, at ledger.Instance) (orders []rekeyOrder, wrong [
 
 func parseOrder(text string, at ledger.Instance) (rekeyOrder, error) {
 	fields := strings.Fields(text)
-	switch {
-	case len(fields) != 2:
+	if len(fields) != 2 {
 		return rekeyOrder{}, fmt.Errorf("%d words, want an instance id and a fingerprint", len(fields))
-	case !regexpInstanceID.MatchString(fields[0]):
-		return rekeyOrder{}, fmt.Errorf("%.64q is not an instance id", fields[0])
-	case !isFingerprint(fields[1]):
+	}
+	id, err := ec2ref.ParseInstanceID(fields[0])
+	if err != nil {
+		return rekeyOrder{}, err
+	}
+	if !isFingerprint(fields[1]) {
 		return rekeyOrder{}, fmt.Errorf("%.64q is not a fingerprint (SHA256:…)", fields[1])
 	}
-	at.ID = fields[0]
+	at.ID = id.String()
 	return rekeyOrder{instance: at, fingerprint: fields[1]}, nil
 }
 

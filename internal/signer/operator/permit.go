@@ -1,4 +1,4 @@
-package main
+package operator
 
 import (
 	"context"
@@ -6,10 +6,10 @@ import (
 	"errors"
 	"flag"
 	"fmt"
-	"regexp"
 	"strings"
 	"time"
 
+	"github.com/hallmark-ssh/hallmark/internal/signer/deployment"
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
 )
 
@@ -43,8 +43,6 @@ ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub
 // be forgotten.
 const maxPermit = time.Hour
 
-var regexpInstanceID = regexp.MustCompile(`^i-([0-9a-f]{8}|[0-9a-f]{17})$`)
-
 // rekey is what an operator asks for.
 type rekey struct {
 	table       string
@@ -73,17 +71,19 @@ func parseRekey(args []string) (rekey, error) {
 
 // check refuses what could only be a permit that nobody can use.
 func (r rekey) check() error {
-	switch {
-	case r.table == "":
+	if r.table == "" {
 		return usagef("permit-rekey: --table is missing")
-	case !regexpAccount.MatchString(r.instance.Account):
-		return usagef("permit-rekey: --account: %q is not twelve digits", r.instance.Account)
-	case !regexpRegion.MatchString(r.instance.Region):
-		return usagef("permit-rekey: --region: %q is not an AWS region", r.instance.Region)
+	}
+	check := checkInstanceFlags
+	if r.from != "" {
+		check = checkPlaceFlags
+	}
+	if err := check("permit-rekey", r.instance); err != nil {
+		return err
+	}
+	switch {
 	case r.from != "" && (r.instance.ID != "" || r.fingerprint != ""):
 		return usagef("permit-rekey: --from names the instances and fingerprints; remove --instance and --fingerprint")
-	case r.from == "" && !regexpInstanceID.MatchString(r.instance.ID):
-		return usagef("permit-rekey: --instance: %q is not an instance id", r.instance.ID)
 	case r.from == "" && !isFingerprint(r.fingerprint):
 		return usagef("permit-rekey: --fingerprint: %q is not of the form SHA256:..., as ssh-keygen -l prints it", r.fingerprint)
 	case r.lasts < time.Second || r.lasts > maxPermit:
@@ -143,7 +143,7 @@ func (o operator) permitAll(ctx context.Context, orders []rekeyOrder, r rekey, s
 func (o operator) permit(ctx context.Context, order rekeyOrder, lasts time.Duration, std streams) error {
 	ctx, cancel := context.WithTimeout(ctx, awsTimeout)
 	defer cancel()
-	permit := ledger.Permit{Fingerprint: order.fingerprint, End: wallClock().Add(lasts).UTC().Truncate(time.Second), By: o.arn}
+	permit := ledger.Permit{Fingerprint: order.fingerprint, End: deployment.Now().Add(lasts).UTC().Truncate(time.Second), By: o.arn}
 	if err := o.ledger.Permit(ctx, order.instance, permit); err != nil {
 		return permitFailure(err)
 	}

@@ -1,4 +1,4 @@
-package main
+package operator
 
 import (
 	"context"
@@ -9,6 +9,7 @@ import (
 	"os"
 
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
+	"github.com/hallmark-ssh/hallmark/internal/signer/deployment"
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
 	"github.com/hallmark-ssh/hallmark/internal/signer/teleport"
 )
@@ -120,7 +121,7 @@ func (o operator) end(ctx context.Context, i ledger.Instance) error {
 // that the next Teleport will refuse it, go to standard error.
 func (e ending) teleport(std streams) (teleport.Config, error) {
 	config := teleport.Config{
-		Address: e.proxy, Login: teleport.IdentityFile(e.identity), Now: wallClock,
+		Address: e.proxy, Login: teleport.IdentityFile(e.identity), Now: deployment.Now,
 		Log: slog.New(slog.NewTextHandler(std.err, nil)),
 	}
 	if e.roots == "" {

@@ -1,6 +1,6 @@
 //go:build e2e
 
-package main
+package operator
 
 import (
 	"bytes"
@@ -16,6 +16,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/dynamodb/types"
 
 	"github.com/hallmark-ssh/hallmark/e2e/fake/moto"
+	"github.com/hallmark-ssh/hallmark/internal/signer/deployment"
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
 )
 
@@ -41,7 +42,7 @@ func TestPermitRekeyOnMoto(t *testing.T) {
 	}
 
 	var out, errs bytes.Buffer
-	code := runCommand(t.Context(), []string{
+	code := Run(t.Context(), []string{
 		"permit-rekey", "--table", "hallmark", "--account", claim.Instance.Account, "--region", claim.Instance.Region,
 		"--instance", claim.Instance.ID, "--fingerprint", newKey,
 	}, strings.NewReader(""), &out, &errs)
@@ -86,5 +87,5 @@ func newLedgerOnMoto(t *testing.T) *ledger.DynamoDB {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return ledger.NewDynamoDB(newDynamoDB(cfg, "hallmark"), "hallmark", time.Now)
+	return deployment.OpenLedger(cfg, "hallmark")
 }

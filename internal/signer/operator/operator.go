@@ -1,4 +1,6 @@
-package main
+// Package operator is hallmark-signer, the operator's command: it checks and explains
+// policies, and changes what the ledger says of an instance.
+package operator
 
 import (
 	"context"
@@ -11,8 +13,6 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/buildinfo"
 )
 
-// Outside Lambda the program is hallmark-signer, the operator's command.
-//
 // Rules of its user interface, which are hallmark's too: standard output carries
 // only what was asked for, so that it can be piped. Everything else goes to
 // standard error, one line each, in the form "hallmark-signer: …", lower case and
@@ -68,9 +68,9 @@ func usagef(format string, args ...any) error {
 	return &failure{err: fmt.Errorf(format, args...), code: exitUsage, hint: "see 'hallmark-signer help'"}
 }
 
-// runCommand runs hallmark-signer with the arguments after its name, and returns
+// Run runs hallmark-signer with the arguments after its name, and returns
 // its exit code.
-func runCommand(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
+func Run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	err := dispatch(ctx, args, streams{stdin, stdout, stderr})
 	if err == nil {
 		return exitOK
@@ -141,7 +141,7 @@ func printUsage(w io.Writer) {
 // parse parses flags that may stand before or after the other arguments, which it
 // returns.
 func parse(flags *flag.FlagSet, args []string) ([]string, error) {
-	flags.SetOutput(io.Discard) // runCommand reports the error, in one line
+	flags.SetOutput(io.Discard) // Run reports the error, in one line
 	var others []string
 	for {
 		if err := flags.Parse(args); errors.Is(err, flag.ErrHelp) {

@@ -1,10 +1,11 @@
-package main
+package operator
 
 import (
 	"context"
 	"errors"
 	"flag"
 
+	"github.com/hallmark-ssh/hallmark/internal/signer/deployment"
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
 )
 
@@ -44,7 +45,7 @@ func runRelease(ctx context.Context, args []string, std streams) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, awsTimeout)
 	defer cancel()
-	holder, err := o.ledger.Release(ctx, name, o.arn, wallClock())
+	holder, err := o.ledger.Release(ctx, name, o.arn, deployment.Now())
 	switch {
 	case errors.Is(err, ledger.ErrNotHeld):
 		return &failure{err: err, code: exitFailed, hint: "the name is free; look at --name, in lower case, and --table if it is not"}

@@ -1,4 +1,4 @@
-package main
+package operator
 
 import (
 	"bytes"
@@ -19,19 +19,18 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
+	"github.com/hallmark-ssh/hallmark/internal/signer/deployment"
 	"github.com/hallmark-ssh/hallmark/internal/signer/teleport"
 	"github.com/hallmark-ssh/hallmark/internal/signer/teleport/teleporttest"
 )
 
 func TestMain(m *testing.M) {
-	if os.Getenv("AWS_LAMBDA_RUNTIME_API") != "" { // e2e/fake/lambdahost runs this test as the function
-		main()
-		return
-	}
-	testscript.Main(m, map[string]func(){"hallmark-signer": main})
+	testscript.Main(m, map[string]func(){
+		"hallmark-signer": func() { os.Exit(Run(context.Background(), os.Args[1:], os.Stdin, os.Stdout, os.Stderr)) },
+	})
 }
 
-// TestScript runs the command lines in testdata/script against the real main. AWS is
+// TestScript runs the command lines in testdata/script against the real command. AWS is
 // out of reach of the scripts, but for an STS and a DynamoDB at $AWS.
 func TestScript(t *testing.T) {
 	aws := httptest.NewServer(fakeAWS{t})
@@ -72,7 +71,7 @@ func withTeleport(env *testscript.Env) error {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	client, err := teleport.Dial(ctx, teleport.Config{
-		Address: cluster.Address(), RootsPEM: cluster.RootsPEM(), Login: teleport.IdentityFile(identity), Now: wallClock,
+		Address: cluster.Address(), RootsPEM: cluster.RootsPEM(), Login: teleport.IdentityFile(identity), Now: deployment.Now,
 	})
 	if err != nil {
 		return err
@@ -81,7 +80,7 @@ func withTeleport(env *testscript.Env) error {
 	parts := strings.Split(knownHolder, "/")
 	return client.UpsertNode(ctx, teleport.Node{
 		ID: protocol.NodeID(parts[0], parts[1], parts[2]), Hostname: "web", Address: "10.0.0.7:22",
-		Labels: map[string]string{"hallmark/signer": "signer.example.com"}, Expires: wallClock().Add(time.Hour),
+		Labels: map[string]string{"hallmark/signer": "signer.example.com"}, Expires: deployment.Now().Add(time.Hour),
 	})
 }
 
@@ -221,7 +220,7 @@ func TestExitCodes(t *testing.T) {
 	}
 	for _, tt := range tests {
 		var out, err bytes.Buffer
-		if got := runCommand(t.Context(), tt.args, strings.NewReader(""), &out, &err); got != tt.want {
+		if got := Run(t.Context(), tt.args, strings.NewReader(""), &out, &err); got != tt.want {
 			t.Errorf("%q: exit code %d, want %d: %s", tt.args, got, tt.want, &err)
 		}
 	}

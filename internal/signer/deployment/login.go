@@ -1,4 +1,4 @@
-package main
+package deployment
 
 import (
 	"context"
@@ -100,7 +100,7 @@ func (d *deployment) teleport(setting string, l login, cfg aws.Config, log *slog
 	}
 	c := teleport.Config{Address: d.Teleport.Address, RootsPEM: d.roots, Login: with, Log: log}
 	if l.Method != loginIAM { // a bot gets a new one every hour by itself
-		c.LoggedIn = (&loginWatch{signer: d.Audience, log: log, now: wallClock}).loggedIn
+		c.LoggedIn = (&loginWatch{signer: d.Audience, log: log, now: Now}).loggedIn
 	}
 	return c, nil
 }

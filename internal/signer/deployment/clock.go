@@ -1,8 +1,8 @@
-package main
+package deployment
 
 import "time"
 
-// wallClock is the one clock of the program. It has no monotonic reading: Lambda
+// Now is the one clock of the signer's programs. It has no monotonic reading: Lambda
 // freezes a process between invocations, Go's monotonic clock stands still meanwhile,
 // and the difference of two readings would leave the frozen time out.
-func wallClock() time.Time { return time.Now().Round(0) }
+func Now() time.Time { return time.Now().Round(0) }

@@ -1,4 +1,4 @@
-package main
+package deployment
 
 import (
 	"context"
@@ -76,7 +76,12 @@ func (e environment) ledger(cfg aws.Config) (ledgers, *dynamoDB) {
 		return new(ledger.Memory), nil
 	}
 	client := newDynamoDB(cfg, e.table)
-	return ledger.NewDynamoDB(client, tableName(e.table), wallClock), client
+	return ledger.NewDynamoDB(client, tableName(e.table), Now), client
+}
+
+// OpenLedger returns the ledger in a DynamoDB table, by the table's name or ARN.
+func OpenLedger(cfg aws.Config, table string) *ledger.DynamoDB {
+	return ledger.NewDynamoDB(newDynamoDB(cfg, table), tableName(table), Now)
 }
 
 // policy returns what gives the policy in force.
@@ -87,16 +92,16 @@ func (e environment) policy(d *deployment, cfg aws.Config, table *dynamoDB, log 
 	if d.PolicyFile != "" {
 		return nil, errors.New("policy_file and HALLMARK_POLICY_PARAMETER are both set, and there can be one policy: remove one (template.yaml: PolicyIn)")
 	}
-	cfg.Region = regionOf(e.parameter, cfg.Region)
+	cfg.Region = RegionOf(e.parameter, cfg.Region)
 	endpoint, err := ssmEndpoint(cfg.Region)
 	if err != nil {
 		return nil, fmt.Errorf("HALLMARK_POLICY_PARAMETER: %w", err)
 	}
 	return live.New(live.Config{
-		Fetch:    live.Parameter{AWS: cfg, Endpoint: endpoint, Name: e.parameter, Now: wallClock}.Fetch,
+		Fetch:    live.Parameter{AWS: cfg, Endpoint: endpoint, Name: e.parameter, Now: Now}.Fetch,
 		LastGood: memo.Memo{Client: table, Table: tableName(e.table), Name: "policy"},
 		Limits:   d.limits(),
-		Now:      wallClock,
+		Now:      Now,
 		Log:      log,
 	}).Current, nil
 }
@@ -118,10 +123,10 @@ func tableName(table string) string {
 	return table
 }
 
-// regionOf returns the region in an ARN, or the other one if the name is no ARN.
+// RegionOf returns the region in an ARN, or the other one if the name is no ARN.
 // There is one ledger in one home region for all signers of a cluster: a table that
 // is replicated between regions takes the last of two claims, not the first.
-func regionOf(name, otherwise string) string {
+func RegionOf(name, otherwise string) string {
 	if parsed, err := arn.Parse(name); err == nil && parsed.Region != "" {
 		return parsed.Region
 	}

@@ -1,0 +1,213 @@
+package deployment
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"os"
+	"path/filepath"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	awshttp "github.com/aws/aws-sdk-go-v2/aws/transport/http"
+	"github.com/aws/aws-sdk-go-v2/config"
+	"github.com/aws/aws-sdk-go-v2/service/sts"
+
+	"github.com/hallmark-ssh/hallmark/internal/buildinfo"
+	"github.com/hallmark-ssh/hallmark/internal/identity"
+	"github.com/hallmark-ssh/hallmark/internal/signer/enroll"
+	"github.com/hallmark-ssh/hallmark/internal/signer/inventory"
+	"github.com/hallmark-ssh/hallmark/internal/signer/memo"
+	"github.com/hallmark-ssh/hallmark/internal/signer/policy"
+	"github.com/hallmark-ssh/hallmark/internal/signer/upkeep"
+)
+
+// parts are what both functions are made of.
+type parts struct {
+	deployment *deployment
+	env        environment
+	aws        aws.Config
+	ledger     ledgers
+	table      *dynamoDB // nil if the ledger is in memory
+	policy     func(context.Context) (*policy.Policy, error)
+}
+
+// load makes what both functions need as the deployment describes it. It calls
+// nobody.
+func load(ctx context.Context, log *slog.Logger) (*parts, error) {
+	d, err := readDeployment(deploymentPath())
+	if err != nil {
+		return nil, fmt.Errorf("read the deployment's configuration (HALLMARK_DEPLOYMENT): %w", err)
+	}
+	env, err := readEnvironment()
+	if err != nil {
+		return nil, err
+	}
+	if err := env.checkAudience(d.Audience); err != nil {
+		return nil, err
+	}
+	// One HTTP client for all of AWS. Given one of this type, the SDK adds to it the
+	// private CA of the environment (AWS_CA_BUNDLE); given none, it makes one only
+	// where there is such a CA.
+	cfg, err := config.LoadDefaultConfig(ctx, config.WithHTTPClient(awshttp.NewBuildableClient()))
+	if err != nil {
+		return nil, fmt.Errorf("load the AWS configuration: %w", err)
+	}
+	p := &parts{deployment: d, env: env, aws: cfg}
+	p.ledger, p.table = env.ledger(cfg)
+	p.policy, err = env.policy(d, cfg, p.table, log)
+	return p, err
+}
+
+// NewSigner makes the signer that the deployment describes, for the function "enroll". It
+// calls nobody.
+func NewSigner(ctx context.Context, log *slog.Logger) (*enroll.Signer, error) {
+	p, err := load(ctx, log)
+	if err != nil {
+		return nil, err
+	}
+	d := p.deployment
+	login, err := d.teleport("login", d.Teleport.Login, p.aws, log)
+	if err != nil {
+		return nil, err
+	}
+	cluster := &connector{config: login}
+	ec2 := newInventory(d, p.aws)
+	p.logStart(ctx, log, d.Teleport.Login, slog.String("url_auth", d.URLAuth))
+	return &enroll.Signer{
+		Audience:     d.Audience,
+		Accounts:     d.Accounts.ids(),
+		Regions:      d.Regions,
+		Sources:      d.sources,
+		RequireIAM:   d.URLAuth == urlAuthIAM,
+		Documents:    d.keyring,
+		Callers:      &identity.CallerVerifier{HTTP: httpClient(p.aws), Endpoint: os.Getenv("AWS_ENDPOINT_URL_STS")},
+		Inventory:    ec2,
+		LaunchImages: ec2,
+		Policy:       p.policy,
+		Ledger:       p.ledger,
+		Connect:      cluster.signer,
+		Log:          log,
+		Now:          Now,
+	}, nil
+}
+
+// Upkeep is what the function "fleet" runs.
+type Upkeep struct {
+	Fleet *upkeep.Fleet
+	// Bookmark is where the next sweep begins; nil if the ledger is in memory.
+	Bookmark *memo.Memo
+}
+
+// The names of what upkeep notes in the ledger's table.
+const (
+	// sweepMemo is the name of the bookmark.
+	sweepMemo = "sweep"
+	// missingMemo begins the name of the list of instances that EC2 does not show; the
+	// signer's audience follows. Signers that share a ledger see other nodes.
+	missingMemo = "missing/"
+	// expiredMemo begins the name of where the walk through expired records stands, and the
+	// audience follows, too.
+	expiredMemo = "expired/"
+)
+
+// NewUpkeep makes the upkeep that the deployment describes, for the function "fleet". It
+// calls nobody.
+func NewUpkeep(ctx context.Context, log *slog.Logger) (Upkeep, error) {
+	p, err := load(ctx, log)
+	if err != nil {
+		return Upkeep{}, err
+	}
+	d := p.deployment
+	l, err := d.fleetLogin()
+	if err != nil {
+		return Upkeep{}, err
+	}
+	config, err := d.teleport("fleet_login", l, p.aws, log)
+	if err != nil {
+		return Upkeep{}, err
+	}
+	cluster := &connector{config: config}
+	p.logStart(ctx, log, l)
+	u := Upkeep{Fleet: &upkeep.Fleet{
+		Audience:  d.Audience,
+		Accounts:  d.Accounts.ids(),
+		Regions:   d.Regions,
+		Inventory: newInventory(d, p.aws),
+		Ledger:    p.ledger,
+		Missing:   p.notes(missingMemo),
+		Records:   p.ledger,
+		Walk:      p.notes(expiredMemo),
+		Policy:    p.policy,
+		Connect:   cluster.fleet,
+		Log:       log,
+		Now:       Now,
+	}}
+	if p.table != nil {
+		u.Bookmark = &memo.Memo{Client: p.table, Table: tableName(p.env.table), Name: sweepMemo}
+	}
+	return u, nil
+}
+
+// notes returns where this signer's upkeep keeps the notes of that name.
+func (p *parts) notes(name string) upkeep.Notes {
+	if p.table == nil {
+		return new(memo.Memory)
+	}
+	return memo.Memo{Client: p.table, Table: tableName(p.env.table), Name: name + p.deployment.Audience}
+}
+
+func (p *parts) logStart(ctx context.Context, log *slog.Logger, l login, more ...slog.Attr) {
+	d := p.deployment
+	attributes := append([]slog.Attr{
+		slog.String("version", buildinfo.Version()),
+		slog.String("audience", d.Audience),
+		slog.Any("accounts", d.Accounts.ids()),
+		slog.Any("regions", d.Regions),
+		slog.String("login", l.Method),
+		slog.String("ledger_table", p.env.table),
+	}, more...)
+	if p.env.parameter != "" {
+		attributes = append(attributes, slog.String("policy_parameter", p.env.parameter))
+	} else {
+		attributes = append(attributes, slog.String("policy_sha256", d.policy.SHA256))
+	}
+	log.LogAttrs(ctx, slog.LevelInfo, "the signer starts", attributes...)
+}
+
+func newInventory(d *deployment, cfg aws.Config) *inventory.EC2 {
+	client := sts.NewFromConfig(cfg)
+	return inventory.New(inventory.Config{
+		AWS:      cfg,
+		Accounts: d.Accounts.inventory(),
+		Roles:    client,
+		Identity: client,
+		Endpoint: ec2Endpoint,
+		Now:      Now,
+	})
+}
+
+func deploymentPath() string {
+	if path := os.Getenv("HALLMARK_DEPLOYMENT"); path != "" {
+		return path
+	}
+	return filepath.Join(os.Getenv("LAMBDA_TASK_ROOT"), "deployment.yaml")
+}
+
+// ec2Endpoint returns the URL of a region's EC2.
+func ec2Endpoint(region string) (string, error) {
+	if endpoint := os.Getenv("AWS_ENDPOINT_URL_EC2"); endpoint != "" {
+		return endpoint, nil
+	}
+	_, suffix, err := identity.Partition(region)
+	return "https://ec2." + region + "." + suffix + "/", err
+}
+
+// httpClient returns a client with the transport of the AWS SDK, which knows the
+// proxy and the private CA (AWS_CA_BUNDLE) of the environment.
+func httpClient(cfg aws.Config) *http.Client {
+	if sdk, ok := cfg.HTTPClient.(*awshttp.BuildableClient); ok {
+		return &http.Client{Transport: sdk.GetTransport()}
+	}
+	return nil
+}
