@@ -14,6 +14,10 @@ VERSION ?= 0.1.0-dev
 BUILDINFO := github.com/hallmark-ssh/hallmark/internal/buildinfo
 LDFLAGS := -s -w -X $(BUILDINFO).version=$(VERSION)
 GO_BUILD := CGO_ENABLED=0 go build -trimpath -ldflags "$(LDFLAGS)"
+# Each long command is a step: CI prints how long it took. "make test RACE=-race" uses the
+# race detector; CI does, and compiling for it takes long.
+STEP := $(CURDIR)/e2e/step.sh
+RACE ?=
 # What the programs are built from, embedded files too.
 GO_SOURCES := go.mod go.sum $(shell find cloudinit internal lambda packer-plugin templates -type f \
 	! -name '*_test.go' ! -path '*/testdata/*' ! -name 'hallmark-linux-*')
@@ -29,7 +33,7 @@ help: ## list the targets
 
 .PHONY: setup
 setup: ## install every Debian package and tool that the rest needs
-	@e2e/setup.sh
+	@$(STEP) "make setup" e2e/setup.sh
 
 .PHONY: build
 build: bin/hallmark bin/bootstrap bin/hallmark-signer bin/packer-plugin-hallmark ## build the programs into bin/
@@ -38,30 +42,30 @@ build: bin/hallmark bin/bootstrap bin/hallmark-signer bin/packer-plugin-hallmark
 PROGRAMS := packer-plugin/programs/hallmark-linux-amd64 packer-plugin/programs/hallmark-linux-arm64
 
 bin/hallmark: $(GO_SOURCES)
-	$(GO_BUILD) -o $@ ./cloudinit
+	$(STEP) "build $@" env $(GO_BUILD) -o $@ ./cloudinit
 
 bin/bootstrap: $(GO_SOURCES)
-	$(GO_BUILD) -tags lambda.norpc -o $@ ./lambda
+	$(STEP) "build $@" env $(GO_BUILD) -tags lambda.norpc -o $@ ./lambda
 
 # A function that does nothing, built as bootstrap is, to compare cold starts with.
 bin/bench-empty: go.mod go.sum e2e/cmd/bench/empty/main.go
-	$(GO_BUILD) -tags lambda.norpc -o $@ ./e2e/cmd/bench/empty
+	$(STEP) "build $@" env $(GO_BUILD) -tags lambda.norpc -o $@ ./e2e/cmd/bench/empty
 
 bin/hallmark-signer: $(GO_SOURCES)
-	$(GO_BUILD) -o $@ ./lambda/operator
+	$(STEP) "build $@" env $(GO_BUILD) -o $@ ./lambda/operator
 
 packer-plugin/programs/hallmark-linux-%: $(GO_SOURCES)
-	GOOS=linux GOARCH=$* $(GO_BUILD) -o $@ ./cloudinit
+	$(STEP) "build $@" env GOOS=linux GOARCH=$* $(GO_BUILD) -o $@ ./cloudinit
 
 bin/packer-plugin-hallmark: $(PROGRAMS) $(GO_SOURCES)
-	$(GO_BUILD) -o $@ ./packer-plugin
+	$(STEP) "build $@" env $(GO_BUILD) -o $@ ./packer-plugin
 
 # The real Packer, for the demo and the whole-path tests.
 bin/packer: e2e/tools/packer/go.mod e2e/tools/packer/go.sum
-	cd e2e/tools/packer && go build -o ../../../$@ github.com/hashicorp/packer
+	cd e2e/tools/packer && $(STEP) "build $@" go build -o ../../../$@ github.com/hashicorp/packer
 
 bin/golangci-lint: e2e/tools/golangci-lint/go.mod e2e/tools/golangci-lint/go.sum
-	cd e2e/tools/golangci-lint && go build -o ../../../$@ github.com/golangci/golangci-lint/v2/cmd/golangci-lint
+	cd e2e/tools/golangci-lint && $(STEP) "build $@" go build -o ../../../$@ github.com/golangci/golangci-lint/v2/cmd/golangci-lint
 
 # Teleport, for tests only. "make TARGET TELEPORT=DIR" takes the programs of any version
 # from a folder; without it, 13.3.8 is built: about ten minutes on two processors, once.
@@ -69,12 +73,12 @@ TELEPORT ?=
 TELEPORT_DIR := $(abspath $(or $(TELEPORT),bin/teleport))
 BUILT_PROGRAMS := bin/teleport/cluster bin/teleport/tctl bin/teleport/tsh
 $(BUILT_PROGRAMS) &: e2e/teleport/go.mod e2e/teleport/go.sum $(wildcard e2e/teleport/*/*.go)
-	cd e2e/teleport && go build -ldflags '-s -w -checklinkname=0' -o ../../bin/teleport/ ./cluster \
+	cd e2e/teleport && $(STEP) "build bin/teleport" go build -ldflags '-s -w -checklinkname=0' -o ../../bin/teleport/ ./cluster \
 		github.com/gravitational/teleport/tool/tctl github.com/gravitational/teleport/tool/tsh
 
 # Only the comparison with "teleport join openssh" needs it.
 bin/teleport/teleport: e2e/teleport/go.mod e2e/teleport/go.sum
-	cd e2e/teleport && go build -ldflags '-s -w -checklinkname=0' -o ../../$@ github.com/gravitational/teleport/tool/teleport
+	cd e2e/teleport && $(STEP) "build $@" go build -ldflags '-s -w -checklinkname=0' -o ../../$@ github.com/gravitational/teleport/tool/teleport
 
 .PHONY: bin/teleport
 bin/teleport: $(BUILT_PROGRAMS)
@@ -96,23 +100,20 @@ demo: $(if $(REAL_CLUSTER),teleport-programs) setup build bin/packer ## bake an 
 	$(AS_ROOT) bin/demo $(if $(REAL_CLUSTER),-teleport "$(TELEPORT_DIR)")
 
 .PHONY: test
-test: setup unit-race check-templates test-sshd e2e test-releases ## run all tests, with real machines
+test: export HALLMARK_TEST_STRICT := 1
+test: setup unit check-templates test-sshd e2e test-releases ## run all tests, with real machines
 
+# The race detector slows the explorer down too much, so with RACE it runs apart.
 .PHONY: unit
 unit: ## run what needs no root, on any Linux or macOS
-	go vet ./...
-	go test ./...
+	$(STEP) "go vet" go vet ./...
+	$(STEP) "unit tests" go test $(RACE) -timeout 20m ./...
+	$(if $(RACE),$(STEP) "explorer" go test -timeout 20m ./internal/signer/explore -run 'TestInterleavings$$|TestReduction|TestIndependence')
 
 .PHONY: explore
 explore: ## run every pair of operations in every order, at last also those of calls that commute
 	go test -count 1 -timeout 0 -v ./internal/signer/explore -run TestInterleavings -args -explore.all -explore.stale
 	go test -count 1 -timeout 0 -v ./internal/signer/explore -run TestInterleavings -args -explore.all -explore.commuting
-
-.PHONY: unit-race
-unit-race:
-	go vet ./...
-	HALLMARK_TEST_STRICT=1 go test -race -timeout 20m ./...
-	go test -count 1 -timeout 20m -v ./internal/signer/explore -run 'TestInterleavings$$|TestReduction|TestIndependence' | grep -vE '^ *(===|--- PASS)| orders, '
 
 # How long "make fuzz" runs each target.
 FUZZTIME ?= 60s
@@ -123,47 +124,47 @@ fuzz: ## fuzz whatever parses what a stranger sends, FUZZTIME for each target
 
 .PHONY: check-templates
 check-templates: setup bin/packer
-	bin/packer fmt -check -diff templates/packer
-	bin/packer validate -syntax-only templates/packer
+	$(STEP) "packer fmt" bin/packer fmt -check -diff templates/packer
+	$(STEP) "packer validate" bin/packer validate -syntax-only templates/packer
 
 .PHONY: e2e
+e2e: export HALLMARK_TEST_STRICT := 1
 e2e: setup build bin/packer
-	HALLMARK_TEST_STRICT=1 go test -race -timeout 20m -tags e2e ./e2e/fake/moto ./e2e/fake/sts ./e2e/fake/dynamodb ./e2e/policystore
-	HALLMARK_TEST_STRICT=1 go test -race -timeout 20m -tags e2e -run 'Moto|SAM' ./lambda ./internal/signer/operator
-	HALLMARK_TEST_STRICT=1 go test -timeout 20m -tags e2e -run TestDynamoDB ./internal/signer/explore
-	go test -c -tags e2e -o bin/e2e.test ./e2e
-	cd e2e && $(AS_ROOT) ../bin/e2e.test -test.v -test.timeout 25m
+	$(STEP) "emulated AWS services" go test $(RACE) -timeout 20m -tags e2e ./e2e/fake/moto ./e2e/fake/sts ./e2e/fake/dynamodb ./e2e/policystore
+	$(STEP) "functions on moto and SAM's template" go test $(RACE) -timeout 20m -tags e2e -run 'Moto|SAM' ./lambda ./internal/signer/operator
+	$(STEP) "explorer on DynamoDB Local" go test -timeout 20m -tags e2e -run TestDynamoDB ./internal/signer/explore
+	$(STEP) "build e2e.test" go test -c -tags e2e -o bin/e2e.test ./e2e
+	cd e2e && $(STEP) "whole path" $(AS_ROOT) ../bin/e2e.test -test.v -test.timeout 25m
 
 # Each builds its root file systems first, once: about a minute for a release.
 .PHONY: test-releases
 test-releases: setup build bin/packer ## run the whole path on Debian 11, 12 and 13, and behind ssh.socket
-	go test -c -tags e2e -o bin/releases.test ./e2e/releases
-	cd e2e/releases && $(AS_ROOT) ../../bin/releases.test -test.v -test.timeout 25m
+	$(STEP) "build releases.test" go test -c -tags e2e -o bin/releases.test ./e2e/releases
+	cd e2e/releases && $(STEP) "make test-releases" $(AS_ROOT) ../../bin/releases.test -test.v -test.timeout 25m
 
 .PHONY: test-faults
 test-faults: setup build bin/packer ## break a machine in every way that docs/reliability.md lists
-	go test -c -tags e2e -o bin/faults.test ./e2e/faults
-	cd e2e/faults && $(AS_ROOT) ../../bin/faults.test -test.v -test.timeout 40m
+	$(STEP) "build faults.test" go test -c -tags e2e -o bin/faults.test ./e2e/faults
+	cd e2e/faults && $(STEP) "make test-faults" $(AS_ROOT) ../../bin/faults.test -test.v -test.timeout 40m
 
 .PHONY: test-sshd
 test-sshd: setup ## run sshd's part against OpenSSH 8.4 and 10.0
-	$(AS_ROOT) e2e/sshd.sh
+	$(STEP) "make test-sshd" $(AS_ROOT) e2e/sshd.sh
 
 .PHONY: test-teleport
 test-teleport: teleport-programs setup build bin/packer ## run what needs a real Teleport cluster, also of the version in TELEPORT=DIR
-	go test -count 1 -timeout 20m -tags teleport ./e2e/teleportd -args -programs="$(TELEPORT_DIR)"
-	go test -c -tags teleport -o bin/people.test ./e2e/people
-	cd e2e/people && $(AS_ROOT) ../../bin/people.test -test.v -test.timeout 20m -programs="$(TELEPORT_DIR)"
+	$(STEP) "real Teleport" go test -count 1 -timeout 20m -tags teleport ./e2e/teleportd -args -programs="$(TELEPORT_DIR)"
+	$(STEP) "build people.test" go test -c -tags teleport -o bin/people.test ./e2e/people
+	cd e2e/people && $(STEP) "people" $(AS_ROOT) ../../bin/people.test -test.v -test.timeout 20m -programs="$(TELEPORT_DIR)"
 	go build -o bin/demo ./e2e/cmd/demo
-	$(AS_ROOT) bin/demo -teleport "$(TELEPORT_DIR)"
+	$(STEP) "demo on Teleport" $(AS_ROOT) bin/demo -teleport "$(TELEPORT_DIR)"
 	go build -o bin/bench ./e2e/cmd/bench
-	$(AS_ROOT) bin/bench -join -teleport "$(TELEPORT_DIR)"
+	$(STEP) "comparison with teleport join" $(AS_ROOT) bin/bench -join -teleport "$(TELEPORT_DIR)"
 
+# Without CI=true it installs nothing, and skips the tools that are missing.
 .PHONY: lint
-lint: setup bin/golangci-lint ## check the code, the scripts and the templates
-	bin/golangci-lint run ./...
-	shellcheck e2e/setup.sh e2e/fuzz.sh e2e/sshd.sh .ci/run packer-plugin/provisioner/bake.sh
-	cfn-lint template.yaml templates/member-account/*.yaml templates/autoscaling/*.yaml
+lint: $(if $(filter true,$(CI)),setup) bin/golangci-lint ## check the code, the scripts and the templates
+	e2e/lint.sh
 
 .PHONY: bench
 bench: teleport-programs setup build bin/bench-empty bin/packer ## print sizes, times and memory

@@ -7,6 +7,7 @@ packages=(
   gcc libc6-dev git make          # the race detector, and this Makefile
   openssh-client openssh-server   # real ssh and sshd
   systemd-container mmdebstrap    # machines: nspawn on a Debian root file system
+  debian-archive-keyring          # Ubuntu has Debian's keys apart
   iproute2 dbus                   # network namespaces; systemd inside the machines
   shellcheck zip                  # lint; the size of the Lambda's package
   openjdk-17-jre-headless         # DynamoDB Local
