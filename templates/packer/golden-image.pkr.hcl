@@ -24,17 +24,17 @@ variable "region" {
 
 variable "subnet_id" {
   type        = string
-  description = "A private subnet that reaches Systems Manager, by NAT or by VPC endpoints."
+  description = "A private subnet that reaches Systems Manager through NAT or VPC endpoints."
 }
 
 variable "signer_url" {
   type        = string
-  description = "The function URL of the signer: output SignerUrl of its stack."
+  description = "The signer's function URL: the output SignerUrl of its stack."
 }
 
 variable "audience" {
   type        = string
-  description = "The audience of the signer's deployment, for example hallmark.example.com."
+  description = "The signer's audience, for example hallmark.example.com."
 }
 
 variable "proxy_address" {
@@ -63,9 +63,9 @@ source "amazon-ebs" "golden" {
     }
   }
 
-  # Packer does not check the SSH host key of the machine that it bakes. Through
-  # Systems Manager the machine is found by its instance id, over TLS, and needs
-  # neither a public address nor an open port.
+  # Packer does not check the SSH host key of the machine that it bakes. Systems Manager
+  # finds the machine by its instance id, over TLS, and needs neither a public address
+  # nor an open port.
   communicator  = "ssh"
   ssh_username  = "ec2-user"
   ssh_interface = "session_manager"
@@ -87,7 +87,7 @@ source "amazon-ebs" "golden" {
   # Packer's own key would otherwise stay in the image.
   ssh_clear_authorized_keys = true
 
-  # Instances of the image answer metadata requests with a token only.
+  # Instances of the image answer only metadata requests with a token.
   imds_support = "v2.0"
   metadata_options {
     http_endpoint = "enabled"
@@ -98,10 +98,10 @@ source "amazon-ebs" "golden" {
 build {
   sources = ["source.amazon-ebs.golden"]
 
-  # Provisioners that install what the machines are for go here.
+  # Put the provisioners that install your own software here.
 
-  # Keep this one last: it removes the host keys, and sshd accepts no connection
-  # from then on.
+  # Keep this one last: it removes the host keys, and without them sshd accepts no
+  # new connections.
   provisioner "hallmark" {
     signer_url      = var.signer_url
     audience        = var.audience
