@@ -40,6 +40,7 @@ func (s *testSSHD) skipUnknown(t *testing.T, lines string) {
 func TestInstallRefusesWhatCannotWork(t *testing.T) {
 	unreachable := []struct{ lines, want string }{
 		{"HostKeyAlgorithms ssh-ed25519,rsa-sha2-512,rsa-sha2-256\n", "HostKeyAlgorithms"},
+		{"HostKeyAlgorithms rsa-sha2-512-cert-v01@openssh.com,rsa-sha2-512,ssh-ed25519\n", "add ssh-ed25519-cert-v01@openssh.com"},
 		{"KexAlgorithms diffie-hellman-group18-sha512\n", "KexAlgorithms"},
 		{"Ciphers aes256-ctr\nMACs umac-128-etm@openssh.com\n", "MACs"},
 	}
@@ -224,7 +225,7 @@ func TestInstallWarns(t *testing.T) {
 	}
 }
 
-func appendTo(t *testing.T, path, text string) {
+func appendTo(t testing.TB, path, text string) {
 	t.Helper()
 	data := append(mustRead(t, path), text...)
 	if err := os.WriteFile(path, data, 0o600); err != nil {

@@ -64,6 +64,8 @@ type selection struct {
 func (s selection) find() (keys []hostKey, passed []string, err error) {
 	taken := s.taken()
 	types := map[string]string{}
+	var plain []string          // keys that clients may have pinned and that get no certificate
+	certified := len(taken) > 0 // some key has a certificate already
 	for _, path := range s.conf.HostKeys {
 		key, why, err := s.read(path)
 		switch {
@@ -71,14 +73,21 @@ func (s selection) find() (keys []hostKey, passed []string, err error) {
 			continue // one of OpenSSH's default paths: not every machine has all
 		case err != nil:
 			return nil, nil, err
-		case why == "" && types[key.public.Type()] != "":
+		case key.public == nil: // sshd does not present it
+		case types[key.public.Type()] != "":
 			why = "sshd presents " + types[key.public.Type()] + ", which has the same type"
-		case why == "":
+		default:
 			types[key.public.Type()] = path
-			why = taken.keeps(key)
+			if why == "" {
+				why = taken.keeps(key)
+			}
+			if why != "" && preferred(key.public.Type()) {
+				plain = append(plain, path+": "+why)
+			}
 		}
+		certified = certified || key.certificate != nil
 		if why != "" {
-			passed = append(passed, fmt.Sprintf("%s: %s", path, why))
+			passed = append(passed, path+": "+why)
 			continue
 		}
 		keys = append(keys, key)
@@ -86,7 +95,30 @@ func (s selection) find() (keys []hostKey, passed []string, err error) {
 	if len(keys) == 0 {
 		return nil, passed, noHostKeys(taken, passed)
 	}
+	if len(plain) > 0 && !certified {
+		return nil, passed, hidesKeys(plain)
+	}
 	return keys[:min(len(keys), protocol.MaxHostKeys)], passed, nil
+}
+
+// preferred tells whether a type of host key is the first that some version of OpenSSH's
+// client asks for: Ed25519 since 8.5, ECDSA P-256 before.
+//
+// A client that has pinned a key of its first type sends its usual list, in which all types of
+// certificates come before all plain keys (order_hostkeyalgs in OpenSSH's sshconnect2.c). If
+// sshd has a certificate for another key only, it presents that one, and the client refuses
+// the host. A client that has pinned other types asks for those first.
+func preferred(keyType string) bool {
+	return keyType == ssh.KeyAlgoED25519 || keyType == ssh.KeyAlgoECDSA256
+}
+
+// hidesKeys refuses the first certificate of a machine if it would hide plain keys. Once a
+// machine presents certificates, those are hidden already, and renewing changes nothing.
+func hidesKeys(plain []string) error {
+	return failf(Misconfigured,
+		"nothing was changed; run 'hallmark install', which writes a HostCertificate line for each host key, and let HostKeyAlgorithms permit certificates of every type of key that it permits",
+		"certificates for the other host keys would lock out people whose known_hosts has this one only, because OpenSSH's client asks for certificates first: %s",
+		strings.Join(plain, "; "))
 }
 
 func noHostKeys(taken takenKeys, passed []string) error {
@@ -141,7 +173,7 @@ func (t takenKeys) keeps(key hostKey) string {
 		return other.String()
 	}
 	for _, other := range t {
-		if proxyRank(key.public) > proxyRank(other.public) {
+		if proxyRank(key.public) >= proxyRank(other.public) {
 			return "Teleport's proxy would ask for the key with " + other.String()
 		}
 	}
@@ -197,24 +229,28 @@ func hasNodeNames(principals []string) bool {
 var nodeID = regexp.MustCompile(`^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$`)
 
 // read reads a host key and its certificate. why says what keeps the key from being
-// certified. The error is fs.ErrNotExist if there is no such key at all.
+// certified; the key is empty if sshd does not present it. The error is fs.ErrNotExist if
+// there is no such key at all.
 func (s selection) read(path string) (key hostKey, why string, err error) {
 	public, why, err := readHostKey(path)
 	if err != nil || why != "" {
-		return hostKey{}, why, err
-	}
-	key = hostKey{path: path, public: public}
-	if why := unacceptable(key); why != "" {
-		return hostKey{}, why, nil
+		return hostKey{path: path, public: s.inAgent(path)}, why, err
 	}
 	if bits := rsaBits(public); bits > 0 && bits < s.conf.RequiredRSASize {
 		return hostKey{}, fmt.Sprintf("sshd does not present an RSA key of %d bits: its RequiredRSASize is %d", bits, s.conf.RequiredRSASize), nil
 	}
-	if !slices.Contains(s.conf.HostCertificates, key.certificatePath()) {
-		return hostKey{}, "sshd's configuration has no line HostCertificate " + key.certificatePath(), nil
+	key = hostKey{path: path, public: public}
+	if why := unacceptable(key); why != "" {
+		return key, why, nil
 	}
 	if key.algorithms = s.conf.CertAlgorithms(public.Type()); len(key.algorithms) == 0 {
-		return hostKey{}, "sshd's HostKeyAlgorithms rule out its certificates", nil
+		if !s.conf.PresentsPlain(public.Type()) {
+			key = hostKey{}
+		}
+		return key, "sshd's HostKeyAlgorithms rule out its certificates", nil
+	}
+	if !slices.Contains(s.conf.HostCertificates, key.certificatePath()) {
+		return key, "sshd's configuration has no line HostCertificate " + key.certificatePath(), nil
 	}
 	// sshd goes by the key in a certificate, not by the file's name: it presents another
 	// key's with that key, and this key without one.
@@ -222,6 +258,24 @@ func (s selection) read(path string) (key hostKey, why string, err error) {
 		key.certificate = cert
 	}
 	return key, "", nil
+}
+
+// inAgent returns the public half of a key whose private half sshd may have in an agent
+// (HostKeyAgent), or nil.
+func (s selection) inAgent(path string) ssh.PublicKey {
+	if s.conf.HostKeyAgent == "" {
+		return nil
+	}
+	for _, file := range []string{path + ".pub", path} {
+		data, err := os.ReadFile(file)
+		if err != nil {
+			continue
+		}
+		if public, _, _, _, err := ssh.ParseAuthorizedKey(data); err == nil && s.conf.PresentsPlain(public.Type()) {
+			return public
+		}
+	}
+	return nil
 }
 
 func rsaBits(key ssh.PublicKey) int {

@@ -145,7 +145,7 @@ func (in *Installer) Install(ctx context.Context, from string) (changed bool, er
 	want := sshd.Want{
 		CAFile: options.TrustedUserCAKeys, Authorities: authorities, MaxStartups: options.MaxStartups,
 		ProxySources: options.ProxySources,
-		Extra:        in.otherCertificates(before, options.HostCertificates),
+		Extra:        append(in.otherCertificates(before, options.HostCertificates), in.hiddenKeys(after)...),
 	}
 	if err := in.judge(ctx, after, want); err != nil {
 		return false, err
@@ -175,6 +175,40 @@ func (in *Installer) otherCertificates(logins []sshd.Login, ours []string) (find
 		}
 	}
 	return findings
+}
+
+// hiddenKeys are findings for types of host keys that sshd may present without a certificate
+// only, while it presents certificates for others: hallmark enroll refuses to hide such keys.
+func (in *Installer) hiddenKeys(logins []sshd.Login) (findings []sshd.Finding) {
+	value := strings.Join(sshd.Values(logins[0].Settings, "hostkeyalgorithms"), "")
+	e := sshd.Effective{HostKeyAlgorithms: strings.Split(value, ",")}
+	if value == "" || !strings.Contains(value, "-cert-v01@openssh.com") {
+		return nil // another finding says that there are no certificates
+	}
+	for _, path := range sshd.Values(logins[0].Settings, "hostkey") {
+		keyType := usualTypes()[filepath.Base(path)]
+		if keyType == "" || !e.PresentsPlain(keyType) || len(e.CertAlgorithms(keyType)) > 0 {
+			continue
+		}
+		f := sshd.Finding{
+			Keyword: "HostKeyAlgorithms", Value: value, Blocks: true,
+			Consequence: "certificates for the other host keys would lock out people whose known_hosts has " + path + " only, so hallmark enroll would refuse",
+			Remedy:      "add " + keyType + "-cert-v01@openssh.com, or remove " + keyType,
+		}
+		for _, line := range in.server.Lines() {
+			if line.Keyword == "hostkeyalgorithms" {
+				f.Places = append(f.Places, line)
+			}
+		}
+		findings = append(findings, f)
+	}
+	return findings
+}
+
+// usualTypes are the types that clients prefer, by the files in which OpenSSH and cloud-init
+// keep such keys. An image is sealed without keys, so the files themselves cannot tell.
+func usualTypes() map[string]string {
+	return map[string]string{"ssh_host_ed25519_key": ssh.KeyAlgoED25519, "ssh_host_ecdsa_key": ssh.KeyAlgoECDSA256}
 }
 
 // put puts everything in place. Until sshd's settings are, which come last, nothing of it

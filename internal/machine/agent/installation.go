@@ -93,10 +93,13 @@ func nothingChanged(err error) error {
 	return failf(Failed, "sshd works as before; "+hintFile(err), "install certificates: %w", err)
 }
 
-// stage prepares the certificates, each next to its key, and the CA file.
+// stage prepares the certificates, each next to its key, and the CA file. The certificates
+// get into place in the order in which OpenSSH's client asks for them: if a run is killed
+// between two, no key that a client has pinned is hidden by the certificate of another.
 func (i *installation) stage(caFile []byte) (*sshd.Change, error) {
 	change := &sshd.Change{}
-	for _, key := range i.keys {
+	ordered := slices.SortedStableFunc(slices.Values(i.keys), func(a, b hostKey) int { return proxyRank(b.public) - proxyRank(a.public) })
+	for _, key := range ordered {
 		if err := change.Stage(key.certificatePath(), ssh.MarshalAuthorizedKey(key.certificate), 0o644); err != nil {
 			return nil, errors.Join(err, change.Close())
 		}

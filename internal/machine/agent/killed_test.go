@@ -96,6 +96,9 @@ func (m *machine) worksAfterwards(when string) {
 	m.sshd.stop()
 	m.sshd.start() // a boot, or an upgrade of sshd
 	m.sshd.acceptsLogins()
+	if pinned := m.sshd.keyPath("ed25519"); len(m.sshd.pins(pinned)) == 0 {
+		m.t.Errorf("%s: a client that knows only the Ed25519 key does not get in", when)
+	}
 	o, err := m.Enroll(m.t.Context())
 	if err != nil {
 		m.t.Fatalf("%s: the next run: %v", when, err)

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"syscall"
 )
 
@@ -210,10 +211,10 @@ func (f *change) commit() error {
 	return nil
 }
 
-// Rollback puts back what Commit replaced, and removes what it created.
+// Rollback puts back what Commit replaced, and removes what it created, the last file first.
 func (c *Change) Rollback() error {
 	var errs []error
-	for _, f := range c.files {
+	for _, f := range slices.Backward(c.files) {
 		if !f.committed {
 			continue
 		}

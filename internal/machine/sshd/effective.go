@@ -17,6 +17,7 @@ type Effective struct {
 	Options          []string
 	HostKeys         []string // paths of private keys, also of those that do not exist
 	HostCertificates []string // paths
+	HostKeyAgent     string   // socket of an agent that holds private keys, or empty for none
 	// HostKeyAlgorithms is empty where sshd does not print them.
 	HostKeyAlgorithms []string
 	TrustedUserCAKeys string // path, or empty for none
@@ -39,6 +40,8 @@ func ParseEffective(output []byte) (*Effective, error) {
 			e.HostKeys = append(e.HostKeys, value)
 		case "hostcertificate":
 			e.HostCertificates = append(e.HostCertificates, value)
+		case "hostkeyagent":
+			e.HostKeyAgent = noneIsEmpty(value)
 		case "hostkeyalgorithms":
 			e.HostKeyAlgorithms = strings.Split(value, ",")
 		case "trustedusercakeys":
@@ -85,6 +88,17 @@ func reachable(a netip.AddrPort) netip.AddrPort {
 		return netip.AddrPortFrom(netip.IPv6Loopback(), a.Port())
 	}
 	return a
+}
+
+// PresentsPlain tells whether sshd may present a key without a certificate, given the key's
+// type.
+func (e *Effective) PresentsPlain(keyType string) bool {
+	algorithms := []string{keyType}
+	if keyType == ssh.KeyAlgoRSA {
+		algorithms = append(algorithms, ssh.KeyAlgoRSASHA256, ssh.KeyAlgoRSASHA512)
+	}
+	return len(e.HostKeyAlgorithms) == 0 ||
+		slices.ContainsFunc(algorithms, func(a string) bool { return slices.Contains(e.HostKeyAlgorithms, a) })
 }
 
 // CertAlgorithms returns the host key algorithms by which sshd may present a
