@@ -178,7 +178,7 @@ func (w *motoWorld) launch() string {
 	i := ledger.Instance{Account: moto.Account, Region: testRegion, ID: id}
 	claim := ledger.Claim{Instance: i, Fingerprints: []string{"SHA256:" + id}, Hostname: node.Hostname, ImageOwner: moto.Account, End: node.Expires}
 	granted := check(w.ledger.Claim(w.t.Context(), claim, time.Now()))(w.t)
-	if err := w.ledger.Confirm(w.t.Context(), claim, granted); err != nil {
+	if err := w.ledger.Confirm(w.t.Context(), claim, granted, time.Now()); err != nil {
 		w.t.Fatal(err)
 	}
 	return id

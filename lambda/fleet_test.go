@@ -173,7 +173,7 @@ func (w *fleetWorld) node(n int) teleport.Node {
 
 type claimer interface {
 	Claim(ctx context.Context, c ledger.Claim, now time.Time) (ledger.Grant, error)
-	Confirm(ctx context.Context, c ledger.Claim, g ledger.Grant) error
+	Confirm(ctx context.Context, c ledger.Claim, g ledger.Grant, now time.Time) error
 }
 
 // enrolled notes in the ledger that the instance of a node has enrolled.
@@ -182,7 +182,7 @@ func enrolled(t *testing.T, l claimer, node teleport.Node, i ledger.Instance) {
 	claim := ledger.Claim{Instance: i, Fingerprints: []string{"SHA256:" + i.ID}, Hostname: node.Hostname, ImageOwner: testAccount, End: node.Expires}
 	granted, err := l.Claim(t.Context(), claim, time.Now())
 	if err == nil {
-		err = l.Confirm(t.Context(), claim, granted)
+		err = l.Confirm(t.Context(), claim, granted, time.Now())
 	}
 	if err != nil {
 		t.Fatal(err)

@@ -74,7 +74,7 @@ func TestTheFleetsRoleReachesItsItems(t *testing.T) {
 	l := ledger.NewDynamoDB(table, "ledger", time.Now)
 	claim := ledger.Claim{Instance: ref(1), Fingerprints: []string{"SHA256:a"}, Hostname: "web-" + instanceID(1), End: now.Add(time.Hour)}
 	granted := check(l.Claim(ctx, claim, now))(t)
-	if err := l.Confirm(ctx, claim, granted); err != nil {
+	if err := l.Confirm(ctx, claim, granted, now); err != nil {
 		t.Fatal(err)
 	}
 

@@ -223,7 +223,7 @@ func (w *sweepWorld) enroll(ctx context.Context, i *sweepInstance) error {
 	if err != nil {
 		return err
 	}
-	if err := w.ledger.Confirm(ctx, claim, granted); err != nil {
+	if err := w.ledger.Confirm(ctx, claim, granted, time.Now()); err != nil {
 		return err
 	}
 	id := protocol.NodeID(i.ref.Account, i.ref.Region, i.ref.ID)

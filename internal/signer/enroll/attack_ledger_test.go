@@ -185,9 +185,9 @@ func (e endingLedger) Claim(ctx context.Context, c ledger.Claim, now time.Time) 
 	return e.Ledger.Claim(ctx, c, now)
 }
 
-func (e endingLedger) Complete(ctx context.Context, c ledger.Claim, g ledger.Grant) (ledger.Record, error) {
+func (e endingLedger) Complete(ctx context.Context, c ledger.Claim, g ledger.Grant, now time.Time) (ledger.Record, error) {
 	e.at("confirm")
-	return e.Ledger.Complete(ctx, c, g)
+	return e.Ledger.Complete(ctx, c, g, now)
 }
 
 type endingCluster struct {

@@ -434,7 +434,7 @@ func signerSequences() map[string]sequence {
 			old := s.honest.record()
 			s.ledger = ledger.Memory{}
 			c := ledger.Claim{Instance: s.honest.ref(), Fingerprints: old.Fingerprints, Hostname: old.ConfirmedHostname, End: old.End}
-			if err := s.ledger.Confirm(s.t.Context(), c, must(s.ledger.Claim(s.t.Context(), c, s.now))); err != nil {
+			if err := s.ledger.Confirm(s.t.Context(), c, must(s.ledger.Claim(s.t.Context(), c, s.now)), s.now); err != nil {
 				s.t.Fatal(err)
 			}
 			s.signer.Audience = "second.example.com"

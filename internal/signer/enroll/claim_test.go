@@ -194,7 +194,7 @@ func TestNamesOfForeignNodesAreLeft(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := w.ledger.Confirm(t.Context(), g.claim, g.held); err != nil {
+	if err := w.ledger.Confirm(t.Context(), g.claim, g.held, w.now); err != nil {
 		t.Fatal(err)
 	}
 	w.nodes["other"] = teleport.Node{ID: "other", Hostname: "10.0.0.7"}

@@ -84,7 +84,7 @@ func TestARecordLearnsItsImage(t *testing.T) {
 	c := ledger.Claim{Instance: i, Fingerprints: fingerprints([]ssh.PublicKey{a.keys[0].PublicKey(), a.keys[1].PublicKey()}), Hostname: testHostname, ImageOwner: testOwner, End: w.now.Add(time.Hour)}
 	g, err := w.ledger.Claim(t.Context(), c, w.now)
 	if err == nil {
-		err = w.ledger.Confirm(t.Context(), c, g)
+		err = w.ledger.Confirm(t.Context(), c, g, w.now)
 	}
 	if err != nil {
 		t.Fatal(err)

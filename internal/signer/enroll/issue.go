@@ -157,7 +157,7 @@ func checkCertificates(g grant, i *issued, now time.Time) error {
 func (s *Signer) confirm(ctx context.Context, g grant, a *audit) (ledger.Record, error) {
 	var record ledger.Record
 	err := a.step(ctx, "confirm", ledgerTimeout, func(ctx context.Context) (err error) {
-		record, err = s.Ledger.Complete(ctx, g.claim, g.held)
+		record, err = s.Ledger.Complete(ctx, g.claim, g.held, s.now())
 		return err
 	})
 	return record, refuseLedger(err)

@@ -181,7 +181,7 @@ func TestTheLastConfirmedRequestWritesTheNode(t *testing.T) {
 		c := w.claimed[len(w.claimed)-1]
 		c.Hostname, c.Lease = "other", c.Lease.Add(time.Hour)
 		g := must(w.ledger.Claim(t.Context(), c, w.now))
-		if err := w.ledger.Confirm(t.Context(), c, g); err != nil {
+		if err := w.ledger.Confirm(t.Context(), c, g, w.now); err != nil {
 			t.Error(err)
 		}
 		node, _ := w.node()

@@ -53,7 +53,7 @@ type LaunchImages interface {
 type Ledger interface {
 	Lookup(ctx context.Context, i ledger.Instance) (ledger.Record, error)
 	Claim(ctx context.Context, c ledger.Claim, now time.Time) (ledger.Grant, error)
-	Complete(ctx context.Context, c ledger.Claim, g ledger.Grant) (ledger.Record, error)
+	Complete(ctx context.Context, c ledger.Claim, g ledger.Grant, now time.Time) (ledger.Record, error)
 	Announce(ctx context.Context, i ledger.Instance) (ledger.Record, error)
 	Release(ctx context.Context, name, by string, now time.Time) (ledger.Instance, error)
 }

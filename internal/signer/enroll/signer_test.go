@@ -255,12 +255,12 @@ func (f fakeLedger) Announce(ctx context.Context, i ledger.Instance) (ledger.Rec
 	return f.ledger.Announce(ctx, i)
 }
 
-func (f fakeLedger) Complete(ctx context.Context, c ledger.Claim, g ledger.Grant) (ledger.Record, error) {
+func (f fakeLedger) Complete(ctx context.Context, c ledger.Claim, g ledger.Grant, now time.Time) (ledger.Record, error) {
 	f.note("confirm")
 	if f.beforeOK != nil {
 		f.beforeOK()
 	}
-	return f.ledger.Complete(ctx, c, g)
+	return f.ledger.Complete(ctx, c, g, now)
 }
 
 type fakeCluster struct{ *world }

@@ -146,8 +146,8 @@ func (r remote) Claim(ctx context.Context, c ledger.Claim, now time.Time) (g led
 	return g, err
 }
 
-func (r remote) Complete(ctx context.Context, c ledger.Claim, g ledger.Grant) (done ledger.Record, err error) {
-	r.do(func() { done, err = r.ledger.Complete(ctx, c, g) })
+func (r remote) Complete(ctx context.Context, c ledger.Claim, g ledger.Grant, now time.Time) (done ledger.Record, err error) {
+	r.do(func() { done, err = r.ledger.Complete(ctx, c, g, now) })
 	return done, err
 }
 

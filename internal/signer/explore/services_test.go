@@ -183,9 +183,9 @@ func (r records) Claim(ctx context.Context, c ledger.Claim, now time.Time) (ledg
 	return g.grant, err
 }
 
-func (r records) Complete(ctx context.Context, c ledger.Claim, g ledger.Grant) (ledger.Record, error) {
+func (r records) Complete(ctx context.Context, c ledger.Claim, g ledger.Grant, now time.Time) (ledger.Record, error) {
 	return wait(r.to(ctx, inLedger, "Complete "+c.Instance.ID).writes("record/"+c.Instance.ID), recordText,
-		func(w *world) (ledger.Record, error) { return w.ledger.Complete(context.Background(), c, g) })
+		func(w *world) (ledger.Record, error) { return w.ledger.Complete(context.Background(), c, g, now) })
 }
 
 func (r records) Announce(ctx context.Context, i ledger.Instance) (ledger.Record, error) {

@@ -148,7 +148,7 @@ type store interface {
 	Lookup(ctx context.Context, i ledger.Instance) (ledger.Record, error)
 	LookupAll(ctx context.Context, all []ledger.Instance) (map[ledger.Instance]ledger.Record, error)
 	Claim(ctx context.Context, c ledger.Claim, now time.Time) (ledger.Grant, error)
-	Complete(ctx context.Context, c ledger.Claim, g ledger.Grant) (ledger.Record, error)
+	Complete(ctx context.Context, c ledger.Claim, g ledger.Grant, now time.Time) (ledger.Record, error)
 	Announce(ctx context.Context, i ledger.Instance) (ledger.Record, error)
 	End(ctx context.Context, i ledger.Instance) error
 	Permit(ctx context.Context, i ledger.Instance, p ledger.Permit) error

@@ -30,7 +30,7 @@ func (a *tableAt) enroll(hostname string, names ...string) {
 	c.Names, c.End = names, a.now.Add(7*day)
 	g, err := a.Claim(a.t.Context(), c, a.now)
 	if err == nil {
-		err = a.Confirm(a.t.Context(), c, g)
+		err = a.Confirm(a.t.Context(), c, g, a.now)
 	}
 	if err != nil {
 		a.t.Fatal(err)

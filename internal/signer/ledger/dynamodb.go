@@ -186,13 +186,14 @@ func (d *DynamoDB) Claim(ctx context.Context, c Claim, now time.Time) (Grant, er
 
 // Complete says that what was claimed has been issued, and returns the record as it
 // is then. It fails with ErrEnded if the instance was off-boarded meanwhile, and with
-// ErrUnclaimed if it got other keys meanwhile; then nothing may be handed out. If the
+// ErrUnclaimed if the claim no longer stands: it ran out, or the instance got other keys,
+// names or another signer meanwhile. Then nothing may be handed out. If the
 // record's version is more than one above the grant's, others have written meanwhile,
 // and what was issued may be out of date.
 //
 // It begins with the record that the grant left, and reads only if that has changed:
 // a write that is conditional on it says so for free.
-func (d *DynamoDB) Complete(ctx context.Context, c Claim, g Grant) (Record, error) {
+func (d *DynamoDB) Complete(ctx context.Context, c Claim, g Grant, now time.Time) (Record, error) {
 	claimed := g.claimed
 	read := func(ctx context.Context) (record, error) {
 		if r := claimed; r != nil && g.to == c.Instance {
@@ -201,13 +202,13 @@ func (d *DynamoDB) Complete(ctx context.Context, c Claim, g Grant) (Record, erro
 		}
 		return d.record(ctx, c.Instance)
 	}
-	r, err := d.amendFrom(ctx, "confirm claim of", c.Instance, read, func(r record) (record, error) { return r.confirm(c, g) })
+	r, err := d.amendFrom(ctx, "confirm claim of", c.Instance, read, func(r record) (record, error) { return r.confirm(c, g, now) })
 	return r.exported(), err
 }
 
 // Confirm is Complete for callers that do not look at the record.
-func (d *DynamoDB) Confirm(ctx context.Context, c Claim, g Grant) error {
-	_, err := d.Complete(ctx, c, g)
+func (d *DynamoDB) Confirm(ctx context.Context, c Claim, g Grant, now time.Time) error {
+	_, err := d.Complete(ctx, c, g, now)
 	return err
 }
 
@@ -264,7 +265,7 @@ func (d *DynamoDB) amendFrom(ctx context.Context, doing string, i Instance,
 			return err
 		}
 		w := write{table: d.table}
-		w.putRecord(i, written, r.version)
+		w.putRecord(i, written, r)
 		written.version = r.version + 1
 		return w.commit(ctx, d.client)
 	})
@@ -323,7 +324,7 @@ func (d *DynamoDB) release(ctx context.Context, name, by string, now time.Time) 
 		return Instance{}, err
 	}
 	w := write{table: d.table}
-	w.putRecord(holder, next, r.version)
+	w.putRecord(holder, next, r)
 	w.releaseHolder(name, holder, by, d.now().Add(retention))
 	return holder, w.commit(ctx, d.client)
 }
@@ -371,7 +372,7 @@ func (d *DynamoDB) putEnded(ctx context.Context, i Instance, r, next record) err
 		return err
 	}
 	w := write{table: d.table, expires: next.expires}
-	w.putRecord(i, next, r.version)
+	w.putRecord(i, next, r)
 	for _, name := range names {
 		if holders[name] == i { // unless somebody mended the table by hand
 			w.putHolder(namePK(name), i, i)
@@ -503,7 +504,7 @@ func (d *DynamoDB) apply(ctx context.Context, i Instance, old record, c change) 
 		return nil
 	}
 	w := write{table: d.table}
-	w.putRecord(i, c.record, old.version)
+	w.putRecord(i, c.record, old)
 	for _, fingerprint := range c.keys {
 		w.putHolder(keyPK(fingerprint), i, i)
 	}

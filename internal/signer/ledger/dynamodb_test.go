@@ -161,7 +161,7 @@ func TestDynamoDBTriesAgain(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				if err := l.Confirm(t.Context(), claim(1, "web"), g); err != nil {
+				if err := l.Confirm(t.Context(), claim(1, "web"), g, start()); err != nil {
 					t.Fatal(err)
 				}
 				made := len(table.calls)
@@ -285,15 +285,15 @@ func TestDynamoDBCalls(t *testing.T) {
 		want []string
 	}{
 		{"first claim", claims(claim(1, "web"), start()), []string{"BatchGetItem", "TransactWriteItems"}},
-		{"confirmation", func() error { return l.Confirm(ctx, claim(1, "web"), g) }, []string{"PutItem"}},
+		{"confirmation", func() error { return l.Confirm(ctx, claim(1, "web"), g, start()) }, []string{"PutItem"}},
 		{"renewal", claims(claim(1, "web"), start().Add(day)), []string{"BatchGetItem", "PutItem"}},
-		{"its confirmation", func() error { return l.Confirm(ctx, claim(1, "web"), g) }, []string{"PutItem"}},
+		{"its confirmation", func() error { return l.Confirm(ctx, claim(1, "web"), g, start()) }, []string{"PutItem"}},
 		{"a confirmation after a note", func() error {
 			if err := l.SeeTags(ctx, instance(1), 1); err != nil {
 				return err
 			}
 			table.calls = nil
-			return l.Confirm(ctx, claim(1, "web"), g)
+			return l.Confirm(ctx, claim(1, "web"), g, start())
 		}, []string{"PutItem", "BatchGetItem", "PutItem"}},
 		{"the same again", claims(claim(1, "web"), start().Add(day)), []string{"BatchGetItem"}},
 		{"end", func() error { return l.End(ctx, instance(1)) }, []string{"BatchGetItem", "BatchGetItem", "TransactWriteItems"}},
@@ -373,7 +373,7 @@ func TestDynamoDBLateEventsLeaveTheTombstone(t *testing.T) {
 	for what, err := range map[string]error{
 		"note":         l.SeeTags(t.Context(), instance(1), 9),
 		"permit":       l.Permit(t.Context(), instance(1), permit),
-		"confirmation": l.Confirm(t.Context(), claim(1, "web"), g),
+		"confirmation": l.Confirm(t.Context(), claim(1, "web"), g, start()),
 	} {
 		if !errors.Is(err, ledger.ErrEnded) {
 			t.Errorf("%s: error %v, want %v", what, err, ledger.ErrEnded)
@@ -549,6 +549,48 @@ func TestDynamoDBSpoiledItem(t *testing.T) {
 			}
 			if want := []string{"BatchGetItem"}; !slices.Equal(table.calls, want) {
 				t.Errorf("calls %v, want %v", table.calls, want)
+			}
+		})
+	}
+}
+
+// DynamoDB deletes a tombstone in time, and the next record of the instance counts its
+// versions from 1 again. A process that was frozen since takes it for the one that it knows.
+func TestDynamoDBFrozenWriterOverwritesNoNewRecord(t *testing.T) {
+	for what, write := range map[string]func(l *ledger.DynamoDB, g ledger.Grant) error{
+		"confirmation": func(l *ledger.DynamoDB, g ledger.Grant) error {
+			return l.Confirm(t.Context(), claim(1, "web"), g, start())
+		},
+		"note": func(l *ledger.DynamoDB, _ ledger.Grant) error {
+			_, err := l.Announce(t.Context(), instance(1))
+			return err
+		},
+	} {
+		t.Run(what, func(t *testing.T) {
+			table := new(noting)
+			l := ledger.NewDynamoDB(table, "ledger", start)
+			g, err := l.Claim(t.Context(), claim(1, "web"), start())
+			if err != nil {
+				t.Fatal(err)
+			}
+			renewed := claim(1, "web")
+			renewed.Fingerprints, renewed.End = []string{"new"}, renewed.End.Add(30*day)
+			table.fail = func(call string, before int) error {
+				if call != "PutItem" || before > 0 {
+					return nil
+				}
+				table.Delete(instancePK(1))
+				if _, err := ledger.NewDynamoDB(&table.Table, "ledger", start).Claim(t.Context(), renewed, start().Add(30*day)); err != nil {
+					t.Error(err)
+				}
+				return nil
+			}
+			if err := write(l, g); what == "confirmation" && !errors.Is(err, ledger.ErrUnclaimed) {
+				t.Errorf("error %v, want %v", err, ledger.ErrUnclaimed)
+			}
+			r, err := l.Lookup(t.Context(), instance(1))
+			if err != nil || !slices.Equal(r.Fingerprints, renewed.Fingerprints) || r.ConfirmedHostname != "" {
+				t.Errorf("record %+v, error %v: want the new one", r, err)
 			}
 		})
 	}

@@ -119,11 +119,7 @@ func formatRecord(i Instance, r record) item {
 	if len(r.keys) > 0 { // DynamoDB has no empty sets
 		it[attrKeys] = &types.AttributeValueMemberSS{Value: r.keys}
 	}
-	names := make(item, len(r.names))
-	for name, end := range r.names {
-		names[name] = number(end.Unix())
-	}
-	it[attrNames] = &types.AttributeValueMemberM{Value: names}
+	it[attrNames] = formatNames(r.names)
 	for name, value := range map[string]string{
 		attrConfirmed: r.confirmedHostname, attrOwner: r.imageOwner, attrImage: r.image, attrSigner: r.signer,
 		attrRekeyedBy: r.rekeyedBy, attrEndedBy: r.endedBy,
@@ -156,6 +152,14 @@ func formatRecord(i Instance, r record) item {
 		it[attrEnded] = &types.AttributeValueMemberBOOL{Value: true}
 	}
 	return it
+}
+
+func formatNames(ends map[string]time.Time) types.AttributeValue {
+	names := make(item, len(ends))
+	for name, end := range ends {
+		names[name] = number(end.Unix())
+	}
+	return &types.AttributeValueMemberM{Value: names}
 }
 
 // parseRecord reads an instance's item; nil is one that is not there.

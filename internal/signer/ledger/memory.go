@@ -176,17 +176,18 @@ func (m *Memory) EndExpired(ctx context.Context, i Instance, now time.Time) (boo
 
 // Complete says that what was claimed has been issued, and returns the record as it
 // is then. It fails with ErrEnded if the instance was off-boarded meanwhile, and with
-// ErrUnclaimed if it got other keys meanwhile; then nothing may be handed out. If the
+// ErrUnclaimed if the claim no longer stands: it ran out, or the instance got other keys,
+// names or another signer meanwhile. Then nothing may be handed out. If the
 // record's version is more than one above the grant's, others have written meanwhile,
 // and what was issued may be out of date.
-func (m *Memory) Complete(ctx context.Context, c Claim, g Grant) (Record, error) {
-	r, err := m.amend(ctx, "confirm claim of", c.Instance, func(r record) (record, error) { return r.confirm(c, g) })
+func (m *Memory) Complete(ctx context.Context, c Claim, g Grant, now time.Time) (Record, error) {
+	r, err := m.amend(ctx, "confirm claim of", c.Instance, func(r record) (record, error) { return r.confirm(c, g, now) })
 	return r.exported(), err
 }
 
 // Confirm is Complete for callers that do not look at the record.
-func (m *Memory) Confirm(ctx context.Context, c Claim, g Grant) error {
-	_, err := m.Complete(ctx, c, g)
+func (m *Memory) Confirm(ctx context.Context, c Claim, g Grant, now time.Time) error {
+	_, err := m.Complete(ctx, c, g, now)
 	return err
 }
 

@@ -338,24 +338,40 @@ func counted(names map[string]time.Time, i Instance) int {
 	return len(names)
 }
 
-// confirm returns the record after what was claimed has been issued.
-func (r record) confirm(c Claim, g Grant) (record, error) {
+// confirm returns the record after what was claimed has been issued, if the claim still
+// stands.
+func (r record) confirm(c Claim, g Grant, now time.Time) (record, error) {
 	if r.ended {
 		return record{}, ErrEnded
 	}
-	if !r.isKnown() || r.generation != g.Generation {
+	if r.generation != g.Generation || !r.holds(c, now) {
 		return record{}, ErrUnclaimed
-	}
-	for _, name := range c.allNames() {
-		if _, held := r.names[name]; !held {
-			return record{}, ErrUnclaimed
-		}
 	}
 	r.confirmedHostname, r.rekeyedBy = c.Hostname, ""
 	if r.lease = roundUp(c.Lease); c.Lease.IsZero() {
 		r.lease = roundUp(c.End)
 	}
 	return r, nil
+}
+
+// holds reports whether a claim that was accepted still stands. A request may have been
+// frozen since: meanwhile the claim may have run out, and another signer, or a new record
+// of the instance, may have taken its place.
+func (r record) holds(c Claim, now time.Time) bool {
+	if !r.isKnown() || now.After(c.End) || c.Signer != "" && r.signer != c.Signer {
+		return false
+	}
+	for _, fingerprint := range c.Fingerprints {
+		if !slices.Contains(r.keys, fingerprint) {
+			return false
+		}
+	}
+	for _, name := range c.allNames() {
+		if end, held := r.names[name]; !held || end.Before(roundUp(c.End)) {
+			return false
+		}
+	}
+	return true
 }
 
 // roundUp returns whole seconds: they are all that is stored.

@@ -19,14 +19,25 @@ type write struct {
 	actions []types.TransactWriteItem
 }
 
-// putRecord puts the record if its version is still the one that was read.
-func (w *write) putRecord(i Instance, r record, version uint64) {
-	r.version = version + 1
-	if version == 0 {
+// putRecord puts the record if it is still the one that was read. The version alone does
+// not show that to a process that was frozen for weeks: DynamoDB deletes a tombstone, and
+// the next record of the instance counts from 1 again.
+func (w *write) putRecord(i Instance, r, old record) {
+	r.version = old.version + 1
+	if old.version == 0 {
 		w.put(formatRecord(i, r), "attribute_not_exists(pk)", nil)
 		return
 	}
-	w.put(formatRecord(i, r), "version = :version", item{":version": number(version)})
+	condition := "version = :version AND generation = :generation"
+	values := item{":version": number(old.version), ":generation": number(old.generation)}
+	if len(old.names) == 0 {
+		w.put(formatRecord(i, r), condition, values)
+		return
+	}
+	values[":names"] = formatNames(old.names)
+	w.put(formatRecord(i, r), condition+" AND #names = :names", values)
+	// A reserved word of DynamoDB's.
+	w.actions[len(w.actions)-1].Put.ExpressionAttributeNames = map[string]string{"#names": attrNames}
 }
 
 // putHolder makes the instance the holder of a key or a name, if nobody is, or it is
@@ -104,6 +115,7 @@ func (w *write) commit(ctx context.Context, client DynamoDBClient) error {
 			TableName:                 put.TableName,
 			Item:                      put.Item,
 			ConditionExpression:       put.ConditionExpression,
+			ExpressionAttributeNames:  put.ExpressionAttributeNames,
 			ExpressionAttributeValues: put.ExpressionAttributeValues,
 		})
 		return err

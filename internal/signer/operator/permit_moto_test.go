@@ -33,7 +33,7 @@ func TestPermitRekeyOnMoto(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := held.Confirm(t.Context(), claim, grant); err != nil {
+	if err := held.Confirm(t.Context(), claim, grant, now); err != nil {
 		t.Fatal(err)
 	}
 	claim.Fingerprints = []string{newKey}

@@ -118,7 +118,7 @@ func (w *world) enrollInstance(n int, i *inventory.Instance) {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	if err := w.ledger.Confirm(w.t.Context(), c, granted); err != nil {
+	if err := w.ledger.Confirm(w.t.Context(), c, granted, w.now); err != nil {
 		w.t.Fatal(err)
 	}
 	record, err := w.ledger.Lookup(w.t.Context(), ref(n))
@@ -418,7 +418,7 @@ func (w *world) renew(n int, hostname string, end time.Time) {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	if err := w.ledger.Confirm(w.t.Context(), c, granted); err != nil {
+	if err := w.ledger.Confirm(w.t.Context(), c, granted, w.now); err != nil {
 		w.t.Fatal(err)
 	}
 }

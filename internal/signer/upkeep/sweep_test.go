@@ -88,7 +88,7 @@ func TestSweepMendsHostNameAndLease(t *testing.T) {
 	renamed.Hostname = "db"
 	w.nodes[want.ID] = renamed
 	w.sweep(0)
-	record, err := w.ledger.Complete(t.Context(), c, granted)
+	record, err := w.ledger.Complete(t.Context(), c, granted, w.now)
 	if err != nil || record.Version == granted.Version+1 {
 		t.Errorf("version %d after %d, error %v: the enrollment must find that the sweep wrote", record.Version, granted.Version, err)
 	}

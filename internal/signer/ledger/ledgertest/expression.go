@@ -13,6 +13,15 @@ import (
 // and functions that the ledger uses. Others are errors.
 type expression struct {
 	item, values map[string]types.AttributeValue
+	names        map[string]string // that stand for attributes
+}
+
+// attribute returns the value of an attribute, or nil.
+func (e expression) attribute(name string) types.AttributeValue {
+	if full, stands := e.names[name]; stands {
+		name = full
+	}
+	return e.item[name]
 }
 
 func (e expression) holds(condition string) (bool, error) {
@@ -82,9 +91,9 @@ func (e expression) compare(condition string) (bool, error) {
 		return false, fmt.Errorf("condition %q has a value that is not given", condition)
 	}
 	if parts[1] == "=" {
-		return reflect.DeepEqual(e.item[parts[0]], want), nil
+		return reflect.DeepEqual(e.attribute(parts[0]), want), nil
 	}
-	a, isNumber := e.item[parts[0]].(*types.AttributeValueMemberN)
+	a, isNumber := e.attribute(parts[0]).(*types.AttributeValueMemberN)
 	b, isNumberToo := want.(*types.AttributeValueMemberN)
 	if !isNumber || !isNumberToo {
 		return false, nil

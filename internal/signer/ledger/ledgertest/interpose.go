@@ -141,7 +141,7 @@ func operations() map[string]operation {
 		"confirmation": {
 			prepare: func(f *fixture) { f.claim(nil, 1, "web", "k1") },
 			run: func(f *fixture) (ledger.Grant, error) {
-				return ledger.Grant{}, f.Confirm(f.t.Context(), f.claimOf(1, "web", "k1"), ledger.Grant{Generation: 1})
+				return ledger.Grant{}, f.Confirm(f.t.Context(), f.claimOf(1, "web", "k1"), ledger.Grant{Generation: 1}, f.now)
 			},
 		},
 		"permit": {

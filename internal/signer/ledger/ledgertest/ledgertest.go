@@ -18,8 +18,8 @@ type Ledger interface {
 	Lookup(ctx context.Context, i ledger.Instance) (ledger.Record, error)
 	Claim(ctx context.Context, c ledger.Claim, now time.Time) (ledger.Grant, error)
 	LookupAll(ctx context.Context, instances []ledger.Instance) (map[ledger.Instance]ledger.Record, error)
-	Complete(ctx context.Context, c ledger.Claim, g ledger.Grant) (ledger.Record, error)
-	Confirm(ctx context.Context, c ledger.Claim, g ledger.Grant) error
+	Complete(ctx context.Context, c ledger.Claim, g ledger.Grant, now time.Time) (ledger.Record, error)
+	Confirm(ctx context.Context, c ledger.Claim, g ledger.Grant, now time.Time) error
 	End(ctx context.Context, i ledger.Instance) error
 	EndBy(ctx context.Context, i ledger.Instance, by string) error
 	Expired(ctx context.Context, from string, now time.Time) (ledger.Expired, error)
@@ -56,6 +56,7 @@ func claimTests() map[string]func(*testing.T, *fixture) {
 		"confirming remembers the name":       testConfirmedHostname,
 		"confirming fails after the end":      testConfirmAfterEnd,
 		"confirming needs a claim":            testConfirmWithoutClaim,
+		"confirming needs a claim that holds": testConfirmLostClaim,
 		"an ended instance stays ended":       testEndedStaysEnded,
 		"an end may come before any claim":    testEndBeforeClaim,
 		"an end at any moment is final":       testEndAtAnyMoment,
@@ -109,7 +110,7 @@ func (f *fixture) make(want error, c ledger.Claim) ledger.Grant {
 func (f *fixture) enroll(n int, name string, keys ...string) {
 	f.t.Helper()
 	g := f.claim(nil, n, name, keys...)
-	if err := f.Confirm(f.t.Context(), f.claimOf(n, name, keys...), g); err != nil {
+	if err := f.Confirm(f.t.Context(), f.claimOf(n, name, keys...), g, f.now); err != nil {
 		f.t.Fatal(err)
 	}
 }
@@ -215,7 +216,7 @@ func testConfirmedHostname(t *testing.T, f *fixture) {
 	if again := f.claim(nil, 1, "web", "k1"); first.ConfirmedHostname != "" || again.ConfirmedHostname != "" {
 		t.Errorf("names %q and %q are confirmed before anyone confirmed", first.ConfirmedHostname, again.ConfirmedHostname)
 	}
-	if err := f.Confirm(t.Context(), f.claimOf(1, "web", "k1"), first); err != nil {
+	if err := f.Confirm(t.Context(), f.claimOf(1, "web", "k1"), first, f.now); err != nil {
 		t.Fatal(err)
 	}
 	if g := f.claim(nil, 1, "www", "k1"); g.ConfirmedHostname != "web" {
@@ -226,19 +227,59 @@ func testConfirmedHostname(t *testing.T, f *fixture) {
 func testConfirmAfterEnd(t *testing.T, f *fixture) {
 	g := f.claim(nil, 1, "web", "k1")
 	f.endFirst()
-	if err := f.Confirm(t.Context(), f.claimOf(1, "web", "k1"), g); !errors.Is(err, ledger.ErrEnded) {
+	if err := f.Confirm(t.Context(), f.claimOf(1, "web", "k1"), g, f.now); !errors.Is(err, ledger.ErrEnded) {
 		t.Errorf("error %v, want %v", err, ledger.ErrEnded)
 	}
 }
 
+// A request that was frozen after its claim confirms nothing that it does not hold any more.
+func testConfirmLostClaim(t *testing.T, f *fixture) {
+	const name, key = "web", "k1"
+	c := f.claimOf(1, name, key)
+	c.Signer = "a"
+	g := f.make(nil, c)
+	confirm := func(what string, c ledger.Claim, g ledger.Grant, want error) {
+		t.Helper()
+		before := f.lookup(1)
+		if err := f.Confirm(t.Context(), c, g, f.now); !errors.Is(err, want) {
+			t.Errorf("%s: error %v, want %v", what, err, want)
+		}
+		if after := f.lookup(1); want != nil && !reflect.DeepEqual(after, before) {
+			t.Errorf("%s: record %+v became %+v", what, before, after)
+		}
+	}
+	for what, change := range map[string]func(*ledger.Claim){
+		"a key that it does not hold":          func(c *ledger.Claim) { c.Fingerprints = []string{key, "k2"} },
+		"a name that it does not hold":         func(c *ledger.Claim) { c.Names = []string{"10.0.0.7"} },
+		"a name that it does not hold as long": func(c *ledger.Claim) { c.End = c.End.Add(time.Hour) },
+		"another signer":                       func(c *ledger.Claim) { c.Signer = "b" },
+	} {
+		other := c
+		change(&other)
+		confirm(what, other, g, ledger.ErrUnclaimed)
+	}
+	confirm("the claim", c, g, nil)
+
+	f.now = c.End
+	confirm("at its end", c, f.make(nil, c), nil)
+	g = f.make(nil, c)
+	f.now = c.End.Add(time.Second)
+	confirm("after its end", c, g, ledger.ErrUnclaimed)
+	taken := f.claimOf(1, name, key)
+	taken.Signer = "b"
+	held := f.make(nil, taken)
+	confirm("taken over by another signer", c, g, ledger.ErrUnclaimed)
+	confirm("the other signer's", taken, held, nil)
+}
+
 func testConfirmWithoutClaim(t *testing.T, f *fixture) {
 	c := f.claimOf(1, "web", "k1")
-	if err := f.Confirm(t.Context(), c, ledger.Grant{Generation: 1}); !errors.Is(err, ledger.ErrUnclaimed) {
+	if err := f.Confirm(t.Context(), c, ledger.Grant{Generation: 1}, f.now); !errors.Is(err, ledger.ErrUnclaimed) {
 		t.Errorf("error %v, want %v", err, ledger.ErrUnclaimed)
 	}
 	g := f.claim(nil, 1, "web", "k1")
 	g.Generation++
-	if err := f.Confirm(t.Context(), c, g); !errors.Is(err, ledger.ErrUnclaimed) {
+	if err := f.Confirm(t.Context(), c, g, f.now); !errors.Is(err, ledger.ErrUnclaimed) {
 		t.Errorf("another generation: error %v, want %v", err, ledger.ErrUnclaimed)
 	}
 }
@@ -268,7 +309,7 @@ func testEndAtAnyMoment(t *testing.T, f *fixture) {
 	for n, name := range map[int]string{1: "new", 2: "claimed", 3: "confirmed"} {
 		key := fmt.Sprintf("k%d", n)
 		f.claim(ledger.ErrEnded, n, name, key)
-		if err := f.Confirm(t.Context(), f.claimOf(n, name, key), g); !errors.Is(err, ledger.ErrEnded) {
+		if err := f.Confirm(t.Context(), f.claimOf(n, name, key), g, f.now); !errors.Is(err, ledger.ErrEnded) {
 			t.Errorf("confirmation of instance %d: error %v, want %v", n, err, ledger.ErrEnded)
 		}
 		if !f.lookup(n).Ended {
@@ -298,7 +339,7 @@ func testLookup(t *testing.T, f *fixture) {
 	first := f.claim(nil, 1, "web", "k2", "k1", "k2")
 	want = ledger.Record{Version: 1, Generation: first.Generation, Fingerprints: []string{"k1", "k2"}}
 	compare("a claim")
-	if err := f.Confirm(t.Context(), f.claimOf(1, "web", "k1"), first); err != nil {
+	if err := f.Confirm(t.Context(), f.claimOf(1, "web", "k1"), first, f.now); err != nil {
 		t.Fatal(err)
 	}
 	want.Version, want.ConfirmedHostname, want.End, want.Lease = 2, "web", f.now.Add(lifetime), f.now.Add(lifetime)
@@ -364,7 +405,7 @@ func testSeeTagsOfAStranger(t *testing.T, f *fixture) {
 		t.Errorf("permit: error %v, want %v", err, ledger.ErrUnclaimed)
 	}
 	c := f.claimOf(1, "web", "k1")
-	r, err := f.Complete(t.Context(), c, f.make(nil, c))
+	r, err := f.Complete(t.Context(), c, f.make(nil, c), f.now)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -377,7 +418,7 @@ func testComplete(t *testing.T, f *fixture) {
 	c := f.claimOf(1, "web", "k1")
 	c.Lease = c.End.Add(-time.Minute)
 	g := f.make(nil, c)
-	r, err := f.Complete(t.Context(), c, g)
+	r, err := f.Complete(t.Context(), c, g, f.now)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -385,14 +426,14 @@ func testComplete(t *testing.T, f *fixture) {
 		t.Errorf("record %+v after version %d of the claim, want lease %s, end %s", r, g.Version, c.Lease, c.End)
 	}
 	g = f.make(nil, c)
-	if again, err := f.Complete(t.Context(), c, g); err != nil || again.Version != g.Version+1 {
+	if again, err := f.Complete(t.Context(), c, g, f.now); err != nil || again.Version != g.Version+1 {
 		t.Errorf("the same again: version %d after %d, error %v", again.Version, g.Version, err)
 	}
 	g = f.make(nil, c)
 	if err := f.SeeTags(t.Context(), instance(1), 1); err != nil {
 		t.Fatal(err)
 	}
-	if r, err = f.Complete(t.Context(), c, g); err != nil || r.Version != g.Version+2 || r.TagsVersion != 1 {
+	if r, err = f.Complete(t.Context(), c, g, f.now); err != nil || r.Version != g.Version+2 || r.TagsVersion != 1 {
 		t.Errorf("with a note in between: %+v after version %d, error %v", r, g.Version, err)
 	}
 }

@@ -128,7 +128,7 @@ func testPermitTold(t *testing.T, f *fixture) {
 	if g.PermittedBy != operator {
 		t.Errorf("permitted by %q, want %q", g.PermittedBy, operator)
 	}
-	if err := f.Confirm(t.Context(), f.claimOf(1, "web", "k2"), g); err != nil {
+	if err := f.Confirm(t.Context(), f.claimOf(1, "web", "k2"), g, f.now); err != nil {
 		t.Fatal(err)
 	}
 	if g := f.claim(nil, 1, "web", "k2"); g.PermittedBy != "" {
@@ -140,7 +140,7 @@ func testPermitVoidsClaim(t *testing.T, f *fixture) {
 	g := f.claim(nil, 1, "web", "k1")
 	f.permit(nil, 1, "k2")
 	f.claim(nil, 1, "web", "k2")
-	if err := f.Confirm(t.Context(), f.claimOf(1, "web", "k1"), g); !errors.Is(err, ledger.ErrUnclaimed) {
+	if err := f.Confirm(t.Context(), f.claimOf(1, "web", "k1"), g, f.now); !errors.Is(err, ledger.ErrUnclaimed) {
 		t.Errorf("confirmation with the old keys: error %v, want %v", err, ledger.ErrUnclaimed)
 	}
 }

@@ -122,7 +122,7 @@ func testConcurrentEnd(t *testing.T, f *fixture) {
 		t.Error("it has not ended")
 	}
 	c := f.claimOf(1, "web", "k1")
-	if err := f.Confirm(t.Context(), c, ledger.Grant{Generation: r.Generation}); !errors.Is(err, ledger.ErrEnded) {
+	if err := f.Confirm(t.Context(), c, ledger.Grant{Generation: r.Generation}, f.now); !errors.Is(err, ledger.ErrEnded) {
 		t.Errorf("confirmation: error %v, want %v", err, ledger.ErrEnded)
 	}
 }

@@ -70,7 +70,7 @@ func (t *Table) PutItem(ctx context.Context, in *dynamodb.PutItemInput, _ ...fun
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	holds, err := t.holds(primaryKey(in.Item), in.ConditionExpression, in.ExpressionAttributeValues)
+	holds, err := t.holds(primaryKey(in.Item), condition{in.ConditionExpression, in.ExpressionAttributeNames, in.ExpressionAttributeValues})
 	switch {
 	case err != nil:
 		return nil, err
@@ -103,7 +103,7 @@ func (t *Table) Scan(ctx context.Context, in *dynamodb.ScanInput, _ ...func(*dyn
 			break
 		}
 		from = pk
-		holds, err := expression{t.items[pk], in.ExpressionAttributeValues}.holds(*in.FilterExpression)
+		holds, err := expression{item: t.items[pk], values: in.ExpressionAttributeValues}.holds(*in.FilterExpression)
 		if err != nil {
 			return nil, err
 		}
@@ -152,12 +152,12 @@ func (t *Table) check(actions []types.TransactWriteItem) error {
 	reasons := make([]types.CancellationReason, len(actions))
 	canceled := false
 	for n, action := range actions {
-		pk, condition, values := parts(action)
+		pk, wanted := parts(action)
 		if seen[pk] {
 			return fmt.Errorf("item %s twice in one transaction", pk)
 		}
 		seen[pk] = true
-		holds, err := t.holds(pk, condition, values)
+		holds, err := t.holds(pk, wanted)
 		if err != nil {
 			return err
 		}
@@ -172,11 +172,19 @@ func (t *Table) check(actions []types.TransactWriteItem) error {
 	return nil
 }
 
-func parts(action types.TransactWriteItem) (pk string, condition *string, values map[string]types.AttributeValue) {
+// condition is what a write depends on.
+type condition struct {
+	text   *string
+	names  map[string]string
+	values map[string]types.AttributeValue
+}
+
+func parts(action types.TransactWriteItem) (pk string, wanted condition) {
 	if c := action.ConditionCheck; c != nil {
-		return primaryKey(c.Key), c.ConditionExpression, c.ExpressionAttributeValues
+		return primaryKey(c.Key), condition{c.ConditionExpression, c.ExpressionAttributeNames, c.ExpressionAttributeValues}
 	}
-	return primaryKey(action.Put.Item), action.Put.ConditionExpression, action.Put.ExpressionAttributeValues
+	put := action.Put
+	return primaryKey(put.Item), condition{put.ConditionExpression, put.ExpressionAttributeNames, put.ExpressionAttributeValues}
 }
 
 func (t *Table) put(item map[string]types.AttributeValue) {
@@ -187,11 +195,11 @@ func (t *Table) put(item map[string]types.AttributeValue) {
 }
 
 // holds evaluates a condition on the item with the key.
-func (t *Table) holds(pk string, condition *string, values map[string]types.AttributeValue) (bool, error) {
-	if condition == nil {
+func (t *Table) holds(pk string, wanted condition) (bool, error) {
+	if wanted.text == nil {
 		return false, errors.New("a write without condition")
 	}
-	return expression{t.items[pk], values}.holds(*condition)
+	return expression{t.items[pk], wanted.values, wanted.names}.holds(*wanted.text)
 }
 
 func primaryKey(item map[string]types.AttributeValue) string {
