@@ -3,13 +3,43 @@
 package clocktest
 
 import (
+	"context"
 	"fmt"
+	"net"
+	"net/http"
+	"net/http/httptest"
 	"reflect"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 	"unsafe"
 )
+
+// HangUp closes each connection on which h has answered before, instead of answering a
+// second request on it. So does a server that timed out the connections of a frozen process,
+// if the process sends before it notices. It counts those that it closed. Use the server's
+// own client.
+func HangUp(t *testing.T, h http.Handler) (server *httptest.Server, closed *atomic.Int64) {
+	t.Helper()
+	closed = new(atomic.Int64)
+	type answered struct{}
+	server = httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if before, _ := r.Context().Value(answered{}).(*atomic.Bool); before != nil && before.Swap(true) {
+			closed.Add(1)
+			panic(http.ErrAbortHandler)
+		}
+		h.ServeHTTP(w, r)
+	}))
+	server.Config.ConnContext = func(ctx context.Context, _ net.Conn) context.Context {
+		return context.WithValue(ctx, answered{}, new(atomic.Bool))
+	}
+	server.Start()
+	// With one connection at a time, the client must use it again.
+	server.Client().Transport.(*http.Transport).MaxConnsPerHost = 1
+	t.Cleanup(server.Close)
+	return server, closed
+}
 
 // FreezeTime is longer than anything is kept.
 const FreezeTime = 45 * time.Minute
@@ -18,7 +48,8 @@ const FreezeTime = 45 * time.Minute
 const hasMonotonic = 1 << 63
 
 // Freeze returns the time after a process was frozen for so long: the wall clock has gone
-// on, and the monotonic one has not. It panics if the time has no monotonic reading.
+// on, and the monotonic one has not. A negative duration sets the wall clock back. It panics
+// if the time has no monotonic reading.
 func Freeze(t time.Time, d time.Duration) time.Time {
 	r := (*struct { // as package time has it
 		wall uint64
@@ -28,7 +59,7 @@ func Freeze(t time.Time, d time.Duration) time.Time {
 	if r.wall&hasMonotonic == 0 {
 		panic("no monotonic reading")
 	}
-	r.wall += uint64(d/time.Second) << 30 //nolint:gosec // a positive duration
+	r.wall += uint64(d/time.Second) << 30 //nolint:gosec // wraps around for a negative duration, as it should
 	return t
 }
 

@@ -174,6 +174,9 @@ func (v *CallerVerifier) send(req *http.Request) (status int, body []byte, err e
 			return 0, nil, err
 		}
 	}
+	// STS closes idle connections while Lambda freezes the function. An empty list is not
+	// sent: it makes package net/http retry on a new connection.
+	req.Header["Idempotency-Key"] = nil
 	var client http.Client
 	if v.HTTP != nil {
 		client = *v.HTTP

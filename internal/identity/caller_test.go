@@ -19,6 +19,7 @@ import (
 	v4 "github.com/aws/aws-sdk-go-v2/aws/signer/v4"
 
 	"github.com/hallmark-ssh/hallmark/e2e/fake/sts"
+	"github.com/hallmark-ssh/hallmark/internal/clocktest"
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
 )
 
@@ -355,6 +356,7 @@ func TestRequestSentToSTS(t *testing.T) {
 	want := http.Header{
 		"Authorization":        {a.proof.Authorization},
 		"Content-Type":         {"application/x-www-form-urlencoded; charset=utf-8"},
+		"Idempotency-Key":      nil, // not sent
 		"User-Agent":           {"hallmark"},
 		"X-Amz-Date":           {"20260304T050607Z"},
 		"X-Amz-Security-Token": {a.proof.SecurityToken},
@@ -552,5 +554,20 @@ func TestAccountBesideARN(t *testing.T) {
 	err := v.Verify(t.Context(), a.proof, a.binding, a.region, a.account, a.instance)
 	if !errors.Is(err, ErrCallerProof) || !strings.Contains(err.Error(), `account "444455556666"`) {
 		t.Errorf("error = %v, want %v with the account", err, ErrCallerProof)
+	}
+}
+
+// STS closes the connections of a function that Lambda froze. The next proof must not fail
+// for that.
+func TestSTSClosedItsConnections(t *testing.T) {
+	a := newAttempt(t)
+	endpoint := sts.New(sts.Options{Region: callerRegion, Now: func() time.Time { return a.stsTime }})
+	endpoint.Register(a.registered)
+	server, closed := clocktest.HangUp(t, endpoint)
+	v := CallerVerifier{Endpoint: server.URL, HTTP: server.Client()}
+	for tries := 1; closed.Load() == 0; tries++ { // package net/http may give up a connection by itself
+		if err := v.Verify(t.Context(), a.proof, a.binding, a.region, a.account, a.instance); err != nil || tries > 100 {
+			t.Fatalf("call %d: error %v", tries, err)
+		}
 	}
 }

@@ -3,6 +3,7 @@ package enroll
 import (
 	"crypto/rand"
 	"errors"
+	"reflect"
 	"time"
 
 	"golang.org/x/crypto/ssh"
@@ -11,6 +12,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
 	"github.com/hallmark-ssh/hallmark/internal/signer/policy"
+	"github.com/hallmark-ssh/hallmark/internal/signer/teleport"
 )
 
 // clockSequences set clocks wrong, and have Teleport answer oddly.
@@ -34,6 +36,43 @@ func clockSequences() map[string]sequence {
 			}
 			s.wait(45 * time.Minute)
 			s.honest.mustEnroll()
+		}},
+		"the function is frozen before it confirms, until its claim has run out": {play: func(s *stage) {
+			s.honest.mustEnroll()
+			before := s.honest.record()
+			s.beforeOK = func() {
+				s.beforeOK = nil
+				s.wait(policy.DefaultLifetime + time.Hour)
+			}
+			s.honest.mustFail(protocol.CodeUpstream)
+			if after := s.honest.record(); !after.Lease.Equal(before.Lease) {
+				s.t.Errorf("lease %s became %s", before.Lease, after.Lease)
+			}
+		}},
+		"the function is frozen before it confirms, until another signer has enrolled the machine": {play: func(s *stage) {
+			s.honest.mustEnroll()
+			var theirs teleport.Node
+			s.beforeOK = func() {
+				s.beforeOK = nil
+				s.wait(policy.DefaultLifetime + time.Hour)
+				r := s.honest.record()
+				c := ledger.Claim{
+					Instance: s.honest.ref(), Fingerprints: r.Fingerprints, Hostname: r.ConfirmedHostname,
+					Signer: "second.example.com", End: s.now.Add(policy.DefaultLifetime),
+				}
+				if err := s.ledger.Confirm(s.t.Context(), c, must(s.ledger.Claim(s.t.Context(), c, s.now)), s.now); err != nil {
+					s.t.Fatal(err)
+				}
+				theirs, _ = s.world.node()
+				theirs.Labels = map[string]string{signerLabel: c.Signer}
+				s.nodes[theirs.ID] = theirs
+			}
+			s.honest.mustFail(protocol.CodeUpstream)
+			if node, _ := s.world.node(); !reflect.DeepEqual(node, theirs) || s.honest.record().Signer != "second.example.com" {
+				s.t.Errorf("node %+v, want the other signer's %+v; record %+v", node, theirs, s.honest.record())
+			}
+			s.wait(policy.DefaultLifetime + time.Hour) // the other signer's claims and node end
+			delete(s.nodes, theirs.ID)
 		}},
 		"the signer's clock jumps back a day": {play: func(s *stage) {
 			s.honest.mustEnroll()

@@ -53,6 +53,11 @@ func (s *Signer) settleNode(ctx context.Context, cluster Cluster, g grant, recor
 		if record.Ended {
 			return undo(ctx, cluster, g, refuse(protocol.CodeInstanceEnded, ledger.ErrEnded))
 		}
+		// While this process was frozen, the claim may have run out and another signer may
+		// have enrolled the instance. The node is the other signer's then.
+		if record.Signer != "" && record.Signer != s.Audience {
+			return fmt.Errorf("%w: %q", ledger.ErrOtherSigner, record.Signer)
+		}
 		node, err := s.renderAgain(ctx, cluster, g, record, a)
 		switch {
 		case err != nil && isFinal(err):

@@ -259,6 +259,7 @@ func (f fakeLedger) Complete(ctx context.Context, c ledger.Claim, g ledger.Grant
 	f.note("confirm")
 	if f.beforeOK != nil {
 		f.beforeOK()
+		now = f.now // it may have taken a while
 	}
 	return f.ledger.Complete(ctx, c, g, now)
 }

@@ -13,9 +13,12 @@ import (
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/aws/retry"
 	"github.com/aws/aws-sdk-go-v2/credentials"
 	"github.com/aws/aws-sdk-go-v2/service/sts"
 	"github.com/aws/aws-sdk-go-v2/service/sts/types"
+
+	"github.com/hallmark-ssh/hallmark/internal/clocktest"
 )
 
 const (
@@ -331,3 +334,59 @@ func assumed(session string) *sts.AssumeRoleOutput {
 		},
 	}
 }
+
+// assume returns the credentials of a role.
+func assume(client RoleAssumer) aws.CredentialsProvider {
+	return newCredentials(nil, client, []Account{{ID: account, Role: role, ExternalID: "one"}})[account]
+}
+
+// Lambda freezes the process, and its monotonic clock stands still: credentials that ended
+// meanwhile still look good by that clock.
+func TestAFrozenProcessAssumesTheRoleAgain(t *testing.T) {
+	roles := new(frozenSTS)
+	provider := assume(roles)
+	for want := 1; want <= 2; want++ {
+		if _, err := provider.Retrieve(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if roles.calls != want {
+			t.Errorf("STS was asked %d times, want %d", roles.calls, want)
+		}
+	}
+}
+
+// frozenSTS hands out credentials for half an hour, and then the process is frozen for
+// longer: their end is past by the wall clock, and to come by the monotonic one.
+type frozenSTS struct{ calls int }
+
+func (s *frozenSTS) AssumeRole(context.Context, *sts.AssumeRoleInput, ...func(*sts.Options)) (*sts.AssumeRoleOutput, error) {
+	s.calls++
+	return &sts.AssumeRoleOutput{
+		AssumedRoleUser: &types.AssumedRoleUser{Arn: aws.String("arn:aws:sts::" + account + ":assumed-role/reader/hallmark-signer")},
+		Credentials: &types.Credentials{
+			AccessKeyId: aws.String("ASIA"), SecretAccessKey: aws.String("secret"), SessionToken: aws.String("token"),
+			Expiration: aws.Time(clocktest.Freeze(time.Now().Add(30*time.Minute), -clocktest.FreezeTime)),
+		},
+	}, nil
+}
+
+// STS closes the connections of a frozen process. The next call must not fail for that.
+func TestAssumeRoleOnAConnectionThatSTSClosed(t *testing.T) {
+	roles := &fakeSTS{life: time.Minute} // less than renewBefore: asked each time
+	server, closed := clocktest.HangUp(t, roles)
+	provider := assume(sts.New(sts.Options{
+		Region: region, BaseEndpoint: aws.String(server.URL), HTTPClient: server.Client(),
+		Retryer:     retry.NewStandard(func(o *retry.StandardOptions) { o.Backoff = atOnce{} }),
+		Credentials: credentials.NewStaticCredentialsProvider("OWN", "own", ""),
+	}))
+	for tries := 1; closed.Load() == 0; tries++ { // package net/http may give up a connection by itself
+		if _, err := provider.Retrieve(t.Context()); err != nil || tries > 100 {
+			t.Fatalf("call %d: error %v", tries, err)
+		}
+	}
+}
+
+// atOnce lets the SDK retry without waiting.
+type atOnce struct{}
+
+func (atOnce) BackoffDelay(int, error) (time.Duration, error) { return 0, nil }
