@@ -67,6 +67,10 @@ bin/packer: e2e/tools/packer/go.mod e2e/tools/packer/go.sum
 bin/golangci-lint: e2e/tools/golangci-lint/go.mod e2e/tools/golangci-lint/go.sum
 	cd e2e/tools/golangci-lint && $(STEP) "build $@" go build -o ../../../$@ github.com/golangci/golangci-lint/v2/cmd/golangci-lint
 
+# AWS's emulator of Lambda's Runtime API, which the whole-path tests run the functions in.
+bin/aws-lambda-rie: e2e/tools/rie/go.mod e2e/tools/rie/go.sum
+	cd e2e/tools/rie && $(STEP) "build $@" go build -o ../../../$@ github.com/aws/aws-lambda-runtime-interface-emulator/cmd/aws-lambda-rie
+
 # Teleport, for tests only. "make TARGET TELEPORT=DIR" takes the programs of any version
 # from a folder; without it, 13.3.8 is built: about ten minutes on two processors, once.
 TELEPORT ?=
@@ -129,8 +133,9 @@ check-templates: setup bin/packer
 
 .PHONY: e2e
 e2e: export HALLMARK_TEST_STRICT := 1
-e2e: setup build bin/packer
+e2e: setup build bin/packer bin/aws-lambda-rie
 	$(STEP) "emulated AWS services" go test $(RACE) -timeout 20m -tags e2e ./e2e/fake/moto ./e2e/fake/sts ./e2e/fake/dynamodb ./e2e/policystore
+	$(STEP) "functions in AWS's emulator" go test $(RACE) -timeout 20m -tags e2e ./e2e/fake/lambdahost ./e2e/runtime
 	$(STEP) "functions on moto and SAM's template" go test $(RACE) -timeout 20m -tags e2e -run 'Moto|SAM' ./lambda ./internal/signer/operator
 	$(STEP) "explorer on DynamoDB Local" go test -timeout 20m -tags e2e -run TestDynamoDB ./internal/signer/explore
 	$(STEP) "build e2e.test" go test -c -tags e2e -o bin/e2e.test ./e2e
@@ -138,7 +143,7 @@ e2e: setup build bin/packer
 
 # Each builds its root file systems first, once: about a minute for a release.
 .PHONY: test-releases
-test-releases: setup build bin/packer ## run the whole path on Debian 11, 12 and 13, and behind ssh.socket
+test-releases: setup build bin/packer bin/aws-lambda-rie ## run the whole path on Debian 11, 12 and 13, and behind ssh.socket
 	$(STEP) "build releases.test" go test -c -tags e2e -o bin/releases.test ./e2e/releases
 	cd e2e/releases && $(STEP) "make test-releases" $(AS_ROOT) ../../bin/releases.test -test.v -test.timeout 25m
 

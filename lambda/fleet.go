@@ -19,6 +19,8 @@ const (
 	// batchTime bounds a batch of events. The queue keeps a message hidden for six times
 	// as long (template.yaml), so that nobody else works on it meanwhile.
 	batchTime = time.Minute
+	// bookmarkTime bounds the question where the last sweep stopped.
+	bookmarkTime = 3 * time.Second
 	// walkTime bounds a step of the walk through expired records, which comes before each
 	// sweep: an EC2 that hangs must leave the sweep its time.
 	walkTime = 45 * time.Second
@@ -126,6 +128,8 @@ func (h fleetHandler) begin(ctx context.Context) string {
 	if h.bookmark == nil {
 		return ""
 	}
+	ctx, cancel := context.WithTimeout(ctx, bookmarkTime)
+	defer cancel()
 	from, err := h.bookmark.Load(ctx)
 	if err != nil {
 		h.log.WarnContext(ctx, "where the last sweep stopped could not be read", slog.Any("error", err))

@@ -57,6 +57,8 @@ type Config struct {
 	Bootstrap, Packer, Plugin string
 	// Operator is the path of hallmark-signer; only Lab.Operator needs it.
 	Operator string
+	// Emulator is the path of AWS's Lambda emulator, which then runs the functions.
+	Emulator string
 	// Teleport is the folder with Teleport's programs; empty means the embedded
 	// cluster.
 	Teleport string
@@ -100,7 +102,7 @@ type Lab struct {
 // New starts the lab in a folder. It ends with the context, or the program.
 func New(ctx context.Context, f *machine.Fleet, config Config, dir string) (*Lab, error) {
 	l := &Lab{fleet: f, config: config, dir: dir, last: netip.MustParseAddr(lastReserved)}
-	for _, program := range []*string{&l.config.Bootstrap, &l.config.Packer, &l.config.Plugin, &l.config.Operator} {
+	for _, program := range []*string{&l.config.Bootstrap, &l.config.Packer, &l.config.Plugin, &l.config.Operator, &l.config.Emulator} {
 		if err := absolute(program); err != nil {
 			return nil, err
 		}
@@ -124,14 +126,17 @@ func New(ctx context.Context, f *machine.Fleet, config Config, dir string) (*Lab
 	return l, nil
 }
 
-// absolute resolves a program's path, and sees that it is there.
+// absolute resolves a program's path, if there is one, and sees that it is there.
 func absolute(program *string) error {
+	if *program == "" {
+		return nil
+	}
 	path, err := filepath.Abs(*program)
 	if err != nil {
 		return err
 	}
 	if _, err := os.Stat(path); err != nil {
-		return fmt.Errorf("a program is missing (%w): run 'make build bin/packer'", err)
+		return fmt.Errorf("a program is missing (%w): run 'make build bin/packer bin/aws-lambda-rie'", err)
 	}
 	*program = path
 	return nil
@@ -223,13 +228,13 @@ func (l *Lab) startSigner(ctx context.Context) error {
 		return err
 	}
 	l.Signer = lambdahost.New(lambdahost.Function{
-		Name: function, Program: l.config.Bootstrap, Handler: "enroll", TaskRoot: root, Region: Region,
+		Name: function, Program: l.config.Bootstrap, Emulator: l.config.Emulator, Handler: "enroll", TaskRoot: root, Region: Region,
 		Environment: l.environment(l.login.enroll),
 		Concurrency: 4, Timeout: 20 * time.Second, Log: log,
 	})
 	context.AfterFunc(ctx, l.Signer.Close)
 	l.Fleet = lambdahost.New(lambdahost.Function{
-		Name: fleetFunction, Program: l.config.Bootstrap, Handler: "fleet", TaskRoot: root, Region: Region,
+		Name: fleetFunction, Program: l.config.Bootstrap, Emulator: l.config.Emulator, Handler: "fleet", TaskRoot: root, Region: Region,
 		Environment: l.environment(l.login.fleet),
 		Concurrency: 2, Timeout: time.Minute, Log: log,
 	})

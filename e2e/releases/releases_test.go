@@ -36,6 +36,7 @@ func setUp(ctx context.Context, f *machine.Fleet) error {
 	}
 	shared, err = lab.New(ctx, f, lab.Config{
 		Bootstrap: "../../bin/bootstrap", Packer: "../../bin/packer", Plugin: "../../bin/packer-plugin-hallmark",
+		Emulator: "../../bin/aws-lambda-rie",
 	}, dir)
 	return err
 }

@@ -26,9 +26,15 @@ type result struct {
 	err    error
 }
 
-// environment is one process, and the Runtime API that it talks to. It handles
-// one event at a time.
-type environment struct {
+// environment runs the program, and hands it one event at a time.
+type environment interface {
+	invoke(context.Context, invocation) ([]byte, error)
+	alive() bool
+	close()
+}
+
+// process is an environment of our own: a process, and the Runtime API that it talks to.
+type process struct {
 	arn    string
 	cancel context.CancelFunc
 	events chan invocation
@@ -41,14 +47,14 @@ type environment struct {
 	asked   sync.Once
 }
 
-// start starts an environment and waits until its program asks for an event.
-func (h *Host) start(ctx context.Context) (*environment, error) {
+// startProcess starts an environment and waits until its program asks for an event.
+func (h *Host) startProcess(ctx context.Context) (environment, error) {
 	l, err := new(net.ListenConfig).Listen(ctx, "tcp4", "127.0.0.1:0")
 	if err != nil {
 		return nil, err
 	}
 	processContext, cancel := context.WithCancel(h.ctx)
-	e := &environment{
+	e := &process{
 		arn:    fmt.Sprintf("arn:aws:lambda:%s:123456789012:function:%s", h.function.Region, h.function.Name),
 		cancel: cancel,
 		events: make(chan invocation),
@@ -107,7 +113,7 @@ func (h *Host) environment(runtimeAPI string) []string {
 	}, f.Environment...)
 }
 
-func (e *environment) alive() bool {
+func (e *process) alive() bool {
 	select {
 	case <-e.exited:
 		return false
@@ -117,7 +123,7 @@ func (e *environment) alive() bool {
 }
 
 // close kills the program. AWS gives no warning either.
-func (e *environment) close() {
+func (e *process) close() {
 	e.cancel()
 	<-e.exited
 	_ = e.server.Close()
@@ -125,7 +131,7 @@ func (e *environment) close() {
 
 // invoke hands an event to the program and waits for the answer. A program that
 // does not answer in time is killed.
-func (e *environment) invoke(ctx context.Context, i invocation) ([]byte, error) {
+func (e *process) invoke(ctx context.Context, i invocation) ([]byte, error) {
 	results := make(chan result, 1)
 	i.result = results
 	ctx, cancel := context.WithDeadline(ctx, i.deadline)
@@ -158,7 +164,7 @@ func timedOut(ctx context.Context) error {
 
 // runtimeAPI serves the calls that a program makes. There is one program, and it
 // makes one call at a time.
-func (e *environment) runtimeAPI() http.Handler {
+func (e *process) runtimeAPI() http.Handler {
 	const base = "/2018-06-01/runtime/"
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET "+base+"invocation/next", e.next)
@@ -174,7 +180,7 @@ func (e *environment) runtimeAPI() http.Handler {
 	return mux
 }
 
-func (e *environment) next(w http.ResponseWriter, r *http.Request) {
+func (e *process) next(w http.ResponseWriter, r *http.Request) {
 	e.asked.Do(func() { close(e.ready) })
 	var i invocation
 	select {
@@ -194,7 +200,7 @@ func (e *environment) next(w http.ResponseWriter, r *http.Request) {
 }
 
 // finish takes the program's answer to the current event.
-func (e *environment) finish(convert func(body []byte) result) http.HandlerFunc {
+func (e *process) finish(convert func(body []byte) result) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		results := e.settle(r.PathValue("id"))
 		if results == nil {
@@ -214,7 +220,7 @@ func (e *environment) finish(convert func(body []byte) result) http.HandlerFunc 
 
 // settle ends the current event, which is answered once, and returns where its
 // result goes; nil if the id is another's.
-func (e *environment) settle(id string) chan<- result {
+func (e *process) settle(id string) chan<- result {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if id != e.current.id {

@@ -53,6 +53,10 @@ type Function struct {
 	// Concurrency bounds the environments, and so the requests at one time; zero
 	// means one.
 	Concurrency int
+	// Emulator is the path of AWS's Lambda Runtime Interface Emulator, which then runs the
+	// program (https://github.com/aws/aws-lambda-runtime-interface-emulator). Empty runs it on
+	// this package's own Runtime API, which starts sooner and shows how a program ends.
+	Emulator string
 	// Log receives what the program writes.
 	Log io.Writer
 }
@@ -66,7 +70,7 @@ type Host struct {
 	slots    chan struct{}
 
 	mu   sync.Mutex
-	idle []*environment
+	idle []environment
 	all  sync.WaitGroup
 }
 
@@ -129,7 +133,7 @@ func (h *Host) Invoke(ctx context.Context, event []byte) ([]byte, error) {
 }
 
 // take returns an idle environment, or starts one.
-func (h *Host) take(ctx context.Context) (*environment, error) {
+func (h *Host) take(ctx context.Context) (environment, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for len(h.idle) > 0 {
@@ -141,10 +145,13 @@ func (h *Host) take(ctx context.Context) (*environment, error) {
 		}
 		e.close()
 	}
-	return h.start(ctx)
+	if h.function.Emulator != "" {
+		return h.startEmulator(ctx)
+	}
+	return h.startProcess(ctx)
 }
 
-func (h *Host) keep(e *environment) {
+func (h *Host) keep(e environment) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.idle = append(h.idle, e)

@@ -56,7 +56,7 @@ func start(t *testing.T, change func(*lambdahost.Function)) string {
 	t.Helper()
 	f := lambdahost.Function{
 		Name: "test", Program: must(os.Executable()), Handler: "test", TaskRoot: t.TempDir(), Region: "hm-test-1",
-		Timeout: 10 * time.Second,
+		Timeout: 10 * time.Second, Emulator: emulator(t),
 	}
 	if change != nil {
 		change(&f)

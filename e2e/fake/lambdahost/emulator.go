@@ -1,0 +1,149 @@
+package lambdahost
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os/exec"
+	"strconv"
+	"syscall"
+	"time"
+)
+
+// emulator is an environment in AWS's Runtime Interface Emulator: one process, which starts
+// the program with the first event, and again after a failure.
+type emulator struct {
+	address string // where it takes events
+	cancel  context.CancelFunc
+	exited  chan struct{} // closed when the emulator has ended
+}
+
+// startEmulator starts an environment and waits until it takes events.
+func (h *Host) startEmulator(ctx context.Context) (environment, error) {
+	addresses, err := freeAddresses(ctx, 2)
+	if err != nil {
+		return nil, err
+	}
+	processContext, cancel := context.WithCancel(h.ctx)
+	e := &emulator{address: addresses[0], cancel: cancel, exited: make(chan struct{})}
+	//nolint:contextcheck // the emulator outlives the event that it is started for
+	cmd := exec.CommandContext(processContext, h.function.Emulator, "--log-level", "warning",
+		"--runtime-interface-emulator-address", addresses[0], "--runtime-api-address", addresses[1],
+		h.function.Program, h.function.Handler)
+	cmd.Dir = h.function.TaskRoot
+	cmd.Env = append(h.environment(addresses[1]), "AWS_LAMBDA_FUNCTION_TIMEOUT="+strconv.Itoa(int(h.function.Timeout/time.Second)))
+	cmd.Stdout, cmd.Stderr = h.function.Log, h.function.Log
+	// The program is the emulator's child: both end together.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
+	if err := cmd.Start(); err != nil {
+		cancel()
+		return nil, fmt.Errorf("start %s: %w", h.function.Emulator, err)
+	}
+	h.all.Go(func() {
+		_ = cmd.Wait() // how it ended shows in its log
+		close(e.exited)
+	})
+	if err := e.answers(ctx); err != nil {
+		e.close()
+		return nil, err
+	}
+	return e, nil
+}
+
+// freeAddresses returns loopback addresses that nobody listens at.
+func freeAddresses(ctx context.Context, n int) ([]string, error) {
+	var addresses []string
+	for range n {
+		l, err := new(net.ListenConfig).Listen(ctx, "tcp4", "127.0.0.1:0")
+		if err != nil {
+			return nil, err
+		}
+		defer l.Close() // only when all are chosen: each is another
+		addresses = append(addresses, l.Addr().String())
+	}
+	return addresses, nil
+}
+
+// answers waits until the emulator listens.
+func (e *emulator) answers(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, initLimit)
+	defer cancel()
+	for {
+		conn, err := new(net.Dialer).DialContext(ctx, "tcp4", e.address)
+		if err == nil {
+			return conn.Close()
+		}
+		select {
+		case <-time.After(10 * time.Millisecond):
+		case <-e.exited:
+			return &FunctionError{Reason: "the emulator ended"}
+		case <-ctx.Done():
+			return fmt.Errorf("wait for the emulator: %w", ctx.Err())
+		}
+	}
+}
+
+func (e *emulator) alive() bool {
+	select {
+	case <-e.exited:
+		return false
+	default:
+		return true
+	}
+}
+
+func (e *emulator) close() {
+	e.cancel()
+	<-e.exited
+}
+
+// invoke hands an event to the emulator, which answers with status 200 also for a function
+// that failed: its answer then is an error object or a sentence.
+func (e *emulator) invoke(ctx context.Context, i invocation) ([]byte, error) {
+	// The emulator itself ends the function when its time is over, and says so.
+	ctx, cancel := context.WithDeadline(ctx, i.deadline.Add(initLimit))
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost,
+		"http://"+e.address+"/2015-03-31/functions/function/invocations", bytes.NewReader(i.event))
+	if err != nil {
+		return nil, err
+	}
+	req.Header.Set("X-Amzn-Requestid", i.id)
+	res, err := http.DefaultClient.Do(req)
+	if err != nil {
+		e.close()
+		return nil, fmt.Errorf("invoke: %w", err)
+	}
+	defer res.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(res.Body, maxPayload+1))
+	if err != nil {
+		e.close()
+		return nil, fmt.Errorf("read the emulator's answer: %w", err)
+	}
+	if reason, failed := functionFailed(res.StatusCode, body); failed {
+		e.close() // the next event gets a new environment
+		return nil, &FunctionError{Reason: reason}
+	}
+	return body, nil
+}
+
+// functionFailed tells a failure from an answer, which of these functions is an object.
+func functionFailed(status int, body []byte) (reason string, failed bool) {
+	var object struct {
+		ErrorType    *string `json:"errorType"`
+		ErrorMessage string  `json:"errorMessage"`
+	}
+	switch err := json.Unmarshal(body, &object); {
+	case err != nil: // "Task timed out after 3.00 seconds"
+		return fmt.Sprintf("%.200q", body), true
+	case object.ErrorType != nil:
+		return *object.ErrorType + ": " + object.ErrorMessage, true
+	default:
+		return fmt.Sprintf("status %d", status), status != http.StatusOK
+	}
+}
