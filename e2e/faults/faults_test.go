@@ -31,7 +31,13 @@ func TestFaults(t *testing.T) {
 	table := openTable(t)
 	for _, f := range slices.Concat(fromOutside(), onTheMachine(), inSettings()) {
 		t.Run(f.name, func(t *testing.T) {
-			table.add(t, shared.machine.befall(t, f))
+			o := shared.machine.befall(t, f)
+			if f.ask != 0 && !table.has(o) {
+				// On a busy machine the run's short time may end before the run gets to the fault.
+				f.ask *= 5
+				o = shared.machine.befall(t, f)
+			}
+			table.add(t, o)
 		})
 	}
 	for _, test := range []struct {

@@ -100,11 +100,15 @@ func (m *instance) begin(t *testing.T, ask time.Duration) {
 	if ask != 0 {
 		prepare = fmt.Sprintf("echo ASK=%s >%s", ask, askFile)
 	}
-	// The test comes oftener than systemd lets units start.
-	m.sh(t, prepare+"; systemctl reset-failed hallmark.service 2>/dev/null || true; systemctl restart hallmark.service")
+	// What the journal has so far belongs to earlier runs. The test starts the unit more often
+	// than systemd allows.
+	m.sh(t, prepare+`; journalctl --sync; rm -f /run/hallmark-cursor; journalctl --lines=1 --cursor-file=/run/hallmark-cursor >/dev/null
+systemctl reset-failed hallmark.service 2>/dev/null || true; systemctl restart hallmark.service`)
 }
 
-// end waits until the service has ended, and keeps systemd from starting it again.
+// end waits until the service has ended, and keeps systemd from starting it again. It finds
+// the run's lines by where the journal ended before, not by the invocation's id: journald may
+// read a line after the run has ended, and then no longer knows its invocation.
 func (m *instance) end(t *testing.T) report {
 	t.Helper()
 	out := m.sh(t, `until systemctl show hallmark.service >/run/hallmark-unit && grep -Eqx 'SubState=(dead|failed|auto-restart)' /run/hallmark-unit; do sleep 0.1; done
@@ -112,8 +116,7 @@ systemctl stop hallmark.service
 journalctl --sync
 cat /run/hallmark-unit
 echo
-id=$(sed -n 's/^InvocationID=//p' /run/hallmark-unit)
-journalctl --output=cat _SYSTEMD_INVOCATION_ID=$id + INVOCATION_ID=$id`)
+journalctl --output=cat --boot --cursor-file=/run/hallmark-cursor _SYSTEMD_UNIT=hallmark.service + UNIT=hallmark.service`)
 	shown, journal, _ := strings.Cut(out, "\n\n")
 	unit := map[string]string{}
 	for line := range strings.Lines(shown) {

@@ -56,7 +56,7 @@ func printSweeps(ctx context.Context) error {
 		{"1 % gone, 5 % with other tags", func(w *sweepWorld) { w.change(100, 500) }},
 		{"10 % gone, all others with other tags", func(w *sweepWorld) { w.change(1000, sweepNodes) }},
 	} {
-		figures, err := measureSweep(ctx, s.change)
+		figures, err := measureSweep(ctx, sweepNodes, s.change)
 		if err != nil {
 			return fmt.Errorf("sweep, %s: %w", s.name, err)
 		}
@@ -82,8 +82,8 @@ func (f sweepFigures) String() string {
 		f.elapsed.Seconds(), f.peak, f.report.Deleted, f.report.Mended, strings.Join(calls, ", "))
 }
 
-func measureSweep(ctx context.Context, change func(*sweepWorld)) (sweepFigures, error) {
-	w, err := newSweepWorld(ctx)
+func measureSweep(ctx context.Context, nodes int, change func(*sweepWorld)) (sweepFigures, error) {
+	w, err := newSweepWorld(ctx, nodes)
 	if err != nil {
 		return sweepFigures{}, err
 	}
@@ -149,7 +149,7 @@ type sweepInstance struct {
 	gone   bool
 }
 
-func newSweepWorld(ctx context.Context) (*sweepWorld, error) {
+func newSweepWorld(ctx context.Context, nodes int) (*sweepWorld, error) {
 	w := &sweepWorld{
 		calls: make(map[string]int), instances: make(map[string][]*sweepInstance), nodes: make(map[string]teleport.Node),
 		served: make(chan struct{}),
@@ -186,14 +186,14 @@ func newSweepWorld(ctx context.Context) (*sweepWorld, error) {
 		Connect: func(context.Context) (upkeep.Cluster, error) { return sweepCluster{w}, nil },
 		Log:     slog.New(slog.DiscardHandler), Now: time.Now,
 	}
-	for n := range sweepNodes * 11 / 10 {
+	for n := range nodes * 11 / 10 {
 		account := accounts[n%sweepAccounts]
 		i := &sweepInstance{
 			number: n, ref: ledger.Instance{Account: account, Region: sweepRegion, ID: fmt.Sprintf("i-%017x", n)},
 			image: fmt.Sprintf("ami-%017x", n%sweepImages), team: "a",
 		}
 		w.instances[account] = append(w.instances[account], i)
-		if n >= sweepNodes {
+		if n >= nodes {
 			continue
 		}
 		if err := w.enroll(ctx, i); err != nil {

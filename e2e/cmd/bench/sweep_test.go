@@ -12,18 +12,19 @@ import (
 
 // A sweep of a large fleet does what it should, and asks EC2 no more than it must.
 func TestSweepsOfALargeFleet(t *testing.T) {
-	const unenrolled = sweepNodes / 10
+	// Two pages of EC2's answers for each account.
+	const nodes, unenrolled = 5000, 500
 	tests := map[string]struct {
 		gone, retagged int
 		want           upkeep.Report
 		pages          int // of DescribeInstances, besides what is asked again
 	}{
-		"nothing to do": {0, 0, upkeep.Report{Nodes: sweepNodes, Unenrolled: unenrolled}, 15},
-		"some of each":  {100, 500, upkeep.Report{Nodes: sweepNodes, Unenrolled: unenrolled, Deleted: 100, Mended: 500}, 15 + 5},
+		"nothing to do": {0, 0, upkeep.Report{Nodes: nodes, Unenrolled: unenrolled}, 10},
+		"some of each":  {100, 500, upkeep.Report{Nodes: nodes, Unenrolled: unenrolled, Deleted: 100, Mended: 500}, 10 + 5},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
-			got, err := measureSweep(t.Context(), func(w *sweepWorld) {
+			got, err := measureSweep(t.Context(), nodes, func(w *sweepWorld) {
 				w.ec2.Wait = func(ctx context.Context, _ time.Duration) error { return ctx.Err() }
 				w.change(tt.gone, tt.retagged)
 			})
