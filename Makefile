@@ -18,11 +18,11 @@ GO_BUILD := CGO_ENABLED=0 go build -trimpath -ldflags "$(LDFLAGS)"
 # race detector; CI does, and compiling for it takes long.
 STEP := $(CURDIR)/e2e/step.sh
 RACE ?=
-# What the programs are built from, embedded files too.
+# What the programs are built from, including embedded files.
 GO_SOURCES := go.mod go.sum $(shell find cloudinit internal lambda packer-plugin templates -type f \
 	! -name '*_test.go' ! -path '*/testdata/*' ! -name 'hallmark-linux-*')
-# golangci-lint keeps findings by content, with the paths of the tree that it first
-# saw them in; a cache shared with another checkout would undo the exclusions by path.
+# golangci-lint caches findings by content, with the paths of the tree where it first
+# saw them. A cache shared with another checkout would break the exclusions by path.
 export GOLANGCI_LINT_CACHE := $(CURDIR)/bin/golangci-lint-cache
 # Whole-path tests need root; a developer's own account uses sudo for them.
 AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo -E env "PATH=$$PATH")
@@ -47,7 +47,7 @@ bin/hallmark: $(GO_SOURCES)
 bin/bootstrap: $(GO_SOURCES)
 	$(STEP) "build $@" env $(GO_BUILD) -tags lambda.norpc -o $@ ./lambda
 
-# A function that does nothing, built as bootstrap is, to compare cold starts with.
+# A function that does nothing, built like bootstrap, to compare cold starts with.
 bin/bench-empty: go.mod go.sum e2e/cmd/bench/empty/main.go
 	$(STEP) "build $@" env $(GO_BUILD) -tags lambda.norpc -o $@ ./e2e/cmd/bench/empty
 
@@ -87,7 +87,7 @@ bin/teleport/teleport: e2e/teleport/go.mod e2e/teleport/go.sum
 .PHONY: bin/teleport
 bin/teleport: $(BUILT_PROGRAMS)
 
-# What the targets below need: the programs built, or all found in the given folder.
+# The targets below need the programs: built, or all in the given folder.
 .PHONY: teleport-programs
 teleport-programs: $(if $(TELEPORT),,$(BUILT_PROGRAMS) bin/teleport/teleport)
 	@for program in cluster tctl tsh teleport; do \
@@ -107,7 +107,7 @@ demo: $(if $(REAL_CLUSTER),teleport-programs) setup build bin/packer ## bake an 
 test: export HALLMARK_TEST_STRICT := 1
 test: setup unit check-templates test-sshd e2e test-releases ## run all tests, with real machines
 
-# The race detector slows the explorer down too much, so with RACE it runs apart.
+# The race detector slows the explorer down too much, so with RACE it runs separately.
 .PHONY: unit
 unit: ## run what needs no root, on any Linux or macOS
 	$(STEP) "go vet" go vet ./...
@@ -115,7 +115,7 @@ unit: ## run what needs no root, on any Linux or macOS
 	$(if $(RACE),$(STEP) "explorer" go test -timeout 20m ./internal/signer/explore -run 'TestInterleavings$$|TestReduction|TestIndependence')
 
 .PHONY: explore
-explore: ## run every pair of operations in every order, at last also those of calls that commute
+explore: ## run every pair of operations in every order, in the end also of calls that commute
 	go test -count 1 -timeout 0 -v ./internal/signer/explore -run TestInterleavings -args -explore.all -explore.stale
 	go test -count 1 -timeout 0 -v ./internal/signer/explore -run TestInterleavings -args -explore.all -explore.commuting
 
@@ -123,7 +123,7 @@ explore: ## run every pair of operations in every order, at last also those of c
 FUZZTIME ?= 60s
 
 .PHONY: fuzz
-fuzz: ## fuzz whatever parses what a stranger sends, FUZZTIME for each target
+fuzz: ## fuzz every parser of untrusted input, FUZZTIME for each target
 	e2e/fuzz.sh $(FUZZTIME)
 
 .PHONY: check-templates
@@ -153,11 +153,11 @@ test-faults: setup build bin/packer ## break a machine in every way that docs/re
 	cd e2e/faults && $(STEP) "make test-faults" $(AS_ROOT) ../../bin/faults.test -test.v -test.timeout 40m
 
 .PHONY: test-sshd
-test-sshd: setup ## run sshd's part against OpenSSH 8.4 and 10.0
+test-sshd: setup ## run the tests that use sshd with OpenSSH 8.4 and 10.0
 	$(STEP) "make test-sshd" $(AS_ROOT) e2e/sshd.sh
 
 .PHONY: test-teleport
-test-teleport: teleport-programs setup build bin/packer ## run what needs a real Teleport cluster, also of the version in TELEPORT=DIR
+test-teleport: teleport-programs setup build bin/packer ## run what needs a real Teleport cluster; TELEPORT=DIR takes another version's programs
 	$(STEP) "real Teleport" go test -count 1 -timeout 20m -tags teleport ./e2e/teleportd -args -programs="$(TELEPORT_DIR)"
 	$(STEP) "build people.test" go test -c -tags teleport -o bin/people.test ./e2e/people
 	cd e2e/people && $(STEP) "people" $(AS_ROOT) ../../bin/people.test -test.v -test.timeout 20m -programs="$(TELEPORT_DIR)"

@@ -1,15 +1,14 @@
 #!/usr/bin/env bash
-# Runs every fuzz target for a time, as many at once as there are processors.
+# Runs every fuzz target for a while, one per processor at once.
 #
 #   e2e/fuzz.sh 10s
 #
-# An input that breaks a target is written to testdata/fuzz beside it; keep it
-# there, and "go test" tries it ever after. Inputs that reached new code stay in
-# Go's cache, and the next run starts from them.
+# An input that breaks a target is written to testdata/fuzz beside it. Commit it, and
+# "go test" tries it from then on. Inputs that reach new code stay in Go's cache, and the
+# next run starts from them.
 #
-# The time ends with an interrupt, as a person would end it. Go's own -fuzztime may
-# call that end "context deadline exceeded" and fail (golang/go#75804, in 1.26), with
-# nothing found.
+# An interrupt ends each target. Go's own -fuzztime may fail with "context deadline
+# exceeded" at the end although it found nothing (golang/go#75804, in 1.26).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -19,8 +18,8 @@ export root fuzztime cache
 mapfile -t targets < <(grep -rHo --include='*_test.go' '^func Fuzz[A-Za-z0-9_]*' cloudinit internal lambda packer-plugin |
 	sed -E 's,^(.*)/[^/]*:func (.*)$,\1 \2,' | sort -u)
 
-# One program for each package: "go test -fuzz" would link it anew for each target.
-# With -fuzz, Go 1.26 gives its own vet no facts about package syscall; "go vet" runs apart.
+# One program for each package: "go test -fuzz" would link it again for each target.
+# With -fuzz, Go 1.26 gives its own vet no facts about package syscall; "go vet" runs separately.
 mkdir -p bin/fuzz
 for package in $(printf '%s\n' "${targets[@]}" | cut -d ' ' -f 1 | sort -u); do
 	go test -c -vet=off -fuzz=Fuzz -o "bin/fuzz/${package//\//_}" "./$package"
@@ -44,7 +43,7 @@ trap 'rm -f "$started"' EXIT
 # shellcheck disable=SC2016 # the inner shell expands
 printf '%s\n' "${targets[@]}" | xargs -L 1 -P "$(nproc)" bash -c 'run "$@"' run
 
-# An input that was found as the time ended is kept, but Go may not report it.
+# Go keeps an input that it finds just before the end, but may not report it.
 found=$(find cloudinit internal lambda packer-plugin -path '*/testdata/fuzz/*' -type f -newer "$started")
 [ -z "$found" ] || {
 	printf 'inputs that break a target:\n%s\n' "$found" >&2

