@@ -22,11 +22,11 @@ import (
 // collect is the GOGC of template.yaml.
 const collect = "400"
 
-// coldStarts is how many processes are started of each kind.
+// coldStarts is how many processes of each kind to start.
 const coldStarts = 31
 
-// The deployment of the signer that is started, with a policy that the start has
-// to parse. Its rule has a condition, because compiling one costs the most.
+// The deployment of the signer, with a policy that it parses at the start. Its rule
+// has a condition, because compiling one costs the most.
 const (
 	coldDeployment = `audience: hallmark.example.com
 accounts: ["111122223333"]
@@ -42,9 +42,9 @@ rules:
 )
 
 // printColdStarts compares the signer's first answer with that of a function that
-// does nothing. The request is one that the signer refuses by its form alone, so
-// that no time of anybody else is in the figure. Both programs lie in the page cache,
-// and have the whole processor: in Lambda both are slower.
+// does nothing. The signer refuses the request for its form alone, so the figure
+// contains no other service's time. Both programs are in the page cache and have the
+// whole processor; in Lambda both are slower.
 func printColdStarts(ctx context.Context, bootstrap, empty string) error {
 	plain, err := writePackage(nil)
 	if err != nil {
@@ -76,8 +76,8 @@ func printColdStarts(ctx context.Context, bootstrap, empty string) error {
 
 func milliseconds(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
 
-// writePackage returns a folder as Lambda unpacks it; nil leaves the policy to its
-// default.
+// writePackage returns a folder as Lambda unpacks it. With nil the package has the
+// default policy.
 func writePackage(policy []byte) (string, error) {
 	folder, err := os.MkdirTemp("", "bench-")
 	if err != nil {
@@ -96,8 +96,8 @@ func writePackage(policy []byte) (string, error) {
 	return folder, nil
 }
 
-// firstAnswers starts the functions in turns, so that whatever else the machine
-// does falls on all of them, and returns the median of each.
+// firstAnswers starts the functions in turns, so that other load on the machine
+// affects all of them, and returns the median of each.
 func firstAnswers(ctx context.Context, functions []lambdahost.Function) ([]time.Duration, error) {
 	times := make([][]time.Duration, len(functions))
 	for range coldStarts {
@@ -120,7 +120,7 @@ func firstAnswers(ctx context.Context, functions []lambdahost.Function) ([]time.
 func firstAnswer(ctx context.Context, f lambdahost.Function) (time.Duration, error) {
 	var log bytes.Buffer
 	f.Name, f.Handler, f.Region, f.Log = "bench", "enroll", "us-west-2", &log
-	// Nothing of it is called before a caller is proved.
+	// The signer calls none of these before a caller is proved.
 	f.Environment = []string{"AWS_ACCESS_KEY_ID=bench", "AWS_SECRET_ACCESS_KEY=bench", "HALLMARK_LEDGER_TABLE=bench", "GOGC=" + collect}
 	var err error
 	if f.Program, err = filepath.Abs(f.Program); err != nil {

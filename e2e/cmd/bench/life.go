@@ -20,8 +20,8 @@ import (
 
 var errNotYet = errors.New("not yet")
 
-// printBoot prints how long it took from the network's being there to the end of the
-// enrollment, by systemd's timestamps.
+// printBoot prints the time from the network being online to the end of the
+// enrollment, according to systemd's timestamps.
 func printBoot(ctx context.Context, i *lab.Instance) error {
 	var online, started, ended time.Duration
 	err := machine.Poll(ctx, time.Minute, func() (err error) {
@@ -42,7 +42,7 @@ func printBoot(ctx context.Context, i *lab.Instance) error {
 	return nil
 }
 
-// timestamp reads a property of a unit, microseconds since the machine booted.
+// timestamp reads a unit's property that is a time in microseconds since boot.
 func timestamp(ctx context.Context, i *lab.Instance, unit, property string) (time.Duration, error) {
 	out, err := i.Run(ctx, "systemctl", "show", unit, "--value", "--property="+property)
 	if err != nil {

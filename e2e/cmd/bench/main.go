@@ -1,9 +1,9 @@
 //go:build linux
 
-// Command bench prints what is measured of Hallmark: the sizes of its programs,
-// what one enrollment costs a machine, how fast identity documents are verified,
-// how long the signer takes to start, and what a sweep of a large fleet takes. It
-// judges nothing: each figure stands beside its goal, as a ratio.
+// Command bench prints Hallmark's measurements: the sizes of its programs,
+// what one enrollment costs a machine, how fast it verifies identity documents,
+// how long the signer takes to start, and what a sweep of a large fleet costs. It
+// does not fail on a bad figure: it prints each one with its ratio to the goal.
 package main
 
 import (
@@ -39,7 +39,7 @@ func main() {
 	flag.StringVar(&c.Bootstrap, "bootstrap", "bin/bootstrap", "path of the signer")
 	flag.StringVar(&c.Packer, "packer", "bin/packer", "path of Packer 1.15")
 	flag.StringVar(&c.Plugin, "plugin", "bin/packer-plugin-hallmark", "path of the Packer plugin")
-	flag.StringVar(&c.Teleport, "teleport", "", "folder with Teleport's programs, to compare with; empty leaves that out")
+	flag.StringVar(&c.Teleport, "teleport", "", "folder with Teleport's programs to compare with; empty skips the comparison")
 	joinOnly := flag.Bool("join", false, "only compare an enrollment with teleport join openssh")
 	flag.Parse()
 	os.Exit(machine.Main(os.Stderr, func(ctx context.Context, f *machine.Fleet) int {
@@ -82,7 +82,7 @@ func printSizes(hallmark, bootstrap string) error {
 	return nil
 }
 
-// counter counts what is written to it.
+// counter counts the bytes written to it.
 type counter int64
 
 func (c *counter) Write(p []byte) (int, error) {
@@ -142,9 +142,9 @@ type cost struct {
 	memory    float64 // megabytes, at its peak
 }
 
-// python runs a command in a machine and reports on it. A process that this
-// program starts itself would be charged for this program's memory: the kernel
-// carries the peak over from before exec.
+// python runs a command in a machine and reports its cost. If this program started
+// the process itself, the process would be charged for this program's memory, because the
+// kernel keeps the peak from before exec.
 const python = `
 import json, resource, subprocess, sys, time
 start = time.monotonic()
@@ -153,7 +153,7 @@ wall, usage = time.monotonic() - start, resource.getrusage(resource.RUSAGE_CHILD
 print(json.dumps({"wall": wall, "cpu": usage.ru_utime + usage.ru_stime, "memory": usage.ru_maxrss}))
 `
 
-// printCosts measures on one booted machine, one after the other.
+// printCosts takes its measurements on one booted machine, one after the other.
 func printCosts(ctx context.Context, f *machine.Fleet, c lab.Config) error {
 	l, i, err := boot(ctx, f, c)
 	if err != nil {
@@ -172,7 +172,7 @@ func printCosts(ctx context.Context, f *machine.Fleet, c lab.Config) error {
 	return err
 }
 
-// printJoinAlone makes only the comparison with Teleport's own program.
+// printJoinAlone prints only the comparison with Teleport's own program.
 func printJoinAlone(ctx context.Context, f *machine.Fleet, c lab.Config) error {
 	if c.Teleport == "" {
 		return errors.New("-join needs -teleport, the folder with Teleport's programs")
@@ -184,8 +184,7 @@ func printJoinAlone(ctx context.Context, f *machine.Fleet, c lab.Config) error {
 	return printJoin(ctx, c, l, i)
 }
 
-// measureEnrollment enrolls the machine again and again, each time as if for the first
-// time.
+// measureEnrollment enrolls the machine repeatedly, each time as if for the first time.
 func measureEnrollment(ctx context.Context, i *lab.Instance) ([]cost, error) {
 	return measure(ctx, i, func() error {
 		_, err := i.Run(ctx, "sh", "-c", "rm /var/lib/hallmark/state.json /etc/ssh/*-cert.pub")
@@ -201,7 +200,7 @@ func printEnrollment(ctx context.Context, l *lab.Lab, i *lab.Instance) error {
 		return err
 	}
 	calls := teleportCalls(l) - before
-	// An hour after the enrollment, so that it asks the signer for the CAs.
+	// An hour after the enrollment, so that the run asks the signer for the CAs.
 	idle, err := measure(ctx, i, func() error {
 		_, err := i.Run(ctx, "sh", "-c", `sed -i "s/\"enrolledAt\": \".*\"/\"enrolledAt\": \"$(date -u -d '-1 hour' +%FT%TZ)\"/" /var/lib/hallmark/state.json`)
 		return err
@@ -220,8 +219,8 @@ func printEnrollment(ctx context.Context, l *lab.Lab, i *lab.Instance) error {
 	return nil
 }
 
-// boot returns a machine that has enrolled by itself, and does so no more: the
-// timer would take the lock in between.
+// boot returns a machine that has enrolled by itself. It stops the timer, which
+// would take the lock during a measurement.
 func boot(ctx context.Context, f *machine.Fleet, c lab.Config) (*lab.Lab, *lab.Instance, error) {
 	dir, err := os.MkdirTemp("", "bench-")
 	if err != nil {

@@ -34,8 +34,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/signer/upkeep"
 )
 
-// The fleet of the sweep: nodes, and as many instances again in ten that never
-// enrolled.
+// The fleet of the sweep. For every ten nodes there is one instance that never enrolled.
 const (
 	sweepAccounts = 5
 	sweepNodes    = 10000
@@ -44,9 +43,9 @@ const (
 	sweepAudience = "hallmark.example.com"
 )
 
-// printSweeps measures sweeps by the product's own code of an EC2 that answers over
-// HTTP, in pages of real length. Ledger and cluster are in memory, so the time is what
-// the signer itself needs, and EC2's part of it; each call of the others adds theirs.
+// printSweeps measures sweeps with the product's own code and an EC2 that answers over
+// HTTP, in pages of real length. Ledger and cluster are in memory, so the time covers only
+// the signer itself and EC2.
 func printSweeps(ctx context.Context) error {
 	for _, s := range []struct {
 		name   string
@@ -65,7 +64,7 @@ func printSweeps(ctx context.Context) error {
 	return nil
 }
 
-// sweepFigures is what a sweep came to and what it took.
+// sweepFigures is a sweep's result and its cost.
 type sweepFigures struct {
 	report  upkeep.Report
 	calls   map[string]int
@@ -98,8 +97,8 @@ func measureSweep(ctx context.Context, nodes int, change func(*sweepWorld)) (swe
 	return f, err
 }
 
-// watchHeap samples the heap until the function that it returns is called, which
-// gives the most that it grew by, in megabytes.
+// watchHeap samples the heap until the caller calls stop, which returns the largest
+// growth, in megabytes.
 func watchHeap() (stop func() float64) {
 	read := func() float64 {
 		sample := []metrics.Sample{{Name: "/memory/classes/heap/objects:bytes"}}
@@ -127,7 +126,7 @@ func watchHeap() (stop func() float64) {
 	}
 }
 
-// sweepWorld is a fleet, and all that it calls, with a count of each call.
+// sweepWorld is a fleet and the services that it calls, with a count of each call.
 type sweepWorld struct {
 	fleet  *upkeep.Fleet
 	ec2    *inventory.EC2
@@ -200,7 +199,7 @@ func newSweepWorld(ctx context.Context, nodes int) (*sweepWorld, error) {
 			return nil, err
 		}
 	}
-	// The first sweep writes each node as it should be; those after it are measured.
+	// The first sweep corrects each node. Only later sweeps are measured.
 	if _, err := w.fleet.Sweep(ctx, "", 0); err != nil {
 		return nil, err
 	}
@@ -212,8 +211,8 @@ func (w *sweepWorld) close() {
 	<-w.served
 }
 
-// enroll puts an instance into the ledger, and a node into the cluster that bears no
-// more than what says whose it is.
+// enroll puts an instance into the ledger, and into the cluster a node with only the
+// labels that say which signer and instance it belongs to.
 func (w *sweepWorld) enroll(ctx context.Context, i *sweepInstance) error {
 	end := time.Now().Add(policy.DefaultLifetime)
 	claim := ledger.Claim{
@@ -234,7 +233,7 @@ func (w *sweepWorld) enroll(ctx context.Context, i *sweepInstance) error {
 	return nil
 }
 
-// change lets the first so many of the enrolled instances be gone, and gives so many
+// change removes the first instances that enrolled, as many as gone, and gives retagged
 // of the others another tag.
 func (w *sweepWorld) change(gone, retagged int) {
 	for _, list := range w.instances {
@@ -255,8 +254,8 @@ func (w *sweepWorld) count(call string) {
 
 var credentialAccount = regexp.MustCompile(`Credential=ASIA([0-9]{12})/`)
 
-// serveEC2 answers as EC2 does, by filter and by page. An instance that is gone is listed as
-// terminated: one that is just missing stays until a later sweep.
+// serveEC2 answers as EC2 does, with filters and pages. It lists an instance that is gone as
+// terminated, because one that is only missing stays until a later sweep.
 func (w *sweepWorld) serveEC2(rw http.ResponseWriter, r *http.Request) {
 	data, _ := io.ReadAll(r.Body)
 	form, _ := url.ParseQuery(string(data))
@@ -296,8 +295,8 @@ func (w *sweepWorld) serveEC2(rw http.ResponseWriter, r *http.Request) {
 	fmt.Fprint(out, "</DescribeInstancesResponse>")
 }
 
-// write writes the instance in about 5 KB, as many as EC2 needs for one with a volume, a
-// network interface and a few tags.
+// write writes the instance in about 5 KB, the size of EC2's answer for an instance with a
+// volume, a network interface and a few tags.
 func (i *sweepInstance) write(w io.Writer) {
 	state := inventory.StateRunning
 	if i.gone {
@@ -319,7 +318,7 @@ func (i *sweepInstance) write(w io.Writer) {
 	fmt.Fprint(w, "</tagSet>", sweepFiller, "</item></instancesSet></item>")
 }
 
-// sweepFiller stands for what of an answer is not used.
+// sweepFiller stands for the parts of an answer that Hallmark does not use.
 var sweepFiller = "<networkInterfaceSet>" + strings.Repeat(`<item><networkInterfaceId>eni-0123456789abcdef0</networkInterfaceId>
 <attachment><status>attached</status><deleteOnTermination>true</deleteOnTermination></attachment></item>`, 20) + "</networkInterfaceSet>"
 
@@ -376,8 +375,8 @@ func (w sweepCluster) Node(_ context.Context, id string) (*teleport.Node, error)
 	return &node, nil
 }
 
-// NodesWith returns copies, as a client has that decoded them. Teleport's has pages
-// of a thousand.
+// NodesWith returns copies, like a client that decoded them. Teleport's client reads
+// pages of a thousand.
 func (w sweepCluster) NodesWith(context.Context, map[string]string) ([]teleport.Node, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()

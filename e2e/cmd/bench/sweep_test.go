@@ -10,7 +10,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/signer/upkeep"
 )
 
-// A sweep of a large fleet does what it should, and asks EC2 no more than it must.
+// A sweep of a large fleet makes every change that it should, and no needless request to EC2.
 func TestSweepsOfALargeFleet(t *testing.T) {
 	// Two pages of EC2's answers for each account.
 	const nodes, unenrolled = 5000, 500

@@ -16,11 +16,11 @@ import (
 	"github.com/hallmark-ssh/hallmark/e2e/lab"
 )
 
-// joinProgram is where the machine has Teleport's own program.
+// joinProgram is the path of Teleport's own program on the machine.
 const joinProgram = "/usr/local/bin/teleport"
 
-// printJoin compares an enrollment with what Teleport itself offers for OpenSSH,
-// on the same machine, with the same real cluster, one right after the other.
+// printJoin compares an enrollment with Teleport's own command for OpenSSH, on the same
+// machine and the same real cluster, one right after the other.
 func printJoin(ctx context.Context, c lab.Config, l *lab.Lab, i *lab.Instance) error {
 	command, err := prepareJoin(ctx, c, l, i)
 	if err != nil {
@@ -97,7 +97,7 @@ func diskUse(i *lab.Instance, paths ...string) ([]float64, error) {
 	return sizes, nil
 }
 
-// auditLine is what the signer logs of a request, as far as it is needed here.
+// auditLine is the part of the signer's audit line that bench needs.
 type auditLine struct {
 	Code     string `json:"code"`
 	Total    int    `json:"total_ms"`
@@ -111,18 +111,18 @@ type auditLine struct {
 	Confirm  int    `json:"confirm_ms"`
 }
 
-// printSigner tells what the signer adds to the time of the calls that it makes.
+// printSigner prints how much time the signer adds to the calls that it makes.
 func printSigner(l *lab.Lab) error {
 	var ratios, totals []cost
 	scanner := bufio.NewScanner(strings.NewReader(l.SignerLog()))
 	scanner.Buffer(nil, megabyte)
 	for scanner.Scan() {
 		var line auditLine
-		// The log has lines of other kinds, and of Lambda's.
+		// The log also has other lines, some of them Lambda's.
 		if json.Unmarshal(scanner.Bytes(), &line) != nil || line.Code != "granted" {
 			continue
 		}
-		// EC2 and the ledger's record are asked side by side.
+		// The signer asks EC2 and the ledger at the same time.
 		upstream := line.STS + max(line.EC2, line.Record) + line.Policy + line.Claim + line.Lookup + line.Teleport + line.Confirm
 		if upstream == 0 {
 			return errors.New("the signer's log has no times of its calls")
@@ -133,7 +133,7 @@ func printSigner(l *lab.Lab) error {
 	if len(ratios) < 2 {
 		return fmt.Errorf("the signer's log has %d granted requests: too few", len(ratios))
 	}
-	// The first one started cold.
+	// The first one was a cold start.
 	fmt.Printf("%-46s %9.3f s of the machine's, EC2 and DynamoDB being moto\n", "signer, warm: an enrollment (median)", median(totals[1:], wall))
 	show("signer, warm: time over that of its calls", median(ratios[1:], wall), 1.2, "x")
 	return scanner.Err()

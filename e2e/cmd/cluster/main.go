@@ -1,5 +1,5 @@
 // Command cluster runs the embedded cluster of internal/signer/teleport/teleporttest as a
-// program of its own. It is for tests and the demo only.
+// separate program. It is for tests and the demo only.
 //
 //	cluster serve -out DIR [-listen ADDRESS] [-host NAME]... [-name CLUSTER]
 //	cluster issue -out DIR -login NAME [-ttl 1h] KEY.pub   writes KEY-cert.pub
@@ -7,10 +7,10 @@
 //
 // serve writes into DIR, and then prints the address that it listens on:
 //
-//	ca.pem        the certificate that the proxy's web certificate is signed by
+//	ca.pem        the CA certificate that signed the proxy's web certificate
 //	identity.pem  the signer's login
 //	known_hosts   the cluster's @cert-authority line
-//	control.sock  where the other two commands find it
+//	control.sock  the socket that the other two commands use
 package main
 
 import (
@@ -34,7 +34,7 @@ import (
 const banner = `
   +------------------------------------------------------------------+
   |  This is NOT Teleport. It is a stand-in for tests and the demo:  |
-  |  it keeps nothing, and anyone with its files is its master.      |
+  |  it stores nothing, and anyone with its files controls it.       |
   +------------------------------------------------------------------+
 
 `

@@ -4,8 +4,8 @@
 // boots three machines from it, waits while they enroll themselves, and logs in to
 // each with the stock OpenSSH client.
 //
-// Only AWS and Teleport are stand-ins, and with -teleport only AWS: the cluster is
-// embedded, for tests and for this demo, or a real one.
+// Only AWS and Teleport are stand-ins, and with -teleport only AWS. Without it, the cluster
+// is embedded in this program; that cluster is for tests and this demo only.
 package main
 
 import (
@@ -58,10 +58,10 @@ type demo struct {
 	lab   *lab.Lab
 	image lab.Image
 	hosts []*host
-	nodes []types.Server // that the cluster holds
+	nodes []types.Server // in the cluster
 }
 
-// host is one of the three machines, and what became of it.
+// host is one of the three machines, and what happened to it.
 type host struct {
 	instance *lab.Instance
 	state    *agent.State
@@ -71,10 +71,10 @@ type host struct {
 
 func (d *demo) run(ctx context.Context) error {
 	if d.config.Teleport == "" {
-		fmt.Println("AWS is emulated by moto, and Teleport by a small cluster inside this program that is for tests only.")
-		fmt.Println("Packer, the signer, systemd, cloud-init, sshd and ssh are the real ones.")
+		fmt.Println("moto emulates AWS, and a small cluster inside this program, for tests only, stands in for Teleport.")
+		fmt.Println("Packer, the signer, systemd, cloud-init, sshd and ssh are real.")
 	} else {
-		fmt.Println("AWS is emulated by moto. Teleport, Packer, the signer, systemd, cloud-init and sshd are the real ones.")
+		fmt.Println("moto emulates AWS. Teleport, Packer, the signer, systemd, cloud-init and sshd are real.")
 	}
 	fmt.Println()
 	for _, step := range []struct {
@@ -83,10 +83,10 @@ func (d *demo) run(ctx context.Context) error {
 	}{
 		{"start EC2, STS, the cluster and the signer", d.start},
 		{"bake an image with Packer", d.bake},
-		{"boot three machines of it, which enroll themselves", d.boot},
-		{"show the nodes that the cluster holds", d.show},
-		{"log in to each, by a certificate of the cluster", d.logIn},
-		{"try a certificate of another cluster", d.refuseStranger},
+		{"boot three machines from it, which enroll themselves", d.boot},
+		{"show the nodes in the cluster", d.show},
+		{"log in to each with a certificate from the cluster", d.logIn},
+		{"try a certificate from another cluster", d.refuseStranger},
 	} {
 		fmt.Printf("==> %s\n", step.what)
 		begun := time.Now()
@@ -110,7 +110,7 @@ func (d *demo) start(ctx context.Context) (err error) {
 		d.say("Teleport %s", d.lab.Teleport.Version())
 	}
 	d.say("region %s, signer at %s, cluster %s at %s", lab.Region, d.lab.SignerURL, d.lab.Cluster.Name(), d.lab.Cluster.Address())
-	d.say("the signer logs in to the cluster by its AWS role; it keeps no secret")
+	d.say("the signer logs in to the cluster with its AWS role and keeps no secret")
 	return nil
 }
 
@@ -123,7 +123,7 @@ func (d *demo) bake(ctx context.Context) (err error) {
 	return nil
 }
 
-// boot launches the machines as an Auto Scaling group does: all alike, but for
+// boot launches the machines as an Auto Scaling group does: all alike, except for
 // what EC2 gives each.
 func (d *demo) boot(ctx context.Context) error {
 	for n := 1; n <= machines; n++ {
@@ -167,7 +167,7 @@ func (d *demo) show(ctx context.Context) error {
 	return nil
 }
 
-// list reads the cluster's nodes. It fails while a machine is not among them.
+// list reads the cluster's nodes. It fails until all machines are among them.
 func (d *demo) list(ctx context.Context) (err error) {
 	if d.nodes, err = d.lab.Cluster.Nodes(ctx); err != nil {
 		return machine.Fatal(err)
@@ -212,7 +212,8 @@ func (d *demo) refuseStranger(ctx context.Context) error {
 // typed is the host name that people type.
 func (d *demo) typed(h *host) string { return h.state.Node.Hostname + "." + d.lab.Cluster.Name() }
 
-// report prints the nodes as the cluster holds them, and says whether all is well.
+// report prints the cluster's nodes, and returns whether every machine enrolled and
+// every login worked.
 func (d *demo) report() bool {
 	t := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(t, "HOST\tNODE\tADDRESS\tLABELS\tENROLLED IN\tSSH")
@@ -220,7 +221,7 @@ func (d *demo) report() bool {
 	for _, node := range d.nodes {
 		i := slices.IndexFunc(d.hosts, func(h *host) bool { return h.state.Node.ID == node.GetName() })
 		if i < 0 {
-			continue // only ever ours
+			continue // not a machine of this demo
 		}
 		enrolled++
 		result := "failed"
@@ -232,12 +233,12 @@ func (d *demo) report() bool {
 			len(node.GetAllLabels()), d.hosts[i].took.Seconds(), result)
 	}
 	_ = t.Flush()
-	fmt.Printf("\nall in %.1f s\n", time.Since(d.started).Seconds())
+	fmt.Printf("\ntotal %.1f s\n", time.Since(d.started).Seconds())
 	fmt.Printf("demo: %d of %d machines enrolled, ssh verified on %d of %d\n", enrolled, machines, verified, machines)
 	return enrolled == machines && verified == machines
 }
 
-// fail says why, unless it was interrupted.
+// fail prints the error and the machines' logs, unless the demo was interrupted.
 func (d *demo) fail(ctx context.Context, err error) {
 	if ctx.Err() != nil {
 		fmt.Fprintln(os.Stderr, "demo: interrupted")
@@ -252,10 +253,10 @@ func (d *demo) fail(ctx context.Context, err error) {
 	}
 }
 
-// lines is a writer that says what it is given line by line.
+// lines is a writer that passes complete lines to say.
 type lines struct {
 	say  func(format string, args ...any)
-	rest []byte // of a line that has not ended
+	rest []byte // of an unfinished line
 }
 
 func (l *lines) Write(p []byte) (int, error) {
