@@ -6,9 +6,10 @@ import (
 	"context"
 	"os"
 
+	"github.com/hallmark-ssh/hallmark/internal/cli"
 	"github.com/hallmark-ssh/hallmark/internal/signer/operator"
 )
 
 func main() {
-	os.Exit(operator.Run(context.Background(), os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
+	os.Exit(cli.Run(context.Background(), operator.Command(), os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
 }

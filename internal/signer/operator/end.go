@@ -3,38 +3,29 @@ package operator
 import (
 	"context"
 	"errors"
-	"flag"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 
+	"github.com/spf13/cobra"
+
+	"github.com/hallmark-ssh/hallmark/internal/cli"
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
 	"github.com/hallmark-ssh/hallmark/internal/signer/deployment"
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
 	"github.com/hallmark-ssh/hallmark/internal/signer/teleport"
 )
 
-const endUsage = `usage: hallmark-signer end --table TABLE --account ACCOUNT --region REGION --instance ID
-           [--proxy HOST:PORT --identity FILE [--roots FILE]]
+const endLong = `Off-boards an instance for good: ends its record in the ledger, then deletes its node in
+Teleport. The instance can never enroll again, whether or not it is still running. Its
+certificates stay valid until they expire, and its names stay reserved until then.
 
-Off-boards an instance for good: ends its record in the ledger, then deletes its node
-in Teleport. It never enrolls again, whether or not it runs. Its certificates last
-until they end, and its names until then. Prints an audit line; who ended it is in the
-ledger, and in the signer's audit line when the instance asks again.
+Prints one audit line. The ledger records who ended the instance, and so does the
+signer's audit line if the instance asks again.
 
-Without --proxy and --identity the node stays until its lease ends, or until
-'tctl rm node/ID'.
-
-  --table TABLE        the ledger's table, by name (in the region of AWS_REGION or
-                       of the profile) or by ARN
-  --account ACCOUNT    the instance's account
-  --region REGION      the instance's region
-  --instance ID        the instance's id
-  --proxy HOST:PORT    Teleport's proxy or auth service
-  --identity FILE      an identity file for Teleport that may read and delete nodes,
-                       as 'tsh login --out' or 'tctl auth sign' writes it
-  --roots FILE         PEM certificates to trust for the proxy beside the system's
-`
+Without --proxy and --identity the node stays until its lease ends, or until you run
+'tctl rm node/ID'.`
 
 // ending is what an operator asks for.
 type ending struct {
@@ -43,44 +34,46 @@ type ending struct {
 	proxy, identity, roots string
 }
 
-func parseEnding(args []string) (ending, error) {
+func endCommand() *cobra.Command {
 	var e ending
-	flags := flag.NewFlagSet("end", flag.ContinueOnError)
-	flags.StringVar(&e.table, "table", "", "")
-	flags.StringVar(&e.instance.Account, "account", "", "")
-	flags.StringVar(&e.instance.Region, "region", "", "")
-	flags.StringVar(&e.instance.ID, "instance", "", "")
-	flags.StringVar(&e.proxy, "proxy", "", "")
-	flags.StringVar(&e.identity, "identity", "", "")
-	flags.StringVar(&e.roots, "roots", "", "")
-	if err := parseNone(flags, args); err != nil {
-		return e, err
+	cmd := &cobra.Command{
+		Use: "end --table TABLE --account ACCOUNT --region REGION --instance ID", Short: "off-board an instance for good",
+		Long: endLong, Args: cli.NoArgs, ValidArgsFunction: cobra.NoFileCompletions,
+		RunE: func(cmd *cobra.Command, _ []string) error { return runEnd(cmd, e) },
 	}
-	switch {
-	case e.table == "":
-		return e, usagef("end: --table is missing")
-	case (e.proxy == "") != (e.identity == ""):
-		return e, usagef("end: --proxy and --identity go together")
-	case e.roots != "" && e.proxy == "":
-		return e, usagef("end: --roots is of use with --proxy only")
-	}
-	return e, checkInstanceFlags("end", e.instance)
+	tableFlag(cmd, &e.table)
+	instanceFlags(cmd, &e.instance)
+	cmd.Flags().StringVar(&e.proxy, "proxy", "", "Teleport's proxy or auth service, as `HOST:PORT`")
+	cmd.Flags().StringVar(&e.identity, "identity", "", "identity `file` that may read and delete nodes, from 'tsh login --out' or 'tctl auth sign'")
+	cmd.Flags().StringVar(&e.roots, "roots", "", "PEM `file` of certificates to trust for the proxy, in addition to the system's")
+	return cmd
 }
 
-func runEnd(ctx context.Context, args []string, std streams) error {
-	e, err := parseEnding(args)
+func (e ending) check(cmd *cobra.Command) error {
+	switch {
+	case e.table == "":
+		return cli.Usagef(cmd, "--table is missing")
+	case (e.proxy == "") != (e.identity == ""):
+		return cli.Usagef(cmd, "--proxy and --identity go together")
+	case e.roots != "" && e.proxy == "":
+		return cli.Usagef(cmd, "--roots needs --proxy")
+	}
+	return checkInstanceFlags(cmd, e.instance)
+}
+
+func runEnd(cmd *cobra.Command, e ending) error {
+	if err := e.check(cmd); err != nil {
+		return err
+	}
+	config, err := e.teleport(cmd.ErrOrStderr())
 	if err != nil {
 		return err
 	}
-	config, err := e.teleport(std)
+	o, err := openLedger(cmd, e.table)
 	if err != nil {
 		return err
 	}
-	o, err := openLedger(ctx, "end", e.table)
-	if err != nil {
-		return err
-	}
-	ctx, cancel := context.WithTimeout(ctx, awsTimeout)
+	ctx, cancel := context.WithTimeout(cmd.Context(), awsTimeout)
 	defer cancel()
 	if err := o.end(ctx, e.instance); err != nil {
 		return err
@@ -91,38 +84,38 @@ func runEnd(ctx context.Context, args []string, std streams) error {
 		deleted, err = deleteNode(ctx, config, id)
 	}
 	// The record has ended, whatever became of the node.
-	if printed := o.print(std, "end", e.instance, auditField{"node_id", id}, auditField{"node_deleted", deleted}); printed != nil {
+	if printed := o.print(cmd, e.instance, auditField{"node_id", id}, auditField{"node_deleted", deleted}); printed != nil {
 		return printed
 	}
 	if err != nil {
-		return &failure{err: err, code: exitFailed, hint: "the record has ended; run the command again to delete the node, or 'tctl rm node/" + id + "'"}
+		return &cli.Error{Err: err, Code: cli.Failed, Hint: "the record has ended; to delete the node, run the command again, or 'tctl rm node/" + id + "'"}
 	}
 	if e.proxy == "" {
-		fmt.Fprintf(std.err, "hallmark-signer: the node stays until its lease ends; to delete it now: tctl rm node/%s\n", id)
+		cli.Note(cmd, "the node stays until its lease ends; to delete it now: tctl rm node/%s", id)
 	}
 	return nil
 }
 
-// end ends the record of an instance that is known. To end any other, say one with a
-// mistyped id, would keep a machine out that has not come yet.
+// end ends the record of an instance in the ledger. Ending any other, say one with a mistyped
+// id, would keep out a machine that has not enrolled yet.
 func (o operator) end(ctx context.Context, i ledger.Instance) error {
 	record, err := o.ledger.Lookup(ctx, i)
 	if err != nil {
 		return err
 	}
 	if record.Generation == 0 {
-		return &failure{err: fmt.Errorf("end %s: the ledger does not know the instance", i.ID), code: exitFailed,
-			hint: "look at --instance, --account, --region and --table"}
+		return &cli.Error{Err: fmt.Errorf("end %s: the instance is not in the ledger", i.ID), Code: cli.Failed,
+			Hint: "check --instance, --account, --region and --table"}
 	}
 	return o.ledger.EndBy(ctx, i, o.arn)
 }
 
 // teleport reads the files before anything is changed. Warnings of the client, such as
 // that the next Teleport will refuse it, go to standard error.
-func (e ending) teleport(std streams) (teleport.Config, error) {
+func (e ending) teleport(warnings io.Writer) (teleport.Config, error) {
 	config := teleport.Config{
 		Address: e.proxy, Login: teleport.IdentityFile(e.identity), Now: deployment.Now,
-		Log: slog.New(slog.NewTextHandler(std.err, nil)),
+		Log: slog.New(slog.NewTextHandler(warnings, nil)),
 	}
 	if e.roots == "" {
 		return config, nil

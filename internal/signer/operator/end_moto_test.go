@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/hallmark-ssh/hallmark/internal/cli"
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
 )
 
@@ -29,13 +30,13 @@ func TestEndAndReleaseOnMoto(t *testing.T) {
 	run := func(want int, args ...string) string {
 		t.Helper()
 		var out, errs bytes.Buffer
-		if code := Run(t.Context(), args, strings.NewReader(""), &out, &errs); code != want {
+		if code := cli.Run(t.Context(), Command(), args, strings.NewReader(""), &out, &errs); code != want {
 			t.Fatalf("%s: exit code %d, want %d: %s", args[0], code, want, &errs)
 		}
 		return out.String() + errs.String()
 	}
 
-	if text := run(exitFailed, "release", "--table", "hallmark", "--name", "web"); !strings.Contains(text, "certificate") {
+	if text := run(cli.Failed, "release", "--table", "hallmark", "--name", "web"); !strings.Contains(text, "certificate") {
 		t.Errorf("a name with a certificate: %s", text)
 	}
 	if err := claim(other, "web", now.Add(time.Hour)); !errors.Is(err, ledger.ErrNameInUse) {
@@ -44,7 +45,7 @@ func TestEndAndReleaseOnMoto(t *testing.T) {
 	if err := claim(other, "squatted", now.Add(-time.Hour)); err != nil {
 		t.Fatal(err)
 	}
-	if line := run(exitOK, "release", "--table", "hallmark", "--name", "squatted"); !strings.Contains(line, other.ID) {
+	if line := run(cli.OK, "release", "--table", "hallmark", "--name", "squatted"); !strings.Contains(line, other.ID) {
 		t.Errorf("line %s", line)
 	}
 	if err := claim(instance, "squatted", now.Add(time.Hour)); err != nil {
@@ -53,7 +54,7 @@ func TestEndAndReleaseOnMoto(t *testing.T) {
 
 	end := []string{"end", "--table", "hallmark", "--account", instance.Account, "--region", instance.Region, "--instance", instance.ID}
 	for range 2 {
-		run(exitOK, end...)
+		run(cli.OK, end...)
 	}
 	if r, err := held.Lookup(t.Context(), instance); err != nil || !r.Ended || r.EndedBy == "" {
 		t.Errorf("record %+v, error %v", r, err)

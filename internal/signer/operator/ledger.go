@@ -11,7 +11,9 @@ import (
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/config"
 	"github.com/aws/aws-sdk-go-v2/service/sts"
+	"github.com/spf13/cobra"
 
+	"github.com/hallmark-ssh/hallmark/internal/cli"
 	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 	"github.com/hallmark-ssh/hallmark/internal/signer/deployment"
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
@@ -28,20 +30,20 @@ type operator struct {
 }
 
 // openLedger asks STS who the operator is, for the ledger and the audit line.
-func openLedger(ctx context.Context, command, table string) (operator, error) {
-	ctx, cancel := context.WithTimeout(ctx, awsTimeout)
+func openLedger(cmd *cobra.Command, table string) (operator, error) {
+	ctx, cancel := context.WithTimeout(cmd.Context(), awsTimeout)
 	defer cancel()
 	cfg, err := config.LoadDefaultConfig(ctx)
 	if err != nil {
 		return operator{}, fmt.Errorf("load the AWS configuration: %w", err)
 	}
 	if cfg.Region = deployment.RegionOf(table, cfg.Region); cfg.Region == "" {
-		return operator{}, &failure{err: fmt.Errorf("%s: the table's region is not known", command), code: exitUsage,
-			hint: "set AWS_REGION, or give the table's ARN"}
+		return operator{}, &cli.Error{Err: fmt.Errorf("%s: the table's region is not known", cmd.Name()), Code: cli.Usage,
+			Hint: "set AWS_REGION, or pass the table's ARN"}
 	}
 	caller, err := sts.NewFromConfig(cfg).GetCallerIdentity(ctx, nil)
 	if err != nil {
-		return operator{}, fmt.Errorf("ask STS who runs %s: %w", command, err)
+		return operator{}, fmt.Errorf("ask STS who runs %s: %w", cmd.Name(), err)
 	}
 	arn := aws.ToString(caller.Arn)
 	if arn == "" {
@@ -58,9 +60,9 @@ type auditField struct {
 
 // print prints what was done as one JSON line, in the names of the signer's audit
 // lines.
-func (o operator) print(std streams, command string, i ledger.Instance, more ...auditField) error {
+func (o operator) print(cmd *cobra.Command, i ledger.Instance, more ...auditField) error {
 	fields := append([]auditField{
-		{"msg", command}, {"by", o.arn}, {"account", i.Account}, {"region", i.Region}, {"instance", i.ID},
+		{"msg", cmd.Name()}, {"by", o.arn}, {"account", i.Account}, {"region", i.Region}, {"instance", i.ID},
 	}, more...)
 	line := []byte("{")
 	for n, f := range fields {
@@ -73,28 +75,28 @@ func (o operator) print(std streams, command string, i ledger.Instance, more ...
 		}
 		line = fmt.Appendf(line, "%q:%s", f.name, value)
 	}
-	_, err := fmt.Fprintf(std.out, "%s}\n", bytes.TrimSpace(line))
+	_, err := fmt.Fprintf(cmd.OutOrStdout(), "%s}\n", bytes.TrimSpace(line))
 	return err
 }
 
 // checkPlaceFlags checks the flags that say where an instance is.
-func checkPlaceFlags(command string, i ledger.Instance) error {
+func checkPlaceFlags(cmd *cobra.Command, i ledger.Instance) error {
 	if _, err := ec2ref.ParseAccount(i.Account); err != nil {
-		return usagef("%s: --account: %w", command, err)
+		return cli.Usagef(cmd, "--account: %w", err)
 	}
 	if _, err := ec2ref.ParseRegion(i.Region); err != nil {
-		return usagef("%s: --region: %w", command, err)
+		return cli.Usagef(cmd, "--region: %w", err)
 	}
 	return nil
 }
 
 // checkInstanceFlags checks the flags that name an instance.
-func checkInstanceFlags(command string, i ledger.Instance) error {
-	if err := checkPlaceFlags(command, i); err != nil {
+func checkInstanceFlags(cmd *cobra.Command, i ledger.Instance) error {
+	if err := checkPlaceFlags(cmd, i); err != nil {
 		return err
 	}
 	if _, err := ec2ref.ParseInstanceID(i.ID); err != nil {
-		return usagef("%s: --instance: %w", command, err)
+		return cli.Usagef(cmd, "--instance: %w", err)
 	}
 	return nil
 }

@@ -18,6 +18,8 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 
+	"github.com/hallmark-ssh/hallmark/internal/cli"
+	"github.com/hallmark-ssh/hallmark/internal/cli/clitest"
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
 	"github.com/hallmark-ssh/hallmark/internal/signer/deployment"
 	"github.com/hallmark-ssh/hallmark/internal/signer/teleport"
@@ -26,7 +28,7 @@ import (
 
 func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){
-		"hallmark-signer": func() { os.Exit(Run(context.Background(), os.Args[1:], os.Stdin, os.Stdout, os.Stderr)) },
+		"hallmark-signer": func() { os.Exit(cli.Run(context.Background(), Command(), os.Args[1:], os.Stdin, os.Stdout, os.Stderr)) },
 	})
 }
 
@@ -192,6 +194,15 @@ func TestPolicyScriptsReachNobody(t *testing.T) {
 	}
 }
 
+func TestReleasedFlags(t *testing.T) {
+	clitest.ReleasedFlags(t, Command,
+		"policy check -deployment d.yaml", "policy explain -deployment d.yaml", "policy explain -instance facts.json",
+		"permit-rekey -table t", "permit-rekey -account 1", "permit-rekey -region r", "permit-rekey -instance i",
+		"permit-rekey -fingerprint SHA256:a", "permit-rekey -from -", "permit-rekey -hours 0.5",
+		"end -table t", "end -account 1", "end -region r", "end -instance i", "end -proxy p:443", "end -identity f", "end -roots f",
+		"release -table t", "release -name -web")
+}
+
 func TestExitCodes(t *testing.T) {
 	dir := t.TempDir()
 	file := func(name, content string) string {
@@ -209,18 +220,18 @@ func TestExitCodes(t *testing.T) {
 		args []string
 		want int
 	}{
-		{[]string{"help"}, exitOK},
-		{[]string{"policy", "check", good}, exitOK},
-		{[]string{"policy", "check", broken}, exitFailed},
-		{[]string{"policy", "check"}, exitUsage},
-		{[]string{"policy", "explain", good, "--instance", own}, exitOK},
-		{[]string{"policy", "explain", good, "--instance", foreign}, exitRefused},
-		{[]string{"policy", "explain", good, "--instance", broken}, exitFailed},
-		{nil, exitUsage},
+		{[]string{"help"}, cli.OK},
+		{[]string{"policy", "check", good}, cli.OK},
+		{[]string{"policy", "check", broken}, cli.Failed},
+		{[]string{"policy", "check"}, cli.Usage},
+		{[]string{"policy", "explain", good, "--instance", own}, cli.OK},
+		{[]string{"policy", "explain", good, "--instance", foreign}, cli.Refused},
+		{[]string{"policy", "explain", good, "--instance", broken}, cli.Failed},
+		{nil, cli.Usage},
 	}
 	for _, tt := range tests {
 		var out, err bytes.Buffer
-		if got := Run(t.Context(), tt.args, strings.NewReader(""), &out, &err); got != tt.want {
+		if got := cli.Run(t.Context(), Command(), tt.args, strings.NewReader(""), &out, &err); got != tt.want {
 			t.Errorf("%q: exit code %d, want %d: %s", tt.args, got, tt.want, &err)
 		}
 	}

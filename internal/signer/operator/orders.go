@@ -8,6 +8,9 @@ import (
 	"os"
 	"strings"
 
+	"github.com/spf13/cobra"
+
+	"github.com/hallmark-ssh/hallmark/internal/cli"
 	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
 )
@@ -25,8 +28,8 @@ type rekeyOrder struct {
 // readOrders reads the file of permit-rekey --from. It prints what is wrong with each
 // line, and fails if anything is: a list that is half wrong is not the one that was
 // collected from the machines.
-func readOrders(path string, at ledger.Instance, std streams) ([]rekeyOrder, error) {
-	in := std.in
+func readOrders(cmd *cobra.Command, path string, at ledger.Instance) ([]rekeyOrder, error) {
+	in := cmd.InOrStdin()
 	if path != "-" {
 		file, err := os.Open(path)
 		if err != nil {
@@ -40,12 +43,12 @@ func readOrders(path string, at ledger.Instance, std streams) ([]rekeyOrder, err
 		return nil, fmt.Errorf("permit-rekey: read %s: %w", path, err)
 	}
 	for _, w := range wrong {
-		fmt.Fprintf(std.err, "hallmark-signer: %s %s\n", path, w)
+		cli.Note(cmd, "%s %s", path, w)
 	}
 	switch {
 	case len(wrong) > 0:
-		return nil, &failure{err: fmt.Errorf("permit-rekey: %d wrong lines in %s; nothing was permitted", len(wrong), path), code: exitFailed,
-			hint: "want lines such as: i-0123456789abcdef0 SHA256:..., as ssh-keygen -l prints the fingerprint"}
+		return nil, &cli.Error{Err: fmt.Errorf("permit-rekey: %d wrong lines in %s; nothing was permitted", len(wrong), path), Code: cli.Failed,
+			Hint: "want lines such as: i-0123456789abcdef0 SHA256:..., as ssh-keygen -l prints the fingerprint"}
 	case len(orders) == 0:
 		return nil, fmt.Errorf("permit-rekey: no instances in %s", path)
 	}
@@ -67,7 +70,7 @@ func parseOrders(in io.Reader, at ledger.Instance) (orders []rekeyOrder, wrong [
 			err = errors.Join(unique(instances, order.instance.ID, n), unique(keys, order.fingerprint, n))
 		}
 		if err != nil {
-			wrong = append(wrong, fmt.Sprintf("line %d: %s", n, oneLine(err)))
+			wrong = append(wrong, fmt.Sprintf("line %d: %s", n, cli.OneLine(err)))
 			continue
 		}
 		order.line = n

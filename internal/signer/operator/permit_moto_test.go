@@ -16,6 +16,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/dynamodb/types"
 
 	"github.com/hallmark-ssh/hallmark/e2e/fake/moto"
+	"github.com/hallmark-ssh/hallmark/internal/cli"
 	"github.com/hallmark-ssh/hallmark/internal/signer/deployment"
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
 )
@@ -42,11 +43,11 @@ func TestPermitRekeyOnMoto(t *testing.T) {
 	}
 
 	var out, errs bytes.Buffer
-	code := Run(t.Context(), []string{
+	code := cli.Run(t.Context(), Command(), []string{
 		"permit-rekey", "--table", "hallmark", "--account", claim.Instance.Account, "--region", claim.Instance.Region,
 		"--instance", claim.Instance.ID, "--fingerprint", newKey,
 	}, strings.NewReader(""), &out, &errs)
-	if code != exitOK {
+	if code != cli.OK {
 		t.Fatalf("exit code %d: %s", code, &errs)
 	}
 	var line struct {

@@ -1,9 +1,7 @@
 package operator
 
 import (
-	"context"
 	"errors"
-	"flag"
 	"fmt"
 	"io"
 	"maps"
@@ -12,6 +10,9 @@ import (
 	"strings"
 	"time"
 
+	"github.com/spf13/cobra"
+
+	"github.com/hallmark-ssh/hallmark/internal/cli"
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
 	"github.com/hallmark-ssh/hallmark/internal/signer/deployment"
 	"github.com/hallmark-ssh/hallmark/internal/signer/policy"
@@ -19,42 +20,38 @@ import (
 )
 
 const (
-	policyCheckUsage = `usage: hallmark-signer policy check FILE|- [--deployment FILE]
+	policyCheckLong = `Checks a policy file, and says what is wrong on which line.`
 
-Says whether the policy is good, or what is wrong on which line.
-
-  --deployment FILE  the signer's deployment.yaml, whose accounts, regions and longest
-                     lifetime the policy may only narrow
-`
-	policyExplainUsage = `usage: hallmark-signer policy explain FILE|- --instance FACTS.json [--deployment FILE]
-
-Says which rule decides on an instance, why those before it do not, and what the
-instance would get. Nobody is asked: what EC2 would say is in FACTS.json. It takes
-account, region and instance_id, and where a rule asks for them vpc, subnet, zone,
+	policyExplainLong = `Says which rule decides on an instance, why those before it do not, and what the instance
+would get. It calls nobody: FACTS.json holds what EC2 would say. account, region and
+instance_id are required. Where a rule asks for them, add vpc, subnet, zone,
 instance_profile, image, image_owner, image_tags, launch_time, enrolled, private_ip,
-public_ip, ipv6, private_dns and tags. Exit code 4 means that the policy refuses.
+public_ip, ipv6, private_dns and tags. Exit code 4 means that the policy refuses.`
 
-  --instance FILE    what is known of the instance
-  --deployment FILE  the signer's deployment.yaml
-`
-	policySchemaUsage = `usage: hallmark-signer policy schema
-
-Prints the JSON schema of policy files. An editor with the YAML language server uses
-it by a first line: # yaml-language-server: $schema=policy.schema.json
-`
+	policySchemaLong = `Prints the JSON schema of policy files. To use it in an editor with the YAML language
+server, start the policy with # yaml-language-server: $schema=policy.schema.json`
 )
+
+// deploymentFlag adds the flag that names the deployment whose limits a policy must keep.
+func deploymentFlag(cmd *cobra.Command, file *string) {
+	cmd.Flags().StringVar(file, "deployment", "", "check against the accounts, regions and longest lifetime in this deployment `file`")
+}
 
 // maxFileBytes bounds what is read of a file; the parsers have bounds of their own.
 const maxFileBytes = 1 << 20
 
-func runPolicyCheck(_ context.Context, args []string, std streams) error {
-	flags := flag.NewFlagSet("policy check", flag.ContinueOnError)
-	deploymentFile := flags.String("deployment", "", "")
-	files, err := parse(flags, args)
-	if err != nil {
-		return err
+func policyCheckCommand() *cobra.Command {
+	var deploymentFile string
+	cmd := &cobra.Command{
+		Use: "check FILE|-", Short: "check a policy file", Long: policyCheckLong, Args: cli.OneFile,
+		RunE: func(cmd *cobra.Command, args []string) error { return runPolicyCheck(cmd, args[0], deploymentFile) },
 	}
-	p, _, err := readPolicyFile(flags.Name(), files, *deploymentFile, std)
+	deploymentFlag(cmd, &deploymentFile)
+	return cmd
+}
+
+func runPolicyCheck(cmd *cobra.Command, file, deploymentFile string) error {
+	p, _, err := readPolicyFile(cmd, file, deploymentFile)
 	if err != nil {
 		return err
 	}
@@ -64,30 +61,26 @@ func runPolicyCheck(_ context.Context, args []string, std streams) error {
 	for i, r := range rules {
 		names[i] = r.Rule
 	}
-	_, err = fmt.Fprintf(std.out, "%s: good\nrules: %s\nsha256: %s\n", title(files[0]), strings.Join(names, ", "), p.SHA256)
+	_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s: good\nrules: %s\nsha256: %s\n", title(file), strings.Join(names, ", "), p.SHA256)
 	return err
 }
 
-// readPolicyFile reads the one file of a command line, and tells the names that
-// the deployment goes by.
-func readPolicyFile(command string, files []string, deploymentFile string, std streams) (*policy.Policy, policy.Cluster, error) {
-	if len(files) != 1 {
-		return nil, policy.Cluster{}, usagef("%s: want one file, or - for standard input", command)
-	}
+// readPolicyFile reads a policy file, and the names that its deployment goes by.
+func readPolicyFile(cmd *cobra.Command, file, deploymentFile string) (*policy.Policy, policy.Cluster, error) {
 	limits, cluster, err := readLimits(deploymentFile)
 	if err != nil {
 		return nil, cluster, err
 	}
-	data, err := readFile(files[0], std.in)
+	data, err := readFile(file, cmd.InOrStdin())
 	if err != nil {
 		return nil, cluster, fmt.Errorf("read the policy: %w", err)
 	}
 	p, err := policy.Parse(data, limits)
 	if err != nil {
-		return nil, cluster, fmt.Errorf("%s: %w", title(files[0]), err)
+		return nil, cluster, fmt.Errorf("%s: %w", title(file), err)
 	}
 	if deploymentFile == "" {
-		fmt.Fprintln(std.err, "hallmark-signer: accounts, regions and lifetimes are not compared with a deployment's, which --deployment names")
+		cli.Note(cmd, "accounts, regions and lifetimes not checked; pass --deployment")
 	}
 	return p, cluster, nil
 }
@@ -134,35 +127,42 @@ func readFile(name string, stdin io.Reader) ([]byte, error) {
 	return data, err
 }
 
-func runPolicyExplain(_ context.Context, args []string, std streams) error {
-	flags := flag.NewFlagSet("policy explain", flag.ContinueOnError)
-	deploymentFile := flags.String("deployment", "", "")
-	instance := flags.String("instance", "", "")
-	files, err := parse(flags, args)
+func policyExplainCommand() *cobra.Command {
+	var deploymentFile, instance string
+	cmd := &cobra.Command{
+		Use: "explain FILE|- --instance FACTS.json", Short: "explain what a policy decides for an instance",
+		Long: policyExplainLong, Args: cli.OneFile,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if instance == "" {
+				return cli.Usagef(cmd, "--instance is missing")
+			}
+			return runPolicyExplain(cmd, args[0], instance, deploymentFile)
+		},
+	}
+	deploymentFlag(cmd, &deploymentFile)
+	cmd.Flags().StringVar(&instance, "instance", "", "JSON `file` of what is known about the instance")
+	return cmd
+}
+
+func runPolicyExplain(cmd *cobra.Command, file, instance, deploymentFile string) error {
+	p, cluster, err := readPolicyFile(cmd, file, deploymentFile)
 	if err != nil {
 		return err
 	}
-	if *instance == "" {
-		return usagef("policy explain: --instance is missing")
-	}
-	p, cluster, err := readPolicyFile(flags.Name(), files, *deploymentFile, std)
-	if err != nil {
-		return err
-	}
-	data, err := readFile(*instance, nil)
+	data, err := readFile(instance, nil)
 	if err != nil {
 		return fmt.Errorf("read the instance's facts: %w", err)
 	}
 	facts, err := policy.ParseFacts(data)
 	if err != nil {
-		return fmt.Errorf("%s: %w", *instance, err)
+		return fmt.Errorf("%s: %w", instance, err)
 	}
 	e := p.Explain(facts, cluster, deployment.Now())
-	if _, err := io.WriteString(std.out, explain(e, facts)); err != nil {
+	if _, err := io.WriteString(cmd.OutOrStdout(), explain(e, facts)); err != nil {
 		return err
 	}
 	if errors.Is(e.Err, policy.ErrRefused) || errors.Is(e.Err, policy.ErrIncomplete) {
-		return &failure{err: e.Err, code: exitRefused}
+		return &cli.Error{Err: e.Err, Code: cli.Refused}
 	}
 	return e.Err
 }
@@ -213,10 +213,13 @@ func principals(d policy.Decision, f policy.Facts) []string {
 	return append([]string{d.Hostname, id, d.Hostname + ".<cluster>", id + ".<cluster>"}, d.Names...)
 }
 
-func runPolicySchema(_ context.Context, args []string, std streams) error {
-	if err := parseNone(flag.NewFlagSet("policy schema", flag.ContinueOnError), args); err != nil {
-		return err
+func policySchemaCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "schema", Short: "print the JSON schema of policy files, for editors",
+		Long: policySchemaLong, Args: cli.NoArgs, ValidArgsFunction: cobra.NoFileCompletions,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			_, err := cmd.OutOrStdout().Write(policytemplates.Schema)
+			return err
+		},
 	}
-	_, err := std.out.Write(policytemplates.Schema)
-	return err
 }
