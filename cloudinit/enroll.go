@@ -10,6 +10,9 @@ import (
 	"time"
 
 	"github.com/hallmark-ssh/hallmark/internal/machine/agent"
+	"github.com/hallmark-ssh/hallmark/internal/machine/config"
+	"github.com/hallmark-ssh/hallmark/internal/machine/fault"
+	"github.com/hallmark-ssh/hallmark/internal/machine/state"
 )
 
 // gcPercent keeps the heap small. An enrollment allocates a few megabytes and ends: at
@@ -23,7 +26,7 @@ func runEnroll(ctx context.Context, args []string, std streams) error {
 
 func runRenew(ctx context.Context, args []string, std streams) error {
 	err := enroll(ctx, args, std, "renew", "do what enroll does, for a timer: after failures it waits before it asks again", (*agent.Enroller).Renew)
-	if errors.Is(err, agent.ErrRunning) {
+	if errors.Is(err, state.ErrRunning) {
 		fmt.Fprintf(std.err, "hallmark: %v; nothing to do\n", err)
 		return nil
 	}
@@ -35,7 +38,7 @@ func enroll(
 	act func(*agent.Enroller, context.Context) (*agent.Outcome, error),
 ) error {
 	flags := newFlags(name, summary, std)
-	configFile := flags.String("config", agent.ConfigFile, "read the configuration from this `file`")
+	configFile := flags.String("config", config.File, "read the configuration from this `file`")
 	timeout := flags.Duration("timeout", 2*time.Minute, "give up asking after this `time`")
 	reload := flags.Bool("reload", false, "reload sshd for new certificates even if that puts pending changes of its configuration into effect")
 	if err := parseFlags(flags, args); err != nil {
@@ -48,12 +51,12 @@ func enroll(
 	if err := loadEnvironment(environmentFile); err != nil {
 		return &failure{err: err, code: exitConfig, hint: "run it as root"}
 	}
-	config, err := loadConfig(*configFile)
+	c, err := loadConfig(*configFile)
 	if err != nil {
 		return err
 	}
 	log := func(format string, args ...any) { fmt.Fprintf(std.err, "hallmark: "+format+"\n", args...) }
-	enroller, err := agent.NewEnroller(config, *timeout, log)
+	enroller, err := agent.NewEnroller(c, *timeout, log)
 	if err != nil {
 		return asFailure(err)
 	}
@@ -96,30 +99,30 @@ func reportOutcome(o *agent.Outcome, log func(string, ...any)) {
 	}
 }
 
-func loadConfig(path string) (agent.Config, error) {
+func loadConfig(path string) (config.Config, error) {
 	data, err := os.ReadFile(path)
 	if err != nil {
-		return agent.Config{}, &failure{
+		return config.Config{}, &failure{
 			err: fmt.Errorf("read the configuration: %w", err), code: exitConfig,
 			hint: "run 'hallmark install', or give --config",
 		}
 	}
-	config, err := agent.ParseConfig(data)
+	c, err := config.Parse(data)
 	if err != nil {
-		return agent.Config{}, &failure{err: fmt.Errorf("%s: %w", path, err), code: exitConfig}
+		return config.Config{}, &failure{err: fmt.Errorf("%s: %w", path, err), code: exitConfig}
 	}
-	return config, nil
+	return c, nil
 }
 
 // asFailure gives an error of the agent its exit code and hint.
 func asFailure(err error) error {
-	e, ok := errors.AsType[*agent.Error](err)
+	e, ok := errors.AsType[*fault.Error](err)
 	if !ok {
 		return err
 	}
-	codes := map[agent.Kind]int{
-		agent.Failed: exitFailed, agent.Misconfigured: exitConfig,
-		agent.Refused: exitRefused, agent.Temporary: exitTemporary,
+	codes := map[fault.Kind]int{
+		fault.Failed: exitFailed, fault.Misconfigured: exitConfig,
+		fault.Refused: exitRefused, fault.Temporary: exitTemporary,
 	}
 	return &failure{err: err, code: codes[e.Kind], hint: e.Hint}
 }

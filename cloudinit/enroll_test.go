@@ -11,6 +11,9 @@ import (
 	"time"
 
 	"github.com/hallmark-ssh/hallmark/internal/machine/agent"
+	"github.com/hallmark-ssh/hallmark/internal/machine/fault"
+	"github.com/hallmark-ssh/hallmark/internal/machine/imds"
+	"github.com/hallmark-ssh/hallmark/internal/machine/state"
 )
 
 // Units and scripts read exit codes, which testscript cannot tell apart.
@@ -37,11 +40,11 @@ func TestExitCodes(t *testing.T) {
 }
 
 func TestAsFailure(t *testing.T) {
-	for kind, want := range map[agent.Kind]int{
-		agent.Failed: exitFailed, agent.Misconfigured: exitConfig,
-		agent.Refused: exitRefused, agent.Temporary: exitTemporary,
+	for kind, want := range map[fault.Kind]int{
+		fault.Failed: exitFailed, fault.Misconfigured: exitConfig,
+		fault.Refused: exitRefused, fault.Temporary: exitTemporary,
 	} {
-		err := asFailure(fmt.Errorf("around: %w", &agent.Error{Kind: kind, Hint: "do it", Err: errors.New("inner")}))
+		err := asFailure(fmt.Errorf("around: %w", &fault.Error{Kind: kind, Hint: "do it", Err: errors.New("inner")}))
 		var f *failure
 		if !errors.As(err, &f) || f.code != want || f.hint != "do it" || err.Error() != "around: inner" {
 			t.Errorf("kind %d became %#v, want code %d", kind, err, want)
@@ -52,7 +55,7 @@ func TestAsFailure(t *testing.T) {
 func TestReportOutcome(t *testing.T) {
 	var lines []string
 	log := func(format string, args ...any) { lines = append(lines, fmt.Sprintf(format, args...)) }
-	s := &agent.State{Presented: true, RenewAfter: time.Date(2026, 3, 8, 12, 0, 0, 0, time.UTC)}
+	s := &state.State{Presented: true, RenewAfter: time.Date(2026, 3, 8, 12, 0, 0, 0, time.UTC)}
 	s.Node.Cluster, s.Node.Hostname = "example.com", "web-i-0"
 	reportOutcome(&agent.Outcome{State: s, Trusted: []string{"SHA256:a"}, Retired: []string{"SHA256:b"}}, log)
 	want := []string{
@@ -67,9 +70,9 @@ func TestReportOutcome(t *testing.T) {
 
 func TestPrintState(t *testing.T) {
 	end := time.Date(2026, 3, 8, 12, 0, 0, 0, time.UTC)
-	s := &agent.State{
-		Instance:     agent.Instance{AccountID: "111122223333", Region: "us-west-2", InstanceID: "i-0"},
-		Certificates: []agent.CertificateState{{Path: "/etc/ssh/k-cert.pub", ValidBefore: end}},
+	s := &state.State{
+		Instance:     imds.Instance{AccountID: "111122223333", Region: "us-west-2", InstanceID: "i-0"},
+		Certificates: []state.Certificate{{Path: "/etc/ssh/k-cert.pub", ValidBefore: end}},
 		OpenSSHCAs:   []string{"a", "b"}, EnrolledAt: end.Add(-time.Hour), RenewAfter: end.Add(-time.Minute),
 	}
 	s.Node.Cluster, s.Node.Hostname, s.Node.ID = "example.com", "web-i-0", "uuid"

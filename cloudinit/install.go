@@ -6,7 +6,7 @@ import (
 	"fmt"
 	"os"
 
-	"github.com/hallmark-ssh/hallmark/internal/machine/agent"
+	"github.com/hallmark-ssh/hallmark/internal/machine/install"
 )
 
 func runInstall(ctx context.Context, args []string, std streams) error {
@@ -23,7 +23,7 @@ func runInstall(ctx context.Context, args []string, std streams) error {
 		return err
 	}
 	log := func(format string, args ...any) { fmt.Fprintf(std.err, "hallmark: "+format+"\n", args...) }
-	installer, err := agent.NewInstaller(*root, log)
+	installer, err := install.New(*root, log)
 	if err != nil {
 		return asFailure(err)
 	}
@@ -42,7 +42,7 @@ func runInstall(ctx context.Context, args []string, std streams) error {
 func runSeal(_ context.Context, args []string, std streams) error {
 	flags := newFlags("seal", "remove host keys and state, as the last step before an image is made", std)
 	root := flags.String("root", "/", "seal the file system at this `folder`")
-	var options agent.SealOptions
+	var options install.SealOptions
 	flags.BoolVar(&options.Force, "force", false, "seal also a running machine that is enrolled: nobody new can log in to it then")
 	flags.BoolVar(&options.HostKeysElsewhere, "host-keys-elsewhere", false, "seal also if nothing that makes host keys at boot is found")
 	if err := parseFlags(flags, args); err != nil {
@@ -51,7 +51,7 @@ func runSeal(_ context.Context, args []string, std streams) error {
 	if err := requireRoot("seal"); err != nil {
 		return err
 	}
-	removed, err := agent.Seal(*root, options)
+	removed, err := install.Seal(*root, options)
 	for _, path := range removed {
 		fmt.Fprintf(std.err, "hallmark: removed %s\n", path)
 	}

@@ -9,7 +9,7 @@ import (
 	"text/tabwriter"
 	"time"
 
-	"github.com/hallmark-ssh/hallmark/internal/machine/agent"
+	"github.com/hallmark-ssh/hallmark/internal/machine/state"
 )
 
 func runStatus(_ context.Context, args []string, std streams) error {
@@ -18,22 +18,22 @@ func runStatus(_ context.Context, args []string, std streams) error {
 	if err := parseFlags(flags, args); err != nil {
 		return err
 	}
-	state, err := agent.LoadState(agent.StateDir)
+	s, err := state.Load(state.Dir)
 	if err != nil {
 		return asFailure(err)
 	}
-	if state == nil {
+	if s == nil {
 		return &failure{err: errors.New("not enrolled"), code: exitFailed, hint: "see 'journalctl -u hallmark.service', or run 'hallmark enroll'"}
 	}
-	if err := printState(std.out, state, *asJSON); err != nil {
+	if err := printState(std.out, s, *asJSON); err != nil {
 		return err
 	}
-	return inUse(state, time.Now())
+	return inUse(s, time.Now())
 }
 
 // inUse returns an error if sshd presents no certificate that is still good.
-func inUse(state *agent.State, now time.Time) error {
-	if w := state.Waiting; w != nil {
+func inUse(s *state.State, now time.Time) error {
+	if w := s.Waiting; w != nil {
 		if now.Before(w.AccessEnds) {
 			return nil
 		}
@@ -42,7 +42,7 @@ func inUse(state *agent.State, now time.Time) error {
 			code: exitFailed, hint: "reload sshd once the pending change may take effect, or run 'hallmark enroll --reload'",
 		}
 	}
-	if end := state.End(); !now.Before(end) {
+	if end := s.End(); !now.Before(end) {
 		return &failure{
 			err:  fmt.Errorf("a certificate ended %s", end.Format(time.RFC3339)),
 			code: exitFailed, hint: "see 'journalctl -u hallmark.service', or run 'hallmark enroll'",
@@ -51,7 +51,7 @@ func inUse(state *agent.State, now time.Time) error {
 	return nil
 }
 
-func printState(w io.Writer, s *agent.State, asJSON bool) error {
+func printState(w io.Writer, s *state.State, asJSON bool) error {
 	if asJSON {
 		encoder := json.NewEncoder(w)
 		encoder.SetIndent("", "  ")

@@ -6,27 +6,27 @@ import (
 	"testing"
 	"time"
 
-	"github.com/hallmark-ssh/hallmark/internal/machine/agent"
+	"github.com/hallmark-ssh/hallmark/internal/machine/state"
 )
 
 // Status fails once sshd presents no certificate that is still good, and says why new ones
 // wait.
 func TestStatusOfWaitingCertificates(t *testing.T) {
 	now := time.Now().UTC().Truncate(time.Second)
-	fresh := []agent.CertificateState{{Path: "/k-cert.pub", ValidBefore: now.Add(30 * 24 * time.Hour)}}
-	waiting := func(end time.Time) *agent.Waiting {
-		return &agent.Waiting{Since: now.Add(-time.Hour), AccessEnds: end, Reason: "permittty changed"}
+	fresh := []state.Certificate{{Path: "/k-cert.pub", ValidBefore: now.Add(30 * 24 * time.Hour)}}
+	waiting := func(end time.Time) *state.Waiting {
+		return &state.Waiting{Since: now.Add(-time.Hour), AccessEnds: end, Reason: "permittty changed"}
 	}
 	for _, test := range []struct {
 		name         string
-		state        agent.State
+		state        state.State
 		line, reason string
 	}{
-		{"in use", agent.State{Certificates: fresh, Presented: true}, "", ""},
-		{"ended", agent.State{Certificates: []agent.CertificateState{{ValidBefore: now}}}, "", "a certificate ended"},
-		{"waiting", agent.State{Certificates: fresh, Waiting: waiting(now.Add(time.Hour))}, "permittty changed", ""},
-		{"waiting, the old one ended", agent.State{Certificates: fresh, Waiting: waiting(now.Add(-time.Second))}, "permittty changed", "access through Teleport ended"},
-		{"waiting, none in use", agent.State{Certificates: fresh, Waiting: waiting(time.Time{})}, "permittty changed", "sshd presents no certificate"},
+		{"in use", state.State{Certificates: fresh, Presented: true}, "", ""},
+		{"ended", state.State{Certificates: []state.Certificate{{ValidBefore: now}}}, "", "a certificate ended"},
+		{"waiting", state.State{Certificates: fresh, Waiting: waiting(now.Add(time.Hour))}, "permittty changed", ""},
+		{"waiting, the old one ended", state.State{Certificates: fresh, Waiting: waiting(now.Add(-time.Second))}, "permittty changed", "access through Teleport ended"},
+		{"waiting, none in use", state.State{Certificates: fresh, Waiting: waiting(time.Time{})}, "permittty changed", "sshd presents no certificate"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			var out bytes.Buffer

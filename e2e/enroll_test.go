@@ -18,13 +18,13 @@ import (
 	"github.com/gravitational/teleport/api/types"
 
 	"github.com/hallmark-ssh/hallmark/e2e/lab"
-	"github.com/hallmark-ssh/hallmark/internal/machine/agent"
+	"github.com/hallmark-ssh/hallmark/internal/machine/state"
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
 )
 
-func state(t *testing.T, i *lab.Instance) *agent.State {
+func enrolledState(t *testing.T, i *lab.Instance) *state.State {
 	t.Helper()
-	return must[*agent.State](t)(i.State(t.Context()))
+	return must[*state.State](t)(i.State(t.Context()))
 }
 
 // checkLogin logs in by a certificate of the cluster, and sees whom it reached.
@@ -57,7 +57,7 @@ func checkExit(t *testing.T, i *lab.Instance, code int, says string) {
 
 func TestLoginByEachName(t *testing.T) {
 	i := web(t)
-	node := state(t, i).Node
+	node := enrolledState(t, i).Node
 	if want := "web-" + i.ID; node.Hostname != want {
 		t.Errorf("host name %q, want %q", node.Hostname, want)
 	}
@@ -68,7 +68,7 @@ func TestLoginByEachName(t *testing.T) {
 
 func TestUserOfAnotherClusterIsRefused(t *testing.T) {
 	i := web(t)
-	node := state(t, i).Node
+	node := enrolledState(t, i).Node
 	_, err := shared.lab.SSHByStranger(t.Context(), i, node.Hostname+"."+node.Cluster, "true")
 	if err == nil || !strings.Contains(err.Error(), "Permission denied") {
 		t.Errorf("error %v, want Permission denied", err)
@@ -77,7 +77,7 @@ func TestUserOfAnotherClusterIsRefused(t *testing.T) {
 
 func TestHostIsRefusedByAnotherName(t *testing.T) {
 	i := web(t)
-	_, err := shared.lab.SSH(t.Context(), i, "bastion."+state(t, i).Node.Cluster, "true")
+	_, err := shared.lab.SSH(t.Context(), i, "bastion."+enrolledState(t, i).Node.Cluster, "true")
 	if err == nil || !strings.Contains(err.Error(), "Host key verification failed") {
 		t.Errorf("error %v, want Host key verification failed", err)
 	}
@@ -86,7 +86,7 @@ func TestHostIsRefusedByAnotherName(t *testing.T) {
 // The words of ssh-keygen are what an operator sees.
 func TestKeygenShowsWhatThePolicyAskedFor(t *testing.T) {
 	i := web(t)
-	node := state(t, i).Node
+	node := enrolledState(t, i).Node
 	names := []string{node.Hostname, node.ID, node.Hostname + "." + node.Cluster, node.ID + "." + node.Cluster}
 	slices.Sort(names)
 	for _, kind := range []string{"ecdsa", "ed25519", "rsa"} {
@@ -128,7 +128,7 @@ func validity(t *testing.T, keygen string) time.Duration {
 
 func TestNodeHasLabelsAndLease(t *testing.T) {
 	i := web(t)
-	s := state(t, i)
+	s := enrolledState(t, i)
 	for _, node := range must[[]types.Server](t)(shared.lab.Cluster.Nodes(t.Context())) {
 		if node.GetName() != s.Node.ID {
 			continue
@@ -160,7 +160,7 @@ func TestNodeHasLabelsAndLease(t *testing.T) {
 func TestEnrollAgainChangesNothing(t *testing.T) {
 	i := web(t)
 	// The unit has fewer capabilities than sshd, and finds its sockets all the same.
-	if s := state(t, i); !s.Presented || s.NotVerified != "" {
+	if s := enrolledState(t, i); !s.Presented || s.NotVerified != "" {
 		t.Errorf("hallmark.service did not see sshd present the certificates: %t, %q", s.Presented, s.NotVerified)
 	}
 	calls := shared.lab.STS.Calls()
@@ -218,7 +218,7 @@ func TestGoldenImageHasNoIdentity(t *testing.T) {
 
 func TestRebootKeepsTheEnrollment(t *testing.T) {
 	i := launch(t, lab.Template{Name: "reboot"})
-	before := must[*agent.State](t)(i.WaitEnrolled(t.Context()))
+	before := must[*state.State](t)(i.WaitEnrolled(t.Context()))
 	if err := i.PowerOff(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -229,7 +229,7 @@ func TestRebootKeepsTheEnrollment(t *testing.T) {
 		_, err := shared.lab.SSH(t.Context(), i, before.Node.Hostname+"."+before.Node.Cluster, "true")
 		return err
 	})
-	if after := state(t, i); !after.EnrolledAt.Equal(before.EnrolledAt) {
+	if after := enrolledState(t, i); !after.EnrolledAt.Equal(before.EnrolledAt) {
 		t.Errorf("enrolled again at %v, after %v", after.EnrolledAt, before.EnrolledAt)
 	}
 }
@@ -248,14 +248,14 @@ func TestSignerDownAtBoot(t *testing.T) {
 	}
 
 	start()
-	s := must[*agent.State](t)(i.WaitEnrolled(t.Context()))
+	s := must[*state.State](t)(i.WaitEnrolled(t.Context()))
 	checkLogin(t, i, s.Node.Hostname+"."+s.Node.Cluster)
 	checkKeyPairLogin(t, i)
 }
 
 func TestNewHostKeysAreRefused(t *testing.T) {
 	i := launch(t, lab.Template{Name: "rekeyed"})
-	must[*agent.State](t)(i.WaitEnrolled(t.Context()))
+	must[*state.State](t)(i.WaitEnrolled(t.Context()))
 	run(t, i, "sh", "-c", "rm /etc/ssh/ssh_host_* && ssh-keygen -A && systemctl reload ssh")
 	checkExit(t, i, 4, string(protocol.CodeKeyConflict))
 	checkKeyPairLogin(t, i)

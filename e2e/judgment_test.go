@@ -11,7 +11,7 @@ import (
 	"testing"
 
 	"github.com/hallmark-ssh/hallmark/e2e/lab"
-	"github.com/hallmark-ssh/hallmark/internal/machine/agent"
+	"github.com/hallmark-ssh/hallmark/internal/machine/state"
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
 )
 
@@ -32,7 +32,7 @@ func lastAudit(t *testing.T, instance string) map[string]any {
 }
 
 // fqdn is the name by which a client knows the cluster's authority for a machine.
-func fqdn(s *agent.State) string { return s.Node.Hostname + "." + s.Node.Cluster }
+func fqdn(s *state.State) string { return s.Node.Hostname + "." + s.Node.Cluster }
 
 const newHostKeys = "rm /etc/ssh/ssh_host_* && ssh-keygen -A && systemctl reload ssh"
 
@@ -40,13 +40,13 @@ const newHostKeys = "rm /etc/ssh/ssh_host_* && ssh-keygen -A && systemctl reload
 // once.
 func TestAnOperatorPermitsOneRekey(t *testing.T) {
 	i := launch(t, lab.Template{Name: "permitted"})
-	state := must[*agent.State](t)(i.WaitEnrolled(t.Context()))
+	s := must[*state.State](t)(i.WaitEnrolled(t.Context()))
 	run(t, i, "sh", "-c", newHostKeys)
 	checkExit(t, i, 4, string(protocol.CodeKeyConflict))
 
 	fingerprint := strings.Fields(run(t, i, "ssh-keygen", "-lf", "/etc/ssh/ssh_host_ed25519_key.pub"))[1]
 	audit := must[string](t)(shared.lab.Operator(t.Context(), "permit-rekey", "--table", lab.LedgerTable,
-		"--account", state.Instance.AccountID, "--region", lab.Region, "--instance", i.ID, "--fingerprint", fingerprint))
+		"--account", s.Instance.AccountID, "--region", lab.Region, "--instance", i.ID, "--fingerprint", fingerprint))
 	if !strings.Contains(audit, lab.OperatorARN) || !strings.Contains(audit, fingerprint) {
 		t.Errorf("audit line %s", audit)
 	}
@@ -54,7 +54,7 @@ func TestAnOperatorPermitsOneRekey(t *testing.T) {
 	if entry := lastAudit(t, i.ID); !strings.Contains(string(must[[]byte](t)(json.Marshal(entry))), lab.OperatorARN) {
 		t.Errorf("the audit line of the enrollment does not say who permitted it: %v", entry)
 	}
-	renewed := must[*agent.State](t)(i.State(t.Context()))
+	renewed := must[*state.State](t)(i.State(t.Context()))
 	must[string](t)(shared.lab.SSH(t.Context(), i, fqdn(renewed), "true"))
 
 	run(t, i, "sh", "-c", newHostKeys)
@@ -67,35 +67,35 @@ func TestAnOperatorPermitsOneRekey(t *testing.T) {
 func TestAHostNameGoesToTheFirst(t *testing.T) {
 	tags := map[string]string{"TeleportHostname": "bastion-1"}
 	first := launch(t, lab.Template{Name: "bastion-a", Tags: tags})
-	bastion := must[*agent.State](t)(first.WaitEnrolled(t.Context()))
+	bastion := must[*state.State](t)(first.WaitEnrolled(t.Context()))
 	if bastion.Node.Hostname != "bastion-1" {
 		t.Errorf("the first is named %s", bastion.Node.Hostname)
 	}
 	second := launch(t, lab.Template{Name: "bastion-b", Tags: tags})
-	state := must[*agent.State](t)(second.WaitEnrolled(t.Context()))
-	if want := "bastion-1-" + second.ID; state.Node.Hostname != want {
-		t.Errorf("the second is named %s, want %s", state.Node.Hostname, want)
+	s := must[*state.State](t)(second.WaitEnrolled(t.Context()))
+	if want := "bastion-1-" + second.ID; s.Node.Hostname != want {
+		t.Errorf("the second is named %s, want %s", s.Node.Hostname, want)
 	}
 	// Teleport names the holder by its node; the ledger, asked afterwards, by its instance.
 	if entry := string(must[[]byte](t)(json.Marshal(lastAudit(t, second.ID)))); !strings.Contains(entry, bastion.Node.ID) && !strings.Contains(entry, first.ID) {
 		t.Errorf("the audit line does not say who holds the name: %s", entry)
 	}
 	must[string](t)(shared.lab.SSH(t.Context(), first, fqdn(bastion), "true"))
-	must[string](t)(shared.lab.SSH(t.Context(), second, fqdn(state), "true"))
+	must[string](t)(shared.lab.SSH(t.Context(), second, fqdn(s), "true"))
 	if _, err := shared.lab.SSH(t.Context(), second, fqdn(bastion), "true"); err == nil {
 		t.Error("the second machine is believed to be the first")
 	}
 
 	wrong := launch(t, lab.Template{Name: "impostor", Tags: map[string]string{"TeleportHostname": "admin", "Name": "impostor"}})
-	if state := must[*agent.State](t)(wrong.WaitEnrolled(t.Context())); state.Node.Hostname != "impostor-"+wrong.ID {
-		t.Errorf("a name outside the policy's pattern gave %s", state.Node.Hostname)
+	if s := must[*state.State](t)(wrong.WaitEnrolled(t.Context())); s.Node.Hostname != "impostor-"+wrong.ID {
+		t.Errorf("a name outside the policy's pattern gave %s", s.Node.Hostname)
 	}
 }
 
 // The ledger outlives the function's environments: a new one knows the machines.
 func TestTheLedgerOutlivesTheFunction(t *testing.T) {
 	i := launch(t, lab.Template{Name: "remembered"})
-	must[*agent.State](t)(i.WaitEnrolled(t.Context()))
+	must[*state.State](t)(i.WaitEnrolled(t.Context()))
 	shared.lab.Signer.Restart()
 	run(t, i, "sh", "-c", newHostKeys)
 	checkExit(t, i, 4, string(protocol.CodeKeyConflict))
@@ -110,7 +110,7 @@ func TestPolicyOfTheParameter(t *testing.T) {
 		broken  = "version: 1\nrules: [{name: broken, nonsense: true}]\n"
 	)
 	i := launch(t, lab.Template{Name: "judged"})
-	must[*agent.State](t)(i.WaitEnrolled(t.Context()))
+	must[*state.State](t)(i.WaitEnrolled(t.Context()))
 	t.Cleanup(func() { checkPolicy(t, i, policy, policy) })
 	checkPolicy(t, i, changed, changed)
 	checkPolicy(t, i, broken, changed)

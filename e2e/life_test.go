@@ -20,7 +20,7 @@ import (
 
 	"github.com/hallmark-ssh/hallmark/e2e/fake/imds"
 	"github.com/hallmark-ssh/hallmark/e2e/lab"
-	"github.com/hallmark-ssh/hallmark/internal/machine/agent"
+	"github.com/hallmark-ssh/hallmark/internal/machine/state"
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
 )
 
@@ -36,9 +36,9 @@ func behindSocket(ctx context.Context, root string) error {
 }
 
 // edit changes the state of a machine, which must be there.
-func edit(t *testing.T, i *lab.Instance, change func(*agent.State)) {
+func edit(t *testing.T, i *lab.Instance, change func(*state.State)) {
 	t.Helper()
-	s := state(t, i)
+	s := enrolledState(t, i)
 	change(s)
 	data := must[[]byte](t)(json.Marshal(s))
 	if err := os.WriteFile(i.Path("var/lib/hallmark/state.json"), data, 0o644); err != nil {
@@ -50,7 +50,7 @@ func edit(t *testing.T, i *lab.Instance, change func(*agent.State)) {
 // missing.
 func TestSSHDBehindSocket(t *testing.T) {
 	i := launch(t, lab.Template{Name: "socket", Prepare: behindSocket})
-	s := must[*agent.State](t)(i.WaitEnrolled(t.Context()))
+	s := must[*state.State](t)(i.WaitEnrolled(t.Context()))
 	if units := run(t, i, "systemctl", "is-active", "ssh.socket"); strings.TrimSpace(units) != "active" {
 		t.Fatalf("ssh.socket is %s", units)
 	}
@@ -63,7 +63,7 @@ func TestSSHDBehindSocket(t *testing.T) {
 	// Without a running sshd, and without its folder.
 	run(t, i, "sh", "-c", "systemctl stop ssh.service; rm -rf /run/sshd /var/lib/hallmark/state.json")
 	run(t, i, "systemctl", "restart", "hallmark.service")
-	if s = must[*agent.State](t)(i.WaitEnrolled(t.Context())); !s.Presented {
+	if s = must[*state.State](t)(i.WaitEnrolled(t.Context())); !s.Presented {
 		t.Error("sshd was not started by the question for its certificates")
 	}
 	checkLogin(t, i, name)
@@ -90,7 +90,7 @@ func TestImageOfAnEnrolledMachine(t *testing.T) {
 		t.Fatal(err)
 	}
 	dumpOnFailure(t, first)
-	before := must[*agent.State](t)(first.WaitEnrolled(t.Context()))
+	before := must[*state.State](t)(first.WaitEnrolled(t.Context()))
 	if err := first.PowerOff(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -115,7 +115,7 @@ func TestImageOfAnEnrolledMachine(t *testing.T) {
 		}
 		return err
 	})
-	after := state(t, second)
+	after := enrolledState(t, second)
 	for n := range after.Certificates {
 		if after.Certificates[n].Fingerprint == before.Certificates[n].Fingerprint {
 			t.Errorf("%s is certified on two machines", after.Certificates[n].Path)
@@ -126,31 +126,31 @@ func TestImageOfAnEnrolledMachine(t *testing.T) {
 
 func TestRenewalIsDue(t *testing.T) {
 	i := launch(t, lab.Template{Name: "due"})
-	before := must[*agent.State](t)(i.WaitEnrolled(t.Context()))
+	before := must[*state.State](t)(i.WaitEnrolled(t.Context()))
 	for _, test := range []struct {
 		name   string
-		change func(*agent.State)
+		change func(*state.State)
 		says   string
 	}{
-		{"a third is over", func(s *agent.State) {
+		{"a third is over", func(s *state.State) {
 			s.EnrolledAt, s.RenewAfter = s.EnrolledAt.Add(-13*time.Hour), time.Now().Add(-time.Minute)
 		}, "certificates are due for renewal"},
 		// A disk that was put back to what it was a month ago.
-		{"a restored snapshot", func(s *agent.State) {
+		{"a restored snapshot", func(s *state.State) {
 			s.EnrolledAt, s.RenewAfter = s.EnrolledAt.Add(-720*time.Hour), s.RenewAfter.Add(-720*time.Hour)
 			for n := range s.Certificates {
 				s.Certificates[n].ValidBefore = s.Certificates[n].ValidBefore.Add(-720 * time.Hour)
 			}
 		}, "certificates are due for renewal"},
-		{"another instance's state", func(s *agent.State) { s.Instance.InstanceID = "i-0123456789abcdef0" }, "enrolled as instance i-0123456789abcdef0, but this is " + i.ID},
-		{"an address that is another's now", func(s *agent.State) { s.Node.Address = "10.83.0.250:22" }, "no longer this machine's"},
+		{"another instance's state", func(s *state.State) { s.Instance.InstanceID = "i-0123456789abcdef0" }, "enrolled as instance i-0123456789abcdef0, but this is " + i.ID},
+		{"an address that is another's now", func(s *state.State) { s.Node.Address = "10.83.0.250:22" }, "no longer this machine's"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			edit(t, i, test.change)
 			if out := hallmark(t, i, "renew"); !strings.Contains(out, test.says) {
 				t.Errorf("hallmark renew says %q, want %q", out, test.says)
 			}
-			after := state(t, i)
+			after := enrolledState(t, i)
 			if after.Instance != before.Instance || after.Node.Address != before.Node.Address {
 				t.Errorf("state %+v, want %+v", after, before)
 			}
@@ -163,7 +163,7 @@ func TestRenewalIsDue(t *testing.T) {
 // it.
 func TestRenamedByTag(t *testing.T) {
 	i := launch(t, lab.Template{Name: "renamed", Tags: map[string]string{"Name": "before"}})
-	must[*agent.State](t)(i.WaitEnrolled(t.Context()))
+	must[*state.State](t)(i.WaitEnrolled(t.Context()))
 	_, err := shared.lab.EC2.CreateTags(t.Context(), &ec2.CreateTagsInput{
 		Resources: []string{i.ID}, Tags: []types.Tag{{Key: aws.String("Name"), Value: aws.String("after")}},
 	})
@@ -171,12 +171,12 @@ func TestRenamedByTag(t *testing.T) {
 		t.Fatal(err)
 	}
 	hallmark(t, i, "renew")
-	if got := state(t, i).Node.Hostname; got != "before-"+i.ID {
+	if got := enrolledState(t, i).Node.Hostname; got != "before-"+i.ID {
 		t.Errorf("host name %q before the renewal", got)
 	}
-	edit(t, i, func(s *agent.State) { s.RenewAfter = time.Now().Add(-time.Minute) })
+	edit(t, i, func(s *state.State) { s.RenewAfter = time.Now().Add(-time.Minute) })
 	hallmark(t, i, "renew")
-	s := state(t, i)
+	s := enrolledState(t, i)
 	if s.Node.Hostname != "after-"+i.ID {
 		t.Errorf("host name %q after the renewal", s.Node.Hostname)
 	}
@@ -202,7 +202,7 @@ func TestRefusedMachineWaits(t *testing.T) {
 // hand.
 func TestOutages(t *testing.T) {
 	i := launch(t, lab.Template{Name: "outage"})
-	before := must[*agent.State](t)(i.WaitEnrolled(t.Context()))
+	before := must[*state.State](t)(i.WaitEnrolled(t.Context()))
 	name := before.Node.Hostname + "." + before.Node.Cluster
 	const files = "cat /etc/ssh/*-cert.pub /etc/ssh/hallmark/*"
 	outages := map[string]func(t *testing.T) (end func()){
@@ -217,7 +217,7 @@ func TestOutages(t *testing.T) {
 	for _, down := range sets {
 		t.Run(strings.Join(down, "+"), func(t *testing.T) {
 			kept := run(t, i, "sh", "-c", files)
-			edit(t, i, func(s *agent.State) { s.RenewAfter = time.Now().Add(-time.Hour) })
+			edit(t, i, func(s *state.State) { s.RenewAfter = time.Now().Add(-time.Hour) })
 			var ends []func()
 			for _, what := range down {
 				ends = append(ends, outages[what](t))
@@ -235,7 +235,7 @@ func TestOutages(t *testing.T) {
 			// What an hour's waiting does.
 			run(t, i, "rm", "-f", "/var/lib/hallmark/setback.json")
 			hallmark(t, i, "renew")
-			if s := state(t, i); !s.RenewAfter.After(time.Now()) {
+			if s := enrolledState(t, i); !s.RenewAfter.After(time.Now()) {
 				t.Errorf("renewal is due %v still", s.RenewAfter)
 			}
 			checkLogin(t, i, name)

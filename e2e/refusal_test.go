@@ -21,7 +21,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/e2e/fake/imds"
 	"github.com/hallmark-ssh/hallmark/e2e/lab"
 	"github.com/hallmark-ssh/hallmark/internal/identity"
-	"github.com/hallmark-ssh/hallmark/internal/machine/agent"
+	"github.com/hallmark-ssh/hallmark/internal/machine/state"
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
 )
 
@@ -51,7 +51,7 @@ func TestUnknownInstance(t *testing.T) {
 
 func TestMetadataTrouble(t *testing.T) {
 	i := launch(t, lab.Template{Name: "trouble"})
-	must[*agent.State](t)(i.WaitEnrolled(t.Context()))
+	must[*state.State](t)(i.WaitEnrolled(t.Context()))
 	run(t, i, "rm", "/var/lib/hallmark/state.json")
 	for _, test := range []struct {
 		name    string
@@ -95,7 +95,7 @@ func TestStrangersRequests(t *testing.T) {
 // has stolen one proves who he is himself: another.
 func TestStolenDocument(t *testing.T) {
 	victim, thief := web(t), launch(t, lab.Template{Name: "thief"})
-	must[*agent.State](t)(thief.WaitEnrolled(t.Context()))
+	must[*state.State](t)(thief.WaitEnrolled(t.Context()))
 
 	_, private, err := ed25519.GenerateKey(rand.Reader)
 	if err != nil {

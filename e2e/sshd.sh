@@ -2,13 +2,14 @@
 # Runs the tests that use sshd with the OpenSSH of other Debian releases, each in its own
 # root file system: 8.4 (bullseye) and 10.0 (trixie). Needs root. It leaves out tests that
 # take minutes and do not depend on sshd's version: simulated herds, and runs killed at each
-# step. Further arguments go to the tests of internal/machine/agent.
+# step. Further arguments go to the tests of internal/machine/agent
+# and internal/machine/install.
 set -eu
 
 cd "$(dirname "$0")/.."
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/hallmark
 mkdir -p "$cache" bin/sshd
-for part in agent sshd; do
+for part in agent install sshd; do
 	CGO_ENABLED=0 go test -c -o "bin/sshd/$part.test" "./internal/machine/$part"
 done
 
@@ -27,11 +28,10 @@ for suite in bullseye trixie; do
 		mount --bind /dev "$root/dev"
 		mount -t proc proc "$root/proc"
 		for folder in run tmp srv; do mount -t tmpfs tmpfs "$root/$folder"; done
-		for part in agent sshd; do
+		for part in agent install sshd; do
 			mkdir -p "$root/srv/internal/machine/$part"
 			cp "bin/sshd/$part.test" "$root/srv/internal/machine/$part/"
 		done
-		cp -R internal/machine/sshd/testdata "$root/srv/internal/machine/sshd/"
 		mkdir -p "$root/srv/internal/protocol"
 		cp -R internal/protocol/testdata "$root/srv/internal/protocol/"
 		printf "127.0.0.1 localhost\n" >"$root/etc/hosts"
@@ -39,6 +39,8 @@ for suite in bullseye trixie; do
 		echo "$suite: $(chroot "$root" dpkg-query -W openssh-server)"
 		export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root HALLMARK_TEST_STRICT=1
 		chroot "$root" sh -euc "cd /srv/internal/machine/sshd && ./sshd.test"
-		chroot "$root" sh -euc "cd /srv/internal/machine/agent && exec ./agent.test \"\$@\"" sh -test.skip "NoHerd|TestKilled" "$@"
+		for part in install agent; do
+			chroot "$root" sh -euc "cd /srv/internal/machine/$part && exec ./$part.test \"\$@\"" sh -test.skip "NoHerd|TestKilled" "$@"
+		done
 	' sh "$root" "$suite" "$@"
 done

@@ -17,7 +17,7 @@ import (
 	"github.com/gravitational/teleport/api/types"
 
 	"github.com/hallmark-ssh/hallmark/e2e/lab"
-	"github.com/hallmark-ssh/hallmark/internal/machine/agent"
+	"github.com/hallmark-ssh/hallmark/internal/machine/state"
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
 )
 
@@ -27,7 +27,7 @@ const eventLimit = 20 * time.Second
 var errNotYet = errors.New("not yet")
 
 // node returns an enrolled machine's node, nil if there is none.
-func node(t *testing.T, s *agent.State) types.Server {
+func node(t *testing.T, s *state.State) types.Server {
 	t.Helper()
 	for _, n := range must[[]types.Server](t)(shared.lab.Cluster.Nodes(t.Context())) {
 		if n.GetName() == s.Node.ID {
@@ -65,7 +65,7 @@ func send(t *testing.T, err error) {
 // cluster.
 func TestATerminatedInstanceLeavesTheCluster(t *testing.T) {
 	i := launch(t, lab.Template{Name: "mortal"})
-	s := must[*agent.State](t)(i.WaitEnrolled(t.Context()))
+	s := must[*state.State](t)(i.WaitEnrolled(t.Context()))
 	// An event says what anyone says. EC2 says that the machine runs.
 	send(t, shared.lab.SendState(t.Context(), i.ID, "terminated"))
 	poll(t, eventLimit, func() error { return logged(i.ID, "the instance lives on") })
@@ -103,7 +103,7 @@ func logged(instance, message string) error {
 
 func TestLabelsFollowTags(t *testing.T) {
 	i := launch(t, lab.Template{Name: "tagged", Tags: map[string]string{"Name": "tagged", "env": "prod"}})
-	s := must[*agent.State](t)(i.WaitEnrolled(t.Context()))
+	s := must[*state.State](t)(i.WaitEnrolled(t.Context()))
 	before := node(t, s)
 
 	tag(t, i, "team", "storefront")
@@ -143,7 +143,7 @@ func TestLabelsFollowTags(t *testing.T) {
 	tag(t, web(t), "marker", "seen")
 	send(t, shared.lab.SendTags(t.Context(), web(t).ID, 1)) // comes after them
 	poll(t, eventLimit, func() error {
-		if node(t, state(t, web(t))).GetAllLabels()["tag/marker"] != "seen" {
+		if node(t, enrolledState(t, web(t))).GetAllLabels()["tag/marker"] != "seen" {
 			return errNotYet
 		}
 		return nil
@@ -159,9 +159,9 @@ func TestLabelsFollowTags(t *testing.T) {
 // What events missed, the sweep finds.
 func TestSweepMendsWhatEventsMissed(t *testing.T) {
 	dead := launch(t, lab.Template{Name: "dead"})
-	gone := must[*agent.State](t)(dead.WaitEnrolled(t.Context()))
+	gone := must[*state.State](t)(dead.WaitEnrolled(t.Context()))
 	odd := launch(t, lab.Template{Name: "odd"})
-	kept := must[*agent.State](t)(odd.WaitEnrolled(t.Context()))
+	kept := must[*state.State](t)(odd.WaitEnrolled(t.Context()))
 	terminate(t, dead)
 	tag(t, odd, "missed", "yes")
 	if node(t, gone) == nil {

@@ -15,7 +15,7 @@ import (
 	"time"
 
 	"github.com/hallmark-ssh/hallmark/e2e/lab"
-	"github.com/hallmark-ssh/hallmark/internal/machine/agent"
+	"github.com/hallmark-ssh/hallmark/internal/machine/state"
 )
 
 // instance is an instance that a test breaks.
@@ -155,7 +155,7 @@ func (m *instance) makeDue(t *testing.T) {
 // endPause lets the pause pass that a failed run has noted for the next ones.
 func (m *instance) endPause(t *testing.T) {
 	t.Helper()
-	if _, err := os.Stat(m.Path(agent.StateDir + "/setback.json")); errors.Is(err, fs.ErrNotExist) {
+	if _, err := os.Stat(m.Path(state.Dir + "/setback.json")); errors.Is(err, fs.ErrNotExist) {
 		return
 	}
 	m.edit(t, "setback.json", func(setback map[string]any) {
@@ -166,7 +166,7 @@ func (m *instance) endPause(t *testing.T) {
 // edit changes a file that hallmark keeps.
 func (m *instance) edit(t *testing.T, name string, change func(map[string]any)) {
 	t.Helper()
-	path := m.Path(agent.StateDir + "/" + name)
+	path := m.Path(state.Dir + "/" + name)
 	data, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)

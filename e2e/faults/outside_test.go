@@ -15,7 +15,7 @@ import (
 
 	"github.com/hallmark-ssh/hallmark/e2e/fake/imds"
 	"github.com/hallmark-ssh/hallmark/e2e/lab"
-	"github.com/hallmark-ssh/hallmark/internal/machine/agent"
+	"github.com/hallmark-ssh/hallmark/internal/machine/state"
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
 )
 
@@ -161,8 +161,8 @@ func twoRuns(t *testing.T) outcome {
 	if err != nil {
 		t.Errorf("the second run: %v", err)
 	}
-	if _, err := m.Run(t.Context(), "hallmark", "enroll"); err == nil || !strings.Contains(err.Error(), agent.ErrRunning.Error()) {
-		t.Errorf("hallmark enroll: %v, want %q", err, agent.ErrRunning)
+	if _, err := m.Run(t.Context(), "hallmark", "enroll"); err == nil || !strings.Contains(err.Error(), state.ErrRunning.Error()) {
+		t.Errorf("hallmark enroll: %v, want %q", err, state.ErrRunning)
 	}
 	during := m.logIn(t, name)
 	if during.worseThan(before) {

@@ -22,7 +22,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/e2e/fake/moto"
 	"github.com/hallmark-ssh/hallmark/e2e/fake/sts"
 	"github.com/hallmark-ssh/hallmark/e2e/machine"
-	"github.com/hallmark-ssh/hallmark/internal/machine/agent"
+	"github.com/hallmark-ssh/hallmark/internal/machine/state"
 )
 
 // Image is an AMI: what EC2 says of it, and its disk.
@@ -150,8 +150,8 @@ const enrollmentLimit = 5 * time.Minute
 
 // WaitEnrolled waits until the instance has enrolled, and returns what it knows
 // of its enrollment.
-func (i *Instance) WaitEnrolled(ctx context.Context) (*agent.State, error) {
-	var state *agent.State
+func (i *Instance) WaitEnrolled(ctx context.Context) (*state.State, error) {
+	var state *state.State
 	err := machine.Poll(ctx, enrollmentLimit, func() (err error) {
 		state, err = i.State(ctx)
 		return err
@@ -163,12 +163,12 @@ func (i *Instance) WaitEnrolled(ctx context.Context) (*agent.State, error) {
 }
 
 // State asks the instance what it is enrolled as.
-func (i *Instance) State(ctx context.Context) (*agent.State, error) {
+func (i *Instance) State(ctx context.Context) (*state.State, error) {
 	out, err := i.Run(ctx, "hallmark", "status", "--json")
 	if err != nil {
 		return nil, err
 	}
-	state := new(agent.State)
+	state := new(state.State)
 	if err := json.Unmarshal([]byte(out), state); err != nil {
 		return nil, fmt.Errorf("%s: hallmark status: %w", i.Name, err)
 	}
@@ -181,8 +181,8 @@ func (i *Instance) State(ctx context.Context) (*agent.State, error) {
 func (i *Instance) Hallmark(ctx context.Context, args ...string) (said string, err error) {
 	busy := machine.Poll(ctx, time.Minute, func() error {
 		said, err = i.Run(ctx, "sh", append([]string{"-c", `exec hallmark "$@" 2>&1`, "hallmark"}, args...)...)
-		if strings.Contains(said, agent.ErrRunning.Error()) {
-			return agent.ErrRunning
+		if strings.Contains(said, state.ErrRunning.Error()) {
+			return state.ErrRunning
 		}
 		return nil
 	})

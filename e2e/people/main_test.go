@@ -19,7 +19,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/e2e/lab"
 	"github.com/hallmark-ssh/hallmark/e2e/machine"
 	"github.com/hallmark-ssh/hallmark/e2e/teleportd"
-	"github.com/hallmark-ssh/hallmark/internal/machine/agent"
+	"github.com/hallmark-ssh/hallmark/internal/machine/state"
 )
 
 // shared is what all tests use, and leave as it is. TestMain fills it.
@@ -35,7 +35,7 @@ var programs = flag.String("programs", "../../bin/teleport", "folder with the pr
 // enrolled is an enrolled instance.
 type enrolled struct {
 	*lab.Instance
-	state *agent.State
+	state *state.State
 }
 
 func TestMain(m *testing.M) {

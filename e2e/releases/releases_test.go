@@ -19,7 +19,7 @@ import (
 
 	"github.com/hallmark-ssh/hallmark/e2e/lab"
 	"github.com/hallmark-ssh/hallmark/e2e/machine"
-	"github.com/hallmark-ssh/hallmark/internal/machine/agent"
+	"github.com/hallmark-ssh/hallmark/internal/machine/state"
 )
 
 // shared is the lab of all tests. TestMain starts it.
@@ -74,7 +74,7 @@ func TestReleases(t *testing.T) {
 
 			reboot(t, i)
 			checkLogins(t, i, renewed)
-			if after := state(t, i); !after.EnrolledAt.Equal(renewed.EnrolledAt) {
+			if after := enrolledState(t, i); !after.EnrolledAt.Equal(renewed.EnrolledAt) {
 				t.Errorf("a reboot enrolled it again at %v, after %v", after.EnrolledAt, renewed.EnrolledAt)
 			}
 			checkJournal(t, i)
@@ -145,7 +145,7 @@ func checkUnits(t *testing.T, i *lab.Instance, units ...string) {
 }
 
 // checkPresented sees that sshd has each certificate, and knows that it was seen.
-func checkPresented(t *testing.T, i *lab.Instance, s *agent.State) {
+func checkPresented(t *testing.T, i *lab.Instance, s *state.State) {
 	t.Helper()
 	if !s.Presented || s.NotVerified != "" {
 		t.Errorf("sshd was not seen to present the certificates: %t, %q", s.Presented, s.NotVerified)
@@ -157,7 +157,7 @@ func checkPresented(t *testing.T, i *lab.Instance, s *agent.State) {
 }
 
 // checkLogins logs in by a certificate of the cluster, and by the EC2 key pair.
-func checkLogins(t *testing.T, i *lab.Instance, s *agent.State) {
+func checkLogins(t *testing.T, i *lab.Instance, s *state.State) {
 	t.Helper()
 	poll(t, func() error { // sshd may be starting
 		out, err := shared.SSH(t.Context(), i, s.Node.Hostname+"."+s.Node.Cluster, "cat /run/cloud-init/.instance-id")
@@ -176,7 +176,7 @@ func checkLogins(t *testing.T, i *lab.Instance, s *agent.State) {
 }
 
 // renew makes the certificates due and starts the unit, as the timer does.
-func renew(t *testing.T, i *lab.Instance, before *agent.State) *agent.State {
+func renew(t *testing.T, i *lab.Instance, before *state.State) *state.State {
 	t.Helper()
 	old := map[string]string{}
 	for _, certificate := range before.Certificates {
@@ -192,7 +192,7 @@ func renew(t *testing.T, i *lab.Instance, before *agent.State) *agent.State {
 		t.Fatal(err)
 	}
 	run(t, i, "systemctl", "restart", "hallmark.service")
-	var after *agent.State
+	var after *state.State
 	poll(t, func() (err error) {
 		if after, err = i.State(t.Context()); err == nil && !after.EnrolledAt.After(due.EnrolledAt) {
 			err = fmt.Errorf("enrolled at %v", after.EnrolledAt)
@@ -237,7 +237,7 @@ func checkJournal(t *testing.T, i *lab.Instance) {
 	}
 }
 
-func state(t *testing.T, i *lab.Instance) *agent.State {
+func enrolledState(t *testing.T, i *lab.Instance) *state.State {
 	t.Helper()
 	s, err := i.State(t.Context())
 	if err != nil {

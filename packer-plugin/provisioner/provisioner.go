@@ -23,7 +23,7 @@ import (
 	"github.com/hashicorp/packer-plugin-sdk/template/interpolate"
 	"golang.org/x/crypto/ssh"
 
-	"github.com/hallmark-ssh/hallmark/internal/machine/agent"
+	machineconfig "github.com/hallmark-ssh/hallmark/internal/machine/config"
 	"github.com/hallmark-ssh/hallmark/packer-plugin/programs"
 )
 
@@ -160,13 +160,13 @@ func (p *Provisioner) files(ctx context.Context, ui packersdk.Ui, arch string) (
 
 // machineConfig renders the machine's configuration.
 func (c *Config) machineConfig() ([]byte, error) {
-	m := agent.Config{
+	m := machineconfig.Config{
 		SignerURL: c.SignerURL, Audience: c.Audience, SignerAuth: c.SignerAuth,
 		HostCertificate: c.HostCertificate, ExtraUserCAs: c.ExtraUserCAs,
 		MaxStartups: c.MaxStartups, ProxySources: c.ProxySources,
 	}
 	if c.SignerCAFile != "" {
-		m.SignerCAFile = agent.SignerCAFile
+		m.SignerCAFile = machineconfig.SignerCAFile
 	}
 	data, err := m.Marshal()
 	if err != nil {

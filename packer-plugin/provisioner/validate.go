@@ -15,7 +15,7 @@ import (
 
 	"github.com/hashicorp/packer-plugin-sdk/hcl2helper"
 
-	"github.com/hallmark-ssh/hallmark/internal/machine/agent"
+	machineconfig "github.com/hallmark-ssh/hallmark/internal/machine/config"
 	"github.com/hallmark-ssh/hallmark/packer-plugin/programs"
 )
 
@@ -48,23 +48,23 @@ func known(values []string) []string { return slices.DeleteFunc(slices.Clone(val
 // checkMachineKeys has the machine's own rules judge what goes into its
 // configuration, one value at a time beside good ones.
 func (c *Config) checkMachineKeys() []error {
-	check := func(value string, set func(*agent.Config)) error {
+	check := func(value string, set func(*machineconfig.Config)) error {
 		if unknown(value) {
 			return nil
 		}
-		m := agent.Config{SignerURL: "https://signer.example.com/", Audience: "signer.example.com"}
+		m := machineconfig.Config{SignerURL: "https://signer.example.com/", Audience: "signer.example.com"}
 		set(&m)
 		_, err := m.Marshal()
 		return err
 	}
 	return []error{
-		check(c.SignerURL, func(m *agent.Config) { m.SignerURL = c.SignerURL }),
-		check(c.Audience, func(m *agent.Config) { m.Audience = c.Audience }),
-		check(c.SignerAuth, func(m *agent.Config) { m.SignerAuth = c.SignerAuth }),
-		check(c.HostCertificate, func(m *agent.Config) { m.HostCertificate = c.HostCertificate }),
-		check("", func(m *agent.Config) { m.ExtraUserCAs = known(c.ExtraUserCAs) }),
-		check(c.MaxStartups, func(m *agent.Config) { m.MaxStartups = c.MaxStartups }),
-		check("", func(m *agent.Config) { m.ProxySources = known(c.ProxySources) }),
+		check(c.SignerURL, func(m *machineconfig.Config) { m.SignerURL = c.SignerURL }),
+		check(c.Audience, func(m *machineconfig.Config) { m.Audience = c.Audience }),
+		check(c.SignerAuth, func(m *machineconfig.Config) { m.SignerAuth = c.SignerAuth }),
+		check(c.HostCertificate, func(m *machineconfig.Config) { m.HostCertificate = c.HostCertificate }),
+		check("", func(m *machineconfig.Config) { m.ExtraUserCAs = known(c.ExtraUserCAs) }),
+		check(c.MaxStartups, func(m *machineconfig.Config) { m.MaxStartups = c.MaxStartups }),
+		check("", func(m *machineconfig.Config) { m.ProxySources = known(c.ProxySources) }),
 	}
 }
 

@@ -25,7 +25,7 @@ import (
 
 	"github.com/hallmark-ssh/hallmark/e2e/lab"
 	"github.com/hallmark-ssh/hallmark/e2e/machine"
-	"github.com/hallmark-ssh/hallmark/internal/machine/agent"
+	"github.com/hallmark-ssh/hallmark/internal/machine/state"
 )
 
 const machines = 3
@@ -64,7 +64,7 @@ type demo struct {
 // host is one of the three machines, and what happened to it.
 type host struct {
 	instance *lab.Instance
-	state    *agent.State
+	state    *state.State
 	took     time.Duration // from launch to enrollment
 	verified bool
 }

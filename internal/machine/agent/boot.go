@@ -6,40 +6,20 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"syscall"
 	"time"
+
+	"github.com/hallmark-ssh/hallmark/internal/machine/imds"
+	"github.com/hallmark-ssh/hallmark/internal/machine/replace"
 )
-
-// runtimeDir is where what was found out holds until the next boot.
-const runtimeDir = "/run/hallmark"
-
-// volatileDir returns runtimeDir if what is in it does not outlive a boot, otherwise
-// "": a /run that is part of the disk would become part of an image.
-func volatileDir() string {
-	run, err := os.Stat(filepath.Dir(runtimeDir))
-	if err != nil {
-		return ""
-	}
-	root, err := os.Stat("/")
-	if err != nil {
-		return ""
-	}
-	of, ok := run.Sys().(*syscall.Stat_t)
-	disk, ok2 := root.Sys().(*syscall.Stat_t)
-	if !ok || !ok2 || of.Dev == disk.Dev {
-		return ""
-	}
-	return runtimeDir
-}
 
 // instance returns which instance this is. A machine can't become another one without a
 // boot or hibernation, so the metadata service is asked once after each.
-func (e *Enroller) instance(ctx context.Context) (Instance, error) {
+func (e *Enroller) instance(ctx context.Context) (imds.Instance, error) {
 	slept := e.suspended()
 	if i, ok := loadInstance(e.runDir, slept); ok {
 		return i, nil
 	}
-	i, err := e.metadata.instance(ctx)
+	i, err := e.metadata.Instance(ctx)
 	if err == nil && e.runDir != "" {
 		e.note("note which instance this is", saveInstance(e.runDir, bootInstance{i, slept}))
 	}
@@ -49,14 +29,14 @@ func (e *Enroller) instance(ctx context.Context) (Instance, error) {
 // bootInstance is an instance, as the metadata service named it after the last boot or
 // hibernation.
 type bootInstance struct {
-	Instance
+	imds.Instance
 	Slept time.Duration `json:"slept"` // suspended at that time, in nanoseconds
 }
 
 func instancePath(dir string) string { return filepath.Join(dir, "instance.json") }
 
 // loadInstance returns the instance that was noted, unless the machine slept since.
-func loadInstance(dir string, slept time.Duration) (i Instance, ok bool) {
+func loadInstance(dir string, slept time.Duration) (i imds.Instance, ok bool) {
 	if dir == "" {
 		return i, false
 	}
@@ -78,5 +58,5 @@ func saveInstance(dir string, i bootInstance) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
-	return replaceFile(instancePath(dir), append(data, '\n'))
+	return replace.File(instancePath(dir), append(data, '\n'))
 }

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io/fs"
 	"net"
-	"net/http"
 	"net/netip"
 	"os"
 	"reflect"
@@ -17,7 +16,18 @@ import (
 	"time"
 
 	"github.com/hallmark-ssh/hallmark/internal/identity"
+	"github.com/hallmark-ssh/hallmark/internal/machine/cafile"
+	"github.com/hallmark-ssh/hallmark/internal/machine/config"
+	"github.com/hallmark-ssh/hallmark/internal/machine/fault"
+	"github.com/hallmark-ssh/hallmark/internal/machine/hostkey"
+	"github.com/hallmark-ssh/hallmark/internal/machine/imds"
+	"github.com/hallmark-ssh/hallmark/internal/machine/loaded"
+	"github.com/hallmark-ssh/hallmark/internal/machine/replace"
+	"github.com/hallmark-ssh/hallmark/internal/machine/retry"
+	"github.com/hallmark-ssh/hallmark/internal/machine/signerclient"
 	"github.com/hallmark-ssh/hallmark/internal/machine/sshd"
+	"github.com/hallmark-ssh/hallmark/internal/machine/sshdconf"
+	"github.com/hallmark-ssh/hallmark/internal/machine/state"
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
 	"golang.org/x/crypto/ssh"
 )
@@ -36,7 +46,7 @@ type server interface {
 
 // Enroller enrolls this machine.
 type Enroller struct {
-	Config Config
+	Config config.Config
 	// Timeout bounds the questions to the metadata service and the signer, all
 	// retries included. What follows has its own, short limits.
 	Timeout time.Duration
@@ -47,10 +57,9 @@ type Enroller struct {
 	stateDir string
 	caFile   string
 	server   server
-	metadata *metadata
-	http     *http.Client
-	retry    retry
-	attempt  time.Duration // for one question to the signer
+	metadata *imds.Client
+	signer   *signerclient.Client
+	retry    retry.Policy
 	now      func() time.Time
 	settle   time.Duration // how long sshd may take to present new certificates
 	runDir   string        // forgotten at each boot, or "" without such a folder
@@ -59,9 +68,6 @@ type Enroller struct {
 
 	// futile identifies the sshd that is not to be reloaded again, or is empty.
 	futile string
-	// version is the protocol version of this run's requests: the latest, until the signer
-	// says that it does not speak that.
-	version int
 }
 
 // settleTimeout is far more than the 50 to 115 ms that a reload takes.
@@ -69,27 +75,28 @@ const settleTimeout = 15 * time.Second
 
 // NewEnroller returns an enroller for the machine that it runs on. log is told of
 // every retry.
-func NewEnroller(config Config, timeout time.Duration, log func(format string, args ...any)) (*Enroller, error) {
+func NewEnroller(c config.Config, timeout time.Duration, log func(format string, args ...any)) (*Enroller, error) {
 	server, err := sshd.Find("/")
 	if err != nil {
-		return nil, &Error{Kind: Failed, Hint: "install OpenSSH's server", Err: err}
+		return nil, &fault.Error{Kind: fault.Failed, Hint: "install OpenSSH's server", Err: err}
 	}
-	client, err := newSignerClient(config.SignerCAFile)
+	policy := retry.New(log)
+	metadata := imds.New(policy)
+	signer, err := signerclient.New(c, policy, metadata, time.Now)
 	if err != nil {
 		return nil, err
 	}
-	retry := newRetry(log)
 	return &Enroller{
-		Config: config, Timeout: timeout,
-		stateDir: StateDir, caFile: sshd.CAFile,
-		server: server, metadata: newMetadata(retry), http: client,
-		retry: retry, attempt: signerTimeout, now: time.Now, settle: settleTimeout, runDir: volatileDir(), suspended: suspended,
+		Config: c, Timeout: timeout,
+		stateDir: state.Dir, caFile: sshdconf.CAFile,
+		server: server, metadata: metadata, signer: signer,
+		retry: policy, now: time.Now, settle: settleTimeout, runDir: state.RuntimeDir(), suspended: suspended,
 	}, nil
 }
 
 // Outcome is what an enrollment came to.
 type Outcome struct {
-	State *State
+	State *state.State
 	// Reason is why certificates were asked for, or empty.
 	Reason string
 	// Reloaded tells whether sshd was reloaded.
@@ -109,20 +116,19 @@ func (e *Enroller) Enroll(ctx context.Context) (*Outcome, error) { return e.run(
 func (e *Enroller) Renew(ctx context.Context) (*Outcome, error) { return e.run(ctx, true) }
 
 func (e *Enroller) run(ctx context.Context, patient bool) (*Outcome, error) {
-	unlock, err := lock(e.stateDir, e.now())
+	unlock, err := state.Lock(e.stateDir, e.now())
 	if err != nil {
 		return nil, err
 	}
 	defer unlock()
 
-	e.version = protocol.Version // an older signer may have been updated since
 	askCtx, cancel := context.WithTimeout(ctx, e.Timeout)
 	defer cancel()
 	m, err := e.look(ctx, askCtx)
 	if err != nil {
 		return nil, err
 	}
-	reason := m.state.stale(e.now(), m.observed)
+	reason := stale(m.state, e.now(), m.observed)
 	last, wanted := loadSetback(e.stateDir), situation(m.observed, reason)
 	e.futile = ""
 	if patient {
@@ -134,7 +140,7 @@ func (e *Enroller) run(ctx context.Context, patient bool) (*Outcome, error) {
 	m.rejected = last.told(m.state)
 	o, err := e.act(ctx, askCtx, m, reason)
 	if err != nil && ctx.Err() == nil { // whoever ends a run, as a shutdown does, is no failure
-		last = last.next(wanted, !m.certified(e.now()), err, e.now(), e.retry.random())
+		last = last.next(wanted, !m.certified(e.now()), err, e.now(), e.retry.Random())
 		e.note("note the failure", last.save(e.stateDir))
 	}
 	if err != nil {
@@ -146,10 +152,15 @@ func (e *Enroller) run(ctx context.Context, patient bool) (*Outcome, error) {
 	return o, e.late(o.State.Waiting)
 }
 
+// tracker knows what the running sshd has loaded.
+func (e *Enroller) tracker() loaded.Tracker {
+	return loaded.Tracker{Server: e.server, Dir: e.runDir, Log: e.retry.Log}
+}
+
 // note reports what went wrong beside the matter itself.
 func (e *Enroller) note(what string, err error) {
 	if err != nil {
-		e.retry.log("%s: %v", what, err)
+		e.retry.Log("%s: %v", what, err)
 	}
 }
 
@@ -158,14 +169,14 @@ func (e *Enroller) note(what string, err error) {
 func (e *Enroller) act(ctx, askCtx context.Context, m *sight, reason string) (*Outcome, error) {
 	o := &Outcome{}
 	if reason == "" {
-		e.note("note what sshd has loaded", e.observe(ctx, m.conf))
+		e.note("note what sshd has loaded", e.tracker().Observe(ctx, m.conf))
 		if err := e.confirm(ctx, m, o); err != nil {
 			return nil, err
 		}
 		if err := e.follow(ctx, askCtx, m, o); err != nil {
 			return nil, err
 		}
-		reason = m.state.resigned(m.keys)
+		reason = resigned(m.state, m.keys)
 	}
 	if reason != "" {
 		if err := e.enroll(ctx, askCtx, m, o); err != nil {
@@ -180,7 +191,7 @@ func (e *Enroller) act(ctx, askCtx context.Context, m *sight, reason string) (*O
 // while the signer works.
 func (e *Enroller) enroll(ctx, askCtx context.Context, m *sight, o *Outcome) error {
 	for _, why := range m.passed {
-		e.retry.log("host key not certified: %s", why)
+		e.retry.Log("host key not certified: %s", why)
 	}
 	judgeCtx, stop := context.WithCancel(ctx)
 	defer stop()
@@ -197,19 +208,19 @@ func (e *Enroller) enroll(ctx, askCtx context.Context, m *sight, o *Outcome) err
 	if judged.Wait(); refused != nil {
 		return reject(protocol.RejectedBySSHD, answer.RequestID, refused)
 	}
-	state := newState(answer, g, m.keys, m.instance, e.Config.digest(), e.now())
-	state.RenewAfter = spread(state.RenewAfter, state.EnrolledAt, e.retry.random()).Truncate(time.Second)
-	state.OwnAddress = e.owns(askCtx, state.Node.Address) == yes
+	next := newState(answer, g, m.keys, m.instance, e.Config.Digest(), e.now())
+	next.RenewAfter = spread(next.RenewAfter, next.EnrolledAt, e.retry.Random()).Truncate(time.Second)
+	next.OwnAddress = e.owns(askCtx, next.Node.Address) == yes
 	for n := range m.keys {
-		m.keys[n].certificate = g.certificates[n]
+		m.keys[n].Certificate = g.Certificates[n]
 	}
-	if err := e.install(ctx, m, state, logins, o); err != nil {
+	if err := e.install(ctx, m, next, logins, o); err != nil {
 		return reject(rejectionOf(err), answer.RequestID, err)
 	}
-	if err := e.reportFindings(ctx, logins, g.openSSH, m.state); err != nil {
+	if err := e.reportFindings(ctx, logins, g.OpenSSH, m.state); err != nil {
 		err = reject(protocol.RejectedLoginsBlocked, answer.RequestID, err)
 		m.state.Rejected = rejectionIn(err)
-		e.note("note that nobody can log in", e.save(m.state))
+		e.note("note that nobody can log in", state.Save(e.stateDir, m.state))
 		return err
 	}
 	return nil
@@ -218,9 +229,9 @@ func (e *Enroller) enroll(ctx, askCtx context.Context, m *sight, o *Outcome) err
 // reportFindings logs what in sshd's settings keeps certificates from working. If none can
 // work it is an error, although all is in place: once the setting is corrected, people can
 // log in. Settings that wait for a reload, as the state says, keep nobody out yet.
-func (e *Enroller) reportFindings(ctx context.Context, logins []sshd.Login, authorities []ssh.PublicKey, state *State) error {
+func (e *Enroller) reportFindings(ctx context.Context, logins []sshd.Login, authorities []ssh.PublicKey, in *state.State) error {
 	findings, err := e.server.Findings(ctx, logins, sshd.Want{
-		CAFile: e.caFile, Authorities: authorities, MaxStartups: e.Config.sshdOptions().MaxStartups,
+		CAFile: e.caFile, Authorities: authorities, MaxStartups: e.Config.SSHDOptions().MaxStartups,
 		ProxySources: e.Config.ProxySources,
 	})
 	if err != nil {
@@ -229,15 +240,15 @@ func (e *Enroller) reportFindings(ctx context.Context, logins []sshd.Login, auth
 	}
 	for _, f := range findings {
 		switch {
-		case state.Waiting != nil:
-			e.retry.log("warning: once sshd is reloaded: %s", f)
+		case in.Waiting != nil:
+			e.retry.Log("warning: once sshd is reloaded: %s", f)
 		case !f.Blocks:
-			e.retry.log("warning: %s", f)
+			e.retry.Log("warning: %s", f)
 		}
 	}
-	if blocking := sshd.Blocking(findings); len(blocking) > 0 && state.Waiting == nil {
-		return failf(Misconfigured, "correct sshd's configuration as the message says, and reload sshd",
-			"the certificates are in place, but nobody can log in by one: %w", joinFindings(blocking))
+	if blocking := sshd.Blocking(findings); len(blocking) > 0 && in.Waiting == nil {
+		return fault.Newf(fault.Misconfigured, "correct sshd's configuration as the message says, and reload sshd",
+			"the certificates are in place, but nobody can log in by one: %w", sshd.JoinFindings(blocking))
 	}
 	return nil
 }
@@ -247,29 +258,29 @@ func (e *Enroller) reportFindings(ctx context.Context, logins []sshd.Login, auth
 func (e *Enroller) judge(ctx context.Context) ([]sshd.Login, error) {
 	logins, err := e.server.Logins(ctx)
 	if err != nil {
-		return nil, failf(Failed, "nothing was changed; correct what sshd says, then run it again", "sshd does not accept its configuration: %w", err)
+		return nil, fault.Newf(fault.Failed, "nothing was changed; correct what sshd says, then run it again", "sshd does not accept its configuration: %w", err)
 	}
 	return logins, nil
 }
 
 // install puts a state's CAs, and the keys' certificates, into use. logins are what sshd
 // said about its configuration just before.
-func (e *Enroller) install(ctx context.Context, m *sight, state *State, logins []sshd.Login, o *Outcome) error {
-	keys, err := parseAuthorities(state.OpenSSHCAs)
+func (e *Enroller) install(ctx context.Context, m *sight, next *state.State, logins []sshd.Login, o *Outcome) error {
+	keys, err := cafile.ParseKeys(next.OpenSSHCAs)
 	if err != nil {
 		return fmt.Errorf("trust OpenSSH CAs: %w", err) // has been checked
 	}
-	caFile := renderAuthorities(keys, m.extra...)
+	caFile := cafile.Render(keys, m.extra...)
 	i := &installation{Enroller: e, conf: m.conf, keys: m.keys, before: m.state}
 	if err := i.considerReload(ctx, logins); err != nil {
 		return nothingChanged(err)
 	}
-	if err := i.install(ctx, caFile, state); err != nil {
+	if err := i.install(ctx, caFile, next); err != nil {
 		return err
 	}
-	o.Trusted, o.Retired = compareTrust(m.caFile, caFile)
+	o.Trusted, o.Retired = cafile.Compare(m.caFile, caFile)
 	o.Reloaded = o.Reloaded || i.reloaded
-	m.state, m.caFile = state, caFile
+	m.state, m.caFile = next, caFile
 	return nil
 }
 
@@ -282,25 +293,25 @@ func (e *Enroller) follow(ctx, askCtx context.Context, m *sight, o *Outcome) err
 	if since := e.now().Sub(m.state.EnrolledAt); since >= 0 && since < freshAnswer {
 		return nil
 	}
-	current, etag, err := e.authorities(askCtx, m.state.CAsETag, m.instance.Region)
+	current, etag, err := e.signer.CAs(askCtx, m.state.CAsETag, m.instance.Region)
 	if err != nil || current == nil {
 		return err
 	}
-	state := *m.state
-	state.learn(*current)
-	state.CAsETag = etag
-	if !bytes.Equal(renderAuthorities(current.openSSH, m.extra...), m.caFile) {
+	next := *m.state
+	next.Learn(current.OpenSSH, current.Hosts)
+	next.CAsETag = etag
+	if !bytes.Equal(cafile.Render(current.OpenSSH, m.extra...), m.caFile) {
 		logins, err := e.judge(ctx)
 		if err != nil {
 			return err
 		}
-		if err := e.install(ctx, m, &state, logins, o); err != nil {
+		if err := e.install(ctx, m, &next, logins, o); err != nil {
 			return err
 		}
-		return e.reportFindings(ctx, logins, current.openSSH, m.state)
+		return e.reportFindings(ctx, logins, current.OpenSSH, m.state)
 	}
-	m.state = &state
-	return e.save(m.state)
+	m.state = &next
+	return state.Save(e.stateDir, m.state)
 }
 
 // freshAnswer is how long after an enrollment there is no need to ask for CAs.
@@ -310,23 +321,25 @@ const freshAnswer = 10 * time.Minute
 func (e *Enroller) effective(ctx context.Context) (*sshd.Effective, error) {
 	conf, err := e.server.Effective(ctx)
 	if errors.Is(err, sshd.ErrNoHostKeys) {
-		return nil, failf(Temporary, "cloud-init makes host keys at first boot; by hand: ssh-keygen -A", "read sshd's configuration: %w", err)
+		return nil, fault.Newf(fault.Temporary, "cloud-init makes host keys at first boot; by hand: ssh-keygen -A", "read sshd's configuration: %w", err)
 	}
 	if errors.Is(err, sshd.ErrNoSystemd) {
-		return nil, failf(Temporary, "wait for the boot to finish; if it has, see 'systemctl status'", "find the running sshd: %w", err)
+		return nil, fault.Newf(fault.Temporary, "wait for the boot to finish; if it has, see 'systemctl status'", "find the running sshd: %w", err)
 	}
 	if err != nil {
-		return nil, failf(Failed, "sshd does not accept its own configuration: run 'sshd -t' and correct it", "read sshd's configuration: %w", err)
+		return nil, fault.Newf(fault.Failed, "sshd does not accept its own configuration: run 'sshd -t' and correct it", "read sshd's configuration: %w", err)
 	}
 	switch conf.TrustedUserCAKeys {
 	case e.caFile:
 		return conf, nil
 	case "":
-		return nil, failf(Misconfigured, hintInstall, "sshd's configuration%s has no line TrustedUserCAKeys %s", invokedWith(conf), e.caFile)
+		return nil, fault.Newf(fault.Misconfigured, hintInstall, "sshd's configuration%s has no line TrustedUserCAKeys %s", invokedWith(conf), e.caFile)
 	}
-	return nil, failf(Misconfigured, "remove that line from sshd's configuration, then "+hintInstall,
+	return nil, fault.Newf(fault.Misconfigured, "remove that line from sshd's configuration, then "+hintInstall,
 		"sshd's configuration has TrustedUserCAKeys %s, which comes before hallmark's %s", conf.TrustedUserCAKeys, e.caFile)
 }
+
+const hintInstall = "run 'hallmark install' on this machine, or bake it into the image"
 
 // invokedWith names the options that the running sshd was started with, if they decide
 // its settings.
@@ -341,7 +354,7 @@ func invokedWith(conf *sshd.Effective) string {
 type sight struct {
 	observed
 	conf  *sshd.Effective
-	state *State // nil if it never enrolled
+	state *state.State // nil if it never enrolled
 	// rejected is why the last answer of the signer is not in use, or nil.
 	rejected *protocol.Rejection
 	// passed are the host keys that stay without a certificate, and why.
@@ -350,24 +363,24 @@ type sight struct {
 
 // look finds out what there is.
 func (e *Enroller) look(ctx, askCtx context.Context) (*sight, error) {
-	extra, err := e.Config.extraAuthorities()
+	extra, err := e.Config.ExtraCAs()
 	if err != nil {
 		return nil, err // has been checked
 	}
-	m := &sight{observed: observed{config: e.Config.digest(), extra: extra}}
+	m := &sight{observed: observed{config: e.Config.Digest(), extra: extra}}
 	if m.conf, err = e.effective(ctx); err != nil {
 		return nil, err
 	}
-	if m.state, err = LoadState(e.stateDir); err != nil {
+	if m.state, err = state.Load(e.stateDir); err != nil {
 		return nil, err
 	}
-	wanted := selection{conf: m.conf, state: m.state, replace: e.Config.HostCertificate == replaceCertificate}
-	if m.keys, m.passed, err = wanted.find(); err != nil {
+	wanted := hostkey.Selection{Conf: m.conf, State: m.state, Replace: e.Config.HostCertificate == config.ReplaceCertificate}
+	if m.keys, m.passed, err = wanted.Find(); err != nil {
 		return nil, err
 	}
 	e.note("tidy up after a run that was killed", e.removeLeftovers(m.keys))
 	if m.caFile, err = os.ReadFile(e.caFile); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, failf(Failed, hintFile(err), "read the trusted CAs: %w", err)
+		return nil, fault.Newf(fault.Failed, fault.FileHint(err), "read the trusted CAs: %w", err)
 	}
 	if m.instance, err = e.instance(askCtx); err != nil {
 		return nil, err
@@ -378,12 +391,12 @@ func (e *Enroller) look(ctx, askCtx context.Context) (*sight, error) {
 	return m, nil
 }
 
-func (e *Enroller) removeLeftovers(keys []hostKey) error {
-	paths := []string{e.caFile, statePath(e.stateDir), setbackPath(e.stateDir)}
+func (e *Enroller) removeLeftovers(keys []hostkey.Key) error {
+	paths := []string{e.caFile, state.Path(e.stateDir), setbackPath(e.stateDir)}
 	for _, key := range keys {
-		paths = append(paths, key.certificatePath())
+		paths = append(paths, key.CertificatePath())
 	}
-	return sshd.RemoveLeftovers(paths...)
+	return replace.RemoveLeftovers(paths...)
 }
 
 // answer is yes, no, or neither.
@@ -411,7 +424,7 @@ func (e *Enroller) owns(ctx context.Context, address string) answer {
 			return yes
 		}
 	}
-	public, err := e.metadata.optional(ctx, publicAddressPage)
+	public, err := e.metadata.PublicAddress(ctx)
 	switch {
 	case err != nil:
 		return unknown
@@ -422,12 +435,12 @@ func (e *Enroller) owns(ctx context.Context, address string) answer {
 }
 
 // obtain asks the signer and checks its answer.
-func (e *Enroller) obtain(ctx context.Context, m *sight) (*protocol.Response, *grant, error) {
-	document, err := e.metadata.identityDocument(ctx)
+func (e *Enroller) obtain(ctx context.Context, m *sight) (*protocol.Response, *signerclient.Grant, error) {
+	document, err := e.metadata.IdentityDocument(ctx)
 	if err != nil {
 		return nil, nil, err
 	}
-	creds, err := e.metadata.credentials(ctx)
+	creds, err := e.metadata.RoleCredentials(ctx)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -435,46 +448,46 @@ func (e *Enroller) obtain(ctx context.Context, m *sight) (*protocol.Response, *g
 	if m.rejected != nil {
 		report = &protocol.Report{Rejected: m.rejected}
 	}
-	answer, err := e.ask(ctx, m.instance.Region, func(ctx context.Context) ([]byte, error) {
-		return e.newRequest(ctx, m.instance.Region, document, creds, m.keys, report)
+	answer, err := e.signer.Ask(ctx, m.instance.Region, func(ctx context.Context, version int) ([]byte, error) {
+		return e.newRequest(ctx, version, m.instance.Region, document, creds, m.keys, report)
 	})
 	if err != nil {
 		return nil, nil, err
 	}
 	g, err := e.check(ctx, answer, m.keys, m.instance)
-	if err != nil && kindOf(err) != Temporary {
+	if err != nil && fault.KindOf(err) != fault.Temporary {
 		err = reject(protocol.RejectedAnswer, answer.RequestID, err)
 	}
 	return answer, g, err
 }
 
 // check decides whether an answer is what was asked for.
-func (e *Enroller) check(ctx context.Context, answer *protocol.Response, keys []hostKey, instance Instance) (*grant, error) {
+func (e *Enroller) check(ctx context.Context, answer *protocol.Response, keys []hostkey.Key, instance imds.Instance) (*signerclient.Grant, error) {
 	var err error
 	var own map[string]bool
-	if further := furtherPrincipals(answer); len(further) > 0 { // few policies have them: else nobody is asked
-		if own, err = e.metadata.names(ctx, further); err != nil {
+	if further := signerclient.FurtherPrincipals(answer); len(further) > 0 { // few policies have them: else nobody is asked
+		if own, err = e.metadata.Names(ctx, further); err != nil {
 			return nil, err
 		}
 	}
-	g, err := checkAnswer(answer, keys, instance, own, e.now())
-	if errors.Is(err, errNewAddress) {
-		return nil, failf(Temporary, "nothing was changed; wait until the metadata service shows the address, or run it again",
+	g, err := signerclient.Check(answer, keys, instance, own, e.now())
+	if errors.Is(err, signerclient.ErrNewAddress) {
+		return nil, fault.Newf(fault.Temporary, "nothing was changed; wait until the metadata service shows the address, or run it again",
 			"the signer's answer (request %.64q): %w", answer.RequestID, err)
 	}
 	if err != nil {
-		return nil, failf(Failed, "nothing was changed; the signer's log says more, by the request id",
+		return nil, fault.Newf(fault.Failed, "nothing was changed; the signer's log says more, by the request id",
 			"the signer's answer (request %.64q) is not acceptable: %w", answer.RequestID, err)
 	}
 	return g, nil
 }
 
 // newRequest makes a request whose proofs are all for this moment.
-func (e *Enroller) newRequest(ctx context.Context, region, document string, creds identity.Credentials, keys []hostKey, report *protocol.Report) ([]byte, error) {
+func (e *Enroller) newRequest(ctx context.Context, version int, region, document string, creds identity.Credentials, keys []hostkey.Key, report *protocol.Report) ([]byte, error) {
 	now := e.now().UTC().Truncate(time.Second)
-	p := protocol.Payload{Version: e.version, Audience: e.Config.Audience, IssuedAt: now, IdentityDocument: document}
+	p := protocol.Payload{Version: version, Audience: e.Config.Audience, IssuedAt: now, IdentityDocument: document}
 	for _, key := range keys {
-		p.HostKeys = append(p.HostKeys, key.line())
+		p.HostKeys = append(p.HostKeys, key.Line())
 	}
 	if p.Version > protocol.FirstVersion {
 		p.Report = report
@@ -488,7 +501,7 @@ func (e *Enroller) newRequest(ctx context.Context, region, document string, cred
 	if err != nil {
 		return nil, fmt.Errorf("prove the caller: %w", err)
 	}
-	signatures, err := signBinding(keys, binding)
+	signatures, err := hostkey.Sign(keys, binding)
 	if err != nil {
 		return nil, err
 	}
@@ -513,47 +526,22 @@ func (e *Enroller) confirm(ctx context.Context, m *sight, o *Outcome) error {
 		return nil
 	}
 	if err := i.prove(ctx); err != nil {
-		return i.markFutile(ctx, err, failf(Failed, hintSSHD, "%w", err))
+		return i.markFutile(ctx, err, fault.Newf(fault.Failed, hintSSHD, "%w", err))
 	}
 	o.Reloaded = i.reloaded
-	state := *m.state
-	i.record(&state)
-	if reflect.DeepEqual(state, *m.state) {
+	next := *m.state
+	i.record(&next)
+	if reflect.DeepEqual(next, *m.state) {
 		return nil
 	}
-	m.state = &state
-	return e.save(m.state)
+	m.state = &next
+	return state.Save(e.stateDir, m.state)
 }
 
-// save writes the state, unless it is there already.
-func (e *Enroller) save(state *State) (err error) {
-	data, err := state.marshal()
-	if err != nil {
-		return err
+// late returns an error if certificates have waited for too long.
+func (e *Enroller) late(w *state.Waiting) error {
+	if w == nil || !w.Urgent(e.now()) {
+		return nil
 	}
-	return replaceFile(statePath(e.stateDir), data)
-}
-
-func stageState(dir string, state *State) (*sshd.Change, error) {
-	data, err := state.marshal()
-	if err != nil {
-		return nil, err
-	}
-	change := &sshd.Change{}
-	if err := change.Stage(statePath(dir), data, 0o644); err != nil {
-		return nil, errors.Join(err, change.Close())
-	}
-	return change, nil
-}
-
-// restageState prepares another state in the place of one that was not committed.
-func restageState(old *sshd.Change, dir string, state *State) (*sshd.Change, error) {
-	if err := old.Close(); err != nil {
-		return old, err
-	}
-	change, err := stageState(dir, state)
-	if err != nil {
-		return old, err
-	}
-	return change, nil
+	return fault.Newf(fault.Misconfigured, "reload sshd once the change may take effect, or run 'hallmark enroll --reload'", "%s; %s", w, w.Access(e.now()))
 }

@@ -7,7 +7,6 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
-	"os/exec"
 	"strings"
 	"syscall"
 	"testing"
@@ -16,13 +15,16 @@ import (
 	"golang.org/x/crypto/ssh"
 
 	"github.com/hallmark-ssh/hallmark/internal/hostcert"
+	"github.com/hallmark-ssh/hallmark/internal/machine/cafile"
+	"github.com/hallmark-ssh/hallmark/internal/machine/fault"
+	"github.com/hallmark-ssh/hallmark/internal/machine/machinetest"
 	"github.com/hallmark-ssh/hallmark/internal/machine/sshd"
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
 )
 
 func TestEnroll(t *testing.T) {
 	m := newMachine(t)
-	m.authority = newSigner(t) // the baked CA is a retired one by now
+	m.authority = machinetest.NewSigner(t) // the baked CA is a retired one by now
 	outcome, err := m.Enroll(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -30,11 +32,11 @@ func TestEnroll(t *testing.T) {
 	if outcome.Reason != "not enrolled yet" || !outcome.State.Presented || len(outcome.State.Certificates) != 3 {
 		t.Errorf("outcome %+v, state %+v", outcome, outcome.State)
 	}
-	m.sshd.acceptsLogins()
-	if err := m.sshd.tryLogin(userCertificate(t, m.authority), m.hostCertificateOnly()); err != nil {
+	m.sshd.AcceptsLogins()
+	if err := m.sshd.TryLogin(machinetest.UserCertificate(t, m.authority), m.hostCertificateOnly()); err != nil {
 		t.Errorf("login by a certificate of the cluster: %v", err)
 	}
-	if err := m.sshd.tryLogin(userCertificate(t, newSigner(t)), m.hostCertificateOnly()); err == nil {
+	if err := m.sshd.TryLogin(machinetest.UserCertificate(t, machinetest.NewSigner(t)), m.hostCertificateOnly()); err == nil {
 		t.Error("a certificate of another CA was accepted")
 	}
 
@@ -60,11 +62,11 @@ func (m *machine) hostCertificateOnly() ssh.HostKeyCallback {
 func TestEnrollWritesNewCAs(t *testing.T) {
 	m := newMachine(t)
 	baked := m.authority
-	m.authority = newSigner(t)
+	m.authority = machinetest.NewSigner(t)
 	if _, err := m.Enroll(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if err := m.sshd.tryLogin(userCertificate(t, baked), ssh.InsecureIgnoreHostKey()); err == nil {
+	if err := m.sshd.TryLogin(machinetest.UserCertificate(t, baked), ssh.InsecureIgnoreHostKey()); err == nil {
 		t.Error("the baked CA is still trusted after the enrollment")
 	}
 }
@@ -72,16 +74,16 @@ func TestEnrollWritesNewCAs(t *testing.T) {
 func TestEnrollReloadsOnlyWhenNeeded(t *testing.T) {
 	m := newMachine(t)
 	// An sshd that was started before the lines were there cannot know of them.
-	m.sshd.stop()
-	m.sshd.configure("")
-	m.sshd.start()
-	m.sshd.configure(m.sshd.hallmarkLines())
+	m.sshd.Stop()
+	m.sshd.Configure("")
+	m.sshd.Run()
+	m.sshd.Configure(m.sshd.HallmarkLines())
 	outcome, err := m.Enroll(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !outcome.Reloaded || m.sshd.reloads != 1 {
-		t.Errorf("%d reloads, want 1", m.sshd.reloads)
+	if !outcome.Reloaded || m.sshd.Reloads != 1 {
+		t.Errorf("%d reloads, want 1", m.sshd.Reloads)
 	}
 	// One that knows them reads new certificates for each connection, up to 9.7.
 	m.now = func() time.Time { return time.Now().Add(4 * 24 * time.Hour) }
@@ -93,35 +95,26 @@ func TestEnrollReloadsOnlyWhenNeeded(t *testing.T) {
 		t.Errorf("reason %q", outcome.Reason)
 	}
 	want := 1
-	if handsOver(t, m.sshd.Program) {
+	if machinetest.HandsOver(t, m.sshd.Program) {
 		want = 2
 	}
-	if m.sshd.reloads != want {
-		t.Errorf("%d reloads after the renewal, want %d", m.sshd.reloads, want)
+	if m.sshd.Reloads != want {
+		t.Errorf("%d reloads after the renewal, want %d", m.sshd.Reloads, want)
 	}
-	m.sshd.acceptsLogins()
-}
-
-// handsOver tells whether sshd's listener hands certificates to its sessions, as
-// versions from 9.8 on do.
-func handsOver(t testing.TB, program string) bool {
-	t.Helper()
-	output, _ := exec.Command(program, "-V").CombinedOutput()
-	_, version, _ := strings.Cut(string(output), "OpenSSH_")
-	return len(version) > 3 && (version[1] != '.' || version[:3] >= "9.8")
+	m.sshd.AcceptsLogins()
 }
 
 func TestEnrollRunsWithoutSSHD(t *testing.T) {
 	m := newMachine(t)
-	m.sshd.stop()
+	m.sshd.Stop()
 	outcome, err := m.Enroll(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	if outcome.State.Presented || m.sshd.reloads != 0 || m.sshd.starts != 0 {
-		t.Errorf("a stopped sshd: presented %v, %d reloads, %d starts", outcome.State.Presented, m.sshd.reloads, m.sshd.starts)
+	if outcome.State.Presented || m.sshd.Reloads != 0 || m.sshd.Starts != 0 {
+		t.Errorf("a stopped sshd: presented %v, %d reloads, %d starts", outcome.State.Presented, m.sshd.Reloads, m.sshd.Starts)
 	}
-	m.sshd.start()
+	m.sshd.Run()
 	if outcome, err = m.Enroll(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -138,82 +131,82 @@ func TestEnrollPutsBackWhenSSHDDoesNotComeBack(t *testing.T) {
 		t.Fatal(err)
 	}
 	before := m.files()
-	m.sshd.stop()
-	m.sshd.configure("") // so that it presents no certificate and has to be reloaded
-	m.sshd.start()
-	m.sshd.configure(m.sshd.hallmarkLines())
-	m.sshd.onReload = func(context.Context) error {
-		if m.sshd.process.Process.Signal(syscall.SIGTERM) != nil {
+	m.sshd.Stop()
+	m.sshd.Configure("") // so that it presents no certificate and has to be reloaded
+	m.sshd.Run()
+	m.sshd.Configure(m.sshd.HallmarkLines())
+	m.sshd.OnReload = func(context.Context) error {
+		if m.sshd.Process.Process.Signal(syscall.SIGTERM) != nil {
 			return errors.New("no sshd to reload")
 		}
-		<-m.sshd.exited
+		<-m.sshd.Exited
 		return nil
 	}
 	m.settle = 3 * time.Second // long enough for one look, however busy the machine
 	m.now = func() time.Time { return time.Now().Add(4 * 24 * time.Hour) }
 
 	_, err := m.Enroll(t.Context())
-	wantError(t, err, Failed, "connection refused", "what was there was put back")
-	if m.sshd.starts != 1 {
-		t.Errorf("sshd was started %d times, want once", m.sshd.starts)
+	machinetest.WantError(t, err, fault.Failed, "connection refused", "what was there was put back")
+	if m.sshd.Starts != 1 {
+		t.Errorf("sshd was started %d times, want once", m.sshd.Starts)
 	}
 	if after := m.files(); after != before {
 		t.Errorf("files differ:\n%s\nwant\n%s", after, before)
 	}
-	m.sshd.acceptsLogins()
+	m.sshd.AcceptsLogins()
 }
 
 // An sshd that lives on but never presents the certificate gets its old files back.
 func TestEnrollPutsBackWhenSSHDIgnoresTheCertificate(t *testing.T) {
 	t.Parallel()
 	m := newMachine(t)
-	m.sshd.stop()
-	m.sshd.configure("")
-	m.sshd.start()
-	m.sshd.configure(m.sshd.hallmarkLines())
+	m.sshd.Stop()
+	m.sshd.Configure("")
+	m.sshd.Run()
+	m.sshd.Configure(m.sshd.HallmarkLines())
 	m.settle = 3 * time.Second // long enough for one look, however busy the machine
 	before := m.files()
-	m.sshd.onReload = func(context.Context) error {
-		_, err := os.Stat(m.sshd.keyPath("rsa") + "-cert.pub")
-		if installed := err == nil; installed != (m.sshd.reloads == 1) {
-			t.Errorf("reload %d finds the certificate: %v", m.sshd.reloads, installed)
+	m.sshd.OnReload = func(context.Context) error {
+		_, err := os.Stat(m.sshd.KeyPath("rsa") + "-cert.pub")
+		if installed := err == nil; installed != (m.sshd.Reloads == 1) {
+			t.Errorf("reload %d finds the certificate: %v", m.sshd.Reloads, installed)
 		}
 		return nil
 	}
 	_, err := m.Enroll(t.Context())
-	wantError(t, err, Failed, "presents no such host key", "put back")
+	machinetest.WantError(t, err, fault.Failed, "presents no such host key", "put back")
 	if m.files() != before {
 		t.Errorf("files differ:\n%s\nwant\n%s", m.files(), before)
 	}
-	m.sshd.acceptsLogins()
+	m.sshd.AcceptsLogins()
 }
 
 // Whoever stops an enrollment in its middle finds what was there before.
 func TestEnrollPutsBackWhenInterrupted(t *testing.T) {
 	m := newMachine(t)
-	m.sshd.stop()
-	m.sshd.configure("")
-	m.sshd.start()
-	m.sshd.configure(m.sshd.hallmarkLines())
+	m.sshd.Stop()
+	m.sshd.Configure("")
+	m.sshd.Run()
+	m.sshd.Configure(m.sshd.HallmarkLines())
 	ctx, cancel := context.WithCancel(t.Context())
-	m.sshd.onReload = func(ctx context.Context) error { cancel(); return ctx.Err() }
+	m.sshd.OnReload = func(ctx context.Context) error { cancel(); return ctx.Err() }
 	before := m.files()
 	_, err := m.Enroll(ctx)
-	wantError(t, err, Failed, "reload sshd", "put back")
-	if m.sshd.reloads != 2 || m.sshd.starts != 0 {
-		t.Errorf("%d reloads and %d starts, want a second reload for the old files", m.sshd.reloads, m.sshd.starts)
+	machinetest.WantError(t, err, fault.Failed, "reload sshd", "put back")
+	if m.sshd.Reloads != 2 || m.sshd.Starts != 0 {
+		t.Errorf("%d reloads and %d starts, want a second reload for the old files", m.sshd.Reloads, m.sshd.Starts)
 	}
 	if m.files() != before {
 		t.Errorf("files differ:\n%s\nwant\n%s", m.files(), before)
 	}
-	m.sshd.acceptsLogins()
+	m.sshd.AcceptsLogins()
 }
 
 // Each row spoils one thing about the answer of the signer.
 func TestEnrollBadAnswers(t *testing.T) {
 	t.Parallel()
 	m := newMachine(t)
-	other := newSigner(t)
+	other := machinetest.NewSigner(t)
 	answer := func(status int, body string) func(http.ResponseWriter, *http.Request, int) bool {
 		return func(w http.ResponseWriter, _ *http.Request, _ int) bool {
 			w.WriteHeader(status)
@@ -226,7 +219,7 @@ func TestEnrollBadAnswers(t *testing.T) {
 		spoil     func(*protocol.Response)
 		mutate    func(*ssh.Certificate)
 		intercept func(http.ResponseWriter, *http.Request, int) bool
-		kind      Kind
+		kind      fault.Kind
 		message   string
 		hint      string
 	}{
@@ -256,7 +249,7 @@ func TestEnrollBadAnswers(t *testing.T) {
 		{name: "no principals", mutate: func(c *ssh.Certificate) { c.ValidPrincipals = nil }, message: "matches every host"},
 		{name: "ended", mutate: func(c *ssh.Certificate) { c.ValidBefore = 1000 }, message: "ended"},
 		{name: "without end", mutate: func(c *ssh.Certificate) { c.ValidBefore = ssh.CertTimeInfinity }, message: "without an end"},
-		{name: "another Host CA", spoil: func(r *protocol.Response) { r.HostCAs = authorizedLines([]ssh.PublicKey{other.PublicKey()}) }, message: "unknown authority"},
+		{name: "another Host CA", spoil: func(r *protocol.Response) { r.HostCAs = cafile.Lines([]ssh.PublicKey{other.PublicKey()}) }, message: "unknown authority"},
 		{name: "no OpenSSH CA", spoil: func(r *protocol.Response) { r.OpenSSHCAs = nil }, message: "OpenSSH CAs: no keys"},
 		{name: "OpenSSH CA with a second line", spoil: func(r *protocol.Response) { r.OpenSSHCAs[0] += "\n" + r.HostCAs[0] }, message: "more than one line"},
 		{name: "no Host CA", spoil: func(r *protocol.Response) { r.HostCAs = nil }, message: "host CAs: no keys"},
@@ -272,44 +265,24 @@ func TestEnrollBadAnswers(t *testing.T) {
 			return true
 		}, message: "301", hint: "redirects are not followed"},
 		{name: "403 of the policy", intercept: answer(403, `{"error":{"code":"policy_refused","message":"no rule admits the instance","requestId":"r7"}}`),
-			kind: Refused, message: `no rule admits the instance`, hint: "no rule of the signer's policy"},
-		{name: "403 of something in front", intercept: answer(403, `{"Message":"Forbidden"}`), kind: Refused, message: "403 Forbidden", hint: "signer_url"},
+			kind: fault.Refused, message: `no rule admits the instance`, hint: "no rule of the signer's policy"},
+		{name: "403 of something in front", intercept: answer(403, `{"Message":"Forbidden"}`), kind: fault.Refused, message: "403 Forbidden", hint: "signer_url"},
 		{name: "409", intercept: answer(409, `{"error":{"code":"host_key_in_use","message":"held by another instance"}}`),
-			kind: Refused, message: "held by another instance", hint: "hallmark seal"},
+			kind: fault.Refused, message: "held by another instance", hint: "hallmark seal"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			m.spoil, m.mutate, m.answerInstead = test.spoil, test.mutate, test.intercept
 			before, requests := m.files(), len(m.requests)
 			_, err := m.Enroll(t.Context())
-			wantError(t, err, test.kind, test.message, test.hint)
-			if m.files() != before || m.sshd.reloads != 0 {
-				t.Errorf("it changed something, with %d reloads:\n%s", m.sshd.reloads, m.files())
+			machinetest.WantError(t, err, test.kind, test.message, test.hint)
+			if m.files() != before || m.sshd.Reloads != 0 {
+				t.Errorf("it changed something, with %d reloads:\n%s", m.sshd.Reloads, m.files())
 			}
 			if got := len(m.requests) - requests; got != 1 {
 				t.Errorf("%d requests, want 1: repeating does not help", got)
 			}
-			m.sshd.acceptsLogins()
+			m.sshd.AcceptsLogins()
 		})
-	}
-}
-
-func wantError(t *testing.T, err error, kind Kind, message, hint string) {
-	t.Helper()
-	if err == nil {
-		t.Fatal("no error")
-	}
-	e, ok := errors.AsType[*Error](err)
-	if !ok {
-		t.Fatalf("error without a kind: %v", err)
-	}
-	if e.Kind != kind {
-		t.Errorf("kind %d, want %d: %v", e.Kind, kind, err)
-	}
-	if !strings.Contains(err.Error(), message) || strings.Contains(err.Error(), "\n") {
-		t.Errorf("error %q, want one line with %q", err, message)
-	}
-	if e.Hint == "" || !strings.Contains(e.Hint, hint) {
-		t.Errorf("hint %q, want %q", e.Hint, hint)
 	}
 }
 
@@ -366,27 +339,27 @@ func TestEnrollGivesUp(t *testing.T) {
 	for _, test := range []struct {
 		name    string
 		spoil   func(*machine)
-		kind    Kind
+		kind    fault.Kind
 		message string
 		hint    string
 	}{
-		{"signer unreachable", func(m *machine) { m.testSigner.server.Close() }, Temporary, "connection refused", "sshd works as before"},
-		{"signer of another CA", func(m *machine) { m.http, _ = newSignerClient("") }, Temporary, "certificate", "signer_ca_file"},
+		{"signer unreachable", func(m *machine) { m.testSigner.server.Close() }, fault.Temporary, "connection refused", "sshd works as before"},
+		{"signer of another CA", func(m *machine) { m.connect("") }, fault.Temporary, "certificate", "signer_ca_file"},
 		{"signer slow", func(m *machine) {
-			m.attempt = 100 * time.Millisecond // it would not answer within any time
+			m.signer.Attempt = 100 * time.Millisecond // it would not answer within any time
 			m.answerInstead = func(_ http.ResponseWriter, r *http.Request, _ int) bool { <-r.Context().Done(); return true }
-		}, Temporary, "ask the signer", "sshd works as before"},
-		{"429", refuse(429, ""), Temporary, "429", "sshd works as before"},
-		{"503", refuse(503, `{"error":{"code":"upstream_unavailable","message":"Teleport does not answer","requestId":"r9"}}`), Temporary, "r9", "sshd works as before"},
-		{"wrong clock", refuse(401, `{"error":{"code":"clock_skew","message":"x","serverTime":"2026-01-02T03:04:05Z"}}`), Temporary, "2026-01-02T03:04:05Z", "clock"},
-		{"metadata missing", func(m *machine) { m.imds.server.Close() }, Temporary, "connection refused", "metadata service"},
+		}, fault.Temporary, "ask the signer", "sshd works as before"},
+		{"429", refuse(429, ""), fault.Temporary, "429", "sshd works as before"},
+		{"503", refuse(503, `{"error":{"code":"upstream_unavailable","message":"Teleport does not answer","requestId":"r9"}}`), fault.Temporary, "r9", "sshd works as before"},
+		{"wrong clock", refuse(401, `{"error":{"code":"clock_skew","message":"x","serverTime":"2026-01-02T03:04:05Z"}}`), fault.Temporary, "2026-01-02T03:04:05Z", "clock"},
+		{"metadata missing", func(m *machine) { m.imds.server.Close() }, fault.Temporary, "connection refused", "metadata service"},
 		{"metadata slow", func(m *machine) {
-			m.metadata.timeout = 100 * time.Millisecond
+			m.metadata.Timeout = 100 * time.Millisecond
 			m.imds.intercept = func(_ http.ResponseWriter, r *http.Request) bool { <-r.Context().Done(); return true }
-		}, Temporary, "metadata service", "metadata service"},
+		}, fault.Temporary, "metadata service", "metadata service"},
 		{"metadata switched off", func(m *machine) {
 			m.imds.intercept = func(w http.ResponseWriter, _ *http.Request) bool { w.WriteHeader(http.StatusForbidden); return true }
-		}, Temporary, "403", "HttpEndpoint"},
+		}, fault.Temporary, "403", "HttpEndpoint"},
 		{"metadata refuses new tokens, too", func(m *machine) {
 			m.imds.intercept = func(w http.ResponseWriter, r *http.Request) bool {
 				if r.Method == http.MethodPut {
@@ -395,40 +368,40 @@ func TestEnrollGivesUp(t *testing.T) {
 				w.WriteHeader(http.StatusUnauthorized)
 				return true
 			}
-		}, Temporary, "401 Unauthorized: the session token was refused", "metadata service"},
+		}, fault.Temporary, "401 Unauthorized: the session token was refused", "metadata service"},
 		{"metadata redirects", func(m *machine) {
 			m.imds.intercept = func(w http.ResponseWriter, r *http.Request) bool {
 				http.Redirect(w, r, m.testSigner.server.URL, http.StatusFound)
 				return true
 			}
-		}, Temporary, "302", "metadata"},
-		{"metadata of no instance", func(m *machine) { delete(m.imds.pages, documentPage) }, Failed, "not found", "metadata"},
-		{"metadata unreadable", func(m *machine) { m.imds.pages[documentPage] = "<html>" }, Failed, "identity document", "metadata"},
-		{"no identity role", func(m *machine) { delete(m.imds.pages, rolePage) }, Failed, "no instance identity role", "identity-credentials"},
-		{"identity role not ready", func(m *machine) { m.imds.pages[rolePage] = `{"Code":"Failed"}` }, Temporary, `code "Failed"`, "identity role"},
-		{"no CA line", func(m *machine) { m.sshd.configure("") }, Misconfigured, "no line TrustedUserCAKeys", "hallmark install"},
+		}, fault.Temporary, "302", "metadata"},
+		{"metadata of no instance", func(m *machine) { delete(m.imds.pages, identityPage) }, fault.Failed, "not found", "metadata"},
+		{"metadata unreadable", func(m *machine) { m.imds.pages[identityPage] = "<html>" }, fault.Failed, "identity document", "metadata"},
+		{"no identity role", func(m *machine) { delete(m.imds.pages, rolePage) }, fault.Failed, "no instance identity role", "identity-credentials"},
+		{"identity role not ready", func(m *machine) { m.imds.pages[rolePage] = `{"Code":"Failed"}` }, fault.Temporary, `code "Failed"`, "identity role"},
+		{"no CA line", func(m *machine) { m.sshd.Configure("") }, fault.Misconfigured, "no line TrustedUserCAKeys", "hallmark install"},
 		{"someone else's CAs", func(m *machine) {
-			m.sshd.configure("TrustedUserCAKeys /etc/other.pub\n" + m.sshd.hallmarkLines())
-		}, Misconfigured, "/etc/other.pub", "remove that line"},
-		{"no certificate lines", func(m *machine) { m.sshd.configure("TrustedUserCAKeys " + m.sshd.caFile + "\n") }, Temporary, "no line HostCertificate", "hallmark install"},
-		{"broken sshd_config", func(m *machine) { m.sshd.configure("Nonsense yes\n") }, Failed, "Nonsense", "sshd -t"},
+			m.sshd.Configure("TrustedUserCAKeys /etc/other.pub\n" + m.sshd.HallmarkLines())
+		}, fault.Misconfigured, "/etc/other.pub", "remove that line"},
+		{"no certificate lines", func(m *machine) { m.sshd.Configure("TrustedUserCAKeys " + m.sshd.CAFile + "\n") }, fault.Temporary, "no line HostCertificate", "hallmark install"},
+		{"broken sshd_config", func(m *machine) { m.sshd.Configure("Nonsense yes\n") }, fault.Failed, "Nonsense", "sshd -t"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			m := newMachine(t)
 			before := m.files()
 			test.spoil(m)
 			_, err := m.Enroll(t.Context())
-			wantError(t, err, test.kind, test.message, test.hint)
+			machinetest.WantError(t, err, test.kind, test.message, test.hint)
 			if m.files() != before {
 				t.Errorf("it changed something:\n%s", m.files())
 			}
-			m.sshd.acceptsLogins()
+			m.sshd.AcceptsLogins()
 		})
 	}
 }
 
 // unhappy is an sshd that finds an error in what only some login meets.
-type unhappy struct{ *testSSHD }
+type unhappy struct{ *machinetest.SSHD }
 
 func (unhappy) Logins(context.Context) ([]sshd.Login, error) {
 	return nil, errors.New("line 9: Bad SSH2 cipher spec")
@@ -439,24 +412,24 @@ func TestEnrollWithAConfigurationThatSSHDRefuses(t *testing.T) {
 	m.Enroller.server = unhappy{m.sshd}
 	before := m.files()
 	_, err := m.Enroll(t.Context())
-	wantError(t, err, Failed, "does not accept its configuration: line 9", "nothing was changed")
+	machinetest.WantError(t, err, fault.Failed, "does not accept its configuration: line 9", "nothing was changed")
 	if m.files() != before {
 		t.Errorf("it changed something:\n%s", m.files())
 	}
-	if m.sshd.reloads != 0 {
-		t.Errorf("%d reloads", m.sshd.reloads)
+	if m.sshd.Reloads != 0 {
+		t.Errorf("%d reloads", m.sshd.Reloads)
 	}
-	m.sshd.acceptsLogins()
+	m.sshd.AcceptsLogins()
 }
 
 // afterCheck is an sshd whose configuration somebody changes once it was judged.
 type afterCheck struct {
-	*testSSHD
+	*machinetest.SSHD
 	change func()
 }
 
 func (s afterCheck) Logins(ctx context.Context) ([]sshd.Login, error) {
-	logins, err := s.testSSHD.Logins(ctx)
+	logins, err := s.SSHD.Logins(ctx)
 	s.change()
 	return logins, err
 }
@@ -466,51 +439,51 @@ func (s afterCheck) Logins(ctx context.Context) ([]sshd.Login, error) {
 func TestEnrollDoesNotReloadABrokenConfiguration(t *testing.T) {
 	m := newMachine(t)
 	// One that runs without hallmark's lines, so that it has to be reloaded.
-	lines := m.sshd.hallmarkLines()
-	m.sshd.stop()
-	m.sshd.configure("")
-	m.sshd.start()
-	m.sshd.configure(lines)
-	m.Enroller.server = afterCheck{m.sshd, func() { m.sshd.configure(lines + "Nonsense yes\n") }}
+	lines := m.sshd.HallmarkLines()
+	m.sshd.Stop()
+	m.sshd.Configure("")
+	m.sshd.Run()
+	m.sshd.Configure(lines)
+	m.Enroller.server = afterCheck{m.sshd, func() { m.sshd.Configure(lines + "Nonsense yes\n") }}
 	m.ActivatePending = true
 	before := m.files()
 	_, err := m.Enroll(t.Context())
-	wantError(t, err, Failed, "Nonsense", "put back")
+	machinetest.WantError(t, err, fault.Failed, "Nonsense", "put back")
 	if m.files() != before {
 		t.Errorf("files differ:\n%s\nwant\n%s", m.files(), before)
 	}
-	if m.sshd.reloads != 0 {
-		t.Errorf("%d reloads", m.sshd.reloads)
+	if m.sshd.Reloads != 0 {
+		t.Errorf("%d reloads", m.sshd.Reloads)
 	}
-	m.sshd.acceptsLogins()
+	m.sshd.AcceptsLogins()
 }
 
 // Before cloud-init has made host keys there is nothing to certify, and nothing
 // wrong.
 func TestEnrollWithoutHostKeys(t *testing.T) {
 	m := newMachine(t)
-	m.sshd.stop()
+	m.sshd.Stop()
 	for _, kind := range []string{"rsa", "ecdsa", "ed25519"} {
-		if err := os.Remove(m.sshd.keyPath(kind)); err != nil {
+		if err := os.Remove(m.sshd.KeyPath(kind)); err != nil {
 			t.Fatal(err)
 		}
 	}
 	_, err := m.Enroll(t.Context())
-	wantError(t, err, Temporary, "no host keys", "ssh-keygen -A")
+	machinetest.WantError(t, err, fault.Temporary, "no host keys", "ssh-keygen -A")
 }
 
 // A key that sshd may not present a certificate for is left out, so that it does
 // not keep the others from being certified.
 func TestEnrollHonorsHostKeyAlgorithms(t *testing.T) {
 	m := newMachine(t)
-	m.sshd.stop()
-	m.sshd.configure("HostKeyAlgorithms ssh-ed25519-cert-v01@openssh.com,ssh-ed25519,rsa-sha2-512\n" + m.sshd.hallmarkLines())
-	m.sshd.start()
+	m.sshd.Stop()
+	m.sshd.Configure("HostKeyAlgorithms ssh-ed25519-cert-v01@openssh.com,ssh-ed25519,rsa-sha2-512\n" + m.sshd.HallmarkLines())
+	m.sshd.Run()
 	outcome, err := m.Enroll(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := outcome.State.Certificates; len(got) != 1 || got[0].Path != m.sshd.keyPath("ed25519")+"-cert.pub" {
+	if got := outcome.State.Certificates; len(got) != 1 || got[0].Path != m.sshd.KeyPath("ed25519")+"-cert.pub" {
 		t.Errorf("certificates %+v, want the one for ed25519", got)
 	}
 }
@@ -518,14 +491,14 @@ func TestEnrollHonorsHostKeyAlgorithms(t *testing.T) {
 // Every address of sshd has to present the certificates, on several ports as well.
 func TestEnrollAsksEveryAddress(t *testing.T) {
 	m := newMachine(t)
-	second := freeAddress(t)
-	m.sshd.stop()
-	m.sshd.configure(m.sshd.hallmarkLines() + "ListenAddress " + second.String() + "\n")
-	m.sshd.start()
+	second := machinetest.FreeAddress(t)
+	m.sshd.Stop()
+	m.sshd.Configure(m.sshd.HallmarkLines() + "ListenAddress " + second.String() + "\n")
+	m.sshd.Run()
 	if _, err := m.Enroll(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	for _, address := range []netip.AddrPort{m.sshd.address, second} {
+	for _, address := range []netip.AddrPort{m.sshd.Address, second} {
 		key, err := sshd.Presented(t.Context(), address, []string{ssh.CertAlgoED25519v01})
 		if _, ok := key.(*ssh.Certificate); err != nil || !ok {
 			t.Errorf("%s presents %T: %v", address, key, err)
@@ -536,34 +509,34 @@ func TestEnrollAsksEveryAddress(t *testing.T) {
 // An address of the configuration at which another server listens is not this sshd's.
 func TestEnrollLeavesOtherServersAlone(t *testing.T) {
 	m := newMachine(t)
-	other := newTestSSHD(t, m.sshd.Program, t.TempDir(), m.authority.PublicKey())
-	other.stop()
-	other.configure("")
-	other.start()
-	m.sshd.stop()
-	m.sshd.configure(m.sshd.hallmarkLines() + "ListenAddress " + other.address.String() + "\n")
-	m.sshd.start()
+	other := machinetest.NewSSHD(t, m.sshd.Program, t.TempDir(), m.authority.PublicKey())
+	other.Stop()
+	other.Configure("")
+	other.Run()
+	m.sshd.Stop()
+	m.sshd.Configure(m.sshd.HallmarkLines() + "ListenAddress " + other.Address.String() + "\n")
+	m.sshd.Run()
 	o, err := m.Enroll(t.Context())
 	if err != nil || !o.State.Presented {
 		t.Errorf("%+v: %v", o, err)
 	}
-	m.sshd.acceptsLogins()
-	other.acceptsLogins()
+	m.sshd.AcceptsLogins()
+	other.AcceptsLogins()
 }
 
 // Machines that have but one kind of host key.
 func TestEnrollWithOneKindOfKey(t *testing.T) {
 	for _, kind := range []string{"rsa", "ecdsa", "ed25519"} {
 		m := newMachine(t)
-		m.sshd.stop()
+		m.sshd.Stop()
 		for _, other := range []string{"rsa", "ecdsa", "ed25519"} {
 			if other != kind {
-				if err := errors.Join(os.Remove(m.sshd.keyPath(other)), os.Remove(m.sshd.keyPath(other)+".pub")); err != nil {
+				if err := errors.Join(os.Remove(m.sshd.KeyPath(other)), os.Remove(m.sshd.KeyPath(other)+".pub")); err != nil {
 					t.Fatal(err)
 				}
 			}
 		}
-		m.sshd.start()
+		m.sshd.Run()
 		o, err := m.Enroll(t.Context())
 		if err != nil {
 			t.Errorf("%s: %v", kind, err)
@@ -572,7 +545,7 @@ func TestEnrollWithOneKindOfKey(t *testing.T) {
 		if !o.State.Presented || len(o.State.Certificates) != 1 {
 			t.Errorf("%s: state %+v", kind, o.State)
 		}
-		m.sshd.acceptsLogins()
+		m.sshd.AcceptsLogins()
 	}
 }
 

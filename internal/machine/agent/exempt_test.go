@@ -8,42 +8,43 @@ import (
 	"golang.org/x/crypto/ssh"
 	"golang.org/x/sync/errgroup"
 
-	"github.com/hallmark-ssh/hallmark/internal/machine/sshd"
+	"github.com/hallmark-ssh/hallmark/internal/machine/machinetest"
+	"github.com/hallmark-ssh/hallmark/internal/machine/sshdconf"
 )
 
 // Everybody who comes through a Teleport proxy has its address. With proxy_sources, as
 // hallmark install writes it, 200 failed logins from there and 50 logins at once keep
 // nobody out; without it, sshd drops the address's connections (OpenSSH 9.8 and later).
 func TestOneSourceForEverybody(t *testing.T) {
-	program := findSSHD(t)
+	program := machinetest.FindSSHD(t)
 	for name, sources := range map[string][]string{"exempt": {"127.0.0.1"}, "not exempt": nil} {
 		t.Run(name, func(t *testing.T) {
-			s := newTestSSHD(t, program, t.TempDir(), newSigner(t).PublicKey())
-			penalties := handsOver(t, program)
-			s.stop()
-			lines := "LogLevel VERBOSE\n" + s.hallmarkLines()
+			s := machinetest.NewSSHD(t, program, t.TempDir(), machinetest.NewSigner(t).PublicKey())
+			penalties := machinetest.HandsOver(t, program)
+			s.Stop()
+			lines := "LogLevel VERBOSE\n" + s.HallmarkLines()
 			if penalties && len(sources) > 0 {
-				lines += "PerSourcePenaltyExemptList " + sshd.JoinSources("none", sources) + "\n"
+				lines += "PerSourcePenaltyExemptList " + sshdconf.JoinSources("none", sources) + "\n"
 			}
-			s.configure(lines)
-			s.start()
+			s.Configure(lines)
+			s.Run()
 
-			stranger := newSigner(t)
+			stranger := machinetest.NewSigner(t)
 			failures := 200
 			if len(sources) == 0 || !penalties {
 				failures = 20 // enough to be kept out
 			}
 			for range failures {
-				if err := s.tryLogin(stranger, ssh.InsecureIgnoreHostKey()); err == nil {
+				if err := s.TryLogin(stranger, ssh.InsecureIgnoreHostKey()); err == nil {
 					t.Fatal("a stranger logs in")
 				}
 			}
 			var logins errgroup.Group
 			for range 50 {
-				logins.Go(func() error { return s.tryLogin(s.login, ssh.InsecureIgnoreHostKey()) })
+				logins.Go(func() error { return s.TryLogin(s.Login, ssh.InsecureIgnoreHostKey()) })
 			}
 			err := logins.Wait()
-			log := string(mustRead(t, filepath.Join(s.dir, "sshd.log")))
+			log := string(machinetest.ReadFile(t, filepath.Join(s.Dir, "sshd.log")))
 			dropped := strings.Contains(log, "drop connection")
 			if wantDropped := penalties && len(sources) == 0; dropped != wantDropped || (err != nil) != wantDropped {
 				t.Errorf("logins: %v; dropped: %v, want %v\n%s", err, dropped, wantDropped, lastOf(log))

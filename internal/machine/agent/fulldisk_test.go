@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/hallmark-ssh/hallmark/internal/machine/fault"
+	"github.com/hallmark-ssh/hallmark/internal/machine/machinetest"
 	"golang.org/x/sys/unix"
 )
 
@@ -34,11 +36,11 @@ func TestEnrollOnFullDisk(t *testing.T) {
 			if !errors.Is(err, unix.ENOSPC) {
 				t.Fatalf("error %v, want a full disk", err)
 			}
-			wantError(t, err, Failed, "no space left on device", "disk")
+			machinetest.WantError(t, err, fault.Failed, "no space left on device", "disk")
 			if after := m.files(); after != before {
 				t.Errorf("files differ:\n%s\nwant\n%s", after, before)
 			}
-			m.sshd.acceptsLogins()
+			m.sshd.AcceptsLogins()
 			if err := os.Remove(filepath.Join(m.dir, "filler")); err != nil {
 				t.Fatal(err)
 			}

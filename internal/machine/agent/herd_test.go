@@ -14,6 +14,9 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/hallmark-ssh/hallmark/internal/machine/fault"
+	"github.com/hallmark-ssh/hallmark/internal/machine/machinetest"
+	"github.com/hallmark-ssh/hallmark/internal/machine/retry"
 	"github.com/hallmark-ssh/hallmark/templates/systemd"
 )
 
@@ -71,7 +74,7 @@ func (h *herd) request() error {
 		h.perMinute[minute]++
 	}
 	if since >= h.downFrom && since < h.downUntil {
-		return failf(Temporary, hintSignerDown, "connection refused")
+		return fault.Newf(fault.Temporary, "", "connection refused")
 	}
 	return nil
 }
@@ -98,10 +101,10 @@ func (m *simulated) wake(ctx context.Context) error {
 	defer cancel()
 	attempts := 1 // the question for CAs
 	if due {
-		attempts = manyAttempts
+		attempts = 1000
 	}
-	r := retry{sleep: sleep, now: time.Now, random: m.random.Float64, log: func(string, ...any) {}}
-	err := r.do(ctx, attempts, func(context.Context) (bool, time.Duration, error) {
+	r := retry.Policy{Sleep: retry.Sleep, Now: time.Now, Random: m.random.Float64, Log: func(string, ...any) {}}
+	err := r.Do(ctx, attempts, func(context.Context) (bool, time.Duration, error) {
 		err := m.request()
 		return err != nil, 0, err
 	})
@@ -124,7 +127,7 @@ func (m *simulated) live(ctx context.Context) {
 		if m.wake(ctx) != nil {
 			wait = m.restart
 		}
-		if sleep(ctx, wait) != nil {
+		if retry.Sleep(ctx, wait) != nil {
 			break
 		}
 	}
@@ -145,7 +148,7 @@ func (h *herd) run(t *testing.T, while time.Duration, certified bool) {
 		m.renewAfter = h.began.Add(time.Duration(m.random.Float64() * float64(56*time.Hour)))
 		start := time.Duration(m.random.Float64() * float64(while))
 		all.Go(func() {
-			if sleep(ctx, start) == nil {
+			if retry.Sleep(ctx, start) == nil {
 				m.live(ctx)
 			}
 		})
@@ -195,7 +198,7 @@ func (h *herd) histogram() string {
 func keep(t *testing.T, document, name, content string) {
 	t.Helper()
 	path := filepath.Join("..", "..", "..", "docs", document)
-	text := string(mustRead(t, path))
+	text := string(machinetest.ReadFile(t, path))
 	begin, end := "<!-- begin "+name+" -->\n", "<!-- end "+name+" -->"
 	before, rest, ok := strings.Cut(text, begin)
 	old, after, ok2 := strings.Cut(rest, end)

@@ -14,7 +14,7 @@ func TestHibernationIsAStopAndAStart(t *testing.T) {
 	if o := m.renew(); o.Reason != "" {
 		t.Fatalf("reason %q", o.Reason)
 	}
-	m.imds.pages[documentPage] = `{"accountId":"` + testAccount + `","region":"` + testRegion + `","instanceId":"` + testHost + `","pendingTime":"2026-03-08T12:00:00Z"}`
+	m.imds.pages[identityPage] = `{"accountId":"` + testAccount + `","region":"` + testRegion + `","instanceId":"` + testHost + `","pendingTime":"2026-03-08T12:00:00Z"}`
 	if o := m.renew(); o.Reason != "" {
 		t.Errorf("without hibernation the metadata service was asked again: %q", o.Reason)
 	}

@@ -12,9 +12,14 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/hallmark-ssh/hallmark/internal/machine/cafile"
+	"github.com/hallmark-ssh/hallmark/internal/machine/config"
+	"github.com/hallmark-ssh/hallmark/internal/machine/fault"
+	"github.com/hallmark-ssh/hallmark/internal/machine/hostkey"
+	"github.com/hallmark-ssh/hallmark/internal/machine/imds"
+	"github.com/hallmark-ssh/hallmark/internal/machine/machinetest"
+	"github.com/hallmark-ssh/hallmark/internal/machine/state"
 	"golang.org/x/crypto/ssh"
-
-	"github.com/hallmark-ssh/hallmark/internal/machine/sshd"
 )
 
 // One of sshd's host keys is of no use to it. It runs with the others, and these are
@@ -34,7 +39,7 @@ func TestEnrollWithOneBadHostKey(t *testing.T) {
 		{name: "public half in the form of RFC 4716", spoil: write(".pub", "---- BEGIN SSH2 PUBLIC KEY ----\nAAAA\n---- END SSH2 PUBLIC KEY ----\n")},
 		{name: "public half of an unknown type", spoil: write(".pub", "ssh-xmss@openssh.com AAAAFHNzaC14bXNzQG9wZW5zc2guY29tAAAABAECAwQ= root@x\n")},
 		{name: "public half of another key", spoil: func(m *machine, path string) error {
-			writeHostKey(m.t, "ecdsa", path+"x")
+			machinetest.WriteHostKey(m.t, "ecdsa", path+"x")
 			return os.Rename(path+"x.pub", path+".pub")
 		}},
 		{"private half missing", remove, "the private half is missing"},
@@ -57,19 +62,19 @@ func TestEnrollWithOneBadHostKey(t *testing.T) {
 			t.Parallel()
 			m := newMachine(t)
 			var said []string
-			m.retry.log = func(format string, args ...any) { said = append(said, strings.TrimSpace(fmt.Sprintf(format, args...))) }
-			m.sshd.stop()
-			path := m.sshd.keyPath("ecdsa")
+			m.retry.Log = func(format string, args ...any) { said = append(said, strings.TrimSpace(fmt.Sprintf(format, args...))) }
+			m.sshd.Stop()
+			path := m.sshd.KeyPath("ecdsa")
 			if err := test.spoil(m, path); err != nil {
 				t.Fatal(err)
 			}
-			m.sshd.start()
-			presented := m.sshd.presents(ssh.KeyAlgoECDSA256)
+			m.sshd.Run()
+			presented := m.sshd.Presents(ssh.KeyAlgoECDSA256)
 			o, err := m.Enroll(t.Context())
 			if err != nil {
 				t.Fatalf("the machine stays out for one bad key: %v", err)
 			}
-			certified := slices.ContainsFunc(o.State.Certificates, func(c CertificateState) bool { return c.Path == path+certificateSuffix })
+			certified := slices.ContainsFunc(o.State.Certificates, func(c state.Certificate) bool { return c.Path == path+hostkey.CertificateSuffix })
 			if certified != presented || len(o.State.Certificates) < 2 {
 				t.Errorf("certified %v, but sshd presents the key %v; %d certificates", certified, presented, len(o.State.Certificates))
 			}
@@ -80,24 +85,17 @@ func TestEnrollWithOneBadHostKey(t *testing.T) {
 			if again, err := m.Enroll(t.Context()); err != nil || again.Reason != "" || again.Reloaded {
 				t.Errorf("the next run: %+v, %v", again, err)
 			}
-			m.sshd.acceptsLogins()
+			m.sshd.AcceptsLogins()
 		})
 	}
 }
 
-// presents reports whether sshd has a plain host key of a type.
-func (s *testSSHD) presents(algorithm string) bool {
-	s.t.Helper()
-	_, err := sshd.Presented(s.t.Context(), s.address, []string{algorithm})
-	return err == nil
-}
-
 func TestEnrollWithShortRSAKey(t *testing.T) {
 	m := newMachine(t)
-	m.sshd.skipUnknown(t, "RequiredRSASize 3072\n")
-	m.sshd.stop()
-	m.sshd.configure("RequiredRSASize 3072\n" + m.sshd.hallmarkLines())
-	m.sshd.start()
+	m.sshd.SkipUnknown(t, "RequiredRSASize 3072\n")
+	m.sshd.Stop()
+	m.sshd.Configure("RequiredRSASize 3072\n" + m.sshd.HallmarkLines())
+	m.sshd.Run()
 	o, err := m.Enroll(t.Context())
 	if err != nil || len(o.State.Certificates) != 2 {
 		t.Fatalf("outcome %+v, %v; want two certificates", o, err)
@@ -110,12 +108,12 @@ func TestEnrollWithShortRSAKey(t *testing.T) {
 // certifyByOther gives a host key the certificate of another CA, as Vault's guide has it.
 func (m *machine) certifyByOther(kind, file string) (content string) {
 	m.t.Helper()
-	public, why, err := readHostKey(m.sshd.keyPath(kind))
+	public, why, err := hostkey.ReadPublic(m.sshd.KeyPath(kind))
 	if err != nil || why != "" {
 		m.t.Fatal(why, err)
 	}
 	cert := &ssh.Certificate{Key: public, CertType: ssh.HostCert, ValidPrincipals: []string{"web.corp.example.com"}, ValidBefore: ssh.CertTimeInfinity}
-	if err := cert.SignCert(rand.Reader, newSigner(m.t)); err != nil {
+	if err := cert.SignCert(rand.Reader, machinetest.NewSigner(m.t)); err != nil {
 		m.t.Fatal(err)
 	}
 	content = string(ssh.MarshalAuthorizedKey(cert))
@@ -144,27 +142,27 @@ func TestEnrollBesideAnotherCA(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
 			m := newMachine(t)
-			m.sshd.stop()
+			m.sshd.Stop()
 			theirs := map[string]string{}
 			lines := ""
 			for _, kind := range test.theirs {
-				file := m.sshd.keyPath(kind) + certificateSuffix
+				file := m.sshd.KeyPath(kind) + hostkey.CertificateSuffix
 				if test.elsewhere {
 					file = filepath.Join(m.dir, "other-ca-"+kind)
 					lines += "HostCertificate " + file + "\n"
 				}
 				theirs[file] = m.certifyByOther(kind, file)
 			}
-			m.sshd.configure(m.sshd.hallmarkLines() + lines)
-			m.sshd.start()
+			m.sshd.Configure(m.sshd.HallmarkLines() + lines)
+			m.sshd.Run()
 			o, err := m.Enroll(t.Context())
 			for file, content := range theirs {
-				if got := string(mustRead(t, file)); got != content {
+				if got := string(machinetest.ReadFile(t, file)); got != content {
 					t.Errorf("%s was overwritten", file)
 				}
 			}
 			if test.want == nil {
-				wantError(t, err, Misconfigured, "another CA's", "host_certificate: replace")
+				machinetest.WantError(t, err, fault.Misconfigured, "another CA's", "host_certificate: replace")
 				if len(m.requests) > 0 {
 					t.Error("the signer was asked")
 				}
@@ -175,7 +173,7 @@ func TestEnrollBesideAnotherCA(t *testing.T) {
 			}
 			var got []string
 			for _, c := range o.State.Certificates {
-				kind := strings.TrimSuffix(strings.TrimPrefix(filepath.Base(c.Path), "ssh_host_"), "_key"+certificateSuffix)
+				kind := strings.TrimSuffix(strings.TrimPrefix(filepath.Base(c.Path), "ssh_host_"), "_key"+hostkey.CertificateSuffix)
 				got = append(got, kind)
 			}
 			if !slices.Equal(got, test.want) {
@@ -183,16 +181,16 @@ func TestEnrollBesideAnotherCA(t *testing.T) {
 			}
 			// The proxy is Go's client, which takes the first type that it prefers.
 			checker := ssh.CertChecker{IsHostAuthority: func(key ssh.PublicKey, _ string) bool {
-				return authorizedLine(key) == authorizedLine(m.hosts.PublicKey())
+				return cafile.Line(key) == cafile.Line(m.hosts.PublicKey())
 			}}
-			if err := m.sshd.tryLogin(userCertificate(t, m.authority), checker.CheckHostKey); err != nil {
+			if err := m.sshd.TryLogin(machinetest.UserCertificate(t, m.authority), checker.CheckHostKey); err != nil {
 				t.Errorf("a login as the proxy makes it: %v", err)
 			}
 			if again, err := m.Enroll(t.Context()); err != nil || again.Reason != "" {
 				t.Errorf("the next run: %+v, %v", again, err)
 			}
 			// A lost state does not turn ours into somebody else's.
-			if err := os.Remove(statePath(m.stateDir)); err != nil {
+			if err := os.Remove(state.Path(m.stateDir)); err != nil {
 				t.Fatal(err)
 			}
 			if again, err := m.Enroll(t.Context()); err != nil || len(again.State.Certificates) != len(test.want) {
@@ -204,8 +202,8 @@ func TestEnrollBesideAnotherCA(t *testing.T) {
 
 func TestEnrollReplacesTheCertificateOfAnotherCA(t *testing.T) {
 	m := newMachine(t)
-	m.Config.HostCertificate = replaceCertificate
-	m.certifyByOther("rsa", m.sshd.keyPath("rsa")+certificateSuffix)
+	m.Config.HostCertificate = config.ReplaceCertificate
+	m.certifyByOther("rsa", m.sshd.KeyPath("rsa")+hostkey.CertificateSuffix)
 	o, err := m.Enroll(t.Context())
 	if err != nil || len(o.State.Certificates) != 3 {
 		t.Errorf("outcome %+v, %v", o, err)
@@ -215,14 +213,14 @@ func TestEnrollReplacesTheCertificateOfAnotherCA(t *testing.T) {
 // A second CA for people stays trusted, whatever the cluster's do.
 func TestExtraUserCAs(t *testing.T) {
 	m := newMachine(t)
-	other := newSigner(t)
-	m.Config.ExtraUserCAs = []string{authorizedLine(other.PublicKey()) + " old cluster"}
+	other := machinetest.NewSigner(t)
+	m.Config.ExtraUserCAs = []string{cafile.Line(other.PublicKey()) + " old cluster"}
 	for _, what := range []string{"first", "rotated"} {
 		if _, err := m.Enroll(t.Context()); err != nil {
 			t.Fatal(what, err)
 		}
 		for who, ca := range map[string]ssh.Signer{"the cluster's": m.authority, "the other": other} {
-			if err := m.sshd.tryLogin(userCertificate(t, ca), ssh.InsecureIgnoreHostKey()); err != nil {
+			if err := m.sshd.TryLogin(machinetest.UserCertificate(t, ca), ssh.InsecureIgnoreHostKey()); err != nil {
 				t.Errorf("%s: login by %s CA: %v", what, who, err)
 			}
 		}
@@ -230,46 +228,17 @@ func TestExtraUserCAs(t *testing.T) {
 			t.Errorf("%s: the next run: %+v, %v", what, o, err)
 		}
 		retired := m.authority
-		m.authority = newSigner(t)
+		m.authority = machinetest.NewSigner(t)
 		s := m.state()
 		s.RenewAfter = s.EnrolledAt
-		if err := m.save(s); err != nil {
+		if err := state.Save(m.stateDir, s); err != nil {
 			t.Fatal(err)
 		}
 		if what == "rotated" {
-			if err := m.sshd.tryLogin(userCertificate(t, retired), ssh.InsecureIgnoreHostKey()); err != nil {
+			if err := m.sshd.TryLogin(machinetest.UserCertificate(t, retired), ssh.InsecureIgnoreHostKey()); err != nil {
 				t.Errorf("before it learns of the rotation: %v", err)
 			}
 		}
-	}
-}
-
-func TestIsPrivateDNS(t *testing.T) {
-	for _, test := range []struct {
-		name, region string
-		want         bool
-	}{
-		{"ip-10-0-0-1.us-west-2.compute.internal", "us-west-2", true},
-		{"ip-10-0-0-1.ec2.internal", "us-east-1", true},
-		{"ip-10-0-0-1.ec2.internal", "us-west-2", false},
-		{"i-0123456789abcdef0.us-west-2.compute.internal", "us-west-2", true},
-		{"i-0123456789abcdef0.ec2.internal", "us-east-1", true},
-		{"ip-10-0-0-1.eu-west-1.compute.internal", "us-west-2", false},
-		{"ip-10-0-0-2.us-west-2.compute.internal", "us-west-2", false},
-		{"i-0123456789abcdef1.us-west-2.compute.internal", "us-west-2", false},
-		{"ip-10-0-0-1.us-west-2.compute.internal.example.com", "us-west-2", false},
-		{"ip-10-0-0-1.compute.internal", "us-west-2", false},
-		{"ip-10-0-0-1.corp.example.com", "us-west-2", false},
-		{"ip-10-0-0-1", "us-west-2", false},
-		{"IP-10-0-0-1.us-west-2.compute.internal", "us-west-2", false},
-		{"", "us-west-2", false},
-	} {
-		if got := isPrivateDNS(test.name, Instance{Region: test.region, InstanceID: testHost}, "10.0.0.1"); got != test.want {
-			t.Errorf("%q in %s: %v, want %v", test.name, test.region, got, test.want)
-		}
-	}
-	if isPrivateDNS(".us-west-2.compute.internal", Instance{Region: "us-west-2"}, "") {
-		t.Error("a name without a host was accepted")
 	}
 }
 
@@ -297,22 +266,22 @@ func TestPrivateDNSWithADomainOfTheVPC(t *testing.T) {
 func TestElasticIPDuringBoot(t *testing.T) {
 	m := newMachine(t)
 	m.tellAddress("10.0.0.1")
-	m.imds.pages[publicAddressPage] = "198.51.100.4"
+	m.imds.pages[imds.PublicAddressPage] = "198.51.100.4"
 	m.further = []string{"203.0.113.9"}
 	before := m.files()
 	_, err := m.Enroll(t.Context())
-	wantError(t, err, Temporary, "203.0.113.9", "nothing was changed")
+	machinetest.WantError(t, err, fault.Temporary, "203.0.113.9", "nothing was changed")
 	if m.files() != before {
 		t.Error("files were changed")
 	}
-	m.imds.pages[publicAddressPage] = "203.0.113.9"
+	m.imds.pages[imds.PublicAddressPage] = "203.0.113.9"
 	if _, err := m.Enroll(t.Context()); err != nil {
 		t.Errorf("once the metadata service tells it: %v", err)
 	}
 }
 
 func (m *machine) tellAddress(private string) {
-	m.imds.pages[documentPage] = fmt.Sprintf(`{"accountId":%q,"region":%q,"instanceId":%q,"privateIp":%q}`, testAccount, testRegion, testHost, private)
+	m.imds.pages[identityPage] = fmt.Sprintf(`{"accountId":%q,"region":%q,"instanceId":%q,"privateIp":%q}`, testAccount, testRegion, testHost, private)
 }
 
 // Teleport's certificates have no serial numbers, and those of one enrollment end at the
@@ -322,9 +291,11 @@ func TestEnrollReplacesACertificateOfAnotherKey(t *testing.T) {
 	if _, err := m.Enroll(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	certificate := func(kind string) string { return filepath.Join(m.dir, "ssh_host_"+kind+"_key"+certificateSuffix) }
-	before := mustRead(t, certificate("ed25519"))
-	if err := os.WriteFile(certificate("ed25519"), mustRead(t, certificate("rsa")), 0o644); err != nil {
+	certificate := func(kind string) string {
+		return filepath.Join(m.dir, "ssh_host_"+kind+"_key"+hostkey.CertificateSuffix)
+	}
+	before := machinetest.ReadFile(t, certificate("ed25519"))
+	if err := os.WriteFile(certificate("ed25519"), machinetest.ReadFile(t, certificate("rsa")), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	o, err := m.Enroll(t.Context())
@@ -334,7 +305,7 @@ func TestEnrollReplacesACertificateOfAnotherKey(t *testing.T) {
 	if want := certificate("ed25519") + " is missing, damaged or of another key"; !strings.Contains(o.Reason, want) {
 		t.Errorf("reason %q, want %q", o.Reason, want)
 	}
-	if after := readCertificate(certificate("ed25519")); after == nil || after.Key.Type() != ssh.KeyAlgoED25519 {
+	if after := hostkey.ReadCertificate(certificate("ed25519")); after == nil || after.Key.Type() != ssh.KeyAlgoED25519 {
 		t.Errorf("the certificate is %v, was\n%s", after, before)
 	}
 }
@@ -347,10 +318,10 @@ func TestEnrollFindsAFolderInAFilesPlace(t *testing.T) {
 		path func(m *machine) string
 		says string
 	}{
-		{"state", func(m *machine) string { return statePath(m.stateDir) }, "read state"},
-		{"lock", func(m *machine) string { return lockPath(m.stateDir) }, "open the lock"},
+		{"state", func(m *machine) string { return state.Path(m.stateDir) }, "read state"},
+		{"lock", func(m *machine) string { return state.LockPath(m.stateDir) }, "open the lock"},
 		{"trusted CAs", func(m *machine) string { return m.caFile }, "read the trusted CAs"},
-		{"certificate", func(m *machine) string { return filepath.Join(m.dir, "ssh_host_ed25519_key"+certificateSuffix) }, "install certificates: prepare"},
+		{"certificate", func(m *machine) string { return filepath.Join(m.dir, "ssh_host_ed25519_key"+hostkey.CertificateSuffix) }, "install certificates: prepare"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			m := newMachine(t)
@@ -366,7 +337,7 @@ func TestEnrollFindsAFolderInAFilesPlace(t *testing.T) {
 			}
 			before := m.files()
 			_, err := m.Enroll(t.Context())
-			wantError(t, err, Failed, test.says, "move the folder in this file's place away")
+			machinetest.WantError(t, err, fault.Failed, test.says, "move the folder in this file's place away")
 			if !errors.Is(err, syscall.EISDIR) {
 				t.Errorf("error %v does not say that it is a folder", err)
 			}

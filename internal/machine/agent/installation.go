@@ -13,7 +13,12 @@ import (
 
 	"golang.org/x/crypto/ssh"
 
+	"github.com/hallmark-ssh/hallmark/internal/machine/fault"
+	"github.com/hallmark-ssh/hallmark/internal/machine/hostkey"
+	"github.com/hallmark-ssh/hallmark/internal/machine/replace"
+	"github.com/hallmark-ssh/hallmark/internal/machine/retry"
 	"github.com/hallmark-ssh/hallmark/internal/machine/sshd"
+	"github.com/hallmark-ssh/hallmark/internal/machine/state"
 )
 
 const hintSSHD = "see 'systemctl status ssh sshd' and sshd's lines in the journal"
@@ -22,8 +27,8 @@ const hintSSHD = "see 'systemctl status ssh sshd' and sshd's lines in the journa
 type installation struct {
 	*Enroller
 	conf   *sshd.Effective
-	keys   []hostKey // with the certificates to install
-	before *State    // nil if the machine never enrolled
+	keys   []hostkey.Key // with the certificates to install
+	before *state.State  // nil if the machine never enrolled
 
 	listeners []netip.AddrPort // of the running sshd; none if none runs
 	reloaded  bool
@@ -42,7 +47,7 @@ type installation struct {
 
 // install writes the certificates and the CA file, sees sshd present them, and
 // only then writes the state. The caller has had sshd judge its configuration.
-func (i *installation) install(ctx context.Context, caFile []byte, state *State) (err error) {
+func (i *installation) install(ctx context.Context, caFile []byte, next *state.State) (err error) {
 	change, err := i.stage(caFile)
 	if err != nil {
 		return nothingChanged(err)
@@ -53,10 +58,10 @@ func (i *installation) install(ctx context.Context, caFile []byte, state *State)
 	if err := i.findListeners(ctx); err != nil {
 		return nothingChanged(err)
 	}
-	i.record(state)
+	i.record(next)
 	// The state is written last, but staged now: a full disk shows before sshd's
 	// files change.
-	final, err := stageState(i.stateDir, state)
+	final, err := state.Stage(i.stateDir, next)
 	if err != nil {
 		return nothingChanged(err)
 	}
@@ -67,8 +72,8 @@ func (i *installation) install(ctx context.Context, caFile []byte, state *State)
 	}
 	err = i.prove(ctx)
 	if err == nil && (i.notVerified != "" || i.waits) {
-		i.record(state)
-		final, err = restageState(final, i.stateDir, state)
+		i.record(next)
+		final, err = state.Restage(final, i.stateDir, next)
 	}
 	if err == nil {
 		err = final.Commit()
@@ -82,25 +87,25 @@ func (i *installation) install(ctx context.Context, caFile []byte, state *State)
 }
 
 // record writes into the state whether sshd has the certificates.
-func (i *installation) record(state *State) {
-	state.Presented, state.NotVerified, state.Waiting = len(i.listeners) > 0 && !i.waits, i.notVerified, nil
+func (i *installation) record(in *state.State) {
+	in.Presented, in.NotVerified, in.Waiting = len(i.listeners) > 0 && !i.waits, i.notVerified, nil
 	if i.waits {
-		state.Waiting = wait(i.before, i.pendingChange, i.now())
+		in.Waiting = state.NextWaiting(i.before, i.pendingChange, i.now())
 	}
 }
 
 func nothingChanged(err error) error {
-	return failf(Failed, "sshd works as before; "+hintFile(err), "install certificates: %w", err)
+	return fault.Newf(fault.Failed, "sshd works as before; "+fault.FileHint(err), "install certificates: %w", err)
 }
 
 // stage prepares the certificates, each next to its key, and the CA file. The certificates
 // get into place in the order in which OpenSSH's client asks for them: if a run is killed
 // between two, no key that a client has pinned is hidden by the certificate of another.
-func (i *installation) stage(caFile []byte) (*sshd.Change, error) {
-	change := &sshd.Change{}
-	ordered := slices.SortedStableFunc(slices.Values(i.keys), func(a, b hostKey) int { return proxyRank(b.public) - proxyRank(a.public) })
+func (i *installation) stage(caFile []byte) (*replace.Change, error) {
+	change := &replace.Change{}
+	ordered := slices.SortedStableFunc(slices.Values(i.keys), func(a, b hostkey.Key) int { return hostkey.ProxyRank(b.Public) - hostkey.ProxyRank(a.Public) })
 	for _, key := range ordered {
-		if err := change.Stage(key.certificatePath(), ssh.MarshalAuthorizedKey(key.certificate), 0o644); err != nil {
+		if err := change.Stage(key.CertificatePath(), ssh.MarshalAuthorizedKey(key.Certificate), 0o644); err != nil {
 			return nil, errors.Join(err, change.Close())
 		}
 	}
@@ -158,14 +163,14 @@ func (i *installation) prove(ctx context.Context) error {
 	if err := until(ctx, check); err != nil {
 		return err
 	}
-	_, err = i.pending(ctx, i.conf, i.logins)
+	_, err = i.tracker().Pending(ctx, i.conf, i.logins)
 	i.note("note what sshd has loaded", err)
 	return nil
 }
 
 // considerReload finds out what a reload would put into effect.
 func (i *installation) considerReload(ctx context.Context, logins []sshd.Login) (err error) {
-	i.pendingChange, err = i.pending(ctx, i.conf, logins)
+	i.pendingChange, err = i.tracker().Pending(ctx, i.conf, logins)
 	i.considered = err == nil
 	return err
 }
@@ -183,7 +188,7 @@ func (i *installation) hasToWait(ctx context.Context) (bool, error) {
 		}
 	}
 	if i.pendingChange != "" && i.ActivatePending {
-		i.retry.log("reloading sshd although that puts a pending change into effect: %s", i.pendingChange)
+		i.retry.Log("reloading sshd although that puts a pending change into effect: %s", i.pendingChange)
 	}
 	return i.pendingChange != "" && !i.ActivatePending, nil
 }
@@ -230,7 +235,7 @@ func (i *installation) look(ctx context.Context) (view, error) {
 			i.notVerified = err.Error()
 			return hidden, nil
 		}
-		if sleep(ctx, pause) != nil {
+		if retry.Sleep(ctx, pause) != nil {
 			return hidden, err
 		}
 		pause *= 4
@@ -252,7 +257,7 @@ func until(ctx context.Context, check func(context.Context) error) error {
 		if last == nil || ctx.Err() == nil {
 			last = err
 		}
-		if sleep(ctx, pause) != nil {
+		if retry.Sleep(ctx, pause) != nil {
 			return last
 		}
 	}
@@ -265,10 +270,10 @@ func until(ctx context.Context, check func(context.Context) error) error {
 func (i *installation) presented(ctx context.Context) error {
 	seen := map[string]bool{}
 	for _, key := range i.keys {
-		if seen[key.algorithms[0]] {
+		if seen[key.Algorithms[0]] {
 			continue
 		}
-		seen[key.algorithms[0]] = true
+		seen[key.Algorithms[0]] = true
 		if err := i.presents(ctx, key); err != nil {
 			return err
 		}
@@ -283,28 +288,28 @@ var errNotAccepted = errors.New("sshd does not accept its configuration")
 var errAnother = errors.New("presents another certificate")
 
 // presents asks at the first address that lets this machine look, and puts that first.
-func (i *installation) presents(ctx context.Context, key hostKey) error {
+func (i *installation) presents(ctx context.Context, key hostkey.Key) error {
 	var got ssh.PublicKey
 	var err error
 	for n, listener := range i.listeners {
-		got, err = sshd.Presented(ctx, listener, key.algorithms)
+		got, err = sshd.Presented(ctx, listener, key.Algorithms)
 		if err == nil || errors.Is(err, sshd.ErrNotPresented) {
 			i.listeners[0], i.listeners[n] = listener, i.listeners[0]
 			break
 		}
 	}
 	if err != nil {
-		return fmt.Errorf("%s: %w", key.certificatePath(), err)
+		return fmt.Errorf("%s: %w", key.CertificatePath(), err)
 	}
 	if !i.installed(got) {
-		return fmt.Errorf("sshd at %s %w than %s", i.listeners[0], errAnother, key.certificatePath())
+		return fmt.Errorf("sshd at %s %w than %s", i.listeners[0], errAnother, key.CertificatePath())
 	}
 	return nil
 }
 
 func (i *installation) installed(presented ssh.PublicKey) bool {
 	for _, key := range i.keys {
-		if bytes.Equal(key.certificate.Marshal(), presented.Marshal()) {
+		if bytes.Equal(key.Certificate.Marshal(), presented.Marshal()) {
 			return true
 		}
 	}
@@ -313,17 +318,17 @@ func (i *installation) installed(presented ssh.PublicKey) bool {
 
 // putBack restores the files and, if sshd was reloaded, sshd. It goes on although
 // the caller was interrupted: half of it would be the lock-out that this is about.
-func (i *installation) putBack(ctx context.Context, change *sshd.Change, cause error) error {
+func (i *installation) putBack(ctx context.Context, change *replace.Change, cause error) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), i.settle)
 	defer cancel()
 	if err := change.Rollback(); err != nil {
-		return failf(Failed, hintSSHD, "%w; putting back what was there failed as well: %w", cause, err)
+		return fault.Newf(fault.Failed, hintSSHD, "%w; putting back what was there failed as well: %w", cause, err)
 	}
 	if err := i.revive(ctx); err != nil {
-		return failf(Failed, "start sshd now, and keep your session open until it runs: "+hintSSHD,
+		return fault.Newf(fault.Failed, "start sshd now, and keep your session open until it runs: "+hintSSHD,
 			"%w; the files were put back, but sshd does not answer: %w", cause, err)
 	}
-	return i.markFutile(ctx, cause, failf(Failed, "what was there was put back and sshd works as before; "+hintSSHD, "%w", cause))
+	return i.markFutile(ctx, cause, fault.Newf(fault.Failed, "what was there was put back and sshd works as before; "+hintSSHD, "%w", cause))
 }
 
 // revive makes an sshd that was reloaded read the old files again, and starts it

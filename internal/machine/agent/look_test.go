@@ -13,22 +13,24 @@ import (
 	"testing"
 	"time"
 
+	"github.com/hallmark-ssh/hallmark/internal/machine/machinetest"
 	"github.com/hallmark-ssh/hallmark/internal/machine/sshd"
+	"github.com/hallmark-ssh/hallmark/internal/machine/state"
 )
 
 // startWith starts sshd with further arguments on its command line, as SSHD_OPTS in
 // /etc/default/ssh does, and waits until it accepts connections at the address.
 func (m *machine) startWith(address netip.AddrPort, arguments ...string) {
 	m.t.Helper()
-	m.sshd.arguments, m.sshd.address = arguments, address
-	m.sshd.start()
+	m.sshd.Arguments, m.sshd.Address = arguments, address
+	m.sshd.Run()
 }
 
 // listenOn rewrites the configuration so that the command line decides the port.
 func (m *machine) listenOn(listen, lines string) {
 	m.t.Helper()
-	m.sshd.listen = &listen
-	m.sshd.configure(lines)
+	m.sshd.Listen = &listen
+	m.sshd.Configure(lines)
 }
 
 // The configuration does not say where sshd listens if its command line does.
@@ -45,19 +47,19 @@ func TestEnrollFindsSSHDByItsCommandLine(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			m := newMachine(t)
-			m.sshd.stop()
-			other := freeAddress(t)
+			m.sshd.Stop()
+			other := machinetest.FreeAddress(t)
 			m.listenOn(test.listen, "") // without hallmark's lines, so that it has to be reloaded
 			m.startWith(other, test.option(other)...)
-			m.listenOn(test.listen, m.sshd.hallmarkLines())
+			m.listenOn(test.listen, m.sshd.HallmarkLines())
 			o, err := m.Enroll(t.Context())
 			if err != nil {
 				t.Fatal(err)
 			}
-			if !o.State.Presented || o.State.NotVerified != "" || m.sshd.reloads != 1 {
-				t.Errorf("state %+v after %d reloads, want the certificates seen after one", o.State, m.sshd.reloads)
+			if !o.State.Presented || o.State.NotVerified != "" || m.sshd.Reloads != 1 {
+				t.Errorf("state %+v after %d reloads, want the certificates seen after one", o.State, m.sshd.Reloads)
 			}
-			m.sshd.acceptsLogins()
+			m.sshd.AcceptsLogins()
 		})
 	}
 }
@@ -78,10 +80,10 @@ func TestEnrollWhereSSHDLetsNobodyLook(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			m := newMachine(t)
-			m.sshd.stop()
-			m.sshd.configure("")
-			m.sshd.start()
-			m.sshd.configure(m.sshd.hallmarkLines())
+			m.sshd.Stop()
+			m.sshd.Configure("")
+			m.sshd.Run()
+			m.sshd.Configure(m.sshd.HallmarkLines())
 			m.Enroller.server = listensAt{m.sshd, test.at(t, m)}
 			o, err := m.Enroll(t.Context())
 			if err != nil {
@@ -90,16 +92,16 @@ func TestEnrollWhereSSHDLetsNobodyLook(t *testing.T) {
 			if !o.State.Presented || !strings.Contains(o.State.NotVerified, test.why) {
 				t.Errorf("state %+v, want it not verified because of %q", o.State, test.why)
 			}
-			if !o.Reloaded || m.sshd.reloads != 1 {
-				t.Errorf("%d reloads, want one", m.sshd.reloads)
+			if !o.Reloaded || m.sshd.Reloads != 1 {
+				t.Errorf("%d reloads, want one", m.sshd.Reloads)
 			}
-			if o, err = m.Enroll(t.Context()); err != nil || m.sshd.reloads != 1 || o.State.NotVerified == "" {
-				t.Errorf("the next run: %v, %d reloads, want no other", err, m.sshd.reloads)
+			if o, err = m.Enroll(t.Context()); err != nil || m.sshd.Reloads != 1 || o.State.NotVerified == "" {
+				t.Errorf("the next run: %v, %d reloads, want no other", err, m.sshd.Reloads)
 			}
 			// Once it lets hallmark look, the state says so.
 			m.Enroller.server = m.sshd
-			m.sshd.stop()
-			m.sshd.start()
+			m.sshd.Stop()
+			m.sshd.Run()
 			if o, err = m.Enroll(t.Context()); err != nil || o.State.NotVerified != "" || !o.State.Presented {
 				t.Errorf("after that: %+v %v", o, err)
 			}
@@ -115,7 +117,7 @@ func neverAnswers(t *testing.T, _ *machine) netip.AddrPort {
 	return accept(t, func(conn net.Conn) { t.Cleanup(func() { conn.Close() }) })
 }
 
-func refuses(t *testing.T, _ *machine) netip.AddrPort { return freeAddress(t) }
+func refuses(t *testing.T, _ *machine) netip.AddrPort { return machinetest.FreeAddress(t) }
 
 // accept passes each connection to an address of its own on.
 func accept(t *testing.T, handle func(net.Conn)) netip.AddrPort {
@@ -137,13 +139,10 @@ func accept(t *testing.T, handle func(net.Conn)) netip.AddrPort {
 	return netip.MustParseAddrPort(l.Addr().String())
 }
 
-// wrappersVariable tells the test's second process that it is the one.
-const wrappersVariable = "HALLMARK_TEST_WRAPPERS"
-
 // TCP wrappers keep this machine's own connections out (hosts.deny), and are what
 // hardening guides ask for. Debian's sshd has them.
 func TestEnrollBehindTCPWrappers(t *testing.T) {
-	if os.Getenv(wrappersVariable) == "" {
+	if os.Getenv(machinetest.WrappersVariable) == "" {
 		behindTCPWrappers(t)
 		return
 	}
@@ -153,8 +152,8 @@ func TestEnrollBehindTCPWrappers(t *testing.T) {
 		t.Fatal(err)
 	}
 	// Before it closes the connection, it may wait for DNS longer than hallmark does.
-	if !o.State.Presented || o.State.NotVerified == "" || m.sshd.reloads != 1 {
-		t.Errorf("%+v after %d reloads, want one, and a state that says not verified", o.State, m.sshd.reloads)
+	if !o.State.Presented || o.State.NotVerified == "" || m.sshd.Reloads != 1 {
+		t.Errorf("%+v after %d reloads, want one, and a state that says not verified", o.State, m.sshd.Reloads)
 	}
 }
 
@@ -162,7 +161,7 @@ func TestEnrollBehindTCPWrappers(t *testing.T) {
 // /etc/hosts.deny is another file only there.
 func behindTCPWrappers(t *testing.T) {
 	t.Helper()
-	libraries, err := exec.Command("ldd", findSSHD(t)).Output()
+	libraries, err := exec.Command("ldd", machinetest.FindSSHD(t)).Output()
 	if err != nil || !strings.Contains(string(libraries), "libwrap") && !strings.Contains(wrapsSessions(), "libwrap") {
 		t.Skip("this sshd has no TCP wrappers")
 	}
@@ -184,7 +183,7 @@ func behindTCPWrappers(t *testing.T) {
 		propagation = "unchanged" // in a chroot, which is no mount point
 	}
 	child := exec.Command("unshare", "--mount", "--propagation", propagation, "sh", "-euc", script, "sh", deny, program, "-test.run", "^"+t.Name()+"$", "-test.v")
-	child.Env = append(os.Environ(), wrappersVariable+"=1")
+	child.Env = append(os.Environ(), machinetest.WrappersVariable+"=1")
 	if output, err := child.CombinedOutput(); err != nil {
 		t.Errorf("%v\n%s", err, output)
 	}
@@ -201,10 +200,10 @@ func wrapsSessions() string {
 func newMachineBehind(t *testing.T) *machine {
 	t.Helper()
 	m := newMachine(t)
-	m.sshd.stop()
-	m.sshd.configure("")
-	m.sshd.start()
-	m.sshd.configure(m.sshd.hallmarkLines())
+	m.sshd.Stop()
+	m.sshd.Configure("")
+	m.sshd.Run()
+	m.sshd.Configure(m.sshd.HallmarkLines())
 	return m
 }
 
@@ -212,13 +211,13 @@ func newMachineBehind(t *testing.T) *machine {
 // never count against 127.0.0.1, where forwarded ports come from.
 func TestEnrollKeepsClearOfPenalties(t *testing.T) {
 	m := newMachine(t)
-	if !handsOver(t, m.sshd.Program) {
+	if !machinetest.HandsOver(t, m.sshd.Program) {
 		t.Skip("this sshd has no PerSourcePenalties")
 	}
-	m.sshd.stop()
-	m.sshd.configure("PerSourcePenalties noauth:15m\nPerSourceMaxStartups 1\n" + m.sshd.hallmarkLines())
-	m.sshd.start()
-	m.sshd.acceptsLogins()
+	m.sshd.Stop()
+	m.sshd.Configure("PerSourcePenalties noauth:15m\nPerSourceMaxStartups 1\n" + m.sshd.HallmarkLines())
+	m.sshd.Run()
+	m.sshd.AcceptsLogins()
 	for n := range 3 {
 		m.now = func() time.Time { return time.Now().Add(time.Duration(n) * 3 * 24 * time.Hour) }
 		m.clock = m.now
@@ -226,7 +225,7 @@ func TestEnrollKeepsClearOfPenalties(t *testing.T) {
 		if err != nil || o.Reason == "" || o.State.NotVerified != "" {
 			t.Fatalf("run %d: %+v %v", n, o, err)
 		}
-		m.sshd.acceptsLogins()
+		m.sshd.AcceptsLogins()
 	}
 }
 
@@ -238,16 +237,16 @@ func TestEnrollWithUnusualAlgorithms(t *testing.T) {
 		"Ciphers 3des-cbc\nMACs hmac-sha1-96\n",
 	} {
 		m := newMachine(t)
-		m.sshd.stop()
-		m.sshd.configure(lines + m.sshd.hallmarkLines())
-		m.sshd.start()
+		m.sshd.Stop()
+		m.sshd.Configure(lines + m.sshd.HallmarkLines())
+		m.sshd.Run()
 		// Teleport's proxy speaks less than this machine does, which is an error of its own.
 		if _, err := m.Enroll(t.Context()); err != nil && !strings.Contains(err.Error(), "nobody can log in by one") {
 			t.Errorf("%q: %v", lines, err)
 		}
-		state, err := LoadState(m.stateDir)
-		if err != nil || state == nil || !state.Presented || state.NotVerified != "" {
-			t.Errorf("%q: %+v %v", lines, state, err)
+		s, err := state.Load(m.stateDir)
+		if err != nil || s == nil || !s.Presented || s.NotVerified != "" {
+			t.Errorf("%q: %+v %v", lines, s, err)
 		}
 	}
 }
@@ -255,10 +254,10 @@ func TestEnrollWithUnusualAlgorithms(t *testing.T) {
 // One handshake for each certificate, none to find sshd.
 func TestLooksAtEachCertificateOnce(t *testing.T) {
 	m := newMachine(t)
-	if handsOver(t, m.sshd.Program) {
+	if machinetest.HandsOver(t, m.sshd.Program) {
 		t.Skip("this sshd has to be reloaded for each certificate")
 	}
-	front := newCountingProxy(t, m.sshd.address)
+	front := newCountingProxy(t, m.sshd.Address)
 	m.Enroller.server = listensAt{m.sshd, front.address}
 	if _, err := m.Enroll(t.Context()); err != nil {
 		t.Fatal(err)
@@ -270,7 +269,7 @@ func TestLooksAtEachCertificateOnce(t *testing.T) {
 
 // listensAt is an sshd that is reached through another address.
 type listensAt struct {
-	*testSSHD
+	*machinetest.SSHD
 	address netip.AddrPort
 }
 

@@ -3,7 +3,6 @@ package agent
 import (
 	"bytes"
 	"context"
-	"crypto/ed25519"
 	"crypto/rand"
 	"encoding/json"
 	"encoding/pem"
@@ -11,19 +10,13 @@ import (
 	"fmt"
 	"io"
 	"log"
-	mathrand "math/rand/v2"
-	"net"
 	"net/http"
 	"net/http/httptest"
-	"net/netip"
 	"os"
-	"os/exec"
-	"os/user"
 	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"testing"
 	"time"
 
@@ -31,7 +24,14 @@ import (
 
 	"github.com/hallmark-ssh/hallmark/internal/identity"
 	"github.com/hallmark-ssh/hallmark/internal/identity/identitytest"
+	"github.com/hallmark-ssh/hallmark/internal/machine/cafile"
+	"github.com/hallmark-ssh/hallmark/internal/machine/config"
+	"github.com/hallmark-ssh/hallmark/internal/machine/imds"
+	"github.com/hallmark-ssh/hallmark/internal/machine/machinetest"
+	"github.com/hallmark-ssh/hallmark/internal/machine/retry"
+	"github.com/hallmark-ssh/hallmark/internal/machine/signerclient"
 	"github.com/hallmark-ssh/hallmark/internal/machine/sshd"
+	"github.com/hallmark-ssh/hallmark/internal/machine/state"
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
 )
 
@@ -39,7 +39,7 @@ const (
 	testRegion  = "hm-test-1"
 	testAccount = "111122223333"
 	testCluster = "teleport.example.com"
-	testName    = "web-i-0123456789abcdef0"
+	testName    = machinetest.HostName
 	testHost    = "i-0123456789abcdef0"
 )
 
@@ -48,7 +48,7 @@ const (
 type machine struct {
 	t    testing.TB
 	dir  string
-	sshd *testSSHD
+	sshd *machinetest.SSHD
 	imds *testMetadata
 	*testSigner
 	*Enroller
@@ -58,43 +58,52 @@ type machine struct {
 
 func newMachine(t testing.TB) *machine {
 	t.Helper()
-	program := findSSHD(t)
+	program := machinetest.FindSSHD(t)
 	dir := t.TempDir()
 	m := &machine{t: t, dir: dir, imds: newTestMetadata(t), testSigner: newTestSigner(t)}
-	m.sshd = newTestSSHD(t, program, dir, m.authority.PublicKey())
-	client, err := newSignerClient(m.writeRoots(t, dir))
-	if err != nil {
-		t.Fatal(err)
-	}
-	quick := retry{
-		sleep: func(ctx context.Context, d time.Duration) error {
+	m.sshd = machinetest.NewSSHD(t, program, dir, m.authority.PublicKey())
+	quick := retry.Policy{
+		Sleep: func(ctx context.Context, d time.Duration) error {
 			m.waits = append(m.waits, d)
 			m.slept.Add(int64(d))
 			return ctx.Err()
 		},
-		now:    func() time.Time { return time.Now().Add(time.Duration(m.slept.Load())) },
-		random: func() float64 { return 0.5 },
-		log:    t.Logf,
+		Now:    func() time.Time { return time.Now().Add(time.Duration(m.slept.Load())) },
+		Random: func() float64 { return 0.5 },
+		Log:    t.Logf,
 	}
 	m.Enroller = &Enroller{
-		Config:   Config{SignerURL: m.testSigner.server.URL + "/", Audience: "hallmark.example.com"},
+		Config:   config.Config{SignerURL: m.testSigner.server.URL + "/", Audience: "hallmark.example.com"},
 		Timeout:  2 * time.Minute,
-		stateDir: filepath.Join(dir, "state"), caFile: m.sshd.caFile,
-		server: m.sshd, metadata: newMetadata(quick), http: client, retry: quick, attempt: signerTimeout,
+		stateDir: filepath.Join(dir, "state"), caFile: m.sshd.CAFile,
+		server: m.sshd, metadata: imds.New(quick), retry: quick,
 		now: time.Now, settle: 10 * time.Second, runDir: filepath.Join(dir, "run"), suspended: suspended,
 	}
-	m.metadata.endpoint = m.imds.server.URL // not by its variable, so that tests can run side by side
+	m.connect(m.writeRoots(t, dir))
+	m.metadata.Endpoint = m.imds.server.URL // not by its variable, so that tests can run side by side
 	return m
+}
+
+// connect makes the client for the signer.
+func (m *machine) connect(roots string) {
+	m.t.Helper()
+	c := m.Config
+	c.SignerCAFile = roots
+	signer, err := signerclient.New(c, m.retry, m.metadata, func() time.Time { return m.now() })
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	m.signer = signer
 }
 
 // noPenalties is for tests that go through hours of connections in a second: sshd 9.8
 // and later would shut them out.
 func (m *machine) noPenalties() {
 	m.t.Helper()
-	if handsOver(m.t, m.sshd.Program) {
-		m.sshd.stop()
-		m.sshd.configure("PerSourcePenalties no\n" + m.sshd.hallmarkLines())
-		m.sshd.start()
+	if machinetest.HandsOver(m.t, m.sshd.Program) {
+		m.sshd.Stop()
+		m.sshd.Configure("PerSourcePenalties no\n" + m.sshd.HallmarkLines())
+		m.sshd.Run()
 	}
 }
 
@@ -109,7 +118,7 @@ func (m *machine) files() string {
 			m.t.Fatal(err)
 		}
 		for _, path := range paths {
-			if path == setbackPath(m.stateDir) || path == lockPath(m.stateDir) {
+			if path == setbackPath(m.stateDir) || path == state.LockPath(m.stateDir) {
 				continue
 			}
 			if data, err := os.ReadFile(path); err == nil {
@@ -118,193 +127,6 @@ func (m *machine) files() string {
 		}
 	}
 	return b.String()
-}
-
-// findSSHD returns a real sshd. Only where nothing demands it may a test go
-// without.
-func findSSHD(t testing.TB) string {
-	t.Helper()
-	server, err := sshd.Find("/")
-	if err == nil {
-		return server.Program
-	}
-	if os.Getenv("HALLMARK_TEST_STRICT") != "" {
-		t.Fatalf("%v: install openssh-server", err)
-	}
-	t.Skipf("%v: install openssh-server to run this test", err)
-	return ""
-}
-
-// testSSHD is a real sshd that counts its reloads.
-type testSSHD struct {
-	sshd.Server
-	t       testing.TB
-	dir     string
-	caFile  string
-	address netip.AddrPort
-	process *exec.Cmd
-	exited  chan struct{}
-	reloads int
-	starts  int
-	// onReload replaces Reload, if set.
-	onReload func(ctx context.Context) error
-	login    ssh.Signer
-	// arguments are further ones of its command line.
-	arguments []string
-	// blind tells that nobody can look at it.
-	blind bool
-	// sites has the configuration include files named NN-….conf.
-	sites bool
-	// listen replaces the configuration's ListenAddress line, if set.
-	listen *string
-}
-
-func newTestSSHD(t testing.TB, program, dir string, ca ssh.PublicKey) *testSSHD {
-	t.Helper()
-	s := &testSSHD{
-		t: t, dir: dir, caFile: filepath.Join(dir, "hallmark", "openssh_ca.pub"),
-		Server: sshd.Server{Program: program, Config: filepath.Join(dir, "sshd_config")},
-		login:  newSigner(t), blind: os.Getenv(wrappersVariable) != "",
-	}
-	makePrivilegeFolder(t)
-	for _, kind := range []string{"rsa", "ecdsa", "ed25519"} {
-		writeHostKey(t, kind, s.keyPath(kind))
-	}
-	s.write("authorized_keys", string(ssh.MarshalAuthorizedKey(s.login.PublicKey())))
-	if err := os.Mkdir(filepath.Dir(s.caFile), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	s.write("hallmark/openssh_ca.pub", string(renderAuthorities([]ssh.PublicKey{ca})))
-	s.address = freeAddress(t)
-	s.configure(s.hallmarkLines())
-	s.start()
-	t.Cleanup(s.stop)
-	return s
-}
-
-// makePrivilegeFolder makes the privilege separation folder, as sshd's unit or tmpfiles do.
-func makePrivilegeFolder(t testing.TB) {
-	t.Helper()
-	if os.Geteuid() != 0 {
-		return
-	}
-	if err := os.MkdirAll("/run/sshd", 0o755); err != nil {
-		t.Fatal(err)
-	}
-}
-
-func (s *testSSHD) keyPath(kind string) string {
-	return filepath.Join(s.dir, "ssh_host_"+kind+"_key")
-}
-
-func (s *testSSHD) hallmarkLines() string {
-	return string(sshd.Options{
-		TrustedUserCAKeys: s.caFile,
-		HostCertificates: []string{
-			s.keyPath("rsa") + "-cert.pub", s.keyPath("ecdsa") + "-cert.pub", s.keyPath("ed25519") + "-cert.pub",
-		},
-		MaxStartups: sshd.DefaultMaxStartups,
-	}.Render())
-}
-
-// configure writes sshd's configuration: lines, of which hallmark's own go into a drop-in.
-// A file whose content stays is not touched.
-func (s *testSSHD) configure(lines string) {
-	others, ours, found := strings.Cut(lines, s.hallmarkLines())
-	if found {
-		lines = others + "Include " + s.dropIn() + "\n" + ours
-		ours = s.hallmarkLines()
-	} else {
-		lines += "Include " + s.dropIn() + "\n"
-	}
-	if s.sites {
-		lines = "Include " + s.dir + "/[1-9]*.conf\n" + lines
-	}
-	s.update(filepath.Base(s.dropIn()), ours)
-	listen := "ListenAddress " + s.address.String()
-	if s.listen != nil {
-		listen = *s.listen
-	}
-	s.update("sshd_config", lines+fmt.Sprintf(`
-%s
-HostKey %s
-HostKey %s
-HostKey %s
-PidFile %s/sshd.pid
-AuthorizedKeysFile %s/authorized_keys
-StrictModes no
-UsePAM no
-PermitRootLogin yes
-LogLevel ERROR
-`, listen, s.keyPath("rsa"), s.keyPath("ecdsa"), s.keyPath("ed25519"), s.dir, s.dir))
-}
-
-// dropIn is where hallmark's own lines are.
-func (s *testSSHD) dropIn() string { return filepath.Join(s.dir, filepath.Base(sshd.DropIn)) }
-
-// update writes a file unless it has the content already.
-func (s *testSSHD) update(name, content string) {
-	s.t.Helper()
-	if old, err := os.ReadFile(filepath.Join(s.dir, name)); err != nil || string(old) != content {
-		s.write(name, content)
-	}
-}
-
-func (s *testSSHD) write(name, content string) {
-	s.t.Helper()
-	if err := os.WriteFile(filepath.Join(s.dir, name), []byte(content), 0o600); err != nil {
-		s.t.Fatal(err)
-	}
-}
-
-func (s *testSSHD) start() {
-	s.t.Helper()
-	// Not -E: sshd's children would open the file anew, while the folder is removed.
-	log, err := os.OpenFile(filepath.Join(s.dir, "sshd.log"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	defer log.Close()
-	// Of two options of a kind the last one counts, as with -f.
-	arguments := []string{"-D", "-e"}
-	if s.Config != "" {
-		arguments = append(arguments, "-f", s.Config)
-	}
-	s.process = exec.Command(s.Program, append(arguments, s.arguments...)...)
-	s.process.Stderr = log
-	if err := s.process.Start(); err != nil {
-		s.t.Fatal(err)
-	}
-	exited := make(chan struct{})
-	s.exited = exited
-	process := s.process
-	go func() { _ = process.Wait(); close(exited) }()
-	ctx, cancel := context.WithTimeout(s.t.Context(), time.Minute)
-	defer cancel()
-	err = until(ctx, func(ctx context.Context) error {
-		_, err := sshd.Presented(ctx, s.address, nil)
-		if s.blind && !errors.Is(err, sshd.ErrRefused) {
-			return nil
-		}
-		return err
-	})
-	if err != nil {
-		s.t.Fatalf("sshd does not start: %v", err)
-	}
-}
-
-func (s *testSSHD) stop() {
-	// One that is just starting anew after a SIGHUP may miss the first.
-	again := time.NewTicker(time.Second)
-	defer again.Stop()
-	for {
-		_ = s.process.Process.Signal(syscall.SIGTERM) // it may have ended already
-		select {
-		case <-s.exited:
-			return
-		case <-again.C:
-		}
-	}
 }
 
 // waitForLoad waits until sshd has loaded its files again.
@@ -324,74 +146,6 @@ func (m *machine) waitForLoad(pidFile string, before sshd.Load) {
 	}
 }
 
-func (s *testSSHD) Reload(ctx context.Context, pidFile string) error {
-	s.reloads++
-	if s.onReload != nil {
-		return s.onReload(ctx)
-	}
-	return s.Server.Reload(ctx, pidFile)
-}
-
-func (s *testSSHD) Start(context.Context) error {
-	s.starts++
-	s.stop()
-	s.start() //nolint:contextcheck // it outlives the enrollment
-	return nil
-}
-
-// acceptsLogins fails the test unless sshd admits the plain key that it admitted
-// before anything was enrolled.
-func (s *testSSHD) acceptsLogins() {
-	s.t.Helper()
-	if err := s.tryLogin(s.login, ssh.InsecureIgnoreHostKey()); err != nil {
-		s.t.Errorf("sshd no longer accepts a login that it accepted before: %v", err)
-	}
-}
-
-func (s *testSSHD) tryLogin(signer ssh.Signer, check ssh.HostKeyCallback) error {
-	me, err := user.Current()
-	if err != nil {
-		return err
-	}
-	conn, err := net.DialTimeout("tcp", s.address.String(), 5*time.Second)
-	if err != nil {
-		return err
-	}
-	defer conn.Close()
-	if err := conn.SetDeadline(time.Now().Add(time.Minute)); err != nil { // a safety net
-		return err
-	}
-	c, channels, requests, err := ssh.NewClientConn(conn, testName+":22", &ssh.ClientConfig{
-		User: me.Username, Auth: []ssh.AuthMethod{ssh.PublicKeys(signer)}, HostKeyCallback: check,
-	})
-	if err != nil {
-		return err
-	}
-	return ssh.NewClient(c, channels, requests).Close()
-}
-
-// userCertificate makes a signer that logs in by a certificate of the CA.
-func userCertificate(t testing.TB, ca ssh.Signer) ssh.Signer {
-	t.Helper()
-	me, err := user.Current()
-	if err != nil {
-		t.Fatal(err)
-	}
-	key := newSigner(t)
-	cert := &ssh.Certificate{
-		Key: key.PublicKey(), CertType: ssh.UserCert, ValidPrincipals: []string{me.Username},
-		ValidBefore: ssh.CertTimeInfinity,
-	}
-	if err := cert.SignCert(rand.Reader, ca); err != nil {
-		t.Fatal(err)
-	}
-	signer, err := ssh.NewCertSigner(cert, key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return signer
-}
-
 // testMetadata is a metadata service that knows IMDSv2 only.
 type testMetadata struct {
 	server *httptest.Server
@@ -400,6 +154,8 @@ type testMetadata struct {
 	// intercept answers instead, if set and true.
 	intercept func(http.ResponseWriter, *http.Request) bool
 }
+
+const identityPage = "/latest/dynamic/instance-identity/document"
 
 const rolePage = "/latest/meta-data/identity-credentials/ec2/security-credentials/ec2-instance"
 
@@ -415,7 +171,7 @@ func newTestMetadata(t testing.TB) *testMetadata {
 		t.Fatal(err)
 	}
 	m := &testMetadata{pages: map[string]string{
-		documentPage: document,
+		identityPage: document,
 		"/latest/dynamic/instance-identity/rsa2048": string(signed),
 		rolePage: `{"Code":"Success","AccessKeyId":"ASIAEXAMPLE","SecretAccessKey":"secret","Token":"token"}`,
 	}}
@@ -476,7 +232,7 @@ type testSigner struct {
 
 func newTestSigner(t testing.TB) *testSigner {
 	t.Helper()
-	s := &testSigner{t: t, hosts: newSigner(t), authority: newSigner(t), lifetime: 7 * 24 * time.Hour, clock: time.Now}
+	s := &testSigner{t: t, hosts: machinetest.NewSigner(t), authority: machinetest.NewSigner(t), lifetime: 7 * 24 * time.Hour, clock: time.Now}
 	s.server = httptest.NewUnstartedServer(s)
 	s.server.Config.ErrorLog = log.New(io.Discard, "", 0) // refused handshakes are part of the tests
 	s.server.StartTLS()
@@ -578,7 +334,7 @@ func (s *testSigner) answer(keys []ssh.PublicKey) *protocol.Response {
 func (s *testSigner) cas() protocol.CAs {
 	lines := func(all []ssh.Signer) (lines []string) {
 		for _, ca := range all {
-			lines = append(lines, authorizedLine(ca.PublicKey()))
+			lines = append(lines, cafile.Line(ca.PublicKey()))
 		}
 		return lines
 	}
@@ -617,31 +373,4 @@ func (s *testSigner) certify(key ssh.PublicKey, principals []string, ca ssh.Sign
 		s.t.Fatal(err)
 	}
 	return strings.TrimSpace(string(ssh.MarshalAuthorizedKey(cert)))
-}
-
-func newSigner(t testing.TB) ssh.Signer {
-	t.Helper()
-	_, private, err := ed25519.GenerateKey(rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	signer, err := ssh.NewSignerFromKey(private)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return signer
-}
-
-func freeAddress(t testing.TB) netip.AddrPort {
-	t.Helper()
-	// Below the ports from which the system takes those of outgoing connections.
-	for range 100 {
-		address := netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), uint16(20_000+mathrand.N(12_000)))
-		if l, err := net.Listen("tcp", address.String()); err == nil {
-			l.Close()
-			return address
-		}
-	}
-	t.Fatal("no address is free")
-	return netip.AddrPort{}
 }

@@ -10,6 +10,10 @@ import (
 
 	"golang.org/x/crypto/ssh"
 
+	"github.com/hallmark-ssh/hallmark/internal/machine/fault"
+	"github.com/hallmark-ssh/hallmark/internal/machine/hostkey"
+	"github.com/hallmark-ssh/hallmark/internal/machine/loaded"
+	"github.com/hallmark-ssh/hallmark/internal/machine/machinetest"
 	"github.com/hallmark-ssh/hallmark/internal/machine/sshd"
 )
 
@@ -17,10 +21,10 @@ import (
 // reload it, and then writes them.
 func (m *machine) withoutHallmark() {
 	m.t.Helper()
-	m.sshd.stop()
-	m.sshd.configure("")
-	m.sshd.start()
-	m.sshd.configure(m.sshd.hallmarkLines())
+	m.sshd.Stop()
+	m.sshd.Configure("")
+	m.sshd.Run()
+	m.sshd.Configure(m.sshd.HallmarkLines())
 }
 
 // observed has hallmark note what sshd has loaded, as it does at a boot and in every run.
@@ -28,7 +32,7 @@ func (m *machine) observed() {
 	m.t.Helper()
 	conf, err := m.effective(m.t.Context())
 	if err == nil {
-		err = m.observe(m.t.Context(), conf)
+		err = m.tracker().Observe(m.t.Context(), conf)
 	}
 	if err != nil {
 		m.t.Fatal(err)
@@ -48,16 +52,16 @@ func TestEnrollLeavesPendingChangesAlone(t *testing.T) {
 		change func(t *testing.T, m *machine)
 		waits  string // part of the reason, or empty
 	}{
-		{"edited but not reloaded", true, func(_ *testing.T, m *machine) { m.sshd.configure(staged + m.sshd.hallmarkLines()) }, `"allowusers nobody" was added`},
-		{"edited, and nothing is known", false, func(_ *testing.T, m *machine) { m.sshd.configure(staged + m.sshd.hallmarkLines()) }, "sshd_config changed at"},
+		{"edited but not reloaded", true, func(_ *testing.T, m *machine) { m.sshd.Configure(staged + m.sshd.HallmarkLines()) }, `"allowusers nobody" was added`},
+		{"edited, and nothing is known", false, func(_ *testing.T, m *machine) { m.sshd.Configure(staged + m.sshd.HallmarkLines()) }, "sshd_config changed at"},
 		{"edited and restarted", true, func(_ *testing.T, m *machine) {
-			m.sshd.stop()
-			m.sshd.configure("PermitTTY no\n")
-			m.sshd.start()
-			m.sshd.configure("PermitTTY no\n" + m.sshd.hallmarkLines())
+			m.sshd.Stop()
+			m.sshd.Configure("PermitTTY no\n")
+			m.sshd.Run()
+			m.sshd.Configure("PermitTTY no\n" + m.sshd.HallmarkLines())
 		}, ""},
 		{"edited and reloaded by somebody", true, func(t *testing.T, m *machine) {
-			m.sshd.update("50-site.conf", "PermitTTY no\n")
+			m.sshd.Update("50-site.conf", "PermitTTY no\n")
 			m.reloadAsAdmin(t)
 		}, ""},
 		{"touched", true, func(t *testing.T, m *machine) {
@@ -67,22 +71,22 @@ func TestEnrollLeavesPendingChangesAlone(t *testing.T) {
 			}
 		}, ""},
 		{"a comment and a line that changes nothing", true, func(_ *testing.T, m *machine) {
-			m.sshd.configure(m.sshd.hallmarkLines() + "# by the administrator\nPermitRootLogin yes\n")
+			m.sshd.Configure(m.sshd.HallmarkLines() + "# by the administrator\nPermitRootLogin yes\n")
 		}, ""},
 		{"only hallmark's own file", false, func(*testing.T, *machine) {}, ""},
 		{"hallmark's own block in the main file", true, func(t *testing.T, m *machine) { m.putBlock(t) }, ""},
 		{"hallmark's own block, and nothing is known", false, func(t *testing.T, m *machine) { m.putBlock(t) }, "sshd_config changed at"},
 		{"a Match block for others", true, func(_ *testing.T, m *machine) {
-			m.sshd.update("70-site.conf", "Match User nobody-here\n\tForceCommand /bin/false\n")
+			m.sshd.Update("70-site.conf", "Match User nobody-here\n\tForceCommand /bin/false\n")
 		}, "nobody-here"},
-		{"a new file that an Include names", true, func(_ *testing.T, m *machine) { m.sshd.update("60-new.conf", staged) }, "allowusers"},
+		{"a new file that an Include names", true, func(_ *testing.T, m *machine) { m.sshd.Update("60-new.conf", staged) }, "allowusers"},
 		{"a removed file", true, func(t *testing.T, m *machine) {
 			if err := os.Remove(filepath.Join(m.dir, "50-site.conf")); err != nil {
 				t.Fatal(err)
 			}
 		}, `"permituserenvironment yes" became`},
 		{"the clock was set back, then edited", true, func(t *testing.T, m *machine) {
-			m.sshd.configure(staged + m.sshd.hallmarkLines())
+			m.sshd.Configure(staged + m.sshd.HallmarkLines())
 			past := time.Now().Add(-24 * time.Hour)
 			if err := os.Chtimes(m.sshd.Config, past, past); err != nil {
 				t.Fatal(err)
@@ -93,16 +97,16 @@ func TestEnrollLeavesPendingChangesAlone(t *testing.T) {
 			if err := os.Chtimes(filepath.Join(m.dir, "50-site.conf"), future, future); err != nil {
 				t.Fatal(err)
 			}
-			m.sshd.stop()
-			m.sshd.configure("")
-			m.sshd.start()
-			m.sshd.configure(m.sshd.hallmarkLines())
+			m.sshd.Stop()
+			m.sshd.Configure("")
+			m.sshd.Run()
+			m.sshd.Configure(m.sshd.HallmarkLines())
 		}, ""},
 		{"a host key", true, func(t *testing.T, m *machine) {
-			if err := os.Remove(m.sshd.keyPath("ed25519")); err != nil {
+			if err := os.Remove(m.sshd.KeyPath("ed25519")); err != nil {
 				t.Fatal(err)
 			}
-			writeHostKey(t, "ed25519", m.sshd.keyPath("ed25519"))
+			machinetest.WriteHostKey(t, "ed25519", m.sshd.KeyPath("ed25519"))
 		}, "ed25519_key is not the one that sshd has loaded"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -110,8 +114,8 @@ func TestEnrollLeavesPendingChangesAlone(t *testing.T) {
 			m := newMachine(t)
 			m.settle = time.Minute // a safety net: it is only waited for in vain
 			// As on most systems: the main file includes others.
-			m.sshd.sites = true
-			m.sshd.update("50-site.conf", "PermitUserEnvironment yes\n")
+			m.sshd.Sites = true
+			m.sshd.Update("50-site.conf", "PermitUserEnvironment yes\n")
 			m.withoutHallmark()
 			if test.known {
 				m.observed()
@@ -119,15 +123,15 @@ func TestEnrollLeavesPendingChangesAlone(t *testing.T) {
 			test.change(t, m)
 			o, err := m.Enroll(t.Context())
 			if test.waits == "" {
-				if err != nil || !o.State.Presented || o.State.Waiting != nil || m.sshd.reloads > 1 {
-					t.Fatalf("%+v %v after %d reloads", o, err, m.sshd.reloads)
+				if err != nil || !o.State.Presented || o.State.Waiting != nil || m.sshd.Reloads > 1 {
+					t.Fatalf("%+v %v after %d reloads", o, err, m.sshd.Reloads)
 				}
 			} else {
 				// The first certificates of all: nobody can log in through Teleport.
-				wantError(t, err, Misconfigured, test.waits, "--reload")
+				machinetest.WantError(t, err, fault.Misconfigured, test.waits, "--reload")
 				m.holds(t, test.waits)
 			}
-			m.sshd.acceptsLogins()
+			m.sshd.AcceptsLogins()
 		})
 	}
 }
@@ -136,23 +140,23 @@ func TestEnrollLeavesPendingChangesAlone(t *testing.T) {
 // includes no drop-ins.
 func (m *machine) putBlock(t *testing.T) {
 	t.Helper()
-	m.sshd.configure("")
+	m.sshd.Configure("")
 	config, err := os.ReadFile(m.sshd.Config)
 	if err == nil {
-		config, err = sshd.WithBlock(config, []byte(m.sshd.hallmarkLines()))
+		config, err = sshd.WithBlock(config, []byte(m.sshd.HallmarkLines()))
 	}
 	if err != nil {
 		t.Fatal(err)
 	}
-	m.sshd.write("sshd_config", string(config))
+	m.sshd.Write("sshd_config", string(config))
 }
 
 // holds checks that the certificates wait.
 func (m *machine) holds(t *testing.T, reason string) {
 	t.Helper()
 	s := m.state()
-	if s.Presented || s.Waiting == nil || !strings.Contains(s.Waiting.Reason, reason) || m.sshd.reloads != 0 {
-		t.Errorf("state %+v after %d reloads, want one that waits because of %q", s, m.sshd.reloads, reason)
+	if s.Presented || s.Waiting == nil || !strings.Contains(s.Waiting.Reason, reason) || m.sshd.Reloads != 0 {
+		t.Errorf("state %+v after %d reloads, want one that waits because of %q", s, m.sshd.Reloads, reason)
 	}
 }
 
@@ -183,7 +187,7 @@ func TestWaitingCertificatesAreTakenUp(t *testing.T) {
 		reloads int
 	}{
 		{"reloaded by somebody", func(t *testing.T, m *machine) { m.reloadAsAdmin(t) }, 0},
-		{"taken back", func(_ *testing.T, m *machine) { m.sshd.configure(m.sshd.hallmarkLines()) }, 1},
+		{"taken back", func(_ *testing.T, m *machine) { m.sshd.Configure(m.sshd.HallmarkLines()) }, 1},
 		{"--reload", func(_ *testing.T, m *machine) { m.ActivatePending = true }, 1},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -192,19 +196,19 @@ func TestWaitingCertificatesAreTakenUp(t *testing.T) {
 			m.settle = time.Minute // a safety net
 			m.withoutHallmark()
 			m.observed()
-			m.sshd.configure("PermitTTY no\n" + m.sshd.hallmarkLines())
+			m.sshd.Configure("PermitTTY no\n" + m.sshd.HallmarkLines())
 			_, err := m.Enroll(t.Context())
-			wantError(t, err, Misconfigured, "permittty", "--reload")
+			machinetest.WantError(t, err, fault.Misconfigured, "permittty", "--reload")
 			m.holds(t, "permittty")
-			if _, err := m.Enroll(t.Context()); kindOf(err) != Misconfigured || m.sshd.reloads != 0 || len(m.requests) != 1 {
-				t.Errorf("the next run: %v, %d reloads, %d requests", err, m.sshd.reloads, len(m.requests))
+			if _, err := m.Enroll(t.Context()); fault.KindOf(err) != fault.Misconfigured || m.sshd.Reloads != 0 || len(m.requests) != 1 {
+				t.Errorf("the next run: %v, %d reloads, %d requests", err, m.sshd.Reloads, len(m.requests))
 			}
 			test.act(t, m)
 			o, err := m.Enroll(t.Context())
-			if err != nil || o.State.Waiting != nil || !o.State.Presented || m.sshd.reloads > test.reloads || len(m.requests) != 1 {
-				t.Fatalf("%+v %v, %d reloads, %d requests", o, err, m.sshd.reloads, len(m.requests))
+			if err != nil || o.State.Waiting != nil || !o.State.Presented || m.sshd.Reloads > test.reloads || len(m.requests) != 1 {
+				t.Fatalf("%+v %v, %d reloads, %d requests", o, err, m.sshd.Reloads, len(m.requests))
 			}
-			if err := m.sshd.tryLogin(userCertificate(t, m.authority), m.hostCertificateOnly()); err != nil {
+			if err := m.sshd.TryLogin(machinetest.UserCertificate(t, m.authority), m.hostCertificateOnly()); err != nil {
 				t.Errorf("login by certificate: %v", err)
 			}
 		})
@@ -220,13 +224,13 @@ func TestRenewalWaits(t *testing.T) {
 	if _, err := m.Renew(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	old, reloads := m.state(), m.sshd.reloads // OpenSSH 10 had to be reloaded for the first ones
-	m.sshd.stop()
-	m.sshd.configure("")
-	m.sshd.start()
-	m.sshd.configure(m.sshd.hallmarkLines())
+	old, reloads := m.state(), m.sshd.Reloads // OpenSSH 10 had to be reloaded for the first ones
+	m.sshd.Stop()
+	m.sshd.Configure("")
+	m.sshd.Run()
+	m.sshd.Configure(m.sshd.HallmarkLines())
 	m.observed()
-	m.sshd.configure(staged + m.sshd.hallmarkLines())
+	m.sshd.Configure(staged + m.sshd.HallmarkLines())
 	now := old.RenewAfter.Add(time.Minute)
 	m.now, m.clock = func() time.Time { return now }, func() time.Time { return now }
 	half := now.Add(old.End().Sub(now) / 2)
@@ -253,10 +257,10 @@ func TestRenewalWaits(t *testing.T) {
 	if w := m.state().Waiting; w == nil || !w.AccessEnds.Equal(old.End()) {
 		t.Errorf("state %+v", m.state())
 	}
-	if m.sshd.reloads != reloads {
-		t.Errorf("%d reloads", m.sshd.reloads-reloads)
+	if m.sshd.Reloads != reloads {
+		t.Errorf("%d reloads", m.sshd.Reloads-reloads)
 	}
-	m.sshd.acceptsLogins()
+	m.sshd.AcceptsLogins()
 }
 
 // The same holds where sshd lets nobody look.
@@ -265,66 +269,29 @@ func TestPendingChangeWhereNobodyCanLook(t *testing.T) {
 	m.withoutHallmark()
 	m.observed()
 	m.Enroller.server = listensAt{m.sshd, closesConnections(t, m)}
-	m.sshd.configure(staged + m.sshd.hallmarkLines())
+	m.sshd.Configure(staged + m.sshd.HallmarkLines())
 	_, err := m.Enroll(t.Context())
-	wantError(t, err, Misconfigured, "allowusers", "--reload")
+	machinetest.WantError(t, err, fault.Misconfigured, "allowusers", "--reload")
 	m.holds(t, "allowusers")
-	m.sshd.acceptsLogins()
-}
-
-func TestWaiting(t *testing.T) {
-	now := time.Unix(1_800_000_000, 0).UTC()
-	end := now.Add(10 * time.Hour)
-	presented := &State{Presented: true, Certificates: []CertificateState{{ValidBefore: end}}}
-	w := wait(presented, "x", now)
-	if !w.Since.Equal(now) || !w.AccessEnds.Equal(end) {
-		t.Errorf("%+v", w)
-	}
-	for at, urgent := range map[time.Duration]bool{0: false, 5*time.Hour - 1: false, 5 * time.Hour: true, 20 * time.Hour: true} {
-		if w.urgent(now.Add(at)) != urgent {
-			t.Errorf("after %s: urgent %v", at, !urgent)
-		}
-	}
-	later := wait(&State{Waiting: w}, "y", now.Add(time.Hour))
-	if !later.Since.Equal(now) || !later.AccessEnds.Equal(end) || later.Reason != "y" {
-		t.Errorf("the next time: %+v", later)
-	}
-	for name, before := range map[string]*State{"never enrolled": nil, "ended": {Presented: true}, "not in use": {Certificates: presented.Certificates}} {
-		if w := wait(before, "x", now); !w.AccessEnds.IsZero() || !w.urgent(now) {
-			t.Errorf("%s: %+v", name, w)
-		}
-	}
-}
-
-// What cannot be read is as good as nothing.
-func TestLoadSnapshot(t *testing.T) {
-	dir := t.TempDir()
-	for _, junk := range []string{"", "{", `{"stamp":7}`, `{}`, `{"directives":["x"]}`} {
-		if err := os.WriteFile(snapshotPath(dir), []byte(junk), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		if s := loadSnapshot(dir); s != nil {
-			t.Errorf("%q was read as %+v", junk, s)
-		}
-	}
+	m.sshd.AcceptsLogins()
 }
 
 // A snapshot names no private key.
 func TestSnapshotHoldsNoSecret(t *testing.T) {
 	m := newMachine(t)
 	m.observed()
-	data, err := os.ReadFile(snapshotPath(m.runDir))
+	data, err := os.ReadFile(loaded.Path(m.runDir))
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := loadSnapshot(m.runDir)
+	s := loaded.LoadSnapshot(m.runDir)
 	if s == nil || len(s.Keys) != 3 || len(s.Logins) == 0 {
 		t.Fatalf("snapshot %s", data)
 	}
 	for _, kind := range []string{"rsa", "ecdsa", "ed25519"} {
-		key, err := loadHostKey(m.sshd.keyPath(kind))
-		if err != nil || s.Keys[m.sshd.keyPath(kind)] != ssh.FingerprintSHA256(key.PublicKey()) {
-			t.Errorf("%s: %q %v", kind, s.Keys[m.sshd.keyPath(kind)], err)
+		key, err := hostkey.Load(m.sshd.KeyPath(kind))
+		if err != nil || s.Keys[m.sshd.KeyPath(kind)] != ssh.FingerprintSHA256(key.PublicKey()) {
+			t.Errorf("%s: %q %v", kind, s.Keys[m.sshd.KeyPath(kind)], err)
 		}
 	}
 	if !json.Valid(data) || strings.Contains(string(data), "PRIVATE") {

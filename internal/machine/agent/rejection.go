@@ -4,6 +4,7 @@ import (
 	"errors"
 
 	"github.com/hallmark-ssh/hallmark/internal/machine/sshd"
+	"github.com/hallmark-ssh/hallmark/internal/machine/state"
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
 )
 
@@ -42,14 +43,14 @@ func rejectionOf(err error) protocol.RejectionCode {
 
 // told returns what the next request reports to the signer: why the last answer was not used
 // or, if it was, why the certificates in place cannot be used yet.
-func (s *setback) told(state *State) *protocol.Rejection {
+func (s *setback) told(in *state.State) *protocol.Rejection {
 	switch {
 	case s != nil && s.Rejected != nil:
 		return s.Rejected
-	case state == nil:
+	case in == nil:
 		return nil
-	case state.Waiting != nil:
-		return protocol.NewRejection(protocol.RejectedReloadPending, "", state.Waiting.Reason)
+	case in.Waiting != nil:
+		return protocol.NewRejection(protocol.RejectedReloadPending, "", in.Waiting.Reason)
 	}
-	return state.Rejected
+	return in.Rejected
 }

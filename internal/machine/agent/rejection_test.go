@@ -2,7 +2,6 @@ package agent
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net/http"
 	"os"
@@ -10,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/hallmark-ssh/hallmark/internal/machine/fault"
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
 )
 
@@ -39,14 +39,14 @@ func TestNextRequestTellsWhatWasRejected(t *testing.T) {
 		{"sshd never presents it", func(_ *testing.T, m *machine) {
 			m.withoutHallmark()
 			m.settle = 3 * time.Second // long enough for one look, however busy the machine
-			m.sshd.onReload = func(context.Context) error { return nil }
-		}, func(m *machine) { m.sshd.onReload = nil }, protocol.RejectedNotPresented, "presents no such host key"},
+			m.sshd.OnReload = func(context.Context) error { return nil }
+		}, func(m *machine) { m.sshd.OnReload = nil }, protocol.RejectedNotPresented, "presents no such host key"},
 		{"the certificate cannot be written", func(t *testing.T, m *machine) {
-			if err := os.MkdirAll(m.sshd.keyPath("rsa")+"-cert.pub/in/the/way", 0o755); err != nil {
+			if err := os.MkdirAll(m.sshd.KeyPath("rsa")+"-cert.pub/in/the/way", 0o755); err != nil {
 				t.Fatal(err)
 			}
 		}, func(m *machine) {
-			if err := os.RemoveAll(m.sshd.keyPath("rsa") + "-cert.pub"); err != nil {
+			if err := os.RemoveAll(m.sshd.KeyPath("rsa") + "-cert.pub"); err != nil {
 				m.t.Fatal(err)
 			}
 		}, protocol.RejectedNotInstalled, "-cert.pub"},
@@ -95,14 +95,14 @@ func TestNextRequestTellsOfUselessCertificates(t *testing.T) {
 		code   protocol.RejectionCode
 	}{
 		{"nobody can log in", func(m *machine) {
-			m.sshd.stop()
-			m.sshd.configure("PubkeyAcceptedKeyTypes ssh-ed25519\n" + m.sshd.hallmarkLines())
-			m.sshd.start()
+			m.sshd.Stop()
+			m.sshd.Configure("PubkeyAcceptedKeyTypes ssh-ed25519\n" + m.sshd.HallmarkLines())
+			m.sshd.Run()
 		}, protocol.RejectedLoginsBlocked},
 		{"they wait for a reload", func(m *machine) {
 			m.withoutHallmark()
 			m.observed()
-			m.sshd.configure("PermitTTY no\n" + m.sshd.hallmarkLines())
+			m.sshd.Configure("PermitTTY no\n" + m.sshd.HallmarkLines())
 		}, protocol.RejectedReloadPending},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -111,7 +111,7 @@ func TestNextRequestTellsOfUselessCertificates(t *testing.T) {
 			m.noPenalties()
 			test.change(m)
 			_, err := m.Enroll(t.Context())
-			if kindOf(err) != Misconfigured {
+			if fault.KindOf(err) != fault.Misconfigured {
 				t.Fatalf("error %v", err)
 			}
 			_, _ = m.Enroll(t.Context()) // an hour later, with nothing due
@@ -152,7 +152,7 @@ func TestFallsBackToTheSignersVersion(t *testing.T) {
 			}
 			for range 2 {
 				_, err := m.Enroll(t.Context())
-				if refused := kindOf(err) == Refused; err == nil || refused != (len(test.want) == 2) {
+				if refused := fault.KindOf(err) == fault.Refused; err == nil || refused != (len(test.want) == 2) {
 					t.Errorf("error %v", err)
 				}
 			}
@@ -167,28 +167,5 @@ func TestFallsBackToTheSignersVersion(t *testing.T) {
 				t.Errorf("asked in versions %v, want %v", got, test.want)
 			}
 		})
-	}
-}
-
-// A machine never falls back twice, whatever a signer says.
-func TestOlderVersion(t *testing.T) {
-	refusal := func(versions ...int) error { return fmt.Errorf("ask: %w", &versionError{asked: 2, signers: versions}) }
-	for _, test := range []struct {
-		err   error
-		asked int
-		want  int
-	}{
-		{refusal(1), 2, 1},
-		{refusal(), 2, 1},
-		{refusal(1), 1, 0},
-		{refusal(), 1, 0},
-		{refusal(0, -1), 2, 0},
-		{refusal(2, 3), 2, 0},
-		{errors.New("no"), 2, 0},
-		{nil, 2, 0},
-	} {
-		if got := olderVersion(test.err, test.asked); got != test.want {
-			t.Errorf("%v, asked in %d: %d, want %d", test.err, test.asked, got, test.want)
-		}
 	}
 }

@@ -12,7 +12,13 @@ import (
 
 	"golang.org/x/crypto/ssh"
 
+	"github.com/hallmark-ssh/hallmark/internal/machine/fault"
+	"github.com/hallmark-ssh/hallmark/internal/machine/hostkey"
+	"github.com/hallmark-ssh/hallmark/internal/machine/loaded"
+	"github.com/hallmark-ssh/hallmark/internal/machine/machinetest"
 	"github.com/hallmark-ssh/hallmark/internal/machine/sshd"
+	"github.com/hallmark-ssh/hallmark/internal/machine/sshdconf"
+	"github.com/hallmark-ssh/hallmark/internal/machine/state"
 )
 
 // Nothing has sshd reloaded for what a reload cannot change. Each row is a cause for sshd
@@ -29,41 +35,41 @@ func TestNoReloadForWhatItCannotChange(t *testing.T) {
 			m.restartWith("HostKeyAlgorithms ssh-ed25519,rsa-sha2-512\n")
 		}, 0, "rule out its certificates"},
 		{"no HostCertificate line", func(_ *testing.T, m *machine) {
-			m.sshd.stop()
-			m.sshd.configure("TrustedUserCAKeys " + m.sshd.caFile + "\n")
-			m.sshd.start()
+			m.sshd.Stop()
+			m.sshd.Configure("TrustedUserCAKeys " + m.sshd.CAFile + "\n")
+			m.sshd.Run()
 		}, 0, "no line HostCertificate"},
 		{"no hallmark lines at all", func(_ *testing.T, m *machine) {
-			m.sshd.stop()
-			m.sshd.configure("")
-			m.sshd.start()
+			m.sshd.Stop()
+			m.sshd.Configure("")
+			m.sshd.Run()
 		}, 0, "no line TrustedUserCAKeys"},
 		{"another CA's certificates for every key", func(_ *testing.T, m *machine) {
 			for _, kind := range []string{"rsa", "ecdsa", "ed25519"} {
-				m.certifyByOther(kind, m.sshd.keyPath(kind)+certificateSuffix)
+				m.certifyByOther(kind, m.sshd.KeyPath(kind)+hostkey.CertificateSuffix)
 			}
 			m.restartWith("")
 		}, 0, "another CA's"},
 		{"no host key that sshd loads", func(t *testing.T, m *machine) {
 			for _, kind := range []string{"rsa", "ecdsa", "ed25519"} {
-				if err := os.Chmod(m.sshd.keyPath(kind), 0o644); err != nil {
+				if err := os.Chmod(m.sshd.KeyPath(kind), 0o644); err != nil {
 					t.Fatal(err)
 				}
 			}
 		}, 0, ""},
 		{"a configuration that sshd does not accept", func(_ *testing.T, m *machine) {
-			m.sshd.configure("Nonsense yes\n" + m.sshd.hallmarkLines())
+			m.sshd.Configure("Nonsense yes\n" + m.sshd.HallmarkLines())
 		}, 0, "Nonsense"},
 		{"somebody's pending change", func(_ *testing.T, m *machine) {
 			m.withoutHallmark()
 			m.observed()
-			m.sshd.configure("PermitTTY no\n" + m.sshd.hallmarkLines())
+			m.sshd.Configure("PermitTTY no\n" + m.sshd.HallmarkLines())
 		}, 0, "permittty"},
-		{"sshd does not run", func(_ *testing.T, m *machine) { m.sshd.stop() }, 0, ""},
+		{"sshd does not run", func(_ *testing.T, m *machine) { m.sshd.Stop() }, 0, ""},
 		{"an sshd that never presents them, whatever it is told", func(_ *testing.T, m *machine) {
 			m.withoutHallmark()
 			m.settle = 3 * time.Second // long enough for one look, however busy the machine
-			m.sshd.onReload = func(context.Context) error { return nil }
+			m.sshd.OnReload = func(context.Context) error { return nil }
 		}, 2, "neither sshd nor its configuration has changed since"}, // one for the certificates, one for the old files
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -77,8 +83,8 @@ func TestNoReloadForWhatItCannotChange(t *testing.T) {
 				m.now, m.clock = func() time.Time { return now }, func() time.Time { return now }
 				_, err = m.Renew(t.Context())
 			}
-			if m.sshd.reloads != test.reloads || m.sshd.starts != 0 {
-				t.Errorf("%d reloads and %d starts, want %d", m.sshd.reloads, m.sshd.starts, test.reloads)
+			if m.sshd.Reloads != test.reloads || m.sshd.Starts != 0 {
+				t.Errorf("%d reloads and %d starts, want %d", m.sshd.Reloads, m.sshd.Starts, test.reloads)
 			}
 			if test.message != "" && (err == nil || !strings.Contains(err.Error(), test.message)) {
 				t.Errorf("error %v, want %q", err, test.message)
@@ -93,9 +99,9 @@ func TestNoReloadForWhatItCannotChange(t *testing.T) {
 // restartWith starts sshd with these lines before hallmark's.
 func (m *machine) restartWith(lines string) {
 	m.t.Helper()
-	m.sshd.stop()
-	m.sshd.configure(lines + m.sshd.hallmarkLines())
-	m.sshd.start()
+	m.sshd.Stop()
+	m.sshd.Configure(lines + m.sshd.HallmarkLines())
+	m.sshd.Run()
 }
 
 // A reload that did not help is tried again once sshd or its configuration is another, and
@@ -106,15 +112,15 @@ func TestFutileReloadIsTriedAgain(t *testing.T) {
 		act  func(t *testing.T, m *machine) error
 	}{
 		{"sshd was restarted", func(t *testing.T, m *machine) error {
-			m.sshd.stop()
-			m.sshd.configure("")
-			m.sshd.start()
-			m.sshd.configure(m.sshd.hallmarkLines())
+			m.sshd.Stop()
+			m.sshd.Configure("")
+			m.sshd.Run()
+			m.sshd.Configure(m.sshd.HallmarkLines())
 			_, err := m.Renew(t.Context())
 			return err
 		}},
 		{"its configuration was changed", func(t *testing.T, m *machine) error {
-			m.sshd.configure(m.sshd.hallmarkLines() + "PermitRootLogin yes\n")
+			m.sshd.Configure(m.sshd.HallmarkLines() + "PermitRootLogin yes\n")
 			m.ActivatePending = true
 			_, err := m.Renew(t.Context())
 			return err
@@ -129,11 +135,11 @@ func TestFutileReloadIsTriedAgain(t *testing.T) {
 			m := newMachine(t)
 			m.withoutHallmark()
 			m.settle = 3 * time.Second // long enough for one look, however busy the machine
-			m.sshd.onReload = func(context.Context) error { return nil }
+			m.sshd.OnReload = func(context.Context) error { return nil }
 			if _, err := m.Renew(t.Context()); err == nil {
 				t.Fatal("no error")
 			}
-			m.sshd.onReload, m.settle = nil, time.Minute
+			m.sshd.OnReload, m.settle = nil, time.Minute
 			later := time.Now().Add(12 * time.Hour)
 			m.now, m.clock = func() time.Time { return later }, func() time.Time { return later }
 			if err := test.act(t, m); err != nil {
@@ -150,24 +156,24 @@ func TestFutileReloadIsTriedAgain(t *testing.T) {
 // and nobody to admit.
 func TestEnrollLeavesAPendingListenerAlone(t *testing.T) {
 	m := newMachine(t)
-	m.sshd.stop()
-	port := port(m.sshd.address)
+	m.sshd.Stop()
+	port := port(m.sshd.Address)
 	m.listenOn("ListenAddress 0.0.0.0:"+port, "")
-	m.sshd.start()
-	m.listenOn("ListenAddress 0.0.0.0:"+port, m.sshd.hallmarkLines())
+	m.sshd.Run()
+	m.listenOn("ListenAddress 0.0.0.0:"+port, m.sshd.HallmarkLines())
 	m.observed()
-	m.listenOn("ListenAddress 127.0.0.1:"+port+"\nListenAddress 203.0.113.7:"+port, staged+m.sshd.hallmarkLines())
+	m.listenOn("ListenAddress 127.0.0.1:"+port+"\nListenAddress 203.0.113.7:"+port, staged+m.sshd.HallmarkLines())
 	_, err := m.Enroll(t.Context())
-	wantError(t, err, Misconfigured, "listenaddress", "--reload")
+	machinetest.WantError(t, err, fault.Misconfigured, "listenaddress", "--reload")
 	m.holds(t, "listenaddress")
-	m.sshd.acceptsLogins()
+	m.sshd.AcceptsLogins()
 }
 
 // A machine whose sshd was hardened after it enrolled, so that one host key no longer
 // counts, renews the others.
 func TestRenewsAfterAHostKeyWasRuledOut(t *testing.T) {
 	m := newMachine(t)
-	m.sshd.skipUnknown(t, "RequiredRSASize 3072\n")
+	m.sshd.SkipUnknown(t, "RequiredRSASize 3072\n")
 	m.restartWith("")
 	if o, err := m.Enroll(t.Context()); err != nil || len(o.State.Certificates) != 3 {
 		t.Fatalf("%+v %v", o, err)
@@ -179,11 +185,11 @@ func TestRenewsAfterAHostKeyWasRuledOut(t *testing.T) {
 	if err != nil || len(o.State.Certificates) != 2 || !o.State.Presented {
 		t.Fatalf("%+v %v, want two certificates", o, err)
 	}
-	reloads := m.sshd.reloads
-	if o, err = m.Renew(t.Context()); err != nil || o.Reason != "" || m.sshd.reloads != reloads {
-		t.Errorf("the next run: %+v %v, %d reloads more", o, err, m.sshd.reloads-reloads)
+	reloads := m.sshd.Reloads
+	if o, err = m.Renew(t.Context()); err != nil || o.Reason != "" || m.sshd.Reloads != reloads {
+		t.Errorf("the next run: %+v %v, %d reloads more", o, err, m.sshd.Reloads-reloads)
 	}
-	m.sshd.acceptsLogins()
+	m.sshd.AcceptsLogins()
 }
 
 // Whatever is in the place of hallmark's files, sshd works on, and the message says which
@@ -198,13 +204,13 @@ func TestOddFilesInThePlaceOfOurs(t *testing.T) {
 		content    string // "" for a folder
 		heals      bool
 	}{
-		{"the state is a folder", statePath(m.stateDir), "", false},
-		{"the state is nearly empty", statePath(m.stateDir), `{"version":1,"certificates":null,"opensshCAs":[],"hostCAs":[]}`, true},
-		{"the state is junk", statePath(m.stateDir), "\x00\xff{", true},
+		{"the state is a folder", state.Path(m.stateDir), "", false},
+		{"the state is nearly empty", state.Path(m.stateDir), `{"version":1,"certificates":null,"opensshCAs":[],"hostCAs":[]}`, true},
+		{"the state is junk", state.Path(m.stateDir), "\x00\xff{", true},
 		{"a failure that lasts until 2999", setbackPath(m.stateDir), `{"failures":1,"kind":9,"notBefore":"2999-01-01T00:00:00Z"}`, true},
 		{"the failures are a folder", setbackPath(m.stateDir), "", true},
 		{"the CA file is a folder", m.caFile, "", false},
-		{"what sshd has loaded is a folder", snapshotPath(m.runDir), "", true},
+		{"what sshd has loaded is a folder", loaded.Path(m.runDir), "", true},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			if err := os.RemoveAll(test.path); err != nil {
@@ -222,7 +228,7 @@ func TestOddFilesInThePlaceOfOurs(t *testing.T) {
 				t.Errorf("it does not heal: %v", err)
 			}
 			if !test.heals {
-				wantError(t, err, Failed, test.path, "move the folder")
+				machinetest.WantError(t, err, fault.Failed, test.path, "move the folder")
 				if err := os.RemoveAll(test.path); err != nil {
 					t.Fatal(err)
 				}
@@ -230,7 +236,7 @@ func TestOddFilesInThePlaceOfOurs(t *testing.T) {
 					t.Errorf("after it was removed: %v", err)
 				}
 			}
-			m.sshd.acceptsLogins()
+			m.sshd.AcceptsLogins()
 		})
 	}
 }
@@ -254,35 +260,35 @@ func TestEnrollWithAnotherConfiguration(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			m := newMachine(t)
-			m.sshd.stop()
-			lines := map[bool]string{true: m.sshd.hallmarkLines()}
-			m.sshd.configure(lines[test.usual])
-			usual := mustRead(t, m.sshd.Config)
-			m.sshd.write("other.conf", strings.Replace(string(usual), "Include "+m.sshd.dropIn()+"\n", lines[test.runs], 1))
+			m.sshd.Stop()
+			lines := map[bool]string{true: m.sshd.HallmarkLines()}
+			m.sshd.Configure(lines[test.usual])
+			usual := machinetest.ReadFile(t, m.sshd.Config)
+			m.sshd.Write("other.conf", strings.Replace(string(usual), "Include "+m.sshd.DropIn()+"\n", lines[test.runs], 1))
 			if test.usual {
 				usual = append([]byte(lines[true]), usual...)
 			}
-			if err := os.WriteFile(sshd.MainConfig, usual, 0o644); err != nil {
+			if err := os.WriteFile(sshdconf.MainConfig, usual, 0o644); err != nil {
 				t.Fatal(err)
 			}
 			m.sshd.Config = ""
-			m.startWith(m.sshd.address, "-f", filepath.Join(m.dir, "other.conf"))
+			m.startWith(m.sshd.Address, "-f", filepath.Join(m.dir, "other.conf"))
 			o, err := m.Enroll(t.Context())
 			if test.runs {
 				if err != nil || !o.State.Presented || o.State.NotVerified != "" {
 					t.Errorf("%+v %v", o, err)
 				}
-				key, err := sshd.Presented(t.Context(), m.sshd.address, []string{ssh.CertAlgoED25519v01})
+				key, err := sshd.Presented(t.Context(), m.sshd.Address, []string{ssh.CertAlgoED25519v01})
 				if _, ok := key.(*ssh.Certificate); err != nil || !ok {
 					t.Errorf("sshd presents %T: %v", key, err)
 				}
 			} else {
-				wantError(t, err, Misconfigured, "other.conf", "hallmark install")
+				machinetest.WantError(t, err, fault.Misconfigured, "other.conf", "hallmark install")
 			}
-			if m.sshd.reloads > 1 || !test.runs && m.sshd.reloads > 0 {
-				t.Errorf("%d reloads", m.sshd.reloads)
+			if m.sshd.Reloads > 1 || !test.runs && m.sshd.Reloads > 0 {
+				t.Errorf("%d reloads", m.sshd.Reloads)
 			}
-			m.sshd.acceptsLogins()
+			m.sshd.AcceptsLogins()
 		})
 	}
 }
@@ -293,7 +299,7 @@ func withOwnEtcSSH(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("only root can have an /etc/ssh of its own")
 	}
-	findSSHD(t)
+	machinetest.FindSSHD(t)
 	program, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)

@@ -11,6 +11,12 @@ import (
 
 	"golang.org/x/crypto/ssh"
 
+	"github.com/hallmark-ssh/hallmark/internal/machine/cafile"
+	"github.com/hallmark-ssh/hallmark/internal/machine/fault"
+	"github.com/hallmark-ssh/hallmark/internal/machine/hostkey"
+	"github.com/hallmark-ssh/hallmark/internal/machine/imds"
+	"github.com/hallmark-ssh/hallmark/internal/machine/machinetest"
+	"github.com/hallmark-ssh/hallmark/internal/machine/state"
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
 )
 
@@ -36,9 +42,9 @@ func (m *machine) renew() *Outcome {
 	return o
 }
 
-func (m *machine) state() *State {
+func (m *machine) state() *state.State {
 	m.t.Helper()
-	s, err := LoadState(m.stateDir)
+	s, err := state.Load(m.stateDir)
 	if err != nil || s == nil {
 		m.t.Fatalf("state %v, %v", s, err)
 	}
@@ -95,7 +101,7 @@ func TestRenewWithAnOldSigner(t *testing.T) {
 func TestRenewFollowsARotationOfTheOpenSSHCA(t *testing.T) {
 	m := enrolled(t)
 	m.noPenalties()
-	old, fresh := m.authority, newSigner(t)
+	old, fresh := m.authority, machinetest.NewSigner(t)
 	for _, phase := range []struct {
 		name    string
 		signing ssh.Signer
@@ -111,7 +117,7 @@ func TestRenewFollowsARotationOfTheOpenSSHCA(t *testing.T) {
 		{"standby", fresh, nil, []ssh.Signer{fresh}, []ssh.Signer{old}},
 	} {
 		m.authority, m.retiredAuthorities = phase.signing, phase.retired
-		trusted := len(fingerprints(mustRead(t, m.caFile)))
+		trusted := len(cafile.Fingerprints(machinetest.ReadFile(t, m.caFile)))
 		o := m.renew()
 		if o.Reason != "" || o.Reloaded || len(m.requests) != 1 {
 			t.Errorf("%s: it enrolled (%q) or reloaded sshd: a new user CA needs neither", phase.name, o.Reason)
@@ -120,12 +126,12 @@ func TestRenewFollowsARotationOfTheOpenSSHCA(t *testing.T) {
 			t.Errorf("%s: reports %d trusted and %d retired", phase.name, len(o.Trusted), len(o.Retired))
 		}
 		for _, ca := range phase.trusts {
-			if err := m.sshd.tryLogin(userCertificate(t, ca), m.hostCertificateOnly()); err != nil {
+			if err := m.sshd.TryLogin(machinetest.UserCertificate(t, ca), m.hostCertificateOnly()); err != nil {
 				t.Errorf("%s: login by a trusted CA: %v", phase.name, err)
 			}
 		}
 		for _, ca := range phase.refuses {
-			if m.sshd.tryLogin(userCertificate(t, ca), m.hostCertificateOnly()) == nil {
+			if m.sshd.TryLogin(machinetest.UserCertificate(t, ca), m.hostCertificateOnly()) == nil {
 				t.Errorf("%s: login by a CA that is not trusted", phase.name)
 			}
 		}
@@ -136,7 +142,7 @@ func TestRenewFollowsARotationOfTheOpenSSHCA(t *testing.T) {
 // only knows another one.
 func TestRenewFollowsARotationOfTheHostCA(t *testing.T) {
 	m := enrolled(t)
-	old, fresh := m.hosts, newSigner(t)
+	old, fresh := m.hosts, machinetest.NewSigner(t)
 	for _, phase := range []struct {
 		name    string
 		signing ssh.Signer
@@ -158,7 +164,7 @@ func TestRenewFollowsARotationOfTheHostCA(t *testing.T) {
 		if (o.Reason != "") != phase.renews {
 			t.Errorf("%s: reason %q, want a renewal: %v", phase.name, o.Reason, phase.renews)
 		}
-		if err := m.sshd.tryLogin(userCertificate(t, m.authority), m.hostCertificateOnly()); err != nil {
+		if err := m.sshd.TryLogin(machinetest.UserCertificate(t, m.authority), m.hostCertificateOnly()); err != nil {
 			t.Errorf("%s: a client that trusts the signing CA: %v", phase.name, err)
 		}
 	}
@@ -167,15 +173,15 @@ func TestRenewFollowsARotationOfTheHostCA(t *testing.T) {
 // A new user CA is trusted although the certificates cannot be renewed.
 func TestRenewTrustsBeforeItRenews(t *testing.T) {
 	m := enrolled(t)
-	m.hosts, m.retiredHosts = newSigner(t), []ssh.Signer{m.hosts}
-	m.authority, m.retiredAuthorities = newSigner(t), []ssh.Signer{m.authority}
+	m.hosts, m.retiredHosts = machinetest.NewSigner(t), []ssh.Signer{m.hosts}
+	m.authority, m.retiredAuthorities = machinetest.NewSigner(t), []ssh.Signer{m.authority}
 	m.answerInstead = func(w http.ResponseWriter, _ *http.Request, _ int) bool {
 		w.WriteHeader(http.StatusForbidden)
 		return true
 	}
 	_, err := m.Renew(t.Context())
-	wantError(t, err, Refused, "403", "signer_url")
-	if err := m.sshd.tryLogin(userCertificate(t, m.authority), ssh.InsecureIgnoreHostKey()); err != nil {
+	machinetest.WantError(t, err, fault.Refused, "403", "signer_url")
+	if err := m.sshd.TryLogin(machinetest.UserCertificate(t, m.authority), ssh.InsecureIgnoreHostKey()); err != nil {
 		t.Errorf("login by the new CA: %v", err)
 	}
 }
@@ -188,19 +194,19 @@ func TestRenewBadCAs(t *testing.T) {
 	for _, test := range []struct {
 		name, body, message string
 		code                int
-		kind                Kind
+		kind                fault.Kind
 	}{
-		{"none", `{"version":1,"opensshCAs":[],"hostCAs":["` + key + `"]}`, "OpenSSH CAs: no keys", 200, Failed},
-		{"no list", `{"version":1,"hostCAs":["` + key + `"]}`, "OpenSSH CAs: no keys", 200, Failed},
-		{"no host CA", `{"version":1,"opensshCAs":["` + key + `"]}`, "host CAs: no keys", 200, Failed},
-		{"options", `{"version":1,"opensshCAs":["cert-authority ` + key + `"],"hostCAs":["` + key + `"]}`, "option", 200, Failed},
-		{"two lines", `{"version":1,"opensshCAs":["` + key + `\n` + key + `"],"hostCAs":["` + key + `"]}`, "more than one line", 200, Failed},
-		{"another version", `{"version":2,"opensshCAs":["` + key + `"],"hostCAs":["` + key + `"]}`, "protocol version 2", 200, Failed},
-		{"a web page", `<html>`, "not of this protocol", 200, Failed},
-		{"endless", strings.Repeat(" ", protocol.MaxResponseBytes+1), "more than", 200, Failed},
-		{"503", ``, "503", 503, Temporary},
-		{"403", ``, "403", 403, Refused},
-		{"redirect", ``, "301", 301, Failed},
+		{"none", `{"version":1,"opensshCAs":[],"hostCAs":["` + key + `"]}`, "OpenSSH CAs: no keys", 200, fault.Failed},
+		{"no list", `{"version":1,"hostCAs":["` + key + `"]}`, "OpenSSH CAs: no keys", 200, fault.Failed},
+		{"no host CA", `{"version":1,"opensshCAs":["` + key + `"]}`, "host CAs: no keys", 200, fault.Failed},
+		{"options", `{"version":1,"opensshCAs":["cert-authority ` + key + `"],"hostCAs":["` + key + `"]}`, "option", 200, fault.Failed},
+		{"two lines", `{"version":1,"opensshCAs":["` + key + `\n` + key + `"],"hostCAs":["` + key + `"]}`, "more than one line", 200, fault.Failed},
+		{"another version", `{"version":2,"opensshCAs":["` + key + `"],"hostCAs":["` + key + `"]}`, "protocol version 2", 200, fault.Failed},
+		{"a web page", `<html>`, "not of this protocol", 200, fault.Failed},
+		{"endless", strings.Repeat(" ", protocol.MaxResponseBytes+1), "more than", 200, fault.Failed},
+		{"503", ``, "503", 503, fault.Temporary},
+		{"403", ``, "403", 403, fault.Refused},
+		{"redirect", ``, "301", 301, fault.Failed},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			gets := m.gets
@@ -210,11 +216,11 @@ func TestRenewBadCAs(t *testing.T) {
 				_, _ = w.Write([]byte(test.body))
 			}
 			_, err := m.Enroll(t.Context())
-			wantError(t, err, test.kind, test.message, "")
+			machinetest.WantError(t, err, test.kind, test.message, "")
 			if m.files() != before || len(m.requests) != 1 || m.gets != gets+1 {
 				t.Errorf("%d requests, %d of them GETs; files\n%s", len(m.requests)-1, m.gets-gets, m.files())
 			}
-			m.sshd.acceptsLogins()
+			m.sshd.AcceptsLogins()
 		})
 	}
 }
@@ -244,7 +250,7 @@ func TestRenewWaitsAfterFailures(t *testing.T) {
 		t.Helper()
 		before := len(m.requests)
 		_, err := act()
-		wantError(t, err, Refused, message, "policy")
+		machinetest.WantError(t, err, fault.Refused, message, "policy")
 		if asked := len(m.requests) > before; asked != asks {
 			t.Errorf("asked the signer: %v, want %v", asked, asks)
 		}
@@ -328,8 +334,8 @@ func TestSetbackHolds(t *testing.T) {
 }
 
 func TestResigned(t *testing.T) {
-	a, b, c := newSigner(t), newSigner(t), newSigner(t)
-	line := func(s ssh.Signer) string { return authorizedLine(s.PublicKey()) }
+	a, b, c := machinetest.NewSigner(t), machinetest.NewSigner(t), machinetest.NewSigner(t)
+	line := func(s ssh.Signer) string { return cafile.Line(s.PublicKey()) }
 	for _, test := range []struct {
 		name        string
 		signer      ssh.Signer
@@ -348,9 +354,9 @@ func TestResigned(t *testing.T) {
 		{"a state of an older version", a, []string{line(b), line(a)}, "", "another key now"},
 		{"no authorities known", a, nil, "", ""},
 	} {
-		key := hostKey{path: "/k", certificate: &ssh.Certificate{SignatureKey: test.signer.PublicKey()}}
-		s := &State{HostCAs: test.hosts, SignedUnder: test.signedUnder}
-		got := s.resigned([]hostKey{key})
+		key := hostkey.Key{Path: "/k", Certificate: &ssh.Certificate{SignatureKey: test.signer.PublicKey()}}
+		s := &state.State{HostCAs: test.hosts, SignedUnder: test.signedUnder}
+		got := resigned(s, []hostkey.Key{key})
 		if (got == "") != (test.want == "") || !strings.Contains(got, test.want) {
 			t.Errorf("%s: %q, want %q", test.name, got, test.want)
 		}
@@ -370,7 +376,7 @@ func TestSpread(t *testing.T) {
 func TestInstanceIsAskedOnceInABoot(t *testing.T) {
 	m := enrolled(t)
 	m.imds.mu.Lock()
-	m.imds.pages[documentPage] = strings.ReplaceAll(m.imds.pages[documentPage], testHost, "i-2")
+	m.imds.pages[identityPage] = strings.ReplaceAll(m.imds.pages[identityPage], testHost, "i-2")
 	m.imds.mu.Unlock()
 	if o := m.renew(); o.Reason != "" {
 		t.Errorf("reason %q", o.Reason)
@@ -379,13 +385,13 @@ func TestInstanceIsAskedOnceInABoot(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, err := m.Renew(t.Context())
-	wantError(t, err, Failed, "this instance is", "") // the test's signer knows but one
+	machinetest.WantError(t, err, fault.Failed, "this instance is", "") // the test's signer knows but one
 }
 
 // A node whose address was this machine's, and is no longer, gets the new one.
 func TestRenewAfterTheAddressChanged(t *testing.T) {
 	m := newMachine(t)
-	m.imds.pages[publicAddressPage] = "10.0.0.1"
+	m.imds.pages[imds.PublicAddressPage] = "10.0.0.1"
 	if _, err := m.Enroll(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -393,7 +399,7 @@ func TestRenewAfterTheAddressChanged(t *testing.T) {
 		t.Fatal("the node's address is the public one, but not this machine's")
 	}
 	m.renew()
-	m.imds.pages[publicAddressPage] = "203.0.113.7"
+	m.imds.pages[imds.PublicAddressPage] = "203.0.113.7"
 	if o := m.renew(); !strings.Contains(o.Reason, `"10.0.0.1:22" is no longer this machine's`) {
 		t.Errorf("reason %q", o.Reason)
 	}
@@ -419,7 +425,7 @@ func TestOutageLongerThanTheCertificatesLive(t *testing.T) {
 		now = time.Now().Add(at)
 		m.now = func() time.Time { return now }
 		_, err := m.Renew(t.Context())
-		wantError(t, err, Temporary, "503", "sshd works as before")
+		machinetest.WantError(t, err, fault.Temporary, "503", "sshd works as before")
 		runs++
 	}
 	if asked := m.gets + len(m.requests) - 1; asked < runs {
@@ -428,7 +434,7 @@ func TestOutageLongerThanTheCertificatesLive(t *testing.T) {
 	if m.files() != before {
 		t.Errorf("it changed something:\n%s", m.files())
 	}
-	m.sshd.acceptsLogins()
+	m.sshd.AcceptsLogins()
 
 	m.answerInstead, m.get = nil, m.serveCAs
 	m.clock = func() time.Time { return now }
@@ -436,13 +442,13 @@ func TestOutageLongerThanTheCertificatesLive(t *testing.T) {
 	if o := m.renew(); o.Reason != "certificates are due for renewal" || !o.State.Presented {
 		t.Errorf("outcome %+v", o)
 	}
-	m.sshd.acceptsLogins()
+	m.sshd.AcceptsLogins()
 }
 
 func TestFurtherPrincipals(t *testing.T) {
 	pages := map[string]string{
-		documentPage:                       `{"accountId":"` + testAccount + `","region":"` + testRegion + `","instanceId":"` + testHost + `","privateIp":"10.0.0.1"}`,
-		publicAddressPage:                  "203.0.113.7",
+		identityPage:                       `{"accountId":"` + testAccount + `","region":"` + testRegion + `","instanceId":"` + testHost + `","privateIp":"10.0.0.1"}`,
+		imds.PublicAddressPage:             "203.0.113.7",
 		"/latest/meta-data/ipv6":           "2001:db8::7",
 		"/latest/meta-data/local-hostname": "ip-10-0-0-1.ec2.internal",
 	}
@@ -470,7 +476,7 @@ func TestFurtherPrincipals(t *testing.T) {
 			m.further = test.extra
 			_, err := m.Enroll(t.Context())
 			if test.want != "" {
-				wantError(t, err, Failed, test.want, "nothing was changed")
+				machinetest.WantError(t, err, fault.Failed, test.want, "nothing was changed")
 				return
 			}
 			if err != nil {
@@ -481,13 +487,4 @@ func TestFurtherPrincipals(t *testing.T) {
 			}
 		})
 	}
-}
-
-func mustRead(t testing.TB, path string) []byte {
-	t.Helper()
-	data, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return data
 }

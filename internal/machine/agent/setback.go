@@ -14,7 +14,9 @@ import (
 
 	"golang.org/x/crypto/ssh"
 
-	"github.com/hallmark-ssh/hallmark/internal/machine/sshd"
+	"github.com/hallmark-ssh/hallmark/internal/machine/fault"
+	"github.com/hallmark-ssh/hallmark/internal/machine/replace"
+	"github.com/hallmark-ssh/hallmark/internal/machine/retry"
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
 )
 
@@ -24,12 +26,12 @@ import (
 type setback struct {
 	// Situation identifies what was asked for. Once the machine, its configuration or
 	// its need is another, nothing has been tried yet.
-	Situation string    `json:"situation"`
-	Failures  int       `json:"failures"` // in a row
-	NotBefore time.Time `json:"notBefore"`
-	Kind      Kind      `json:"kind"`
-	Hint      string    `json:"hint"`
-	Reason    string    `json:"reason"`
+	Situation string     `json:"situation"`
+	Failures  int        `json:"failures"` // in a row
+	NotBefore time.Time  `json:"notBefore"`
+	Kind      fault.Kind `json:"kind"`
+	Hint      string     `json:"hint"`
+	Reason    string     `json:"reason"`
 	// Rejected is why the last answer of the signer was not used, until another is.
 	Rejected *protocol.Rejection `json:"rejected,omitempty"`
 	// Futile identifies the sshd, with its configuration, that was reloaded and then did not
@@ -55,7 +57,7 @@ func waitAfter(failures int, longest, asked time.Duration, random float64) time.
 	if failures <= 10 {
 		limit = min(firstSetback<<(failures-1), longest)
 	}
-	return min(max(asked, 0), longestHonor) + time.Duration(random*float64(limit))
+	return min(max(asked, 0), retry.LongestHonor) + time.Duration(random*float64(limit))
 }
 
 // next returns the setback after another failure.
@@ -73,11 +75,11 @@ func (s *setback) next(situation string, urgent bool, err error, now time.Time, 
 		n.Futile = s.Futile
 	}
 	var asked time.Duration
-	if e, ok := errors.AsType[*Error](err); ok {
-		n.Kind, n.Hint, asked = e.Kind, e.Hint, e.after
+	if e, ok := errors.AsType[*fault.Error](err); ok {
+		n.Kind, n.Hint, asked = e.Kind, e.Hint, e.After
 	}
 	longest := longestSetback
-	if urgent && n.Kind == Temporary {
+	if urgent && n.Kind == fault.Temporary {
 		longest = urgentSetback
 	}
 	n.NotBefore = now.Add(waitAfter(n.Failures, longest, asked, random)).UTC().Truncate(time.Second)
@@ -87,10 +89,10 @@ func (s *setback) next(situation string, urgent bool, err error, now time.Time, 
 // holds returns an error if it is too early to ask again.
 func (s *setback) holds(situation string, now time.Time) error {
 	// One that is further off than any comes of a clock that was wrong.
-	if s == nil || s.Situation != situation || !now.Before(s.NotBefore) || s.NotBefore.Sub(now) > longestHonor+longestSetback {
+	if s == nil || s.Situation != situation || !now.Before(s.NotBefore) || s.NotBefore.Sub(now) > retry.LongestHonor+longestSetback {
 		return nil
 	}
-	return &Error{
+	return &fault.Error{
 		Kind: s.Kind, Hint: s.Hint,
 		Err: fmt.Errorf("waiting until %s after %d failed runs, the last with: %s", s.NotBefore.UTC().Format(time.RFC3339), s.Failures, s.Reason),
 	}
@@ -101,10 +103,13 @@ func situation(seen observed, reason string) string {
 	h := sha256.New()
 	fmt.Fprintf(h, "%q %q %q", seen.instance, seen.config, reason)
 	for _, key := range seen.keys {
-		fmt.Fprintf(h, " %s", ssh.FingerprintSHA256(key.public))
+		fmt.Fprintf(h, " %s", ssh.FingerprintSHA256(key.Public))
 	}
 	return hex.EncodeToString(h.Sum(nil)[:16])
 }
+
+// maxSetbackBytes bounds what is read.
+const maxSetbackBytes = 64 << 10
 
 func setbackPath(dir string) string { return filepath.Join(dir, "setback.json") }
 
@@ -113,7 +118,7 @@ func setbackPath(dir string) string { return filepath.Join(dir, "setback.json") 
 func loadSetback(dir string) *setback {
 	data, err := os.ReadFile(setbackPath(dir))
 	var s setback
-	if err != nil || len(data) > maxStateBytes || json.Unmarshal(data, &s) != nil || s.Failures < 1 {
+	if err != nil || len(data) > maxSetbackBytes || json.Unmarshal(data, &s) != nil || s.Failures < 1 {
 		return nil
 	}
 	return &s
@@ -125,7 +130,7 @@ func (s *setback) save(dir string) (err error) {
 	if err != nil {
 		return fmt.Errorf("encode: %w", err)
 	}
-	return replaceFile(setbackPath(dir), append(bytes.TrimSpace(data), '\n'))
+	return replace.File(setbackPath(dir), append(bytes.TrimSpace(data), '\n'))
 }
 
 // forgetSetback removes what an earlier run left behind.
@@ -133,19 +138,5 @@ func forgetSetback(dir string) error {
 	if err := os.Remove(setbackPath(dir)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	return nil
-}
-
-// replaceFile replaces one file as a whole.
-func replaceFile(path string, data []byte) (err error) {
-	change := &sshd.Change{}
-	defer func() { err = errors.Join(err, change.Close()) }()
-	if err := change.Stage(path, data, 0o644); err != nil {
-		return err
-	}
-	if err := change.Commit(); err != nil {
-		return err
-	}
-	change.Keep()
 	return nil
 }

@@ -12,6 +12,9 @@ import (
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	v4 "github.com/aws/aws-sdk-go-v2/aws/signer/v4"
+	"github.com/hallmark-ssh/hallmark/internal/machine/config"
+	"github.com/hallmark-ssh/hallmark/internal/machine/fault"
+	"github.com/hallmark-ssh/hallmark/internal/machine/machinetest"
 )
 
 const profileFolder = "/latest/meta-data/iam/security-credentials/"
@@ -61,7 +64,7 @@ func TestSignerAuthIAM(t *testing.T) {
 	m := newMachine(t)
 	m.imds.pages[profileFolder] = "web-role"
 	m.imds.pages[profileFolder+"web-role"] = `{"Code":"Success","AccessKeyId":"ASIAPROFILE","SecretAccessKey":"profile-secret","Token":"profile-token"}`
-	m.Config.SignerAuth = authIAM
+	m.signer.Auth = config.AuthIAM
 	m.answerInstead = func(_ http.ResponseWriter, r *http.Request, _ int) bool {
 		signed(t, m.last, testRegion)
 		return r == nil
@@ -79,9 +82,9 @@ func TestSignerAuthIAM(t *testing.T) {
 }
 
 func TestSignerAuthNone(t *testing.T) {
-	for _, auth := range []string{"", authNone} {
+	for _, auth := range []string{"", config.AuthNone} {
 		m := newMachine(t)
-		m.Config.SignerAuth = auth
+		m.signer.Auth = auth
 		if _, err := m.Enroll(t.Context()); err != nil {
 			t.Fatal(err)
 		}
@@ -96,21 +99,21 @@ func TestSignerAuthIAMGoesWrong(t *testing.T) {
 		name    string
 		pages   map[string]string
 		status  int
-		kind    Kind
+		kind    fault.Kind
 		message string
 		hint    string
 	}{
-		{"no profile", nil, 0, Misconfigured, "no instance profile", "lambda:InvokeFunctionUrl"},
-		{"a path for a role", map[string]string{profileFolder: "../../user-data"}, 0, Failed, "is no role's name", ""},
-		{"credentials not ready", map[string]string{profileFolder: "r", profileFolder + "r": `{"Code":"Failed"}`}, 0, Temporary, "instance profile's credentials have code", ""},
-		{"credentials unreadable", map[string]string{profileFolder: "r", profileFolder + "r": `<`}, 0, Failed, "cannot be read", ""},
+		{"no profile", nil, 0, fault.Misconfigured, "no instance profile", "lambda:InvokeFunctionUrl"},
+		{"a path for a role", map[string]string{profileFolder: "../../user-data"}, 0, fault.Failed, "is no role's name", ""},
+		{"credentials not ready", map[string]string{profileFolder: "r", profileFolder + "r": `{"Code":"Failed"}`}, 0, fault.Temporary, "instance profile's credentials have code", ""},
+		{"credentials unreadable", map[string]string{profileFolder: "r", profileFolder + "r": `<`}, 0, fault.Failed, "cannot be read", ""},
 		{"not permitted", map[string]string{
 			profileFolder: "r", profileFolder + "r": `{"Code":"Success","AccessKeyId":"A","SecretAccessKey":"top-secret","Token":"T"}`,
-		}, http.StatusForbidden, Refused, "403 Forbidden", "lambda:InvokeFunctionUrl"},
+		}, http.StatusForbidden, fault.Refused, "403 Forbidden", "lambda:InvokeFunctionUrl"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			m := newMachine(t)
-			m.Config.SignerAuth = authIAM
+			m.signer.Auth = config.AuthIAM
 			for page, content := range test.pages {
 				m.imds.pages[page] = content
 			}
@@ -120,7 +123,7 @@ func TestSignerAuthIAMGoesWrong(t *testing.T) {
 				return true
 			}
 			_, err := m.Enroll(t.Context())
-			wantError(t, err, test.kind, test.message, test.hint)
+			machinetest.WantError(t, err, test.kind, test.message, test.hint)
 			if strings.Contains(err.Error(), "top-secret") {
 				t.Errorf("a secret in %q", err)
 			}
@@ -128,19 +131,5 @@ func TestSignerAuthIAMGoesWrong(t *testing.T) {
 				t.Errorf("asked the signer: %v", asked)
 			}
 		})
-	}
-}
-
-func TestSigningRegion(t *testing.T) {
-	for host, want := range map[string]string{
-		"abc123.lambda-url.eu-west-1.on.aws": "eu-west-1",
-		"signer.example.com":                 "own",
-		"127.0.0.1":                          "own",
-		"a.lambda-url":                       "own",
-		"a.b.lambda-url.eu-west-1.on.aws":    "own",
-	} {
-		if got := signingRegion(host, "own"); got != want {
-			t.Errorf("%s: %s, want %s", host, got, want)
-		}
 	}
 }

@@ -8,6 +8,10 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/hallmark-ssh/hallmark/internal/machine/imds"
+	"github.com/hallmark-ssh/hallmark/internal/machine/state"
+	"github.com/hallmark-ssh/hallmark/internal/protocol"
 )
 
 // BenchmarkStep times the steps of an enrollment on this machine, each by itself, with a
@@ -69,19 +73,20 @@ func cpuTime(b *testing.B) time.Duration {
 
 // askMetadata asks for what a request needs, with a new session.
 func (m *machine) askMetadata(ctx context.Context) error {
-	m.metadata.token = ""
-	_, err := m.metadata.identityDocument(ctx)
+	metadata := imds.New(m.retry)
+	metadata.Endpoint = m.imds.server.URL
+	_, err := metadata.IdentityDocument(ctx)
 	if err == nil {
-		_, err = m.metadata.credentials(ctx)
+		_, err = metadata.RoleCredentials(ctx)
 	}
 	return err
 }
 
 // makeProofs signs a request by every host key.
 func (m *machine) makeProofs(ctx context.Context, seen *sight) error {
-	creds, err := m.metadata.credentials(ctx)
+	creds, err := m.metadata.RoleCredentials(ctx)
 	if err == nil {
-		_, err = m.newRequest(ctx, testRegion, "document", creds, seen.keys, nil)
+		_, err = m.newRequest(ctx, protocol.Version, testRegion, "document", creds, seen.keys, nil)
 	}
 	return err
 }
@@ -90,18 +95,18 @@ func (m *machine) makeProofs(ctx context.Context, seen *sight) error {
 func (m *machine) replaceFiles(seen *sight, n uint64) (err error) {
 	i := &installation{Enroller: m.Enroller, keys: slices.Clone(seen.keys)}
 	for k := range i.keys {
-		certificate := *i.keys[k].certificate
+		certificate := *i.keys[k].Certificate
 		certificate.Serial = n
-		i.keys[k].certificate = &certificate
+		i.keys[k].Certificate = &certificate
 	}
-	state := *seen.state
-	state.EnrolledAt = time.Unix(int64(n), 0)
+	next := *seen.state
+	next.EnrolledAt = time.Unix(int64(n), 0)
 	change, err := i.stage(fmt.Appendf(nil, "%s# %d\n", seen.caFile, n))
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, change.Close()) }()
-	final, err := stageState(i.stateDir, &state)
+	final, err := state.Stage(i.stateDir, &next)
 	if err != nil {
 		return err
 	}

@@ -93,6 +93,15 @@ func Blocking(findings []Finding) (blocking []Finding) {
 	return blocking
 }
 
+// JoinFindings makes one error of findings.
+func JoinFindings(findings []Finding) error {
+	var texts []string
+	for _, f := range findings {
+		texts = append(texts, f.String())
+	}
+	return errors.New(strings.Join(texts, "; also "))
+}
+
 // Want is what sshd's settings are compared with.
 type Want struct {
 	// CAFile is the TrustedUserCAKeys that hallmark sets.

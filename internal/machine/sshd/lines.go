@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"github.com/hallmark-ssh/hallmark/internal/machine/sshdconf"
 )
 
 // Line is one directive of sshd's configuration.
@@ -86,7 +88,7 @@ func (r *lineReader) read(file string, match []string, depth int) {
 		r.mayMatch = true
 		return
 	}
-	number, own := 0, filepath.Base(file) == filepath.Base(DropIn)
+	number, own := 0, filepath.Base(file) == filepath.Base(sshdconf.DropIn)
 	for text := range strings.Lines(string(data)) {
 		number++
 		switch strings.TrimSpace(text) {

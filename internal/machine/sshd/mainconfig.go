@@ -7,6 +7,8 @@ import (
 	"path"
 	"path/filepath"
 	"strings"
+
+	"github.com/hallmark-ssh/hallmark/internal/machine/sshdconf"
 )
 
 // The markers stand around the lines that Hallmark adds to a main configuration
@@ -86,7 +88,7 @@ func absolutePattern(pattern string) string {
 	if path.IsAbs(pattern) {
 		return pattern
 	}
-	return path.Join(path.Dir(MainConfig), pattern)
+	return path.Join(path.Dir(sshdconf.MainConfig), pattern)
 }
 
 // WithBlock returns the configuration with body in one marked block at its top,
@@ -138,10 +140,10 @@ func WithoutBlock(config []byte) ([]byte, error) {
 // FindMainConfig returns the main configuration file in the file system at root, as sshd
 // there names it: SUSE keeps its own below /usr/etc, which counts while /etc has none.
 func FindMainConfig(root string) string {
-	for _, file := range []string{MainConfig, VendorConfig} {
+	for _, file := range []string{sshdconf.MainConfig, sshdconf.VendorConfig} {
 		if _, err := os.Lstat(filepath.Join(root, file)); err == nil {
 			return file
 		}
 	}
-	return MainConfig
+	return sshdconf.MainConfig
 }

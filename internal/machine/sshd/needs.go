@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/hallmark-ssh/hallmark/internal/machine/sshdconf"
 	"golang.org/x/crypto/ssh"
 )
 
@@ -388,7 +389,7 @@ func (f Facts) limits(_ Login, s settings) (all []problem) {
 func (f Facts) penalties(s settings, consequence string) []problem {
 	const remedy = "set proxy_sources to the addresses that the proxies connect from, and install again"
 	penalties, exempt := s.value("persourcepenalties"), noneIsEmpty(s.value(exemptKeyword))
-	missing := slices.DeleteFunc(slices.Clone(f.ProxySources), func(source string) bool { return coversSource(exempt, source) })
+	missing := slices.DeleteFunc(slices.Clone(f.ProxySources), func(source string) bool { return sshdconf.Covers(exempt, source) })
 	switch {
 	case penalties == "", penalties == "no":
 		return nil

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/hallmark-ssh/hallmark/internal/machine/sshdconf"
 	"golang.org/x/crypto/ssh"
 	"golang.org/x/sys/unix"
 )
@@ -198,7 +199,7 @@ func (s *Server) ViewOf(conf *Effective, logins []Login) (View, []Changed) {
 		}
 	}
 	for _, file := range r.files {
-		if filepath.Base(file) != filepath.Base(DropIn) {
+		if filepath.Base(file) != filepath.Base(sshdconf.DropIn) {
 			others = append(others, file)
 		}
 	}
@@ -265,7 +266,7 @@ func (s *Server) folderChanges(folders []string, conf *Effective) (changed []Cha
 		if written || isPattern(folder) {
 			continue
 		}
-		own := s.changes([]string{filepath.Join(folder, filepath.Base(DropIn))})
+		own := s.changes([]string{filepath.Join(folder, filepath.Base(sshdconf.DropIn))})
 		for _, c := range s.changes([]string{folder}) {
 			if len(own) == 0 || own[0].At.Before(c.At) {
 				changed = append(changed, c)

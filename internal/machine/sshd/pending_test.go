@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/hallmark-ssh/hallmark/internal/machine/sshdconf"
 )
 
 // noon is the time of the last load in these tests.
@@ -135,8 +137,8 @@ func TestOwnLines(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	write(MainConfig, "Include /etc/ssh/sshd_config.d/*.conf\n"+blockBegin+"\nMaxStartups 100\n"+blockEnd+"\nPermitTTY no\n")
-	write(DropIn, "TrustedUserCAKeys /ca\nHostCertificate /k-cert.pub\n")
+	write(sshdconf.MainConfig, "Include /etc/ssh/sshd_config.d/*.conf\n"+blockBegin+"\nMaxStartups 100\n"+blockEnd+"\nPermitTTY no\n")
+	write(sshdconf.DropIn, "TrustedUserCAKeys /ca\nHostCertificate /k-cert.pub\n")
 	write("/etc/ssh/sshd_config.d/50-site.conf", "Match User bob\nX11Forwarding no\n")
 	v, changed := s.ViewOf(&Effective{HostCertificates: []string{"/k-cert.pub"}}, nil)
 	// The lines of an included file come before the line that includes it.

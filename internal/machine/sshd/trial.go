@@ -5,6 +5,8 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+
+	"github.com/hallmark-ssh/hallmark/internal/machine/sshdconf"
 )
 
 // TrialConfig is the name, in the folder of the main configuration file, of one that sshd
@@ -24,7 +26,7 @@ func (s *Server) Trial(main, body []byte) []byte {
 			continue
 		}
 		for _, argument := range arguments {
-			body = includeEach(&b, r.glob([]string{argument}), includes([]string{argument}, DropIn), body)
+			body = includeEach(&b, r.glob([]string{argument}), includes([]string{argument}, sshdconf.DropIn), body)
 		}
 	}
 	return []byte(b.String())
@@ -40,10 +42,10 @@ func includeEach(b *strings.Builder, files []string, dropIn bool, body []byte) [
 		}
 	}
 	for _, file := range files {
-		if file >= DropIn {
+		if file >= sshdconf.DropIn {
 			write()
 		}
-		if file != DropIn {
+		if file != sshdconf.DropIn {
 			b.WriteString("Include " + strconv.Quote(file) + "\n")
 		}
 	}
@@ -64,5 +66,5 @@ func (s *Server) configPath() string {
 	if s.Config != "" {
 		return s.Config
 	}
-	return MainConfig
+	return sshdconf.MainConfig
 }

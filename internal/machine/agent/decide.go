@@ -1,0 +1,135 @@
+package agent
+
+import (
+	"bytes"
+	"fmt"
+	"slices"
+	"time"
+
+	"golang.org/x/crypto/ssh"
+
+	"github.com/hallmark-ssh/hallmark/internal/machine/cafile"
+	"github.com/hallmark-ssh/hallmark/internal/machine/hostkey"
+	"github.com/hallmark-ssh/hallmark/internal/machine/imds"
+	"github.com/hallmark-ssh/hallmark/internal/machine/signerclient"
+	"github.com/hallmark-ssh/hallmark/internal/machine/state"
+	"github.com/hallmark-ssh/hallmark/internal/protocol"
+)
+
+// observed is what the machine looks like now.
+type observed struct {
+	instance imds.Instance
+	config   string
+	keys     []hostkey.Key
+	caFile   []byte          // content, nil if there is none
+	extra    []ssh.PublicKey // CAs that the configuration trusts beside the cluster's
+	moved    bool            // the node's address was this machine's, and no longer is
+}
+
+// certified tells whether every key has a certificate that has not ended.
+func (o observed) certified(now time.Time) bool {
+	for _, key := range o.keys {
+		if key.Certificate == nil || !now.Before(hostkey.FirstEnd([]*ssh.Certificate{key.Certificate})) {
+			return false
+		}
+	}
+	return len(o.keys) > 0
+}
+
+// stale returns why the machine has to enroll, or "" if there is nothing to do. It
+// goes by what is there, never by "has it run": a disk may have been moved to
+// another instance, and cloud-init removes host keys with their certificates.
+func stale(s *state.State, now time.Time, seen observed) string {
+	switch {
+	case s == nil:
+		return "not enrolled yet"
+	case s.Instance.InstanceID == seen.instance.InstanceID && s.Instance.Started != seen.instance.Started:
+		// Its public address is another then, and a policy may have removed its node.
+		return "the instance was stopped and started"
+	case s.Instance != seen.instance:
+		return fmt.Sprintf("enrolled as instance %s, but this is %s", s.Instance.InstanceID, seen.instance.InstanceID)
+	case s.Config != seen.config:
+		return "signer_url or audience changed"
+	case !now.Before(s.RenewAfter):
+		return "certificates are due for renewal"
+	case now.Before(s.EnrolledAt.Add(-time.Hour)):
+		return "the clock was set back to before the enrollment"
+	case s.RenewAfter.Sub(s.EnrolledAt) > signerclient.MaxLifetime:
+		return "the time of renewal is further off than any certificate lasts"
+	case seen.moved:
+		return fmt.Sprintf("the node's address %.64q is no longer this machine's", s.Node.Address)
+	}
+	return staleFiles(s, now, seen)
+}
+
+// resigned returns why the certificates have to be made anew although nothing on
+// the machine changed, or "". During a rotation the cluster has two Host CAs. That the
+// set changed is the wrong moment: Teleport still signs with the old key, and a
+// certificate of the new one would be refused by those who do not know it yet. The
+// right one is when the key that Teleport signs with, the first, is another than the
+// one that signed here.
+//
+// A cluster may sign with several keys at once. If the renewal for a first key brought a
+// certificate of another one, it is not repeated for the same first key.
+func resigned(s *state.State, keys []hostkey.Key) string {
+	hosts, err := cafile.ParseKeys(s.HostCAs)
+	if err != nil {
+		return "" // an old state without them
+	}
+	for _, key := range keys {
+		if key.Certificate == nil {
+			continue
+		}
+		signer := cafile.Line(key.Certificate.SignatureKey)
+		switch {
+		case !slices.Contains(cafile.Lines(hosts), signer):
+			return "the authority that signed " + key.CertificatePath() + " is no longer the cluster's"
+		case signer != s.HostCAs[0] && s.SignedUnder != s.HostCAs[0]:
+			return "Teleport signs host certificates with another key now"
+		}
+	}
+	return ""
+}
+
+func staleFiles(s *state.State, now time.Time, seen observed) string {
+	if len(seen.keys) != len(s.Certificates) {
+		return "the set of host keys changed"
+	}
+	for n, key := range seen.keys {
+		switch {
+		case s.Certificates[n].Fingerprint != ssh.FingerprintSHA256(key.Public):
+			return "host key " + key.Path + " changed"
+		case key.Certificate == nil:
+			return "certificate " + key.CertificatePath() + " is missing, damaged or of another key"
+		case hostkey.StateOf(key, key.Certificate) != s.Certificates[n]:
+			return "certificate " + key.CertificatePath() + " is not the one that was installed"
+		case !now.Before(s.Certificates[n].ValidBefore):
+			return "certificate " + key.CertificatePath() + " has ended"
+		}
+	}
+	authorities, err := cafile.ParseKeys(s.OpenSSHCAs)
+	if err != nil || !bytes.Equal(seen.caFile, cafile.Render(authorities, seen.extra...)) {
+		return "the file of trusted CAs changed"
+	}
+	return ""
+}
+
+// newState returns the state after an enrollment.
+func newState(r *protocol.Response, g *signerclient.Grant, keys []hostkey.Key, i imds.Instance, configDigest string, now time.Time) *state.State {
+	s := &state.State{
+		Version: state.Version, Instance: i, Config: configDigest, Node: r.Node, Principals: r.Principals,
+		EnrolledAt: now.UTC().Truncate(time.Second), RenewAfter: g.RenewAfter.UTC().Truncate(time.Second),
+	}
+	s.Learn(g.OpenSSH, g.Hosts)
+	s.SignedUnder = s.HostCAs[0]
+	for n, cert := range g.Certificates {
+		s.Certificates = append(s.Certificates, hostkey.StateOf(keys[n], cert))
+	}
+	return s
+}
+
+// spread moves a time by up to a tenth of how far off it is, either way, so that
+// machines that enrolled at the same moment do not renew at the same moment.
+func spread(at, now time.Time, random float64) time.Time {
+	return at.Add(time.Duration((random - 0.5) / 5 * float64(at.Sub(now))))
+}

@@ -1,0 +1,75 @@
+package config
+
+import (
+	"reflect"
+	"strings"
+	"testing"
+)
+
+func TestParseConfig(t *testing.T) {
+	const good = "signer_url: https://signer.example.com/\naudience: hallmark.example.com\n"
+	for _, test := range []struct {
+		name, text, want string // want is the whole error, or empty
+	}{
+		{"least", good, ""},
+		{"all", good + "signer_ca_file: /etc/hallmark/signer_ca.pem\nsigner_auth: aws_iam\nmax_startups: 10:30:60\nproxy_sources: [192.0.2.7, \"2001:db8::/32\"]\n", ""},
+		{"signer_auth none", good + "signer_auth: none\n", ""},
+		{"another signer_auth", good + "signer_auth: basic\n", `line 3: signer_auth: "basic" is neither none nor aws_iam`},
+		{"empty", "", "signer_url: missing: give the https URL of the signer"},
+		{"no audience", "signer_url: https://signer.example.com/\n", `audience: "" is not a name such as hallmark.example.com`},
+		{"unknown key", good + "signer: x\n", "line 3: field signer not found"},
+		{"key twice", good + "audience: y\n", `line 3: mapping key "audience" already defined at line 2`},
+		{"http", "audience: a\nsigner_url: http://signer.example.com/\n", `line 2: signer_url: "http://signer.example.com/" is not of the form https://HOST/`},
+		{"with password", "signer_url: https://me:pw@signer.example.com/\n", `line 1: signer_url: "https://me:pw@signer.example.com/" is not of the form https://HOST/`},
+		{"audience with a line break", "signer_url: https://s/\naudience: \"a\\nb\"\n", `line 2: audience: "a\nb" is not a name such as hallmark.example.com`},
+		{"relative CA file", good + "signer_ca_file: ca.pem\n", `line 3: signer_ca_file: "ca.pem" is not an absolute path`},
+		{"directive in max_startups", good + "max_startups: \"10\\nPermitRootLogin yes\"\n", `line 3: max_startups: "10\nPermitRootLogin yes" is not of the form start:rate:full, for example 100:30:200`},
+		{"directive in proxy_sources", good + "proxy_sources: [\"192.0.2.7\\nPermitRootLogin yes\"]\n", `line 3: proxy_sources: "192.0.2.7\nPermitRootLogin yes" is neither an IP address, such as 192.0.2.7, nor a network, such as 192.0.2.0/28`},
+		{"proxy_sources that are everybody", good + "proxy_sources: [0.0.0.0/0]\n", `line 3: proxy_sources: "0.0.0.0/0" is too wide: list the addresses of Teleport's proxies (/8 or longer)`},
+		{"proxy_sources that is no list", good + "proxy_sources: 192.0.2.7\n", "line 3: cannot unmarshal !!str `192.0.2.7` into []string"},
+		{"wrong type", "signer_url: [a]\n", "line 1: cannot unmarshal !!seq into string"},
+		{"not YAML", "signer_url: 'x\n", "line 2: found unexpected end of stream"},
+		{"second document", good + "---\n" + good, "more than one YAML document"},
+		{"too long", good + strings.Repeat("#", maxConfigBytes), "65607 bytes, more than 65536"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			c, err := Parse([]byte(test.text))
+			if test.want != "" {
+				if err == nil || err.Error() != test.want {
+					t.Errorf("error %q, want %q", err, test.want)
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			data, err := c.Marshal()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if again, err := Parse(data); err != nil || !reflect.DeepEqual(again, c) {
+				t.Errorf("parsed again: %+v, %v, want %+v", again, err, c)
+			}
+		})
+	}
+}
+
+func TestMarshalRefusesWhatParseConfigRefuses(t *testing.T) {
+	if _, err := (Config{SignerURL: "http://signer.example.com/", Audience: "a"}).Marshal(); err == nil {
+		t.Error("http was marshaled")
+	}
+}
+
+func FuzzParseConfig(f *testing.F) {
+	f.Add([]byte("signer_url: https://signer.example.com/\naudience: hallmark.example.com\n"))
+	f.Add([]byte("max_startups: 10:30:60\nproxy_sources: [192.0.2.0/28, \"2001:db8::1\"]\n"))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		c, err := Parse(data)
+		if err != nil {
+			return
+		}
+		if _, err := c.Marshal(); err != nil {
+			t.Fatalf("%q was parsed but cannot be marshaled: %v", data, err)
+		}
+	})
+}

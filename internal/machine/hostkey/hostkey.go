@@ -1,0 +1,403 @@
+// Package hostkey reads the host keys of sshd and chooses those that are certified.
+package hostkey
+
+import (
+	"bytes"
+	"crypto/rsa"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/user"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/crypto/ssh"
+
+	"github.com/hallmark-ssh/hallmark/internal/hostcert"
+	"github.com/hallmark-ssh/hallmark/internal/identity"
+	"github.com/hallmark-ssh/hallmark/internal/machine/cafile"
+	"github.com/hallmark-ssh/hallmark/internal/machine/config"
+	"github.com/hallmark-ssh/hallmark/internal/machine/fault"
+	"github.com/hallmark-ssh/hallmark/internal/machine/sshd"
+	"github.com/hallmark-ssh/hallmark/internal/machine/state"
+	"github.com/hallmark-ssh/hallmark/internal/protocol"
+)
+
+// Key is one of sshd's host keys that can have a certificate.
+type Key struct {
+	Path        string // of the private key
+	Public      ssh.PublicKey
+	Certificate *ssh.Certificate // of this key, in its certificate file, or nil
+	Algorithms  []string         // by which sshd would present a certificate
+}
+
+// Line returns the public key in authorized_keys form, without comment.
+func (k Key) Line() string {
+	return strings.TrimSuffix(string(ssh.MarshalAuthorizedKey(k.Public)), "\n")
+}
+
+// CertificatePath is derived from the key's own path and nothing else: no answer
+// of anyone chooses where hallmark writes.
+func (k Key) CertificatePath() string { return k.Path + CertificateSuffix }
+
+const CertificateSuffix = "-cert.pub"
+
+// Selection decides which host keys are certified.
+type Selection struct {
+	Conf  *sshd.Effective
+	State *state.State // nil if the machine never enrolled
+	// Replace says to overwrite certificates of other CAs.
+	Replace bool
+}
+
+// Find returns the keys that sshd presents, for which a certificate line was baked, and of
+// which a certificate is any use. passed has one line for each of the others that is there.
+func (s Selection) Find() (keys []Key, passed []string, err error) {
+	taken := s.taken()
+	types := map[string]string{}
+	var plain []string          // keys that clients may have pinned and that get no certificate
+	certified := len(taken) > 0 // some key has a certificate already
+	for _, path := range s.Conf.HostKeys {
+		key, why, err := s.read(path)
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			continue // one of OpenSSH's default paths: not every machine has all
+		case err != nil:
+			return nil, nil, err
+		case key.Public == nil: // sshd does not present it
+		case types[key.Public.Type()] != "":
+			why = "sshd presents " + types[key.Public.Type()] + ", which has the same type"
+		default:
+			types[key.Public.Type()] = path
+			if why == "" {
+				why = taken.keeps(key)
+			}
+			if why != "" && preferred(key.Public.Type()) {
+				plain = append(plain, path+": "+why)
+			}
+		}
+		certified = certified || key.Certificate != nil
+		if why != "" {
+			passed = append(passed, path+": "+why)
+			continue
+		}
+		keys = append(keys, key)
+	}
+	if len(keys) == 0 {
+		return nil, passed, noHostKeys(taken, passed)
+	}
+	if len(plain) > 0 && !certified {
+		return nil, passed, hidesKeys(plain)
+	}
+	return keys[:min(len(keys), protocol.MaxHostKeys)], passed, nil
+}
+
+// preferred tells whether a type of host key is the first that some version of OpenSSH's
+// client asks for: Ed25519 since 8.5, ECDSA P-256 before.
+//
+// A client that has pinned a key of its first type sends its usual list, in which all types of
+// certificates come before all plain keys (order_hostkeyalgs in OpenSSH's sshconnect2.c). If
+// sshd has a certificate for another key only, it presents that one, and the client refuses
+// the host. A client that has pinned other types asks for those first.
+func preferred(keyType string) bool {
+	return keyType == ssh.KeyAlgoED25519 || keyType == ssh.KeyAlgoECDSA256
+}
+
+// hidesKeys refuses the first certificate of a machine if it would hide plain keys. Once a
+// machine presents certificates, those are hidden already, and renewing changes nothing.
+func hidesKeys(plain []string) error {
+	return fault.Newf(fault.Misconfigured,
+		"nothing was changed; run 'hallmark install', which writes a HostCertificate line for each host key, and let HostKeyAlgorithms permit certificates of every type of key that it permits",
+		"certificates for the other host keys would lock out people whose known_hosts has this one only, because OpenSSH's client asks for certificates first: %s",
+		strings.Join(plain, "; "))
+}
+
+func noHostKeys(taken takenKeys, passed []string) error {
+	const message = "none of sshd's host keys can be certified"
+	reasons := strings.Join(passed, "; ")
+	switch {
+	case len(taken) > 0:
+		return fault.Newf(fault.Misconfigured, "nothing was changed; add a host key of another type for hallmark, or set host_certificate: "+config.ReplaceCertificate,
+			"%s (%s)", message, reasons)
+	case len(passed) > 0:
+		return fault.Newf(fault.Temporary, "correct what the message says, and see that 'hallmark install' was run", "%s (%s)", message, reasons)
+	}
+	return fault.Newf(fault.Temporary, "see that 'ssh-keygen -A' or cloud-init made host keys, and that 'hallmark install' was run",
+		"%s: none of them exists", message)
+}
+
+// takenKeys are host keys with a certificate of another CA, by their wire form.
+type takenKeys map[string]takenKey
+
+type takenKey struct {
+	file   string // of the certificate
+	public ssh.PublicKey
+	signer ssh.PublicKey
+}
+
+// taken returns the keys that others have certified. sshd presents one certificate for
+// each key, the last that it loads.
+func (s Selection) taken() takenKeys {
+	taken := takenKeys{}
+	for _, file := range s.Conf.HostCertificates {
+		cert := ReadCertificate(file)
+		if cert == nil || s.ours(file, cert) || len(s.Conf.CertAlgorithms(cert.Key.Type())) == 0 {
+			continue
+		}
+		if s.Replace && slices.Contains(s.Conf.HostKeys, strings.TrimSuffix(file, CertificateSuffix)) {
+			continue
+		}
+		taken[string(cert.Key.Marshal())] = takenKey{file, cert.Key, cert.SignatureKey}
+	}
+	return taken
+}
+
+// keeps returns why a key is left alone, or "".
+//
+// A client asks for certificates of one type before those of another. Teleport's proxy asks
+// for RSA first and Ed25519 last; OpenSSH's client asks the other way round. A certificate
+// of ours that the proxy prefers does neither the proxy nor people who trust the other CA
+// any harm. One that it does not prefer would never be seen by the proxy, and would be
+// presented to those people in place of theirs.
+func (t takenKeys) keeps(key Key) string {
+	if other, ok := t[string(key.Public.Marshal())]; ok {
+		return other.String()
+	}
+	for _, other := range t {
+		if ProxyRank(key.Public) >= ProxyRank(other.public) {
+			return "Teleport's proxy would ask for the key with " + other.String()
+		}
+	}
+	return ""
+}
+
+func (k takenKey) String() string {
+	return fmt.Sprintf("HostCertificate %s is another CA's (%s)", k.file, ssh.FingerprintSHA256(k.signer))
+}
+
+// ProxyRank orders types of keys as Go's SSH client prefers them, and so Teleport's proxy.
+func ProxyRank(key ssh.PublicKey) int {
+	return slices.Index([]string{ssh.KeyAlgoRSA, ssh.KeyAlgoECDSA256, ssh.KeyAlgoECDSA384, ssh.KeyAlgoECDSA521, ssh.KeyAlgoED25519}, key.Type())
+}
+
+// ours reports whether hallmark wrote a certificate: it stands next to its key, and either
+// the state knows it or its CA, or it is of the form of Teleport's. The latter is all
+// there is to go by once the state is lost.
+func (s Selection) ours(file string, cert *ssh.Certificate) bool {
+	path, beside := strings.CutSuffix(file, CertificateSuffix)
+	if !beside || !slices.Contains(s.Conf.HostKeys, path) {
+		return false
+	}
+	if s.State != nil {
+		if slices.Contains(s.State.HostCAs, cafile.Line(cert.SignatureKey)) {
+			return true
+		}
+		for _, c := range s.State.Certificates {
+			if c == StateOf(Key{Path: path, Public: cert.Key}, cert) {
+				return true
+			}
+		}
+	}
+	return hasNodeNames(cert.ValidPrincipals)
+}
+
+// hasNodeNames reports whether principals have the four names of a node: two names, one of
+// them a UUID, each alone and with the cluster's name (security rule 3).
+func hasNodeNames(principals []string) bool {
+	for _, id := range principals {
+		if !nodeID.MatchString(id) {
+			continue
+		}
+		for _, full := range principals {
+			if cluster, ok := strings.CutPrefix(full, id+"."); ok && cluster != "" {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+var nodeID = regexp.MustCompile(`^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$`)
+
+// read reads a host key and its certificate. why says what keeps the key from being
+// certified; the key is empty if sshd does not present it. The error is fs.ErrNotExist if
+// there is no such key at all.
+func (s Selection) read(path string) (key Key, why string, err error) {
+	public, why, err := ReadPublic(path)
+	if err != nil || why != "" {
+		return Key{Path: path, Public: s.inAgent(path)}, why, err
+	}
+	if bits := rsaBits(public); bits > 0 && bits < s.Conf.RequiredRSASize {
+		return Key{}, fmt.Sprintf("sshd does not present an RSA key of %d bits: its RequiredRSASize is %d", bits, s.Conf.RequiredRSASize), nil
+	}
+	key = Key{Path: path, Public: public}
+	if why := unacceptable(key); why != "" {
+		return key, why, nil
+	}
+	if key.Algorithms = s.Conf.CertAlgorithms(public.Type()); len(key.Algorithms) == 0 {
+		if !s.Conf.PresentsPlain(public.Type()) {
+			key = Key{}
+		}
+		return key, "sshd's HostKeyAlgorithms rule out its certificates", nil
+	}
+	if !slices.Contains(s.Conf.HostCertificates, key.CertificatePath()) {
+		return key, "sshd's configuration has no line HostCertificate " + key.CertificatePath(), nil
+	}
+	// sshd goes by the key in a certificate, not by the file's name: it presents another
+	// key's with that key, and this key without one.
+	if cert := ReadCertificate(key.CertificatePath()); cert != nil && bytes.Equal(cert.Key.Marshal(), public.Marshal()) {
+		key.Certificate = cert
+	}
+	return key, "", nil
+}
+
+// inAgent returns the public half of a key whose private half sshd may have in an agent
+// (HostKeyAgent), or nil.
+func (s Selection) inAgent(path string) ssh.PublicKey {
+	if s.Conf.HostKeyAgent == "" {
+		return nil
+	}
+	for _, file := range []string{path + ".pub", path} {
+		data, err := os.ReadFile(file)
+		if err != nil {
+			continue
+		}
+		if public, _, _, _, err := ssh.ParseAuthorizedKey(data); err == nil && s.Conf.PresentsPlain(public.Type()) {
+			return public
+		}
+	}
+	return nil
+}
+
+func rsaBits(key ssh.PublicKey) int {
+	if k, ok := key.(ssh.CryptoPublicKey); ok {
+		if public, ok := k.CryptoPublicKey().(*rsa.PublicKey); ok {
+			return public.N.BitLen()
+		}
+	}
+	return 0
+}
+
+// ReadPublic returns the public key of a host key that sshd loads. why says why sshd
+// passes it over. sshd goes by the private half, whatever the .pub file says.
+func ReadPublic(path string) (public ssh.PublicKey, why string, err error) {
+	info, err := os.Stat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		if _, err := os.Stat(path + ".pub"); err == nil {
+			return nil, "the private half is missing", nil
+		}
+	}
+	if err != nil {
+		return nil, "", fmt.Errorf("read host key: %w", err)
+	}
+	if why := badMode(info); why != "" {
+		return nil, why, nil
+	}
+	signer, err := Load(path)
+	switch _, encrypted := errors.AsType[*ssh.PassphraseMissingError](err); {
+	case encrypted:
+		return nil, "it is protected by a passphrase", nil
+	case err != nil:
+		return nil, fmt.Sprintf("it cannot be read: %v", err), nil
+	}
+	return signer.PublicKey(), "", nil
+}
+
+// Load reads a private key. What is read is forgotten with the signer.
+func Load(path string) (ssh.Signer, error) {
+	const most = 64 << 10
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil, err
+	}
+	if !info.Mode().IsRegular() || info.Size() > most {
+		return nil, fmt.Errorf("not a file of at most %d bytes", most)
+	}
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	defer clear(data)
+	return ssh.ParsePrivateKey(data)
+}
+
+// badMode returns why sshd refuses a private key that others can read. It only minds if
+// the key is its own user's. Red Hat's lets the group ssh_keys read it.
+func badMode(info fs.FileInfo) string {
+	stat, ok := info.Sys().(*syscall.Stat_t)
+	others := info.Mode().Perm() & 0o077
+	if !ok || others == 0 || int(stat.Uid) != os.Geteuid() {
+		return ""
+	}
+	if others == 0o040 {
+		group, err := user.LookupGroupId(strconv.Itoa(int(stat.Gid)))
+		if err == nil && group.Name == "ssh_keys" {
+			return ""
+		}
+	}
+	return fmt.Sprintf("its mode %04o lets others read it, so sshd refuses it", info.Mode().Perm())
+}
+
+// unacceptable returns why the signer would refuse a key, for example DSA.
+func unacceptable(key Key) string {
+	if _, err := identity.ParseHostKeys([]string{key.Line()}); err != nil {
+		return err.Error()
+	}
+	return ""
+}
+
+// ReadCertificate returns the certificate in a file, or nil if there is none that
+// can be read: either way a new one is needed.
+func ReadCertificate(path string) *ssh.Certificate {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return nil
+	}
+	cert, err := hostcert.Parse(string(data))
+	if err != nil {
+		return nil
+	}
+	return cert
+}
+
+// Sign proves that this machine holds the host keys.
+func Sign(keys []Key, b protocol.Binding) ([]string, error) {
+	signatures := make([]string, 0, len(keys))
+	for _, key := range keys {
+		signer, err := Load(key.Path)
+		if err != nil {
+			return nil, fmt.Errorf("read host key %s: %w", key.Path, err)
+		}
+		if !bytes.Equal(signer.PublicKey().Marshal(), key.Public.Marshal()) { // replaced meanwhile
+			return nil, fault.Newf(fault.Temporary, "run it again", "host key %s is not the one that was there just now", key.Path)
+		}
+		signature, err := identity.SignBinding(signer, b)
+		if err != nil {
+			return nil, fmt.Errorf("sign with %s: %w", key.Path, err)
+		}
+		signatures = append(signatures, signature)
+	}
+	return signatures, nil
+}
+
+// FirstEnd returns when the first of the certificates ends.
+func FirstEnd(certificates []*ssh.Certificate) time.Time {
+	var end uint64 = ssh.CertTimeInfinity
+	for _, cert := range certificates {
+		end = min(end, cert.ValidBefore)
+	}
+	return time.Unix(int64(end), 0) //nolint:gosec // hostcert.Check has bounded it
+}
+
+// StateOf returns what the state says of a key and its certificate.
+func StateOf(key Key, cert *ssh.Certificate) state.Certificate {
+	return state.Certificate{
+		Path: key.CertificatePath(), Fingerprint: ssh.FingerprintSHA256(key.Public),
+		Serial: cert.Serial, ValidBefore: FirstEnd([]*ssh.Certificate{cert}).UTC(),
+	}
+}

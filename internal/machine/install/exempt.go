@@ -1,0 +1,41 @@
+package install
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/hallmark-ssh/hallmark/internal/machine/sshd"
+	"github.com/hallmark-ssh/hallmark/internal/machine/sshdconf"
+)
+
+const exemptKeyword = "persourcepenaltyexemptlist"
+
+// exemptProxies sets the options' PenaltyExempt: what others exempt and Teleport's proxies,
+// because sshd takes the first list only. Where sshd knows no penalties (OpenSSH before
+// 9.8) it sets nothing. logins are those of the configuration as it is.
+func (in *Installer) exemptProxies(ctx context.Context, options *sshdconf.Options, logins []sshd.Login) error {
+	if _, known := sshd.ExemptSources(logins); !known || len(options.ProxySources) == 0 {
+		return nil // sshd.Assess warns about the latter
+	}
+	value, err := in.exemptByOthers(ctx, *options)
+	if err != nil {
+		return fmt.Errorf("find which sources sshd exempts from penalties: %w", err)
+	}
+	options.PenaltyExempt = sshdconf.JoinSources(value, options.ProxySources)
+	return nil
+}
+
+// exemptByOthers asks sshd for the list that it takes without ours, which hides any other.
+func (in *Installer) exemptByOthers(ctx context.Context, options sshdconf.Options) (string, error) {
+	options.PenaltyExempt = ""
+	without, err := in.plan(options)
+	if err != nil {
+		return "", err
+	}
+	logins, err := in.try(ctx, without)
+	if err != nil {
+		return "", err
+	}
+	value, _ := sshd.ExemptSources(logins)
+	return value, nil
+}

@@ -1,0 +1,624 @@
+// Package install puts hallmark on a machine or into an image, and seals images.
+package install
+
+import (
+	"bytes"
+	"context"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/crypto/ssh"
+
+	"github.com/hallmark-ssh/hallmark/internal/machine/cafile"
+	"github.com/hallmark-ssh/hallmark/internal/machine/config"
+	"github.com/hallmark-ssh/hallmark/internal/machine/fault"
+	"github.com/hallmark-ssh/hallmark/internal/machine/hostkey"
+	"github.com/hallmark-ssh/hallmark/internal/machine/loaded"
+	"github.com/hallmark-ssh/hallmark/internal/machine/replace"
+	"github.com/hallmark-ssh/hallmark/internal/machine/sshd"
+	"github.com/hallmark-ssh/hallmark/internal/machine/sshdconf"
+	"github.com/hallmark-ssh/hallmark/internal/machine/state"
+	"github.com/hallmark-ssh/hallmark/templates/systemd"
+)
+
+// Program is where hallmark is installed.
+const Program = "/usr/local/bin/hallmark"
+
+// Names of what Install reads in its folder.
+const (
+	installConfig   = "config.yaml"
+	installCAs      = "openssh_ca.pub"
+	installSignerCA = "signer_ca.pem"
+)
+
+const unitDir = "/etc/systemd/system"
+
+// judge is sshd as far as an installation needs it.
+type judge interface {
+	Logins(ctx context.Context) ([]sshd.Login, error)
+	LoginsWith(ctx context.Context, name string) ([]sshd.Login, error)
+	Trial(main, dropIn []byte) []byte
+	Lines() []sshd.Line
+	Findings(ctx context.Context, logins []sshd.Login, want sshd.Want) ([]sshd.Finding, error)
+}
+
+// Installer puts hallmark on a machine or into an image. It starts nothing.
+type Installer struct {
+	root   string
+	self   string // path of the program to install
+	server judge
+	enable func(ctx context.Context) error
+	// observe notes what the running sshd has loaded, before its files change.
+	observe func(ctx context.Context) error
+	log     func(format string, args ...any)
+}
+
+// New returns an installer for the file system at root. log is told what
+// somebody should know.
+func New(root string, log func(format string, args ...any)) (*Installer, error) {
+	root, err := filepath.Abs(root)
+	if err != nil {
+		return nil, fmt.Errorf("find the root folder: %w", err)
+	}
+	server, err := sshd.Find(root)
+	if err != nil {
+		return nil, fault.Newf(fault.Failed, "install OpenSSH's server first", "%w", err)
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return nil, fmt.Errorf("find this program: %w", err)
+	}
+	enable := func(ctx context.Context) error { return enableTimers(ctx, root) }
+	in := &Installer{root: root, self: self, server: server, enable: enable, observe: func(context.Context) error { return nil }, log: log}
+	if root == "/" {
+		in.observe = observer(server, log)
+	}
+	return in, nil
+}
+
+// observer returns what lets a first enrollment know which settings were pending already.
+func observer(server *sshd.Server, log func(string, ...any)) func(context.Context) error {
+	t := loaded.Tracker{Server: server, Dir: state.RuntimeDir(), Log: log}
+	return func(ctx context.Context) error {
+		conf, err := server.Effective(ctx)
+		if err != nil {
+			return err
+		}
+		return t.Observe(ctx, conf)
+	}
+}
+
+// enableTimers has systemd start the timers at the next boot. It needs no running
+// systemd.
+func enableTimers(ctx context.Context, root string) error {
+	args := []string{"enable", "hallmark.timer", "hallmark-renew.timer"}
+	if root != "/" {
+		args = append([]string{"--root=" + root}, args...)
+	}
+	output, err := exec.CommandContext(ctx, "systemctl", args...).CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("enable hallmark's timers: %w: %s", err, strings.TrimSpace(string(output)))
+	}
+	return nil
+}
+
+// Install copies this program, the configuration, the CAs and sshd's settings from the
+// folder to their places, and enables the timers. sshd judges the settings before anything
+// is in place; sshd's configuration changes last, and by one rename. Install reports
+// whether it changed anything.
+func (in *Installer) Install(ctx context.Context, from string) (changed bool, err error) {
+	files, options, authorities, err := in.read(from)
+	if err != nil {
+		return false, err
+	}
+	stateDir, err := in.path(state.Dir)
+	if err != nil {
+		return false, err
+	}
+	unlock, err := state.Lock(stateDir, time.Now())
+	if err != nil {
+		return false, err
+	}
+	defer unlock()
+	before, err := in.server.Logins(ctx)
+	if errors.Is(err, sshd.ErrNoHostKeys) {
+		return false, fault.Newf(fault.Failed, "run 'ssh-keygen -A' first, and 'hallmark seal' at the end", "read sshd's configuration: %w", err)
+	}
+	if err != nil {
+		return false, fault.Newf(fault.Failed, hintBroken, "read sshd's configuration: %w", err)
+	}
+	if err := in.checkTrust(before); err != nil {
+		return false, err
+	}
+	if err := in.exemptProxies(ctx, &options, before); err != nil {
+		return false, err
+	}
+	options.HostCertificates = certificatesFor(before, options.HostCertificates)
+	plan, err := in.plan(options)
+	if err != nil {
+		return false, err
+	}
+	after, err := in.try(ctx, plan)
+	if err == nil {
+		err = verify(options, before, after)
+	}
+	if err != nil {
+		return false, fault.Newf(fault.Failed, "nothing was changed; see sshd_config and the files that it includes", "sshd does not take hallmark's settings: %w", err)
+	}
+	want := sshd.Want{
+		CAFile: options.TrustedUserCAKeys, Authorities: authorities, MaxStartups: options.MaxStartups,
+		ProxySources: options.ProxySources,
+		Extra:        append(in.otherCertificates(before, options.HostCertificates), in.hiddenKeys(after)...),
+	}
+	if err := in.judge(ctx, after, want); err != nil {
+		return false, err
+	}
+	if err := in.observe(ctx); err != nil {
+		in.log("warning: note what sshd has loaded: %v", err)
+	}
+	return in.put(ctx, append(files, unitFor(options.HostCertificates)...), plan)
+}
+
+// otherCertificates are findings for the HostCertificate lines of somebody else. The keys
+// of an image are not those of its machines, so which are certified shows there.
+func (in *Installer) otherCertificates(logins []sshd.Login, ours []string) (findings []sshd.Finding) {
+	for _, path := range sshd.Values(logins[0].Settings, "hostcertificate") {
+		f := sshd.Finding{
+			Keyword: "HostCertificate", Value: path,
+			Consequence: "another CA certifies a host key, and a host key has one certificate; hallmark certifies those that Teleport's proxy prefers to it",
+			Remedy:      "see that there is an RSA host key for hallmark, or remove that line",
+		}
+		for _, line := range in.server.Lines() {
+			if line.Keyword == "hostcertificate" && slices.Equal(line.Arguments, []string{path}) {
+				f.Places = append(f.Places, line)
+			}
+		}
+		if !slices.Contains(ours, path) {
+			findings = append(findings, f)
+		}
+	}
+	return findings
+}
+
+// hiddenKeys are findings for types of host keys that sshd may present without a certificate
+// only, while it presents certificates for others: hallmark enroll refuses to hide such keys.
+func (in *Installer) hiddenKeys(logins []sshd.Login) (findings []sshd.Finding) {
+	value := strings.Join(sshd.Values(logins[0].Settings, "hostkeyalgorithms"), "")
+	e := sshd.Effective{HostKeyAlgorithms: strings.Split(value, ",")}
+	if value == "" || !strings.Contains(value, "-cert-v01@openssh.com") {
+		return nil // another finding says that there are no certificates
+	}
+	for _, path := range sshd.Values(logins[0].Settings, "hostkey") {
+		keyType := usualTypes()[filepath.Base(path)]
+		if keyType == "" || !e.PresentsPlain(keyType) || len(e.CertAlgorithms(keyType)) > 0 {
+			continue
+		}
+		f := sshd.Finding{
+			Keyword: "HostKeyAlgorithms", Value: value, Blocks: true,
+			Consequence: "certificates for the other host keys would lock out people whose known_hosts has " + path + " only, so hallmark enroll would refuse",
+			Remedy:      "add " + keyType + "-cert-v01@openssh.com, or remove " + keyType,
+		}
+		for _, line := range in.server.Lines() {
+			if line.Keyword == "hostkeyalgorithms" {
+				f.Places = append(f.Places, line)
+			}
+		}
+		findings = append(findings, f)
+	}
+	return findings
+}
+
+// usualTypes are the types that clients prefer, by the files in which OpenSSH and cloud-init
+// keep such keys. An image is sealed without keys, so the files themselves cannot tell.
+func usualTypes() map[string]string {
+	return map[string]string{"ssh_host_ed25519_key": ssh.KeyAlgoED25519, "ssh_host_ecdsa_key": ssh.KeyAlgoECDSA256}
+}
+
+// put puts everything in place. Until sshd's settings are, which come last, nothing of it
+// has an effect on sshd.
+func (in *Installer) put(ctx context.Context, files []file, plan plan) (changed bool, err error) {
+	change := &replace.Change{}
+	defer func() { err = errors.Join(err, change.Close()) }()
+	for _, f := range append(files, file{path: sshdconf.DropIn}) { // its own, unlike the main file
+		if err := in.tidy(f.path); err != nil {
+			return false, err
+		}
+	}
+	for _, f := range files {
+		if err := in.stage(change, f); err != nil {
+			return false, err
+		}
+	}
+	if err := in.stagePlan(change, plan); err != nil {
+		return false, err
+	}
+	changed = change.Changed()
+	if err := change.Commit(); err != nil {
+		return false, err
+	}
+	if err := in.enable(ctx); err != nil {
+		return false, err
+	}
+	change.Keep()
+	return changed, nil
+}
+
+// tidy removes what an installation that was killed left beside a file.
+func (in *Installer) tidy(path string) error {
+	path, err := in.path(path)
+	if err != nil {
+		return err
+	}
+	if err := replace.RemoveLeftovers(path); err != nil {
+		return fmt.Errorf("tidy up after an earlier installation: %w", err)
+	}
+	return nil
+}
+
+// certificatesFor adds to the usual HostCertificate lines those for host keys that sshd has
+// elsewhere. The files need not exist yet. A key of type DSA can have none.
+func certificatesFor(logins []sshd.Login, usual []string) []string {
+	files := slices.Clone(usual)
+	for _, path := range sshd.Values(logins[0].Settings, "hostkey") {
+		if file := path + hostkey.CertificateSuffix; filepath.Base(path) != "ssh_host_dsa_key" && !slices.Contains(files, file) {
+			files = append(files, file)
+		}
+	}
+	return files
+}
+
+// unitFor lets the service write certificates where host keys are kept outside /etc/ssh.
+func unitFor(certificates []string) []file {
+	var folders []string
+	for _, path := range certificates {
+		folder := filepath.Dir(path)
+		if folder != "/etc/ssh" && !strings.HasPrefix(folder, "/etc/ssh/") && !slices.Contains(folders, folder) {
+			folders = append(folders, folder)
+		}
+	}
+	if len(folders) == 0 {
+		return nil
+	}
+	text := "# Written by hallmark install: sshd has host keys outside /etc/ssh.\n[Service]\n"
+	for _, folder := range folders {
+		text += fmt.Sprintf("ReadWritePaths=%q\n", "-"+folder)
+	}
+	return []file{{filepath.Join(unitDir, "hallmark.service.d", "host-keys.conf"), []byte(text), 0o644}}
+}
+
+// judge refuses an sshd with which certificates can never work, and logs what else is found.
+func (in *Installer) judge(ctx context.Context, logins []sshd.Login, want sshd.Want) error {
+	findings, err := in.server.Findings(ctx, logins, want)
+	if err != nil {
+		return fmt.Errorf("judge sshd's settings: %w", err)
+	}
+	if blocking := sshd.Blocking(findings); len(blocking) > 0 {
+		return fault.Newf(fault.Failed, "nothing was changed; correct sshd's configuration as the message says, then install again",
+			"no certificate of the cluster could log in: %w", sshd.JoinFindings(blocking))
+	}
+	for _, f := range findings {
+		in.log("warning: %s", f)
+	}
+	return nil
+}
+
+// file is one file to install.
+type file struct {
+	path string
+	data []byte
+	mode fs.FileMode
+}
+
+// read reads and checks everything before anything is changed.
+func (in *Installer) read(from string) ([]file, sshdconf.Options, []ssh.PublicKey, error) {
+	program, err := os.ReadFile(in.self)
+	if err != nil {
+		return nil, sshdconf.Options{}, nil, fmt.Errorf("read this program: %w", err)
+	}
+	c, data, err := readInstallConfig(from)
+	if err != nil {
+		return nil, sshdconf.Options{}, nil, err
+	}
+	if err := checkNames(from); err != nil {
+		return nil, sshdconf.Options{}, nil, err
+	}
+	files := []file{
+		{Program, program, 0o755},
+		{config.File, data, 0o644},
+		{filepath.Join(unitDir, "hallmark.service"), systemd.Service, 0o644},
+		{filepath.Join(unitDir, "hallmark.timer"), systemd.Timer, 0o644},
+		{filepath.Join(unitDir, "hallmark-renew.timer"), systemd.RenewTimer, 0o644},
+	}
+	extra, authorities, err := readTrust(from, c)
+	if err != nil {
+		return nil, sshdconf.Options{}, nil, &fault.Error{Kind: fault.Misconfigured, Err: err}
+	}
+	if len(authorities) == 0 {
+		if err := in.checkStale(c); err != nil {
+			return nil, sshdconf.Options{}, nil, err
+		}
+	}
+	return append(files, extra...), c.SSHDOptions(), authorities, nil
+}
+
+// checkNames refuses files that look like those that install reads, and are not: without
+// openssh_ca.pub, a misspelled one would be a machine that trusts no CA until it enrolls.
+func checkNames(from string) error {
+	entries, err := os.ReadDir(from)
+	if err != nil {
+		return fault.Newf(fault.Misconfigured, "see --from", "read the folder: %w", err)
+	}
+	known := []string{installConfig, installCAs, installSignerCA}
+	for _, entry := range entries {
+		switch filepath.Ext(entry.Name()) {
+		case ".pub", ".pem", ".crt", ".cer", ".yaml", ".yml":
+			if !slices.Contains(known, entry.Name()) {
+				return fault.Newf(fault.Misconfigured, "rename it, or remove it from that folder",
+					"%s is none of the files that install reads: %s", filepath.Join(from, entry.Name()), strings.Join(known, ", "))
+			}
+		}
+	}
+	return nil
+}
+
+// checkStale refuses to leave the CAs of an earlier bake in a machine that is to trust none
+// before it is enrolled. Once it is enrolled they come from the signer.
+func (in *Installer) checkStale(c config.Config) error {
+	extra, err := c.ExtraCAs()
+	if err != nil {
+		return err
+	}
+	file, err := in.path(sshdconf.CAFile)
+	if err != nil {
+		return err
+	}
+	enrolled, err := in.path(state.Path(state.Dir))
+	if err != nil {
+		return err
+	}
+	data, err := os.ReadFile(file)
+	if errors.Is(err, fs.ErrNotExist) || err == nil && bytes.Equal(data, cafile.Render(nil, extra...)) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("read the trusted CAs: %w", err)
+	}
+	if _, err := os.Stat(enrolled); err == nil {
+		return nil
+	}
+	return fault.Newf(fault.Misconfigured, "remove "+file+", or give "+installCAs,
+		"without %s nobody is to be trusted before the machine is enrolled, but %s is there already", installCAs, file)
+}
+
+func readInstallConfig(from string) (config.Config, []byte, error) {
+	path := filepath.Join(from, installConfig)
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return config.Config{}, nil, fault.Newf(fault.Misconfigured, "the folder given by --from must hold "+installConfig, "read the configuration: %w", err)
+	}
+	c, err := config.Parse(data)
+	if err != nil {
+		return config.Config{}, nil, fault.Newf(fault.Misconfigured, "", "%s: %w", path, err)
+	}
+	return c, data, nil
+}
+
+// readTrust reads the CAs. Without OpenSSH CAs the machine trusts none before it is
+// enrolled, which is what "trust at enrollment" means.
+func readTrust(from string, c config.Config) (files []file, authorities []ssh.PublicKey, err error) {
+	extra, err := c.ExtraCAs()
+	if err != nil {
+		return nil, nil, err
+	}
+	data, err := os.ReadFile(filepath.Join(from, installCAs))
+	switch {
+	case err == nil:
+		if authorities, err = cafile.Parse(data); err != nil {
+			return nil, nil, fmt.Errorf("%s: %w", installCAs, err)
+		}
+		files = append(files, file{sshdconf.CAFile, cafile.Render(authorities, extra...), 0o644})
+	case errors.Is(err, fs.ErrNotExist) && len(extra) > 0:
+		files = append(files, file{sshdconf.CAFile, cafile.Render(nil, extra...), 0o644})
+	case !errors.Is(err, fs.ErrNotExist):
+		return nil, nil, err
+	}
+	data, err = os.ReadFile(filepath.Join(from, installSignerCA))
+	switch {
+	case err == nil && c.SignerCAFile != config.SignerCAFile:
+		return nil, nil, fmt.Errorf("%s is given, but %s does not say signer_ca_file: %s", installSignerCA, installConfig, config.SignerCAFile)
+	case err == nil:
+		if err := checkCertificates509(data); err != nil {
+			return nil, nil, fmt.Errorf("%s: %w", installSignerCA, err)
+		}
+		return append(files, file{config.SignerCAFile, data, 0o644}), authorities, nil
+	case !errors.Is(err, fs.ErrNotExist):
+		return nil, nil, err
+	}
+	return files, authorities, nil
+}
+
+// checkCertificates509 refuses PEM data without a certificate, and a private key
+// that was given by mistake.
+func checkCertificates509(data []byte) error {
+	found := false
+	for block, rest := pem.Decode(data); block != nil; block, rest = pem.Decode(rest) {
+		if block.Type != "CERTIFICATE" {
+			return fmt.Errorf("it holds a %s, not only certificates", block.Type)
+		}
+		if _, err := x509.ParseCertificate(block.Bytes); err != nil {
+			return err
+		}
+		found = true
+	}
+	if !found {
+		return errors.New("it holds no PEM certificate")
+	}
+	return nil
+}
+
+const hintBroken = "run 'sshd -t' and correct what it says; with --root, mount /dev there first"
+
+// checkTrust refuses a machine on which someone else's CA file is in effect: the
+// first TrustedUserCAKeys wins, so installing would silently end those logins.
+func (in *Installer) checkTrust(logins []sshd.Login) error {
+	trusted := strings.Join(sshd.Values(logins[0].Settings, "trustedusercakeys"), "")
+	if trusted == "" || trusted == "none" || trusted == sshdconf.CAFile {
+		return nil
+	}
+	where := strings.Join(in.find("trustedusercakeys"), ", ")
+	if where == "" {
+		where = "a file that " + sshdconf.MainConfig + " includes"
+	}
+	return fault.Newf(fault.Failed, "remove that line; put its CAs into openssh_ca.pub if they are the cluster's, otherwise list their keys as extra_user_cas in config.yaml",
+		"sshd already trusts the CAs in %s, set in %s", trusted, where)
+}
+
+// find returns where a keyword is set, as "file:line".
+func (in *Installer) find(keyword string) (places []string) {
+	for _, l := range in.server.Lines() {
+		if l.Keyword == keyword {
+			places = append(places, l.String())
+		}
+	}
+	return places
+}
+
+// path returns where a file of the root is. Links in the way are the root's own.
+func (in *Installer) path(p string) (string, error) {
+	folder, err := sshd.Resolve(in.root, filepath.Dir(p))
+	if err != nil {
+		return "", fmt.Errorf("find %s: %w", p, err)
+	}
+	return filepath.Join(in.root, folder, filepath.Base(p)), nil
+}
+
+func (in *Installer) stage(change *replace.Change, f file) error {
+	path, err := in.path(f.path)
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return fmt.Errorf("make a folder: %w", err)
+	}
+	return change.Stage(path, f.data, f.mode)
+}
+
+// plan is what is to become of sshd's configuration.
+type plan struct {
+	// main is the path of the main file, behind any link, or empty to leave it alone.
+	main string
+	// config is what it is to hold, dropIn what the drop-in is to hold, if not empty.
+	config, dropIn []byte
+	// trial comes to the same, in one file.
+	trial []byte
+}
+
+// plan decides between the drop-in, where it comes first, and otherwise one block at the
+// top of the main configuration. SUSE's own main file is not changed: one in /etc that
+// includes it takes its place.
+func (in *Installer) plan(options sshdconf.Options) (plan, error) {
+	name := sshd.FindMainConfig(in.root)
+	file, err := sshd.Resolve(in.root, name)
+	if err != nil {
+		return plan{}, fmt.Errorf("find sshd's configuration: %w", err)
+	}
+	config, err := os.ReadFile(filepath.Join(in.root, file))
+	if err != nil {
+		return plan{}, fmt.Errorf("read sshd's configuration: %w", err)
+	}
+	rest, err := sshd.WithoutBlock(config)
+	if err != nil {
+		return plan{}, fmt.Errorf("%s: %w", filepath.Join(in.root, name), err)
+	}
+	body := options.Render()
+	if sshd.IncludesFirst(rest, sshdconf.DropIn) {
+		p := plan{main: file, dropIn: body, config: rest, trial: in.server.Trial(rest, body)}
+		if name == sshdconf.VendorConfig {
+			p.main = ""
+		}
+		return p, nil
+	}
+	if name == sshdconf.VendorConfig {
+		file, rest = sshdconf.MainConfig, []byte("Include "+sshdconf.VendorConfig+"\n")
+	}
+	if config, err = sshd.WithBlock(rest, body); err != nil {
+		return plan{}, fmt.Errorf("%s: %w", filepath.Join(in.root, name), err)
+	}
+	return plan{main: file, config: config, trial: in.server.Trial(config, nil)}, nil
+}
+
+// stagePlan stages what takes effect before what would undo it: wherever a kill comes
+// between two renames, hallmark's settings are there once at least.
+func (in *Installer) stagePlan(change *replace.Change, p plan) error {
+	if len(p.dropIn) > 0 {
+		if err := in.stage(change, file{sshdconf.DropIn, p.dropIn, 0o644}); err != nil {
+			return err
+		}
+	}
+	if p.main != "" {
+		if err := in.stage(change, file{p.main, p.config, 0o600}); err != nil {
+			return err
+		}
+	}
+	if len(p.dropIn) > 0 {
+		return nil
+	}
+	path, err := in.path(sshdconf.DropIn)
+	if err != nil {
+		return err
+	}
+	return change.StageRemoval(path)
+}
+
+// try asks sshd what its configuration would come to, for everyone who can log in.
+func (in *Installer) try(ctx context.Context, p plan) (after []sshd.Login, err error) {
+	path, err := in.path(filepath.Join(filepath.Dir(sshdconf.MainConfig), sshd.TrialConfig))
+	if err != nil {
+		return nil, err
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("remove an earlier trial: %w", err)
+	}
+	// O_EXCL: never through a link that someone put there.
+	trial, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("write a trial configuration: %w", err)
+	}
+	defer func() { err = errors.Join(err, os.Remove(path)) }()
+	_, err = trial.Write(p.trial)
+	if err = errors.Join(err, trial.Close()); err != nil {
+		return nil, fmt.Errorf("write a trial configuration: %w", err)
+	}
+	return in.server.LoginsWith(ctx, sshd.TrialConfig)
+}
+
+// verify compares what sshd's configuration comes to before and after: what was to be set
+// is, and for everyone who can log in nothing else became different.
+func verify(want sshdconf.Options, before, after []sshd.Login) error {
+	got := strings.Join(sshd.Values(after[0].Settings, "trustedusercakeys"), " ")
+	if got != want.TrustedUserCAKeys {
+		return fmt.Errorf("TrustedUserCAKeys is %q, not %s", got, want.TrustedUserCAKeys)
+	}
+	certificates := sshd.Values(after[0].Settings, "hostcertificate")
+	for _, path := range want.HostCertificates {
+		if !slices.Contains(certificates, path) {
+			return fmt.Errorf("HostCertificate %s is not in effect", path)
+		}
+	}
+	if exempt, _ := sshd.ExemptSources(after); want.PenaltyExempt != "" && exempt != want.PenaltyExempt {
+		return fmt.Errorf("PerSourcePenaltyExemptList is %q, not %s", exempt, want.PenaltyExempt)
+	}
+	if drift := sshd.Drift(before, after, "trustedusercakeys", "hostcertificate", "maxstartups", exemptKeyword); drift != "" {
+		return fmt.Errorf("another setting would change %s", drift)
+	}
+	return nil
+}

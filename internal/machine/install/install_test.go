@@ -1,0 +1,478 @@
+package install
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"golang.org/x/crypto/ssh"
+
+	"github.com/hallmark-ssh/hallmark/internal/machine/config"
+	"github.com/hallmark-ssh/hallmark/internal/machine/hostkey"
+	"github.com/hallmark-ssh/hallmark/internal/machine/machinetest"
+	"github.com/hallmark-ssh/hallmark/internal/machine/sshd"
+	"github.com/hallmark-ssh/hallmark/internal/machine/sshdconf"
+	"github.com/hallmark-ssh/hallmark/internal/machine/state"
+)
+
+const (
+	withInclude    = "Include /etc/ssh/sshd_config.d/*.conf\nUsePAM yes\n"
+	withoutInclude = "# Amazon Linux 2\nUsePAM yes\nMatch User git\n\tX11Forwarding no\n"
+)
+
+// image is a root folder to install into, with a judge that reads its files as
+// sshd would.
+type image struct {
+	t       *testing.T
+	root    string
+	from    string
+	enabled int
+	// noted is sshd's configuration at the time when it was noted what sshd has loaded.
+	noted string
+	// verdict replaces what the judge says, if set.
+	verdict func() error
+	// drift adds to the settings that sshd would come to, if set.
+	drift func() string
+	// prints adds to what sshd prints of a configuration, if set.
+	prints func(config string) string
+	*Installer
+}
+
+func newImage(t *testing.T, mainConfig string) *image {
+	t.Helper()
+	i := &image{t: t, root: t.TempDir(), from: t.TempDir()}
+	i.write(sshdconf.MainConfig, mainConfig)
+	i.give("config.yaml", "signer_url: https://signer.example.com/\naudience: hallmark.example.com\n")
+	i.give("openssh_ca.pub", string(ssh.MarshalAuthorizedKey(machinetest.NewSigner(t).PublicKey())))
+	self := filepath.Join(i.from, "hallmark")
+	i.give("hallmark", "program")
+	i.Installer = &Installer{root: i.root, self: self, server: i, log: t.Logf, enable: func(context.Context) error { i.enabled++; return nil }, observe: i.noteSettings}
+	return i
+}
+
+func (i *image) noteSettings(context.Context) error {
+	i.noted = i.read(sshdconf.MainConfig)
+	return nil
+}
+
+func (i *image) write(path, content string) {
+	i.t.Helper()
+	path = filepath.Join(i.root, path)
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		i.t.Fatal(err)
+	}
+	if err := os.WriteFile(path, []byte(content), 0o640); err != nil {
+		i.t.Fatal(err)
+	}
+}
+
+func (i *image) give(name, content string) {
+	i.t.Helper()
+	if err := os.WriteFile(filepath.Join(i.from, name), []byte(content), 0o600); err != nil {
+		i.t.Fatal(err)
+	}
+}
+
+func (i *image) read(path string) string {
+	data, err := os.ReadFile(filepath.Join(i.root, path))
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		i.t.Fatal(err)
+	}
+	return string(data)
+}
+
+// Logins are those of one account, whose settings are the configuration's lines.
+func (i *image) Logins(ctx context.Context) ([]sshd.Login, error) {
+	main, err := sshd.Resolve(i.root, sshd.FindMainConfig(i.root))
+	if err != nil {
+		return nil, err
+	}
+	config := strings.ReplaceAll(i.read(main), "Include "+sshdconf.VendorConfig, i.read(sshdconf.VendorConfig))
+	if strings.Contains(config, "Include") {
+		config = i.read(sshdconf.DropIn) + config
+	}
+	return i.logins(config), nil
+}
+
+func (i *image) LoginsWith(_ context.Context, name string) ([]sshd.Login, error) {
+	if i.verdict != nil {
+		return nil, i.verdict()
+	}
+	trial := strings.ReplaceAll(i.read(filepath.Join("/etc/ssh", name)), `Include "`+sshdconf.VendorConfig+`"`, i.read(sshdconf.VendorConfig))
+	if i.drift != nil {
+		trial = i.drift() + trial
+	}
+	return i.logins(trial), nil
+}
+
+// logins keeps of keywords that do not accumulate the first value, as sshd does.
+func (i *image) logins(config string) []sshd.Login {
+	var settings strings.Builder
+	seen := map[string]bool{}
+	if i.prints != nil {
+		config += "\n" + i.prints(config)
+	}
+	for line := range strings.Lines(config) {
+		keyword, value, ok := strings.Cut(strings.TrimSpace(line), " ")
+		if keyword = strings.ToLower(keyword); !ok || keyword == "#" || keyword == "include" || seen[keyword] && keyword != "hostcertificate" {
+			continue
+		}
+		seen[keyword] = true
+		fmt.Fprintf(&settings, "%s %s\n", keyword, value)
+	}
+	return []sshd.Login{{Connection: sshd.Connection{User: "root", Address: "192.0.2.1"}, Settings: []byte(settings.String())}}
+}
+
+func (i *image) Trial(main, dropIn []byte) []byte {
+	return (&sshd.Server{Root: i.root}).Trial(main, dropIn)
+}
+
+func (i *image) Lines() []sshd.Line { return (&sshd.Server{Root: i.root}).Lines() }
+
+// Findings are those of the settings that the configuration's lines come to.
+func (i *image) Findings(_ context.Context, logins []sshd.Login, want sshd.Want) ([]sshd.Finding, error) {
+	return sshd.Assess(sshd.Facts{Want: want, Logins: logins, Lines: i.Lines()}), nil
+}
+
+// tree returns every file below the root with its mode and content.
+func (i *image) tree() map[string]string {
+	i.t.Helper()
+	files := map[string]string{}
+	err := filepath.WalkDir(i.root, func(path string, d os.DirEntry, err error) error {
+		if err != nil || d.IsDir() || path == state.LockPath(filepath.Join(i.root, state.Dir)) {
+			return err
+		}
+		info, err := d.Info()
+		if err != nil {
+			return err
+		}
+		data, err := os.ReadFile(path)
+		files[strings.TrimPrefix(path, i.root)] = info.Mode().String() + " " + string(data)
+		return err
+	})
+	if err != nil {
+		i.t.Fatal(err)
+	}
+	return files
+}
+
+func TestInstall(t *testing.T) {
+	i := newImage(t, withInclude)
+	changed, err := i.Install(t.Context(), i.from)
+	if err != nil || !changed || i.enabled != 1 {
+		t.Fatalf("changed %v, enabled %d, %v", changed, i.enabled, err)
+	}
+	files := i.tree()
+	if got := files[Program]; got != "-rwxr-xr-x program" {
+		t.Errorf("program: %q", got)
+	}
+	for _, path := range []string{
+		config.File, sshdconf.CAFile, sshdconf.DropIn, sshdconf.MainConfig,
+		"/etc/systemd/system/hallmark.service", "/etc/systemd/system/hallmark.timer",
+		"/etc/systemd/system/hallmark-renew.timer",
+	} {
+		if files[path] == "" {
+			t.Errorf("%s was not installed", path)
+		}
+		delete(files, path)
+	}
+	if len(files) != 1 {
+		t.Errorf("more was installed: %v", files)
+	}
+	if got := i.read(sshdconf.MainConfig); got != withInclude {
+		t.Errorf("the main configuration was changed to %q", got)
+	}
+
+	before := i.tree()
+	changed, err = i.Install(t.Context(), i.from)
+	if err != nil || changed || !equal(i.tree(), before) {
+		t.Errorf("the second run changed something: %v, %v", changed, err)
+	}
+}
+
+func TestInstallWithoutInclude(t *testing.T) {
+	i := newImage(t, withoutInclude)
+	if _, err := i.Install(t.Context(), i.from); err != nil {
+		t.Fatal(err)
+	}
+	if i.noted != withoutInclude {
+		t.Errorf("what sshd has loaded was noted when its configuration was already %q", i.noted)
+	}
+	got := i.read(sshdconf.MainConfig)
+	if !strings.HasPrefix(got, "# BEGIN hallmark\n") || !strings.HasSuffix(got, "# END hallmark\n"+withoutInclude) {
+		t.Errorf("main configuration:\n%s", got)
+	}
+	if i.read(sshdconf.DropIn) != "" {
+		t.Error("a drop-in was written that nobody includes")
+	}
+	if changed, err := i.Install(t.Context(), i.from); err != nil || changed {
+		t.Errorf("the second run: changed %v, %v", changed, err)
+	}
+}
+
+func TestInstallTrustAtEnrollment(t *testing.T) {
+	i := newImage(t, withInclude)
+	if err := os.Remove(filepath.Join(i.from, "openssh_ca.pub")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := i.Install(t.Context(), i.from); err != nil {
+		t.Fatal(err)
+	}
+	if i.read(sshdconf.CAFile) != "" {
+		t.Error("CAs are trusted before the enrollment")
+	}
+}
+
+func TestInstallRefuses(t *testing.T) {
+	for _, test := range []struct {
+		name  string
+		spoil func(*image)
+		want  string
+	}{
+		{"no configuration", func(i *image) { os.Remove(filepath.Join(i.from, "config.yaml")) }, "read the configuration"},
+		{"bad configuration", func(i *image) { i.give("config.yaml", "signer: x\n") }, "line 1: field signer not found"},
+		{"bad CAs", func(i *image) { i.give("openssh_ca.pub", "cert-authority junk\n") }, "openssh_ca.pub: key 1"},
+		{"no CA in the file", func(i *image) { i.give("openssh_ca.pub", "# none\n") }, "openssh_ca.pub: no keys"},
+		{"unnamed signer CA", func(i *image) { i.give("signer_ca.pem", "x") }, "does not say signer_ca_file"},
+		{"someone else's CAs", func(i *image) {
+			i.write(sshdconf.MainConfig, withInclude+"TrustedUserCAKeys /etc/other.pub\n")
+		}, "/etc/ssh/sshd_config:3"},
+		{"someone else's CAs in a drop-in", func(i *image) {
+			i.write(sshdconf.DropIn, "TrustedUserCAKeys /etc/other.pub\n")
+		}, "00-hallmark.conf:1"},
+		{"damaged block", func(i *image) { i.write(sshdconf.MainConfig, "# BEGIN hallmark\n") }, "damaged"},
+		{"sshd refuses", func(i *image) { i.verdict = func() error { return errors.New("line 3: no") } }, "line 3: no"},
+		{"timer cannot be enabled", func(i *image) {
+			i.enable = func(context.Context) error { return errors.New("no systemd") }
+		}, "no systemd"},
+		{"program cannot be replaced", func(i *image) { i.write(Program+"/x", "") }, "/usr/local/bin/hallmark"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			i := newImage(t, withInclude)
+			test.spoil(i)
+			before := i.tree()
+			_, err := i.Install(t.Context(), i.from)
+			if err == nil || !strings.Contains(err.Error(), test.want) {
+				t.Errorf("error %v, want %q", err, test.want)
+			}
+			if after := i.tree(); !equal(after, before) {
+				t.Errorf("files differ: %v, want %v", after, before)
+			}
+		})
+	}
+}
+
+// A real sshd judges what is installed into configurations as they are found. None
+// of them includes drop-ins first.
+func TestInstallWithRealSSHD(t *testing.T) {
+	const connect = "AuthorizedKeysCommand /opt/aws/bin/eic_run_authorized_keys %u %f\nAuthorizedKeysCommandUser nobody\n"
+	for _, test := range []struct {
+		name, before, after string // around what every sshd_config has
+		want                string // the error, or ""
+		keeps               string // a line of sshd -T
+	}{
+		{name: "Amazon Linux 2", after: "Match User git\n\tX11Forwarding no\n"},
+		{name: "no line break at the end", after: "Match User git\n\tX11Forwarding no"},
+		{name: "drop-ins included last", after: "Include /nonexistent/sshd_config.d/*.conf\n"},
+		{name: "drop-ins included in a Match", after: "Match all\nInclude /nonexistent/sshd_config.d/*.conf\n"},
+		{name: "EC2 Instance Connect", before: connect, keeps: "authorizedkeyscommand /opt/aws/bin/eic_run_authorized_keys %u %f"},
+		{name: "several ports and addresses", before: "ListenAddress 127.0.0.1:2201\nListenAddress [::1]:2202\n", keeps: "listenaddress [::1]:2202"},
+		{name: "a host certificate of someone else", before: "HostCertificate /etc/other-cert.pub\n", keeps: "hostcertificate /etc/other-cert.pub"},
+		{name: "a host key of someone else", before: "HostKey /etc/other\n", keeps: "hostkey /etc/other"},
+		{name: "FIPS", before: "HostKeyAlgorithms rsa-sha2-256-cert-v01@openssh.com,rsa-sha2-256,ecdsa-sha2-nistp256\n", keeps: "hostkeyalgorithms rsa-sha2-256-cert-v01@openssh.com,rsa-sha2-256,ecdsa-sha2-nistp256"},
+		{name: "CAs of someone else", before: "TrustedUserCAKeys /etc/other.pub\n", want: "sshd already trusts the CAs in /etc/other.pub"},
+		{name: "CAs of someone else for everyone", after: "Match all\nTrustedUserCAKeys /etc/other.pub\n", want: "sshd already trusts the CAs in /etc/other.pub"},
+		{name: "CAs of someone else for some", after: "Match Address 192.0.2.0/24\nTrustedUserCAKeys /etc/other.pub\n"},
+		{name: "a bad Match block", after: "Match User root\nNonsense yes\n", want: "Nonsense"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			s := machinetest.NewSSHD(t, machinetest.FindSSHD(t), t.TempDir(), machinetest.NewSigner(t).PublicKey())
+			i := newImage(t, "")
+			i.server = &sshd.Server{Program: s.Program, Config: filepath.Join(i.root, sshdconf.MainConfig)}
+			s.Configure("")
+			i.write(sshdconf.MainConfig, test.before+string(machinetest.ReadFile(t, s.Config))+test.after)
+			before := i.tree()
+			_, err := i.Install(t.Context(), i.from)
+			if test.want != "" {
+				if err == nil || !strings.Contains(err.Error(), test.want) || !equal(i.tree(), before) {
+					t.Errorf("error %v, want %q, and nothing changed", err, test.want)
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			logins, err := i.server.Logins(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			settings := logins[0].Settings
+			if got := sshd.Values(settings, "trustedusercakeys"); !slices.Equal(got, []string{sshdconf.CAFile}) {
+				t.Errorf("TrustedUserCAKeys %q", got)
+			}
+			if got := sshd.Values(settings, "maxstartups"); !slices.Equal(got, []string{sshdconf.DefaultMaxStartups}) {
+				t.Errorf("MaxStartups %q", got)
+			}
+			for _, path := range append(sshdconf.DefaultOptions().HostCertificates, s.KeyPath("rsa")+hostkey.CertificateSuffix) {
+				if !slices.Contains(sshd.Values(settings, "hostcertificate"), path) {
+					t.Errorf("HostCertificate %s is not in effect", path)
+				}
+			}
+			if !strings.Contains(string(settings), test.keeps) {
+				t.Errorf("%q is lost", test.keeps)
+			}
+		})
+	}
+}
+
+// What would change a setting of someone else is not installed.
+func TestInstallChangesNothingElse(t *testing.T) {
+	i := newImage(t, withInclude)
+	i.write(sshdconf.MainConfig, "Include /etc/ssh/sshd_config.d/*.conf\nPermitRootLogin no\n")
+	i.drift = func() string { return "PermitRootLogin yes\n" }
+	before := i.tree()
+	_, err := i.Install(t.Context(), i.from)
+	if err == nil || !strings.Contains(err.Error(), `"permitrootlogin no" became "permitrootlogin yes"`) || !equal(i.tree(), before) {
+		t.Errorf("error %v, want that it would change, and nothing changed", err)
+	}
+}
+
+func TestSeal(t *testing.T) {
+	i := newImage(t, withInclude)
+	remove := []string{
+		"/etc/ssh/ssh_host_rsa_key", "/etc/ssh/ssh_host_rsa_key.pub", "/etc/ssh/ssh_host_rsa_key-cert.pub",
+		"/etc/ssh/.ssh_host_rsa_key-cert.pub.hallmark-new", "/var/lib/hallmark/state.json", "/var/lib/hallmark/.x",
+	}
+	keep := []string{sshdconf.MainConfig, sshdconf.CAFile, config.File, "/etc/ssh/ssh_config"}
+	for _, path := range append(remove, keep...) {
+		i.write(path, "x")
+	}
+	removed, err := Seal(i.root)
+	if err != nil || len(removed) != len(remove) {
+		t.Errorf("removed %q, %v", removed, err)
+	}
+	if left := i.tree(); len(left) != len(keep) {
+		t.Errorf("left %v, want %q", left, keep)
+	}
+	if removed, err := Seal(i.root); err != nil || len(removed) != 0 {
+		t.Errorf("the second time it removed %q, %v", removed, err)
+	}
+}
+
+func equal(a, b map[string]string) bool {
+	if len(a) != len(b) {
+		return false
+	}
+	for path, content := range a {
+		if b[path] != content {
+			return false
+		}
+	}
+	return true
+}
+
+const withSources = "signer_url: https://signer.example.com/\naudience: hallmark.example.com\nproxy_sources: [192.0.2.7, \"2001:db8::/64\"]\n"
+
+// penalties makes the image's sshd one of 9.8 or later: it prints a list that a file sets,
+// the first of them.
+func (i *image) penalties() {
+	i.prints = func(config string) string {
+		if strings.Contains(strings.ToLower(config), "\n"+exemptKeyword+" ") {
+			return "persourcepenalties crash:90\n"
+		}
+		return "persourcepenalties crash:90\n" + exemptKeyword + " none\n"
+	}
+}
+
+func TestInstallExemptsProxies(t *testing.T) {
+	const ours = "PerSourcePenaltyExemptList 192.0.2.7,2001:db8::/64\n"
+	for _, test := range []struct {
+		name, main string
+		old        bool   // an sshd without penalties
+		want       string // the line of our drop-in or block, or ""
+	}{
+		{name: "nothing exempt yet", main: withInclude, want: ours},
+		{name: "something exempt already", main: withInclude + "PerSourcePenaltyExemptList 10.0.0.0/8,192.0.2.7\n", want: "PerSourcePenaltyExemptList 10.0.0.0/8,192.0.2.7,2001:db8::/64\n"},
+		{name: "without drop-ins", main: withoutInclude, want: ours},
+		{name: "an sshd that has no penalties", main: withInclude, old: true},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			i := newImage(t, test.main)
+			if !test.old {
+				i.penalties()
+			}
+			i.give("config.yaml", withSources)
+			if _, err := i.Install(t.Context(), i.from); err != nil {
+				t.Fatal(err)
+			}
+			if got := i.exemptLine(); got != test.want {
+				t.Errorf("installed %q, want %q", got, test.want)
+			}
+			before := i.tree()
+			if changed, err := i.Install(t.Context(), i.from); err != nil || changed || !equal(i.tree(), before) {
+				t.Errorf("the second run: changed %v, %v", changed, err)
+			}
+			// What is not a proxy any more is no longer exempt; what was before ours still is.
+			i.give("config.yaml", strings.ReplaceAll(withSources, "192.0.2.7, ", ""))
+			if _, err := i.Install(t.Context(), i.from); err != nil {
+				t.Fatal(err)
+			}
+			want := strings.Replace(test.want, "192.0.2.7,2001", "2001", 1)
+			if strings.Contains(test.main, "192.0.2.7") {
+				want = test.want
+			}
+			if got := i.exemptLine(); got != want {
+				t.Errorf("with one proxy less: installed %q, want %q", got, want)
+			}
+		})
+	}
+}
+
+// exemptLine is the line that was installed, wherever.
+func (i *image) exemptLine() string {
+	text, _, _ := strings.Cut(i.read(sshdconf.MainConfig), "# END hallmark")
+	if dropIn := i.read(sshdconf.DropIn); dropIn != "" {
+		text = dropIn
+	}
+	for line := range strings.Lines(text) {
+		if strings.HasPrefix(line, "PerSourcePenaltyExemptList") {
+			return line
+		}
+	}
+	return ""
+}
+
+// A real sshd takes the list, if it is one that has penalties, and the operator's beside it.
+func TestInstallExemptsProxiesWithRealSSHD(t *testing.T) {
+	s := machinetest.NewSSHD(t, machinetest.FindSSHD(t), t.TempDir(), machinetest.NewSigner(t).PublicKey())
+	s.Configure("")
+	i := newImage(t, "")
+	i.server = &sshd.Server{Program: s.Program, Config: filepath.Join(i.root, sshdconf.MainConfig)}
+	own := ""
+	if machinetest.HandsOver(t, s.Program) {
+		own = "PerSourcePenaltyExemptList 10.9.8.0/24\n"
+	}
+	i.write(sshdconf.MainConfig, string(machinetest.ReadFile(t, s.Config))+own)
+	i.give("config.yaml", withSources)
+	for range 2 {
+		if _, err := i.Install(t.Context(), i.from); err != nil {
+			t.Fatal(err)
+		}
+		logins, err := i.server.Logins(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := ""
+		if own != "" {
+			want = "10.9.8.0/24,192.0.2.7,2001:db8::/64"
+		}
+		if got, known := sshd.ExemptSources(logins); got != want || known != (own != "") {
+			t.Errorf("sshd exempts %q (%v), want %q", got, known, want)
+		}
+	}
+}

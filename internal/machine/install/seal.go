@@ -1,0 +1,199 @@
+package install
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/hallmark-ssh/hallmark/internal/machine/fault"
+	"github.com/hallmark-ssh/hallmark/internal/machine/hostkey"
+	"github.com/hallmark-ssh/hallmark/internal/machine/sshd"
+	"github.com/hallmark-ssh/hallmark/internal/machine/state"
+)
+
+// SealOptions are what Seal would refuse otherwise.
+type SealOptions struct {
+	// Force seals a running machine that is enrolled: nobody new can log in to it then.
+	Force bool
+	// HostKeysElsewhere says that the image makes host keys at boot in a way that Seal
+	// does not find.
+	HostKeysElsewhere bool
+}
+
+// Seal makes a file system ready to be an image: it removes the host keys that sshd's
+// configuration names, their certificates and the enrollment's state, and returns what it
+// removed. Machines that share host keys could pass for one another, and the signer
+// refuses them. It removes nothing outside root, wherever links lead.
+func Seal(root string, options ...SealOptions) (removed []string, err error) {
+	var o SealOptions
+	if len(options) > 0 {
+		o = options[0]
+	}
+	if err := checkSealable(root, o); err != nil {
+		return nil, err
+	}
+	unlock, err := state.LockInside(root)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	inside, err := os.OpenRoot(root)
+	if err != nil {
+		return nil, fmt.Errorf("seal: %w", err)
+	}
+	defer inside.Close()
+	s := &sealing{root: root, inside: inside}
+	for _, key := range hostKeyPaths(root) {
+		for _, path := range []string{key, key + ".pub", key + hostkey.CertificateSuffix} {
+			s.remove(path)
+		}
+	}
+	s.removeMatching("/etc/ssh/ssh_host_*_key", "/etc/ssh/ssh_host_*_key.pub", "/etc/ssh/ssh_host_*_key"+hostkey.CertificateSuffix)
+	// What a crash left behind. Copies that were saved of people's files stay.
+	s.removeMatching("/etc/ssh/.*.hallmark-new", "/etc/ssh/.*"+hostkey.CertificateSuffix+".hallmark-old")
+	s.removeMatching(state.Dir+"/*", state.Dir+"/.*")
+	s.sync()
+	return s.removed, errors.Join(s.errs...)
+}
+
+// checkSealable refuses what would end in an image, or a machine, that nobody can use.
+func checkSealable(root string, o SealOptions) error {
+	if info, err := os.Stat(filepath.Join(root, "etc/ssh")); err != nil || !info.IsDir() {
+		return fault.Newf(fault.Failed, "give the folder of a system's root file system as --root",
+			"%s holds no system with sshd: there is no folder %s", root, filepath.Join(root, "etc/ssh"))
+	}
+	live, err := isLive(root)
+	if err != nil {
+		return fmt.Errorf("seal: %w", err)
+	}
+	if live && !o.Force {
+		if err := checkNotEnrolled(state.Dir); err != nil {
+			return err
+		}
+	}
+	if _, err := sshd.Find(root); err == nil && !o.HostKeysElsewhere && !makesHostKeys(root) {
+		return fault.Newf(fault.Failed, "install cloud-init or a unit that runs 'ssh-keygen -A', or give --host-keys-elsewhere if something else makes them",
+			"nothing in %s makes host keys at boot: sshd would not start", root)
+	}
+	return nil
+}
+
+// checkNotEnrolled refuses to seal a machine that people log in to.
+func checkNotEnrolled(stateDir string) error {
+	s, err := state.Load(stateDir)
+	if err != nil {
+		return fmt.Errorf("seal: %w", err)
+	}
+	if s == nil {
+		return nil
+	}
+	return fault.Newf(fault.Failed, "give --root for an image that is mounted, or --force if this machine itself becomes an image",
+		"this machine is enrolled as %s: without host keys nobody could log in to it any more", s.Node.Hostname)
+}
+
+// isLive reports whether a root is that of the running machine, whatever it is called.
+func isLive(root string) (bool, error) {
+	this, err := os.Stat("/")
+	if err != nil {
+		return false, err
+	}
+	that, err := os.Stat(root)
+	if err != nil {
+		return false, err
+	}
+	return os.SameFile(this, that), nil
+}
+
+// hostKeyPaths returns the host keys that sshd's configuration names.
+func hostKeyPaths(root string) (paths []string) {
+	for _, line := range (&sshd.Server{Root: root}).Lines() {
+		if line.Keyword == "hostkey" && len(line.Arguments) > 0 && filepath.IsAbs(line.Arguments[0]) {
+			paths = append(paths, line.Arguments[0])
+		}
+	}
+	return paths
+}
+
+// sealing removes files inside a root.
+type sealing struct {
+	root    string
+	inside  *os.Root
+	folders []string
+	removed []string
+	errs    []error
+}
+
+// remove removes what a path names and, if that is a link, what it leads to inside the
+// root: the link is not what must not be in an image, the key is.
+func (s *sealing) remove(path string) {
+	target, err := sshd.Resolve(s.root, path)
+	folder, err2 := sshd.Resolve(s.root, filepath.Dir(path))
+	if err = errors.Join(err, err2); err != nil {
+		s.errs = append(s.errs, fmt.Errorf("seal: %w", err))
+		return
+	}
+	names := []string{filepath.Join(folder, filepath.Base(path))}
+	if target != names[0] {
+		names = append(names, target)
+	}
+	for _, name := range names {
+		s.unlink(name, s.inside.Remove)
+	}
+}
+
+// unlink removes a path without links in it. os.Root holds it inside even if somebody
+// swaps a folder for a link meanwhile.
+func (s *sealing) unlink(path string, remove func(string) error) {
+	relative := strings.TrimPrefix(path, "/")
+	if _, err := s.inside.Lstat(relative); errors.Is(err, fs.ErrNotExist) {
+		return
+	}
+	if err := remove(relative); err != nil {
+		s.errs = append(s.errs, fmt.Errorf("seal: %w", err))
+		return
+	}
+	if filepath.Base(relative) != filepath.Base(state.LockPath(state.Dir)) { // which this run made itself
+		s.removed = append(s.removed, filepath.Join(s.root, relative))
+	}
+	if folder := filepath.Dir(relative); !slices.Contains(s.folders, folder) {
+		s.folders = append(s.folders, folder)
+	}
+}
+
+// removeMatching removes what patterns name, with what is in it.
+func (s *sealing) removeMatching(patterns ...string) {
+	for _, pattern := range patterns {
+		folder, err := sshd.Resolve(s.root, filepath.Dir(pattern))
+		if err != nil {
+			s.errs = append(s.errs, fmt.Errorf("seal: %w", err))
+			continue
+		}
+		found, err := fs.Glob(s.inside.FS(), filepath.Join(strings.TrimPrefix(folder, "/"), filepath.Base(pattern)))
+		if err != nil {
+			s.errs = append(s.errs, fmt.Errorf("seal: find %s: %w", pattern, err))
+		}
+		for _, path := range found {
+			if info, err := s.inside.Lstat(path); err == nil && info.Mode()&fs.ModeSymlink != 0 {
+				s.remove("/" + path)
+				continue
+			}
+			s.unlink(path, s.inside.RemoveAll)
+		}
+	}
+}
+
+// sync makes removals durable: the snapshot of a disk may be taken at once.
+func (s *sealing) sync() {
+	for _, path := range s.folders {
+		folder, err := s.inside.Open(path)
+		if err != nil {
+			s.errs = append(s.errs, err)
+			continue
+		}
+		s.errs = append(s.errs, folder.Sync(), folder.Close())
+	}
+}

@@ -1,0 +1,142 @@
+package install
+
+import (
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+
+	"github.com/hallmark-ssh/hallmark/internal/machine/fault"
+	"github.com/hallmark-ssh/hallmark/internal/machine/machinetest"
+	"github.com/hallmark-ssh/hallmark/internal/machine/sshdconf"
+	"github.com/hallmark-ssh/hallmark/internal/machine/state"
+)
+
+func TestSealRefuses(t *testing.T) {
+	program := "/usr/sbin/sshd"
+	for _, test := range []struct {
+		name  string
+		files map[string]string // beside sshd and a host key
+		want  string            // the error, or ""
+	}{
+		{"nothing makes host keys", nil, "makes host keys at boot"},
+		{"cloud-init", map[string]string{"/usr/bin/cloud-init": "", "/etc/cloud/cloud.cfg": "cloud_init_modules:\n - seed_random\n - ssh\n"}, ""},
+		{"cloud-init that is off", map[string]string{"/usr/bin/cloud-init": "", "/etc/cloud/cloud-init.disabled": ""}, "makes host keys"},
+		{"cloud-init told not to", map[string]string{"/usr/bin/cloud-init": "", "/etc/cloud/cloud.cfg.d/99.cfg": "ssh_genkeytypes: []\n"}, "makes host keys"},
+		{"cloud-init told to again", map[string]string{
+			"/usr/bin/cloud-init": "", "/etc/cloud/cloud.cfg.d/98.cfg": "ssh_genkeytypes: []\n", "/etc/cloud/cloud.cfg.d/99.cfg": "ssh_genkeytypes: [ed25519]\n",
+		}, ""},
+		{"cloud-init without its ssh module", map[string]string{"/usr/bin/cloud-init": "", "/etc/cloud/cloud.cfg": "cloud_init_modules: [seed_random]\n"}, "makes host keys"},
+		{"Red Hat's unit", map[string]string{"/usr/lib/systemd/system/sshd-keygen@.service": "[Service]\nExecStart=/usr/libexec/openssh/sshd-keygen %i\n"}, ""},
+		{"the same, replaced", map[string]string{
+			"/usr/lib/systemd/system/sshd-keygen@.service": "[Service]\nExecStart=/usr/libexec/openssh/sshd-keygen %i\n",
+			"/etc/systemd/system/sshd-keygen@.service":     "[Service]\nExecStart=/bin/true\n",
+		}, "makes host keys"},
+		{"a unit of the image's", map[string]string{"/etc/systemd/system/keys.service": "[Service]\nExecStart=/usr/bin/ssh-keygen -A\n"}, ""},
+		{"a unit that only waits for one", map[string]string{"/etc/systemd/system/x.service": "[Unit]\nAfter=sshd-keygen.target\n# ssh-keygen -A\n"}, "makes host keys"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			i := newImage(t, withInclude)
+			i.write(program, "")
+			i.write("/etc/ssh/ssh_host_rsa_key", "x")
+			for path, content := range test.files {
+				i.write(path, content)
+			}
+			before := i.tree()
+			removed, err := Seal(i.root)
+			if test.want == "" {
+				if err != nil || len(removed) != 1 {
+					t.Errorf("removed %q, %v", removed, err)
+				}
+				return
+			}
+			machinetest.WantError(t, err, fault.Failed, test.want, "--host-keys-elsewhere")
+			if !equal(i.tree(), before) {
+				t.Error("files were removed")
+			}
+			if _, err := Seal(i.root, SealOptions{HostKeysElsewhere: true}); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	for name, root := range map[string]string{"missing": filepath.Join(t.TempDir(), "typo"), "empty": t.TempDir()} {
+		_, err := Seal(root)
+		if err == nil {
+			t.Fatalf("%s: sealed a root without a system", name)
+		}
+		machinetest.WantError(t, err, fault.Failed, "holds no system", "--root")
+	}
+}
+
+// The host keys that sshd's configuration names go, wherever they are inside the root, and
+// nothing goes outside it.
+func TestSealRemovesWhatTheConfigurationNames(t *testing.T) {
+	i := newImage(t, "Include /etc/ssh/sshd_config.d/*.conf\nHostKey /var/keys/a\nHostKey \"/var/other keys/b\"\nHostKey /var/link\nHostKey /out/c\n")
+	outside := t.TempDir()
+	i.write("/etc/ssh/sshd_config.d/x.conf", "HostKey /var/keys/d\n")
+	gone := []string{"/var/keys/a", "/var/keys/a.pub", "/var/keys/a-cert.pub", "/var/other keys/b", "/var/keys/d", "/srv/real"}
+	for _, path := range append(slices.Clone(gone), "/var/keys/kept", "/srv/kept") {
+		i.write(path, "x")
+	}
+	for _, link := range [][2]string{
+		{"/srv/real", "/var/link"},       // absolute: inside the root
+		{outside, "/out"},                // a folder outside
+		{outside, "/var/lib/hallmark/x"}, // of the state
+		{outside + "/c", "/etc/ssh/ssh_host_rsa_key"},
+	} {
+		path := filepath.Join(i.root, link[1])
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Symlink(link[0], path); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, name := range []string{"c", "c.pub"} {
+		if err := os.WriteFile(filepath.Join(outside, name), []byte("x"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := Seal(i.root); err != nil {
+		t.Fatal(err)
+	}
+	there := func(path string) bool {
+		_, err := os.Lstat(filepath.Join(i.root, path))
+		return err == nil
+	}
+	for _, path := range append(gone, "/var/link", "/etc/ssh/ssh_host_rsa_key", "/var/lib/hallmark/x") {
+		if there(path) {
+			t.Errorf("%s is still there", path)
+		}
+	}
+	for _, path := range []string{"/var/keys/kept", "/srv/kept", sshdconf.MainConfig} {
+		if !there(path) {
+			t.Errorf("%s is gone", path)
+		}
+	}
+	for _, name := range []string{"c", "c.pub"} {
+		if _, err := os.Stat(filepath.Join(outside, name)); err != nil {
+			t.Errorf("a file outside the root: %v", err)
+		}
+	}
+}
+
+// A machine that people log in to is not sealed by mistake.
+func TestSealRefusesAnEnrolledMachine(t *testing.T) {
+	dir := t.TempDir()
+	if err := checkNotEnrolled(dir); err != nil {
+		t.Errorf("before it is enrolled: %v", err)
+	}
+	enrolled := &state.State{Version: state.Version}
+	enrolled.Node.Hostname = machinetest.HostName
+	if err := state.Save(dir, enrolled); err != nil {
+		t.Fatal(err)
+	}
+	machinetest.WantError(t, checkNotEnrolled(dir), fault.Failed, machinetest.HostName, "--force")
+	if live, err := isLive("/proc/self/root"); err != nil || !live {
+		t.Errorf("/proc/self/root is this machine: %v, %v", live, err)
+	}
+	if live, err := isLive(dir); err != nil || live {
+		t.Errorf("a folder is this machine: %v, %v", live, err)
+	}
+}

@@ -1,0 +1,117 @@
+// Package loaded knows what the running sshd has loaded, and so what a reload would change.
+package loaded
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/hallmark-ssh/hallmark/internal/machine/replace"
+	"github.com/hallmark-ssh/hallmark/internal/machine/sshd"
+)
+
+// Server is the OpenSSH server whose settings are tracked.
+type Server interface {
+	Logins(ctx context.Context) ([]sshd.Login, error)
+	LastLoad(ctx context.Context, pidFile string) (sshd.Load, error)
+	ViewOf(conf *sshd.Effective, logins []sshd.Login) (sshd.View, []sshd.Changed)
+}
+
+// Tracker knows what the running sshd has loaded, and so what a reload would change.
+type Tracker struct {
+	Server Server
+	Dir    string // forgotten at each boot, or "" without such a folder
+	Log    func(format string, args ...any)
+}
+
+// Pending returns what a reload would put into effect beside hallmark's own settings, or
+// "". It remembers what the running sshd has for as long as that does not change.
+func (t Tracker) Pending(ctx context.Context, conf *sshd.Effective, logins []sshd.Login) (string, error) {
+	facts, err := t.loadFacts(ctx, conf, logins)
+	if err != nil {
+		return "", err
+	}
+	t.remember(facts)
+	return facts.Pending(), nil
+}
+
+func (t Tracker) loadFacts(ctx context.Context, conf *sshd.Effective, logins []sshd.Login) (sshd.LoadFacts, error) {
+	load, err := t.Server.LastLoad(ctx, conf.PIDFile)
+	if err != nil {
+		return sshd.LoadFacts{}, fmt.Errorf("find out when sshd last read its configuration: %w", err)
+	}
+	facts := sshd.LoadFacts{Load: load, Snapshot: LoadSnapshot(t.Dir)}
+	facts.Files, facts.Changed = t.Server.ViewOf(conf, logins)
+	return facts, nil
+}
+
+// remember saves what the running sshd has, if that is known and not saved yet.
+func (t Tracker) remember(facts sshd.LoadFacts) {
+	if facts.Load.Stamp == "" || facts.Snapshot != nil && facts.Snapshot.Stamp == facts.Load.Stamp {
+		return
+	}
+	running, _ := facts.Running()
+	if running == nil || t.Dir == "" {
+		return
+	}
+	if err := saveSnapshot(t.Dir, sshd.Snapshot{Stamp: facts.Load.Stamp, View: *running}); err != nil {
+		t.Log("note what sshd has loaded: %v", err)
+	}
+}
+
+// Observe notes what sshd has loaded since its last start or reload, by whomever, while
+// its files still say so.
+func (t Tracker) Observe(ctx context.Context, conf *sshd.Effective) error {
+	if t.Dir == "" {
+		return nil
+	}
+	load, err := t.Server.LastLoad(ctx, conf.PIDFile)
+	if err != nil || load.Stamp == "" {
+		return err
+	}
+	if known := LoadSnapshot(t.Dir); known != nil && known.Stamp == load.Stamp {
+		return nil
+	}
+	logins, err := t.Server.Logins(ctx)
+	if err != nil {
+		return err
+	}
+	_, err = t.Pending(ctx, conf, logins)
+	return err
+}
+
+func Path(dir string) string { return filepath.Join(dir, "sshd.json") }
+
+// maxSnapshotBytes bounds a snapshot: some kilobytes for each group of logins with settings
+// of its own.
+const maxSnapshotBytes = 4 << 20
+
+// LoadSnapshot returns nil if there is none that can be understood.
+func LoadSnapshot(dir string) *sshd.Snapshot {
+	if dir == "" {
+		return nil
+	}
+	data, err := os.ReadFile(Path(dir))
+	var s sshd.Snapshot
+	if err != nil || len(data) > maxSnapshotBytes || json.Unmarshal(data, &s) != nil || s.Stamp == "" {
+		return nil
+	}
+	return &s
+}
+
+func saveSnapshot(dir string, s sshd.Snapshot) error {
+	data, err := json.Marshal(s)
+	if err != nil {
+		return fmt.Errorf("encode: %w", err)
+	}
+	if len(data) > maxSnapshotBytes {
+		return errors.New("sshd's settings are too long to keep")
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	return replace.File(Path(dir), append(data, '\n'))
+}

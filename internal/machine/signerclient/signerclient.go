@@ -1,0 +1,500 @@
+// Package signerclient asks the signer, and checks that an answer is what was asked for.
+package signerclient
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	v4 "github.com/aws/aws-sdk-go-v2/aws/signer/v4"
+
+	"github.com/hallmark-ssh/hallmark/internal/buildinfo"
+	"github.com/hallmark-ssh/hallmark/internal/identity"
+	"github.com/hallmark-ssh/hallmark/internal/machine/config"
+	"github.com/hallmark-ssh/hallmark/internal/machine/fault"
+	"github.com/hallmark-ssh/hallmark/internal/machine/imds"
+	"github.com/hallmark-ssh/hallmark/internal/machine/retry"
+	"github.com/hallmark-ssh/hallmark/internal/protocol"
+)
+
+const (
+	hintSignerURL  = "see that signer_url in the configuration is the signer's, and that nothing in between answers for it"
+	hintSignerDown = "sshd works as before; hallmark.service tries again in some minutes"
+)
+
+const (
+	// manyAttempts is more than a run can make: its deadline bounds them.
+	manyAttempts = 1000
+	// attemptTimeout bounds one attempt.
+	attemptTimeout = 30 * time.Second
+)
+
+// profile has the credentials by which signer_auth: aws_iam lets a machine in.
+type profile interface {
+	ProfileCredentials(ctx context.Context) (identity.Credentials, error)
+}
+
+// Client asks the signer.
+type Client struct {
+	url     string
+	Auth    string // a value of Config.SignerAuth
+	http    *http.Client
+	retry   retry.Policy
+	profile profile
+	Attempt time.Duration // for one question
+	now     func() time.Time
+}
+
+// New returns a client for the signer that a configuration names.
+func New(c config.Config, r retry.Policy, p profile, now func() time.Time) (*Client, error) {
+	client, err := newHTTPClient(c.SignerCAFile)
+	if err != nil {
+		return nil, err
+	}
+	return &Client{url: c.SignerURL, Auth: c.SignerAuth, http: client, retry: r, profile: p, Attempt: attemptTimeout, now: now}, nil
+}
+
+// newHTTPClient returns a client for the signer: TLS 1.2 or later, the system's
+// roots and those in caFile, proxies as the environment says, no redirects.
+func newHTTPClient(caFile string) (*http.Client, error) {
+	transport, err := newTransport(caFile)
+	if err != nil {
+		return nil, &fault.Error{Kind: fault.Misconfigured, Hint: "see signer_ca_file in the configuration", Err: err}
+	}
+	return &http.Client{
+		Transport: transport,
+		// A redirect would carry the proof to a host that nobody configured.
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}, nil
+}
+
+// newTransport trusts the roots in caFile and those of the system. The system's are
+// read only if the others do not vouch for the signer: reading some 140 certificates,
+// most of them twice, is a fifth of an enrollment's memory and CPU time.
+func newTransport(caFile string) (http.RoundTripper, error) {
+	system := systemTransport(sync.OnceValues(func() (http.RoundTripper, error) {
+		roots, err := systemRoots()
+		if err != nil {
+			return nil, fmt.Errorf("read the system's CAs: %w", err)
+		}
+		return transportWith(roots), nil
+	}))
+	if caFile == "" {
+		return system, nil
+	}
+	data, err := os.ReadFile(caFile)
+	if err != nil {
+		return nil, fmt.Errorf("read the signer's CA: %w", err)
+	}
+	roots := x509.NewCertPool()
+	if !roots.AppendCertsFromPEM(data) {
+		return nil, fmt.Errorf("read the signer's CA: %s holds no PEM certificate", caFile)
+	}
+	return ownFirst{transportWith(roots), system}, nil
+}
+
+// systemTransport makes a transport when there is a request for it.
+type systemTransport func() (http.RoundTripper, error)
+
+func (t systemTransport) RoundTrip(r *http.Request) (*http.Response, error) {
+	transport, err := t()
+	if err != nil {
+		return nil, err
+	}
+	return transport.RoundTrip(r)
+}
+
+// transportWith returns a transport that trusts the roots.
+func transportWith(roots *x509.CertPool) *http.Transport {
+	return &http.Transport{
+		Proxy:               http.ProxyFromEnvironment,
+		DialContext:         (&net.Dialer{Timeout: 10 * time.Second}).DialContext,
+		TLSHandshakeTimeout: 10 * time.Second,
+		TLSClientConfig:     &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12},
+		ForceAttemptHTTP2:   true,
+	}
+}
+
+// ownFirst makes a request by the first transport, and by the second if the first does
+// not know who vouches for the server.
+type ownFirst struct{ own, system http.RoundTripper }
+
+func (t ownFirst) RoundTrip(r *http.Request) (*http.Response, error) {
+	response, err := t.own.RoundTrip(r)
+	if _, ok := errors.AsType[x509.UnknownAuthorityError](err); !ok {
+		return response, err
+	}
+	// Nothing has been sent yet: the handshake comes first.
+	again := r.Clone(r.Context())
+	if r.GetBody != nil {
+		if again.Body, err = r.GetBody(); err != nil {
+			return nil, err
+		}
+	}
+	return t.system.RoundTrip(again)
+}
+
+// systemRoots returns the CAs of the system's bundle, as curl does. Where there is
+// one, Go's library would read the folder of single certificates as well: the same ones
+// again, for 9 ms of the 30 that a wake-up may take.
+func systemRoots() (*x509.CertPool, error) {
+	if os.Getenv("SSL_CERT_FILE") == "" && os.Getenv("SSL_CERT_DIR") == "" {
+		for _, bundle := range []string{"/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt"} {
+			roots := x509.NewCertPool()
+			if data, err := os.ReadFile(bundle); err == nil && roots.AppendCertsFromPEM(data) {
+				return roots, nil
+			}
+		}
+	}
+	roots, err := x509.SystemCertPool()
+	if err != nil && os.IsNotExist(err) {
+		return x509.NewCertPool(), nil // a machine without CAs: then signer_ca_file counts
+	}
+	return roots, err
+}
+
+// requestMaker makes a request in a version of the protocol.
+type requestMaker func(ctx context.Context, version int) ([]byte, error)
+
+// Ask posts a request until it is answered, and makes it anew each time: a proof
+// is good for minutes only. It begins with the latest version of the protocol, because an
+// older signer may have been updated since the last run.
+func (c *Client) Ask(ctx context.Context, region string, newRequest requestMaker) (*protocol.Response, error) {
+	var answer *protocol.Response
+	version := protocol.Version
+	err := c.retry.Do(ctx, manyAttempts, func(ctx context.Context) (again bool, after time.Duration, err error) {
+		answer, err = c.askOnce(ctx, region, version, newRequest)
+		if older := olderVersion(err, version); older > 0 {
+			version = older
+			answer, err = c.askOnce(ctx, region, version, newRequest)
+		}
+		return fault.KindOf(err) == fault.Temporary, waitOf(err), err
+	})
+	return answer, err
+}
+
+func (c *Client) askOnce(ctx context.Context, region string, version int, newRequest requestMaker) (*protocol.Response, error) {
+	body, err := newRequest(ctx, version)
+	if err != nil {
+		return nil, err
+	}
+	return c.post(ctx, region, version, body)
+}
+
+// versionError says that the signer does not speak the version in which it was asked.
+type versionError struct {
+	asked     int
+	signers   []int // those that it speaks, or none if it does not say
+	requestID string
+}
+
+func (e *versionError) Error() string {
+	return fmt.Sprintf("the signer does not speak this machine's protocol version %d%s (request %.64q)", e.asked, spoken(e.signers), e.requestID)
+}
+
+// olderVersion returns the latest version before the one in which a signer was asked that
+// both sides speak, or 0. A signer that does not say which it speaks is from before any
+// did, and speaks the first.
+func olderVersion(err error, asked int) (older int) {
+	e, ok := errors.AsType[*versionError](err)
+	if !ok {
+		return 0
+	}
+	signers := e.signers
+	if len(signers) == 0 {
+		signers = []int{protocol.FirstVersion}
+	}
+	for _, version := range protocol.SupportedVersions() {
+		if version < asked && slices.Contains(signers, version) {
+			older = max(older, version)
+		}
+	}
+	return older
+}
+
+func (c *Client) post(ctx context.Context, region string, version int, body []byte) (*protocol.Response, error) {
+	header := http.Header{"Content-Type": {"application/json"}}
+	status, data, err := c.send(ctx, region, http.MethodPost, header, body)
+	if err != nil {
+		return nil, err
+	}
+	if status.code != http.StatusOK {
+		return nil, c.refusal(status, data, version)
+	}
+	return readAnswer(data)
+}
+
+// CAs asks once for the cluster's current CAs, unless they are those of the
+// entity tag. It returns nil for those, and where the signer does not tell: then the
+// next enrollment will.
+func (c *Client) CAs(ctx context.Context, etag, region string) (current *CAs, newETag string, err error) {
+	header := http.Header{}
+	if etag != "" {
+		header.Set("If-None-Match", etag)
+	}
+	status, data, err := c.send(ctx, region, http.MethodGet, header, nil)
+	if err != nil {
+		return nil, "", err
+	}
+	switch status.code {
+	case http.StatusOK:
+		current, err = readCAs(data)
+		return current, protocol.ETag(data), err
+	case http.StatusNotModified, http.StatusNotFound, http.StatusMethodNotAllowed, http.StatusNotImplemented:
+		return nil, "", nil
+	}
+	return nil, "", c.refusal(status, data, protocol.Version)
+}
+
+func readCAs(data []byte) (*CAs, error) {
+	const hint = "nothing was changed; see that signer_url is the signer's"
+	if len(data) > protocol.MaxResponseBytes {
+		return nil, fault.Newf(fault.Failed, hint, "the signer's list of CAs has more than %d bytes", protocol.MaxResponseBytes)
+	}
+	var list protocol.CAs
+	if err := json.Unmarshal(data, &list); err != nil {
+		return nil, fault.Newf(fault.Failed, hint, "the signer's list of CAs is not of this protocol: %w", err)
+	}
+	if list.Version != protocol.CAsVersion {
+		return nil, fault.Newf(fault.Failed, "update hallmark on this machine, or the signer",
+			"the signer's list of CAs has protocol version %d, not %d", list.Version, protocol.CAsVersion)
+	}
+	a, err := readCAKeys(list.OpenSSHCAs, list.HostCAs)
+	if err != nil {
+		return nil, fault.Newf(fault.Failed, hint, "the signer's list of CAs is not acceptable: %w", err)
+	}
+	return &a, nil
+}
+
+// status is how a request was answered.
+type status struct {
+	code  int
+	after time.Duration // the wait that the signer asked for
+}
+
+// send sends one request, and returns as much of the answer as any may have, and a
+// byte more.
+func (c *Client) send(ctx context.Context, region, method string, header http.Header, body []byte) (status, []byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, c.Attempt)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, method, c.url, bytes.NewReader(body))
+	if err != nil {
+		return status{}, nil, fmt.Errorf("ask the signer: %w", err)
+	}
+	req.Header = header
+	req.Header.Set("User-Agent", "hallmark/"+strings.Trim(buildinfo.Version(), "()"))
+	if c.Auth == config.AuthIAM {
+		if err := c.signRequest(ctx, req, region, body); err != nil {
+			return status{}, nil, err
+		}
+	}
+	resp, err := c.http.Do(req)
+	if err != nil {
+		return status{}, nil, unreachable(err)
+	}
+	defer resp.Body.Close()
+	data, err := io.ReadAll(io.LimitReader(resp.Body, protocol.MaxResponseBytes+1))
+	if err != nil {
+		return status{}, nil, fault.Newf(fault.Temporary, hintSignerDown, "read the signer's answer: %w", err)
+	}
+	return status{resp.StatusCode, retryAfter(resp.Header.Get("Retry-After"), c.now())}, data, nil
+}
+
+// signRequest signs a request for a function URL of AuthType AWS_IAM, by the
+// credentials of the instance profile.
+// (https://docs.aws.amazon.com/lambda/latest/dg/urls-auth.html)
+func (c *Client) signRequest(ctx context.Context, req *http.Request, region string, body []byte) error {
+	creds, err := c.profile.ProfileCredentials(ctx)
+	if err != nil {
+		return err
+	}
+	digest := sha256.Sum256(body)
+	err = v4.NewSigner().SignHTTP(ctx, aws.Credentials{
+		AccessKeyID: creds.AccessKeyID, SecretAccessKey: creds.SecretAccessKey, SessionToken: creds.SessionToken,
+	}, req, hex.EncodeToString(digest[:]), "lambda", signingRegion(req.URL.Hostname(), region), c.now())
+	if err != nil {
+		return fmt.Errorf("sign the request to the signer: %w", err)
+	}
+	return nil
+}
+
+// signingRegion returns the region in <id>.lambda-url.<region>.on.aws, and the
+// machine's own for a host name of the operator's.
+func signingRegion(host, own string) string {
+	labels := strings.Split(host, ".")
+	if len(labels) > 3 && labels[1] == "lambda-url" {
+		return labels[2]
+	}
+	return own
+}
+
+// waitOf returns the wait that the signer asked for with an error.
+func waitOf(err error) time.Duration {
+	if e, ok := errors.AsType[*fault.Error](err); ok {
+		return e.After
+	}
+	return 0
+}
+
+// unreachable explains why no answer came. A certificate that does not verify is
+// worth waiting for as well: the clock may be wrong, and set right in a minute.
+func unreachable(err error) error {
+	hint := hintSignerDown
+	if _, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
+		hint = "the signer's TLS certificate does not verify: see signer_ca_file, signer_url and the machine's clock"
+	}
+	return fault.Newf(fault.Temporary, hint, "ask the signer: %w", err)
+}
+
+// readAnswer reads the body of an answer that grants.
+func readAnswer(data []byte) (*protocol.Response, error) {
+	if len(data) > protocol.MaxResponseBytes {
+		return nil, fault.Newf(fault.Failed, hintSignerURL, "the signer's answer has more than %d bytes", protocol.MaxResponseBytes)
+	}
+	var answer protocol.Response
+	// Fields that a later signer adds do no harm to an older machine.
+	if err := json.Unmarshal(data, &answer); err != nil {
+		return nil, fault.Newf(fault.Failed, hintSignerURL, "the signer's answer is not of this protocol: %w", err)
+	}
+	if !slices.Contains(protocol.SupportedVersions(), answer.Version) {
+		return nil, fault.Newf(fault.Failed, hintVersions([]int{answer.Version}),
+			"the signer's answer has protocol version %d, not %s", answer.Version, spokenHere())
+	}
+	return &answer, nil
+}
+
+// refusal turns any other answer into an error that knows whether asking again may
+// help, and when.
+func (c *Client) refusal(s status, data []byte, version int) error {
+	refusal := readRefusal(s.code, data, version)
+	refusal.After = s.after
+	if s.code == http.StatusForbidden && c.Auth == config.AuthIAM && refusal.Hint == hintSignerURL {
+		refusal.Hint = imds.HintProfile
+	}
+	return refusal
+}
+
+// readRefusal reads an answer other than 200 to a request of a version.
+func readRefusal(status int, data []byte, asked int) *fault.Error {
+	var r protocol.ErrorResponse
+	if err := json.Unmarshal(data, &r); err != nil || r.Error.Code == "" {
+		return unexplained(status)
+	}
+	if r.Error.Code == protocol.CodeClockSkew {
+		return &fault.Error{
+			Kind: fault.Temporary, Hint: "set the machine's clock, for example with chrony or systemd-timesyncd",
+			Err: errors.New(explainSkew(r.Error)),
+		}
+	}
+	if r.Error.Code == protocol.CodeUnsupportedVersion {
+		return &fault.Error{Kind: fault.Refused, Hint: hintVersions(r.Error.SupportedVersions), Err: &versionError{asked, r.Error.SupportedVersions, r.Error.RequestID}}
+	}
+	// The signer is trusted to sign, not to draw on a terminal: %q.
+	err := fmt.Errorf("the signer answered %d %.64q: %.300q (request %.64q)", status, r.Error.Code, r.Error.Message, r.Error.RequestID)
+	if temporary(status) {
+		return &fault.Error{Kind: fault.Temporary, Hint: hintSignerDown, Err: err}
+	}
+	return &fault.Error{Kind: fault.Refused, Hint: hintRefused(r.Error.Code), Err: err}
+}
+
+func explainSkew(r protocol.Refusal) string {
+	if r.ServerTime == nil {
+		return "the signer says that this machine's clock is wrong"
+	}
+	return fmt.Sprintf("this machine's clock is wrong: the signer's says %s", r.ServerTime.UTC().Format(time.RFC3339))
+}
+
+// hintVersions says which side is behind, going by the versions that the signer
+// speaks. Signers are updated first, so that one knows more versions than its machines.
+func hintVersions(signers []int) string {
+	own := protocol.SupportedVersions()
+	switch {
+	case len(signers) == 0:
+		return "update hallmark on this machine, or the signer"
+	case slices.Min(signers) > slices.Max(own):
+		return "update hallmark on this machine: bake its image anew, or run a newer 'hallmark install'"
+	default:
+		return "update the signer: it is older than hallmark on this machine"
+	}
+}
+
+// spokenHere names the versions of this machine.
+func spokenHere() string {
+	return fmt.Sprintf("%d to %d", protocol.FirstVersion, protocol.Version)
+}
+
+// spoken says which versions the signer named, if it did.
+func spoken(versions []int) string {
+	if len(versions) == 0 {
+		return "" // a signer from before it did
+	}
+	return fmt.Sprintf(", but %d to %d", slices.Min(versions), slices.Max(versions))
+}
+
+// unexplained is for answers that did not come from a signer, but from something
+// in front of it.
+func unexplained(status int) *fault.Error {
+	err := fmt.Errorf("the signer answered %d %s, without a reason of this protocol", status, http.StatusText(status))
+	switch {
+	case temporary(status):
+		return &fault.Error{Kind: fault.Temporary, Hint: hintSignerDown, Err: err}
+	case status >= 300 && status < 400:
+		return &fault.Error{Kind: fault.Failed, Hint: "redirects are not followed: give the final address as signer_url", Err: err}
+	}
+	return &fault.Error{Kind: fault.Refused, Hint: hintSignerURL, Err: err}
+}
+
+func temporary(status int) bool {
+	switch status {
+	case http.StatusRequestTimeout, http.StatusTooEarly, http.StatusTooManyRequests:
+		return true
+	}
+	return status >= 500
+}
+
+func hintRefused(code protocol.Code) string {
+	switch code {
+	case protocol.CodeNotAllowed:
+		return "add this account and region to the signer's deployment, or correct signer_url"
+	case protocol.CodeAudienceMismatch:
+		return "audience in the configuration must be that of the signer's deployment"
+	case protocol.CodePolicyRefused:
+		return "no rule of the signer's policy admits this instance: its log says why, by the request id"
+	case protocol.CodeKeyConflict, protocol.CodeKeyInUse:
+		return "host keys must be made on each instance at first boot: end a bake with 'hallmark seal'"
+	case protocol.CodeNameInUse:
+		return "give the instance another name, or remove the node that holds it from Teleport"
+	default:
+		return "the signer's log says more, by the request id"
+	}
+}
+
+// retryAfter reads the header's two forms (RFC 9110, section 10.2.3).
+func retryAfter(value string, now time.Time) time.Duration {
+	if value == "" {
+		return 0
+	}
+	if seconds, err := strconv.ParseUint(value, 10, 31); err == nil {
+		return time.Duration(seconds) * time.Second
+	}
+	if at, err := http.ParseTime(value); err == nil {
+		return max(at.Sub(now), 0)
+	}
+	return 0
+}

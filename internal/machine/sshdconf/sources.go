@@ -1,0 +1,95 @@
+package sshdconf
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+)
+
+const (
+	// maxSources bounds a list of sources. A cluster has a few proxies.
+	maxSources = 64
+
+	// A network with a shorter prefix is no list of proxies. Exempting it would end sshd's
+	// brake on guessing for whole countries.
+	minPrefix4 = 8
+	minPrefix6 = 32
+)
+
+// CheckSources returns an error unless each of the sources is an IP address or a network
+// in CIDR form, as PerSourcePenaltyExemptList takes them (sshd_config(5)). It is what
+// keeps a line break, and so another directive, out of the rendered file.
+func CheckSources(sources []string) error {
+	if len(sources) > maxSources {
+		return fmt.Errorf("%d entries, %d at most: give networks", len(sources), maxSources)
+	}
+	for _, source := range sources {
+		if err := checkSource(source); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func checkSource(source string) error {
+	network, err := parseSource(source)
+	if err != nil {
+		return fmt.Errorf("%q is neither an IP address, such as 192.0.2.7, nor a network, such as 192.0.2.0/28", source)
+	}
+	address := network.Addr()
+	least := minPrefix4
+	if address.Is6() {
+		least = minPrefix6
+	}
+	switch {
+	case address.Is4In6():
+		return fmt.Errorf("%q: write the IPv4 address itself, %s", source, address.Unmap())
+	case network.Bits() < least:
+		return fmt.Errorf("%q is too wide: list the addresses of Teleport's proxies (/%d or longer)", source, least)
+	case network != network.Masked():
+		return fmt.Errorf("%q has bits beyond its prefix length, which sshd refuses: write %s", source, network.Masked())
+	case address.IsUnspecified():
+		return fmt.Errorf("%q is the address of no proxy", source)
+	}
+	return nil
+}
+
+func parseSource(source string) (netip.Prefix, error) {
+	if strings.Contains(source, "/") {
+		return netip.ParsePrefix(source) // takes no zone
+	}
+	address, err := netip.ParseAddr(source)
+	if err == nil && address.Zone() != "" {
+		err = fmt.Errorf("zone %s", address.Zone())
+	}
+	if err != nil {
+		return netip.Prefix{}, err
+	}
+	return netip.PrefixFrom(address, address.BitLen()), nil
+}
+
+// JoinSources returns the value of a PerSourcePenaltyExemptList: the entries of a value
+// that is in effect, "" or "none" for none, and further ones that it lacks.
+func JoinSources(inEffect string, more []string) string {
+	var all []string
+	for _, source := range append(strings.Split(inEffect, ","), more...) {
+		if source != "" && source != "none" && !slices.Contains(all, source) {
+			all = append(all, source)
+		}
+	}
+	return strings.Join(all, ",")
+}
+
+// Covers reports whether a PerSourcePenaltyExemptList has a source, or a network
+// around it.
+func Covers(list, source string) bool {
+	wanted, err := parseSource(source)
+	if err != nil {
+		return false
+	}
+	return slices.ContainsFunc(strings.Split(list, ","), func(entry string) bool {
+		network, err := parseSource(strings.TrimSpace(entry))
+		return err == nil && network.Bits() <= wanted.Bits() && network.Contains(wanted.Addr())
+	})
+}

@@ -1,0 +1,58 @@
+package sshdconf
+
+import (
+	"bytes"
+	"flag"
+	"os"
+	"path/filepath"
+	"testing"
+)
+
+var update = flag.Bool("update", false, "rewrite the golden files")
+
+func golden(t *testing.T, name string, got []byte) {
+	t.Helper()
+	path := filepath.Join("testdata", name)
+	if *update {
+		if err := os.WriteFile(path, got, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(got, want) {
+		t.Errorf("%s:\n%s\nwant\n%s", name, got, want)
+	}
+}
+
+func TestRender(t *testing.T) {
+	golden(t, "default.golden", DefaultOptions().Render())
+	golden(t, "least.golden", Options{TrustedUserCAKeys: "/a", HostCertificates: []string{"/b"}}.Render())
+	exempt := DefaultOptions()
+	exempt.PenaltyExempt = "10.0.0.0/8,192.0.2.7"
+	golden(t, "exempt.golden", exempt.Render())
+}
+
+// The template is for people to read and copy: it must be what is rendered.
+func TestTemplateIsRendered(t *testing.T) {
+	got, err := os.ReadFile(filepath.Join("..", "..", "..", "templates", "sshd", "00-hallmark.conf"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	golden(t, "default.golden", got)
+}
+
+func TestCheckMaxStartups(t *testing.T) {
+	for _, good := range []string{"10", "10:30:100", "100:30:200", "5:100:5"} {
+		if err := CheckMaxStartups(good); err != nil {
+			t.Errorf("%q: %v", good, err)
+		}
+	}
+	for _, bad := range []string{"", "0", "10:30", "10:101:100", "10:0:100", "100:30:99", "1:2:3:4", "10\nPermitRootLogin yes", " 10", "10 ", "-1", "9999999"} {
+		if CheckMaxStartups(bad) == nil {
+			t.Errorf("%q was accepted", bad)
+		}
+	}
+}

@@ -1,0 +1,157 @@
+// Package state is what a run of hallmark leaves for the next one.
+package state
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/crypto/ssh"
+
+	"github.com/hallmark-ssh/hallmark/internal/machine/cafile"
+	"github.com/hallmark-ssh/hallmark/internal/machine/fault"
+	"github.com/hallmark-ssh/hallmark/internal/machine/imds"
+	"github.com/hallmark-ssh/hallmark/internal/machine/replace"
+	"github.com/hallmark-ssh/hallmark/internal/protocol"
+)
+
+// Dir is the folder of all that a machine's runs keep.
+const Dir = "/var/lib/hallmark"
+
+// State is what the last successful enrollment left behind. It holds no secret.
+type State struct {
+	Version    int           `json:"version"`
+	Instance   imds.Instance `json:"instance"`
+	Config     string        `json:"config"` // Config.digest
+	Node       protocol.Node `json:"node"`
+	Principals []string      `json:"principals"`
+	// Certificates has one entry per certified host key.
+	Certificates []Certificate `json:"certificates"`
+	OpenSSHCAs   []string      `json:"opensshCAs"`
+	HostCAs      []string      `json:"hostCAs"`
+	EnrolledAt   time.Time     `json:"enrolledAt"`
+	// RenewAfter has its share of chance already: machines that enrolled together do
+	// not renew together.
+	RenewAfter time.Time `json:"renewAfter"`
+	// SignedUnder is the first of the HostCAs at the enrollment.
+	SignedUnder string `json:"signedUnder,omitempty"`
+	// CAsETag is the entity tag of the authorities that were last learned.
+	CAsETag string `json:"casETag,omitempty"`
+	// OwnAddress tells whether the node's address was one of this machine's.
+	OwnAddress bool `json:"ownAddress,omitempty"`
+	// Presented tells whether the running sshd has the certificates: it was seen to
+	// present them, or was reloaded after they were written and NotVerified says why it
+	// could not be seen. It is false if no sshd was running.
+	Presented bool `json:"presented"`
+	// NotVerified says why a running sshd could not be seen to present the certificates,
+	// or is empty.
+	NotVerified string `json:"notVerified,omitempty"`
+	// Waiting says why the running sshd was not reloaded for the certificates, or is nil.
+	Waiting *Waiting `json:"waiting,omitempty"`
+	// Rejected says why the certificates cannot be used, for the next request to
+	// tell the signer, or nil.
+	Rejected *protocol.Rejection `json:"rejected,omitempty"`
+}
+
+// Certificate is one certified host key.
+type Certificate struct {
+	Path        string    `json:"path"` // of the certificate
+	Fingerprint string    `json:"fingerprint"`
+	Serial      uint64    `json:"serial"`
+	ValidBefore time.Time `json:"validBefore"`
+}
+
+const (
+	Version       = 1
+	maxStateBytes = 1 << 20
+)
+
+func Path(dir string) string { return filepath.Join(dir, "state.json") }
+
+// Load reads the state in a folder. Without a file, or with one that cannot
+// be understood, it returns nil: the machine then enrolls again, which is harmless.
+func Load(dir string) (*State, error) {
+	data, err := os.ReadFile(Path(dir))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fault.Newf(fault.Failed, fault.FileHint(err), "read state: %w", err)
+	}
+	return parseState(data), nil
+}
+
+func parseState(data []byte) *State {
+	var s State
+	if len(data) > maxStateBytes || json.Unmarshal(data, &s) != nil || s.Version != Version {
+		return nil
+	}
+	return &s
+}
+
+func (s *State) marshal() ([]byte, error) {
+	data, err := json.MarshalIndent(s, "", "  ")
+	if err != nil {
+		return nil, fmt.Errorf("encode state: %w", err)
+	}
+	return append(data, '\n'), nil
+}
+
+// Learn takes the authorities over, and knows the entity tag of a signer's answer
+// that names just these.
+func (s *State) Learn(openSSH, hosts []ssh.PublicKey) {
+	s.OpenSSHCAs, s.HostCAs = cafile.Lines(openSSH), cafile.Lines(hosts)
+	s.CAsETag = ""
+	if body, err := (protocol.CAs{Version: protocol.CAsVersion, OpenSSHCAs: s.OpenSSHCAs, HostCAs: s.HostCAs}).Encode(); err == nil {
+		s.CAsETag = protocol.ETag(body)
+	}
+}
+
+// End returns when the first of the certificates ends.
+func (s *State) End() time.Time {
+	var end time.Time
+	for _, c := range s.Certificates {
+		if end.IsZero() || c.ValidBefore.Before(end) {
+			end = c.ValidBefore
+		}
+	}
+	return end
+}
+
+// Stage prepares to write a state.
+func Stage(dir string, state *State) (*replace.Change, error) {
+	data, err := state.marshal()
+	if err != nil {
+		return nil, err
+	}
+	change := &replace.Change{}
+	if err := change.Stage(Path(dir), data, 0o644); err != nil {
+		return nil, errors.Join(err, change.Close())
+	}
+	return change, nil
+}
+
+// Restage prepares another state in the place of one that was not committed.
+func Restage(old *replace.Change, dir string, state *State) (*replace.Change, error) {
+	if err := old.Close(); err != nil {
+		return old, err
+	}
+	change, err := Stage(dir, state)
+	if err != nil {
+		return old, err
+	}
+	return change, nil
+}
+
+// Save writes the state, unless it is there already.
+func Save(dir string, state *State) error {
+	data, err := state.marshal()
+	if err != nil {
+		return err
+	}
+	return replace.File(Path(dir), data)
+}

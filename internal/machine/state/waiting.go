@@ -1,0 +1,53 @@
+package state
+
+import (
+	"fmt"
+	"time"
+)
+
+// Waiting says that new certificates are in their files, but not in use: sshd would have to
+// be reloaded for them, and a reload would put somebody's pending change into effect. They
+// take effect at sshd's next reload or restart, whatever causes it.
+type Waiting struct {
+	Since time.Time `json:"since"`
+	// AccessEnds is when the certificate ends that sshd presents meanwhile. It is zero if
+	// sshd presents none: then nobody can log in through Teleport already.
+	AccessEnds time.Time `json:"accessEnds,omitzero"`
+	// Reason is what a reload would put into effect.
+	Reason string `json:"reason"`
+}
+
+// Urgent reports whether somebody has to act: less than half of the time is left that
+// there was at first.
+func (w *Waiting) Urgent(now time.Time) bool {
+	return w.AccessEnds.IsZero() || !now.Before(w.Since.Add(w.AccessEnds.Sub(w.Since)/2))
+}
+
+// Access says until when people can log in.
+func (w *Waiting) Access(now time.Time) string {
+	switch {
+	case w.AccessEnds.IsZero():
+		return "sshd presents no certificate, so nobody can log in through Teleport"
+	case !now.Before(w.AccessEnds):
+		return "access through Teleport ended " + w.AccessEnds.UTC().Format(time.RFC3339)
+	}
+	return "access through Teleport ends " + w.AccessEnds.UTC().Format(time.RFC3339)
+}
+
+func (w *Waiting) String() string {
+	return fmt.Sprintf("new certificates wait until sshd is reloaded, because that would put somebody's pending change into effect: %s", w.Reason)
+}
+
+// NextWaiting returns what a state says about certificates that have to wait, given the state
+// before. How long the old ones still last counts from when they first had to.
+func NextWaiting(before *State, reason string, now time.Time) *Waiting {
+	w := &Waiting{Since: now.UTC().Truncate(time.Second), Reason: reason}
+	switch {
+	case before == nil:
+	case before.Waiting != nil:
+		w.Since, w.AccessEnds = before.Waiting.Since, before.Waiting.AccessEnds
+	case before.Presented && before.End().After(now):
+		w.AccessEnds = before.End()
+	}
+	return w
+}
