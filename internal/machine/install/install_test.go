@@ -284,7 +284,7 @@ func TestInstallWithRealSSHD(t *testing.T) {
 		{name: "several ports and addresses", before: "ListenAddress 127.0.0.1:2201\nListenAddress [::1]:2202\n", keeps: "listenaddress [::1]:2202"},
 		{name: "a host certificate of someone else", before: "HostCertificate /etc/other-cert.pub\n", keeps: "hostcertificate /etc/other-cert.pub"},
 		{name: "a host key of someone else", before: "HostKey /etc/other\n", keeps: "hostkey /etc/other"},
-		{name: "FIPS", before: "HostKeyAlgorithms rsa-sha2-256-cert-v01@openssh.com,rsa-sha2-256,ecdsa-sha2-nistp256\n", keeps: "hostkeyalgorithms rsa-sha2-256-cert-v01@openssh.com,rsa-sha2-256,ecdsa-sha2-nistp256"},
+		{name: "FIPS", before: "HostKeyAlgorithms rsa-sha2-256-cert-v01@openssh.com,rsa-sha2-256,ecdsa-sha2-nistp256-cert-v01@openssh.com,ecdsa-sha2-nistp256\n", keeps: "hostkeyalgorithms rsa-sha2-256-cert-v01@openssh.com,rsa-sha2-256,ecdsa-sha2-nistp256-cert-v01@openssh.com,ecdsa-sha2-nistp256"},
 		{name: "CAs of someone else", before: "TrustedUserCAKeys /etc/other.pub\n", want: "sshd already trusts the CAs in /etc/other.pub"},
 		{name: "CAs of someone else for everyone", after: "Match all\nTrustedUserCAKeys /etc/other.pub\n", want: "sshd already trusts the CAs in /etc/other.pub"},
 		{name: "CAs of someone else for some", after: "Match Address 192.0.2.0/24\nTrustedUserCAKeys /etc/other.pub\n"},
