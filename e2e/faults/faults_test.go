@@ -17,16 +17,15 @@ type fault struct {
 	name string
 	// begin causes the fault, and returns what ends it.
 	begin func(t *testing.T, m *instance) (end func())
-	// idle faults befall a machine that has nothing to renew. To others they come when
-	// its certificates are due.
+	// idle means that the machine has nothing to renew. Otherwise its certificates are due.
 	idle bool
-	// ask is how long a run may ask while the fault lasts, if it would ask for two minutes.
+	// ask is how long a run may ask during the fault; 0 means two minutes, as usual.
 	ask time.Duration
-	// runs is how many runs there are while the fault lasts, 0 meaning one.
+	// runs is the number of runs during the fault; 0 means one.
 	runs int
 }
 
-// TestFaults is the table in docs/reliability.md.
+// TestFaults checks the table in docs/reliability.md.
 func TestFaults(t *testing.T) {
 	table := openTable(t)
 	for _, f := range slices.Concat(fromOutside(), onTheMachine(), inSettings()) {
@@ -56,7 +55,8 @@ func TestFaults(t *testing.T) {
 	table.close(t)
 }
 
-// befall lets a fault befall the machine, and leaves it as it was before.
+// befall causes a fault, lets the machine run with it, ends it, and checks that the machine
+// heals.
 func (m *instance) befall(t *testing.T, f fault) outcome {
 	t.Helper()
 	t.Cleanup(func() {
@@ -104,7 +104,7 @@ func (m *instance) befall(t *testing.T, f fault) outcome {
 	}
 }
 
-// renewed reports whether certificates are there that are not due.
+// renewed reports whether the certificates are no longer due.
 func (m *instance) renewed(t *testing.T) bool {
 	t.Helper()
 	s, err := m.State(t.Context())
@@ -118,7 +118,7 @@ func change(before, during logins) string {
 	return before.String() + ", then " + during.String()
 }
 
-// healer says what puts things right, going by what systemd is about to do.
+// healer says what heals the machine, from what systemd does next.
 func healer(r report, during, corrected logins, renewed bool) string {
 	all := logins{true, true}
 	switch {
@@ -132,8 +132,8 @@ func healer(r report, during, corrected logins, renewed bool) string {
 	return "the next hourly run"
 }
 
-// said returns what a person reads in the journal: the error with its hint, otherwise the
-// warnings, otherwise the first line of hallmark's, otherwise what systemd says.
+// said returns what a person reads in the journal: the error with its hint and the warnings,
+// or else hallmark's first line, or else what systemd says.
 func said(r report) string {
 	var errors, warnings, others, systemd []string
 	for _, line := range r.lines {
@@ -161,7 +161,7 @@ func said(r report) string {
 	return strings.Join(lines, "<br>")
 }
 
-// withoutChance leaves out what is another in each run.
+// withoutChance replaces what differs from run to run.
 func withoutChance(line string) string {
 	for _, chance := range []struct{ pattern, instead string }{
 		{`\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)`, "TIME"},

@@ -21,10 +21,10 @@ import (
 // instance is an instance that a test breaks.
 type instance struct{ *lab.Instance }
 
-// sh runs a script in the machine, which must succeed.
+// sh runs a script in the machine. The script must succeed.
 func (m *instance) sh(t *testing.T, script string) string {
 	t.Helper()
-	// Far longer than any takes on a busy machine.
+	// Far longer than any script takes on a busy machine.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), 5*time.Minute)
 	defer cancel()
 	out, err := m.Run(ctx, "sh", "-euc", script)
@@ -49,13 +49,13 @@ func (l logins) String() string {
 	return "none"
 }
 
-// worseThan reports whether a way in is missing that there was.
+// worseThan reports whether a login that worked before no longer works.
 func (l logins) worseThan(before logins) bool {
 	return before.keyPair && !l.keyPair || before.teleport && !l.teleport
 }
 
-// logIn tries both ways in, one after the other: some faults admit one connection at a
-// time.
+// logIn tries both logins, one after the other, because some faults allow only one connection
+// at a time.
 func (m *instance) logIn(t *testing.T, hostname string) logins {
 	t.Helper()
 	var l logins
@@ -68,7 +68,7 @@ func (m *instance) logIn(t *testing.T, hostname string) logins {
 	return l
 }
 
-// hostname returns the name by which people of the cluster know the machine.
+// hostname returns the name that people of the cluster use for the machine.
 func (m *instance) hostname(t *testing.T) string {
 	t.Helper()
 	s, err := m.State(t.Context())
@@ -78,7 +78,7 @@ func (m *instance) hostname(t *testing.T) string {
 	return s.Node.Hostname + "." + s.Node.Cluster
 }
 
-// report is what one run of hallmark.service came to, as systemd and the journal have it.
+// report is the result of one run of hallmark.service, from systemd and the journal.
 type report struct {
 	exit     int
 	restarts bool // systemd will start it again
@@ -93,7 +93,7 @@ func (m *instance) serve(t *testing.T, ask time.Duration) report {
 	return m.end(t)
 }
 
-// begin starts the service. With ask, that is how long it may ask.
+// begin starts the service. If ask is not 0, it limits how long the run asks.
 func (m *instance) begin(t *testing.T, ask time.Duration) {
 	t.Helper()
 	prepare := "rm -f " + askFile
@@ -152,7 +152,7 @@ func (m *instance) makeDue(t *testing.T) {
 	})
 }
 
-// endPause lets the pause pass that a failed run has noted for the next ones.
+// endPause ends the pause that a failed run has recorded.
 func (m *instance) endPause(t *testing.T) {
 	t.Helper()
 	if _, err := os.Stat(m.Path(state.Dir + "/setback.json")); errors.Is(err, fs.ErrNotExist) {

@@ -10,7 +10,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/e2e/lab"
 )
 
-// onTheMachine are faults of its disk, its files and its runs.
+// onTheMachine are faults of the machine's disk, files and runs.
 func onTheMachine() []fault {
 	return []fault{
 		{name: "disk full", begin: diskFull},
@@ -33,11 +33,11 @@ func onTheMachine() []fault {
 	}
 }
 
-// restart has sshd read its files again. The test does so oftener than systemd lets units
-// start.
+// restart makes sshd read its files again. The test does this more often than systemd allows.
 const restart = "systemctl reset-failed ssh.service 2>/dev/null || true; systemctl restart ssh.service;"
 
-// script causes a fault by one script, and ends it by another. Without that, a run has to.
+// script causes a fault with one script, and ends it with another. If end is empty, a run has
+// to heal the machine.
 func script(begin, end string) func(*testing.T, *instance) func() {
 	return func(t *testing.T, m *instance) func() {
 		m.sh(t, begin)
@@ -49,13 +49,13 @@ func script(begin, end string) func(*testing.T, *instance) func() {
 	}
 }
 
-// folder puts a folder in the place of a file, and a file into it. It is left to hallmark,
-// and to a person if hallmark can do nothing.
+// folder replaces a file with a folder that contains a file. Hallmark has to cope with it; if
+// it cannot, a person removes the folder.
 func folder(path string) func(*testing.T, *instance) func() {
 	return script("rm -f "+path+"; mkdir -p "+path+"; touch "+path+"/file", "if [ -d "+path+" ]; then rm -r "+path+"; fi")
 }
 
-// diskFull gives the files that change a file system of their own, without space.
+// diskFull moves the files that change to a separate file system without space.
 func diskFull(t *testing.T, m *instance) func() {
 	m.sh(t, `for folder in /etc/ssh /var/lib/hallmark; do
 	small=/run/small$folder
@@ -74,7 +74,7 @@ func brokenConfiguration(t *testing.T, m *instance) func() {
 	return script("echo NoSuchKeyword yes >/etc/ssh/sshd_config.d/99-broken.conf", "rm /etc/ssh/sshd_config.d/99-broken.conf")(t, m)
 }
 
-// killed kills the run at its question.
+// killed kills the run during its request.
 func killed(t *testing.T, m *instance) func() {
 	ctx := context.WithoutCancel(t.Context())
 	shared.lab.SetFrontTrouble(lab.FrontTrouble{Wrap: func(http.Handler) http.Handler {

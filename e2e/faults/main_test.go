@@ -1,13 +1,12 @@
 //go:build e2e && linux
 
 // Package faults breaks a machine in every way that docs/reliability.md lists. For each
-// fault it logs in before and after a run of hallmark.service, notes what the run says,
-// ends the fault, and sees which run puts things right. The table in the document is what
-// it saw.
+// fault it logs in before and after a run of hallmark.service, records what the run logs,
+// ends the fault, and checks which run heals the machine. The document's table holds the
+// results.
 //
-// What a timer waits for is not waited for here: the test makes the pause in setback.json
-// end, and starts the unit as the timer does. Runs that would ask for two minutes ask for
-// seconds.
+// The test does not wait for timers. It ends the pause in setback.json, and starts the unit
+// as the timer does. Runs that would keep asking for two minutes ask for seconds.
 package faults
 
 import (
@@ -25,7 +24,7 @@ import (
 
 var update = flag.Bool("update", false, "rewrite the table in docs/reliability.md")
 
-// shared is the lab, an image, and the machine that most faults befall. TestMain fills it.
+// shared is the lab, an image, and the machine for most faults. TestMain fills it.
 var shared struct {
 	lab     *lab.Lab
 	image   lab.Image
@@ -64,10 +63,10 @@ func setUp(ctx context.Context, f *machine.Fleet) error {
 	return nil
 }
 
-// askFile gives hallmark.service a time in which to ask.
+// askFile limits how long hallmark.service asks.
 const askFile = "/run/hallmark-ask"
 
-// dropIn lets a test say how long a run asks. Nothing else of the unit is changed.
+// dropIn lets a test limit how long a run asks. The rest of the unit is unchanged.
 const dropIn = `[Service]
 Environment=ASK=2m
 EnvironmentFile=-` + askFile + `
@@ -75,7 +74,7 @@ ExecStart=
 ExecStart=/usr/local/bin/hallmark renew --timeout ${ASK}
 `
 
-// boot launches a machine whose hourly timer does not come in between.
+// boot launches a machine without the hourly timer, which could interfere.
 func boot(ctx context.Context, template lab.Template) (*instance, error) {
 	template.Image = shared.image
 	template.Prepare = func(_ context.Context, root string) error {
@@ -92,7 +91,7 @@ func boot(ctx context.Context, template lab.Template) (*instance, error) {
 	return &instance{i}, err
 }
 
-// launch boots a machine, which is powered off after the test.
+// launch boots a machine, and powers it off after the test.
 func launch(t *testing.T, template lab.Template) *instance {
 	t.Helper()
 	m, err := boot(t.Context(), template)

@@ -19,7 +19,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
 )
 
-// briefly is long enough for a run to get to the fault, and to try once more.
+// briefly is long enough for a run to get to the fault, and to retry once.
 const briefly = 6 * time.Second
 
 // fromOutside are faults of the metadata service, the network and the signer.
@@ -73,19 +73,19 @@ func refusal(code protocol.Code, serverTime *time.Time) string {
 		Code: code, Message: "try again later", RequestID: "request", ServerTime: serverTime,
 	}})
 	if err != nil {
-		return err.Error() // no machine takes that for a refusal
+		return err.Error() // which no machine accepts as a refusal
 	}
 	return string(body)
 }
 
-// skewed is what the signer answers a machine whose clock is wrong. All machines here have
-// the clock of the host that they run on.
+// skewed answers as the signer does to a machine with a wrong clock. The machines here share
+// their host's clock.
 func skewed(w http.ResponseWriter, r *http.Request) {
 	now := time.Now().Add(time.Hour)
 	answer(http.StatusUnauthorized, refusal(protocol.CodeClockSkew, &now))(w, r)
 }
 
-// cutOff lets the signer answer, and breaks the connection within the answer's body.
+// cutOff lets the signer answer, and breaks the connection in the middle of the body.
 func cutOff(signer http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		signer.ServeHTTP(&shortWriter{w}, r)
@@ -114,14 +114,14 @@ func unreachable(t *testing.T, _ *instance) func() {
 	}
 }
 
-// noRoute has the kernel refuse what goes by TCP (6) to the signer's port. Logins come from there, so
-// the address itself has to be reached.
+// noRoute makes the kernel refuse TCP (6) to the signer's port. The address itself must stay
+// reachable, because logins come from there.
 func noRoute(t *testing.T, m *instance) func() {
 	m.sh(t, "ip route add unreachable default table 443; ip rule add ipproto 6 dport 443 lookup 443")
 	return func() { m.sh(t, "ip rule delete ipproto 6 dport 443 lookup 443; ip route flush table 443") }
 }
 
-// edited changes a file of the machine by sed.
+// edited changes a file of the machine with sed.
 func edited(path, script string) func(*testing.T, *instance) func() {
 	return func(t *testing.T, m *instance) func() {
 		before, err := os.ReadFile(m.Path(path))

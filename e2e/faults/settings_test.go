@@ -8,8 +8,7 @@ import (
 	"testing"
 )
 
-// inSettings are settings of sshd's with which certificates do not work, or not for
-// everybody.
+// inSettings are sshd settings that break some or all logins with certificates.
 func inSettings() []fault {
 	var faults []fault
 	for _, settings := range []string{

@@ -25,25 +25,25 @@ import (
 //go:embed bake.pkr.hcl
 var bakeTemplate []byte
 
-// Source is what an image is baked from.
+// Source says how to bake an image.
 type Source struct {
-	// Name is the builder's in the lab.
+	// Name is the build machine's name in the lab.
 	Name    string
 	Release machine.Release
 	// ProxySources are the provisioner's proxy_sources.
 	ProxySources []string
-	// Prepare changes the builder's disk before it boots. It may be nil.
+	// Prepare changes the build machine's disk before it boots. It may be nil.
 	Prepare func(ctx context.Context, root string) error
 }
 
-// Bake makes a golden image of a plain Debian 12.
+// Bake makes a golden image from a plain Debian 12.
 func (l *Lab) Bake(ctx context.Context, w io.Writer) (Image, error) {
 	return l.BakeFrom(ctx, Source{Name: "builder", Release: machine.Debian12}, w)
 }
 
 // BakeFrom makes a golden image as an operator does: it runs an instance of a plain
-// Debian, has Packer provision it, stops it, and makes an image of its disk. What
-// Packer says goes to w, as it says it. Several images can be baked at a time.
+// Debian, has Packer provision it, stops it, and makes an image of its disk. Packer's
+// output goes to w at once. Several bakes may run at the same time.
 func (l *Lab) BakeFrom(ctx context.Context, source Source, w io.Writer) (Image, error) {
 	base, err := l.baseImage(ctx, source.Release)
 	if err != nil {
@@ -93,7 +93,7 @@ func (i *Instance) waitForSSH(ctx context.Context) error {
 	})
 }
 
-// preparePacker writes what all bakes read, and installs the real plugin as its users do.
+// preparePacker writes the files that all bakes read, and installs the real plugin as users do.
 func (l *Lab) preparePacker(ctx context.Context, w io.Writer) error {
 	l.packerLock.Lock()
 	defer l.packerLock.Unlock()

@@ -25,10 +25,10 @@ type Cluster interface {
 	Name() string
 	// Address is host:port of the proxy.
 	Address() string
-	// RootsPEM is what the proxy's web certificate is verified with.
+	// RootsPEM are the CA certificates that verify the proxy's web certificate.
 	RootsPEM() []byte
-	// OpenSSHCA signs the certificates that machines are shown, and KnownHosts are the
-	// lines of the one that signs theirs.
+	// OpenSSHCA signs the certificates that people show to machines. KnownHosts are the
+	// lines for the CA that signs the machines' certificates.
 	OpenSSHCA() ssh.PublicKey
 	KnownHosts() []byte
 	// Nodes returns the nodes, sorted by name.
@@ -47,8 +47,8 @@ func (l *Lab) startCluster(ctx context.Context) (err error) {
 	return err
 }
 
-// embedded is a cluster inside this program. Its people need no proxy: they hold the
-// certificates that Teleport's proxy shows to machines.
+// embedded is a cluster inside this program. Its people need no proxy: they have the
+// certificates that Teleport's proxy would show to machines.
 type embedded struct {
 	*teleporttest.Cluster
 	login      string // a person's private key with a user certificate of the cluster beside it
@@ -124,12 +124,12 @@ func (l *Lab) startTeleport(ctx context.Context) (*real, error) {
 	return r, nil
 }
 
-// addSigner lets the signer in by its AWS role, as docs/teleport.md says.
+// addSigner lets the signer log in with its AWS role, as docs/teleport.md says.
 func (r *real) addSigner(ctx context.Context) error {
 	return r.AddBots(ctx, botARNs())
 }
 
-// botARNs are the AWS roles of the functions, by the bots that they log in as.
+// botARNs are the functions' AWS roles, by the bot that each logs in as.
 func botARNs() map[string]string {
 	return map[string]string{teleportd.EnrollBot: functionARN, teleportd.FleetBot: fleetFunctionARN}
 }
@@ -176,12 +176,12 @@ func (r *real) Nodes(ctx context.Context) ([]types.Server, error) {
 }
 
 func (r *real) SSH(ctx context.Context, _ netip.Addr, hostname, command string) (string, error) {
-	// OpenSSH's client needs the cluster's name in the host's, for the configuration
-	// that tsh writes; tsh itself looks for nodes by their own.
+	// With the configuration that tsh writes, OpenSSH's client needs the cluster's name after
+	// the host's. tsh itself looks up nodes by host name alone.
 	name := strings.TrimSuffix(hostname, "."+r.Name())
 	var out string
-	// What the proxy knows lags behind what has been written: it may not have seen yet a
-	// machine that has just enrolled. Versions say so in different words.
+	// The proxy's view lags behind writes, so it may not know a machine yet that has just
+	// enrolled. The message differs between versions.
 	err := machine.Poll(ctx, proxyLag, func() (err error) {
 		out, err = r.person.Tsh(ctx, "ssh", User+"@"+name, command)
 		return err

@@ -22,7 +22,7 @@ type queue struct {
 	url    string
 }
 
-// startQueue makes the queue and has the fleet's function drain it.
+// startQueue creates the queue, and makes the fleet function drain it.
 func (l *Lab) startQueue(ctx context.Context) error {
 	client := sqs.New(sqs.Options{
 		Region: Region, BaseEndpoint: aws.String(l.moto.URL),
@@ -69,20 +69,20 @@ func (l *Lab) SendRaw(ctx context.Context, event string) error {
 	return err
 }
 
-// SendState says that an instance has changed its state.
+// SendState sends the event that an instance's state has changed.
 func (l *Lab) SendState(ctx context.Context, instance, state string) error {
 	return l.Send(ctx, "aws.ec2", "EC2 Instance State-change Notification", instance,
 		map[string]any{"instance-id": instance, "state": state})
 }
 
-// SendTags says that an instance's tags have changed.
+// SendTags sends the event that an instance's tags have changed.
 func (l *Lab) SendTags(ctx context.Context, instance string, version int) error {
 	return l.Send(ctx, "aws.tag", "Tag Change on Resource", instance, map[string]any{
 		"changed-tag-keys": []string{"any"}, "service": "ec2", "resource-type": "instance", "version": version, "tags": map[string]string{},
 	})
 }
 
-// Sweep invokes the fleet's function as the schedule does, and returns its report.
+// Sweep invokes the fleet function as the schedule does, and returns its report.
 func (l *Lab) Sweep(ctx context.Context) (string, error) {
 	event := fmt.Sprintf(`{"version":"0","id":%q,"detail-type":"Scheduled Event","source":"aws.events","account":%q,`+
 		`"time":"2026-01-02T03:04:05Z","region":%q,"resources":[],"detail":{}}`, uuid.NewString(), moto.Account, Region)

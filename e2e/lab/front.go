@@ -20,16 +20,16 @@ type front struct {
 	trouble FrontTrouble
 }
 
-// FrontTrouble is what may be wrong with the signer's URL.
+// FrontTrouble is a fault of the signer's URL.
 type FrontTrouble struct {
 	// WrongCertificate presents a TLS certificate that machines do not trust.
 	WrongCertificate bool
-	// Wrap returns what answers instead of the signer, which it is given. Nil means the
-	// signer.
+	// Wrap returns a handler that answers instead of the given signer. Nil means the signer
+	// itself.
 	Wrap func(signer http.Handler) http.Handler
 }
 
-// SetFrontTrouble makes the signer's URL ill, or well again.
+// SetFrontTrouble sets the fault of the signer's URL. The zero value ends it.
 func (l *Lab) SetFrontTrouble(t FrontTrouble) {
 	l.front.mu.Lock()
 	defer l.front.mu.Unlock()
@@ -42,7 +42,7 @@ func (f *front) now() FrontTrouble {
 	return f.trouble
 }
 
-// StartURL makes the signer's function URL answer.
+// StartURL starts the signer's function URL.
 func (l *Lab) StartURL(ctx context.Context) error {
 	listener, err := new(net.ListenConfig).Listen(ctx, "tcp4", net.JoinHostPort(machine.Hub, "443"))
 	if err != nil {
@@ -67,5 +67,5 @@ func (l *Lab) frontCertificate(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 	return &l.keys.web, nil
 }
 
-// StopURL makes the signer unreachable: connections to it are refused.
+// StopURL makes the signer unreachable: its port refuses connections.
 func (l *Lab) StopURL() error { return l.front.server.Close() }

@@ -25,14 +25,14 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/machine/state"
 )
 
-// Image is an AMI: what EC2 says of it, and its disk.
+// Image is an AMI: EC2's record of it, and its disk.
 type Image struct {
 	ID   string
 	Disk machine.Image
 }
 
-// Instance is an EC2 instance: what EC2 says of it, its metadata service, and a
-// machine that is it.
+// Instance is an EC2 instance: EC2's record of it, its metadata service, and the machine
+// that runs it.
 type Instance struct {
 	*machine.Machine
 	ID       string
@@ -41,23 +41,23 @@ type Instance struct {
 
 // Template says what instance to launch.
 type Template struct {
-	// Name is the machine's in the lab, not its tag.
+	// Name is the machine's name in the lab, not its tag.
 	Name  string
 	Image Image
 	Tags  map[string]string
-	// Claim is the instance id of a machine that is no instance: EC2 knows nothing
-	// of it. Empty, as usual, lets EC2 pick one.
+	// Claim is the instance id that a machine unknown to EC2 pretends to have. Empty, as
+	// usual, lets EC2 pick one.
 	Claim string
-	// Trouble is what is wrong with its metadata service when it boots.
+	// Trouble is the fault of its metadata service when it boots.
 	Trouble imds.Trouble
-	// BeforeBoot is called when EC2 knows the instance, and before its machine boots.
+	// BeforeBoot is called after EC2 knows the instance and before its machine boots.
 	// It may be nil.
 	BeforeBoot func(id string) error
 	// Prepare changes the instance's disk before it boots. It may be nil.
 	Prepare func(ctx context.Context, root string) error
 }
 
-// Launch runs an instance in EC2, and boots a machine that is it.
+// Launch runs an instance in EC2, and boots its machine.
 func (l *Lab) Launch(ctx context.Context, t Template) (*Instance, error) {
 	address := l.nextAddress()
 	id := t.Claim
@@ -131,8 +131,8 @@ func (l *Lab) runInstance(ctx context.Context, t Template, address netip.Addr) (
 	return aws.ToString(out.Instances[0].InstanceId), nil
 }
 
-// newIdentityRole makes the credentials that AWS gives every instance, and lets
-// STS know them.
+// newIdentityRole creates the credentials that AWS gives every instance, and registers
+// them with STS.
 func (l *Lab) newIdentityRole(instance string) imds.Credential {
 	c := imds.Credential{
 		AccessKeyID: "ASIA" + rand.Text()[:16], SecretAccessKey: rand.Text(), SessionToken: rand.Text() + rand.Text(),
@@ -148,8 +148,7 @@ func (l *Lab) newIdentityRole(instance string) imds.Credential {
 // enrollmentLimit is far more than a boot and an enrollment take on a busy machine.
 const enrollmentLimit = 5 * time.Minute
 
-// WaitEnrolled waits until the instance has enrolled, and returns what it knows
-// of its enrollment.
+// WaitEnrolled waits until the instance has enrolled, and returns its state.
 func (i *Instance) WaitEnrolled(ctx context.Context) (*state.State, error) {
 	var state *state.State
 	err := machine.Poll(ctx, enrollmentLimit, func() (err error) {
@@ -162,7 +161,7 @@ func (i *Instance) WaitEnrolled(ctx context.Context) (*state.State, error) {
 	return state, nil
 }
 
-// State asks the instance what it is enrolled as.
+// State returns the instance's state, as hallmark status prints it.
 func (i *Instance) State(ctx context.Context) (*state.State, error) {
 	out, err := i.Run(ctx, "hallmark", "status", "--json")
 	if err != nil {
@@ -175,8 +174,8 @@ func (i *Instance) State(ctx context.Context) (*state.State, error) {
 	return state, nil
 }
 
-// Hallmark runs hallmark on the instance, and returns all that it says, which the error
-// repeats. The instance's own timers run it, too: while such a run has the lock, this
+// Hallmark runs hallmark on the instance, and returns its whole output, which the error
+// repeats. The instance's own timers run hallmark, too. If such a run has the lock, this
 // one waits.
 func (i *Instance) Hallmark(ctx context.Context, args ...string) (said string, err error) {
 	busy := machine.Poll(ctx, time.Minute, func() error {
@@ -195,7 +194,7 @@ func (i *Instance) Hallmark(ctx context.Context, args ...string) (said string, e
 	return said, err
 }
 
-// Dump writes what helps to see why an instance failed.
+// Dump writes logs that help to find out why an instance failed.
 func (i *Instance) Dump(ctx context.Context, w io.Writer) {
 	i.Machine.Dump(ctx, w)
 	fmt.Fprintf(w, "--- metadata requests of %s (%s)\n", i.Name, i.ID)

@@ -24,7 +24,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/signer/teleport/teleporttest"
 )
 
-// User is the user that cloud-init makes on the machines.
+// User is the user that cloud-init creates on the machines.
 const User = "debian"
 
 // keys are the lab's files that ssh, Packer and the machines read.
@@ -71,8 +71,7 @@ func (l *Lab) makeKeys(context.Context) error {
 // knownHosts is a file with the cluster's @cert-authority line, and nothing else.
 func (l *Lab) knownHosts() string { return filepath.Join(l.dir, "known_hosts") }
 
-// writeLogin writes a key, and a certificate of the cluster where ssh looks for
-// one.
+// writeLogin writes a key, and a certificate from the cluster where ssh looks for it.
 func writeLogin(path string, c *teleporttest.Cluster) error {
 	key, err := writeKey(path)
 	if err != nil {
@@ -85,7 +84,7 @@ func writeLogin(path string, c *teleporttest.Cluster) error {
 	return os.WriteFile(path+"-cert.pub", ssh.MarshalAuthorizedKey(certificate), 0o600)
 }
 
-// writeKey makes a key and writes it to path, its public half to path.pub.
+// writeKey creates a key, and writes it to path and its public half to path.pub.
 func writeKey(path string) (ssh.PublicKey, error) {
 	public, private, err := ed25519.GenerateKey(rand.Reader)
 	if err != nil {
@@ -105,7 +104,7 @@ func writeKey(path string) (ssh.PublicKey, error) {
 	return key, os.WriteFile(path+".pub", ssh.MarshalAuthorizedKey(key), 0o600)
 }
 
-// newWebCertificate makes a certificate for the hub's address, signed by itself.
+// newWebCertificate creates a self-signed certificate for the hub's address.
 func newWebCertificate() (tls.Certificate, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {

@@ -1,9 +1,8 @@
 //go:build linux
 
-// Package lab puts the whole path together for the whole-path tests and the
-// demo: moto for EC2, DynamoDB and Systems Manager, an STS that checks signatures,
-// a Teleport cluster or an embedded one in its place, the real signer behind a
-// function URL, real Packer, and machines.
+// Package lab assembles the whole path for the whole-path tests and the demo: moto for EC2,
+// DynamoDB and Systems Manager, an STS that verifies signatures, a real or an embedded
+// Teleport cluster, the real signer behind a function URL, real Packer, and machines.
 package lab
 
 import (
@@ -35,9 +34,9 @@ import (
 )
 
 const (
-	// Region is made up, so that nothing real believes its documents.
+	// Region is fictional, so that no real signer accepts its documents.
 	Region = "hm-test-1"
-	// Audience is the signer's.
+	// Audience is the signer's audience.
 	Audience = "hallmark.lab.test"
 
 	zone = Region + "a"
@@ -51,7 +50,7 @@ const (
 	lastReserved = "10.83.0.3"
 )
 
-// Config says what to build the lab from.
+// Config says what the lab consists of.
 type Config struct {
 	// Bootstrap, Packer and Plugin are the paths of the programs under test.
 	Bootstrap, Packer, Plugin string
@@ -66,18 +65,18 @@ type Config struct {
 	Policy string
 }
 
-// Lab is everything but the machines, which come from Bake and Launch.
+// Lab is everything except the machines, which Bake and Launch create.
 type Lab struct {
 	Cluster   Cluster
 	STS       *sts.Server
 	EC2       *ec2.Client
 	Signer    *lambdahost.Host
 	SignerURL string
-	// Fleet is the function for the fleet's upkeep. Events reach it by Send.
+	// Fleet is the fleet function. Send delivers events to it.
 	Fleet *lambdahost.Host
 	// Region signs the machines' identity documents.
 	Region *identitytest.Region
-	// Teleport is the cluster if it is a real one, otherwise nil.
+	// Teleport is the real cluster, or nil with the embedded one.
 	Teleport *teleportd.Cluster
 
 	fleet  *machine.Fleet
@@ -99,7 +98,7 @@ type Lab struct {
 	queue  queue
 }
 
-// New starts the lab in a folder. It ends with the context, or the program.
+// New starts the lab in a folder. The lab ends with the context or the program.
 func New(ctx context.Context, f *machine.Fleet, config Config, dir string) (*Lab, error) {
 	l := &Lab{fleet: f, config: config, dir: dir, last: netip.MustParseAddr(lastReserved)}
 	for _, program := range []*string{&l.config.Bootstrap, &l.config.Packer, &l.config.Plugin, &l.config.Operator, &l.config.Emulator} {
@@ -126,7 +125,7 @@ func New(ctx context.Context, f *machine.Fleet, config Config, dir string) (*Lab
 	return l, nil
 }
 
-// absolute resolves a program's path, if there is one, and sees that it is there.
+// absolute resolves a program's path, if it is not empty, and checks that it exists.
 func absolute(program *string) error {
 	if *program == "" {
 		return nil
@@ -243,7 +242,7 @@ func (l *Lab) startSigner(ctx context.Context) error {
 	return l.StartURL(ctx)
 }
 
-// environment is a function's, with the credentials of its role as Lambda gives them.
+// environment returns a function's environment, with its role's credentials as Lambda sets them.
 func (l *Lab) environment(role sts.Credential) []string {
 	environment := []string{
 		"AWS_ACCESS_KEY_ID=" + role.AccessKeyID, "AWS_SECRET_ACCESS_KEY=" + role.SecretAccessKey,
@@ -287,7 +286,7 @@ func (l *Lab) writeDeployment(root string) error {
 	return nil
 }
 
-// PutPolicy makes the text the policy's parameter.
+// PutPolicy writes the text to the policy's parameter.
 func (l *Lab) PutPolicy(ctx context.Context, policy string) error {
 	client := ssm.New(ssm.Options{
 		Region:       Region,
@@ -304,7 +303,7 @@ func (l *Lab) createLog(name string) (*os.File, error) {
 	return os.OpenFile(filepath.Join(l.dir, name+".log"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 }
 
-// SignerRoots returns the certificates that the signer's URL is verified with.
+// SignerRoots returns the CA certificates that verify the signer's URL.
 func (l *Lab) SignerRoots() ([]byte, error) { return os.ReadFile(l.keys.webCA) }
 
 // SignerLog returns what the signer and its URL have logged so far.

@@ -16,17 +16,17 @@ const (
 	// functionARN is what STS calls it: its role, and the name.
 	functionARN = "arn:aws:sts::" + moto.Account + ":assumed-role/hallmark-EnrollRole/" + function
 
-	// The same of the function for the fleet's upkeep.
+	// The same for the fleet function.
 	fleetFunction    = "hallmark-fleet"
 	fleetFunctionARN = "arn:aws:sts::" + moto.Account + ":assumed-role/hallmark-FleetRole/" + fleetFunction
 
-	// loginRegion is the one whose STS vouches for the function. Teleport takes the
-	// regions that it knows, and no made-up one.
+	// loginRegion is the region whose STS confirms the function's role. Teleport accepts only
+	// regions that it knows, not a fictional one.
 	loginRegion = "us-west-2"
 )
 
-// login is how the functions show a cluster who they are: by their AWS roles, and the
-// STS that says so.
+// login is how the functions log in to a cluster: with their AWS roles, and an STS that
+// confirms them.
 type login struct {
 	sts           *sts.Server
 	url           string // of STS, for a cluster that runs as another process

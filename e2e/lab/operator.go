@@ -12,14 +12,14 @@ import (
 	"github.com/hallmark-ssh/hallmark/e2e/fake/moto"
 )
 
-// OperatorARN is whom moto takes everybody for who has no role.
+// OperatorARN is the identity that moto gives callers without a role.
 const OperatorARN = "arn:aws:sts::" + moto.Account + ":user/moto"
 
 // LedgerTable is the signer's table in DynamoDB.
 const LedgerTable = "hallmark-ledger"
 
-// Operator runs hallmark-signer as an operator does on a workstation, with credentials of
-// the operator's own. It returns what the program prints.
+// Operator runs hallmark-signer as an operator does on a workstation, with the operator's own
+// credentials. It returns the program's output.
 func (l *Lab) Operator(ctx context.Context, args ...string) (string, error) {
 	cmd := exec.CommandContext(ctx, l.config.Operator, args...)
 	cmd.Env = append(os.Environ(), "AWS_REGION="+Region, "AWS_ACCESS_KEY_ID=operator", "AWS_SECRET_ACCESS_KEY=operator",

@@ -13,20 +13,19 @@ import (
 	"time"
 )
 
-// SSH logs in to an instance as people of the cluster do, and runs a command. It
-// believes a host only by the cluster's Host CA, under the name by which people type
-// it.
+// SSH logs in to an instance as people of the cluster do, and runs a command. It trusts a
+// host only if the cluster's Host CA certified the name that people type.
 func (l *Lab) SSH(ctx context.Context, i *Instance, hostname, command string) (string, error) {
 	return l.Cluster.SSH(ctx, i.Address, hostname, command)
 }
 
-// SSHByStranger logs in with a user certificate of another cluster's CA.
+// SSHByStranger logs in with a user certificate from another cluster's CA.
 func (l *Lab) SSHByStranger(ctx context.Context, i *Instance, hostname, command string) (string, error) {
 	return runSSH(ctx, i.Address, l.keys.stranger, l.knownHosts(), hostname, command)
 }
 
-// SSHByKeyPair logs in without anything of the cluster: with the instance's EC2
-// key pair, believing the host key that is on its disk.
+// SSHByKeyPair logs in without the cluster: with the instance's EC2 key pair, trusting the
+// host key on its disk.
 func (l *Lab) SSHByKeyPair(ctx context.Context, i *Instance, command string) (string, error) {
 	key, err := os.ReadFile(i.Path("etc/ssh/ssh_host_ed25519_key.pub"))
 	if err != nil {
@@ -44,7 +43,7 @@ func (l *Lab) SSHByKeyPair(ctx context.Context, i *Instance, command string) (st
 	return runSSH(ctx, i.Address, l.keys.keyPair, known.Name(), i.ID, command)
 }
 
-// runSSH runs the stock client against the address. It knows the host by the name.
+// runSSH runs the stock client against the address, and verifies the host under the name.
 func runSSH(ctx context.Context, address netip.Addr, identity, knownHosts, hostname, command string) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()

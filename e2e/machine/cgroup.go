@@ -16,8 +16,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// groupPrefix marks our control groups. They are the only thing that the kernel
-// does not take away by itself.
+// groupPrefix marks our control groups. They are the only thing that the kernel does not
+// remove by itself.
 const groupPrefix = "hallmark-fleet-"
 
 func newGroup() string { return groupPrefix + uuid.NewString() }
@@ -54,9 +54,9 @@ func unifiedRoot() string {
 	return "/sys/fs/cgroup/unified"
 }
 
-// makeGroups gives a machine control groups of its own, without which the
-// systemd of one machine would take another's services for its own. It returns
-// the files that a process writes its id to in order to join.
+// makeGroups creates control groups for a machine. Without them, one machine's systemd would
+// take another machine's services for its own. It returns the files that a process writes
+// its id to in order to join.
 func makeGroups(group, machine string) ([]string, error) {
 	parents, err := groupParents()
 	if err != nil {
@@ -73,8 +73,8 @@ func makeGroups(group, machine string) ([]string, error) {
 	return procs, nil
 }
 
-// removeGroups removes our empty control groups, those of crashed runs too. One
-// with a process in it is in use, and the kernel keeps it.
+// removeGroups removes our empty control groups, including those of crashed runs. The kernel
+// keeps a group that still has a process.
 func removeGroups() {
 	parents, err := groupParents()
 	if err != nil {

@@ -4,10 +4,9 @@
 // systemd-nspawn containers with their own systemd, sshd, cloud-init, network
 // and metadata service.
 //
-// Everything happens in a mount, process, network and IPC namespace of its own,
-// on a file system in memory. When the program ends, however it ends, the
-// kernel takes all of it away: mounts, processes, interfaces, files. So nothing
-// needs to be undone, and two runs never meet.
+// Everything happens in new mount, process, network and IPC namespaces, on a file system
+// in memory. However the program ends, the kernel removes everything: mounts, processes,
+// interfaces, files. So nothing needs cleaning up, and two runs never interfere.
 package machine
 
 import (
@@ -33,16 +32,15 @@ const (
 	// only for the copy of the program that runs isolated.
 	insideVariable = "HALLMARK_FLEET_ROOTFS"
 
-	// scratch is where the isolated program keeps its files. /run is a file
-	// system in memory there, which no one else sees.
+	// scratch is where the isolated program keeps its files. Its /run is a separate file
+	// system in memory.
 	scratch = "/run/hallmark"
 )
 
-// Main runs the program's real main function isolated, and returns the exit code
-// that it should end with: it starts the program again, in new namespaces, and
-// only that copy calls inside. Progress goes to w. Interrupt and termination
-// cancel the context of inside; a second one ends everything at once. The fleet has
-// base images of the given releases, Debian 12 if none is given.
+// Main runs the function inside in isolation, and returns the program's exit code. It starts
+// the program again in new namespaces, and only that copy calls inside. Progress goes to w.
+// An interrupt or termination signal cancels the context of inside; a second one ends
+// everything at once. The fleet has base images of the given releases, by default Debian 12.
 func Main(w io.Writer, inside func(ctx context.Context, f *Fleet) int, releases ...Release) int {
 	logger := log.New(w, "fleet: ", 0)
 	if rootFS := os.Getenv(insideVariable); rootFS != "" {
@@ -59,8 +57,8 @@ func Main(w io.Writer, inside func(ctx context.Context, f *Fleet) int, releases 
 	return code
 }
 
-// Tests is Main for a package's tests: inside, it sets up what they share and runs them. The
-// name stands in front of a failed setup.
+// Tests is Main for a package's tests. Inside, it sets up what they share and runs them. The
+// name prefixes the error of a failed setup.
 func Tests(name string, setUp func(ctx context.Context, f *Fleet) error, run func() int, releases ...Release) int {
 	return Main(os.Stderr, func(ctx context.Context, f *Fleet) int {
 		if err := setUp(ctx, f); err != nil {
@@ -108,8 +106,8 @@ func runAgain(rootFS string) (int, error) {
 		Cloneflags: unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWNET | unix.CLONE_NEWIPC,
 		// Terminal signals reach only this process, which passes them on once.
 		Setsid: true,
-		// The copy is process 1 of its namespace: when it is killed, so is all
-		// that it started.
+		// The copy is process 1 of its namespace. If it is killed, so is everything that it
+		// started.
 		Pdeathsig: unix.SIGKILL,
 	}
 
@@ -135,7 +133,7 @@ func runAgain(rootFS string) (int, error) {
 	return 0, err
 }
 
-// pass hands the first signal on, and ends the process at the second.
+// pass forwards the first signal, and kills the process at the second.
 func pass(signals <-chan os.Signal, p *os.Process, done <-chan struct{}) {
 	for n := 0; ; n++ {
 		select {
@@ -200,7 +198,7 @@ func ip(ctx context.Context, commands ...string) error {
 	return run(cmd)
 }
 
-// run runs a command, and puts what it said into the error.
+// run runs a command. Its error contains the command's output.
 func run(cmd *exec.Cmd) error {
 	out, err := cmd.CombinedOutput()
 	if err != nil {

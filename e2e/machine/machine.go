@@ -38,12 +38,11 @@ type Fleet struct {
 	group  string
 }
 
-// Image is a file system that machines boot from: layers over one another, the
-// topmost first.
+// Image is a file system that machines boot from: a stack of layers, the topmost first.
 type Image struct{ layers []string }
 
-// BaseImage returns the image of a freshly installed Debian, one of the releases that
-// Main was given.
+// BaseImage returns the image of a freshly installed Debian. Main must have been called with
+// the release.
 func (f *Fleet) BaseImage(release Release) (Image, error) {
 	dir, ok := f.rootFS[release]
 	if !ok {
@@ -52,12 +51,12 @@ func (f *Fleet) BaseImage(release Release) (Image, error) {
 	return Image{layers: []string{dir}}, nil
 }
 
-// Top returns the folder of the topmost layer: what was changed last.
+// Top returns the folder of the topmost layer, which has the latest changes.
 func (i Image) Top() string { return i.layers[0] }
 
 // Spec says what machine to boot.
 type Spec struct {
-	// Name is unique in the fleet, and short: a network interface is named by it.
+	// Name is unique in the fleet, and short, because a network interface has that name.
 	Name  string
 	Image Image
 	// Address is the machine's address in Subnet.
@@ -96,7 +95,7 @@ func (f *Fleet) Boot(ctx context.Context, spec Spec) (*Machine, error) {
 func (m *Machine) root() string  { return filepath.Join(m.dir, "root") }
 func (m *Machine) upper() string { return filepath.Join(m.dir, "upper") }
 
-// makeDisk lays a writable copy over the image, which stays as it is.
+// makeDisk puts a writable layer over the image, which stays unchanged.
 func (m *Machine) makeDisk(context.Context) error {
 	work := filepath.Join(m.dir, "work")
 	for _, dir := range []string{m.root(), m.upper(), work} {
@@ -165,7 +164,7 @@ func (m *Machine) Start(ctx context.Context) error {
 	spawn := "systemd-nspawn --quiet --boot --register=no --keep-unit --console=pipe --resolv-conf=off --timezone=off" +
 		" --machine=" + m.Name + " --directory=" + m.root() + " --network-namespace-path=" + m.namespace()
 	cmd := exec.Command("sh", append([]string{"-euc", join, "sh", spawn}, groups...)...)
-	// systemd 257 refuses control groups version 1, also where the host has both.
+	// systemd 257 refuses control groups version 1, even if the host has both.
 	cmd.Env = append(os.Environ(), "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=1")
 	cmd.Stdout, cmd.Stderr = console, console
 	if err := cmd.Start(); err != nil {
@@ -216,8 +215,8 @@ func childNamed(parent int, name string) (int, error) {
 	return 0, fmt.Errorf("process %d has no child %s", parent, name)
 }
 
-// Run runs a command in the machine as root, and returns what it printed. The
-// error holds what it wrote to standard error.
+// Run runs a command in the machine as root, and returns its standard output. The error
+// contains its standard error.
 func (m *Machine) Run(ctx context.Context, name string, args ...string) (string, error) {
 	cmd := exec.CommandContext(ctx, "nsenter", append([]string{
 		"--target", strconv.Itoa(m.leader), "--mount", "--uts", "--ipc", "--net", "--pid", "--", name}, args...)...)
@@ -230,7 +229,7 @@ func (m *Machine) Run(ctx context.Context, name string, args ...string) (string,
 	return stdout.String(), nil
 }
 
-// PowerOff shuts the machine down in order, as an operator would.
+// PowerOff shuts the machine down cleanly, as an operator would.
 func (m *Machine) PowerOff(ctx context.Context) error {
 	// SIGRTMIN+4 starts systemd's poweroff.target. glibc's SIGRTMIN is 34.
 	const poweroff = syscall.Signal(34 + 4)
@@ -261,10 +260,10 @@ func (m *Machine) Snapshot() (Image, error) {
 	return Image{layers: append([]string{m.upper()}, m.Image.layers...)}, nil
 }
 
-// Path returns where a file of the machine is in this program's file system.
+// Path returns the path of a machine's file in this program's file system.
 func (m *Machine) Path(name string) string { return filepath.Join(m.root(), name) }
 
-// Dump writes what helps to see why a machine failed.
+// Dump writes logs that help to find out why a machine failed.
 func (m *Machine) Dump(ctx context.Context, w io.Writer) {
 	fmt.Fprintf(w, "--- console of %s\n%s\n", m.Name, m.console())
 	journal, err := m.Run(ctx, "journalctl", "--no-pager", "--boot", "--lines=200")
@@ -285,15 +284,14 @@ func (m *Machine) console() string {
 	return string(data)
 }
 
-// Fatal marks an error that Poll does not try again after.
+// Fatal marks an error after which Poll stops retrying.
 func Fatal(err error) error { return &fatalError{err} }
 
 type fatalError struct{ error }
 
 func (e *fatalError) Unwrap() error { return e.error }
 
-// Poll tries again until it works, for at most the given time, and returns the
-// last error otherwise.
+// Poll retries until try succeeds. After the given time it returns the last error.
 func Poll(ctx context.Context, limit time.Duration, try func() error) error {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()

@@ -14,8 +14,8 @@ func net4(address string, port int) *net.TCPAddr {
 	return &net.TCPAddr{IP: net.ParseIP(address), Port: port}
 }
 
-// listenIn listens in another network namespace: a socket belongs for ever to
-// the namespace in which it was made.
+// listenIn listens in another network namespace. A socket stays in the namespace that it was
+// created in.
 func listenIn(namespace string, addr *net.TCPAddr) (net.Listener, error) {
 	type result struct {
 		listener net.Listener
@@ -23,8 +23,8 @@ func listenIn(namespace string, addr *net.TCPAddr) (net.Listener, error) {
 	}
 	c := make(chan result)
 	go func() {
-		// Never unlocked: the thread ends with this goroutine, so that no other
-		// ever runs in the wrong namespace.
+		// Never unlock the thread. It ends with this goroutine, so no other goroutine runs
+		// in the wrong namespace.
 		runtime.LockOSThread()
 		var r result
 		if r.err = setNamespace(namespace); r.err == nil {

@@ -30,9 +30,9 @@ const (
 	Debian13 Release = "trixie"   // 25.1, 257, 10.0
 )
 
-// RootFS returns the folder of a release's root file system. The first call
-// builds it, which takes half a minute and the network; later ones find it
-// in the user's cache folder, by a hash of how it is made.
+// RootFS returns the folder of a release's root file system. The first call builds it, which
+// takes half a minute and the network. Later calls find it in the user's cache folder, by a
+// hash of its recipe.
 func RootFS(ctx context.Context, logger *log.Logger, release Release) (string, error) {
 	cache, err := os.UserCacheDir()
 	if err != nil {
@@ -51,17 +51,17 @@ func RootFS(ctx context.Context, logger *log.Logger, release Release) (string, e
 	if _, err := os.Stat(dir); err == nil {
 		return dir, nil
 	}
-	logger.Printf("making a Debian %s root file system in %s", release, dir)
+	logger.Printf("building a Debian %s root file system in %s", release, dir)
 	started := time.Now()
 	if err := build(ctx, release, dir); err != nil {
 		return "", err
 	}
-	logger.Printf("made it in %.0f s", time.Since(started).Seconds())
+	logger.Printf("built it in %.0f s", time.Since(started).Seconds())
 	return dir, nil
 }
 
-// build makes the root file system beside its place and moves it there whole, so
-// that an interrupted build is never taken for a finished one.
+// build creates the root file system beside its final place and then renames it, so that an
+// interrupted build never looks finished.
 func build(ctx context.Context, release Release, dir string) error {
 	partial := dir + ".partial"
 	if err := os.RemoveAll(partial); err != nil {
@@ -85,7 +85,7 @@ func build(ctx context.Context, release Release, dir string) error {
 	return nil
 }
 
-// packages are what Debian's image for EC2 has that matters here.
+// packages are the packages of Debian's EC2 image that matter here.
 func packages() []string {
 	return []string{
 		"ca-certificates", "cloud-init", "dbus", "iproute2", "openssh-server",
@@ -96,7 +96,7 @@ func packages() []string {
 // files are written into the root file system.
 func files() map[string]string {
 	return map[string]string{
-		// A container has no DMI by which cloud-init would know EC2.
+		// A container has no DMI, from which cloud-init would recognize EC2.
 		"etc/cloud/ds-identify.cfg": "datasource: Ec2\npolicy: enabled\n",
 		"etc/cloud/cloud.cfg.d/90-fleet.cfg": `datasource_list: [Ec2, None]
 datasource: {Ec2: {strict_id: false, max_wait: 10, timeout: 5}}
@@ -106,16 +106,15 @@ manage_etc_hosts: true
 `,
 		"etc/hostname":   "localhost\n",
 		"etc/machine-id": "",
-		// With an empty machine-id systemd enables, at first boot, what no preset
-		// forbids. sshd is to listen by itself, as on an installed Debian.
+		// With an empty machine-id, systemd enables at first boot everything that no preset
+		// forbids. sshd should listen by itself, as on an installed Debian.
 		"etc/systemd/system-preset/50-fleet.preset": "disable ssh.socket\n",
-		// Nobody answers names here, and cloud-init would wait for one for long.
+		// There is no DNS here, and cloud-init would wait a long time for an answer.
 		"etc/resolv.conf": "",
 	}
 }
 
-// configure makes of a fresh Debian what an AMI is: set up for EC2, and without
-// an identity.
+// configure turns a fresh Debian into an AMI: set up for EC2, and without an identity.
 func configure(root string) error {
 	for name, content := range files() {
 		path := filepath.Join(root, name)
@@ -158,7 +157,7 @@ func sorted(m map[string]string) []string {
 	return names
 }
 
-// lock takes the file's lock, or waits for it: two runs build only once.
+// lock waits for the file's lock, so that two runs build only once.
 func lock(path string) (unlock func(), err error) {
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o644)
 	if err != nil {
