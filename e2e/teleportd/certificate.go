@@ -14,13 +14,13 @@ import (
 	"time"
 )
 
-// WebCA signs the web certificates of proxies, as a company's authority would.
+// WebCA signs the web certificates of proxies, as a company's CA would.
 type WebCA struct {
 	certificate *x509.Certificate
 	key         *ecdsa.PrivateKey
 }
 
-// NewWebCA makes an authority.
+// NewWebCA creates a CA.
 func NewWebCA() (*WebCA, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -36,7 +36,7 @@ func NewWebCA() (*WebCA, error) {
 	return &WebCA{certificate: certificate, key: key}, err
 }
 
-// PEM returns the authority's certificate.
+// PEM returns the CA's certificate.
 func (ca *WebCA) PEM() []byte { return encode("CERTIFICATE", ca.certificate.Raw) }
 
 // issue makes a certificate for a proxy at the IP address, and its key.

@@ -20,7 +20,7 @@ import (
 
 const password = "correct horse battery staple"
 
-// Person is somebody with an account in the cluster, who is logged in with tsh.
+// Person has an account in the cluster and is logged in with tsh.
 type Person struct {
 	cluster *Cluster
 	home    string
@@ -53,7 +53,7 @@ spec:
 	return p, p.LogIn(ctx)
 }
 
-// LogIn logs in with `tsh login`. It waits while the proxy's rate limit is used up.
+// LogIn logs in with `tsh login`. If the proxy's rate limit is used up, it waits.
 func (p *Person) LogIn(ctx context.Context) error {
 	const requests = 2 // one for a challenge in newer versions, one for the certificates
 	if err := p.cluster.budget.WaitN(ctx, requests); err != nil {
@@ -64,7 +64,7 @@ func (p *Person) LogIn(ctx context.Context) error {
 	return err
 }
 
-// Tsh runs tsh, and returns what it prints.
+// Tsh runs tsh, and returns its output.
 func (p *Person) Tsh(ctx context.Context, args ...string) (string, error) {
 	return run(p.command(ctx, p.cluster.program("tsh"), args...))
 }

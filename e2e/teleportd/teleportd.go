@@ -39,9 +39,9 @@ type Options struct {
 	// Programs is the folder with cluster, tctl and tsh of one version, such as
 	// bin/teleport.
 	Programs string
-	// Dir is a folder for everything that the cluster and its people keep.
+	// Dir is a folder for the files of the cluster and its people.
 	Dir string
-	// Name of the cluster.
+	// Name is the cluster's name.
 	Name string
 	// Address is the IP address to listen on, which no other cluster has. With an
 	// address each, clusters have no ports to find, and the usual ones.
@@ -52,7 +52,7 @@ type Options struct {
 	// WebCA signs the proxy's web certificate. Clusters that trust one another share
 	// one; nil makes one.
 	WebCA *WebCA
-	// Log gets what the cluster logs.
+	// Log receives the cluster's log.
 	Log io.Writer
 }
 
@@ -68,7 +68,7 @@ type Cluster struct {
 	exited   chan struct{}
 }
 
-// Start starts a cluster, and returns when it serves. It ends with the context.
+// Start starts a cluster, and returns when it is ready. The cluster ends with the context.
 func Start(ctx context.Context, options Options) (*Cluster, error) {
 	for _, path := range []*string{&options.Programs, &options.Dir} {
 		absolute, err := filepath.Abs(*path)
@@ -176,7 +176,7 @@ func (c *Cluster) start(ctx context.Context) error {
 	c.process.Stdout, c.process.Stderr = c.options.Log, c.options.Log
 	c.process.Cancel = func() error { return c.process.Process.Signal(syscall.SIGTERM) }
 	c.process.WaitDelay = 10 * time.Second
-	// The kernel closes it when this program ends, however it ends.
+	// However this program ends, the kernel closes it.
 	if _, err := c.process.StdinPipe(); err != nil {
 		return err
 	}
@@ -207,7 +207,7 @@ func (c *Cluster) environment() []string {
 	return append(environment, c.behavior.Environment...)
 }
 
-// Restart starts a cluster that was closed. It knows what it knew.
+// Restart starts a cluster that was closed, with its data.
 func (c *Cluster) Restart(ctx context.Context) error {
 	if err := os.Remove(c.ready()); err != nil {
 		return err
@@ -219,14 +219,14 @@ func (c *Cluster) Restart(ctx context.Context) error {
 	return nil
 }
 
-// Close ends the cluster at once, as a crash does.
+// Close kills the cluster at once, like a crash.
 func (c *Cluster) Close() error {
 	select {
 	case <-c.exited: // with its context
 		return nil
 	default:
 	}
-	// An orderly end waits for people's connections.
+	// A clean shutdown would wait for people's connections.
 	err := c.process.Process.Kill()
 	<-c.exited
 	return err
@@ -235,29 +235,29 @@ func (c *Cluster) Close() error {
 // Version returns the version of Teleport that the programs report, such as "13.3.8".
 func (c *Cluster) Version() string { return c.version }
 
-// Behavior returns what is special about that version.
+// Behavior returns how that version behaves.
 func (c *Cluster) Behavior() Behavior { return c.behavior }
 
 // Name returns the cluster's name.
 func (c *Cluster) Name() string { return c.options.Name }
 
-// Address returns host:port of the proxy.
+// Address returns the proxy's host:port.
 func (c *Cluster) Address() string { return net.JoinHostPort(c.options.Address, proxyPort) }
 
-// AuthAddress returns host:port of the auth service.
+// AuthAddress returns the auth service's host:port.
 func (c *Cluster) AuthAddress() string { return net.JoinHostPort(c.options.Address, authPort) }
 
-// WebCA returns the authority of the proxy's web certificate.
+// WebCA returns the CA of the proxy's web certificate.
 func (c *Cluster) WebCA() *WebCA { return c.options.WebCA }
 
-// RootsPEM returns what the proxy's web certificate is verified with.
+// RootsPEM returns the CA certificates that verify the proxy's web certificate.
 func (c *Cluster) RootsPEM() []byte { return c.WebCA().PEM() }
 
-// RootsFile returns the file that holds the same.
+// RootsFile returns the path of a file with the same certificates.
 func (c *Cluster) RootsFile() string { return c.path("web_ca.crt") }
 
-// Export returns the public keys of an authority, as the proxy exports them to anybody.
-// It waits while the proxy's rate limit is used up.
+// Export returns a CA's public keys, as the proxy exports them to anybody. If the proxy's
+// rate limit is used up, it waits.
 func (c *Cluster) Export(ctx context.Context, kind caexport.Kind) ([]ssh.PublicKey, error) {
 	client, err := caexport.NewHTTPClient(c.RootsPEM())
 	if err != nil {
@@ -270,7 +270,7 @@ func (c *Cluster) Export(ctx context.Context, kind caexport.Kind) ([]ssh.PublicK
 	return caexport.Fetch(ctx, client, c.Address(), kind)
 }
 
-// Authorities returns the same from the auth service, which has no such limit: poll this.
+// Authorities returns the same from the auth service, which has no such limit. Poll this one.
 func (c *Cluster) Authorities(ctx context.Context, kind caexport.Kind) ([]ssh.PublicKey, error) {
 	parse := caexport.ParseOpenSSH
 	if kind == caexport.Host {
@@ -323,7 +323,7 @@ func concatenate(dir string) (all []byte, err error) {
 	return all, nil
 }
 
-// Tctl runs tctl as the cluster's administrator, and returns what it prints.
+// Tctl runs tctl as the cluster's administrator, and returns its output.
 func (c *Cluster) Tctl(ctx context.Context, args ...string) (string, error) {
 	cmd := exec.CommandContext(ctx, c.program("tctl"), append([]string{"-c", c.config}, args...)...)
 	cmd.Env = c.environment()
@@ -343,12 +343,12 @@ func (c *Cluster) Create(ctx context.Context, resources string) error {
 	if err := file.Close(); err != nil {
 		return err
 	}
-	// A resource that the configuration file sets needs the confirmation.
+	// A resource from the configuration file needs this confirmation.
 	_, err = c.Tctl(ctx, "create", "-f", "--confirm", file.Name())
 	return err
 }
 
-// SignIdentity makes an identity file for the user, and returns its path.
+// SignIdentity creates an identity file for the user, and returns its path.
 func (c *Cluster) SignIdentity(ctx context.Context, user string, ttl time.Duration) (string, error) {
 	out := c.path(user + ".identity")
 	_, err := c.Tctl(ctx, "auth", "sign", "--overwrite", "--format=file", "--user="+user, "--ttl="+ttl.String(), "--out="+out)

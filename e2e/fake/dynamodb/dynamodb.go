@@ -27,7 +27,7 @@ const folder = "hallmark/dynamodb-local-2.9.30"
 
 // Local is a running DynamoDB Local.
 type Local struct {
-	// URL is its endpoint.
+	// URL is the endpoint.
 	URL    string
 	cancel context.CancelFunc
 	exited chan struct{}
@@ -137,7 +137,7 @@ func freeAddress(ctx context.Context) (string, error) {
 	return l.Addr().String(), l.Close()
 }
 
-// Client returns a client of an emulator, which takes any credentials.
+// Client returns a client of an emulator, which accepts any credentials.
 func Client(url, region string) *dynamodb.Client {
 	return dynamodb.New(dynamodb.Options{
 		Region:       region,

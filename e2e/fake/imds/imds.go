@@ -1,7 +1,7 @@
-// Package imds is an EC2 instance metadata service for one made-up instance: the
+// Package imds is an EC2 instance metadata service for one fictional instance: the
 // part of version 2 that cloud-init, AWS's SDKs and Hallmark read.
 //
-// Its identity documents are signed for a made-up region. AWS describes the
+// Its identity documents are signed for a fictional region. AWS describes the
 // service at
 // https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/ec2-instance-metadata.html.
 package imds
@@ -28,7 +28,7 @@ const (
 	maxTTL = 6 * time.Hour
 )
 
-// Instance is what the service tells about its instance.
+// Instance is what the service says about its instance.
 type Instance struct {
 	ID               string
 	AccountID        string
@@ -44,7 +44,7 @@ type Instance struct {
 	UserData         string
 }
 
-// Credential is what the instance identity role gives.
+// Credential is a set of credentials of the instance identity role.
 type Credential struct {
 	AccessKeyID     string
 	SecretAccessKey string
@@ -61,11 +61,11 @@ type Options struct {
 	IdentityRole Credential
 	// TokensRequired refuses version 1, as HttpTokens=required does.
 	TokensRequired bool
-	// Now is the clock, nil meaning time.Now.
+	// Now is the clock; nil means time.Now.
 	Now func() time.Time
 }
 
-// Trouble is what may be wrong with a metadata service.
+// Trouble is a fault of a metadata service.
 type Trouble struct {
 	// Disabled refuses everything, as HttpEndpoint=disabled does.
 	Disabled bool
@@ -74,7 +74,7 @@ type Trouble struct {
 	// Forgetful forgets each session token after one page, as a service that was
 	// restarted does: the next page is refused with 401 until there is a new token.
 	Forgetful bool
-	// Delay is waited before every answer.
+	// Delay is the pause before every answer.
 	Delay time.Duration
 	// NoIdentityRole serves no credentials of the instance identity role, as
 	// compatible clouds do.
@@ -84,7 +84,7 @@ type Trouble struct {
 // Request is one request that the service received.
 type Request struct {
 	Method, Path, UserAgent string
-	// Token says that it carried a valid session token.
+	// Token reports whether the request had a valid session token.
 	Token  bool
 	Status int
 }
@@ -100,7 +100,7 @@ type Server struct {
 	requests []Request
 }
 
-// New returns a server in good health.
+// New returns a server without a fault.
 func New(o Options) *Server {
 	s := &Server{options: o, now: o.Now, tokens: make(map[string]time.Time)}
 	if s.now == nil {
@@ -109,21 +109,21 @@ func New(o Options) *Server {
 	return s
 }
 
-// SetTrouble makes the service ill, or well again.
+// SetTrouble sets the service's fault. The zero value ends it.
 func (s *Server) SetTrouble(t Trouble) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.trouble = t
 }
 
-// Requests returns what was asked so far.
+// Requests returns the requests so far.
 func (s *Server) Requests() []Request {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return slices.Clone(s.requests)
 }
 
-// ServeHTTP answers one request, and remembers it.
+// ServeHTTP answers one request, and records it.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	trouble, valid := s.admit(r)
 	if trouble.Silent {
@@ -165,7 +165,7 @@ func (s *Server) answer(w http.ResponseWriter, r *http.Request, trouble Trouble,
 		return s.answerToken(w, r)
 	case r.Method != http.MethodGet && r.Method != http.MethodHead:
 		return write(w, http.StatusMethodNotAllowed, "")
-	// A wrong token is refused even where none is needed.
+	// Refuse a wrong token even if no token is required.
 	case !valid && (s.options.TokensRequired || r.Header.Get(tokenHeader) != ""):
 		return write(w, http.StatusUnauthorized, "")
 	}
@@ -177,7 +177,7 @@ func (s *Server) answer(w http.ResponseWriter, r *http.Request, trouble Trouble,
 }
 
 func (s *Server) answerToken(w http.ResponseWriter, r *http.Request) int {
-	// A proxy that forwards strangers' requests must not get them a token.
+	// A proxy must not get a token for the strangers whose requests it forwards.
 	if r.Header.Get("X-Forwarded-For") != "" {
 		return write(w, http.StatusForbidden, "")
 	}
@@ -235,7 +235,7 @@ func list(tree map[string]string, dir string) []string {
 			continue
 		}
 		name, _, more := strings.Cut(below, "/")
-		// The one list that has labels instead of names.
+		// The only list with labels instead of names.
 		if dir == "meta-data/public-keys/" {
 			name, more = name+"=default", false
 		}

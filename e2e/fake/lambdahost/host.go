@@ -29,7 +29,7 @@ var ErrThrottled = errors.New("rate exceeded")
 // that has just panicked. Another can have it.
 var errEndedIdle = errors.New("the program ended while idle")
 
-// FunctionError says that the function failed, rather than refused.
+// FunctionError says that the function failed. A refusal is an ordinary answer.
 type FunctionError struct{ Reason string }
 
 func (e *FunctionError) Error() string { return "function error: " + e.Reason }
@@ -42,11 +42,11 @@ type Function struct {
 	Program string
 	// Handler is the function's handler setting, which bootstrap finds in _HANDLER.
 	Handler string
-	// TaskRoot is the folder that stands for the unpacked deployment package.
+	// TaskRoot is the folder with the unpacked deployment package.
 	TaskRoot string
-	// Environment holds NAME=value pairs. Nothing else is inherited.
+	// Environment contains NAME=value pairs. The function inherits nothing else.
 	Environment []string
-	// Region is where the function believes to be.
+	// Region is the function's region.
 	Region string
 	// Timeout ends an invocation; zero means three seconds, as in AWS.
 	Timeout time.Duration
@@ -74,7 +74,7 @@ type Host struct {
 	all  sync.WaitGroup
 }
 
-// New returns a host. Nothing is started before the first event.
+// New returns a host. It starts no environment before the first event.
 func New(f Function) *Host {
 	if f.Timeout == 0 {
 		f.Timeout = 3 * time.Second

@@ -11,7 +11,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/sqs/types"
 )
 
-// Queue is SQS as far as an event source needs it. *sqs.Client is one.
+// Queue is the part of SQS that an event source needs. *sqs.Client implements it.
 type Queue interface {
 	ReceiveMessage(context.Context, *sqs.ReceiveMessageInput, ...func(*sqs.Options)) (*sqs.ReceiveMessageOutput, error)
 	DeleteMessage(context.Context, *sqs.DeleteMessageInput, ...func(*sqs.Options)) (*sqs.DeleteMessageOutput, error)
@@ -52,7 +52,7 @@ func stopped(ctx context.Context, err error) error {
 func (h *Host) handle(ctx context.Context, queue Queue, url string, messages []types.Message) error {
 	failed, err := h.deliver(ctx, messages)
 	if err != nil {
-		// The function failed as a whole: all of them come again.
+		// The function failed as a whole, so the queue delivers all of them again.
 		_, err := fmt.Fprintf(h.function.Log, "%s: %v\n", h.function.Name, err)
 		return err
 	}

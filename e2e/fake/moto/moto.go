@@ -15,7 +15,7 @@ import (
 	"time"
 )
 
-// Account is the account in which moto makes everything.
+// Account is the account that moto creates everything in.
 const Account = "123456789012"
 
 //go:embed serve.py
@@ -29,7 +29,7 @@ type Server struct {
 	exited chan struct{}
 }
 
-// Installed returns nil if moto is there, and an error that says what to do
+// Installed returns nil if moto is installed, and an error that says what to do
 // otherwise.
 func Installed(ctx context.Context) error {
 	const find = "import importlib.util, sys; sys.exit(importlib.util.find_spec('moto.server') is None)"

@@ -22,14 +22,14 @@ import (
 // AssumeRole are the longest there is.
 const maxBody = 64 << 10
 
-// Options say which STS the endpoint stands for.
+// Options configure the endpoint.
 type Options struct {
 	// Region is the region of the endpoint. GetCallerIdentity must be signed for
 	// it, and for the host sts.<region>.amazonaws.com.
 	Region string
-	// Backend takes the other actions; nil refuses them.
+	// Backend handles the other actions; nil refuses them.
 	Backend *url.URL
-	// Now is the clock, nil meaning time.Now.
+	// Now is the clock; nil means time.Now.
 	Now func() time.Time
 }
 
@@ -40,7 +40,7 @@ type Credential struct {
 	SessionToken    string
 	// ARN is the identity that GetCallerIdentity names.
 	ARN string
-	// Expires ends the credentials; zero means never.
+	// Expires is when the credentials expire; zero means never.
 	Expires time.Time
 }
 
@@ -68,7 +68,7 @@ func New(o Options) *Server {
 	return s
 }
 
-// Register makes a credential known, in place of one with the same access key.
+// Register adds a credential, or replaces the one with the same access key.
 func (s *Server) Register(c Credential) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -86,7 +86,7 @@ func (s *Server) credential(accessKeyID string) (Credential, bool) {
 // them.
 func (s *Server) Calls() int { return int(s.calls.Load()) }
 
-// SetDown makes every request fail with 503, or ends that.
+// SetDown makes every request fail with 503, or stops that.
 func (s *Server) SetDown(down bool) { s.down.Store(down) }
 
 // ServeHTTP answers one request of the AWS Query protocol.
