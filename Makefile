@@ -47,6 +47,12 @@ bin/hallmark: $(GO_SOURCES)
 bin/bootstrap: $(GO_SOURCES)
 	$(STEP) "build $@" env $(GO_BUILD) -tags lambda.norpc -o $@ ./lambda
 
+# One page for each command, for packages. The date is that of the last commit.
+.PHONY: man
+man: export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct)
+man: ## write the manual pages into bin/man/
+	go run -ldflags "$(LDFLAGS)" ./docs/man bin/man
+
 # A function that does nothing, built like bootstrap, to compare cold starts with.
 bin/bench-empty: go.mod go.sum e2e/cmd/bench/empty/main.go
 	$(STEP) "build $@" env $(GO_BUILD) -tags lambda.norpc -o $@ ./e2e/cmd/bench/empty

@@ -1,68 +1,44 @@
-package main
+package command
 
 import (
-	"context"
 	"encoding/json"
-	"errors"
-	"flag"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
 	"strings"
 
+	"github.com/spf13/cobra"
+
+	"github.com/hallmark-ssh/hallmark/internal/cli"
 	"github.com/hallmark-ssh/hallmark/internal/identity"
 )
 
-const identityUsage = `usage: hallmark identity verify [--certificates DIR] FILE|-
-
-Verifies what the metadata service returned at
-/latest/dynamic/instance-identity/rsa2048 (base64; PEM and DER will do too) and
-prints the document that AWS signed, with the key that signed it.
-
-  --certificates DIR  believe further regions: their certificates in PEM, each
-                      in a file named REGION.pem
-`
-
-func runIdentity(_ context.Context, args []string, std streams) error {
-	if len(args) == 0 {
-		return usagef("identity: no action given, want verify")
+func identityVerifyCommand() *cobra.Command {
+	var certificates string
+	cmd := &cobra.Command{
+		Use: "verify FILE|-", Short: "verify a signed instance identity document",
+		Long: `Verifies what the metadata service returned at
+/latest/dynamic/instance-identity/rsa2048 (base64, PEM or DER) and prints the document that
+AWS signed, with the fingerprint of the key that signed it.`,
+		Args: cli.OneFile,
+		RunE: func(cmd *cobra.Command, args []string) error { return runIdentityVerify(cmd, args[0], certificates) },
 	}
-	switch args[0] {
-	case "verify":
-		return runIdentityVerify(args[1:], std)
-	case "-h", "-help", "--help":
-		fmt.Fprint(std.out, identityUsage)
-		return nil
-	default:
-		return usagef("identity: unknown action %q, want verify", args[0])
-	}
+	cmd.Flags().StringVar(&certificates, "certificates", "", "trust additional regions: `folder` of PEM certificates, one file REGION.pem for each")
+	return cmd
 }
 
-func runIdentityVerify(args []string, std streams) error {
-	flags := flag.NewFlagSet("identity verify", flag.ContinueOnError)
-	flags.SetOutput(io.Discard) // run reports the error, in one line
-	certificates := flags.String("certificates", "", "")
-	switch err := flags.Parse(args); {
-	case errors.Is(err, flag.ErrHelp):
-		fmt.Fprint(std.out, identityUsage)
-		return nil
-	case err != nil:
-		return usagef("identity verify: %v", err)
-	case flags.NArg() != 1:
-		return usagef("identity verify: want one file, or - for standard input")
-	}
-
+func runIdentityVerify(cmd *cobra.Command, file, certificates string) error {
 	keys, err := identity.Regions()
 	if err != nil {
 		return err
 	}
-	if *certificates != "" {
-		if keys, err = addRegions(keys, *certificates); err != nil {
+	if certificates != "" {
+		if keys, err = addRegions(keys, certificates); err != nil {
 			return err
 		}
 	}
-	input, err := readDocument(flags.Arg(0), std.in)
+	input, err := readDocument(file, cmd.InOrStdin())
 	if err != nil {
 		return err
 	}
@@ -70,7 +46,7 @@ func runIdentityVerify(args []string, std streams) error {
 	if err != nil {
 		return fmt.Errorf("identity document refused: %w", err)
 	}
-	return printDocument(std.out, document)
+	return printDocument(cmd.OutOrStdout(), document)
 }
 
 // addRegions adds the regions whose certificates lie in dir, as REGION.pem.

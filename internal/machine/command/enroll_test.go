@@ -1,8 +1,7 @@
-package main
+package command
 
 import (
 	"bytes"
-	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -10,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/hallmark-ssh/hallmark/internal/cli"
+	"github.com/hallmark-ssh/hallmark/internal/cli/clitest"
 	"github.com/hallmark-ssh/hallmark/internal/machine/agent"
 	"github.com/hallmark-ssh/hallmark/internal/machine/fault"
 	"github.com/hallmark-ssh/hallmark/internal/machine/imds"
@@ -22,31 +23,41 @@ func TestExitCodes(t *testing.T) {
 		args []string
 		want int
 	}{
-		{[]string{"help"}, exitOK},
-		{[]string{"enroll", "-h"}, exitOK},
-		{nil, exitUsage},
-		{[]string{"unknown"}, exitUsage},
-		{[]string{"enroll", "--unknown"}, exitUsage},
+		{[]string{"help"}, cli.OK},
+		{[]string{"enroll", "-h"}, cli.OK},
+		{nil, cli.Usage},
+		{[]string{"unknown"}, cli.Usage},
+		{[]string{"enroll", "--unknown"}, cli.Usage},
 		{[]string{"enroll", "--config", "/nonexistent"}, exitConfig},
-		{[]string{"renew", "-h"}, exitOK},
-		{[]string{"renew", "--unknown"}, exitUsage},
+		{[]string{"renew", "-h"}, cli.OK},
+		{[]string{"renew", "--unknown"}, cli.Usage},
 		{[]string{"renew", "--config", "/nonexistent"}, exitConfig},
 	} {
 		var out, err bytes.Buffer
-		if got := run(context.Background(), test.args, streams{strings.NewReader(""), &out, &err}); got != test.want {
+		if got := cli.Run(t.Context(), New(), test.args, strings.NewReader(""), &out, &err); got != test.want {
 			t.Errorf("hallmark %q exits with %d, want %d: %s", test.args, got, test.want, err.String())
 		}
 	}
 }
 
+func TestReleasedFlags(t *testing.T) {
+	clitest.ReleasedFlags(t, New,
+		"enroll -config /etc/c.yaml", "enroll -timeout 5s", "enroll -timeout -5s", "enroll -reload",
+		"renew -config /etc/c.yaml", "renew -timeout 1m30s", "renew -reload",
+		"status -json",
+		"install -from dir", "install -root /mnt",
+		"seal -root /mnt", "seal -force", "seal -host-keys-elsewhere",
+		"identity verify -certificates -dir")
+}
+
 func TestAsFailure(t *testing.T) {
 	for kind, want := range map[fault.Kind]int{
-		fault.Failed: exitFailed, fault.Misconfigured: exitConfig,
-		fault.Refused: exitRefused, fault.Temporary: exitTemporary,
+		fault.Failed: cli.Failed, fault.Misconfigured: exitConfig,
+		fault.Refused: cli.Refused, fault.Temporary: exitTemporary,
 	} {
 		err := asFailure(fmt.Errorf("around: %w", &fault.Error{Kind: kind, Hint: "do it", Err: errors.New("inner")}))
-		var f *failure
-		if !errors.As(err, &f) || f.code != want || f.hint != "do it" || err.Error() != "around: inner" {
+		f, ok := errors.AsType[*cli.Error](err)
+		if !ok || f.Code != want || f.Hint != "do it" || err.Error() != "around: inner" {
 			t.Errorf("kind %d became %#v, want code %d", kind, err, want)
 		}
 	}
@@ -59,7 +70,7 @@ func TestReportOutcome(t *testing.T) {
 	s.Node.Cluster, s.Node.Hostname = "example.com", "web-i-0"
 	reportOutcome(&agent.Outcome{State: s, Trusted: []string{"SHA256:a"}, Retired: []string{"SHA256:b"}}, log)
 	want := []string{
-		"already enrolled as web-i-0 in example.com, to be renewed 2026-03-08T12:00:00Z",
+		"already enrolled as web-i-0 in example.com, renewal due 2026-03-08T12:00:00Z",
 		"sshd now trusts the OpenSSH CA SHA256:a",
 		"sshd no longer trusts the OpenSSH CA SHA256:b",
 	}

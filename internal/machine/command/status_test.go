@@ -1,4 +1,4 @@
-package main
+package command
 
 import (
 	"bytes"
@@ -23,7 +23,7 @@ func TestStatusOfWaitingCertificates(t *testing.T) {
 		line, reason string
 	}{
 		{"in use", state.State{Certificates: fresh, Presented: true}, "", ""},
-		{"ended", state.State{Certificates: []state.Certificate{{ValidBefore: now}}}, "", "a certificate ended"},
+		{"ended", state.State{Certificates: []state.Certificate{{ValidBefore: now}}}, "", "a certificate expired"},
 		{"waiting", state.State{Certificates: fresh, Waiting: waiting(now.Add(time.Hour))}, "permittty changed", ""},
 		{"waiting, the old one ended", state.State{Certificates: fresh, Waiting: waiting(now.Add(-time.Second))}, "permittty changed", "access through Teleport ended"},
 		{"waiting, none in use", state.State{Certificates: fresh, Waiting: waiting(time.Time{})}, "permittty changed", "sshd presents no certificate"},

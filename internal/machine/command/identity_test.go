@@ -1,4 +1,4 @@
-package main
+package command
 
 import (
 	"bytes"
@@ -7,8 +7,10 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/hallmark-ssh/hallmark/internal/identity/identitytest"
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/hallmark-ssh/hallmark/internal/cli"
+	"github.com/hallmark-ssh/hallmark/internal/identity/identitytest"
 )
 
 // signIdentity is a command of the scripts:
@@ -31,21 +33,21 @@ func signIdentity(ts *testscript.TestScript, neg bool, args []string) {
 
 // The scripts cannot tell one exit code from another.
 func TestIdentityVerifyExitCodes(t *testing.T) {
-	testdata := filepath.Join("..", "internal", "identity", "testdata")
+	testdata := filepath.Join("..", "..", "identity", "testdata")
 	for _, test := range []struct {
 		name string
 		args []string
 		want int
 	}{
-		{"verified", []string{filepath.Join(testdata, "real", "us-west-2", "rsa2048.txt")}, exitOK},
-		{"forged", []string{filepath.Join(testdata, "attacks", "A5_content_changed.der")}, exitFailed},
-		{"no such file", []string{filepath.Join(testdata, "none")}, exitFailed},
-		{"no file named", nil, exitUsage},
+		{"verified", []string{filepath.Join(testdata, "real", "us-west-2", "rsa2048.txt")}, cli.OK},
+		{"forged", []string{filepath.Join(testdata, "attacks", "A5_content_changed.der")}, cli.Failed},
+		{"no such file", []string{filepath.Join(testdata, "none")}, cli.Failed},
+		{"no file named", nil, cli.Usage},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			var out, err bytes.Buffer
 			args := append([]string{"identity", "verify"}, test.args...)
-			if got := run(t.Context(), args, streams{strings.NewReader(""), &out, &err}); got != test.want {
+			if got := cli.Run(t.Context(), New(), args, strings.NewReader(""), &out, &err); got != test.want {
 				t.Errorf("exit code %d, want %d; it said %q", got, test.want, err.String())
 			}
 		})

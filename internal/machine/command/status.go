@@ -1,7 +1,6 @@
-package main
+package command
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -9,26 +8,45 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"github.com/spf13/cobra"
+
+	"github.com/hallmark-ssh/hallmark/internal/cli"
 	"github.com/hallmark-ssh/hallmark/internal/machine/state"
 )
 
-func runStatus(_ context.Context, args []string, std streams) error {
-	flags := newFlags("status", "show what this machine is enrolled as; it fails if it is not, or if the certificate in use has ended", std)
-	asJSON := flags.Bool("json", false, "print the state as JSON")
-	if err := parseFlags(flags, args); err != nil {
-		return err
+func statusCommand() *cobra.Command {
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use: "status", Short: "show what this machine is enrolled as",
+		Long: `Shows what this machine is enrolled as. Fails if it is not enrolled, or if the certificate
+in use has expired.`,
+		Args: cli.NoArgs, ValidArgsFunction: cobra.NoFileCompletions,
+		RunE: func(cmd *cobra.Command, _ []string) error { return runStatus(cmd.OutOrStdout(), asJSON) },
 	}
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print the state as JSON")
+	return cmd
+}
+
+func runStatus(w io.Writer, asJSON bool) error {
 	s, err := state.Load(state.Dir)
 	if err != nil {
 		return asFailure(err)
 	}
 	if s == nil {
-		return &failure{err: errors.New("not enrolled"), code: exitFailed, hint: "see 'journalctl -u hallmark.service', or run 'hallmark enroll'"}
+		return notInUse("not enrolled")
 	}
-	if err := printState(std.out, s, *asJSON); err != nil {
+	if err := printState(w, s, asJSON); err != nil {
 		return err
 	}
 	return inUse(s, time.Now())
+}
+
+// notInUse returns the error of a machine that nobody can log in to through Teleport.
+func notInUse(format string, args ...any) error {
+	return &cli.Error{
+		Err: fmt.Errorf(format, args...), Code: cli.Failed,
+		Hint: "see 'journalctl -u hallmark.service', or run 'hallmark enroll'",
+	}
 }
 
 // inUse returns an error if sshd presents no certificate that is still good.
@@ -37,16 +55,16 @@ func inUse(s *state.State, now time.Time) error {
 		if now.Before(w.AccessEnds) {
 			return nil
 		}
-		return &failure{
-			err:  errors.New(w.Access(now)),
-			code: exitFailed, hint: "reload sshd once the pending change may take effect, or run 'hallmark enroll --reload'",
+		return &cli.Error{
+			Err:  errors.New(w.Access(now)),
+			Code: cli.Failed, Hint: "reload sshd once the pending change may take effect, or run 'hallmark enroll --reload'",
 		}
 	}
-	if end := s.End(); !now.Before(end) {
-		return &failure{
-			err:  fmt.Errorf("a certificate ended %s", end.Format(time.RFC3339)),
-			code: exitFailed, hint: "see 'journalctl -u hallmark.service', or run 'hallmark enroll'",
-		}
+	switch end := s.End(); {
+	case end.IsZero():
+		return notInUse("no certificates")
+	case !now.Before(end):
+		return notInUse("a certificate expired %s", end.Format(time.RFC3339))
 	}
 	return nil
 }

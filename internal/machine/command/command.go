@@ -1,0 +1,45 @@
+// Package command is hallmark's command line: one file for each command.
+package command
+
+import (
+	"errors"
+	"os"
+
+	"github.com/spf13/cobra"
+
+	"github.com/hallmark-ssh/hallmark/internal/cli"
+	"github.com/hallmark-ssh/hallmark/internal/machine/fault"
+)
+
+// Exit codes beside those of package cli. Units and scripts read them.
+const (
+	exitConfig    = 3  // the configuration is missing or wrong
+	exitTemporary = 75 // something did not answer; try again later (EX_TEMPFAIL of sysexits.h)
+)
+
+// New returns hallmark.
+func New() *cobra.Command {
+	return cli.New("hallmark", "enroll this EC2 instance, which runs plain OpenSSH, into a Teleport cluster",
+		enrollCommand(), renewCommand(), statusCommand(), installCommand(), sealCommand(),
+		cli.Group("identity", "work with instance identity documents", identityVerifyCommand()))
+}
+
+// asFailure gives an error of the machine's packages its exit code and hint.
+func asFailure(err error) error {
+	e, ok := errors.AsType[*fault.Error](err)
+	if !ok {
+		return err
+	}
+	codes := map[fault.Kind]int{
+		fault.Failed: cli.Failed, fault.Misconfigured: exitConfig,
+		fault.Refused: cli.Refused, fault.Temporary: exitTemporary,
+	}
+	return &cli.Error{Err: err, Code: codes[e.Kind], Hint: e.Hint}
+}
+
+func requireRoot(cmd *cobra.Command) error {
+	if os.Geteuid() == 0 {
+		return nil
+	}
+	return &cli.Error{Err: errors.New(cmd.Name() + " must run as root"), Code: cli.Failed, Hint: "run it with sudo"}
+}

@@ -1,0 +1,87 @@
+package command
+
+import (
+	"fmt"
+	"os"
+
+	"github.com/spf13/cobra"
+
+	"github.com/hallmark-ssh/hallmark/internal/cli"
+	"github.com/hallmark-ssh/hallmark/internal/machine/install"
+)
+
+func installCommand() *cobra.Command {
+	var from, root string
+	cmd := &cobra.Command{
+		Use: "install --from FOLDER", Short: "install hallmark, its configuration and sshd's settings into a machine or image",
+		Long: `Installs the program, its configuration, the OpenSSH CA, sshd's settings and the systemd units.
+If sshd would not accept the settings, or nobody could log in with a certificate, nothing
+changes.`,
+		Args: cli.NoArgs, ValidArgsFunction: cobra.NoFileCompletions,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if from == "" {
+				return cli.Usagef(cmd, "--from is missing")
+			}
+			return runInstall(cmd, from, root)
+		},
+	}
+	cmd.Flags().StringVar(&from, "from", "", "read config.yaml, openssh_ca.pub and signer_ca.pem in this `folder`")
+	cmd.Flags().StringVar(&root, "root", "/", "install into the file system in this `folder`")
+	return cmd
+}
+
+func runInstall(cmd *cobra.Command, from, root string) error {
+	if err := requireRoot(cmd); err != nil {
+		return err
+	}
+	if info, err := os.Stat(root); err != nil || !info.IsDir() {
+		return &cli.Error{Err: fmt.Errorf("install: --root: no folder %s", root), Code: cli.Failed, Hint: "mount the image there first"}
+	}
+	log := func(format string, args ...any) { cli.Note(cmd, format, args...) }
+	installer, err := install.New(root, log)
+	if err != nil {
+		return asFailure(err)
+	}
+	changed, err := installer.Install(cmd.Context(), from)
+	if err != nil {
+		return asFailure(err)
+	}
+	if !changed {
+		cli.Note(cmd, "already installed, nothing changed")
+		return nil
+	}
+	cli.Note(cmd, "installed; the machine enrolls at its next boot, or now if you run 'systemctl start hallmark.timer hallmark-renew.timer'")
+	return nil
+}
+
+func sealCommand() *cobra.Command {
+	var root string
+	var options install.SealOptions
+	cmd := &cobra.Command{
+		Use: "seal", Short: "remove host keys and state, as the last step before an image is made",
+		Long: `Removes host keys, certificates and state, as the last step before an image is made. It
+refuses a running machine that is enrolled, and an image in which it finds nothing that
+makes new host keys at boot.`,
+		Args: cli.NoArgs, ValidArgsFunction: cobra.NoFileCompletions,
+		RunE: func(cmd *cobra.Command, _ []string) error { return runSeal(cmd, root, options) },
+	}
+	cmd.Flags().StringVar(&root, "root", "/", "seal the file system in this `folder`")
+	cmd.Flags().BoolVar(&options.Force, "force", false, "seal even a running machine that is enrolled: nobody new can log in to it then")
+	cmd.Flags().BoolVar(&options.HostKeysElsewhere, "host-keys-elsewhere", false, "seal even if nothing is found that makes host keys at boot")
+	return cmd
+}
+
+func runSeal(cmd *cobra.Command, root string, options install.SealOptions) error {
+	if err := requireRoot(cmd); err != nil {
+		return err
+	}
+	removed, err := install.Seal(root, options)
+	for _, path := range removed {
+		cli.Note(cmd, "removed %s", path)
+	}
+	if err != nil {
+		return asFailure(err)
+	}
+	cli.Note(cmd, "sealed; sshd accepts no new sessions until new host keys are made at boot")
+	return nil
+}
