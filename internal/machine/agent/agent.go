@@ -1,3 +1,112 @@
-// Package agent is the flow on the instance: it asks the signer for host
-// certificates and puts them into use without ever making sshd worse than it was.
+// Package agent is a run on the instance: it asks the signer for host certificates and puts
+// them into use without ever making sshd worse than it was.
+//
+// A run looks (look.go), decides (decide.go) and acts (run.go).
 package agent
+
+import (
+	"context"
+	"time"
+
+	"github.com/hallmark-ssh/hallmark/internal/machine/config"
+	"github.com/hallmark-ssh/hallmark/internal/machine/fault"
+	"github.com/hallmark-ssh/hallmark/internal/machine/imds"
+	"github.com/hallmark-ssh/hallmark/internal/machine/loaded"
+	"github.com/hallmark-ssh/hallmark/internal/machine/retry"
+	"github.com/hallmark-ssh/hallmark/internal/machine/signerclient"
+	"github.com/hallmark-ssh/hallmark/internal/machine/sshd"
+	"github.com/hallmark-ssh/hallmark/internal/machine/sshdconf"
+	"github.com/hallmark-ssh/hallmark/internal/machine/state"
+)
+
+// server is the OpenSSH server of this machine.
+type server interface {
+	Logins(ctx context.Context) ([]sshd.Login, error)
+	Findings(ctx context.Context, logins []sshd.Login, want sshd.Want) ([]sshd.Finding, error)
+	ViewOf(conf *sshd.Effective, logins []sshd.Login) (sshd.View, []sshd.Changed)
+	LastLoad(ctx context.Context, pidFile string) (sshd.Load, error)
+	Effective(ctx context.Context) (*sshd.Effective, error)
+	Running(ctx context.Context, conf *sshd.Effective) (*sshd.Running, error)
+	Reload(ctx context.Context, pidFile string) error
+	Start(ctx context.Context) error
+}
+
+// Enroller enrolls this machine.
+type Enroller struct {
+	Config config.Config
+	// Timeout bounds the questions to the metadata service and the signer, all
+	// retries included. What follows has its own, short limits.
+	Timeout time.Duration
+	// ActivatePending has sshd reloaded for new certificates even if that puts somebody's
+	// pending change of its configuration into effect.
+	ActivatePending bool
+
+	stateDir string
+	caFile   string
+	server   server
+	metadata *imds.Client
+	signer   *signerclient.Client
+	retry    retry.Policy
+	now      func() time.Time
+	settle   time.Duration // how long sshd may take to present new certificates
+	runDir   string        // forgotten at each boot, or "" without such a folder
+	// suspended returns how long the machine has slept since it booted.
+	suspended func() time.Duration
+}
+
+// settleTimeout is far more than the 50 to 115 ms that a reload takes.
+const settleTimeout = 15 * time.Second
+
+// NewEnroller returns an enroller for the machine that it runs on. log receives a line for
+// every retry.
+func NewEnroller(c config.Config, timeout time.Duration, log func(format string, args ...any)) (*Enroller, error) {
+	server, err := sshd.Find("/")
+	if err != nil {
+		return nil, &fault.Error{Kind: fault.Failed, Hint: "install OpenSSH's server", Err: err}
+	}
+	policy := retry.New(log)
+	metadata := imds.New(policy)
+	signer, err := signerclient.New(c, policy, metadata, time.Now)
+	if err != nil {
+		return nil, err
+	}
+	return &Enroller{
+		Config: c, Timeout: timeout,
+		stateDir: state.Dir, caFile: sshdconf.CAFile,
+		server: server, metadata: metadata, signer: signer,
+		retry: policy, now: time.Now, settle: settleTimeout, runDir: state.RuntimeDir(), suspended: suspended,
+	}, nil
+}
+
+// Outcome is what an enrollment came to.
+type Outcome struct {
+	State *state.State
+	// Reason is why certificates were asked for, or empty.
+	Reason string
+	// Reloaded tells whether sshd was reloaded.
+	Reloaded bool
+	// Trusted and Retired are fingerprints of the OpenSSH CAs that sshd trusts now and
+	// did not before, and the other way round.
+	Trusted, Retired []string
+}
+
+// Enroll brings the machine to where its sshd presents valid certificates and
+// trusts the cluster's current CAs. If it is there already, it changes nothing.
+// Whatever goes wrong, sshd is left as it was.
+func (e *Enroller) Enroll(ctx context.Context) (*Outcome, error) { return e.run(ctx, false) }
+
+// Renew does what Enroll does, for a timer: after runs that failed it leaves the
+// signer alone for a while, and returns the last error until then.
+func (e *Enroller) Renew(ctx context.Context) (*Outcome, error) { return e.run(ctx, true) }
+
+// tracker knows what the running sshd has loaded.
+func (e *Enroller) tracker() loaded.Tracker {
+	return loaded.Tracker{Server: e.server, Dir: e.runDir, Log: e.retry.Log}
+}
+
+// note reports what went wrong beside the matter itself.
+func (e *Enroller) note(what string, err error) {
+	if err != nil {
+		e.retry.Log("%s: %v", what, err)
+	}
+}

@@ -16,30 +16,37 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
 )
 
-// observed is what the machine looks like now.
-type observed struct {
-	instance imds.Instance
-	config   string
-	keys     []hostkey.Key
-	caFile   []byte          // content, nil if there is none
-	extra    []ssh.PublicKey // CAs that the configuration trusts beside the cluster's
-	moved    bool            // the node's address was this machine's, and no longer is
+// plan is what a run does.
+type plan struct {
+	// wait says why this run does nothing: an earlier one failed a moment ago.
+	wait error
+	// reason is why to ask for certificates. Without one the run only follows the cluster's
+	// CAs.
+	reason string
+	// need identifies what is asked for, and why. Failures in a row count by it.
+	need string
+	// futile identifies an sshd that must not be reloaded again, or is empty.
+	futile string
+	// rejected is what the next request reports to the signer, or nil.
+	rejected *protocol.Rejection
 }
 
-// certified tells whether every key has a certificate that has not ended.
-func (o observed) certified(now time.Time) bool {
-	for _, key := range o.keys {
-		if key.Certificate == nil || !now.Before(hostkey.FirstEnd([]*ssh.Certificate{key.Certificate})) {
-			return false
-		}
+// decide returns what to do about what a run found. A run for the timer waits after failures.
+func decide(seen *observed, forTimer bool, now time.Time) plan {
+	p := plan{reason: stale(seen, now), rejected: toReport(seen.failure, seen.state)}
+	p.need = needOf(seen, p.reason)
+	if forTimer {
+		p.wait = seen.failure.backOff(p.need, now)
+		p.futile = seen.failure.futile()
 	}
-	return len(o.keys) > 0
+	return p
 }
 
 // stale returns why the machine has to enroll, or "" if there is nothing to do. It
 // goes by what is there, never by "has it run": a disk may have been moved to
 // another instance, and cloud-init removes host keys with their certificates.
-func stale(s *state.State, now time.Time, seen observed) string {
+func stale(seen *observed, now time.Time) string {
+	s := seen.state
 	switch {
 	case s == nil:
 		return "not enrolled yet"
@@ -59,7 +66,7 @@ func stale(s *state.State, now time.Time, seen observed) string {
 	case seen.moved:
 		return fmt.Sprintf("the node's address %.64q is no longer this machine's", s.Node.Address)
 	}
-	return staleFiles(s, now, seen)
+	return staleFiles(seen, now)
 }
 
 // resigned returns why the certificates have to be made anew although nothing on
@@ -91,7 +98,8 @@ func resigned(s *state.State, keys []hostkey.Key) string {
 	return ""
 }
 
-func staleFiles(s *state.State, now time.Time, seen observed) string {
+func staleFiles(seen *observed, now time.Time) string {
+	s := seen.state
 	if len(seen.keys) != len(s.Certificates) {
 		return "the set of host keys changed"
 	}

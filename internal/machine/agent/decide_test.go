@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -10,6 +11,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/machine/imds"
 	"github.com/hallmark-ssh/hallmark/internal/machine/machinetest"
 	"github.com/hallmark-ssh/hallmark/internal/machine/state"
+	"github.com/hallmark-ssh/hallmark/internal/protocol"
 	"golang.org/x/crypto/ssh"
 )
 
@@ -51,14 +53,13 @@ func TestStateStale(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			s, seen, at := enrolledMachine(t, now)
 			test.change(s, &seen, &at)
-			got := stale(s, at, seen)
+			got := stale(&seen, at)
 			if (got == "") != (test.want == "") || !strings.Contains(got, test.want) {
 				t.Errorf("stale = %q, want %q", got, test.want)
 			}
 		})
 	}
-	var none *state.State
-	if stale(none, now, observed{}) == "" {
+	if stale(&observed{}, now) == "" {
 		t.Error("a machine without state has nothing to do")
 	}
 }
@@ -75,5 +76,47 @@ func enrolledMachine(t *testing.T, now time.Time) (*state.State, observed, time.
 		EnrolledAt:   now.Add(-time.Minute), RenewAfter: now.Add(20 * time.Minute),
 	}
 	caFile := cafile.Render([]ssh.PublicKey{authority})
-	return s, observed{instance: instance, config: "c", keys: []hostkey.Key{key}, caFile: caFile}, now
+	return s, observed{state: s, instance: instance, config: "c", keys: []hostkey.Key{key}, caFile: caFile}, now
+}
+
+// Each row is a machine that a run finds.
+func TestDecide(t *testing.T) {
+	now := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
+	rejected := protocol.NewRejection(protocol.RejectedNotPresented, "r1", "x")
+	failed := func(seen *observed, until time.Time) {
+		need := decide(seen, false, now).need
+		seen.failure = &failure{Situation: need, Failures: 2, NotBefore: until, Reason: "no answer", Futile: "mark", Rejected: rejected}
+	}
+	for _, test := range []struct {
+		name   string
+		change func(*observed)
+		timer  bool
+		reason string
+		wait   bool
+		futile string
+		report *protocol.Rejection
+	}{
+		{name: "nothing to do", change: func(*observed) {}, timer: true},
+		{name: "new", change: func(o *observed) { o.state = nil }, timer: true, reason: "not enrolled yet"},
+		{name: "failed a moment ago", change: func(o *observed) { failed(o, now.Add(time.Minute)) }, timer: true, wait: true, futile: "mark", report: rejected},
+		{name: "failed, by hand", change: func(o *observed) { failed(o, now.Add(time.Minute)) }, report: rejected},
+		{name: "failed a while ago", change: func(o *observed) { failed(o, now) }, timer: true, futile: "mark", report: rejected},
+		{name: "failed, and another need now", change: func(o *observed) {
+			failed(o, now.Add(time.Minute))
+			o.config = "other"
+		}, timer: true, reason: "signer_url or audience changed", futile: "mark", report: rejected},
+		{name: "waits for a reload", change: func(o *observed) {
+			o.state.Waiting = &state.Waiting{Since: now, Reason: "Port"}
+		}, timer: true, report: protocol.NewRejection(protocol.RejectedReloadPending, "", "Port")},
+		{name: "nobody can log in", change: func(o *observed) { o.state.Rejected = rejected }, timer: true, report: rejected},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			_, seen, _ := enrolledMachine(t, now)
+			test.change(&seen)
+			p := decide(&seen, test.timer, now)
+			if p.reason != test.reason || (p.wait != nil) != test.wait || p.futile != test.futile || !reflect.DeepEqual(p.rejected, test.report) {
+				t.Errorf("plan %+v", p)
+			}
+		})
+	}
 }

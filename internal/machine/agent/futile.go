@@ -21,11 +21,11 @@ type futileReloadError struct {
 func (e *futileReloadError) Error() string { return e.err.Error() }
 func (e *futileReloadError) Unwrap() error { return e.err }
 
-func (s *setback) futile() string {
-	if s == nil {
+func (f *failure) futile() string {
+	if f == nil {
 		return ""
 	}
-	return s.Futile
+	return f.Futile
 }
 
 // errFutile stands for a reload that was tried before, in vain.

@@ -85,7 +85,7 @@ type simulated struct {
 	random     *rand.Rand
 	certified  bool
 	renewAfter time.Time
-	last       *setback
+	last       *failure
 }
 
 // wake is a run of hallmark renew.
@@ -94,7 +94,7 @@ func (m *simulated) wake(ctx context.Context) error {
 	if due {
 		situation = "due"
 	}
-	if err := m.last.holds(situation, time.Now()); err != nil {
+	if err := m.last.backOff(situation, time.Now()); err != nil {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)

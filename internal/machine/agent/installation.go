@@ -29,6 +29,7 @@ type installation struct {
 	conf   *sshd.Effective
 	keys   []hostkey.Key // with the certificates to install
 	before *state.State  // nil if the machine never enrolled
+	futile string        // identifies an sshd that must not be reloaded again, or is empty
 
 	listeners []netip.AddrPort // of the running sshd; none if none runs
 	reloaded  bool

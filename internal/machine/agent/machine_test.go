@@ -118,7 +118,7 @@ func (m *machine) files() string {
 			m.t.Fatal(err)
 		}
 		for _, path := range paths {
-			if path == setbackPath(m.stateDir) || path == state.LockPath(m.stateDir) {
+			if path == failurePath(m.stateDir) || path == state.LockPath(m.stateDir) {
 				continue
 			}
 			if data, err := os.ReadFile(path); err == nil {

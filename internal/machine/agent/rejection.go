@@ -41,12 +41,12 @@ func rejectionOf(err error) protocol.RejectionCode {
 	return protocol.RejectedNotInstalled
 }
 
-// told returns what the next request reports to the signer: why the last answer was not used
-// or, if it was, why the certificates in place cannot be used yet.
-func (s *setback) told(in *state.State) *protocol.Rejection {
+// toReport returns what the next request reports to the signer: why the last answer was not
+// used or, if it was, why the certificates in place cannot be used yet.
+func toReport(last *failure, in *state.State) *protocol.Rejection {
 	switch {
-	case s != nil && s.Rejected != nil:
-		return s.Rejected
+	case last != nil && last.Rejected != nil:
+		return last.Rejected
 	case in == nil:
 		return nil
 	case in.Waiting != nil:

@@ -207,8 +207,8 @@ func TestOddFilesInThePlaceOfOurs(t *testing.T) {
 		{"the state is a folder", state.Path(m.stateDir), "", false},
 		{"the state is nearly empty", state.Path(m.stateDir), `{"version":1,"certificates":null,"opensshCAs":[],"hostCAs":[]}`, true},
 		{"the state is junk", state.Path(m.stateDir), "\x00\xff{", true},
-		{"a failure that lasts until 2999", setbackPath(m.stateDir), `{"failures":1,"kind":9,"notBefore":"2999-01-01T00:00:00Z"}`, true},
-		{"the failures are a folder", setbackPath(m.stateDir), "", true},
+		{"a failure that lasts until 2999", failurePath(m.stateDir), `{"failures":1,"kind":9,"notBefore":"2999-01-01T00:00:00Z"}`, true},
+		{"the failures are a folder", failurePath(m.stateDir), "", true},
 		{"the CA file is a folder", m.caFile, "", false},
 		{"what sshd has loaded is a folder", loaded.Path(m.runDir), "", true},
 	} {

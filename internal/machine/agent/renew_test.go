@@ -260,9 +260,9 @@ func TestRenewWaitsAfterFailures(t *testing.T) {
 
 	attempt(renew, "policy_refused", true)
 	attempt(renew, "after 1 failed runs, the last with: the signer answered 403", false)
-	now = now.Add(time.Minute + firstSetback/2) // random is 0.5
+	now = now.Add(time.Minute + firstBackoff/2) // random is 0.5
 	attempt(renew, "policy_refused", true)
-	now = now.Add(time.Minute + firstSetback/2)
+	now = now.Add(time.Minute + firstBackoff/2)
 	attempt(renew, "after 2 failed runs", false)
 	// Somebody who wants it now gets it now.
 	attempt(enroll, "policy_refused", true)
@@ -275,12 +275,12 @@ func TestRenewWaitsAfterFailures(t *testing.T) {
 	if _, err := m.Enroll(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := os.Stat(setbackPath(m.stateDir)); !errors.Is(err, os.ErrNotExist) {
+	if _, err := os.Stat(failurePath(m.stateDir)); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("after success the failures are still noted: %v", err)
 	}
 }
 
-func TestSetbackWait(t *testing.T) {
+func TestBackoffWait(t *testing.T) {
 	for _, test := range []struct {
 		failures int
 		longest  time.Duration
@@ -294,7 +294,7 @@ func TestSetbackWait(t *testing.T) {
 		{4, time.Hour, 0, 1, 40 * time.Minute},
 		{5, time.Hour, 0, 1, time.Hour},
 		{1 << 40, time.Hour, 0, 0.5, 30 * time.Minute},
-		{9, urgentSetback, 0, 0.5, 5 * time.Minute},
+		{9, urgentBackoff, 0, 0.5, 5 * time.Minute},
 		{1, time.Hour, 20 * time.Minute, 0, 20 * time.Minute},
 		{1, time.Hour, 99 * time.Hour, 1, time.Hour + 5*time.Minute},
 		{1, time.Hour, -time.Hour, 0, 0},
@@ -305,29 +305,29 @@ func TestSetbackWait(t *testing.T) {
 	}
 }
 
-func TestSetbackHolds(t *testing.T) {
+func TestBackOff(t *testing.T) {
 	now := time.Now()
 	for _, test := range []struct {
 		name string
-		s    *setback
+		s    *failure
 		want bool
 	}{
 		{"none", nil, false},
-		{"in force", &setback{Situation: "a", NotBefore: now.Add(time.Minute)}, true},
-		{"over", &setback{Situation: "a", NotBefore: now}, false},
-		{"of another situation", &setback{Situation: "b", NotBefore: now.Add(time.Minute)}, false},
-		{"of a wrong clock", &setback{Situation: "a", NotBefore: now.Add(24 * time.Hour)}, false},
+		{"in force", &failure{Situation: "a", NotBefore: now.Add(time.Minute)}, true},
+		{"over", &failure{Situation: "a", NotBefore: now}, false},
+		{"of another situation", &failure{Situation: "b", NotBefore: now.Add(time.Minute)}, false},
+		{"of a wrong clock", &failure{Situation: "a", NotBefore: now.Add(24 * time.Hour)}, false},
 	} {
-		if got := test.s.holds("a", now) != nil; got != test.want {
+		if got := test.s.backOff("a", now) != nil; got != test.want {
 			t.Errorf("%s: %v, want %v", test.name, got, test.want)
 		}
 	}
 	for _, junk := range []string{"", "{", `{"failures":-3}`, `{"failures":"x"}`} {
 		dir := t.TempDir()
-		if err := os.WriteFile(setbackPath(dir), []byte(junk), 0o600); err != nil {
+		if err := os.WriteFile(failurePath(dir), []byte(junk), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if s := loadSetback(dir); s != nil {
+		if s := loadFailure(dir); s != nil {
 			t.Errorf("%q was read as %+v", junk, s)
 		}
 	}
@@ -438,7 +438,7 @@ func TestOutageLongerThanTheCertificatesLive(t *testing.T) {
 
 	m.answerInstead, m.get = nil, m.serveCAs
 	m.clock = func() time.Time { return now }
-	now = now.Add(longestSetback)
+	now = now.Add(longestBackoff)
 	if o := m.renew(); o.Reason != "certificates are due for renewal" || !o.State.Presented {
 		t.Errorf("outcome %+v", o)
 	}

@@ -22,7 +22,7 @@ func BenchmarkStep(b *testing.B) {
 	if _, err := m.Enroll(b.Context()); err != nil {
 		b.Fatal(err)
 	}
-	seen, err := m.look(b.Context(), b.Context())
+	seen, err := m.newRun().look(b.Context())
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -83,7 +83,7 @@ func (m *machine) askMetadata(ctx context.Context) error {
 }
 
 // makeProofs signs a request by every host key.
-func (m *machine) makeProofs(ctx context.Context, seen *sight) error {
+func (m *machine) makeProofs(ctx context.Context, seen *observed) error {
 	creds, err := m.metadata.RoleCredentials(ctx)
 	if err == nil {
 		_, err = m.newRequest(ctx, protocol.Version, testRegion, "document", creds, seen.keys, nil)
@@ -92,7 +92,7 @@ func (m *machine) makeProofs(ctx context.Context, seen *sight) error {
 }
 
 // replaceFiles replaces all that an enrollment writes. It differs for each n.
-func (m *machine) replaceFiles(seen *sight, n uint64) (err error) {
+func (m *machine) replaceFiles(seen *observed, n uint64) (err error) {
 	i := &installation{Enroller: m.Enroller, keys: slices.Clone(seen.keys)}
 	for k := range i.keys {
 		certificate := *i.keys[k].Certificate

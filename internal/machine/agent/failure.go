@@ -1,0 +1,142 @@
+package agent
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/crypto/ssh"
+
+	"github.com/hallmark-ssh/hallmark/internal/machine/fault"
+	"github.com/hallmark-ssh/hallmark/internal/machine/replace"
+	"github.com/hallmark-ssh/hallmark/internal/machine/retry"
+	"github.com/hallmark-ssh/hallmark/internal/protocol"
+)
+
+// failure is what a failed run leaves behind, so that the next ones do not ask the signer, or
+// reload sshd, again too soon. Only Renew waits because of it: whoever calls Enroll wants
+// certificates now.
+type failure struct {
+	// Situation identifies what was asked for. Once the machine, its configuration or
+	// its need is another, nothing has been tried yet.
+	Situation string     `json:"situation"`
+	Failures  int        `json:"failures"` // in a row
+	NotBefore time.Time  `json:"notBefore"`
+	Kind      fault.Kind `json:"kind"`
+	Hint      string     `json:"hint"`
+	Reason    string     `json:"reason"`
+	// Rejected is why the last answer of the signer was not used, until another is.
+	Rejected *protocol.Rejection `json:"rejected,omitempty"`
+	// Futile identifies the sshd, with its configuration, that was reloaded and then did not
+	// present the certificates all the same. It is empty if there was no such reload.
+	Futile string `json:"futile,omitempty"`
+}
+
+const (
+	// firstBackoff is what the first wait is at most. The unit's RestartSec makes it
+	// that at least, too.
+	firstBackoff = 5 * time.Minute
+	// longestBackoff is what later waits grow to: how often the timer comes anyway.
+	longestBackoff = time.Hour
+	// urgentBackoff is that for a machine on which nobody can log in by Teleport, and
+	// of which nothing but an outage is known.
+	urgentBackoff = 10 * time.Minute
+)
+
+// waitAfter returns how long to leave the signer alone after a number of failed runs
+// in a row: a random part of a time that doubles, on top of what the signer asked for.
+func waitAfter(failures int, longest, asked time.Duration, random float64) time.Duration {
+	limit := longest
+	if failures <= 10 {
+		limit = min(firstBackoff<<(failures-1), longest)
+	}
+	return min(max(asked, 0), retry.LongestHonor) + time.Duration(random*float64(limit))
+}
+
+// next returns what to save after another failure.
+func (f *failure) next(need string, urgent bool, err error, now time.Time, random float64) *failure {
+	n := &failure{Situation: need, Failures: 1, Reason: err.Error()}
+	if f != nil && f.Situation == need {
+		n.Failures = f.Failures + 1
+	}
+	if n.Rejected = rejectionIn(err); n.Rejected == nil && f != nil {
+		n.Rejected = f.Rejected // this run had no answer
+	}
+	if futile, ok := errors.AsType[*futileReloadError](err); ok {
+		n.Futile = futile.mark
+	} else if f != nil {
+		n.Futile = f.Futile
+	}
+	var asked time.Duration
+	if e, ok := errors.AsType[*fault.Error](err); ok {
+		n.Kind, n.Hint, asked = e.Kind, e.Hint, e.After
+	}
+	longest := longestBackoff
+	if urgent && n.Kind == fault.Temporary {
+		longest = urgentBackoff
+	}
+	n.NotBefore = now.Add(waitAfter(n.Failures, longest, asked, random)).UTC().Truncate(time.Second)
+	return n
+}
+
+// backOff returns an error if it is too early to ask again.
+func (f *failure) backOff(need string, now time.Time) error {
+	// One that is further off than any comes of a clock that was wrong.
+	if f == nil || f.Situation != need || !now.Before(f.NotBefore) || f.NotBefore.Sub(now) > retry.LongestHonor+longestBackoff {
+		return nil
+	}
+	return &fault.Error{
+		Kind: f.Kind, Hint: f.Hint,
+		Err: fmt.Errorf("waiting until %s after %d failed runs, the last with: %s", f.NotBefore.UTC().Format(time.RFC3339), f.Failures, f.Reason),
+	}
+}
+
+// needOf identifies what is asked for, and why.
+func needOf(seen *observed, reason string) string {
+	h := sha256.New()
+	fmt.Fprintf(h, "%q %q %q", seen.instance, seen.config, reason)
+	for _, key := range seen.keys {
+		fmt.Fprintf(h, " %s", ssh.FingerprintSHA256(key.Public))
+	}
+	return hex.EncodeToString(h.Sum(nil)[:16])
+}
+
+// maxFailureBytes bounds what is read.
+const maxFailureBytes = 64 << 10
+
+func failurePath(dir string) string { return filepath.Join(dir, "setback.json") }
+
+// loadFailure returns nil if there is none that can be understood: asking once more
+// does little harm.
+func loadFailure(dir string) *failure {
+	data, err := os.ReadFile(failurePath(dir))
+	var s failure
+	if err != nil || len(data) > maxFailureBytes || json.Unmarshal(data, &s) != nil || s.Failures < 1 {
+		return nil
+	}
+	return &s
+}
+
+// save writes the failure.
+func (f *failure) save(dir string) (err error) {
+	data, err := json.MarshalIndent(f, "", "  ")
+	if err != nil {
+		return fmt.Errorf("encode: %w", err)
+	}
+	return replace.File(failurePath(dir), append(bytes.TrimSpace(data), '\n'))
+}
+
+// removeFailure removes what an earlier run left behind.
+func removeFailure(dir string) error {
+	if err := os.Remove(failurePath(dir)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
