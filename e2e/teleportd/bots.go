@@ -58,7 +58,7 @@ func (c *Cluster) addBotsByCommand(ctx context.Context, bots []string) error {
 	if err := machine.Poll(ctx, 30*time.Second, func() error {
 		proxies, err := c.Tctl(ctx, "get", "proxies")
 		if err == nil && !strings.Contains(proxies, "kind: proxy") {
-			err = errors.New("no proxy")
+			err = errors.New("not the address of a proxy")
 		}
 		return err
 	}); err != nil {

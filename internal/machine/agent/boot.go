@@ -21,7 +21,7 @@ func (e *Enroller) instance(ctx context.Context) (imds.Instance, error) {
 	}
 	i, err := e.metadata.Instance(ctx)
 	if err == nil && e.runDir != "" {
-		e.note("note which instance this is", saveInstance(e.runDir, bootInstance{i, slept}))
+		e.note("save which instance this is", saveInstance(e.runDir, bootInstance{i, slept}))
 	}
 	return i, err
 }

@@ -62,14 +62,14 @@ func stale(seen *observed, now time.Time) string {
 	case now.Before(s.EnrolledAt.Add(-time.Hour)):
 		return "the clock was set back to before the enrollment"
 	case s.RenewAfter.Sub(s.EnrolledAt) > signerclient.MaxLifetime:
-		return "the time of renewal is further off than any certificate lasts"
+		return "the renewal time is later than any certificate can expire"
 	case seen.moved:
 		return fmt.Sprintf("the node's address %.64q is no longer this machine's", s.Node.Address)
 	}
 	return staleFiles(seen, now)
 }
 
-// resigned returns why the certificates have to be made anew although nothing on
+// resigned returns why the certificates must be made again although nothing on
 // the machine changed, or "". During a rotation the cluster has two Host CAs. That the
 // set changed is the wrong moment: Teleport still signs with the old key, and a
 // certificate of the new one would be refused by those who do not know it yet. The
@@ -90,7 +90,7 @@ func resigned(s *state.State, keys []hostkey.Key) string {
 		signer := cafile.Line(key.Certificate.SignatureKey)
 		switch {
 		case !slices.Contains(cafile.Lines(hosts), signer):
-			return "the authority that signed " + key.CertificatePath() + " is no longer the cluster's"
+			return "the CA that signed " + key.CertificatePath() + " is no longer the cluster's"
 		case signer != s.HostCAs[0] && s.SignedUnder != s.HostCAs[0]:
 			return "Teleport signs host certificates with another key now"
 		}
@@ -112,11 +112,11 @@ func staleFiles(seen *observed, now time.Time) string {
 		case hostkey.StateOf(key, key.Certificate) != s.Certificates[n]:
 			return "certificate " + key.CertificatePath() + " is not the one that was installed"
 		case !now.Before(s.Certificates[n].ValidBefore):
-			return "certificate " + key.CertificatePath() + " has ended"
+			return "certificate " + key.CertificatePath() + " has expired"
 		}
 	}
-	authorities, err := cafile.ParseKeys(s.OpenSSHCAs)
-	if err != nil || !bytes.Equal(seen.caFile, cafile.Render(authorities, seen.extra...)) {
+	cas, err := cafile.ParseKeys(s.OpenSSHCAs)
+	if err != nil || !bytes.Equal(seen.caFile, cafile.Render(cas, seen.extra...)) {
 		return "the file of trusted CAs changed"
 	}
 	return ""

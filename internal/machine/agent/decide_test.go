@@ -31,7 +31,7 @@ func TestStateStale(t *testing.T) {
 		{"due", func(s *state.State, _ *observed, now *time.Time) { *now = s.RenewAfter }, "due for renewal"},
 		{"not due for a second", func(s *state.State, _ *observed, now *time.Time) { *now = s.RenewAfter.Add(-time.Second) }, ""},
 		{"clock set back", func(s *state.State, _ *observed, now *time.Time) { *now = s.EnrolledAt.Add(-2 * time.Hour) }, "clock was set back"},
-		{"renewal in a hundred years", func(s *state.State, _ *observed, _ *time.Time) { s.RenewAfter = s.EnrolledAt.Add(876_000 * time.Hour) }, "further off"},
+		{"renewal in a hundred years", func(s *state.State, _ *observed, _ *time.Time) { s.RenewAfter = s.EnrolledAt.Add(876_000 * time.Hour) }, "later than any certificate"},
 		{"address moved", func(_ *state.State, o *observed, _ *time.Time) { o.moved = true }, "no longer this machine's"},
 		{"an old state on newer certificates", func(s *state.State, _ *observed, _ *time.Time) {
 			s.Certificates[0].ValidBefore = s.Certificates[0].ValidBefore.Add(-time.Minute)
@@ -46,7 +46,7 @@ func TestStateStale(t *testing.T) {
 		{"certificate ended", func(s *state.State, _ *observed, now *time.Time) {
 			*now = s.Certificates[0].ValidBefore
 			s.RenewAfter = now.Add(time.Hour)
-		}, "has ended"},
+		}, "has expired"},
 		{"CA file changed", func(_ *state.State, o *observed, _ *time.Time) { o.caFile = append(o.caFile, '\n') }, "trusted CAs changed"},
 		{"CA file gone", func(_ *state.State, o *observed, _ *time.Time) { o.caFile = nil }, "trusted CAs changed"},
 	} {

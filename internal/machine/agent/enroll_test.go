@@ -146,7 +146,7 @@ func TestEnrollPutsBackWhenSSHDDoesNotComeBack(t *testing.T) {
 	m.now = func() time.Time { return time.Now().Add(4 * 24 * time.Hour) }
 
 	_, err := m.Enroll(t.Context())
-	machinetest.WantError(t, err, fault.Failed, "connection refused", "what was there was put back")
+	machinetest.WantError(t, err, fault.Failed, "connection refused", "the old files were put back")
 	if m.sshd.Starts != 1 {
 		t.Errorf("sshd was started %d times, want once", m.sshd.Starts)
 	}
@@ -257,7 +257,7 @@ func TestEnrollBadAnswers(t *testing.T) {
 		{name: "no host name", spoil: func(r *protocol.Response) { r.Node.Hostname = "" }, message: "is not a DNS name"},
 		{name: "no cluster", spoil: func(r *protocol.Response) { r.Node.Cluster = "" }, message: "names no cluster"},
 		{name: "later protocol", spoil: func(r *protocol.Response) { r.Version = 3 }, message: "protocol version 3", hint: "update hallmark"},
-		{name: "garbage", intercept: answer(200, "<html>welcome</html>"), message: "not of this protocol", hint: "signer_url"},
+		{name: "garbage", intercept: answer(200, "<html>welcome</html>"), message: "not a valid Hallmark response", hint: "signer_url"},
 		{name: "endless", intercept: answer(200, strings.Repeat(" ", protocol.MaxResponseBytes+1)), message: "more than"},
 		{name: "redirect", intercept: func(w http.ResponseWriter, _ *http.Request, _ int) bool {
 			w.Header().Set("Location", "https://127.0.0.1:1/")

@@ -12,9 +12,9 @@ import (
 // reportFindings logs what in sshd's settings keeps certificates from working. If none can
 // work it is an error, although all is in place: once the setting is corrected, people can
 // log in. Settings that wait for a reload, as the state says, keep nobody out yet.
-func (e *Enroller) reportFindings(ctx context.Context, logins []sshd.Login, authorities []ssh.PublicKey, in *state.State) error {
+func (e *Enroller) reportFindings(ctx context.Context, logins []sshd.Login, cas []ssh.PublicKey, in *state.State) error {
 	findings, err := e.server.Findings(ctx, logins, sshd.Want{
-		CAFile: e.caFile, Authorities: authorities, MaxStartups: e.Config.SSHDOptions().MaxStartups,
+		CAFile: e.caFile, CAs: cas, MaxStartups: e.Config.SSHDOptions().MaxStartups,
 		ProxySources: e.Config.ProxySources,
 	})
 	if err != nil {
@@ -31,7 +31,7 @@ func (e *Enroller) reportFindings(ctx context.Context, logins []sshd.Login, auth
 	}
 	if blocking := sshd.Blocking(findings); len(blocking) > 0 && in.Waiting == nil {
 		return fault.Newf(fault.Misconfigured, "correct sshd's configuration as the message says, and reload sshd",
-			"the certificates are in place, but nobody can log in by one: %w", sshd.JoinFindings(blocking))
+			"the certificates are in place, but nobody can log in with one: %w", sshd.JoinFindings(blocking))
 	}
 	return nil
 }

@@ -51,7 +51,7 @@ func (i *installation) markFutile(ctx context.Context, cause, err error) error {
 	}
 	mark, markErr := i.mark(ctx)
 	if markErr != nil {
-		i.note("note that the reload did not help", markErr)
+		i.note("save that the reload did not help", markErr)
 		return err
 	}
 	return &futileReloadError{mark, err}

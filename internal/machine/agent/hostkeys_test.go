@@ -42,7 +42,7 @@ func TestEnrollWithOneBadHostKey(t *testing.T) {
 			machinetest.WriteHostKey(m.t, "ecdsa", path+"x")
 			return os.Rename(path+"x.pub", path+".pub")
 		}},
-		{"private half missing", remove, "the private half is missing"},
+		{"private half missing", remove, "the private key is missing"},
 		{"private half empty", write("", ""), "it cannot be read"},
 		{"private half damaged", write("", "-----BEGIN OPENSSH PRIVATE KEY-----\nAAAA\n-----END OPENSSH PRIVATE KEY-----\n"), "it cannot be read"},
 		{"private half of mode 0644", func(_ *machine, path string) error { return os.Chmod(path, 0o644) }, "its mode 0644"},
@@ -337,7 +337,7 @@ func TestEnrollFindsAFolderInAFilesPlace(t *testing.T) {
 			}
 			before := m.files()
 			_, err := m.Enroll(t.Context())
-			machinetest.WantError(t, err, fault.Failed, test.says, "move the folder in this file's place away")
+			machinetest.WantError(t, err, fault.Failed, test.says, "move away the folder that is in this file's place")
 			if !errors.Is(err, syscall.EISDIR) {
 				t.Errorf("error %v does not say that it is a folder", err)
 			}

@@ -165,7 +165,7 @@ func (i *installation) prove(ctx context.Context) error {
 		return err
 	}
 	_, err = i.tracker().Pending(ctx, i.conf, i.logins)
-	i.note("note what sshd has loaded", err)
+	i.note("save what sshd has loaded", err)
 	return nil
 }
 
@@ -189,7 +189,7 @@ func (i *installation) hasToWait(ctx context.Context) (bool, error) {
 		}
 	}
 	if i.pendingChange != "" && i.ActivatePending {
-		i.retry.Log("reloading sshd although that puts a pending change into effect: %s", i.pendingChange)
+		i.retry.Log("reloading sshd although that also applies a pending change: %s", i.pendingChange)
 	}
 	return i.pendingChange != "" && !i.ActivatePending, nil
 }
@@ -216,7 +216,7 @@ const (
 	hidden // it runs, but does not let this machine look
 )
 
-// looks is how often hallmark looks before it believes that sshd lets it see nothing. An
+// looks is how often hallmark looks before it concludes that sshd lets it see nothing. An
 // sshd that is busy (MaxStartups) drops some connections.
 const looks = 4
 
@@ -323,13 +323,13 @@ func (i *installation) putBack(ctx context.Context, change *replace.Change, caus
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), i.settle)
 	defer cancel()
 	if err := change.Rollback(); err != nil {
-		return fault.Newf(fault.Failed, hintSSHD, "%w; putting back what was there failed as well: %w", cause, err)
+		return fault.Newf(fault.Failed, hintSSHD, "%w; putting the old files back failed too: %w", cause, err)
 	}
 	if err := i.revive(ctx); err != nil {
 		return fault.Newf(fault.Failed, "start sshd now, and keep your session open until it runs: "+hintSSHD,
 			"%w; the files were put back, but sshd does not answer: %w", cause, err)
 	}
-	return i.markFutile(ctx, cause, fault.Newf(fault.Failed, "what was there was put back and sshd works as before; "+hintSSHD, "%w", cause))
+	return i.markFutile(ctx, cause, fault.Newf(fault.Failed, "the old files were put back, and sshd works as before; "+hintSSHD, "%w", cause))
 }
 
 // revive makes an sshd that was reloaded read the old files again, and starts it

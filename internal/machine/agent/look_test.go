@@ -241,7 +241,7 @@ func TestEnrollWithUnusualAlgorithms(t *testing.T) {
 		m.sshd.Configure(lines + m.sshd.HallmarkLines())
 		m.sshd.Run()
 		// Teleport's proxy speaks less than this machine does, which is an error of its own.
-		if _, err := m.Enroll(t.Context()); err != nil && !strings.Contains(err.Error(), "nobody can log in by one") {
+		if _, err := m.Enroll(t.Context()); err != nil && !strings.Contains(err.Error(), "nobody can log in with one") {
 			t.Errorf("%q: %v", lines, err)
 		}
 		s, err := state.Load(m.stateDir)

@@ -194,7 +194,7 @@ func TestRenewsAfterAHostKeyWasRuledOut(t *testing.T) {
 
 // Whatever is in the place of hallmark's files, sshd works on, and the message says which
 // file it is and what to do. What can be put right is.
-func TestOddFilesInThePlaceOfOurs(t *testing.T) {
+func TestUnexpectedFilesInHallmarksPlaces(t *testing.T) {
 	m := newMachine(t)
 	if _, err := m.Enroll(t.Context()); err != nil {
 		t.Fatal(err)
@@ -228,7 +228,7 @@ func TestOddFilesInThePlaceOfOurs(t *testing.T) {
 				t.Errorf("it does not heal: %v", err)
 			}
 			if !test.heals {
-				machinetest.WantError(t, err, fault.Failed, test.path, "move the folder")
+				machinetest.WantError(t, err, fault.Failed, test.path, "move away the folder")
 				if err := os.RemoveAll(test.path); err != nil {
 					t.Fatal(err)
 				}

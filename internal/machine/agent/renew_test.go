@@ -202,7 +202,7 @@ func TestRenewBadCAs(t *testing.T) {
 		{"options", `{"version":1,"opensshCAs":["cert-authority ` + key + `"],"hostCAs":["` + key + `"]}`, "option", 200, fault.Failed},
 		{"two lines", `{"version":1,"opensshCAs":["` + key + `\n` + key + `"],"hostCAs":["` + key + `"]}`, "more than one line", 200, fault.Failed},
 		{"another version", `{"version":2,"opensshCAs":["` + key + `"],"hostCAs":["` + key + `"]}`, "protocol version 2", 200, fault.Failed},
-		{"a web page", `<html>`, "not of this protocol", 200, fault.Failed},
+		{"a web page", `<html>`, "not a valid Hallmark response", 200, fault.Failed},
 		{"endless", strings.Repeat(" ", protocol.MaxResponseBytes+1), "more than", 200, fault.Failed},
 		{"503", ``, "503", 503, fault.Temporary},
 		{"403", ``, "403", 403, fault.Refused},
@@ -259,7 +259,7 @@ func TestRenewWaitsAfterFailures(t *testing.T) {
 	enroll := func() (*Outcome, error) { return m.Enroll(t.Context()) }
 
 	attempt(renew, "policy_refused", true)
-	attempt(renew, "after 1 failed runs, the last with: the signer answered 403", false)
+	attempt(renew, "after 1 failed runs; the last error: the signer answered 403", false)
 	now = now.Add(time.Minute + firstBackoff/2) // random is 0.5
 	attempt(renew, "policy_refused", true)
 	now = now.Add(time.Minute + firstBackoff/2)
@@ -465,8 +465,8 @@ func TestFurtherPrincipals(t *testing.T) {
 		{[]string{"localhost"}, "not provably"},
 		{[]string{"2001:DB8::7"}, "not provably"},
 		{[]string{"010.0.0.1"}, "not provably"},
-		{[]string{"10.0.0.1", "10.0.0.1"}, "comes twice"},
-		{[]string{testName}, "comes twice"},
+		{[]string{"10.0.0.1", "10.0.0.1"}, "is listed twice"},
+		{[]string{testName}, "is listed twice"},
 	} {
 		t.Run(strings.Join(test.extra, " "), func(t *testing.T) {
 			m := newMachine(t)

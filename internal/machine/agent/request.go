@@ -58,8 +58,8 @@ func (e *Enroller) check(ctx context.Context, answer *protocol.Response, keys []
 			"the signer's answer (request %.64q): %w", answer.RequestID, err)
 	}
 	if err != nil {
-		return nil, fault.Newf(fault.Failed, "nothing was changed; the signer's log says more, by the request id",
-			"the signer's answer (request %.64q) is not acceptable: %w", answer.RequestID, err)
+		return nil, fault.Newf(fault.Failed, "nothing was changed; look up the request id in the signer's log",
+			"rejected the signer's answer (request %.64q): %w", answer.RequestID, err)
 	}
 	return g, nil
 }

@@ -104,7 +104,7 @@ func TestSignerAuthIAMGoesWrong(t *testing.T) {
 		hint    string
 	}{
 		{"no profile", nil, 0, fault.Misconfigured, "no instance profile", "lambda:InvokeFunctionUrl"},
-		{"a path for a role", map[string]string{profileFolder: "../../user-data"}, 0, fault.Failed, "is no role's name", ""},
+		{"a path for a role", map[string]string{profileFolder: "../../user-data"}, 0, fault.Failed, "is not a role name", ""},
 		{"credentials not ready", map[string]string{profileFolder: "r", profileFolder + "r": `{"Code":"Failed"}`}, 0, fault.Temporary, "instance profile's credentials have code", ""},
 		{"credentials unreadable", map[string]string{profileFolder: "r", profileFolder + "r": `<`}, 0, fault.Failed, "cannot be read", ""},
 		{"not permitted", map[string]string{

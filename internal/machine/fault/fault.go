@@ -34,9 +34,9 @@ func (e *Error) Unwrap() error { return e.Err }
 // FileHint returns what to do about a file that cannot be read or replaced.
 func FileHint(err error) string {
 	if errors.Is(err, syscall.EISDIR) {
-		return "move the folder in this file's place away, then run it again"
+		return "move away the folder that is in this file's place, then run hallmark again"
 	}
-	return "see that the disk is neither full nor read-only, then run it again"
+	return "check that the disk is neither full nor read-only, then run hallmark again"
 }
 
 // Newf returns an Error with a formatted message.

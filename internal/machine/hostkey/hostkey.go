@@ -125,9 +125,9 @@ func noHostKeys(taken takenKeys, passed []string) error {
 		return fault.Newf(fault.Misconfigured, "nothing was changed; add a host key of another type for hallmark, or set host_certificate: "+config.ReplaceCertificate,
 			"%s (%s)", message, reasons)
 	case len(passed) > 0:
-		return fault.Newf(fault.Temporary, "correct what the message says, and see that 'hallmark install' was run", "%s (%s)", message, reasons)
+		return fault.Newf(fault.Temporary, "fix what the message says, and check that 'hallmark install' was run", "%s (%s)", message, reasons)
 	}
-	return fault.Newf(fault.Temporary, "see that 'ssh-keygen -A' or cloud-init made host keys, and that 'hallmark install' was run",
+	return fault.Newf(fault.Temporary, "check that 'ssh-keygen -A' or cloud-init made host keys, and that 'hallmark install' was run",
 		"%s: none of them exists", message)
 }
 
@@ -146,7 +146,7 @@ func (s Selection) taken() takenKeys {
 	taken := takenKeys{}
 	for _, file := range s.Conf.HostCertificates {
 		cert := ReadCertificate(file)
-		if cert == nil || s.ours(file, cert) || len(s.Conf.CertAlgorithms(cert.Key.Type())) == 0 {
+		if cert == nil || s.isHallmarks(file, cert) || len(s.Conf.CertAlgorithms(cert.Key.Type())) == 0 {
 			continue
 		}
 		if s.Replace && slices.Contains(s.Conf.HostKeys, strings.TrimSuffix(file, CertificateSuffix)) {
@@ -161,7 +161,7 @@ func (s Selection) taken() takenKeys {
 //
 // A client asks for certificates of one type before those of another. Teleport's proxy asks
 // for RSA first and Ed25519 last; OpenSSH's client asks the other way round. A certificate
-// of ours that the proxy prefers does neither the proxy nor people who trust the other CA
+// of hallmark that the proxy prefers does neither the proxy nor people who trust the other CA
 // any harm. One that it does not prefer would never be seen by the proxy, and would be
 // presented to those people in place of theirs.
 func (t takenKeys) keeps(key Key) string {
@@ -185,10 +185,10 @@ func ProxyRank(key ssh.PublicKey) int {
 	return slices.Index([]string{ssh.KeyAlgoRSA, ssh.KeyAlgoECDSA256, ssh.KeyAlgoECDSA384, ssh.KeyAlgoECDSA521, ssh.KeyAlgoED25519}, key.Type())
 }
 
-// ours reports whether hallmark wrote a certificate: it stands next to its key, and either
+// isHallmarks reports whether hallmark wrote a certificate: it stands next to its key, and either
 // the state knows it or its CA, or it is of the form of Teleport's. The latter is all
 // there is to go by once the state is lost.
-func (s Selection) ours(file string, cert *ssh.Certificate) bool {
+func (s Selection) isHallmarks(file string, cert *ssh.Certificate) bool {
 	path, beside := strings.CutSuffix(file, CertificateSuffix)
 	if !beside || !slices.Contains(s.Conf.HostKeys, path) {
 		return false
@@ -289,7 +289,7 @@ func ReadPublic(path string) (public ssh.PublicKey, why string, err error) {
 	info, err := os.Stat(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		if _, err := os.Stat(path + ".pub"); err == nil {
-			return nil, "the private half is missing", nil
+			return nil, "the private key is missing", nil
 		}
 	}
 	if err != nil {
@@ -374,7 +374,7 @@ func Sign(keys []Key, b protocol.Binding) ([]string, error) {
 			return nil, fmt.Errorf("read host key %s: %w", key.Path, err)
 		}
 		if !bytes.Equal(signer.PublicKey().Marshal(), key.Public.Marshal()) { // replaced meanwhile
-			return nil, fault.Newf(fault.Temporary, "run it again", "host key %s is not the one that was there just now", key.Path)
+			return nil, fault.Newf(fault.Temporary, "run hallmark again", "host key %s changed during the run", key.Path)
 		}
 		signature, err := identity.SignBinding(signer, b)
 		if err != nil {

@@ -25,7 +25,7 @@ const (
 	metadataAttempts = 4
 	maxMetadataBytes = 32 << 10
 
-	hintMetadata = "see that the instance metadata service is on (HttpEndpoint) and that nothing on the machine blocks its address"
+	hintMetadata = "check that the instance metadata service is on (HttpEndpoint) and that nothing on the machine blocks its address"
 	hintRole     = "the instance identity role's credentials are missing: retry, and compare " +
 		"/latest/meta-data/identity-credentials/ec2/info on another instance"
 	HintProfile = "give the instance an instance profile whose role may call lambda:InvokeFunctionUrl, or set signer_auth: none"
@@ -88,7 +88,7 @@ func (m *Client) Instance(ctx context.Context) (Instance, error) {
 		return i, fault.Newf(fault.Failed, hintMetadata, "metadata service: identity document: %w", err)
 	}
 	if i.AccountID == "" || i.Region == "" || i.InstanceID == "" {
-		return i, fault.Newf(fault.Failed, hintMetadata, "metadata service: identity document lacks accountId, region or instanceId")
+		return i, fault.Newf(fault.Failed, hintMetadata, "metadata service: identity document has no accountId, region or instanceId")
 	}
 	return i, nil
 }
@@ -132,7 +132,7 @@ func (m *Client) ProfileCredentials(ctx context.Context) (identity.Credentials, 
 	}
 	role, _, _ := strings.Cut(strings.TrimSpace(string(list)), "\n")
 	if !roleName.MatchString(role) { // it becomes part of a path
-		return identity.Credentials{}, fault.Newf(fault.Failed, HintProfile, "metadata service: %.64q is no role's name", role)
+		return identity.Credentials{}, fault.Newf(fault.Failed, HintProfile, "metadata service: %.64q is not a role name", role)
 	}
 	text, err := m.get(ctx, folder+role)
 	if err != nil {

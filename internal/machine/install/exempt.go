@@ -25,7 +25,7 @@ func (in *Installer) exemptProxies(ctx context.Context, options *sshdconf.Option
 	return nil
 }
 
-// exemptByOthers asks sshd for the list that it takes without ours, which hides any other.
+// exemptByOthers asks sshd for the list that it uses without hallmark's, which hides any other.
 func (in *Installer) exemptByOthers(ctx context.Context, options sshdconf.Options) (string, error) {
 	options.PenaltyExempt = ""
 	without, err := in.plan(options)

@@ -62,7 +62,7 @@ type Installer struct {
 	log     func(format string, args ...any)
 }
 
-// New returns an installer for the file system at root. log is told what
+// New returns an installer for the file system at root. log receives what
 // somebody should know.
 func New(root string, log func(format string, args ...any)) (*Installer, error) {
 	root, err := filepath.Abs(root)
@@ -116,7 +116,7 @@ func enableTimers(ctx context.Context, root string) error {
 // is in place; sshd's configuration changes last, and by one rename. Install reports
 // whether it changed anything.
 func (in *Installer) Install(ctx context.Context, from string) (changed bool, err error) {
-	files, options, authorities, err := in.read(from)
+	files, options, cas, err := in.read(from)
 	if err != nil {
 		return false, err
 	}
@@ -152,10 +152,10 @@ func (in *Installer) Install(ctx context.Context, from string) (changed bool, er
 		err = verify(options, before, after)
 	}
 	if err != nil {
-		return false, fault.Newf(fault.Failed, "nothing was changed; see sshd_config and the files that it includes", "sshd does not take hallmark's settings: %w", err)
+		return false, fault.Newf(fault.Failed, "nothing was changed; check sshd_config and the files that it includes", "set sshd's settings: %w", err)
 	}
 	want := sshd.Want{
-		CAFile: options.TrustedUserCAKeys, Authorities: authorities, MaxStartups: options.MaxStartups,
+		CAFile: options.TrustedUserCAKeys, CAs: cas, MaxStartups: options.MaxStartups,
 		ProxySources: options.ProxySources,
 		Extra:        append(in.otherCertificates(before, options.HostCertificates), in.hiddenKeys(after)...),
 	}
@@ -163,14 +163,14 @@ func (in *Installer) Install(ctx context.Context, from string) (changed bool, er
 		return false, err
 	}
 	if err := in.observe(ctx); err != nil {
-		in.log("warning: note what sshd has loaded: %v", err)
+		in.log("warning: save what sshd has loaded: %v", err)
 	}
 	return in.put(ctx, append(files, unitFor(options.HostCertificates)...), plan)
 }
 
 // otherCertificates are findings for the HostCertificate lines of somebody else. The keys
 // of an image are not those of its machines, so which are certified shows there.
-func (in *Installer) otherCertificates(logins []sshd.Login, ours []string) (findings []sshd.Finding) {
+func (in *Installer) otherCertificates(logins []sshd.Login, own []string) (findings []sshd.Finding) {
 	for _, path := range sshd.Values(logins[0].Settings, "hostcertificate") {
 		f := sshd.Finding{
 			Keyword: "HostCertificate", Value: path,
@@ -182,7 +182,7 @@ func (in *Installer) otherCertificates(logins []sshd.Login, ours []string) (find
 				f.Places = append(f.Places, line)
 			}
 		}
-		if !slices.Contains(ours, path) {
+		if !slices.Contains(own, path) {
 			findings = append(findings, f)
 		}
 	}
@@ -338,16 +338,16 @@ func (in *Installer) read(from string) ([]file, sshdconf.Options, []ssh.PublicKe
 		{filepath.Join(unitDir, "hallmark.timer"), systemd.Timer, 0o644},
 		{filepath.Join(unitDir, "hallmark-renew.timer"), systemd.RenewTimer, 0o644},
 	}
-	extra, authorities, err := readTrust(from, c)
+	extra, cas, err := readTrust(from, c)
 	if err != nil {
 		return nil, sshdconf.Options{}, nil, &fault.Error{Kind: fault.Misconfigured, Err: err}
 	}
-	if len(authorities) == 0 {
+	if len(cas) == 0 {
 		if err := in.checkStale(c); err != nil {
 			return nil, sshdconf.Options{}, nil, err
 		}
 	}
-	return append(files, extra...), c.SSHDOptions(), authorities, nil
+	return append(files, extra...), c.SSHDOptions(), cas, nil
 }
 
 // checkNames refuses files that look like those that install reads, and are not: without
@@ -355,7 +355,7 @@ func (in *Installer) read(from string) ([]file, sshdconf.Options, []ssh.PublicKe
 func checkNames(from string) error {
 	entries, err := os.ReadDir(from)
 	if err != nil {
-		return fault.Newf(fault.Misconfigured, "see --from", "read the folder: %w", err)
+		return fault.Newf(fault.Misconfigured, "check --from", "read the folder: %w", err)
 	}
 	known := []string{installConfig, installCAs, installSignerCA}
 	for _, entry := range entries {
@@ -363,7 +363,7 @@ func checkNames(from string) error {
 		case ".pub", ".pem", ".crt", ".cer", ".yaml", ".yml":
 			if !slices.Contains(known, entry.Name()) {
 				return fault.Newf(fault.Misconfigured, "rename it, or remove it from that folder",
-					"%s is none of the files that install reads: %s", filepath.Join(from, entry.Name()), strings.Join(known, ", "))
+					"%s is not one of the files that install reads: %s", filepath.Join(from, entry.Name()), strings.Join(known, ", "))
 			}
 		}
 	}
@@ -395,8 +395,8 @@ func (in *Installer) checkStale(c config.Config) error {
 	if _, err := os.Stat(enrolled); err == nil {
 		return nil
 	}
-	return fault.Newf(fault.Misconfigured, "remove "+file+", or give "+installCAs,
-		"without %s nobody is to be trusted before the machine is enrolled, but %s is there already", installCAs, file)
+	return fault.Newf(fault.Misconfigured, "remove "+file+", or add "+installCAs+" to the folder given by --from",
+		"without %s the machine must trust no CA before it enrolls, but %s exists already", installCAs, file)
 }
 
 func readInstallConfig(from string) (config.Config, []byte, error) {
@@ -414,7 +414,7 @@ func readInstallConfig(from string) (config.Config, []byte, error) {
 
 // readTrust reads the CAs. Without OpenSSH CAs the machine trusts none before it is
 // enrolled, which is what "trust at enrollment" means.
-func readTrust(from string, c config.Config) (files []file, authorities []ssh.PublicKey, err error) {
+func readTrust(from string, c config.Config) (files []file, cas []ssh.PublicKey, err error) {
 	extra, err := c.ExtraCAs()
 	if err != nil {
 		return nil, nil, err
@@ -422,10 +422,10 @@ func readTrust(from string, c config.Config) (files []file, authorities []ssh.Pu
 	data, err := os.ReadFile(filepath.Join(from, installCAs))
 	switch {
 	case err == nil:
-		if authorities, err = cafile.Parse(data); err != nil {
+		if cas, err = cafile.Parse(data); err != nil {
 			return nil, nil, fmt.Errorf("%s: %w", installCAs, err)
 		}
-		files = append(files, file{sshdconf.CAFile, cafile.Render(authorities, extra...), 0o644})
+		files = append(files, file{sshdconf.CAFile, cafile.Render(cas, extra...), 0o644})
 	case errors.Is(err, fs.ErrNotExist) && len(extra) > 0:
 		files = append(files, file{sshdconf.CAFile, cafile.Render(nil, extra...), 0o644})
 	case !errors.Is(err, fs.ErrNotExist):
@@ -439,11 +439,11 @@ func readTrust(from string, c config.Config) (files []file, authorities []ssh.Pu
 		if err := checkCertificates509(data); err != nil {
 			return nil, nil, fmt.Errorf("%s: %w", installSignerCA, err)
 		}
-		return append(files, file{config.SignerCAFile, data, 0o644}), authorities, nil
+		return append(files, file{config.SignerCAFile, data, 0o644}), cas, nil
 	case !errors.Is(err, fs.ErrNotExist):
 		return nil, nil, err
 	}
-	return files, authorities, nil
+	return files, cas, nil
 }
 
 // checkCertificates509 refuses PEM data without a certificate, and a private key
@@ -452,7 +452,7 @@ func checkCertificates509(data []byte) error {
 	found := false
 	for block, rest := pem.Decode(data); block != nil; block, rest = pem.Decode(rest) {
 		if block.Type != "CERTIFICATE" {
-			return fmt.Errorf("it holds a %s, not only certificates", block.Type)
+			return fmt.Errorf("it contains a %s; only certificates are allowed", block.Type)
 		}
 		if _, err := x509.ParseCertificate(block.Bytes); err != nil {
 			return err
@@ -460,7 +460,7 @@ func checkCertificates509(data []byte) error {
 		found = true
 	}
 	if !found {
-		return errors.New("it holds no PEM certificate")
+		return errors.New("it contains no PEM certificate")
 	}
 	return nil
 }
@@ -618,7 +618,7 @@ func verify(want sshdconf.Options, before, after []sshd.Login) error {
 		return fmt.Errorf("PerSourcePenaltyExemptList is %q, not %s", exempt, want.PenaltyExempt)
 	}
 	if drift := sshd.Drift(before, after, "trustedusercakeys", "hostcertificate", "maxstartups", exemptKeyword); drift != "" {
-		return fmt.Errorf("another setting would change %s", drift)
+		return fmt.Errorf("refusing: this would also change sshd settings %s", drift)
 	}
 	return nil
 }

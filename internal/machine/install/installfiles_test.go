@@ -97,7 +97,7 @@ func TestInstallRefusesStaleCAs(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, err := i.Install(t.Context(), i.from)
-	machinetest.WantError(t, err, fault.Misconfigured, "is there already", "remove")
+	machinetest.WantError(t, err, fault.Misconfigured, "exists already", "remove")
 	i.write(state.Path(state.Dir), "{}") // they are the signer's then
 	if _, err := i.Install(t.Context(), i.from); err != nil {
 		t.Error(err)

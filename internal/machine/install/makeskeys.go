@@ -66,7 +66,7 @@ func runsKeygen(root, file string) bool {
 	return false
 }
 
-// cloudInitMakesKeys reports whether cloud-init is installed and not told otherwise
+// cloudInitMakesKeys reports whether cloud-init is installed and makes host keys
 // (its module cc_ssh).
 func cloudInitMakesKeys(root string) bool {
 	if !exists(root, "/usr/bin/cloud-init") && !exists(root, "/usr/local/bin/cloud-init") || exists(root, "/etc/cloud/cloud-init.disabled") {

@@ -63,8 +63,8 @@ func Seal(root string, options ...SealOptions) (removed []string, err error) {
 // checkSealable refuses what would end in an image, or a machine, that nobody can use.
 func checkSealable(root string, o SealOptions) error {
 	if info, err := os.Stat(filepath.Join(root, "etc/ssh")); err != nil || !info.IsDir() {
-		return fault.Newf(fault.Failed, "give the folder of a system's root file system as --root",
-			"%s holds no system with sshd: there is no folder %s", root, filepath.Join(root, "etc/ssh"))
+		return fault.Newf(fault.Failed, "set --root to the root of a system's file system",
+			"%s is not a root file system with sshd: there is no folder %s", root, filepath.Join(root, "etc/ssh"))
 	}
 	live, err := isLive(root)
 	if err != nil {

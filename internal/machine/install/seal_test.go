@@ -64,7 +64,7 @@ func TestSealRefuses(t *testing.T) {
 		if err == nil {
 			t.Fatalf("%s: sealed a root without a system", name)
 		}
-		machinetest.WantError(t, err, fault.Failed, "holds no system", "--root")
+		machinetest.WantError(t, err, fault.Failed, "is not a root file system", "--root")
 	}
 }
 

@@ -41,7 +41,7 @@ func (t Tracker) Pending(ctx context.Context, conf *sshd.Effective, logins []ssh
 func (t Tracker) loadFacts(ctx context.Context, conf *sshd.Effective, logins []sshd.Login) (sshd.LoadFacts, error) {
 	load, err := t.Server.LastLoad(ctx, conf.PIDFile)
 	if err != nil {
-		return sshd.LoadFacts{}, fmt.Errorf("find out when sshd last read its configuration: %w", err)
+		return sshd.LoadFacts{}, fmt.Errorf("find when sshd last read its configuration: %w", err)
 	}
 	facts := sshd.LoadFacts{Load: load, Snapshot: LoadSnapshot(t.Dir)}
 	facts.Files, facts.Changed = t.Server.ViewOf(conf, logins)
@@ -58,7 +58,7 @@ func (t Tracker) remember(facts sshd.LoadFacts) {
 		return
 	}
 	if err := saveSnapshot(t.Dir, sshd.Snapshot{Stamp: facts.Load.Stamp, View: *running}); err != nil {
-		t.Log("note what sshd has loaded: %v", err)
+		t.Log("save what sshd has loaded: %v", err)
 	}
 }
 
@@ -108,7 +108,7 @@ func saveSnapshot(dir string, s sshd.Snapshot) error {
 		return fmt.Errorf("encode: %w", err)
 	}
 	if len(data) > maxSnapshotBytes {
-		return errors.New("sshd's settings are too long to keep")
+		return errors.New("sshd's settings are too long to save")
 	}
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err

@@ -72,17 +72,17 @@ func (s *SSHD) HallmarkLines() string {
 // Configure writes sshd's configuration: lines, of which hallmark's own go into a drop-in.
 // A file whose content stays is not touched.
 func (s *SSHD) Configure(lines string) {
-	others, ours, found := strings.Cut(lines, s.HallmarkLines())
+	others, own, found := strings.Cut(lines, s.HallmarkLines())
 	if found {
-		lines = others + "Include " + s.DropIn() + "\n" + ours
-		ours = s.HallmarkLines()
+		lines = others + "Include " + s.DropIn() + "\n" + own
+		own = s.HallmarkLines()
 	} else {
 		lines += "Include " + s.DropIn() + "\n"
 	}
 	if s.Sites {
 		lines = "Include " + s.Dir + "/[1-9]*.conf\n" + lines
 	}
-	s.Update(filepath.Base(s.DropIn()), ours)
+	s.Update(filepath.Base(s.DropIn()), own)
 	listen := "ListenAddress " + s.Address.String()
 	if s.Listen != nil {
 		listen = *s.Listen
@@ -121,7 +121,7 @@ func (s *SSHD) Write(name, content string) {
 
 func (s *SSHD) Run() {
 	s.t.Helper()
-	// Not -E: sshd's children would open the file anew, while the folder is removed.
+	// Not -E: sshd's children would open the file again, while the folder is removed.
 	log, err := os.OpenFile(filepath.Join(s.Dir, "sshd.log"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {
 		s.t.Fatal(err)
@@ -156,7 +156,7 @@ func (s *SSHD) Run() {
 }
 
 func (s *SSHD) Stop() {
-	// One that is just starting anew after a SIGHUP may miss the first.
+	// One that is just restarting after a SIGHUP may miss the first.
 	again := time.NewTicker(time.Second)
 	defer again.Stop()
 	for {

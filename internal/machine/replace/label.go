@@ -13,7 +13,7 @@ const selinuxLabel = "security.selinux"
 
 // copyLabel gives file the SELinux label of the file at path: sshd may not read
 // one that is labeled otherwise. Other attributes stay behind, because some
-// (security.ima) vouch for the old content.
+// (security.ima) cover the old content.
 func copyLabel(file *os.File, path string) error {
 	want := make([]byte, 4<<10)
 	n, _ := unix.Lgetxattr(path, selinuxLabel, want)

@@ -24,7 +24,7 @@ type Policy struct {
 	Now func() time.Time
 	// Random returns a number in [0, 1).
 	Random func() float64
-	// Log is told of every wait.
+	// Log receives a line for every wait.
 	Log func(format string, args ...any)
 }
 
@@ -59,7 +59,7 @@ func (r Policy) Do(ctx context.Context, attempts int, attempt func(context.Conte
 		if deadline, ok := ctx.Deadline(); ok && deadline.Sub(r.Now()) < wait {
 			return err
 		}
-		r.Log("%v; trying again in %s", err, wait.Round(100*time.Millisecond))
+		r.Log("%v; retrying in %s", err, wait.Round(100*time.Millisecond))
 		if r.Sleep(ctx, wait) != nil {
 			return err
 		}

@@ -52,15 +52,15 @@ func Check(r *protocol.Response, keys []hostkey.Key, i imds.Instance, own map[st
 	if err := checkNode(r, i, own); err != nil {
 		return nil, err
 	}
-	authorities, err := readCAKeys(r.OpenSSHCAs, r.HostCAs)
+	cas, err := readCAKeys(r.OpenSSHCAs, r.HostCAs)
 	if err != nil {
 		return nil, err
 	}
-	certificates, err := checkCertificates(r, keys, authorities.Hosts, now)
+	certificates, err := checkCertificates(r, keys, cas.Hosts, now)
 	if err != nil {
 		return nil, err
 	}
-	return &Grant{authorities, certificates, clampRenewal(r.RenewAfter, certificates, now)}, nil
+	return &Grant{cas, certificates, clampRenewal(r.RenewAfter, certificates, now)}, nil
 }
 
 // nodeNames are the four principals of every certificate (security rule 3).
@@ -90,12 +90,12 @@ func checkNode(r *protocol.Response, i imds.Instance, own map[string]bool) error
 	}
 	for n, principal := range r.Principals {
 		if slices.Contains(r.Principals[:n], principal) {
-			return fmt.Errorf("principal %.64q comes twice", principal)
+			return fmt.Errorf("principal %.64q is listed twice", principal)
 		}
 	}
 	for _, name := range nodeNames(r.Node) {
 		if !slices.Contains(r.Principals, name) {
-			return fmt.Errorf("principals %.200q lack %q", r.Principals, name)
+			return fmt.Errorf("principals %.200q do not include %q", r.Principals, name)
 		}
 	}
 	for _, principal := range FurtherPrincipals(r) {
@@ -118,7 +118,7 @@ func isPublicAddress(principal string) bool {
 	return err == nil && a.Is4() && a.String() == principal && a.IsGlobalUnicast() && !a.IsPrivate()
 }
 
-func checkCertificates(r *protocol.Response, keys []hostkey.Key, authorities []ssh.PublicKey, now time.Time) ([]*ssh.Certificate, error) {
+func checkCertificates(r *protocol.Response, keys []hostkey.Key, hostCAs []ssh.PublicKey, now time.Time) ([]*ssh.Certificate, error) {
 	if len(r.Certificates) != len(keys) {
 		return nil, fmt.Errorf("%d certificates for %d host keys", len(r.Certificates), len(keys))
 	}
@@ -128,7 +128,7 @@ func checkCertificates(r *protocol.Response, keys []hostkey.Key, authorities []s
 		if err != nil {
 			return nil, fmt.Errorf("certificate for %s: %w", key.Path, err)
 		}
-		want := hostcert.Want{Key: key.Public, Principals: r.Principals, Authorities: authorities, MaxLifetime: MaxLifetime}
+		want := hostcert.Want{Key: key.Public, Principals: r.Principals, Authorities: hostCAs, MaxLifetime: MaxLifetime}
 		if err := hostcert.Check(cert, want, now); err != nil {
 			return nil, fmt.Errorf("certificate for %s: %w", key.Path, err)
 		}

@@ -40,9 +40,9 @@ func TestAttackPrincipals(t *testing.T) {
 		"its addresses":           {adding("10.0.0.7", "192.0.2.7", "2001:db8::7"), ""},
 		"another's address":       {adding("10.0.0.8"), "is not provably"},
 		"its EC2's DNS name":      {adding("ip-10-0-0-7.us-west-2.compute.internal"), ""},
-		"none":                    {func([]string) []string { return nil }, "lack"},
-		"one too few":             {func(own []string) []string { return own[1:] }, "lack"},
-		"one in place of another": {func(own []string) []string { own[0] = "bastion"; return own }, "lack"},
+		"none":                    {func([]string) []string { return nil }, "do not include"},
+		"one too few":             {func(own []string) []string { return own[1:] }, "do not include"},
+		"one in place of another": {func(own []string) []string { own[0] = "bastion"; return own }, "do not include"},
 		"another host's name":     {adding("bastion"), `"bastion" is not provably`},
 		"localhost":               {adding("localhost"), "is not provably"},
 		"loopback":                {adding("127.0.0.1"), "is not provably"},
@@ -57,7 +57,7 @@ func TestAttackPrincipals(t *testing.T) {
 		"list":                    {adding("10.0.0.7,bastion"), "is not provably"},
 		"empty":                   {adding(""), "is not provably"},
 		"upper case":              {adding("A.EXAMPLE.COM"), "is not provably"},
-		"twice":                   {adding("10.0.0.7", "10.0.0.7"), "comes twice"},
+		"twice":                   {adding("10.0.0.7", "10.0.0.7"), "is listed twice"},
 		"too many":                {adding("a.1x", "b.1x", "c.1x", "d.1x", "e.1x", "f.1x", "g.1x", "h.1x", "i.1x"), "is not provably"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -122,7 +122,7 @@ func refusedBy(status int, data []byte) error {
 func TestRecordedRefusal(t *testing.T) {
 	for _, r := range recordedExchanges(t) {
 		err := refusedBy(http.StatusBadRequest, machinetest.ReadFile(t, filepath.Join(r.dir, "unsupported.json")))
-		if fault.KindOf(err) != fault.Refused || !strings.Contains(err.Error(), "does not speak") {
+		if fault.KindOf(err) != fault.Refused || !strings.Contains(err.Error(), "does not support") {
 			t.Errorf("%s: error %v", r.dir, err)
 		}
 	}

@@ -34,8 +34,8 @@ import (
 )
 
 const (
-	hintSignerURL  = "see that signer_url in the configuration is the signer's, and that nothing in between answers for it"
-	hintSignerDown = "sshd works as before; hallmark.service tries again in some minutes"
+	hintSignerURL  = "check that signer_url is the signer's address, and that nothing in between answers in its place"
+	hintSignerDown = "sshd works as before; hallmark.service retries in a few minutes"
 )
 
 const (
@@ -75,7 +75,7 @@ func New(c config.Config, r retry.Policy, p profile, now func() time.Time) (*Cli
 func newHTTPClient(caFile string) (*http.Client, error) {
 	transport, err := newTransport(caFile)
 	if err != nil {
-		return nil, &fault.Error{Kind: fault.Misconfigured, Hint: "see signer_ca_file in the configuration", Err: err}
+		return nil, &fault.Error{Kind: fault.Misconfigured, Hint: "check signer_ca_file in the configuration", Err: err}
 	}
 	return &http.Client{
 		Transport: transport,
@@ -85,7 +85,7 @@ func newHTTPClient(caFile string) (*http.Client, error) {
 }
 
 // newTransport trusts the roots in caFile and those of the system. The system's are
-// read only if the others do not vouch for the signer: reading some 140 certificates,
+// read only if the others did not issue the signer's certificate: reading some 140 certificates,
 // most of them twice, is a fifth of an enrollment's memory and CPU time.
 func newTransport(caFile string) (http.RoundTripper, error) {
 	system := systemTransport(sync.OnceValues(func() (http.RoundTripper, error) {
@@ -104,7 +104,7 @@ func newTransport(caFile string) (http.RoundTripper, error) {
 	}
 	roots := x509.NewCertPool()
 	if !roots.AppendCertsFromPEM(data) {
-		return nil, fmt.Errorf("read the signer's CA: %s holds no PEM certificate", caFile)
+		return nil, fmt.Errorf("read the signer's CA: %s contains no PEM certificate", caFile)
 	}
 	return ownFirst{transportWith(roots), system}, nil
 }
@@ -132,7 +132,7 @@ func transportWith(roots *x509.CertPool) *http.Transport {
 }
 
 // ownFirst makes a request by the first transport, and by the second if the first does
-// not know who vouches for the server.
+// not trust the server's certificate.
 type ownFirst struct{ own, system http.RoundTripper }
 
 func (t ownFirst) RoundTrip(r *http.Request) (*http.Response, error) {
@@ -172,7 +172,7 @@ func systemRoots() (*x509.CertPool, error) {
 // requestMaker makes a request in a version of the protocol.
 type requestMaker func(ctx context.Context, version int) ([]byte, error)
 
-// Ask posts a request until it is answered, and makes it anew each time: a proof
+// Ask posts a request until it is answered, and makes a new one each time: a proof
 // is good for minutes only. It begins with the latest version of the protocol, because an
 // older signer may have been updated since the last run.
 func (c *Client) Ask(ctx context.Context, region string, newRequest requestMaker) (*protocol.Response, error) {
@@ -205,7 +205,7 @@ type versionError struct {
 }
 
 func (e *versionError) Error() string {
-	return fmt.Sprintf("the signer does not speak this machine's protocol version %d%s (request %.64q)", e.asked, spoken(e.signers), e.requestID)
+	return fmt.Sprintf("the signer does not support this machine's protocol version %d%s (request %.64q)", e.asked, spoken(e.signers), e.requestID)
 }
 
 // olderVersion returns the latest version before the one in which a signer was asked that
@@ -263,13 +263,13 @@ func (c *Client) CAs(ctx context.Context, etag, region string) (current *CAs, ne
 }
 
 func readCAs(data []byte) (*CAs, error) {
-	const hint = "nothing was changed; see that signer_url is the signer's"
+	const hint = "nothing was changed; check that signer_url is the signer's address"
 	if len(data) > protocol.MaxResponseBytes {
 		return nil, fault.Newf(fault.Failed, hint, "the signer's list of CAs has more than %d bytes", protocol.MaxResponseBytes)
 	}
 	var list protocol.CAs
 	if err := json.Unmarshal(data, &list); err != nil {
-		return nil, fault.Newf(fault.Failed, hint, "the signer's list of CAs is not of this protocol: %w", err)
+		return nil, fault.Newf(fault.Failed, hint, "the signer's list of CAs is not a valid Hallmark response: %w", err)
 	}
 	if list.Version != protocol.CAsVersion {
 		return nil, fault.Newf(fault.Failed, "update hallmark on this machine, or the signer",
@@ -277,7 +277,7 @@ func readCAs(data []byte) (*CAs, error) {
 	}
 	a, err := readCAKeys(list.OpenSSHCAs, list.HostCAs)
 	if err != nil {
-		return nil, fault.Newf(fault.Failed, hint, "the signer's list of CAs is not acceptable: %w", err)
+		return nil, fault.Newf(fault.Failed, hint, "rejected the signer's list of CAs: %w", err)
 	}
 	return &a, nil
 }
@@ -357,7 +357,7 @@ func waitOf(err error) time.Duration {
 func unreachable(err error) error {
 	hint := hintSignerDown
 	if _, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
-		hint = "the signer's TLS certificate does not verify: see signer_ca_file, signer_url and the machine's clock"
+		hint = "the signer's TLS certificate cannot be verified: check signer_ca_file, signer_url and the machine's clock"
 	}
 	return fault.Newf(fault.Temporary, hint, "ask the signer: %w", err)
 }
@@ -370,7 +370,7 @@ func readAnswer(data []byte) (*protocol.Response, error) {
 	var answer protocol.Response
 	// Fields that a later signer adds do no harm to an older machine.
 	if err := json.Unmarshal(data, &answer); err != nil {
-		return nil, fault.Newf(fault.Failed, hintSignerURL, "the signer's answer is not of this protocol: %w", err)
+		return nil, fault.Newf(fault.Failed, hintSignerURL, "the signer's answer is not a valid Hallmark response: %w", err)
 	}
 	if !slices.Contains(protocol.SupportedVersions(), answer.Version) {
 		return nil, fault.Newf(fault.Failed, hintVersions([]int{answer.Version}),
@@ -428,7 +428,7 @@ func hintVersions(signers []int) string {
 	case len(signers) == 0:
 		return "update hallmark on this machine, or the signer"
 	case slices.Min(signers) > slices.Max(own):
-		return "update hallmark on this machine: bake its image anew, or run a newer 'hallmark install'"
+		return "update hallmark on this machine: bake a new image, or run a newer 'hallmark install'"
 	default:
 		return "update the signer: it is older than hallmark on this machine"
 	}
@@ -450,12 +450,12 @@ func spoken(versions []int) string {
 // unexplained is for answers that did not come from a signer, but from something
 // in front of it.
 func unexplained(status int) *fault.Error {
-	err := fmt.Errorf("the signer answered %d %s, without a reason of this protocol", status, http.StatusText(status))
+	err := fmt.Errorf("the signer answered %d %s, without a Hallmark error code", status, http.StatusText(status))
 	switch {
 	case temporary(status):
 		return &fault.Error{Kind: fault.Temporary, Hint: hintSignerDown, Err: err}
 	case status >= 300 && status < 400:
-		return &fault.Error{Kind: fault.Failed, Hint: "redirects are not followed: give the final address as signer_url", Err: err}
+		return &fault.Error{Kind: fault.Failed, Hint: "hallmark does not follow redirects: set signer_url to the final address", Err: err}
 	}
 	return &fault.Error{Kind: fault.Refused, Hint: hintSignerURL, Err: err}
 }
@@ -475,13 +475,13 @@ func hintRefused(code protocol.Code) string {
 	case protocol.CodeAudienceMismatch:
 		return "audience in the configuration must be that of the signer's deployment"
 	case protocol.CodePolicyRefused:
-		return "no rule of the signer's policy admits this instance: its log says why, by the request id"
+		return "no rule of the signer's policy admits this instance: look up the request id in the signer's log"
 	case protocol.CodeKeyConflict, protocol.CodeKeyInUse:
-		return "host keys must be made on each instance at first boot: end a bake with 'hallmark seal'"
+		return "each instance must make its own host keys at first boot: end the bake with 'hallmark seal'"
 	case protocol.CodeNameInUse:
 		return "give the instance another name, or remove the node that holds it from Teleport"
 	default:
-		return "the signer's log says more, by the request id"
+		return "look up the request id in the signer's log"
 	}
 }
 

@@ -32,7 +32,7 @@ type Finding struct {
 	Blocks bool
 }
 
-// String returns the finding on one line: what, where, for whom, and what to do.
+// String returns the finding on one line: what, where, which logins, and what to do.
 func (f Finding) String() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s %s", f.Keyword, abbreviate(f.Value))
@@ -106,8 +106,8 @@ func JoinFindings(findings []Finding) error {
 type Want struct {
 	// CAFile is the TrustedUserCAKeys that hallmark sets.
 	CAFile string
-	// Authorities are the CAs of people's certificates; none, if they are not known yet.
-	Authorities []ssh.PublicKey
+	// CAs are the CAs of people's certificates; none, if they are not known yet.
+	CAs []ssh.PublicKey
 	// MaxStartups is what hallmark sets, or empty.
 	MaxStartups string
 	// ProxySources are the addresses and networks that Teleport's proxies connect from, or

@@ -146,7 +146,7 @@ func TestAssess(t *testing.T) {
 				settings = set(test.lines)
 			}
 			findings := Assess(Facts{
-				Want:     Want{CAFile: "/ca", Authorities: append([]ssh.PublicKey{ca}, test.more...), MaxStartups: sshdconf.DefaultMaxStartups, ProxySources: test.proxies},
+				Want:     Want{CAFile: "/ca", CAs: append([]ssh.PublicKey{ca}, test.more...), MaxStartups: sshdconf.DefaultMaxStartups, ProxySources: test.proxies},
 				Logins:   []Login{{Connection{"root", here}, []byte(settings)}, {Connection{"root", elsewhere}, []byte(settings)}},
 				Accounts: []Account{{Name: "root", Home: "/root", Groups: []string{"root", "wheel"}, LogsIn: true}, {Name: "daemon"}},
 				Files:    test.files, Absent: test.absent,

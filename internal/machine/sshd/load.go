@@ -26,7 +26,7 @@ type Load struct {
 // LastLoad finds out when the running sshd last read its files.
 //
 // sshd writes its PID file after it has read its configuration, and again after each SIGHUP,
-// for which it starts itself anew (sshd.c, sighup_restart). Without a PID file systemd
+// for which it restarts itself (sshd.c, sighup_restart). Without a PID file systemd
 // knows when the unit last changed its state, as it does for a reload. The process's own
 // start is the least that the load can be.
 func (s *Server) LastLoad(ctx context.Context, pidFile string) (Load, error) {

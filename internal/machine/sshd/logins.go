@@ -11,7 +11,7 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// Connection is what sshd is told of a login when it is asked for its settings.
+// Connection is what sshd needs to know of a login to print its settings.
 // Match blocks go by it.
 type Connection struct {
 	User string
@@ -106,17 +106,17 @@ func connections(accounts []Account) (all []probe) {
 
 // Drift compares the settings of the same logins before and after a change, and
 // returns the first difference in a keyword that the change is not about, or "".
-func Drift(before, after []Login, ours ...string) string {
+func Drift(before, after []Login, own ...string) string {
 	for n := range min(len(before), len(after)) {
-		if difference := drift(before[n].Settings, after[n].Settings, ours); difference != "" {
+		if difference := drift(before[n].Settings, after[n].Settings, own); difference != "" {
 			return fmt.Sprintf("for %s from %s: %s", after[n].User, after[n].Address, difference)
 		}
 	}
 	return ""
 }
 
-func drift(before, after []byte, ours []string) string {
-	was, is := settingsWithout(before, ours), settingsWithout(after, ours)
+func drift(before, after []byte, own []string) string {
+	was, is := settingsWithout(before, own), settingsWithout(after, own)
 	for n := range max(len(was), len(is)) {
 		a, b := lineAt(was, n), lineAt(is, n)
 		if a != b {

@@ -16,7 +16,7 @@ import (
 func (f Facts) problems(login Login) (all []problem) {
 	s := parseSettings(login.Settings)
 	for _, check := range []func(Login, settings) []problem{
-		f.publicKeys, f.certificateTypes, f.authorities, f.revocation, f.principals, f.methods,
+		f.publicKeys, f.certificateTypes, f.trustedCAs, f.revocation, f.principals, f.methods,
 		f.admission, f.hostAlgorithms, f.transport, f.limits,
 	} {
 		all = append(all, check(login, s)...)
@@ -67,8 +67,8 @@ func (Facts) certificateTypes(_ Login, s settings) (all []problem) {
 	const teleportRSA = 2048 // bits of the keys that Teleport makes
 	if size, err := strconv.Atoi(s.value("requiredrsasize")); err == nil && size > teleportRSA {
 		all = append(all, risk("RequiredRSASize", s.value("requiredrsasize"),
-			"sshd refuses people whose certificate is for an RSA key of 2048 bits, which clusters with the signature algorithm suite legacy make",
-			"write RequiredRSASize 2048, or see that the cluster's suite is another")...)
+			"sshd refuses certificates for RSA keys of 2048 bits, which clusters with the signature algorithm suite legacy issue",
+			"write RequiredRSASize 2048, or change the cluster's suite")...)
 	}
 	return all
 }
@@ -78,20 +78,20 @@ func without(all, some []string) []string {
 	return slices.DeleteFunc(slices.Clone(all), func(s string) bool { return slices.Contains(some, s) })
 }
 
-func (f Facts) authorities(_ Login, s settings) (all []problem) {
+func (f Facts) trustedCAs(_ Login, s settings) (all []problem) {
 	if value := s.value("trustedusercakeys"); f.CAFile != "" && value != "" && value != f.CAFile {
 		// Those may be the cluster's as well: what is in that file is somebody else's matter.
 		all = append(all, risk("TrustedUserCAKeys", value,
-			"sshd trusts the CAs in this file, not hallmark's: certificates of the cluster do not log in there", "remove that line")...)
+			"sshd trusts the CAs in this file, not hallmark's: the cluster's certificates do not work there", "remove that line")...)
 	}
 	accepted := s.list("casignaturealgorithms")
 	if accepted == nil { // before OpenSSH 7.9
 		return all
 	}
 	var refused, wanted []string
-	for _, ca := range f.Authorities {
+	for _, ca := range f.CAs {
 		if a := signatureAlgorithm(ca); !slices.Contains(accepted, a) {
-			refused = append(refused, fmt.Sprintf("%s, which signs by %s", ssh.FingerprintSHA256(ca), a))
+			refused = append(refused, fmt.Sprintf("%s, which signs with %s", ssh.FingerprintSHA256(ca), a))
 			wanted = append(wanted, a)
 		}
 	}
@@ -100,7 +100,7 @@ func (f Facts) authorities(_ Login, s settings) (all []problem) {
 	}
 	consequence := "sshd refuses certificates of the cluster's CA " + strings.Join(refused, " and ")
 	remedy := "add " + strings.Join(slices.Compact(wanted), ",")
-	if len(refused) == len(f.Authorities) {
+	if len(refused) == len(f.CAs) {
 		return append(all, severe("CASignatureAlgorithms", s.value("casignaturealgorithms"), consequence, remedy)...)
 	}
 	return append(all, risk("CASignatureAlgorithms", s.value("casignaturealgorithms"), consequence, remedy)...)
@@ -125,10 +125,10 @@ func (f Facts) revocation(_ Login, s settings) []problem {
 			"make the file, which may be empty, or write RevokedKeys none")
 	}
 	var revoked []string
-	for _, ca := range f.Authorities {
+	for _, ca := range f.CAs {
 		switch yes, err := revokes(content, ca); {
 		case err != nil:
-			return severe("RevokedKeys", value, err.Error()+", so sshd refuses all keys and certificates", "make the list again by ssh-keygen -k")
+			return severe("RevokedKeys", value, err.Error()+", so sshd refuses all keys and certificates", "make the list again with ssh-keygen -k")
 		case yes:
 			revoked = append(revoked, ssh.FingerprintSHA256(ca))
 		}
@@ -137,17 +137,17 @@ func (f Facts) revocation(_ Login, s settings) []problem {
 		return nil
 	}
 	consequence := "the file revokes the cluster's CA " + strings.Join(revoked, " and ")
-	if len(revoked) < len(f.Authorities) {
+	if len(revoked) < len(f.CAs) {
 		return risk("RevokedKeys", value, consequence, "remove it from the file")
 	}
 	return severe("RevokedKeys", value, consequence, "remove it from the file")
 }
 
 func (f Facts) principals(login Login, s settings) []problem {
-	const consequence = "a certificate of Teleport names the login as its principal; sshd looks for principals elsewhere"
+	const consequence = "a Teleport certificate has the login as its principal, but sshd looks for principals elsewhere"
 	if value := noneIsEmpty(s.value("authorizedprincipalscommand")); value != "" {
 		return risk("AuthorizedPrincipalsCommand", value, consequence,
-			"see that the command prints the login's own name, or write AuthorizedPrincipalsCommand none")
+			"make the command print the login's own name, or write AuthorizedPrincipalsCommand none")
 	}
 	value := noneIsEmpty(s.value("authorizedprincipalsfile"))
 	if value == "" {
@@ -157,7 +157,7 @@ func (f Facts) principals(login Login, s settings) []problem {
 	if !known || permits(string(f.Files[file]), login.User) {
 		return nil
 	}
-	p := severe("AuthorizedPrincipalsFile", value, consequence, "write AuthorizedPrincipalsFile none, or each login's own name into its file")
+	p := severe("AuthorizedPrincipalsFile", value, consequence, "write AuthorizedPrincipalsFile none, or put each login's own name in its file")
 	p[0].open = f.hasOther(value)
 	return p
 }
@@ -242,13 +242,13 @@ func (Facts) methods(_ Login, s settings) []problem {
 	if len(lists) == 0 || slices.Contains(lists, "any") || slices.Contains(lists, "publickey") {
 		return nil
 	}
-	return severe("AuthenticationMethods", value, "a certificate alone does not suffice, and Teleport's proxy has nothing else to offer",
+	return severe("AuthenticationMethods", value, "a certificate alone is not enough, and Teleport's proxy has nothing else to offer",
 		"add publickey as a list of its own: AuthenticationMethods publickey "+value)
 }
 
 // admission judges AllowUsers and its like, in sshd's order.
 func (f Facts) admission(login Login, s settings) []problem {
-	const consequence, remedy = "sshd admits nobody to this account", "see that the accounts that people log in to are admitted"
+	const consequence, remedy = "sshd admits nobody to this account", "admit the accounts that people log in to"
 	var groups []string
 	for _, a := range f.Accounts {
 		if a.Name == login.User {

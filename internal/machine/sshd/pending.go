@@ -64,7 +64,7 @@ func (f LoadFacts) Running() (v *View, why string) {
 		return &f.Snapshot.View, ""
 	}
 	if f.Load.At.IsZero() {
-		return nil, "it is not known when sshd last read its configuration"
+		return nil, "hallmark cannot tell when sshd last read its configuration"
 	}
 	for _, c := range f.Changed {
 		if !c.At.Before(f.Load.At) {

@@ -52,7 +52,7 @@ func TestPending(t *testing.T) {
 		{"edited to the same", LoadFacts{Load: loaded, Snapshot: known, Files: same, Changed: late}, "", true},
 		{"edited and reloaded", LoadFacts{Load: Load{Stamp: "1 2 4", At: noon()}, Snapshot: known, Files: no, Changed: early}, "", true},
 		{"edited, reloaded, edited", LoadFacts{Load: Load{Stamp: "1 2 4", At: noon()}, Snapshot: known, Files: no, Changed: late}, "sshd_config changed", false},
-		{"an unknown time of the load", LoadFacts{Load: Load{Stamp: stamp}, Files: yes, Changed: early}, "not known when", false},
+		{"an unknown time of the load", LoadFacts{Load: Load{Stamp: stamp}, Files: yes, Changed: early}, "cannot tell when", false},
 		{"the same, known from before", LoadFacts{Load: Load{Stamp: stamp}, Snapshot: known, Files: yes, Changed: early}, "", true},
 		{"a file with a time in the future", LoadFacts{Load: loaded, Files: yes, Changed: []Changed{{"/f", noon().AddDate(9, 0, 0)}}}, "/f changed", false},
 		{"another host key", LoadFacts{Load: loaded, Snapshot: known, Files: yes.with(func(v *View) { v.Keys = map[string]string{"/k": "SHA256:b"} })}, "/k is not the one", true},

@@ -207,7 +207,7 @@ func lastLines(s string) string {
 // again. Established sessions go on; new ones wait for some 100 ms.
 //
 // The listener is the process that pidFile names. If it is the main process of a
-// systemd unit, systemd is told to reload that unit, otherwise the process gets a
+// systemd unit, systemctl reloads that unit, otherwise the process gets a
 // SIGHUP (sshd(8)).
 //
 // Behind a socket of systemd it is different. An sshd that was handed its socket
@@ -259,7 +259,7 @@ func (s *Server) Start(ctx context.Context) error {
 }
 
 // listenerPID reads a pid file and makes sure that the process is an sshd: after
-// a crash the number may belong to someone whom a SIGHUP would end.
+// a crash the number may belong to a process that a SIGHUP would end.
 func listenerPID(pidFile string) (int, error) {
 	if pidFile == "" {
 		return 0, errors.New("its configuration says PidFile none")
@@ -363,7 +363,7 @@ func parseUnits(output string) (units []unit) {
 }
 
 // socketAddresses reads "[::]:22 (Stream)". A socket on all IPv6 addresses takes
-// IPv4 as well, unless the kernel is told otherwise. Others, such as paths, are
+// IPv4 as well, unless a sysctl says otherwise. Others, such as paths, are
 // passed over.
 func socketAddresses(value string) []netip.AddrPort {
 	address, _, _ := strings.Cut(value, " ")

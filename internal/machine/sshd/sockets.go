@@ -111,8 +111,8 @@ func listenAddresses(pid int, configured []netip.AddrPort) ([]netip.AddrPort, er
 	var addresses []netip.AddrPort
 	for _, s := range sockets {
 		address := reachable(s.address)
-		ours := inodes[s.inode] || hidden && slices.Contains(configured, address)
-		if ours && !slices.Contains(addresses, address) {
+		own := inodes[s.inode] || hidden && slices.Contains(configured, address)
+		if own && !slices.Contains(addresses, address) {
 			addresses = append(addresses, address)
 		}
 	}

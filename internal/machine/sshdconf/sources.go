@@ -22,7 +22,7 @@ const (
 // keeps a line break, and so another directive, out of the rendered file.
 func CheckSources(sources []string) error {
 	if len(sources) > maxSources {
-		return fmt.Errorf("%d entries, %d at most: give networks", len(sources), maxSources)
+		return fmt.Errorf("%d entries, %d at most: list networks", len(sources), maxSources)
 	}
 	for _, source := range sources {
 		if err := checkSource(source); err != nil {
@@ -50,7 +50,7 @@ func checkSource(source string) error {
 	case network != network.Masked():
 		return fmt.Errorf("%q has bits beyond its prefix length, which sshd refuses: write %s", source, network.Masked())
 	case address.IsUnspecified():
-		return fmt.Errorf("%q is the address of no proxy", source)
+		return fmt.Errorf("%q is not the address of a proxy", source)
 	}
 	return nil
 }

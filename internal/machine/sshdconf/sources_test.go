@@ -27,8 +27,8 @@ func TestCheckSources(t *testing.T) {
 		"::/0":                 "too wide",
 		"0.0.0.0/1":            "too wide",
 		"2000::/3":             "too wide",
-		"0.0.0.0":              "no proxy",
-		"::":                   "no proxy",
+		"0.0.0.0":              "not the address of a proxy",
+		"::":                   "not the address of a proxy",
 		"::ffff:192.0.2.7":     "write the IPv4 address itself, 192.0.2.7",
 		"::ffff:192.0.2.0/124": "write the IPv4 address itself, 192.0.2.0",
 	} {

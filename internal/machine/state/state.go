@@ -39,7 +39,7 @@ type State struct {
 	RenewAfter time.Time `json:"renewAfter"`
 	// SignedUnder is the first of the HostCAs at the enrollment.
 	SignedUnder string `json:"signedUnder,omitempty"`
-	// CAsETag is the entity tag of the authorities that were last learned.
+	// CAsETag is the entity tag of the CAs that were last learned.
 	CAsETag string `json:"casETag,omitempty"`
 	// OwnAddress tells whether the node's address was one of this machine's.
 	OwnAddress bool `json:"ownAddress,omitempty"`
@@ -101,7 +101,7 @@ func (s *State) marshal() ([]byte, error) {
 	return append(data, '\n'), nil
 }
 
-// Learn takes the authorities over, and knows the entity tag of a signer's answer
+// Learn takes over the CAs, and knows the entity tag of a signer's answer
 // that names just these.
 func (s *State) Learn(openSSH, hosts []ssh.PublicKey) {
 	s.OpenSSHCAs, s.HostCAs = cafile.Lines(openSSH), cafile.Lines(hosts)

@@ -35,7 +35,7 @@ func (w *Waiting) Access(now time.Time) string {
 }
 
 func (w *Waiting) String() string {
-	return fmt.Sprintf("new certificates wait until sshd is reloaded, because that would put somebody's pending change into effect: %s", w.Reason)
+	return fmt.Sprintf("new certificates wait until sshd is reloaded, because a reload would also apply somebody's pending change: %s", w.Reason)
 }
 
 // NextWaiting returns what a state says about certificates that have to wait, given the state
