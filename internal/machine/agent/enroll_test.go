@@ -263,7 +263,7 @@ func TestEnrollBadAnswers(t *testing.T) {
 			w.Header().Set("Location", "https://127.0.0.1:1/")
 			w.WriteHeader(http.StatusMovedPermanently)
 			return true
-		}, message: "301", hint: "redirects are not followed"},
+		}, message: "301", hint: "does not follow redirects"},
 		{name: "403 of the policy", intercept: answer(403, `{"error":{"code":"policy_refused","message":"no rule admits the instance","requestId":"r7"}}`),
 			kind: fault.Refused, message: `no rule admits the instance`, hint: "no rule of the signer's policy"},
 		{name: "403 of something in front", intercept: answer(403, `{"Message":"Forbidden"}`), kind: fault.Refused, message: "403 Forbidden", hint: "signer_url"},
