@@ -34,8 +34,8 @@ type change struct {
 }
 
 // Stage prepares path to hold data. A file that exists keeps its mode, owner and
-// SELinux label; a new one gets mode, and its
-// label from its folder. A file that holds data already is left alone.
+// SELinux label; a new one gets mode and its
+// folder's label. A file that holds data already is left alone.
 func (c *Change) Stage(path string, data []byte, mode fs.FileMode) error {
 	if err := settle(path); err != nil {
 		return fmt.Errorf("prepare %s: %w", path, err)
@@ -154,9 +154,11 @@ func (f *change) write(data []byte, mode fs.FileMode) (err error) {
 	}
 	if f.saved != "" {
 		mode, err = copyAttributes(file, f.saved, mode)
-		if err != nil {
-			return err
-		}
+	} else {
+		err = inheritLabel(file, filepath.Dir(f.path))
+	}
+	if err != nil {
+		return err
 	}
 	if err := file.Chmod(mode.Perm()); err != nil { // Chmod, as the umask must not matter
 		return err
