@@ -166,6 +166,16 @@ func (r remote) Permit(ctx context.Context, i ledger.Instance, p ledger.Permit) 
 	return err
 }
 
+func (r remote) Expired(ctx context.Context, from string, now time.Time) (found ledger.Expired, err error) {
+	r.do(func() { found, err = r.ledger.Expired(ctx, from, now) })
+	return found, err
+}
+
+func (r remote) EndExpired(ctx context.Context, i ledger.Instance, now time.Time) (ended bool, err error) {
+	r.do(func() { ended, err = r.ledger.EndExpired(ctx, i, now) })
+	return ended, err
+}
+
 func (r remote) Release(ctx context.Context, name, by string, now time.Time) (holder ledger.Instance, err error) {
 	r.do(func() { holder, err = r.ledger.Release(ctx, name, by, now) })
 	return holder, err

@@ -25,7 +25,7 @@ var (
 
 // interleavings is how many orders there are, up to calls that commute. It changes when an
 // operation makes another call; then look whether it should.
-const interleavings = 2513251
+const interleavings = 2514472
 
 // TestInterleavings explores every order of every pair of operations, with at most one
 // failure. A failure prints a trace, which -explore.replay takes.
@@ -307,7 +307,7 @@ func TestFindsFaults(t *testing.T) {
 		{"never ends", lookForever, "still makes calls"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			p := pair{name: test.name, ops: [2]operation{{test.name, test.run, 1, false}, renewal}, fresh: [2]bool{false, true}}
+			p := pair{name: test.name, ops: [2]operation{{name: test.name, run: test.run, instance: 1}, renewal}, fresh: [2]bool{false, true}}
 			_, err := explore(t, f, p, false)
 			if err == nil || !strings.Contains(err.Error(), test.want) {
 				t.Fatalf("found %v, want %s", err, test.want)

@@ -82,6 +82,21 @@ func sweepAs(signer string) run {
 	}
 }
 
+// walk has EC2 terminate the instance, and the event get lost. What is left is a record
+// that expires, if the machine does not renew in time.
+func walk(n int) run {
+	return func(ctx context.Context, p *process) error {
+		if err := p.change(n, "terminate", func(w *world) { w.terminate(n) }); err != nil {
+			return err
+		}
+		report, err := p.fleetOf(audience).EndExpired(ctx)
+		if err == nil && report.Failed > 0 {
+			err = fmt.Errorf("the walk failed %d times", report.Failed)
+		}
+		return err
+	}
+}
+
 // rekey permits other keys, which the machine then comes with.
 func rekey(n int) run {
 	again := fmt.Sprint(n, " again")
@@ -116,20 +131,22 @@ type operation struct {
 	run      run
 	instance int
 	enrolls  bool // the machine runs it, and asks again
+	// losesEvent says that the instance is gone, and its node is left to the sweep.
+	losesEvent bool
 }
 
 // operations are those of one instance. The name is what it is renamed to.
 func operations(n int, name string) []operation {
 	return []operation{
-		{"enroll", enrollOnce(n), n, true},
-		{"renew", enrollOnce(n), n, true},
-		{"rename", rename(n, name), n, true},
-		{"off-board", offboard(n), n, false},
-		{"tag", tag(n), n, false},
-		{"sweep", sweepAs(audience), n, false},
-		{"re-key", rekey(n), n, true},
-		{"release", release("shared"), n, false},
-		{"second signer", enrollAs(n, fmt.Sprint(n), second), n, true},
+		{name: "enroll", run: enrollOnce(n), instance: n, enrolls: true},
+		{name: "renew", run: enrollOnce(n), instance: n, enrolls: true},
+		{name: "rename", run: rename(n, name), instance: n, enrolls: true},
+		{name: "off-board", run: offboard(n), instance: n, enrolls: false},
+		{name: "tag", run: tag(n), instance: n, enrolls: false},
+		{name: "sweep", run: sweepAs(audience), instance: n, enrolls: false},
+		{name: "re-key", run: rekey(n), instance: n, enrolls: true},
+		{name: "release", run: release("shared"), instance: n, enrolls: false},
+		{name: "second signer", run: enrollAs(n, fmt.Sprint(n), second), instance: n, enrolls: true},
 	}
 }
 
@@ -149,6 +166,10 @@ type pair struct {
 // there would be too many orders.
 func (p pair) takesTheFailure(t *transition) bool {
 	return t.takesTheFailure() || t.outcome == isStale && p.isLong() && !*stale
+}
+
+func (p pair) losesEvent(n int) bool {
+	return slices.ContainsFunc(p.ops[:], func(o operation) bool { return o.losesEvent && o.instance == n })
 }
 
 // isLong reports whether both operations are enrollments, which follow each other.
@@ -228,7 +249,7 @@ func pairs() []pair {
 		a, b := operations(1, name), operations(2, name)
 		all = append(all, pair{name: "both want the name " + name, ops: [2]operation{a[2], b[2]}, holds: "other"})
 	}
-	return slices.Concat(all, late(all), timed(all))
+	return slices.Concat(all, late(all), timed(all), walks())
 }
 
 // late are pairs whose certificates and claims have ended.
@@ -242,6 +263,23 @@ func late(all []pair) []pair {
 		}
 	}
 	return late
+}
+
+// walks are pairs of the sweep's walk through expired records and another operation.
+func walks() []pair {
+	first := operation{name: "walk", run: walk(1), instance: 1, losesEvent: true}
+	others := slices.DeleteFunc(operations(1, "renamed"), func(o operation) bool {
+		return o.name == "enroll" || o.name == "rename" || o.name == "re-key" // longer, and end the same
+	})
+	var walks []pair
+	for _, other := range append(others, first, operations(2, "renamed")[0]) {
+		name := "walk, " + other.name
+		if other.instance == 2 {
+			name = "walk, another's " + other.name
+		}
+		walks = append(walks, pair{name: name + ", late", ops: [2]operation{first, other}, fresh: [2]bool{false, true}, age: over})
+	}
+	return walks
 }
 
 // timed are pairs during which the clock moves.

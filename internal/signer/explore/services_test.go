@@ -49,7 +49,8 @@ func (p *process) signerFor(name string) *enroll.Signer {
 func (p *process) fleetOf(signer string) *upkeep.Fleet {
 	return &upkeep.Fleet{
 		Audience: signer, Accounts: []string{account}, Regions: []string{region}, Inventory: ec2{p}, Ledger: records{p},
-		Missing: new(memo.Memory), // no instance is ever missing here
+		Missing: new(memo.Memory),                   // no instance is ever missing here
+		Records: records{p}, Walk: new(memo.Memory), // one step reaches all records
 		Policy:  func(context.Context) (*policy.Policy, error) { return p.rules, nil },
 		Connect: func(ctx context.Context) (upkeep.Cluster, error) { return cluster{p}, p.connect(ctx) },
 		Log:     slog.New(slog.DiscardHandler), Now: p.clock,
@@ -204,6 +205,16 @@ func (r records) Permit(ctx context.Context, i ledger.Instance, p ledger.Permit)
 func (r records) Release(ctx context.Context, name, by string, now time.Time) (ledger.Instance, error) {
 	return wait(r.to(ctx, inLedger, "Release "+name).writes(bothRecords()...), func(i ledger.Instance) string { return i.ID },
 		func(w *world) (ledger.Instance, error) { return w.ledger.Release(context.Background(), name, by, now) })
+}
+
+func (r records) Expired(ctx context.Context, from string, now time.Time) (ledger.Expired, error) {
+	return wait(r.to(ctx, inLedger, "Expired").reads(bothRecords()...), func(e ledger.Expired) string { return fmt.Sprintf("%+v", e) },
+		func(w *world) (ledger.Expired, error) { return w.ledger.Expired(context.Background(), from, now) })
+}
+
+func (r records) EndExpired(ctx context.Context, i ledger.Instance, now time.Time) (bool, error) {
+	return wait(r.to(ctx, inLedger, "EndExpired "+i.ID).writes("record/"+i.ID), func(ended bool) string { return fmt.Sprint(ended) },
+		func(w *world) (bool, error) { return w.ledger.EndExpired(context.Background(), i, now) })
 }
 
 type cluster struct{ *process }

@@ -153,6 +153,8 @@ type store interface {
 	End(ctx context.Context, i ledger.Instance) error
 	Permit(ctx context.Context, i ledger.Instance, p ledger.Permit) error
 	Release(ctx context.Context, name, by string, now time.Time) (ledger.Instance, error)
+	Expired(ctx context.Context, from string, now time.Time) (ledger.Expired, error)
+	EndExpired(ctx context.Context, i ledger.Instance, now time.Time) (bool, error)
 }
 
 // certificate is what one of an instance says.
