@@ -19,6 +19,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"github.com/hallmark-ssh/hallmark/internal/identity"
+	"github.com/hallmark-ssh/hallmark/internal/signer/node"
 	"github.com/hallmark-ssh/hallmark/internal/signer/policy"
 )
 
@@ -63,13 +64,13 @@ func (d *deployment) limits() policy.Limits {
 
 // Limits returns what a deployment.yaml leaves to the policy, and the names that the
 // deployment goes by. It reads no other file.
-func Limits(data []byte) (policy.Limits, policy.Cluster, error) {
+func Limits(data []byte) (policy.Limits, node.Cluster, error) {
 	d, err := parseDeployment(data)
 	if err != nil {
-		return policy.Limits{}, policy.Cluster{}, err
+		return policy.Limits{}, node.Cluster{}, err
 	}
 	proxy, _, err := net.SplitHostPort(d.Teleport.Address)
-	return d.limits(), policy.Cluster{Signer: d.Audience, Proxy: proxy}, err
+	return d.limits(), node.Cluster{Signer: d.Audience, Proxy: proxy}, err
 }
 
 // readDeployment reads the file and all that it names; paths in it start from its

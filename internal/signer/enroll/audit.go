@@ -14,6 +14,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/identity"
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
+	"github.com/hallmark-ssh/hallmark/internal/signer/node"
 	"github.com/hallmark-ssh/hallmark/internal/signer/policy"
 )
 
@@ -36,7 +37,7 @@ type audit struct {
 	document     *identity.Document // verified
 	proved       bool               // the caller is that instance and holds the keys
 	report       *protocol.Report   // what the instance says about itself, once it is proved
-	facts        *policy.Facts      // agree with the document
+	facts        *node.Facts        // agree with the document
 	record       ledger.Record
 	policy       string
 	decision     policy.Decision

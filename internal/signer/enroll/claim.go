@@ -16,12 +16,10 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
 	"github.com/hallmark-ssh/hallmark/internal/signer/inventory"
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
+	"github.com/hallmark-ssh/hallmark/internal/signer/node"
 	"github.com/hallmark-ssh/hallmark/internal/signer/policy"
 	"github.com/hallmark-ssh/hallmark/internal/signer/teleport"
 )
-
-// signerLabel marks a node as this signer's.
-const signerLabel = "hallmark/signer"
 
 // maxClaims bounds how often an instance gives way to others: once where all is
 // quiet, once more if a name is taken just then, and once if it has had too many.
@@ -30,7 +28,7 @@ const maxClaims = 4
 // ask is who is to be enrolled, and as what.
 type ask struct {
 	caller   caller
-	facts    policy.Facts
+	facts    node.Facts
 	decision policy.Decision
 	// record is what the ledger knew of the instance when it was asked first.
 	record ledger.Record
@@ -40,7 +38,7 @@ type ask struct {
 type grant struct {
 	claim      ledger.Claim
 	held       ledger.Grant
-	node       teleport.Node
+	node       node.Node
 	cluster    string
 	keys       []ssh.PublicKey
 	names      []string // principals beside the host name and the node's id
@@ -65,10 +63,10 @@ func newGrant(k ask, cluster Cluster, now time.Time) grant {
 			// by this much. The claim must not end before they do.
 			End:    end.Add(hostcert.MaxClockSkew),
 			Lease:  end,
-			Signer: d.Labels[signerLabel],
+			Signer: d.Labels[node.SignerLabel],
 		},
-		node: teleport.Node{
-			ID:       protocol.NodeID(instance.Account, instance.Region, instance.ID),
+		node: node.Node{
+			ID:       node.ID(instance),
 			Hostname: d.Hostname,
 			Address:  d.Address,
 			Labels:   d.Labels,
@@ -82,21 +80,8 @@ func newGrant(k ask, cluster Cluster, now time.Time) grant {
 		start:    now,
 		lifetime: d.Lifetime,
 	}
-	g.principals = principals(g.node.Hostname, g.node.ID, g.cluster, g.names)
+	g.principals = node.Principals(g.node.Hostname, g.node.ID, g.cluster, g.names)
 	return g
-}
-
-// principals are the names that people and the proxy may type, each once: a cluster that
-// drops repeated ones would seem to have signed something else. An address is among them
-// only if the policy names it: private ones repeat across VPCs.
-func principals(hostname, id, cluster string, names []string) []string {
-	var list []string
-	for _, name := range append([]string{hostname, id, hostname + "." + cluster, id + "." + cluster}, names...) {
-		if !slices.Contains(list, name) {
-			list = append(list, name)
-		}
-	}
-	return list
 }
 
 // claim has the ledger hold keys and names for the instance. It gives way where others
@@ -285,8 +270,8 @@ func (s *Signer) checkNode(ctx context.Context, cluster Cluster, k ask, a *audit
 		return nil
 	case err != nil:
 		return unanswered(serviceTeleport, fmt.Errorf("look up node %s: %w", id, err))
-	case node.Labels[signerLabel] != s.Audience:
-		return refuse(protocol.CodeNameInUse, fmt.Errorf("node %s exists and is of signer %q", id, node.Labels[signerLabel]))
+	case node.Signer() != s.Audience:
+		return refuse(protocol.CodeNameInUse, fmt.Errorf("node %s exists and is of signer %q", id, node.Signer()))
 	}
 	return nil
 }

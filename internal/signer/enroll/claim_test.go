@@ -14,6 +14,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
 	"github.com/hallmark-ssh/hallmark/internal/signer/inventory"
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
+	"github.com/hallmark-ssh/hallmark/internal/signer/node"
 	"github.com/hallmark-ssh/hallmark/internal/signer/policy"
 	"github.com/hallmark-ssh/hallmark/internal/signer/teleport"
 )
@@ -55,7 +56,7 @@ func (w *world) wants(t *testing.T) ask {
 			document: &identity.Document{AccountID: testAccount, Region: testRegion, InstanceID: testInstance},
 			keys:     []ssh.PublicKey{newKey(t).PublicKey()},
 		},
-		facts: policy.Facts{ImageOwner: testOwner},
+		facts: node.Facts{ImageOwner: testOwner},
 		decision: policy.Decision{
 			Rule: "named", Hostname: "web", Fallback: "web-" + testInstance, Names: []string{"10.0.0.7", "192.0.2.7"},
 			Address: "10.0.0.7:22", Lifetime: time.Hour,
@@ -302,24 +303,24 @@ func TestFacts(t *testing.T) {
 		InstanceProfileARN: "arn:aws:iam::111122223333:instance-profile/web", PrivateDNS: "ip-10-0-0-7.internal",
 		LaunchTime: launched, Tags: map[string]string{"Name": "web"},
 	}
-	want := policy.Facts{
+	want := node.Facts{
 		Account: testAccount, Region: testRegion, InstanceID: testInstance, VPC: "vpc-1", Subnet: "subnet-1",
 		Zone: testRegion + "a", InstanceProfile: i.InstanceProfileARN, Image: testImage, ImageOwner: testOwner,
 		ImageTags: i.ImageTags, LaunchTime: launched, PrivateIP: "10.0.0.7", PublicIP: "192.0.2.7", IPv6: "2001:db8::7",
 		PrivateDNS: "ip-10-0-0-7.internal", Tags: i.Tags,
 	}
-	if got := newFacts(&i, ledger.Record{}); !equalJSON(got, want) {
+	if got := node.FactsOf(&i, ledger.Record{}); !equalJSON(got, want) {
 		t.Errorf("facts %+v, want %+v", got, want)
 	}
 	recorded := ledger.Record{ConfirmedHostname: "web", ImageOwner: "777788889999"}
-	if got := newFacts(&i, recorded); !got.Enrolled || got.ImageOwner != testOwner {
+	if got := node.FactsOf(&i, recorded); !got.Enrolled || got.ImageOwner != testOwner {
 		t.Errorf("of a known instance: %+v", got)
 	}
 	i.ImageOwner = ""
-	if got := newFacts(&i, recorded); got.ImageOwner != "777788889999" {
+	if got := node.FactsOf(&i, recorded); got.ImageOwner != "777788889999" {
 		t.Errorf("image owner %q of an image that is gone, want the recorded one", got.ImageOwner)
 	}
-	if got := newFacts(&i, ledger.Record{Generation: 1, ImageOwner: "777788889999"}); got.Enrolled {
+	if got := node.FactsOf(&i, ledger.Record{Generation: 1, ImageOwner: "777788889999"}); got.Enrolled {
 		t.Error("an enrollment that never went through stands in for the age")
 	}
 }

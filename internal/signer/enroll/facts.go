@@ -10,29 +10,29 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
 	"github.com/hallmark-ssh/hallmark/internal/signer/inventory"
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
-	"github.com/hallmark-ssh/hallmark/internal/signer/policy"
+	"github.com/hallmark-ssh/hallmark/internal/signer/node"
 )
 
 // inspect asks the ledger and then EC2 about the instance, and compares what EC2 says
 // with the document. The ledger comes first: a tag event that it has noted by then is in
 // EC2's answer, and one that it notes later is found when the claim is confirmed. And
 // nobody waits for EC2 to say that it does not know an instance that ended.
-func (s *Signer) inspect(ctx context.Context, d *identity.Document, a *audit) (policy.Facts, error) {
+func (s *Signer) inspect(ctx context.Context, d *identity.Document, a *audit) (node.Facts, error) {
 	record, err := s.recall(ctx, d, a)
 	if err != nil {
-		return policy.Facts{}, err
+		return node.Facts{}, err
 	}
 	instance, err := s.describe(ctx, d, a)
 	if err != nil {
-		return policy.Facts{}, err
+		return node.Facts{}, err
 	}
 	if err := checkInstance(instance, d); err != nil {
-		return policy.Facts{}, err
+		return node.Facts{}, err
 	}
 	if err := s.addLaunchImage(ctx, instance, record, a); err != nil {
-		return policy.Facts{}, err
+		return node.Facts{}, err
 	}
-	facts := newFacts(instance, record)
+	facts := node.FactsOf(instance, record)
 	a.facts, a.record = &facts, record
 	return facts, nil
 }
@@ -127,29 +127,4 @@ func checkInstance(i *inventory.Instance, d *identity.Document) error {
 		return refuse(protocol.CodeInstanceState, err).saying(err.Error())
 	}
 	return nil
-}
-
-// newFacts joins what EC2 says of an instance, which agrees with its document, and
-// what the ledger remembers.
-func newFacts(i *inventory.Instance, r ledger.Record) policy.Facts {
-	owner, tags := r.ImageOf(i.ImageID, i.ImageOwner, i.ImageTags)
-	return policy.Facts{
-		Account:         i.OwnerID,
-		Region:          i.Region,
-		InstanceID:      i.ID,
-		VPC:             i.VPC,
-		Subnet:          i.Subnet,
-		Zone:            i.AvailabilityZone,
-		InstanceProfile: i.InstanceProfileARN,
-		Image:           i.ImageID,
-		ImageOwner:      owner,
-		ImageTags:       tags,
-		LaunchTime:      i.LaunchTime,
-		Enrolled:        r.ConfirmedHostname != "" && !r.Ended,
-		PrivateIP:       i.PrivateIP,
-		PublicIP:        i.PublicIP,
-		IPv6:            i.IPv6,
-		PrivateDNS:      i.PrivateDNS,
-		Tags:            i.Tags,
-	}
 }

@@ -8,6 +8,7 @@ import (
 
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
+	"github.com/hallmark-ssh/hallmark/internal/signer/node"
 	"github.com/hallmark-ssh/hallmark/internal/signer/policy"
 	"github.com/hallmark-ssh/hallmark/internal/signer/teleport"
 )
@@ -58,15 +59,15 @@ func (s *Signer) settleNode(ctx context.Context, cluster Cluster, g grant, recor
 		if record.Signer != "" && record.Signer != s.Audience {
 			return fmt.Errorf("%w: %q", ledger.ErrOtherSigner, record.Signer)
 		}
-		node, err := s.renderAgain(ctx, cluster, g, record, a)
+		fresh, err := s.renderAgain(ctx, cluster, g, record, a)
 		switch {
 		case err != nil && isFinal(err):
 			return undo(ctx, cluster, g, err)
 		case err != nil:
 			return err
 		}
-		if err := cluster.UpsertNode(ctx, node); err != nil {
-			return fmt.Errorf("write node %s again: %w", node.ID, err)
+		if err := cluster.UpsertNode(ctx, fresh); err != nil {
+			return fmt.Errorf("write node %s again: %w", fresh.ID, err)
 		}
 		after, err := s.Ledger.Lookup(ctx, g.claim.Instance)
 		if err != nil || after.Version == record.Version {
@@ -81,22 +82,19 @@ func (s *Signer) settleNode(ctx context.Context, cluster Cluster, g grant, recor
 
 // renderAgain makes the node of the latest confirmed enrollment, with labels and address
 // as EC2 has them now.
-func (s *Signer) renderAgain(ctx context.Context, cluster Cluster, g grant, record ledger.Record, a *audit) (teleport.Node, error) {
+func (s *Signer) renderAgain(ctx context.Context, cluster Cluster, g grant, record ledger.Record, a *audit) (node.Node, error) {
 	instance, err := s.describe(ctx, a.document, a)
 	if err != nil {
-		return teleport.Node{}, err
+		return node.Node{}, err
 	}
 	if err := checkInstance(instance, a.document); err != nil {
-		return teleport.Node{}, err
+		return node.Node{}, err
 	}
-	decision, err := s.decide(ctx, newFacts(instance, record), cluster, a)
+	decision, err := s.decide(ctx, node.FactsOf(instance, record), cluster, a)
 	if err != nil {
-		return teleport.Node{}, err
+		return node.Node{}, err
 	}
-	return teleport.Node{
-		ID: g.node.ID, Hostname: record.ConfirmedHostname, Expires: record.Lease,
-		Address: decision.Address, Labels: decision.Labels,
-	}, nil
+	return node.Confirmed(g.claim.Instance, record, decision.Address, decision.Labels), nil
 }
 
 // giveUp deals with a node that may have been written though the enrollment then failed.

@@ -20,6 +20,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
 	"github.com/hallmark-ssh/hallmark/internal/signer/inventory"
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
+	"github.com/hallmark-ssh/hallmark/internal/signer/node"
 	"github.com/hallmark-ssh/hallmark/internal/signer/policy"
 	"github.com/hallmark-ssh/hallmark/internal/signer/teleport"
 )
@@ -206,7 +207,7 @@ func (s *Signer) connect(ctx context.Context, a *audit) (Cluster, error) {
 
 // decide asks the policy. What it says to a refused instance is for the log alone:
 // what would be admitted instead is the operator's business.
-func (s *Signer) decide(ctx context.Context, facts policy.Facts, cluster Cluster, a *audit) (policy.Decision, error) {
+func (s *Signer) decide(ctx context.Context, facts node.Facts, cluster Cluster, a *audit) (policy.Decision, error) {
 	var rules *policy.Policy
 	err := a.step(ctx, "policy", policyTimeout, func(ctx context.Context) (err error) {
 		rules, err = s.Policy(ctx)
@@ -216,7 +217,7 @@ func (s *Signer) decide(ctx context.Context, facts policy.Facts, cluster Cluster
 		return policy.Decision{}, refuse(protocol.CodeUpstream, err)
 	}
 	a.policy = rules.SHA256
-	decision, err := rules.Decide(facts, policy.Cluster{
+	decision, err := rules.Decide(facts, node.Cluster{
 		Name:   cluster.ClusterName(),
 		Proxy:  cluster.ProxyName(),
 		Signer: s.Audience,

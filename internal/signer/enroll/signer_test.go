@@ -24,6 +24,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
 	"github.com/hallmark-ssh/hallmark/internal/signer/inventory"
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
+	"github.com/hallmark-ssh/hallmark/internal/signer/node"
 	"github.com/hallmark-ssh/hallmark/internal/signer/policy"
 	"github.com/hallmark-ssh/hallmark/internal/signer/teleport"
 )
@@ -54,6 +55,9 @@ var regions = sync.OnceValue(func() map[string]*identitytest.Region {
 })
 
 // world is a signer and all that it calls, faked, with a note of each call.
+// Variables of the tests are named node, too.
+const signerLabel = node.SignerLabel
+
 type world struct {
 	t      testing.TB
 	now    time.Time

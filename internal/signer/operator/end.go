@@ -14,6 +14,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
 	"github.com/hallmark-ssh/hallmark/internal/signer/deployment"
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
+	"github.com/hallmark-ssh/hallmark/internal/signer/node"
 	"github.com/hallmark-ssh/hallmark/internal/signer/teleport"
 )
 
@@ -128,9 +129,6 @@ func (e ending) teleport(warnings io.Writer) (teleport.Config, error) {
 	return config, nil
 }
 
-// signerLabel is what every node of Hallmark's bears.
-const signerLabel = "hallmark/signer"
-
 // deleteNode deletes the node if it is one of Hallmark's, and reports whether it was
 // there.
 func deleteNode(ctx context.Context, config teleport.Config, id string) (bool, error) {
@@ -139,14 +137,14 @@ func deleteNode(ctx context.Context, config teleport.Config, id string) (bool, e
 		return false, err
 	}
 	defer func() { _ = client.Close() }()
-	node, err := client.Node(ctx, id)
+	found, err := client.Node(ctx, id)
 	switch {
 	case errors.Is(err, teleport.ErrNotFound):
 		return false, nil
 	case err != nil:
 		return false, err
-	case node.Labels[signerLabel] == "":
-		return false, fmt.Errorf("node %s has no label %s: another program writes it, and it stays", id, signerLabel)
+	case found.Signer() == "":
+		return false, fmt.Errorf("node %s has no label %s: another program writes it, and it stays", id, node.SignerLabel)
 	}
 	err = client.DeleteNode(ctx, id)
 	if errors.Is(err, teleport.ErrNotFound) {

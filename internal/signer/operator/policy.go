@@ -13,8 +13,9 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/hallmark-ssh/hallmark/internal/cli"
-	"github.com/hallmark-ssh/hallmark/internal/protocol"
 	"github.com/hallmark-ssh/hallmark/internal/signer/deployment"
+	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
+	"github.com/hallmark-ssh/hallmark/internal/signer/node"
 	"github.com/hallmark-ssh/hallmark/internal/signer/policy"
 	policytemplates "github.com/hallmark-ssh/hallmark/templates/policy"
 )
@@ -56,7 +57,7 @@ func runPolicyCheck(cmd *cobra.Command, file, deploymentFile string) error {
 		return err
 	}
 	// What becomes of the rules is of no interest, only which there are.
-	rules := p.Explain(policy.Facts{}, policy.Cluster{}, time.Time{}).Rules
+	rules := p.Explain(node.Facts{}, node.Cluster{}, time.Time{}).Rules
 	names := make([]string, len(rules))
 	for i, r := range rules {
 		names[i] = r.Rule
@@ -66,7 +67,7 @@ func runPolicyCheck(cmd *cobra.Command, file, deploymentFile string) error {
 }
 
 // readPolicyFile reads a policy file, and the names that its deployment goes by.
-func readPolicyFile(cmd *cobra.Command, file, deploymentFile string) (*policy.Policy, policy.Cluster, error) {
+func readPolicyFile(cmd *cobra.Command, file, deploymentFile string) (*policy.Policy, node.Cluster, error) {
 	limits, cluster, err := readLimits(deploymentFile)
 	if err != nil {
 		return nil, cluster, err
@@ -87,13 +88,13 @@ func readPolicyFile(cmd *cobra.Command, file, deploymentFile string) (*policy.Po
 
 // readLimits reads what a deployment allows, and no other file that it names. No
 // deployment allows everything.
-func readLimits(file string) (policy.Limits, policy.Cluster, error) {
+func readLimits(file string) (policy.Limits, node.Cluster, error) {
 	if file == "" {
-		return policy.Unlimited(), policy.Cluster{}, nil
+		return policy.Unlimited(), node.Cluster{}, nil
 	}
 	data, err := readFile(file, nil)
 	if err != nil {
-		return policy.Limits{}, policy.Cluster{}, fmt.Errorf("read the deployment's configuration: %w", err)
+		return policy.Limits{}, node.Cluster{}, fmt.Errorf("read the deployment's configuration: %w", err)
 	}
 	limits, cluster, err := deployment.Limits(data)
 	if err != nil {
@@ -153,7 +154,7 @@ func runPolicyExplain(cmd *cobra.Command, file, instance, deploymentFile string)
 	if err != nil {
 		return fmt.Errorf("read the instance's facts: %w", err)
 	}
-	facts, err := policy.ParseFacts(data)
+	facts, err := node.ParseFacts(data)
 	if err != nil {
 		return fmt.Errorf("%s: %w", instance, err)
 	}
@@ -169,7 +170,7 @@ func runPolicyExplain(cmd *cobra.Command, file, instance, deploymentFile string)
 
 // explain renders an explanation: a line for each rule, and then one for each thing
 // that the instance gets.
-func explain(e policy.Explanation, f policy.Facts) string {
+func explain(e policy.Explanation, f node.Facts) string {
 	var b strings.Builder
 	for _, v := range e.Rules {
 		fmt.Fprintf(&b, "line %d: rule %q %s", v.Line, v.Rule, v.Outcome)
@@ -189,7 +190,8 @@ func explain(e policy.Explanation, f policy.Facts) string {
 	if d.Fallback != "" {
 		show("if taken", d.Fallback)
 	}
-	for _, name := range principals(d, f) {
+	id := node.ID(ledger.Instance{Account: f.Account, Region: f.Region, ID: f.InstanceID})
+	for _, name := range node.Principals(d.Hostname, id, "<cluster>", d.Names) {
 		show("principal", name)
 	}
 	show("address", d.Address)
@@ -204,13 +206,6 @@ func explain(e policy.Explanation, f policy.Facts) string {
 		show("note", note)
 	}
 	return b.String()
-}
-
-// principals are the certificates' names, of which the policy knows all but the
-// cluster's.
-func principals(d policy.Decision, f policy.Facts) []string {
-	id := protocol.NodeID(f.Account, f.Region, f.InstanceID)
-	return append([]string{d.Hostname, id, d.Hostname + ".<cluster>", id + ".<cluster>"}, d.Names...)
 }
 
 func policySchemaCommand() *cobra.Command {

@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"net"
 	"strconv"
+
+	"github.com/hallmark-ssh/hallmark/internal/signer/node"
 )
 
 // addressKind names which of an instance's addresses the proxy dials.
@@ -27,7 +29,7 @@ func parseAddress(text *string) (addressKind, error) {
 // of returns the instance's address of this kind, as host:port. An instance
 // without one is refused: a node that nobody can dial helps nobody, and falling
 // back to another address could lead outside the network that the rule means.
-func (k addressKind) of(f Facts, port int) (string, error) {
+func (k addressKind) of(f node.Facts, port int) (string, error) {
 	address := map[addressKind]string{
 		addressPrivate: f.PrivateIP,
 		addressPublic:  f.PublicIP,

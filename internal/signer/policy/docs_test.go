@@ -6,6 +6,8 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+
+	"github.com/hallmark-ssh/hallmark/internal/signer/node"
 )
 
 // The guide names every key, fact and variable, and its examples are good.
@@ -29,7 +31,7 @@ func TestGuide(t *testing.T) {
 			t.Errorf("the guide lacks the key labels.%s", key)
 		}
 	}
-	for fact := range new(Facts).fields() {
+	for fact := range new(node.Facts).Fields() {
 		if !strings.Contains(guide, `"`+fact+`":`) {
 			t.Errorf("the guide's facts lack %s", fact)
 		}
@@ -41,7 +43,7 @@ func TestGuide(t *testing.T) {
 	for _, block := range regexp.MustCompile("(?s)```(yaml|json)\n(.*?)```").FindAllStringSubmatch(guide, -1) {
 		switch {
 		case block[1] == "json":
-			_, err = ParseFacts([]byte(block[2]))
+			_, err = node.ParseFacts([]byte(block[2]))
 		case strings.HasPrefix(block[2], "version:"):
 			_, err = Parse([]byte(block[2]), limits())
 		default:
@@ -63,7 +65,7 @@ func TestEveryFactIsAVariable(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for fact := range new(Facts).fields() {
+	for fact := range new(node.Facts).Fields() {
 		if fact == "launch_time" {
 			fact = "age"
 		}

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"cel.dev/cel-go/cel"
+
+	"github.com/hallmark-ssh/hallmark/internal/signer/node"
 )
 
 // The file's own form. A pointer or a nil slice tells "not set" from "set to
@@ -148,11 +150,11 @@ func (d matchDocument) conditions(limits Limits) ([]condition, error) {
 	if err != nil {
 		return nil, err
 	}
-	imageTags, err := tagConditions("image_tags", d.ImageTags, func(f Facts) map[string]string { return f.ImageTags })
+	imageTags, err := tagConditions("image_tags", d.ImageTags, func(f node.Facts) map[string]string { return f.ImageTags })
 	if err != nil {
 		return nil, in("image_tags", err)
 	}
-	tags, err := tagConditions("tags", d.Tags, func(f Facts) map[string]string { return f.Tags })
+	tags, err := tagConditions("tags", d.Tags, func(f node.Facts) map[string]string { return f.Tags })
 	if err != nil {
 		return nil, in("tags", err)
 	}
@@ -168,10 +170,10 @@ func (d matchDocument) place(limits Limits) ([]condition, error) {
 		key              string
 		entries, allowed []string
 		form             *regexp.Regexp
-		fact             func(Facts) string
+		fact             func(node.Facts) string
 	}{
-		{"accounts", d.Accounts, limits.Accounts, regexpAccount, func(f Facts) string { return f.Account }},
-		{"regions", d.Regions, limits.Regions, regexpRegion, func(f Facts) string { return f.Region }},
+		{"accounts", d.Accounts, limits.Accounts, regexpAccount, func(f node.Facts) string { return f.Account }},
+		{"regions", d.Regions, limits.Regions, regexpRegion, func(f node.Facts) string { return f.Region }},
 	} {
 		if m.entries == nil {
 			if !limits.unlimited {
@@ -193,8 +195,8 @@ func (d matchDocument) place(limits Limits) ([]condition, error) {
 		form    *regexp.Regexp
 		holds   condition
 	}{
-		{"vpcs", d.VPCs, regexpVPC, oneOf("vpcs", d.VPCs, func(f Facts) string { return f.VPC })},
-		{"subnets", d.Subnets, regexpSubnet, oneOf("subnets", d.Subnets, func(f Facts) string { return f.Subnet })},
+		{"vpcs", d.VPCs, regexpVPC, oneOf("vpcs", d.VPCs, func(f node.Facts) string { return f.VPC })},
+		{"subnets", d.Subnets, regexpSubnet, oneOf("subnets", d.Subnets, func(f node.Facts) string { return f.Subnet })},
 		{"instance_profiles", d.InstanceProfiles, regexpProfile, profiles("instance_profiles", d.InstanceProfiles)},
 	} {
 		if m.entries == nil {
@@ -226,7 +228,7 @@ func (d matchDocument) provenance(limits Limits) ([]condition, error) {
 		if err := checkEntries(d.Images, regexpImage); err != nil {
 			return nil, in("images", err)
 		}
-		list = append(list, oneOf("images", d.Images, func(f Facts) string { return f.Image }))
+		list = append(list, oneOf("images", d.Images, func(f node.Facts) string { return f.Image }))
 	}
 	if d.MaxAge == nil {
 		return nil, in("max_age", errors.New("required: the longest time from launch to first enrollment, 24h for example; any waives it"))
@@ -281,7 +283,7 @@ func narrows(list, allowed []string) error {
 	return nil
 }
 
-func tagConditions(key string, tags map[string][]string, of func(Facts) map[string]string) ([]condition, error) {
+func tagConditions(key string, tags map[string][]string, of func(node.Facts) map[string]string) ([]condition, error) {
 	if tags != nil && len(tags) == 0 || len(tags) > maxEntries {
 		return nil, fmt.Errorf("%d tags; list 1 to %d or leave it out", len(tags), maxEntries)
 	}
@@ -373,9 +375,9 @@ func (d labelsDocument) rules() (labelRules, error) {
 func checkTagPrefix(prefix string) error {
 	if yieldsReserved(prefix) {
 		return fmt.Errorf("%s lets a tag make a label that begins with %s, which are the signer's",
-			quote(prefix), strings.Join(reservedPrefixes(), ", "))
+			quote(prefix), strings.Join(node.ReservedPrefixes(), ", "))
 	}
-	if len(prefix) > maxLabelKeyBytes/2 || !regexpLabelKey.MatchString(prefix) {
+	if len(prefix) > node.MaxLabelKeyBytes/2 || !node.IsLabelKey(prefix) {
 		return fmt.Errorf("%s cannot begin a label's key", quote(prefix))
 	}
 	return nil
@@ -383,13 +385,13 @@ func checkTagPrefix(prefix string) error {
 
 func checkStatic(key, value string) error {
 	switch {
-	case key == wildcard:
+	case key == node.Wildcard:
 		return errors.New("the key * means any label in a Teleport role")
-	case isReserved(key):
+	case node.IsReserved(key):
 		return errors.New("this key is the signer's to set")
-	case len(key) > maxLabelKeyBytes || !regexpLabelKey.MatchString(key):
-		return fmt.Errorf("not a label key that Teleport accepts (%s)", regexpLabelKey)
-	case !isLabelValue(value):
+	case !node.IsLabelKey(key):
+		return fmt.Errorf("not a label key that Teleport accepts: use 1 to %d letters, digits and characters of /._:*-", node.MaxLabelKeyBytes)
+	case !node.IsLabelValue(value):
 		return errors.New("the value is too long or not plain text")
 	}
 	return nil

@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/hallmark-ssh/hallmark/internal/signer/node"
 )
 
 // A policy that parses never widens the limits, and always decides or refuses.
@@ -38,14 +40,14 @@ func FuzzParse(f *testing.F) {
 			}
 			return
 		}
-		for _, instance := range []Facts{facts(), bastion(), {Account: otherAccount, Region: "eu-west-1", InstanceID: otherID}} {
+		for _, instance := range []node.Facts{facts(), bastion(), {Account: otherAccount, Region: "eu-west-1", InstanceID: otherID}} {
 			instance.Tags = map[string]string{"Name": "a,b", hostnameTag: "bastion", "*": "x", "teleport.dev/account-id": "forged"}
 			checkDecision(t, p, instance)
 		}
 	})
 }
 
-func checkDecision(t *testing.T, p *Policy, f Facts) {
+func checkDecision(t *testing.T, p *Policy, f node.Facts) {
 	t.Helper()
 	c := cluster()
 	d, err := p.Decide(f, c, clock())
@@ -67,12 +69,37 @@ func checkDecision(t *testing.T, p *Policy, f Facts) {
 			t.Errorf("%q is not the instance's own", name)
 		}
 	}
-	for key, value := range fixedLabels(f, c, d.Rule) {
+	for key, value := range node.Labels(f, c, d.Rule) {
 		if d.Labels[key] != value {
 			t.Errorf("label %s is %q, want %q", key, d.Labels[key], value)
 		}
 	}
-	if _, ok := d.Labels[wildcard]; ok {
+	if _, ok := d.Labels[node.Wildcard]; ok {
 		t.Error("label * was given")
 	}
+}
+
+// Whatever the file says, there are facts or an error of one bounded line, and the
+// facts can be judged.
+func FuzzParseFacts(f *testing.F) {
+	f.Add([]byte(`{"account": "111122223333", "region": "us-west-2", "instance_id": "i-0a1b2c3d4e5f60718", "image_tags": {"golden": "yes"}, "launch_time": "2026-07-01T13:00:00+02:00"}`))
+	f.Add([]byte(`{"account": "1", "region": "r", "instance_id": "i", "tags": {"a": "b", "a": "c"}}`))
+	f.Add([]byte(`{"tags": {"a": {}}}`))
+	p, err := Parse(anyImage(whenPolicy(`tags.get("env") == "" && age > duration("0s")`)), Unlimited())
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		facts, err := node.ParseFacts(data)
+		if err != nil {
+			if len(err.Error()) > 1000 {
+				t.Errorf("%d bytes of error", len(err.Error()))
+			}
+			return
+		}
+		if facts.Account == "" || facts.Region == "" || facts.InstanceID == "" {
+			t.Errorf("facts %+v", facts)
+		}
+		p.Explain(facts, cluster(), clock())
+	})
 }

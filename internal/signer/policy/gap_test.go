@@ -3,15 +3,17 @@ package policy
 import (
 	"errors"
 	"testing"
+
+	"github.com/hallmark-ssh/hallmark/internal/signer/node"
 )
 
 // What EC2 does not show now is no refusal, unless the instance would be refused anyway.
 // And it never makes a rule hold, nor a laxer one decide in place of a failed condition.
 func TestGaps(t *testing.T) {
-	gone := func(f *Facts) { f.ImageOwner, f.ImageTags = "", nil }
-	own := func(f *Facts) { f.ImageOwner, f.ImageTags = f.Account, map[string]string{"release": "stable"} }
-	forgotten := func(f *Facts) { f.ImageOwner, f.ImageTags = f.Account, nil }
-	homeless := func(f *Facts) { f.PrivateIP, f.PublicIP, f.IPv6, f.PrivateDNS = "", "", "", "" }
+	gone := func(f *node.Facts) { f.ImageOwner, f.ImageTags = "", nil }
+	own := func(f *node.Facts) { f.ImageOwner, f.ImageTags = f.Account, map[string]string{"release": "stable"} }
+	forgotten := func(f *node.Facts) { f.ImageOwner, f.ImageTags = f.Account, nil }
+	homeless := func(f *node.Facts) { f.PrivateIP, f.PublicIP, f.IPv6, f.PrivateDNS = "", "", "", "" }
 	const (
 		owners       = "{name: a, match: {image_owners: [self], max_age: any}}"
 		tags         = "{name: a, match: {image_owners: [self], max_age: any, image_tags: {release: [stable]}}}"
@@ -33,7 +35,7 @@ func TestGaps(t *testing.T) {
 	)
 	for name, tt := range map[string]struct {
 		rules  string
-		change func(*Facts)
+		change func(*node.Facts)
 		want   error // nil: admitted
 	}{
 		"an owner that is known":                        {owners, own, nil},
@@ -41,23 +43,23 @@ func TestGaps(t *testing.T) {
 		"tags that are known":                           {tags, own, nil},
 		"tags that nobody knows":                        {tags, forgotten, ErrIncomplete},
 		"neither owner nor tags":                        {tags, gone, ErrIncomplete},
-		"other tags":                                    {tags, func(f *Facts) { own(f); f.ImageTags["release"] = "beta" }, ErrRefused},
-		"no tags at all":                                {tags, func(f *Facts) { own(f); f.ImageTags = map[string]string{} }, ErrRefused},
-		"another's image":                               {tags, func(f *Facts) { f.ImageOwner = otherAccount }, ErrRefused},
+		"other tags":                                    {tags, func(f *node.Facts) { own(f); f.ImageTags["release"] = "beta" }, ErrRefused},
+		"no tags at all":                                {tags, func(f *node.Facts) { own(f); f.ImageTags = map[string]string{} }, ErrRefused},
+		"another's image":                               {tags, func(f *node.Facts) { f.ImageOwner = otherAccount }, ErrRefused},
 		"an owner that nobody knows, and the wrong tag": {tagged, gone, ErrRefused},
 		"a condition on a tag of a lost image":          {whenTag, gone, ErrIncomplete},
 		"a condition on a lost tag":                     {whenTag, forgotten, ErrIncomplete},
 		"a condition that fails on a lost tag":          {whenKey, forgotten, ErrIncomplete},
 		"the same, with a laxer rule behind":            {whenKey + lax, forgotten, ErrIncomplete},
-		"a condition that fails on a tag":               {whenKey, func(f *Facts) { f.ImageOwner, f.ImageTags = f.Account, map[string]string{} }, ErrRefused},
+		"a condition that fails on a tag":               {whenKey, func(f *node.Facts) { f.ImageOwner, f.ImageTags = f.Account, map[string]string{} }, ErrRefused},
 		"a condition on the owner":                      {whenOwner, gone, ErrIncomplete},
-		"a condition on another owner":                  {whenOwner, func(*Facts) {}, ErrRefused},
+		"a condition on another owner":                  {whenOwner, func(*node.Facts) {}, ErrRefused},
 		"a tag that must not be there, all lost":        {whenNoTag, gone, ErrIncomplete},
 		"a tag that must not be there, and lost tags":   {whenNoTag, forgotten, ErrIncomplete},
 		"a tag that must not be there, and is not":      {whenNoTag, own, nil},
 		"a tag that must have another value":            {whenNotTag, forgotten, ErrIncomplete},
 		"the same, with a laxer rule before it":         {"{name: lax, match: {ANY}}, " + whenNotTag, forgotten, nil},
-		"the same of another's image, which has none":   {whenNotTag, func(*Facts) {}, nil},
+		"the same of another's image, which has none":   {whenNotTag, func(*node.Facts) {}, nil},
 		"how many tags there are":                       {whenFew, forgotten, ErrIncomplete},
 		"has a tag":                                     {whenHas, forgotten, ErrIncomplete},
 		"an owner who must be another":                  {whenNotOwner, gone, ErrIncomplete},
@@ -66,7 +68,7 @@ func TestGaps(t *testing.T) {
 		"lost tags, and what is false without them":     {whenAnd, forgotten, ErrRefused},
 		"a lost tag that shall choose a laxer rule":     {whenTag + lax, forgotten, ErrIncomplete},
 		"a condition on a lost address":                 {whenIP, homeless, ErrIncomplete},
-		"a condition on another address":                {whenIP, func(f *Facts) { f.PublicIP = "203.0.113.7" }, ErrRefused},
+		"a condition on another address":                {whenIP, func(f *node.Facts) { f.PublicIP = "203.0.113.7" }, ErrRefused},
 		"a lost owner, and a condition that is false":   {whenBoth, gone, ErrRefused},
 		"no private address":                            {"{name: a, match: {ANY}}", homeless, ErrIncomplete},
 		"one rule refuses, the other lacks an owner":    {owners + ", {name: b, match: {ANY, regions: [hm-test-1]}}", gone, ErrIncomplete},

@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/hallmark-ssh/hallmark/internal/signer/node"
 )
 
 var update = flag.Bool("update", false, "write the golden files")
@@ -22,31 +24,31 @@ func TestGoldenDecisions(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	tests := map[string]func(*Facts){
-		"bastion":                 func(*Facts) {},
-		"bastion-with-a-suffix":   func(f *Facts) { f.Tags[hostnameTag] = "bastion-2.corp.example.com" },
-		"bastion-by-another-name": func(f *Facts) { f.Tags[hostnameTag] = "bastion-1\nproxy" },
-		"bastion-too-old":         func(f *Facts) { f.LaunchTime = f.LaunchTime.Add(-time.Hour) },
-		"bastion-too-old-but-enrolled": func(f *Facts) {
+	tests := map[string]func(*node.Facts){
+		"bastion":                 func(*node.Facts) {},
+		"bastion-with-a-suffix":   func(f *node.Facts) { f.Tags[hostnameTag] = "bastion-2.corp.example.com" },
+		"bastion-by-another-name": func(f *node.Facts) { f.Tags[hostnameTag] = "bastion-1\nproxy" },
+		"bastion-too-old":         func(f *node.Facts) { f.LaunchTime = f.LaunchTime.Add(-time.Hour) },
+		"bastion-too-old-but-enrolled": func(f *node.Facts) {
 			f.LaunchTime, f.Enrolled = f.LaunchTime.Add(-time.Hour), true
 		},
-		"bastion-without-a-public-address": func(f *Facts) { f.PublicIP = "" },
+		"bastion-without-a-public-address": func(f *node.Facts) { f.PublicIP = "" },
 		"web":                              web,
-		"web-in-another-vpc":               func(f *Facts) { web(f); f.VPC = "vpc-00000000" },
-		"web-without-env":                  func(f *Facts) { web(f); delete(f.Tags, "env") },
-		"web-of-a-copied-image":            func(f *Facts) { web(f); f.ImageOwner = "444455556666" },
-		"web-with-bad-tags": func(f *Facts) {
+		"web-in-another-vpc":               func(f *node.Facts) { web(f); f.VPC = "vpc-00000000" },
+		"web-without-env":                  func(f *node.Facts) { web(f); delete(f.Tags, "env") },
+		"web-of-a-copied-image":            func(f *node.Facts) { web(f); f.ImageOwner = "444455556666" },
+		"web-with-bad-tags": func(f *node.Facts) {
 			web(f)
 			f.Tags["Name"] = "a,b *\n" + otherID
 			f.Tags["team-secret"], f.Tags["team-\u0430"], f.Tags["team:x"] = "s", "look-alike", "\x1b[2J"
 		},
-		"migration": func(f *Facts) {
-			*f = Facts{
+		"migration": func(f *node.Facts) {
+			*f = node.Facts{
 				Account: account, Region: "us-west-2", InstanceID: ownID, IPv6: "2001:db8::7",
 				Tags: map[string]string{"hallmark-migration": "2026-07", "*": "any", "teleport.dev/x": "y"},
 			}
 		},
-		"nobody": func(f *Facts) { *f = Facts{Account: "444455556666", Region: "us-west-2", InstanceID: ownID} },
+		"nobody": func(f *node.Facts) { *f = node.Facts{Account: "444455556666", Region: "us-west-2", InstanceID: ownID} },
 	}
 	for name, mutate := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -61,7 +63,7 @@ func TestGoldenDecisions(t *testing.T) {
 	}
 }
 
-func bastion() Facts {
+func bastion() node.Facts {
 	f := facts()
 	f.VPC, f.Subnet, f.Image = "vpc-0123456789abcdef0", "subnet-0123456789abcdef0", "ami-0123456789abcdef0"
 	f.InstanceProfile = "arn:aws:iam::" + account + ":instance-profile/bastion/west"
@@ -69,7 +71,7 @@ func bastion() Facts {
 	return f
 }
 
-func web(f *Facts) {
+func web(f *node.Facts) {
 	*f = facts()
 	f.VPC, f.ImageOwner, f.ImageTags = "vpc-0123456789abcdef0", account, map[string]string{"golden": "yes", "release": "2026.07"}
 	f.LaunchTime = clock().Add(-5 * time.Minute)

@@ -5,11 +5,13 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/hallmark-ssh/hallmark/internal/signer/node"
 )
 
 // condition is one thing that a rule asks of an instance. It returns what is unmet, or
 // the zero value if it holds.
-type condition func(f Facts, now time.Time) unmet
+type condition func(f node.Facts, now time.Time) unmet
 
 // unmet says why a condition does not hold, for the log.
 type unmet struct {
@@ -29,8 +31,8 @@ const (
 )
 
 // oneOf holds if the fact is in the list.
-func oneOf(key string, list []string, fact func(Facts) string) condition {
-	return func(f Facts, _ time.Time) unmet {
+func oneOf(key string, list []string, fact func(node.Facts) string) condition {
+	return func(f node.Facts, _ time.Time) unmet {
 		if value := fact(f); !slices.Contains(list, value) {
 			return not(fmt.Sprintf("%s: %s is not listed", key, quote(value)))
 		}
@@ -42,7 +44,7 @@ func oneOf(key string, list []string, fact func(Facts) string) condition {
 // may be a pattern; it does not reach across a "/", so that a path of profiles
 // stays a border.
 func profiles(key string, list []string) condition {
-	return func(f Facts, _ time.Time) unmet {
+	return func(f node.Facts, _ time.Time) unmet {
 		folder, name := splitLast(f.InstanceProfile)
 		matches := func(pattern string) bool {
 			patternFolder, patternName := splitLast(pattern)
@@ -67,7 +69,7 @@ func splitLast(arn string) (folder, name string) {
 // an image prove nothing, since anyone may give them to an image of his own; the
 // owner's account can't be forged. An owner whom nobody knows is not in any list.
 func imageOwners(key string, list []string, limits Limits) condition {
-	return func(f Facts, _ time.Time) unmet {
+	return func(f node.Facts, _ time.Time) unmet {
 		owner := f.ImageOwner
 		switch {
 		case owner == "":
@@ -85,11 +87,11 @@ func imageOwners(key string, list []string, limits Limits) condition {
 // expires, so an old machine that was never enrolled may be anybody's by now. Later
 // the ledger stands in for the age.
 func maxAge(key string, longest time.Duration) condition {
-	return func(f Facts, now time.Time) unmet {
+	return func(f node.Facts, now time.Time) unmet {
 		if f.Enrolled {
 			return unmet{}
 		}
-		switch age, known := f.age(now); {
+		switch age, known := f.Age(now); {
 		case !known:
 			return not(key + ": the launch time is not known or is yet to come")
 		case age > longest:
@@ -100,8 +102,8 @@ func maxAge(key string, longest time.Duration) condition {
 }
 
 // tagged holds if the tag is there and its value fits one of the patterns.
-func tagged(key, tag string, patterns []glob, tags func(Facts) map[string]string) condition {
-	return func(f Facts, _ time.Time) unmet {
+func tagged(key, tag string, patterns []glob, tags func(node.Facts) map[string]string) condition {
+	return func(f node.Facts, _ time.Time) unmet {
 		value, ok := tags(f)[tag]
 		switch {
 		case !ok:
@@ -116,7 +118,7 @@ func tagged(key, tag string, patterns []glob, tags func(Facts) map[string]string
 
 // ofOwnImage returns the condition on image tags, behind ownImage.
 func ofOwnImage(holds condition) condition {
-	return func(f Facts, now time.Time) unmet {
+	return func(f node.Facts, now time.Time) unmet {
 		if u := ownImage(f, now); u.why != "" {
 			return u
 		}
@@ -127,7 +129,7 @@ func ofOwnImage(holds condition) condition {
 // ownImage holds for images of the instance's own account whose tags are known. It stands
 // before every condition on image tags: AWS shows an image's tags to no other account, and
 // whoever copies the image gives the copy what tags he likes.
-func ownImage(f Facts, _ time.Time) unmet {
+func ownImage(f node.Facts, _ time.Time) unmet {
 	switch {
 	case f.ImageOwner == "":
 		return unmet{"image_tags: nobody knows the image's owner", true}

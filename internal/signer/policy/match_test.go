@@ -6,6 +6,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/hallmark-ssh/hallmark/internal/signer/node"
 )
 
 const otherAccount = "999988887777"
@@ -13,19 +15,19 @@ const otherAccount = "999988887777"
 // Each row is what a rule's match holds, what is otherwise than in facts(), and the
 // start of the reason why the rule does not match; "" if it does.
 func TestMatch(t *testing.T) {
-	same := func(*Facts) {}
+	same := func(*node.Facts) {}
 	tests := map[string]struct {
 		match  string
-		mutate func(*Facts)
+		mutate func(*node.Facts)
 		unmet  string
 	}{
 		"account":                    {`ANY, accounts: ["111122223333"]`, same, ""},
 		"other account":              {`ANY, accounts: ["444455556666"]`, same, `accounts: "111122223333" is not listed`},
-		"account not the deployment": {`ANY`, func(f *Facts) { f.Account = otherAccount }, `accounts: "999988887777" is not listed`},
-		"region not the deployment":  {`ANY`, func(f *Facts) { f.Region = "eu-west-1" }, `regions: "eu-west-1" is not listed`},
+		"account not the deployment": {`ANY`, func(f *node.Facts) { f.Account = otherAccount }, `accounts: "999988887777" is not listed`},
+		"region not the deployment":  {`ANY`, func(f *node.Facts) { f.Region = "eu-west-1" }, `regions: "eu-west-1" is not listed`},
 		"vpc":                        {`ANY, vpcs: [vpc-00000000, vpc-0a1b2c3d]`, same, ""},
 		"other vpc":                  {`ANY, vpcs: [vpc-00000000]`, same, `vpcs: "vpc-0a1b2c3d" is not listed`},
-		"no vpc":                     {`ANY, vpcs: [vpc-00000000]`, func(f *Facts) { f.VPC = "" }, `vpcs: "" is not listed`},
+		"no vpc":                     {`ANY, vpcs: [vpc-00000000]`, func(f *node.Facts) { f.VPC = "" }, `vpcs: "" is not listed`},
 		"subnet":                     {`ANY, subnets: [subnet-0a1b2c3d]`, same, ""},
 		"other subnet":               {`ANY, subnets: [subnet-00000000]`, same, "subnets:"},
 		"image":                      {`ANY, images: [ami-0a1b2c3d]`, same, ""},
@@ -35,35 +37,35 @@ func TestMatch(t *testing.T) {
 		"profile by pattern":          {`ANY, instance_profiles: ["arn:aws:iam::111122223333:instance-profile/web/f*t"]`, same, ""},
 		"profile's account":           {`ANY, instance_profiles: ["arn:aws:iam::444455556666:instance-profile/web/front"]`, same, "instance_profiles:"},
 		"pattern ends at a slash":     {`ANY, instance_profiles: ["arn:aws:iam::111122223333:instance-profile/*"]`, same, "instance_profiles:"},
-		"pattern needs its folder":    {`ANY, instance_profiles: ["arn:aws:iam::111122223333:instance-profile/web/*"]`, func(f *Facts) { f.InstanceProfile = "arn:aws:iam::111122223333:instance-profile/web" }, "instance_profiles:"},
-		"no profile":                  {`ANY, instance_profiles: ["arn:aws:iam::111122223333:instance-profile/*"]`, func(f *Facts) { f.InstanceProfile = "" }, "instance_profiles: the instance has none"},
-		"profile of another kind":     {`ANY, instance_profiles: ["arn:aws:iam::111122223333:instance-profile/*"]`, func(f *Facts) { f.InstanceProfile = "arn:aws:iam::111122223333:role/web" }, "instance_profiles:"},
+		"pattern needs its folder":    {`ANY, instance_profiles: ["arn:aws:iam::111122223333:instance-profile/web/*"]`, func(f *node.Facts) { f.InstanceProfile = "arn:aws:iam::111122223333:instance-profile/web" }, "instance_profiles:"},
+		"no profile":                  {`ANY, instance_profiles: ["arn:aws:iam::111122223333:instance-profile/*"]`, func(f *node.Facts) { f.InstanceProfile = "" }, "instance_profiles: the instance has none"},
+		"profile of another kind":     {`ANY, instance_profiles: ["arn:aws:iam::111122223333:instance-profile/*"]`, func(f *node.Facts) { f.InstanceProfile = "arn:aws:iam::111122223333:role/web" }, "instance_profiles:"},
 		"owner listed":                {`image_owners: [listed], max_age: any`, same, ""},
-		"owner not listed":            {`image_owners: [listed], max_age: any`, func(f *Facts) { f.ImageOwner = otherAccount }, "image_owners:"},
-		"owner self":                  {`image_owners: [self], max_age: any`, func(f *Facts) { f.ImageOwner = f.Account }, ""},
+		"owner not listed":            {`image_owners: [listed], max_age: any`, func(f *node.Facts) { f.ImageOwner = otherAccount }, "image_owners:"},
+		"owner self":                  {`image_owners: [self], max_age: any`, func(f *node.Facts) { f.ImageOwner = f.Account }, ""},
 		"owner not self":              {`image_owners: [self], max_age: any`, same, "image_owners:"},
-		"owner by id":                 {`image_owners: [self, "999988887777"], max_age: any`, func(f *Facts) { f.ImageOwner = otherAccount }, ""},
-		"owner unknown":               {`image_owners: [self, listed, "999988887777"], max_age: any`, func(f *Facts) { f.ImageOwner = "" }, "image_owners: nobody knows"},
-		"owner unknown, as all":       {`image_owners: [self], max_age: any`, func(f *Facts) { f.ImageOwner, f.Account = "", "" }, "accounts:"},
-		"owner waived":                {`image_owners: [any], max_age: any`, func(f *Facts) { f.ImageOwner = "" }, ""},
-		"owner of a known instance":   {`image_owners: [listed], max_age: 1h`, func(f *Facts) { f.Enrolled, f.ImageOwner = true, otherAccount }, "image_owners:"},
+		"owner by id":                 {`image_owners: [self, "999988887777"], max_age: any`, func(f *node.Facts) { f.ImageOwner = otherAccount }, ""},
+		"owner unknown":               {`image_owners: [self, listed, "999988887777"], max_age: any`, func(f *node.Facts) { f.ImageOwner = "" }, "image_owners: nobody knows"},
+		"owner unknown, as all":       {`image_owners: [self], max_age: any`, func(f *node.Facts) { f.ImageOwner, f.Account = "", "" }, "accounts:"},
+		"owner waived":                {`image_owners: [any], max_age: any`, func(f *node.Facts) { f.ImageOwner = "" }, ""},
+		"owner of a known instance":   {`image_owners: [listed], max_age: 1h`, func(f *node.Facts) { f.Enrolled, f.ImageOwner = true, otherAccount }, "image_owners:"},
 		"age at the bound":            {`image_owners: [any], max_age: 1h`, same, ""},
 		"too old":                     {`image_owners: [any], max_age: 59m`, same, "max_age: launched 1h0m0s ago, more than 59m0s"},
-		"too old, enrolled":           {`image_owners: [any], max_age: 59m`, func(f *Facts) { f.Enrolled = true }, ""},
-		"age waived":                  {`image_owners: [any], max_age: any`, func(f *Facts) { f.LaunchTime = time.Time{} }, ""},
-		"launch unknown":              {`image_owners: [any], max_age: 2540400h`, func(f *Facts) { f.LaunchTime = time.Time{} }, "max_age: the launch time is not known"},
-		"launch unknown, enrolled":    {`image_owners: [any], max_age: 1h`, func(f *Facts) { f.LaunchTime, f.Enrolled = time.Time{}, true }, ""},
-		"launch within the skew":      {`image_owners: [any], max_age: 1h`, func(f *Facts) { f.LaunchTime = clock().Add(maxLaunchSkew) }, ""},
-		"launch to come":              {`image_owners: [any], max_age: 1h`, func(f *Facts) { f.LaunchTime = clock().Add(maxLaunchSkew + 1) }, "max_age: the launch time"},
+		"too old, enrolled":           {`image_owners: [any], max_age: 59m`, func(f *node.Facts) { f.Enrolled = true }, ""},
+		"age waived":                  {`image_owners: [any], max_age: any`, func(f *node.Facts) { f.LaunchTime = time.Time{} }, ""},
+		"launch unknown":              {`image_owners: [any], max_age: 2540400h`, func(f *node.Facts) { f.LaunchTime = time.Time{} }, "max_age: the launch time is not known"},
+		"launch unknown, enrolled":    {`image_owners: [any], max_age: 1h`, func(f *node.Facts) { f.LaunchTime, f.Enrolled = time.Time{}, true }, ""},
+		"launch within the skew":      {`image_owners: [any], max_age: 1h`, func(f *node.Facts) { f.LaunchTime = clock().Add(node.MaxLaunchSkew) }, ""},
+		"launch to come":              {`image_owners: [any], max_age: 1h`, func(f *node.Facts) { f.LaunchTime = clock().Add(node.MaxLaunchSkew + 1) }, "max_age: the launch time"},
 		"tag":                         {`ANY, tags: {env: [staging, "pr*"]}`, same, ""},
 		"tag of another value":        {`ANY, tags: {env: [staging]}`, same, `tags: the value of "env" is not listed`},
 		"no such tag":                 {`ANY, tags: {team: ["*"]}`, same, `tags: there is no tag "team"`},
 		"tag keys have letters' case": {`ANY, tags: {Env: ["*"]}`, same, "tags:"},
 		"one tag of two":              {`ANY, tags: {Name: ["*"], env: [staging]}`, same, "tags:"},
-		"tag empty":                   {`ANY, tags: {env: ["*"]}`, func(f *Facts) { f.Tags["env"] = "" }, ""},
-		"image tag":                   {`ANY, image_tags: {golden: ["yes"]}`, func(f *Facts) { f.ImageOwner, f.ImageTags = f.Account, map[string]string{"golden": "yes"} }, ""},
-		"image tag missing":           {`ANY, image_tags: {golden: ["yes"]}`, func(f *Facts) { f.ImageOwner = f.Account }, "image_tags:"},
-		"image tag, foreign image":    {`ANY, image_tags: {golden: ["yes"]}`, func(f *Facts) { f.ImageTags = map[string]string{"golden": "yes"} }, "image_tags: the image is not of"},
+		"tag empty":                   {`ANY, tags: {env: ["*"]}`, func(f *node.Facts) { f.Tags["env"] = "" }, ""},
+		"image tag":                   {`ANY, image_tags: {golden: ["yes"]}`, func(f *node.Facts) { f.ImageOwner, f.ImageTags = f.Account, map[string]string{"golden": "yes"} }, ""},
+		"image tag missing":           {`ANY, image_tags: {golden: ["yes"]}`, func(f *node.Facts) { f.ImageOwner = f.Account }, "image_tags:"},
+		"image tag, foreign image":    {`ANY, image_tags: {golden: ["yes"]}`, func(f *node.Facts) { f.ImageTags = map[string]string{"golden": "yes"} }, "image_tags: the image is not of"},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {

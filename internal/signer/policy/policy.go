@@ -13,6 +13,8 @@ import (
 	"maps"
 	"strings"
 	"time"
+
+	"github.com/hallmark-ssh/hallmark/internal/signer/node"
 )
 
 // ErrRefused says that the policy does not admit the instance. The error that
@@ -53,16 +55,6 @@ type Limits struct {
 // Under them, the image owner "listed" means any account that is known.
 func Unlimited() Limits {
 	return Limits{MaxLifetime: LongestLifetime, unlimited: true}
-}
-
-// Cluster names what no node may be called.
-type Cluster struct {
-	// Name is the cluster's name.
-	Name string
-	// Proxy is the public host name of its proxy, without a port.
-	Proxy string
-	// Signer is the signer's audience, the value of the label hallmark/signer.
-	Signer string
 }
 
 // Decision is what the policy grants.
@@ -151,7 +143,7 @@ type Explanation struct {
 
 // Decide applies the first rule that matches the instance. Its errors wrap
 // ErrRefused or ErrIncomplete, and say of the rules why they don't match; their length is bounded.
-func (p *Policy) Decide(f Facts, c Cluster, now time.Time) (Decision, error) {
+func (p *Policy) Decide(f node.Facts, c node.Cluster, now time.Time) (Decision, error) {
 	e := p.Explain(f, c, now)
 	return e.Decision, e.Err
 }
@@ -160,7 +152,7 @@ func (p *Policy) Decide(f Facts, c Cluster, now time.Time) (Decision, error) {
 // Unlike Decide it answers for an instance that has lost its address by being
 // stopped, as public ones are lost. An instance that the policy refuses, or cannot decide
 // on, is left alone.
-func (p *Policy) RemovesStopped(f Facts, now time.Time) bool {
+func (p *Policy) RemovesStopped(f node.Facts, now time.Time) bool {
 	for _, r := range p.rules {
 		if outcome, unmet := r.judge(f, now); outcome != Unmatched || unmet.gap {
 			return outcome == Matched && r.removeWhenStopped
@@ -170,7 +162,7 @@ func (p *Policy) RemovesStopped(f Facts, now time.Time) bool {
 }
 
 // Explain decides as Decide does, and says what became of each rule.
-func (p *Policy) Explain(f Facts, c Cluster, now time.Time) Explanation {
+func (p *Policy) Explain(f node.Facts, c node.Cluster, now time.Time) Explanation {
 	e := Explanation{Rules: make([]Verdict, len(p.rules))}
 	decided, refusal := false, ErrRefused
 	for i, r := range p.rules {
@@ -203,7 +195,7 @@ func (p *Policy) Explain(f Facts, c Cluster, now time.Time) Explanation {
 // judge asks the rule's conditions in their order, and says of the first that does not
 // hold why. Whether that may change by itself (a gap), all of them say: a condition that
 // cannot hold outweighs one about a fact that EC2 does not show now.
-func (r rule) judge(f Facts, now time.Time) (Outcome, unmet) {
+func (r rule) judge(f node.Facts, now time.Time) (Outcome, unmet) {
 	var first unmet
 	for _, holds := range r.match {
 		switch u := holds(f, now); {
@@ -261,7 +253,7 @@ func summary(rules []Verdict) string {
 	return b.String()
 }
 
-func (r rule) decide(f Facts, c Cluster) (Decision, error) {
+func (r rule) decide(f node.Facts, c node.Cluster) (Decision, error) {
 	hostname, notes, err := r.hostnameOf(f, c)
 	if err != nil {
 		return Decision{}, fmt.Errorf("%w: rule %q: %w", ErrRefused, r.name, err)
@@ -273,7 +265,7 @@ func (r rule) decide(f Facts, c Cluster) (Decision, error) {
 	d := Decision{
 		Rule:     r.name,
 		Hostname: hostname,
-		Fallback: fallback(hostname, f, c),
+		Fallback: node.Fallback(hostname, f, c),
 		Address:  address,
 		Lifetime: r.lifetime,
 
@@ -284,14 +276,14 @@ func (r rule) decide(f Facts, c Cluster) (Decision, error) {
 	notes = append(notes, more...)
 	d.Labels, d.SkippedTags, more = r.labels.render(f.Tags)
 	d.Notes = append(notes, more...)
-	maps.Copy(d.Labels, fixedLabels(f, c, r.name))
+	maps.Copy(d.Labels, node.Labels(f, c, r.name))
 	return d, nil
 }
 
 // hostnameOf returns the name from the tag TeleportHostname where the rule lets the
 // tag choose and its value is fit, and the template's otherwise: an unlucky tag
 // must not keep a machine out.
-func (r rule) hostnameOf(f Facts, c Cluster) (name string, notes []string, err error) {
+func (r rule) hostnameOf(f node.Facts, c node.Cluster) (name string, notes []string, err error) {
 	if r.tagName != nil {
 		name, err := r.tagName.of(f, c)
 		if err == nil && name != "" {

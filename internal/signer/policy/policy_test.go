@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/hallmark-ssh/hallmark/internal/signer/node"
 )
 
 const (
@@ -23,8 +25,8 @@ func limits() Limits {
 	}
 }
 
-func facts() Facts {
-	return Facts{
+func facts() node.Facts {
+	return node.Facts{
 		Account: account, Region: "us-west-2", InstanceID: ownID,
 		Zone: "us-west-2a", VPC: "vpc-0a1b2c3d", Subnet: "subnet-0a1b2c3d",
 		InstanceProfile: "arn:aws:iam::" + account + ":instance-profile/web/front",
@@ -37,8 +39,8 @@ func facts() Facts {
 
 func clock() time.Time { return time.Date(2026, 7, 1, 12, 0, 0, 0, time.UTC) }
 
-func cluster() Cluster {
-	return Cluster{Name: "teleport.example.com", Proxy: "proxy.example.com", Signer: "hallmark.example.com"}
+func cluster() node.Cluster {
+	return node.Cluster{Name: "teleport.example.com", Proxy: "proxy.example.com", Signer: "hallmark.example.com"}
 }
 
 // anyImage writes out ANY, the waiver of what each rule must say.
@@ -128,14 +130,14 @@ rules:
 func TestRefusals(t *testing.T) {
 	tests := map[string]struct {
 		rule   string
-		mutate func(*Facts)
+		mutate func(*node.Facts)
 		kind   error
 		want   string
 	}{
-		"no rule matches":   {"{name: a, match: {ANY, regions: [hm-test-1]}}", func(*Facts) {}, ErrRefused, "no rule matches"},
-		"no public address": {"{name: a, match: {ANY}, address: public}", func(f *Facts) { f.PublicIP = "" }, ErrIncomplete, "no public address"},
-		"no ipv6 address":   {"{name: a, match: {ANY}, address: ipv6}", func(f *Facts) { f.IPv6 = "" }, ErrIncomplete, "no ipv6 address"},
-		"id is no label":    {"{name: a, match: {ANY}}", func(f *Facts) { f.InstanceID = "i-0A.example" }, ErrRefused, "not one lower-case DNS label"},
+		"no rule matches":   {"{name: a, match: {ANY, regions: [hm-test-1]}}", func(*node.Facts) {}, ErrRefused, "no rule matches"},
+		"no public address": {"{name: a, match: {ANY}, address: public}", func(f *node.Facts) { f.PublicIP = "" }, ErrIncomplete, "no public address"},
+		"no ipv6 address":   {"{name: a, match: {ANY}, address: ipv6}", func(f *node.Facts) { f.IPv6 = "" }, ErrIncomplete, "no ipv6 address"},
+		"id is no label":    {"{name: a, match: {ANY}}", func(f *node.Facts) { f.InstanceID = "i-0A.example" }, ErrRefused, "not one lower-case DNS label"},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -161,7 +163,7 @@ func TestTagsNeverSetReservedLabels(t *testing.T) {
 	f := facts()
 	f.Tags = map[string]string{
 		"*": "any", "has space": "1", "naïve": "1", "ok": "1", "ctl": "a\x1b[2J", "bytes": "\xff",
-		"long": strings.Repeat("v", maxLabelValueBytes+1), "aws:autoscaling:groupName": "asg",
+		"long": strings.Repeat("v", node.MaxLabelValueBytes+1), "aws:autoscaling:groupName": "asg",
 	}
 	d, err := p.Decide(f, cluster(), clock())
 	if err != nil {
@@ -219,7 +221,7 @@ func TestLabelsDoNotCollide(t *testing.T) {
 			t.Fatal(err)
 		}
 		want := map[string]string{"xteam": "static", "xother": "static", "xTeam": "1", "xxteam": "2", "xaws/team": "4"}
-		maps.Copy(want, fixedLabels(f, cluster(), "a"))
+		maps.Copy(want, node.Labels(f, cluster(), "a"))
 		if !maps.Equal(d.Labels, want) {
 			t.Fatalf("labels %v, want %v", d.Labels, want)
 		}
@@ -239,7 +241,7 @@ func TestTagLabelsAreBounded(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := len(d.Labels) - len(fixedLabels(f, cluster(), "default")); got != maxTagLabels {
+	if got := len(d.Labels) - len(node.Labels(f, cluster(), "default")); got != maxTagLabels {
 		t.Errorf("%d labels of tags, want %d", got, maxTagLabels)
 	}
 }

@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+
+	"github.com/hallmark-ssh/hallmark/internal/signer/node"
 )
 
 // principalKind names a fact that a certificate may carry beside the host name.
@@ -24,7 +26,7 @@ func principalKinds() []principalKind {
 // names returns the facts of these kinds that the instance has, and notes on those
 // that it has but that may not be in a certificate. The ledger claims them like host
 // names, since addresses repeat across VPCs and pass from one machine to the next.
-func names(kinds []principalKind, f Facts, c Cluster) (list, notes []string) {
+func names(kinds []principalKind, f node.Facts, c node.Cluster) (list, notes []string) {
 	for _, kind := range kinds {
 		name, err := kind.of(f, c)
 		switch {
@@ -39,14 +41,14 @@ func names(kinds []principalKind, f Facts, c Cluster) (list, notes []string) {
 
 // of returns the fact in the form in which people type it, or nothing if the
 // instance has none.
-func (k principalKind) of(f Facts, c Cluster) (string, error) {
+func (k principalKind) of(f node.Facts, c node.Cluster) (string, error) {
 	var text string
 	switch k {
 	case principalPrivateDNS:
 		if f.PrivateDNS == "" {
 			return "", nil
 		}
-		return f.PrivateDNS, checkDNSName(f.PrivateDNS, f, c)
+		return f.PrivateDNS, node.CheckDNSName(f.PrivateDNS, f, c)
 	case principalPrivateIP:
 		text = f.PrivateIP
 	case principalPublicIP:

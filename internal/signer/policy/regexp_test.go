@@ -6,6 +6,8 @@ import (
 	"testing"
 
 	"cel.dev/cel-go/common/types"
+
+	"github.com/hallmark-ssh/hallmark/internal/signer/node"
 )
 
 // Whoever sets a tag may choose a pattern, a text or both. What that may cost is bounded,
@@ -36,7 +38,7 @@ func TestPatternsOfTagsAreBounded(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			ok, err := e.holds(Facts{Tags: map[string]string{"a": tt.text, "b": tt.pattern}}, clock())
+			ok, err := e.holds(node.Facts{Tags: map[string]string{"a": tt.text, "b": tt.pattern}}, clock())
 			if tt.want == "" && (err != nil || !ok) || tt.want != "" && (err == nil || !strings.Contains(err.Error(), tt.want)) {
 				t.Errorf("%v, error %v; want %q", ok, err, tt.want)
 			}

@@ -6,6 +6,8 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+
+	"github.com/hallmark-ssh/hallmark/internal/signer/node"
 )
 
 // hostnameTag is the tag by which an instance may be called otherwise than its
@@ -43,32 +45,38 @@ func checkSuffix(suffix string) error {
 	if !ok {
 		return fmt.Errorf("%s: it must begin with a dot", quote(suffix))
 	}
-	if err := checkDomain(domain); err != nil {
+	if err := node.CheckDomain(domain); err != nil {
 		return fmt.Errorf("%s: %w", quote(suffix), err)
 	}
 	// AWS gives these names to addresses and instances itself.
 	for _, taken := range []string{"ec2.internal", "compute.internal", "amazonaws.com", "amazonaws.com.cn"} {
-		if isWithin(domain, taken) {
+		if node.IsWithin(domain, taken) {
 			return fmt.Errorf("%s: names below %s are AWS's to give", quote(suffix), taken)
 		}
 	}
 	return nil
 }
 
-// regexpAddressName is how EC2 names private addresses ("EC2 instance hostnames and
-// domains", IP name).
-var regexpAddressName = regexp.MustCompile(`^ip-[0-9]+(-[0-9]+){3}$`)
+var (
+	// regexpAddressName is how EC2 names private addresses ("EC2 instance hostnames and
+	// domains", IP name).
+	regexpAddressName = regexp.MustCompile(`^ip-[0-9]+(-[0-9]+){3}$`)
+	// regexpAWSName is how EC2 names public addresses ("EC2 instance hostnames and domains").
+	regexpAWSName = regexp.MustCompile(`^ec2-[0-9]+(-[0-9]+){3}$`)
+	// regexpInstanceShape are names that begin like an instance's id, of whatever length.
+	regexpInstanceShape = regexp.MustCompile(`^i-[0-9a-f]{8,}(-|$)`)
+)
 
 // of returns the name that the tag asks for, nothing if there is no such tag, or why
 // the name may not be.
-func (t *tagName) of(f Facts, c Cluster) (string, error) {
+func (t *tagName) of(f node.Facts, c node.Cluster) (string, error) {
 	name := f.Tags[hostnameTag]
 	if name == "" {
 		return "", nil
 	}
 	label, domain, dotted := strings.Cut(name, ".")
 	switch {
-	case len(name) > maxLabelBytes+len(".")+maxDomainBytes:
+	case len(name) > node.MaxDNSLabelBytes+len(".")+node.MaxDomainBytes:
 		return "", errors.New("it is too long for a host name")
 	case !t.pattern.MatchString(name):
 		return "", fmt.Errorf("%s does not match the rule's pattern", quote(name))
@@ -82,7 +90,7 @@ func (t *tagName) of(f Facts, c Cluster) (string, error) {
 		// Internationalized names (RFC 5890, section 2.3.1) may look like others.
 		return "", fmt.Errorf("%s is an encoded name", quote(name))
 	}
-	if err := checkDNSName(name, f, c); err != nil {
+	if err := node.CheckDNSName(name, f, c); err != nil {
 		return "", err
 	}
 	return name, nil
@@ -90,7 +98,7 @@ func (t *tagName) of(f Facts, c Cluster) (string, error) {
 
 // isOwnName reports whether a name that begins like an instance's id begins with the
 // instance's own.
-func isOwnName(label string, f Facts) bool {
+func isOwnName(label string, f node.Facts) bool {
 	rest, ok := strings.CutPrefix(label, f.InstanceID)
 	return ok && (rest == "" || rest[0] == '-')
 }

@@ -6,6 +6,8 @@ import (
 	"strings"
 	"testing"
 	"unicode"
+
+	"github.com/hallmark-ssh/hallmark/internal/signer/node"
 )
 
 const defaultName = "web-server-" + ownID
@@ -140,7 +142,7 @@ func TestTeleportHostnamePatternIsAnchored(t *testing.T) {
 func TestTeleportHostnameIsNeverBelowClusterOrProxy(t *testing.T) {
 	p := mustParse(t, "version: 1\nrules: [{name: a, match: {ANY}, teleport_hostname: {pattern: '.*', suffixes: [.main.example, .example]}}]")
 	f := facts()
-	for _, c := range []Cluster{{Name: "main.example"}, {Proxy: "Main.Example."}} {
+	for _, c := range []node.Cluster{{Name: "main.example"}, {Proxy: "Main.Example."}} {
 		for value, allowed := range map[string]bool{"web.main.example": false, "main.example": false, "domain.example": true} {
 			f.Tags[hostnameTag] = value
 			d, err := p.Decide(f, c, clock())
@@ -177,24 +179,24 @@ func TestFallback(t *testing.T) {
 func TestLongestSuffixFits(t *testing.T) {
 	label := strings.Repeat("d", 62)
 	domain := "." + label + "." + label + ".d" + label
-	if len(domain) != len(".")+maxDomainBytes || checkSuffix(domain+"d") == nil {
+	if len(domain) != len(".")+node.MaxDomainBytes || checkSuffix(domain+"d") == nil {
 		t.Fatalf("%d bytes of suffix are not the longest", len(domain))
 	}
 	if err := checkSuffix(domain); err != nil {
 		t.Fatal(err)
 	}
-	name := strings.Repeat("a", maxLabelBytes) + domain
+	name := strings.Repeat("a", node.MaxDNSLabelBytes) + domain
 	if len(name) > 253 {
 		t.Errorf("%d bytes of host name, more than DNS has", len(name))
 	}
-	if got := fallback(name, facts(), cluster()); !strings.HasSuffix(got, "-"+ownID+domain) || len(got) > 253 {
+	if got := node.Fallback(name, facts(), cluster()); !strings.HasSuffix(got, "-"+ownID+domain) || len(got) > 253 {
 		t.Errorf("fallback %q", got)
 	}
 }
 
 // checkGranted holds a name that a decision grants to what rule 5 of the security
 // rules promises, by other means than the code does.
-func checkGranted(t *testing.T, name string, c Cluster) {
+func checkGranted(t *testing.T, name string, c node.Cluster) {
 	t.Helper()
 	if len(name) == 0 || len(name) > 253 || name != strings.ToLower(name) {
 		t.Errorf("%q: bad length or case", name)

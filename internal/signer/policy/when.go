@@ -11,6 +11,8 @@ import (
 	"cel.dev/cel-go/common/types"
 	"cel.dev/cel-go/common/types/ref"
 	"cel.dev/cel-go/common/types/traits"
+
+	"github.com/hallmark-ssh/hallmark/internal/signer/node"
 )
 
 // Bounds of an expression. Without macros that loop, the work grows with the text
@@ -101,7 +103,7 @@ func variablesOf(checked *cel.Ast) map[string]bool {
 
 // lacks reports whether the expression asks about an address that EC2 does not show now:
 // what it says then may change by itself. Of the image, holds says so.
-func (e *expression) lacks(f Facts) bool {
+func (e *expression) lacks(f node.Facts) bool {
 	gaps := map[string]bool{
 		"private_ip":  f.PrivateIP == "",
 		"public_ip":   f.PublicIP == "",
@@ -129,7 +131,7 @@ func firstIssue(issues *cel.Issues) string {
 var errUnknown = errors.New("it depends on the image's owner or tags, and nobody knows them")
 
 // unknown are the variables whose values nobody knows.
-func unknown(f Facts) []*cel.AttributePatternType {
+func unknown(f node.Facts) []*cel.AttributePatternType {
 	var patterns []*cel.AttributePatternType
 	if f.ImageOwner == "" {
 		patterns = append(patterns, cel.AttributePattern("image_owner"))
@@ -141,7 +143,7 @@ func unknown(f Facts) []*cel.AttributePatternType {
 }
 
 // holds evaluates the expression. An error is neither true nor false.
-func (e *expression) holds(f Facts, now time.Time) (bool, error) {
+func (e *expression) holds(f node.Facts, now time.Time) (bool, error) {
 	imageTags := f.ImageTags
 	if ownImage(f, now).why != "" {
 		imageTags = nil
@@ -165,7 +167,7 @@ func (e *expression) holds(f Facts, now time.Time) (bool, error) {
 		"tags":             nonNil(f.Tags),
 	}
 	// Without a known age, an expression that asks for it is an error.
-	if age, known := f.age(now); known {
+	if age, known := f.Age(now); known {
 		variables["age"] = age
 	}
 	known, err := cel.PartialVars(variables, unknown(f)...)

@@ -8,26 +8,17 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"time"
 
 	"github.com/gravitational/teleport/api/client"
 	"github.com/gravitational/teleport/api/client/proto"
 	"github.com/gravitational/teleport/api/defaults"
 	"github.com/gravitational/teleport/api/types"
+
+	"github.com/hallmark-ssh/hallmark/internal/signer/node"
 )
 
 // Node is the record of an OpenSSH server.
-type Node struct {
-	// ID is the name of the record, a UUID.
-	ID string
-	// Hostname is what people type. It need not be unique in a cluster.
-	Hostname string
-	// Address is host:port, as the proxy dials it.
-	Address string
-	Labels  map[string]string
-	// Expires is when the cluster forgets the node; zero for never.
-	Expires time.Time
-}
+type Node = node.Node
 
 // hostnamePattern is Teleport's own rule. Its newer servers store something else
 // in place of a name that breaks it, without an error, and the certificate would

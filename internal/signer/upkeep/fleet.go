@@ -11,15 +11,14 @@ package upkeep
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"slices"
 	"time"
 
-	"github.com/hallmark-ssh/hallmark/internal/protocol"
 	"github.com/hallmark-ssh/hallmark/internal/signer/inventory"
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
+	"github.com/hallmark-ssh/hallmark/internal/signer/node"
 	"github.com/hallmark-ssh/hallmark/internal/signer/policy"
 	"github.com/hallmark-ssh/hallmark/internal/signer/teleport"
 )
@@ -84,17 +83,6 @@ type Fleet struct {
 	Now func() time.Time
 }
 
-// The labels by which a node is known as ours, and as that of an instance.
-const (
-	signerLabel   = "hallmark/signer"
-	accountLabel  = "teleport.dev/account-id"
-	regionLabel   = "teleport.dev/aws-region"
-	instanceLabel = "teleport.dev/instance-id"
-)
-
-// ErrNotListed says that an account or a region is not in the deployment's lists.
-var ErrNotListed = errors.New("the account or region is not in the deployment's lists")
-
 // serves stops an event of a stranger's account, which any account that may put
 // events on the bus can write, before anything is called for it. To ask again would
 // not help.
@@ -106,8 +94,6 @@ func (f *Fleet) serves(ctx context.Context, i ledger.Instance) bool {
 		slog.String("account", i.Account), slog.String("region", i.Region), slog.String("instance", i.ID))
 	return false
 }
-
-func nodeID(i ledger.Instance) string { return protocol.NodeID(i.Account, i.Region, i.ID) }
 
 // instance asks EC2 for one instance; nil means that EC2 does not know it.
 func (f *Fleet) instance(ctx context.Context, i ledger.Instance) (*inventory.Instance, error) {
@@ -156,28 +142,19 @@ func (f *Fleet) newPass(ctx context.Context) (pass, error) {
 
 // render makes the node of an enrolled instance as it should be now. Its error is
 // policy.ErrRefused or policy.ErrIncomplete.
-func (p pass) render(i *inventory.Instance, r ledger.Record) (teleport.Node, error) {
-	names := policy.Cluster{Name: p.cluster.ClusterName(), Proxy: p.cluster.ProxyName(), Signer: p.Audience}
+func (p pass) render(i *inventory.Instance, r ledger.Record) (node.Node, error) {
+	names := node.Cluster{Name: p.cluster.ClusterName(), Proxy: p.cluster.ProxyName(), Signer: p.Audience}
 	decision, err := p.rules.Decide(factsOf(i, r), names, p.Now())
 	if err != nil {
-		return teleport.Node{}, err
+		return node.Node{}, err
 	}
-	return teleport.Node{
-		ID: protocol.NodeID(i.OwnerID, i.Region, i.ID),
-		// The name that its certificates bear. A new one comes with new certificates.
-		Hostname: r.ConfirmedHostname,
-		Expires:  leaseOf(r),
-		Address:  decision.Address,
-		Labels:   decision.Labels,
-	}, nil
+	of := ledger.Instance{Account: i.OwnerID, Region: i.Region, ID: i.ID}
+	return node.Confirmed(of, r, decision.Address, decision.Labels), nil
 }
 
-func factsOf(i *inventory.Instance, r ledger.Record) policy.Facts {
-	owner, tags := r.ImageOf(i.ImageID, i.ImageOwner, i.ImageTags)
-	return policy.Facts{
-		Account: i.OwnerID, Region: i.Region, InstanceID: i.ID, VPC: i.VPC, Subnet: i.Subnet, Zone: i.AvailabilityZone,
-		InstanceProfile: i.InstanceProfileARN, Image: i.ImageID, ImageOwner: owner, ImageTags: tags,
-		LaunchTime: i.LaunchTime, Enrolled: true,
-		PrivateIP: i.PrivateIP, PublicIP: i.PublicIP, IPv6: i.IPv6, PrivateDNS: i.PrivateDNS, Tags: i.Tags,
-	}
+// factsOf takes the instance for enrolled: a node of it is there, or was.
+func factsOf(i *inventory.Instance, r ledger.Record) node.Facts {
+	facts := node.FactsOf(i, r)
+	facts.Enrolled = true
+	return facts
 }

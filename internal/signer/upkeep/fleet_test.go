@@ -17,6 +17,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/signer/inventory"
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
 	"github.com/hallmark-ssh/hallmark/internal/signer/memo"
+	"github.com/hallmark-ssh/hallmark/internal/signer/node"
 	"github.com/hallmark-ssh/hallmark/internal/signer/policy"
 	"github.com/hallmark-ssh/hallmark/internal/signer/teleport"
 )
@@ -28,6 +29,16 @@ const (
 )
 
 // world is a fleet and all that it calls, faked, with a note of each call.
+// Variables of the tests are named node, too.
+const (
+	signerLabel   = node.SignerLabel
+	accountLabel  = node.AccountLabel
+	regionLabel   = node.RegionLabel
+	instanceLabel = node.InstanceLabel
+)
+
+func nodeID(i ledger.Instance) string { return node.ID(i) }
+
 type world struct {
 	t     *testing.T
 	fleet *Fleet

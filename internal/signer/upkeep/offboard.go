@@ -9,6 +9,7 @@ import (
 
 	"github.com/hallmark-ssh/hallmark/internal/signer/inventory"
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
+	"github.com/hallmark-ssh/hallmark/internal/signer/node"
 	"github.com/hallmark-ssh/hallmark/internal/signer/teleport"
 )
 
@@ -82,7 +83,7 @@ func (f *Fleet) missing(ctx context.Context, at place, instances []ledger.Instan
 			var deleted bool
 			deleted, end = f.offboard(ctx, i)
 			f.Log.InfoContext(ctx, "missing for long enough: off-boarded", slog.String("account", i.Account), slog.String("region", i.Region),
-				slog.String("instance", i.ID), slog.String("node_id", nodeID(i)), slog.Bool("node_deleted", deleted))
+				slog.String("instance", i.ID), slog.String("node_id", node.ID(i)), slog.Bool("node_deleted", deleted))
 		} else if err == nil {
 			f.Log.WarnContext(ctx, "EC2 does not show the instance: the next sweeps decide", slog.String("account", i.Account),
 				slog.String("region", i.Region), slog.String("instance", i.ID))
@@ -99,7 +100,7 @@ func (f *Fleet) size(ctx context.Context, at place) (size, error) {
 	if err != nil {
 		return size{}, err
 	}
-	nodes, err := p.cluster.NodesWith(ctx, map[string]string{signerLabel: f.Audience})
+	nodes, err := p.cluster.NodesWith(ctx, map[string]string{node.SignerLabel: f.Audience})
 	if err != nil {
 		return size{}, fmt.Errorf("list our nodes: %w", err)
 	}
@@ -122,7 +123,7 @@ func (f *Fleet) stateChanged(ctx context.Context, i ledger.Instance, found *inve
 	if err != nil {
 		return fmt.Errorf("off-board %s: %w", i.ID, err)
 	}
-	log.InfoContext(ctx, "off-boarded", slog.String("node_id", nodeID(i)), slog.Bool("node_deleted", deleted))
+	log.InfoContext(ctx, "off-boarded", slog.String("node_id", node.ID(i)), slog.Bool("node_deleted", deleted))
 	return nil
 }
 
@@ -145,11 +146,11 @@ func (f *Fleet) stopped(ctx context.Context, i ledger.Instance, found *inventory
 		log.InfoContext(ctx, "the instance is stopped, and its node stays until its lease ends")
 		return nil
 	}
-	deleted, err := f.deleteOwn(ctx, p.cluster, nodeID(i))
+	deleted, err := f.deleteOwn(ctx, p.cluster, node.ID(i))
 	if err != nil {
 		return fmt.Errorf("delete the node of %s, which is stopped: %w", i.ID, err)
 	}
-	log.InfoContext(ctx, "the instance is stopped: its node goes", slog.String("node_id", nodeID(i)), slog.Bool("node_deleted", deleted))
+	log.InfoContext(ctx, "the instance is stopped: its node goes", slog.String("node_id", node.ID(i)), slog.Bool("node_deleted", deleted))
 	return nil
 }
 
@@ -162,12 +163,12 @@ func (f *Fleet) offboard(ctx context.Context, i ledger.Instance) (deleted bool, 
 	if err != nil {
 		return false, err
 	}
-	return f.deleteOwn(ctx, cluster, nodeID(i))
+	return f.deleteOwn(ctx, cluster, node.ID(i))
 }
 
 // deleteOwn deletes a node if it bears our label, and reports whether there was one.
 func (f *Fleet) deleteOwn(ctx context.Context, cluster Cluster, id string) (bool, error) {
-	node, err := cluster.Node(ctx, id)
+	there, err := cluster.Node(ctx, id)
 	switch {
 	case errors.Is(err, teleport.ErrNotFound):
 		// Teleport reads from a cache that lags: a node written just now may not show.
@@ -176,7 +177,7 @@ func (f *Fleet) deleteOwn(ctx context.Context, cluster Cluster, id string) (bool
 		return false, nil
 	case err != nil:
 		return false, err
-	case node.Labels[signerLabel] != f.Audience:
+	case there.Signer() != f.Audience:
 		return false, nil // somebody else's, whatever its id
 	}
 	err = cluster.DeleteNode(ctx, id)

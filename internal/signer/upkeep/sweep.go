@@ -12,6 +12,7 @@ import (
 
 	"github.com/hallmark-ssh/hallmark/internal/signer/inventory"
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
+	"github.com/hallmark-ssh/hallmark/internal/signer/node"
 	"github.com/hallmark-ssh/hallmark/internal/signer/policy"
 	"github.com/hallmark-ssh/hallmark/internal/signer/teleport"
 )
@@ -93,7 +94,7 @@ func (f *Fleet) sweep(ctx context.Context, from string, limit int) (Report, erro
 	if err != nil {
 		return Report{}, err
 	}
-	nodes, err := p.cluster.NodesWith(ctx, map[string]string{signerLabel: f.Audience})
+	nodes, err := p.cluster.NodesWith(ctx, map[string]string{node.SignerLabel: f.Audience})
 	if err != nil {
 		return Report{}, fmt.Errorf("list our nodes: %w", err)
 	}
@@ -208,17 +209,17 @@ func (f *Fleet) sort(ctx context.Context, nodes []teleport.Node, report *Report)
 			byPlace[place{account, region}] = nil
 		}
 	}
-	for _, node := range nodes {
-		i := ledger.Instance{Account: node.Labels[accountLabel], Region: node.Labels[regionLabel], ID: node.Labels[instanceLabel]}
+	for _, found := range nodes {
+		i := found.Instance()
 		p := place{i.Account, i.Region}
-		if _, listed := byPlace[p]; !listed || node.Labels[signerLabel] != f.Audience || nodeID(i) != node.ID {
+		if _, listed := byPlace[p]; !listed || found.Signer() != f.Audience || node.ID(i) != found.ID {
 			report.Foreign++
-			f.Log.WarnContext(ctx, "a node with our label that is not ours to touch", slog.String("node_id", node.ID),
+			f.Log.WarnContext(ctx, "a node with our label that is not ours to touch", slog.String("node_id", found.ID),
 				slog.String("account", i.Account), slog.String("region", i.Region), slog.String("instance", i.ID))
 			continue
 		}
 		report.Nodes++
-		byPlace[p] = append(byPlace[p], ours{i, node})
+		byPlace[p] = append(byPlace[p], ours{i, found})
 	}
 	return byPlace
 }

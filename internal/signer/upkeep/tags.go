@@ -10,6 +10,7 @@ import (
 
 	"github.com/hallmark-ssh/hallmark/internal/signer/inventory"
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
+	"github.com/hallmark-ssh/hallmark/internal/signer/node"
 	"github.com/hallmark-ssh/hallmark/internal/signer/policy"
 	"github.com/hallmark-ssh/hallmark/internal/signer/teleport"
 )
@@ -139,21 +140,21 @@ func (w *follower) relabel(ctx context.Context, record ledger.Record, i *invento
 func (w *follower) once(ctx context.Context, record ledger.Record, i *inventory.Instance) (wrote bool, err error) {
 	switch {
 	case record.Ended:
-		return w.deleteOwn(ctx, w.cluster, nodeID(w.of))
+		return w.deleteOwn(ctx, w.cluster, node.ID(w.of))
 	case i == nil || isGone(i): // its own event, or the sweep, off-boards it
 		return false, nil
-	case record.ConfirmedHostname == "" || !leaseOf(record).After(w.Now()):
+	case record.ConfirmedHostname == "" || !node.Lease(record).After(w.Now()):
 		return false, nil
 	}
-	node, err := w.cluster.Node(ctx, nodeID(w.of))
+	there, err := w.cluster.Node(ctx, node.ID(w.of))
 	switch {
 	case errors.Is(err, teleport.ErrNotFound) && w.dismissed:
-		node = new(teleport.Node)
+		there = new(node.Node)
 	case errors.Is(err, teleport.ErrNotFound):
 		return false, nil
 	case err != nil:
 		return false, err
-	case node.Labels[signerLabel] != w.Audience:
+	case there.Signer() != w.Audience:
 		return false, nil
 	}
 	want, err := w.render(i, record)
@@ -164,7 +165,7 @@ func (w *follower) once(ctx context.Context, record ledger.Record, i *inventory.
 		return w.dismiss(ctx, err)
 	case err != nil:
 		return false, err
-	case isSame(want, *node, record) && !w.dismissed:
+	case isSame(want, *there, record) && !w.dismissed:
 		return false, nil
 	}
 	return w.write(ctx, want)
@@ -184,19 +185,10 @@ func (w *follower) write(ctx context.Context, want teleport.Node) (bool, error) 
 // dismiss deletes the node of an instance that the policy no longer admits.
 func (w *follower) dismiss(ctx context.Context, reason error) (bool, error) {
 	w.Log.WarnContext(ctx, "the policy no longer admits the instance: its node goes", slog.String("account", w.of.Account),
-		slog.String("region", w.of.Region), slog.String("instance", w.of.ID), slog.String("node_id", nodeID(w.of)), slog.String("reason", reason.Error()))
-	deleted, err := w.deleteOwn(ctx, w.cluster, nodeID(w.of))
+		slog.String("region", w.of.Region), slog.String("instance", w.of.ID), slog.String("node_id", node.ID(w.of)), slog.String("reason", reason.Error()))
+	deleted, err := w.deleteOwn(ctx, w.cluster, node.ID(w.of))
 	w.dismissed = w.dismissed || deleted
 	return deleted, err
-}
-
-// leaseOf is when the lease ends of the node of the latest confirmed enrollment.
-// Records from before it was kept have the end of the claim, a little later.
-func leaseOf(r ledger.Record) time.Time {
-	if r.Lease.IsZero() {
-		return r.End
-	}
-	return r.Lease
 }
 
 // isSame compares all that a node says. The ledger keeps whole seconds of a lease, and

@@ -1,4 +1,4 @@
-package policy
+package node
 
 import (
 	"bytes"
@@ -7,6 +7,9 @@ import (
 	"fmt"
 	"io"
 	"time"
+
+	"github.com/hallmark-ssh/hallmark/internal/signer/inventory"
+	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
 )
 
 // Facts are what is known of an instance, all of it from the signed document, from
@@ -45,20 +48,45 @@ type Facts struct {
 	Tags map[string]string
 }
 
-// maxLaunchSkew is how far EC2's clock may be ahead of the signer's.
-const maxLaunchSkew = 5 * time.Minute
+// FactsOf returns what EC2 says of an instance and what the ledger remembers of its image.
+func FactsOf(i *inventory.Instance, r ledger.Record) Facts {
+	owner, tags := r.ImageOf(i.ImageID, i.ImageOwner, i.ImageTags)
+	return Facts{
+		Account:         i.OwnerID,
+		Region:          i.Region,
+		InstanceID:      i.ID,
+		VPC:             i.VPC,
+		Subnet:          i.Subnet,
+		Zone:            i.AvailabilityZone,
+		InstanceProfile: i.InstanceProfileARN,
+		Image:           i.ImageID,
+		ImageOwner:      owner,
+		ImageTags:       tags,
+		LaunchTime:      i.LaunchTime,
+		Enrolled:        r.ConfirmedHostname != "" && !r.Ended,
+		PrivateIP:       i.PrivateIP,
+		PublicIP:        i.PublicIP,
+		IPv6:            i.IPv6,
+		PrivateDNS:      i.PrivateDNS,
+		Tags:            i.Tags,
+	}
+}
 
-// age returns the time since the launch, and whether it is known. A launch that is
+// MaxLaunchSkew is how far EC2's clock may be ahead of the signer's.
+const MaxLaunchSkew = 5 * time.Minute
+
+// Age returns the time since the launch, and whether it is known. A launch that is
 // yet to come says nothing: taken for a young machine, it would pass every bound.
-func (f Facts) age(now time.Time) (age time.Duration, known bool) {
-	if f.LaunchTime.IsZero() || f.LaunchTime.After(now.Add(maxLaunchSkew)) {
+func (f Facts) Age(now time.Time) (age time.Duration, known bool) {
+	if f.LaunchTime.IsZero() || f.LaunchTime.After(now.Add(MaxLaunchSkew)) {
 		return 0, false
 	}
 	return max(now.Sub(f.LaunchTime), 0), true
 }
 
-// fields names the facts, as JSON and, but for launch_time, in conditions.
-func (f *Facts) fields() map[string]any {
+// Fields returns a pointer to each fact, by its name in JSON and, but for launch_time, in a
+// policy's conditions.
+func (f *Facts) Fields() map[string]any {
 	return map[string]any{
 		"account":          &f.Account,
 		"region":           &f.Region,
@@ -110,7 +138,7 @@ func ParseFacts(data []byte) (Facts, error) {
 }
 
 func (f *Facts) read(d *json.Decoder) error {
-	fields := f.fields()
+	fields := f.Fields()
 	return eachKey(d, func(key string) error {
 		field, ok := fields[key]
 		if !ok {

@@ -1,10 +1,29 @@
-package policy
+package node
 
 import (
 	"reflect"
 	"strings"
 	"testing"
+	"time"
 )
+
+const (
+	account = "111122223333"
+	ownID   = "i-0a1b2c3d4e5f60718"
+	otherID = "i-0123456789abcdef0"
+)
+
+func facts() Facts {
+	return Facts{
+		Account: account, Region: "us-west-2", InstanceID: ownID,
+		Zone: "us-west-2a", VPC: "vpc-0a1b2c3d", Subnet: "subnet-0a1b2c3d",
+		InstanceProfile: "arn:aws:iam::" + account + ":instance-profile/web/front",
+		Image:           "ami-0a1b2c3d", ImageOwner: "444455556666",
+		LaunchTime: time.Date(2026, 7, 1, 11, 0, 0, 0, time.UTC),
+		PrivateIP:  "10.0.0.7", PublicIP: "192.0.2.7", IPv6: "2001:db8::7", PrivateDNS: "ip-10-0-0-7.us-west-2.compute.internal",
+		Tags: map[string]string{"Name": "Web Server", "env": "prod"},
+	}
+}
 
 const allFacts = `{
   "account": "111122223333", "region": "us-west-2", "zone": "us-west-2a",
@@ -41,7 +60,7 @@ func TestParseFacts(t *testing.T) {
 func TestEveryFactHasAName(t *testing.T) {
 	var f Facts
 	named := make(map[any]bool)
-	for _, field := range f.fields() {
+	for _, field := range f.Fields() {
 		named[field] = true
 	}
 	v := reflect.ValueOf(&f).Elem()
@@ -81,29 +100,4 @@ func TestParseFactsRefuses(t *testing.T) {
 			}
 		})
 	}
-}
-
-// Whatever the file says, there are facts or an error of one bounded line, and the
-// facts can be judged.
-func FuzzParseFacts(f *testing.F) {
-	f.Add([]byte(allFacts))
-	f.Add([]byte(`{"account": "1", "region": "r", "instance_id": "i", "tags": {"a": "b", "a": "c"}}`))
-	f.Add([]byte(`{"tags": {"a": {}}}`))
-	p, err := Parse(anyImage(whenPolicy(`tags.get("env") == "" && age > duration("0s")`)), Unlimited())
-	if err != nil {
-		f.Fatal(err)
-	}
-	f.Fuzz(func(t *testing.T, data []byte) {
-		facts, err := ParseFacts(data)
-		if err != nil {
-			if len(err.Error()) > 1000 {
-				t.Errorf("%d bytes of error", len(err.Error()))
-			}
-			return
-		}
-		if facts.Account == "" || facts.Region == "" || facts.InstanceID == "" {
-			t.Errorf("facts %+v", facts)
-		}
-		p.Explain(facts, cluster(), clock())
-	})
 }

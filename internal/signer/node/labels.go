@@ -1,0 +1,86 @@
+package node
+
+import (
+	"maps"
+	"regexp"
+	"slices"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+)
+
+// The labels that say whose a node is, and of which instance.
+const (
+	SignerLabel   = "hallmark/signer"
+	AccountLabel  = "teleport.dev/account-id"
+	RegionLabel   = "teleport.dev/aws-region"
+	InstanceLabel = "teleport.dev/instance-id"
+)
+
+// Bounds of a label.
+const (
+	// MaxLabelKeyBytes has room for a tag's key, at most 128 characters, and a prefix.
+	MaxLabelKeyBytes   = 256
+	MaxLabelValueBytes = 1024
+)
+
+// Labels returns the labels that come from verified facts only, so that people can grant
+// access on them. The first three are those of Teleport's own discovery, which therefore
+// leaves the instance alone. Add a label here, and nowhere else.
+func Labels(f Facts, c Cluster, rule string) map[string]string {
+	labels := map[string]string{
+		InstanceLabel:          f.InstanceID,
+		AccountLabel:           f.Account,
+		RegionLabel:            f.Region,
+		SignerLabel:            c.Signer,
+		"hallmark/account":     f.Account,
+		"hallmark/vpc":         f.VPC,
+		"hallmark/image-owner": f.ImageOwner,
+		"hallmark/rule":        rule,
+	}
+	// A fact that is not known gives no label rather than an empty one, which a
+	// role could be made to match.
+	maps.DeleteFunc(labels, func(_, value string) bool { return value == "" })
+	return labels
+}
+
+// regexpLabelKey is what Teleport accepts as a label's key.
+var regexpLabelKey = regexp.MustCompile(`^[a-zA-Z/.0-9_:*-]+$`)
+
+// ReservedPrefixes lists the labels that only Teleport and the signer set.
+// People grant access on them, so neither tags nor a policy may choose them.
+func ReservedPrefixes() []string {
+	return []string{"teleport.dev/", "teleport.internal/", "teleport.hidden/", "hallmark/"}
+}
+
+// Wildcard is the key by which a Teleport role means any label.
+const Wildcard = "*"
+
+// IsReserved reports whether only Teleport and the signer set a label.
+func IsReserved(key string) bool {
+	return slices.ContainsFunc(ReservedPrefixes(), func(p string) bool { return strings.HasPrefix(key, p) })
+}
+
+// IsLabelKey reports whether Teleport accepts the key of a label.
+func IsLabelKey(key string) bool {
+	return len(key) <= MaxLabelKeyBytes && regexpLabelKey.MatchString(key)
+}
+
+// IsLabelValue keeps terminals safe from control characters, people from text that looks
+// like other text, and gRPC from text that it cannot carry, which would fail the whole
+// node.
+func IsLabelValue(value string) bool {
+	return len(value) <= MaxLabelValueBytes && utf8.ValidString(value) && !strings.ContainsFunc(value, isUnseen)
+}
+
+// isUnseen reports whether a character is not seen, or changes how others are: controls,
+// invisible and bidirectional format characters (Cf), line and paragraph separators (Zl,
+// Zp), letters that fill without a shape, variation selectors, and U+FFFD, which stands
+// for what could not be read.
+func isUnseen(r rune) bool {
+	switch r {
+	case utf8.RuneError, '\u034f', '\u115f', '\u1160', '\u17b4', '\u17b5', '\u2800', '\u3164', '\uffa0':
+		return true
+	}
+	return unicode.In(r, unicode.Cc, unicode.Cf, unicode.Zl, unicode.Zp, unicode.Variation_Selector, unicode.Other_Default_Ignorable_Code_Point)
+}
