@@ -49,8 +49,7 @@ func checkKeyPairLogin(t *testing.T, i *lab.Instance) {
 func checkExit(t *testing.T, i *lab.Instance, code int, says string) {
 	t.Helper()
 	_, err := i.Hallmark(t.Context(), "enroll")
-	var exit *exec.ExitError
-	if !errors.As(err, &exit) || exit.ExitCode() != code || !strings.Contains(err.Error(), says) {
+	if exit, ok := errors.AsType[*exec.ExitError](err); !ok || exit.ExitCode() != code || !strings.Contains(err.Error(), says) {
 		t.Errorf("hallmark enroll: %v, want exit code %d and %q", err, code, says)
 	}
 }

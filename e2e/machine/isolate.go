@@ -126,8 +126,7 @@ func runAgain(rootFS string) (int, error) {
 	go pass(signals, cmd.Process, done)
 
 	err = cmd.Wait()
-	var exit *exec.ExitError
-	if errors.As(err, &exit) && exit.Exited() {
+	if exit, ok := errors.AsType[*exec.ExitError](err); ok && exit.Exited() {
 		return exit.ExitCode(), nil
 	}
 	return 0, err

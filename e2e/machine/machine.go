@@ -299,8 +299,7 @@ func Poll(ctx context.Context, limit time.Duration, try func() error) error {
 	defer tick.Stop()
 	for {
 		err := try()
-		var fatal *fatalError
-		if err == nil || errors.As(err, &fatal) {
+		if _, fatal := errors.AsType[*fatalError](err); err == nil || fatal {
 			return err
 		}
 		select {

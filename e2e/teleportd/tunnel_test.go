@@ -83,8 +83,8 @@ func TestReverseTunnel(t *testing.T) {
 // refused checks that the proxy refused a tunnel because of the role.
 func refused(t *testing.T, err error, role string) {
 	t.Helper()
-	var refusal *ssh.OpenChannelError
-	if want := "unsupported role " + role; !errors.As(err, &refusal) || !strings.Contains(refusal.Message, want) {
+	refusal, ok := errors.AsType[*ssh.OpenChannelError](err)
+	if want := "unsupported role " + role; !ok || !strings.Contains(refusal.Message, want) {
 		t.Errorf("got %v, want %q", err, want)
 	}
 }

@@ -281,11 +281,11 @@ func wantCheck(t *testing.T, err error, check string) {
 		}
 		return
 	}
-	var failure *CheckError
+	failure, ok := errors.AsType[*CheckError](err)
 	switch {
 	case err == nil:
 		t.Errorf("accepted, want check %q to fail", check)
-	case !errors.As(err, &failure):
+	case !ok:
 		t.Errorf("not a CheckError: %v", err)
 	case failure.Check != check:
 		t.Errorf("want check %q to fail, got: %v", check, err)

@@ -91,8 +91,8 @@ func (m machine) architecture(ctx context.Context) (string, error) {
 		StartTimeout: connectTimeout,
 		RetryDelay:   func() time.Duration { return m.retryDelay },
 		ShouldRetry: func(err error) bool {
-			var exit *exitError
-			return ctx.Err() == nil && (!errors.As(err, &exit) || exit.disconnected())
+			exit, ok := errors.AsType[*exitError](err)
+			return ctx.Err() == nil && (!ok || exit.disconnected())
 		},
 	}
 	err := connect.Run(ctx, func(ctx context.Context) (err error) {

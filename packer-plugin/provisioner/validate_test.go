@@ -122,8 +122,8 @@ func TestPrepare(t *testing.T) {
 
 func TestPrepareCollectsAllErrors(t *testing.T) {
 	err := New(fstest.MapFS{}).Prepare(map[string]any{"trust": "never"})
-	var all *packersdk.MultiError
-	if !errors.As(err, &all) || len(all.Errors) != 4 {
+	all, ok := errors.AsType[*packersdk.MultiError](err)
+	if !ok || len(all.Errors) != 4 {
 		t.Errorf("error %v, want signer_url, audience, trust and the missing program", err)
 	}
 	if !matches(err, `no hallmark program for amd64: use a release, or build it with "make build"`) {

@@ -86,8 +86,11 @@ func checkContract(t *testing.T, client *sdk.Client) {
 	checkIdentityRole(t, client, document.AccountID)
 
 	_, err = client.GetMetadata(t.Context(), &sdk.GetMetadataInput{Path: "no-such-page"})
-	var status interface{ HTTPStatusCode() int }
-	if !errors.As(err, &status) || status.HTTPStatusCode() != http.StatusNotFound {
+	status, ok := errors.AsType[interface {
+		error
+		HTTPStatusCode() int
+	}](err)
+	if !ok || status.HTTPStatusCode() != http.StatusNotFound {
 		t.Errorf("no-such-page: %v, want 404", err)
 	}
 }

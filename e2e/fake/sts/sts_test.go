@@ -116,12 +116,10 @@ func TestSDKIsRefused(t *testing.T) {
 				region = tc.region
 			}
 			_, err := client(start(t, s), region, c).GetCallerIdentity(t.Context(), nil)
-			var api smithy.APIError
-			if !errors.As(err, &api) || api.ErrorCode() != tc.code {
+			if api, ok := errors.AsType[smithy.APIError](err); !ok || api.ErrorCode() != tc.code {
 				t.Fatalf("error = %v, want code %s", err, tc.code)
 			}
-			var response *smithyhttp.ResponseError
-			if !errors.As(err, &response) || response.HTTPStatusCode() != tc.status {
+			if response, ok := errors.AsType[*smithyhttp.ResponseError](err); !ok || response.HTTPStatusCode() != tc.status {
 				t.Errorf("error = %v, want status %d", err, tc.status)
 			}
 			if s.Calls() != 1 {

@@ -115,8 +115,7 @@ func outcomes() map[protocol.Code]outcome {
 
 // codeOf returns the code of an error from the signer's steps.
 func codeOf(err error) protocol.Code {
-	var r *refusal
-	if errors.As(err, &r) {
+	if r, ok := errors.AsType[*refusal](err); ok {
 		return r.code
 	}
 	return protocol.CodeInternal
@@ -124,8 +123,7 @@ func codeOf(err error) protocol.Code {
 
 // missing returns the service that an error blames for not answering, or "".
 func missing(err error) service {
-	var r *refusal
-	if errors.As(err, &r) {
+	if r, ok := errors.AsType[*refusal](err); ok {
 		return r.by
 	}
 	return ""
@@ -142,8 +140,7 @@ func refusalAnswer(err error, requestID string, now time.Time) Answer {
 	code := codeOf(err)
 	o := outcomes()[code]
 	body := protocol.Refusal{Code: code, Message: o.message, RequestID: requestID}
-	var r *refusal
-	if errors.As(err, &r) {
+	if r, ok := errors.AsType[*refusal](err); ok {
 		body.Message = cmp.Or(r.public, o.message)
 		o.retryAfter = cmp.Or(r.retryAfter, o.retryAfter)
 	}

@@ -72,8 +72,8 @@ func (a *audit) step(ctx context.Context, name string, timeout time.Duration, ru
 
 // noteHolders notes which names the instance does not get, and whose they are.
 func (a *audit) noteHolders(err error) {
-	var inUse *ledger.NameInUseError
-	if !errors.As(err, &inUse) {
+	inUse, ok := errors.AsType[*ledger.NameInUseError](err)
+	if !ok {
 		return
 	}
 	for _, h := range inUse.Held {

@@ -125,10 +125,10 @@ func (s *Signer) claimOnce(ctx context.Context, cluster Cluster, k ask, a *audit
 // giveWay returns what to claim instead after a refusal, if there is anything.
 func giveWay(k ask, err error) (policy.Decision, bool) {
 	d := k.decision
-	var inUse *ledger.NameInUseError
-	switch {
-	case errors.As(err, &inUse):
+	if inUse, ok := errors.AsType[*ledger.NameInUseError](err); ok {
 		return leave(d, inUse.Names())
+	}
+	switch {
 	case errors.Is(err, ledger.ErrTooManyNames) && len(d.Names) > 0:
 		// An address that changes with every start must not keep a machine out.
 		return leave(d, d.Names)
@@ -153,8 +153,8 @@ const maxAsked = 2
 // within the hour, so a holder that it does not know counts here; should it come back,
 // it is still enrolled and gets another name.
 func (s *Signer) releaseGone(ctx context.Context, refusal error, a *audit) bool {
-	var inUse *ledger.NameInUseError
-	if !errors.As(refusal, &inUse) {
+	inUse, ok := errors.AsType[*ledger.NameInUseError](refusal)
+	if !ok {
 		return false
 	}
 	released, asked := false, 0

@@ -351,6 +351,6 @@ func (e *EC2) remember(key imageKey, i image) {
 
 // hasCode reports whether EC2 refused the question with one of the codes.
 func hasCode(err error, codes ...string) bool {
-	var api *apiError
-	return errors.As(err, &api) && api.status == http.StatusBadRequest && slices.Contains(codes, api.code)
+	api, ok := errors.AsType[*apiError](err)
+	return ok && api.status == http.StatusBadRequest && slices.Contains(codes, api.code)
 }

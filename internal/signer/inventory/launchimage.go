@@ -64,8 +64,8 @@ func (e *EC2) describeLaunchImage(ctx context.Context, at place, id string) (Lau
 // isNotPermitted knows the codes by which EC2 refuses an action (Amazon EC2 API Reference,
 // "Error codes"): a role that lacks the permission, and a region without the action.
 func isNotPermitted(err error) bool {
-	var api *apiError
-	if !errors.As(err, &api) {
+	api, ok := errors.AsType[*apiError](err)
+	if !ok {
 		return false
 	}
 	switch api.code {

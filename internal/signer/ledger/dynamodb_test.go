@@ -256,8 +256,7 @@ func TestDynamoDBGivesUp(t *testing.T) {
 	})
 	t.Run("after many attempts", func(t *testing.T) {
 		_, attempts, err := run(t, time.Hour)
-		var conflict *types.TransactionCanceledException
-		if !errors.As(err, &conflict) || isRefusal(err) {
+		if _, conflict := errors.AsType[*types.TransactionCanceledException](err); !conflict || isRefusal(err) {
 			t.Errorf("error %v, want the conflict", err)
 		}
 		if attempts != 12 {

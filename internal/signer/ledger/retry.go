@@ -59,16 +59,15 @@ func isPassing(err error) bool {
 	if errors.Is(err, errBusy) {
 		return true
 	}
-	var canceled *types.TransactionCanceledException
-	if errors.As(err, &canceled) {
+	if canceled, ok := errors.AsType[*types.TransactionCanceledException](err); ok {
 		// Each reason must be one of these: with an item that is too large, say,
 		// nothing ever changes.
 		return !slices.ContainsFunc(canceled.CancellationReasons, func(r types.CancellationReason) bool {
 			return !isPassingReason(aws.ToString(r.Code))
 		})
 	}
-	var api smithy.APIError
-	return errors.As(err, &api) && isPassingCode(api.ErrorCode())
+	api, ok := errors.AsType[smithy.APIError](err)
+	return ok && isPassingCode(api.ErrorCode())
 }
 
 // isPassingReason knows the codes of TransactionCanceledException

@@ -62,7 +62,7 @@ func (m Memo) Update(ctx context.Context, change func(text []byte) ([]byte, erro
 			return err
 		}
 		err = m.replace(ctx, text, version)
-		if conflict := (*types.ConditionalCheckFailedException)(nil); !errors.As(err, &conflict) {
+		if _, conflict := errors.AsType[*types.ConditionalCheckFailedException](err); !conflict {
 			return err
 		}
 	}

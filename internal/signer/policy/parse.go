@@ -113,8 +113,7 @@ func plain(err error) error {
 	if errors.Is(err, io.EOF) {
 		return errors.New("the file is empty")
 	}
-	var mismatches *yaml.TypeError
-	if errors.As(err, &mismatches) {
+	if mismatches, ok := errors.AsType[*yaml.TypeError](err); ok {
 		return fmt.Errorf("%.500s", regexpGoType.ReplaceAllString(strings.Join(mismatches.Errors, "; "), ""))
 	}
 	return err
@@ -181,7 +180,7 @@ func in(key string, err error) error {
 
 func (e *keyError) Error() string {
 	separator := ": "
-	if below := (*keyError)(nil); errors.As(e.err, &below) {
+	if _, below := errors.AsType[*keyError](e.err); below {
 		separator = "."
 	}
 	return fmt.Sprintf("%.128s%s%s", e.key, separator, e.err)
@@ -192,7 +191,7 @@ func (e *keyError) Unwrap() error { return e.err }
 // pathOf returns the keys that lead to an error.
 func pathOf(err error) []string {
 	var path []string
-	for e := (*keyError)(nil); errors.As(err, &e); err = e.err {
+	for e, ok := errors.AsType[*keyError](err); ok; e, ok = errors.AsType[*keyError](e.err) {
 		path = append(path, e.key)
 	}
 	return path

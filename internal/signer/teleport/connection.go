@@ -261,14 +261,12 @@ func call(ctx context.Context, method string, request, reply any, conn *grpc.Cli
 // mayPass reports whether a dial that ended so may work in a moment: not if
 // somebody answered who is not whom we mean.
 func mayPass(err error) bool {
-	var record tls.RecordHeaderError
-	return !certificateError(err) && !protocolError(err) && !isNoSuchHost(err) && !errors.As(err, &record)
+	return !certificateError(err) && !protocolError(err) && !isNoSuchHost(err) && !isA[tls.RecordHeaderError](err)
 }
 
 // certificateError reports whether err is the other side's certificate.
 func certificateError(err error) bool {
-	var failed *tls.CertificateVerificationError
-	return errors.As(err, &failed)
+	return isA[*tls.CertificateVerificationError](err)
 }
 
 // protocolError reports whether the other side knows none of the protocols that
@@ -289,8 +287,8 @@ func turnedAway(err error) bool {
 }
 
 func isNoSuchHost(err error) bool {
-	var lookup *net.DNSError
-	return errors.As(err, &lookup) && lookup.IsNotFound
+	lookup, ok := errors.AsType[*net.DNSError](err)
+	return ok && lookup.IsNotFound
 }
 
 // rootPool returns the system's authorities, or those of base, with more.

@@ -101,29 +101,30 @@ const notTeleport = "what answers there is no Teleport: teleport.address takes t
 // advice says what to change, as far as the error tells; the settings are those
 // of deployment.yaml and of the templates in templates/teleport.
 func advice(err error) string {
-	var (
-		unknown  x509.UnknownAuthorityError
-		hostname x509.HostnameError
-		invalid  x509.CertificateInvalidError
-		record   tls.RecordHeaderError
-		network  *net.OpError
-	)
+	invalid, rejected := errors.AsType[x509.CertificateInvalidError](err)
+	network, failed := errors.AsType[*net.OpError](err)
 	switch {
-	case errors.As(err, &unknown):
+	case isA[x509.UnknownAuthorityError](err):
 		return "the certificate at this address is signed by an unknown authority: check that teleport.address is of the login's cluster, " +
 			"or, if the authority is private, set teleport.roots_file"
-	case errors.As(err, &hostname):
+	case isA[x509.HostnameError](err):
 		return "use a name that the certificate has in teleport.address"
-	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
+	case rejected && invalid.Reason == x509.Expired:
 		return "renew the certificate at teleport.address, unless the clock here is wrong"
-	case errors.As(err, &record):
+	case isA[tls.RecordHeaderError](err):
 		return notTeleport
 	case isNoSuchHost(err):
 		return "is the host in teleport.address right, and can the function's VPC resolve it?"
-	case errors.As(err, &network) && network.Op == "dial":
+	case failed && network.Op == "dial":
 		return "is teleport.address right, and may the function connect to it (VpcConfig, route, security groups)?"
 	}
 	return remoteAdvice(err.Error())
+}
+
+// isA reports whether an error of that type is in err's tree.
+func isA[E error](err error) bool {
+	_, ok := errors.AsType[E](err)
+	return ok
 }
 
 // remoteAdvice knows what Teleport says. It has no codes for it; the texts are those of

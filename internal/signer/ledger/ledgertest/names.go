@@ -133,8 +133,8 @@ func testNameInUseError(t *testing.T, f *fixture) {
 	f.make(nil, f.withNames(1, "web", "10.0.0.1"))
 	f.make(nil, f.withNames(2, "db", "10.0.0.2"))
 	_, err := f.Claim(t.Context(), f.withNames(3, "db", "10.0.0.3", "web", "10.0.0.1"), f.now)
-	var inUse *ledger.NameInUseError
-	if !errors.As(err, &inUse) || !errors.Is(err, ledger.ErrNameInUse) {
+	inUse, ok := errors.AsType[*ledger.NameInUseError](err)
+	if !ok || !errors.Is(err, ledger.ErrNameInUse) {
 		t.Fatalf("error %v, want a NameInUseError", err)
 	}
 	if want := []string{"db", "web", "10.0.0.1"}; !slices.Equal(inUse.Names(), want) {
