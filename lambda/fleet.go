@@ -26,7 +26,7 @@ const (
 	walkTime = 45 * time.Second
 )
 
-// bookmark remembers where the next sweep begins. memo.Memo is one.
+// bookmark remembers where the next sweep begins. stored.Text is one.
 type bookmark interface {
 	Load(ctx context.Context) ([]byte, error)
 	Save(ctx context.Context, next []byte) error

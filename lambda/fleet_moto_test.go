@@ -24,7 +24,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
 	"github.com/hallmark-ssh/hallmark/internal/signer/deployment/deploymenttest"
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
-	"github.com/hallmark-ssh/hallmark/internal/signer/memo"
+	"github.com/hallmark-ssh/hallmark/internal/signer/stored"
 	"github.com/hallmark-ssh/hallmark/internal/signer/teleport"
 	"github.com/hallmark-ssh/hallmark/internal/signer/teleport/teleporttest"
 )
@@ -54,7 +54,7 @@ type motoWorld struct {
 	ec2           *ec2.Client
 	image         string
 	ledger        *ledger.DynamoDB
-	bookmark      memo.Memo
+	bookmark      stored.Text
 	cluster       *teleporttest.Cluster
 	nodes         *teleport.Client
 	enroll, fleet *lambdahost.Host
@@ -134,7 +134,7 @@ func (w *motoWorld) connectAWS(url string) {
 		w.t.Fatal(err)
 	}
 	w.ledger = ledger.NewDynamoDB(client, "hallmark", time.Now)
-	w.bookmark = memo.Memo{Client: client, Table: "hallmark", Name: "sweep"}
+	w.bookmark = stored.Text{Client: client, Table: "hallmark", Name: "sweep"}
 	if w.nodes, err = teleport.Dial(w.t.Context(), w.login()); err != nil {
 		w.t.Fatal(err)
 	}

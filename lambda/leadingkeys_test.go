@@ -17,7 +17,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/signer/deployment"
 	"github.com/hallmark-ssh/hallmark/internal/signer/deployment/deploymenttest"
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
-	"github.com/hallmark-ssh/hallmark/internal/signer/memo"
+	"github.com/hallmark-ssh/hallmark/internal/signer/stored"
 )
 
 // itemsSeen is a table that keeps no conditions, and notes the keys that are touched.
@@ -85,9 +85,9 @@ func TestTheFleetsRoleReachesItsItems(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	texts := []memo.Memo{{Client: table, Table: "ledger", Name: "policy"}}
+	texts := []stored.Text{{Client: table, Table: "ledger", Name: "policy"}}
 	for _, name := range namesInTable(t) {
-		texts = append(texts, memo.Memo{Client: table, Table: "ledger", Name: name})
+		texts = append(texts, stored.Text{Client: table, Table: "ledger", Name: name})
 	}
 	for _, text := range texts {
 		check(text.Load(ctx))(t)
@@ -127,7 +127,7 @@ func namesInTable(t *testing.T) []string {
 		"identity.pem":    "",
 	}))
 	u := check(deployment.NewUpkeep(t.Context(), slog.New(slog.DiscardHandler)))(t)
-	return []string{u.Bookmark.Name, u.Fleet.Missing.(memo.Memo).Name, u.Fleet.Walk.(memo.Memo).Name}
+	return []string{u.Bookmark.Name, u.Fleet.Missing.(stored.Text).Name, u.Fleet.Walk.(stored.Text).Name}
 }
 
 // A scan reaches every item, so the fleet's role bounds which attributes it may ask for.

@@ -28,8 +28,8 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
 	"github.com/hallmark-ssh/hallmark/internal/signer/inventory"
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
-	"github.com/hallmark-ssh/hallmark/internal/signer/memo"
 	"github.com/hallmark-ssh/hallmark/internal/signer/policy"
+	"github.com/hallmark-ssh/hallmark/internal/signer/stored"
 	"github.com/hallmark-ssh/hallmark/internal/signer/teleport"
 	"github.com/hallmark-ssh/hallmark/internal/signer/upkeep"
 )
@@ -180,7 +180,7 @@ func newSweepWorld(ctx context.Context, nodes int) (*sweepWorld, error) {
 	})
 	w.fleet = &upkeep.Fleet{
 		Audience: sweepAudience, Accounts: accounts, Regions: limits.Regions, Ledger: sweepLedger{w},
-		Inventory: w.ec2, Missing: new(memo.Memory),
+		Inventory: w.ec2, Missing: new(stored.Memory),
 		Policy:  func(context.Context) (*policy.Policy, error) { w.count("policy"); return rules, nil },
 		Connect: func(context.Context) (upkeep.Cluster, error) { return sweepCluster{w}, nil },
 		Log:     slog.New(slog.DiscardHandler), Now: time.Now,

@@ -17,8 +17,8 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/identity"
 	"github.com/hallmark-ssh/hallmark/internal/signer/enroll"
 	"github.com/hallmark-ssh/hallmark/internal/signer/inventory"
-	"github.com/hallmark-ssh/hallmark/internal/signer/memo"
 	"github.com/hallmark-ssh/hallmark/internal/signer/policy"
+	"github.com/hallmark-ssh/hallmark/internal/signer/stored"
 	"github.com/hallmark-ssh/hallmark/internal/signer/upkeep"
 )
 
@@ -96,19 +96,19 @@ func NewSigner(ctx context.Context, log *slog.Logger) (*enroll.Signer, error) {
 type Upkeep struct {
 	Fleet *upkeep.Fleet
 	// Bookmark is where the next sweep begins; nil if the ledger is in memory.
-	Bookmark *memo.Memo
+	Bookmark *stored.Text
 }
 
 // The names of what upkeep notes in the ledger's table.
 const (
-	// sweepMemo is the name of the bookmark.
-	sweepMemo = "sweep"
-	// missingMemo begins the name of the list of instances that EC2 does not show; the
+	// sweepItem is the name of the bookmark.
+	sweepItem = "sweep"
+	// missingItem begins the name of the list of instances that EC2 does not show; the
 	// signer's audience follows. Signers that share a ledger see other nodes.
-	missingMemo = "missing/"
-	// expiredMemo begins the name of where the walk through expired records stands, and the
+	missingItem = "missing/"
+	// expiredItem begins the name of where the walk through expired records stands, and the
 	// audience follows, too.
-	expiredMemo = "expired/"
+	expiredItem = "expired/"
 )
 
 // NewUpkeep makes the upkeep that the deployment describes, for the function "fleet". It
@@ -135,16 +135,16 @@ func NewUpkeep(ctx context.Context, log *slog.Logger) (Upkeep, error) {
 		Regions:   d.Regions,
 		Inventory: newInventory(d, p.aws),
 		Ledger:    p.ledger,
-		Missing:   p.notes(missingMemo),
+		Missing:   p.notes(missingItem),
 		Records:   p.ledger,
-		Walk:      p.notes(expiredMemo),
+		Walk:      p.notes(expiredItem),
 		Policy:    p.policy,
 		Connect:   cluster.fleet,
 		Log:       log,
 		Now:       Now,
 	}}
 	if p.table != nil {
-		u.Bookmark = &memo.Memo{Client: p.table, Table: tableName(p.env.table), Name: sweepMemo}
+		u.Bookmark = &stored.Text{Client: p.table, Table: tableName(p.env.table), Name: sweepItem}
 	}
 	return u, nil
 }
@@ -152,9 +152,9 @@ func NewUpkeep(ctx context.Context, log *slog.Logger) (Upkeep, error) {
 // notes returns where this signer's upkeep keeps the notes of that name.
 func (p *parts) notes(name string) upkeep.Notes {
 	if p.table == nil {
-		return new(memo.Memory)
+		return new(stored.Memory)
 	}
-	return memo.Memo{Client: p.table, Table: tableName(p.env.table), Name: name + p.deployment.Audience}
+	return stored.Text{Client: p.table, Table: tableName(p.env.table), Name: name + p.deployment.Audience}
 }
 
 func (p *parts) logStart(ctx context.Context, log *slog.Logger, l login, more ...slog.Attr) {

@@ -14,9 +14,9 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/identity"
 	"github.com/hallmark-ssh/hallmark/internal/signer/enroll"
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
-	"github.com/hallmark-ssh/hallmark/internal/signer/memo"
 	"github.com/hallmark-ssh/hallmark/internal/signer/policy"
 	"github.com/hallmark-ssh/hallmark/internal/signer/policy/live"
+	"github.com/hallmark-ssh/hallmark/internal/signer/stored"
 	"github.com/hallmark-ssh/hallmark/internal/signer/upkeep"
 )
 
@@ -99,7 +99,7 @@ func (e environment) policy(d *deployment, cfg aws.Config, table *dynamoDB, log 
 	}
 	return live.New(live.Config{
 		Fetch:    live.Parameter{AWS: cfg, Endpoint: endpoint, Name: e.parameter, Now: Now}.Fetch,
-		LastGood: memo.Memo{Client: table, Table: tableName(e.table), Name: "policy"},
+		LastGood: stored.Text{Client: table, Table: tableName(e.table), Name: "policy"},
 		Limits:   d.limits(),
 		Now:      Now,
 		Log:      log,

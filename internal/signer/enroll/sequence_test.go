@@ -16,8 +16,8 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
 	"github.com/hallmark-ssh/hallmark/internal/signer/inventory"
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
-	"github.com/hallmark-ssh/hallmark/internal/signer/memo"
 	"github.com/hallmark-ssh/hallmark/internal/signer/policy"
+	"github.com/hallmark-ssh/hallmark/internal/signer/stored"
 	"github.com/hallmark-ssh/hallmark/internal/signer/teleport"
 	"github.com/hallmark-ssh/hallmark/internal/signer/upkeep"
 )
@@ -109,7 +109,7 @@ func newStage(t *testing.T) *stage {
 	s.signer.Connect = func(context.Context) (Cluster, error) { return stageCluster{fakeCluster{s.world}}, s.dialErr }
 	s.fleet = &upkeep.Fleet{
 		Audience: testAudience, Accounts: s.signer.Accounts, Regions: s.signer.Regions,
-		Inventory: stageEC2{s}, Ledger: &s.ledger, Missing: new(memo.Memory),
+		Inventory: stageEC2{s}, Ledger: &s.ledger, Missing: new(stored.Memory),
 		Policy:  func(ctx context.Context) (*policy.Policy, error) { return s.signer.Policy(ctx) },
 		Connect: func(context.Context) (upkeep.Cluster, error) { return stageCluster{fakeCluster{s.world}}, s.dialErr },
 		Log:     slog.New(slog.NewJSONHandler(&s.log, nil)),

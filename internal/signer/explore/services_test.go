@@ -16,8 +16,8 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/signer/enroll"
 	"github.com/hallmark-ssh/hallmark/internal/signer/inventory"
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
-	"github.com/hallmark-ssh/hallmark/internal/signer/memo"
 	"github.com/hallmark-ssh/hallmark/internal/signer/policy"
+	"github.com/hallmark-ssh/hallmark/internal/signer/stored"
 	"github.com/hallmark-ssh/hallmark/internal/signer/teleport"
 	"github.com/hallmark-ssh/hallmark/internal/signer/upkeep"
 )
@@ -49,8 +49,8 @@ func (p *process) signerFor(name string) *enroll.Signer {
 func (p *process) fleetOf(signer string) *upkeep.Fleet {
 	return &upkeep.Fleet{
 		Audience: signer, Accounts: []string{account}, Regions: []string{region}, Inventory: ec2{p}, Ledger: records{p},
-		Missing: new(memo.Memory),                   // no instance is ever missing here
-		Records: records{p}, Walk: new(memo.Memory), // one step reaches all records
+		Missing: new(stored.Memory),                   // no instance is ever missing here
+		Records: records{p}, Walk: new(stored.Memory), // one step reaches all records
 		Policy:  func(context.Context) (*policy.Policy, error) { return p.rules, nil },
 		Connect: func(ctx context.Context) (upkeep.Cluster, error) { return cluster{p}, p.connect(ctx) },
 		Log:     slog.New(slog.DiscardHandler), Now: p.clock,

@@ -27,7 +27,6 @@ var ErrNotFound = errors.New("EC2 does not know the instance")
 const (
 	StatePending      = "pending"
 	StateRunning      = "running"
-	StateStopping     = "stopping"
 	StateStopped      = "stopped"
 	StateShuttingDown = "shutting-down"
 	StateTerminated   = "terminated"

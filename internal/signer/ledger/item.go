@@ -52,7 +52,7 @@ import (
 // key's item never expires. The item of an instance that never claimed anything only
 // notes an event about its tags; it is of generation 0 and stays for an hour.
 //
-// Package memo keeps items of its own in the table, under other pks.
+// Package stored keeps items of its own in the table, under other pks.
 const (
 	attrPK         = "pk"
 	attrVersion    = "version"

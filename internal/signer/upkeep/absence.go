@@ -31,7 +31,7 @@ const (
 	smallPlace = 40
 )
 
-// Notes keep a text durably. memo.Memo is one, and *memo.Memory for tests.
+// Notes keep a text durably. stored.Text is one, and *stored.Memory for tests.
 type Notes interface {
 	// Update replaces the text by what change makes of it, which may be called several
 	// times.

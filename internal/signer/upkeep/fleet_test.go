@@ -16,9 +16,9 @@ import (
 
 	"github.com/hallmark-ssh/hallmark/internal/signer/inventory"
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
-	"github.com/hallmark-ssh/hallmark/internal/signer/memo"
 	"github.com/hallmark-ssh/hallmark/internal/signer/node"
 	"github.com/hallmark-ssh/hallmark/internal/signer/policy"
+	"github.com/hallmark-ssh/hallmark/internal/signer/stored"
 	"github.com/hallmark-ssh/hallmark/internal/signer/teleport"
 )
 
@@ -68,8 +68,8 @@ func newWorld(t *testing.T) *world {
 	}
 	w.fleet = &Fleet{
 		Audience: testAudience, Accounts: []string{testAccount}, Regions: []string{testRegion},
-		Inventory: fakeEC2{w}, Ledger: &w.ledger, Missing: new(memo.Memory),
-		Records: &w.ledger, Walk: new(memo.Memory),
+		Inventory: fakeEC2{w}, Ledger: &w.ledger, Missing: new(stored.Memory),
+		Records: &w.ledger, Walk: new(stored.Memory),
 		Connect: func(context.Context) (Cluster, error) { return fakeCluster{w}, nil },
 		Log:     slog.New(slog.NewTextHandler(&w.log, nil)),
 		Now:     func() time.Time { return w.now },

@@ -34,7 +34,7 @@ func TestStopped(t *testing.T) {
 		"removed":                     {removing, func(_ *world, i *inventory.Instance) { stop(i) }, false, false},
 		"kept without an address":     {keepingPublic, func(_ *world, i *inventory.Instance) { stop(i) }, true, false},
 		"removed without an address":  {removingPublic, func(_ *world, i *inventory.Instance) { stop(i) }, false, false},
-		"stopping only":               {removing, func(_ *world, i *inventory.Instance) { i.State = inventory.StateStopping }, true, false},
+		"stopping only":               {removing, func(_ *world, i *inventory.Instance) { i.State = "stopping" }, true, false},
 		"runs again":                  {removing, func(*world, *inventory.Instance) {}, true, false},
 		"starts again":                {removing, func(_ *world, i *inventory.Instance) { i.State = inventory.StatePending }, true, false},
 		"a node of another signer":    {removing, func(w *world, i *inventory.Instance) { stop(i); w.relabel(1, "other") }, true, false},

@@ -1,6 +1,6 @@
-// Package memo keeps a text in the ledger's table: the last good policy, where the next
+// Package stored keeps a text in the ledger's table: the last good policy, where the next
 // sweep begins, and which instances EC2 does not show.
-package memo
+package stored
 
 import (
 	"bytes"
@@ -14,16 +14,16 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/dynamodb/types"
 )
 
-// DynamoDB is the part of *dynamodb.Client that Memo needs.
+// DynamoDB is the part of *dynamodb.Client that Text needs.
 type DynamoDB interface {
 	GetItem(context.Context, *dynamodb.GetItemInput, ...func(*dynamodb.Options)) (*dynamodb.GetItemOutput, error)
 	PutItem(context.Context, *dynamodb.PutItemInput, ...func(*dynamodb.Options)) (*dynamodb.PutItemOutput, error)
 }
 
-// Memo is one text in a DynamoDB table with the string partition key "pk", in the
+// Text is one text in a DynamoDB table with the string partition key "pk", in the
 // attribute "text". The table is the ledger's, whose own keys have prefixes that end
 // in "#".
-type Memo struct {
+type Text struct {
 	Client DynamoDB
 	// Table is the table's name or ARN.
 	Table string
@@ -34,7 +34,7 @@ type Memo struct {
 const (
 	keyAttribute  = "pk"
 	textAttribute = "text"
-	// versionAttribute counts the updates. A memo that is only ever saved has none.
+	// versionAttribute counts the updates. A text that is only ever saved has none.
 	versionAttribute = "version"
 )
 
@@ -43,7 +43,7 @@ const attempts = 10
 
 // Load returns the text, and nil if there is none. The read is consistent: a
 // process that starts right after a save must find what was saved.
-func (m Memo) Load(ctx context.Context) ([]byte, error) {
+func (m Text) Load(ctx context.Context) ([]byte, error) {
 	text, _, err := m.load(ctx)
 	return text, err
 }
@@ -51,7 +51,7 @@ func (m Memo) Load(ctx context.Context) ([]byte, error) {
 // Update replaces the text by what change makes of it, unless that is the same. If others
 // write meanwhile it begins again, so change may be called several times. An error of
 // change is returned as it is, and nothing is written.
-func (m Memo) Update(ctx context.Context, change func(text []byte) ([]byte, error)) error {
+func (m Text) Update(ctx context.Context, change func(text []byte) ([]byte, error)) error {
 	for range attempts {
 		old, version, err := m.load(ctx)
 		if err != nil {
@@ -70,7 +70,7 @@ func (m Memo) Update(ctx context.Context, change func(text []byte) ([]byte, erro
 }
 
 // replace puts the text in the place of the version that was read, 0 if there was none.
-func (m Memo) replace(ctx context.Context, text []byte, version uint64) error {
+func (m Text) replace(ctx context.Context, text []byte, version uint64) error {
 	number := func(n uint64) types.AttributeValue {
 		return &types.AttributeValueMemberN{Value: strconv.FormatUint(n, 10)}
 	}
@@ -93,7 +93,7 @@ func (m Memo) replace(ctx context.Context, text []byte, version uint64) error {
 	return nil
 }
 
-func (m Memo) load(ctx context.Context) (content []byte, version uint64, err error) {
+func (m Text) load(ctx context.Context) (content []byte, version uint64, err error) {
 	out, err := m.Client.GetItem(ctx, &dynamodb.GetItemInput{
 		TableName:      &m.Table,
 		Key:            map[string]types.AttributeValue{keyAttribute: &types.AttributeValueMemberS{Value: m.Name}},
@@ -118,7 +118,7 @@ func (m Memo) load(ctx context.Context) (content []byte, version uint64, err err
 }
 
 // Save replaces the text.
-func (m Memo) Save(ctx context.Context, text []byte) error {
+func (m Text) Save(ctx context.Context, text []byte) error {
 	_, err := m.Client.PutItem(ctx, &dynamodb.PutItemInput{
 		TableName: &m.Table,
 		Item: map[string]types.AttributeValue{

@@ -1,4 +1,4 @@
-package memo
+package stored
 
 import (
 	"bytes"
@@ -46,9 +46,9 @@ func (f *fakeDynamoDB) PutItem(_ context.Context, in *dynamodb.PutItemInput, _ .
 	return &dynamodb.PutItemOutput{}, f.err
 }
 
-func TestMemo(t *testing.T) {
+func TestText(t *testing.T) {
 	client := &fakeDynamoDB{items: make(map[string]map[string]types.AttributeValue)}
-	table := Memo{Client: client, Table: "ledger", Name: "policy"}
+	table := Text{Client: client, Table: "ledger", Name: "policy"}
 	if text, err := table.Load(t.Context()); text != nil || err != nil {
 		t.Errorf("text %q, error %v of an empty table", text, err)
 	}
@@ -80,7 +80,7 @@ type updater interface {
 
 func TestUpdate(t *testing.T) {
 	client := &fakeDynamoDB{items: make(map[string]map[string]types.AttributeValue)}
-	for name, m := range map[string]updater{"table": Memo{Client: client, Table: "ledger", Name: "missing"}, "memory": new(Memory)} {
+	for name, m := range map[string]updater{"table": Text{Client: client, Table: "ledger", Name: "missing"}, "memory": new(Memory)} {
 		t.Run(name, func(t *testing.T) {
 			add := func(s string) func([]byte) ([]byte, error) {
 				return func(text []byte) ([]byte, error) { return append(bytes.Clone(text), s...), nil }
@@ -115,7 +115,7 @@ func TestUpdate(t *testing.T) {
 // Two who update at once: neither loses what the other wrote.
 func TestUpdateBeginsAgain(t *testing.T) {
 	client := &fakeDynamoDB{items: make(map[string]map[string]types.AttributeValue)}
-	m := Memo{Client: client, Table: "ledger", Name: "missing"}
+	m := Text{Client: client, Table: "ledger", Name: "missing"}
 	add := func(s string) func([]byte) ([]byte, error) {
 		return func(text []byte) ([]byte, error) { return append(bytes.Clone(text), s...), nil }
 	}
