@@ -188,11 +188,13 @@ bench: teleport-programs setup build bin/bench-empty bin/packer ## print sizes, 
 clean: ## remove what was built
 	rm -rf bin dist $(PROGRAMS)
 
-# SAM calls these with ARTIFACTS_DIR set (BuildMethod: makefile in template.yaml), each
-# in a copy of this folder. The two functions are one program; for the second, Go
-# finds all but the linking in its cache.
+# SAM calls these with ARTIFACTS_DIR set (BuildMethod: makefile in
+# template.yaml), in a copy of this folder. The two functions are one program with different
+# settings; for the second, Go finds all but the linking in its cache.
+build-EnrollFunction: FUNCTION := enroll
+build-FleetFunction: FUNCTION := fleet
 .PHONY: build-EnrollFunction build-FleetFunction
 build-EnrollFunction build-FleetFunction:
 	@test -f deployment/deployment.yaml || { echo "deployment/deployment.yaml is missing: see docs/deploy.md" >&2; exit 1; }
+	go run ./lambda/operator deployment pack deployment/deployment.yaml --function $(FUNCTION) --into "$(ARTIFACTS_DIR)"
 	GOOS=linux GOARCH=arm64 $(GO_BUILD) -tags lambda.norpc -o "$(ARTIFACTS_DIR)/bootstrap" ./lambda
-	cp -R deployment/. "$(ARTIFACTS_DIR)/"

@@ -15,9 +15,17 @@ import (
 	"testing"
 
 	"go.yaml.in/yaml/v3"
-
-	"github.com/hallmark-ssh/hallmark/internal/signer/deployment/deploymenttest"
 )
+
+// settings are a deployment's, with a login for each function.
+const settings = `audience: hallmark.example.com
+accounts: ["111122223333"]
+regions: [us-west-2]
+teleport:
+  address: teleport.example.com:443
+  login: {method: iam, token: token-of-enroll, role: hallmark-enroll}
+  fleet_login: {method: iam, token: token-of-fleet, role: hallmark-fleet}
+`
 
 // SAM copies the folder of the template, and in the copy calls the Makefile's target
 // for each function with the folder that becomes its package.
@@ -37,6 +45,7 @@ func TestBuildAsSAM(t *testing.T) {
 			t.Fatalf("%s: %v\n%s", name, err, out)
 		}
 		program := checkPackage(t, artifacts)
+		checkLogin(t, artifacts, field(function, "Properties", "Handler").Value)
 		if functions++; functions == 1 {
 			first = program
 		} else if program != first {
@@ -90,7 +99,7 @@ func sourceCopy(t *testing.T) string {
 	if err := os.Mkdir(deployment, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(filepath.Join(deployment, "deployment.yaml"), []byte(deploymenttest.Minimal), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(deployment, "deployment.yaml"), []byte(settings), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	return dir
@@ -132,6 +141,20 @@ func checkPackage(t *testing.T, artifacts string) [sha256.Size]byte {
 		t.Errorf("bootstrap is for %s, type %s; want a static one for arm64", file.Machine, file.Type)
 	}
 	return sha256.Sum256(program)
+}
+
+// checkLogin sees that a function's package has its own login, and not the other's.
+func checkLogin(t *testing.T, artifacts, handler string) {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join(artifacts, "deployment.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, function := range []string{"enroll", "fleet"} {
+		if has := strings.Contains(string(text), "token-of-"+function); has != (function == handler) {
+			t.Errorf("the package of %s has the login of %s: %t\n%s", handler, function, has, text)
+		}
+	}
 }
 
 // checkSettings sees that the function runs what is built.

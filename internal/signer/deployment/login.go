@@ -31,14 +31,14 @@ type login struct {
 
 	// With method iam: the names of the join token and of the role to work in, and the
 	// region whose STS vouches for the function, by default its own.
-	Token  string `yaml:"token"`
-	Role   string `yaml:"role"`
-	Region string `yaml:"region"`
+	Token  string `yaml:"token,omitempty"`
+	Role   string `yaml:"role,omitempty"`
+	Region string `yaml:"region,omitempty"`
 	// FIPS has Teleport ask STS's FIPS endpoint: an auth service in FIPS mode takes no other.
-	FIPS bool `yaml:"fips"`
+	FIPS bool `yaml:"fips,omitempty"`
 
-	File   string `yaml:"file"`   // with method identity-file
-	Secret string `yaml:"secret"` // with method identity-secret: an ARN
+	File   string `yaml:"file,omitempty"`   // with method identity-file
+	Secret string `yaml:"secret,omitempty"` // with method identity-secret: an ARN
 }
 
 var regexpSecret = regexp.MustCompile(`^arn:aws[a-z-]*:secretsmanager:[a-z0-9-]+:[0-9]{12}:secret:.+$`)

@@ -13,6 +13,7 @@ import (
 func Command() *cobra.Command {
 	return cli.New("hallmark-signer", "check policies, and change what the ledger says of an instance",
 		cli.Group("policy", "check and explain policies", policyCheckCommand(), policyExplainCommand(), policySchemaCommand()),
+		cli.Group("deployment", "check a deployment, and pack it", deploymentCheckCommand(), deploymentPackCommand()),
 		permitRekeyCommand(), endCommand(), releaseCommand())
 }
 

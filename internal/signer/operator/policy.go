@@ -51,6 +51,27 @@ func policyCheckCommand() *cobra.Command {
 	return cmd
 }
 
+// A parameter of the standard tier holds 4,096 characters, one of the advanced tier 8 KB
+// (AWS Systems Manager User Guide, "Managing parameter tiers").
+const (
+	standardTier = 4096
+	advancedTier = 8192
+)
+
+// tier says what a policy of that size needs, if the default will not do.
+func tier(size int) string {
+	switch {
+	case size <= standardTier:
+		return ""
+	case size <= advancedTier:
+		return fmt.Sprintf("tier: advanced: the policy has %d bytes, and a standard parameter holds %d; run 'aws ssm put-parameter' with --tier Intelligent-Tiering\n",
+			size, standardTier)
+	default:
+		return fmt.Sprintf("tier: none: the policy has %d bytes, and an advanced parameter holds %d; deploy it in the package, with PolicyIn=package\n",
+			size, advancedTier)
+	}
+}
+
 func runPolicyCheck(cmd *cobra.Command, file, deploymentFile string) error {
 	p, _, err := readPolicyFile(cmd, file, deploymentFile)
 	if err != nil {
@@ -62,7 +83,7 @@ func runPolicyCheck(cmd *cobra.Command, file, deploymentFile string) error {
 	for i, r := range rules {
 		names[i] = r.Rule
 	}
-	_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s: good\nrules: %s\nsha256: %s\n", title(file), strings.Join(names, ", "), p.SHA256)
+	_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s: good\nrules: %s\nsha256: %s\n%s", title(file), strings.Join(names, ", "), p.SHA256, tier(p.Size))
 	return err
 }
 

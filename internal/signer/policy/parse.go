@@ -69,7 +69,7 @@ func parse(data []byte, limits Limits) (*Policy, error) {
 		return nil, fmt.Errorf("line %d: %d rules; there must be 1 to %d", lineOf(root, "rules"), len(file.Rules), maxRules)
 	}
 	sum := sha256.Sum256(data)
-	p := &Policy{SHA256: hex.EncodeToString(sum[:])}
+	p := &Policy{SHA256: hex.EncodeToString(sum[:]), Size: len(data)}
 	b := builder{limits: limits}
 	_, rules := entry(root, "rules")
 	for i, document := range file.Rules {

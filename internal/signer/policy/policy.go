@@ -89,6 +89,8 @@ type Decision struct {
 type Policy struct {
 	// SHA256 is the hash of the file's exact bytes, in hexadecimal.
 	SHA256 string
+	// Size is how many bytes the file has.
+	Size int
 
 	rules []rule
 }

@@ -1,0 +1,65 @@
+package operator
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/hallmark-ssh/hallmark/internal/cli"
+	"github.com/hallmark-ssh/hallmark/internal/signer/deployment"
+)
+
+const (
+	deploymentCheckLong = `Checks deployment.yaml and every file it names, as the functions do when they start, and
+says which setting is wrong.`
+
+	deploymentPackLong = `Writes what a function's package holds beside the program: deployment.yaml with this
+function's login only, and the files it names. The build calls it.`
+)
+
+func deploymentCheckCommand() *cobra.Command {
+	var print string
+	cmd := &cobra.Command{
+		Use: "check FILE", Short: "check deployment.yaml and the files it names", Long: deploymentCheckLong, Args: cli.OneFile,
+		RunE: func(cmd *cobra.Command, args []string) error { return runDeploymentCheck(cmd, args[0], print) },
+	}
+	cmd.Flags().StringVar(&print, "print", "", "print this `setting` only: audience")
+	return cmd
+}
+
+func runDeploymentCheck(cmd *cobra.Command, file, print string) error {
+	if print != "" && print != "audience" {
+		return cli.Usagef(cmd, "--print takes audience, not %q", print)
+	}
+	summary, err := deployment.Check(file)
+	if err != nil {
+		return err
+	}
+	if print != "" {
+		_, err = fmt.Fprintln(cmd.OutOrStdout(), summary.Audience)
+		return err
+	}
+	_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s: good\naudience: %s\naccounts: %s\nregions: %s\npolicy_sha256: %s\n", file,
+		summary.Audience, strings.Join(summary.Accounts, ", "), strings.Join(summary.Regions, ", "), summary.PolicySHA256)
+	return err
+}
+
+func deploymentPackCommand() *cobra.Command {
+	var function, into string
+	cmd := &cobra.Command{
+		Use: "pack FILE", Short: "write what a function's package holds beside the program", Long: deploymentPackLong, Args: cli.OneFile,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			switch {
+			case function != "enroll" && function != "fleet":
+				return cli.Usagef(cmd, "--function takes enroll or fleet, not %q", function)
+			case into == "":
+				return cli.Usagef(cmd, "--into is missing")
+			}
+			return deployment.Pack(args[0], function, into)
+		},
+	}
+	cmd.Flags().StringVar(&function, "function", "", "the `function`: enroll or fleet")
+	cmd.Flags().StringVar(&into, "into", "", "write into this `folder`")
+	return cmd
+}
