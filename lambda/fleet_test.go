@@ -180,9 +180,13 @@ type claimer interface {
 func enrolled(t *testing.T, l claimer, node teleport.Node, i ledger.Instance) {
 	t.Helper()
 	claim := ledger.Claim{Instance: i, Fingerprints: []string{"SHA256:" + i.ID}, Hostname: node.Hostname, ImageOwner: testAccount, End: node.Expires}
-	granted, err := l.Claim(t.Context(), claim, time.Now())
+	at := time.Now()
+	if !node.Expires.IsZero() && !node.Expires.After(at) {
+		at = node.Expires.Add(-time.Hour) // an enrollment that has ended was granted before
+	}
+	granted, err := l.Claim(t.Context(), claim, at)
 	if err == nil {
-		err = l.Confirm(t.Context(), claim, granted, time.Now())
+		err = l.Confirm(t.Context(), claim, granted, at)
 	}
 	if err != nil {
 		t.Fatal(err)
