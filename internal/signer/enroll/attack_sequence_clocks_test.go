@@ -63,12 +63,12 @@ func clockSequences() map[string]sequence {
 				if err := s.ledger.Confirm(s.t.Context(), c, must(s.ledger.Claim(s.t.Context(), c, s.now)), s.now); err != nil {
 					s.t.Fatal(err)
 				}
-				theirs, _ = s.world.node()
+				theirs, _ = s.node()
 				theirs.Labels = map[string]string{signerLabel: c.Signer}
 				s.nodes[theirs.ID] = theirs
 			}
 			s.honest.mustFail(protocol.CodeUpstream)
-			if node, _ := s.world.node(); !reflect.DeepEqual(node, theirs) || s.honest.record().Signer != "second.example.com" {
+			if node, _ := s.node(); !reflect.DeepEqual(node, theirs) || s.honest.record().Signer != "second.example.com" {
 				s.t.Errorf("node %+v, want the other signer's %+v; record %+v", node, theirs, s.honest.record())
 			}
 			s.wait(policy.DefaultLifetime + time.Hour) // the other signer's claims and node end
