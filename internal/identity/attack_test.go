@@ -52,7 +52,7 @@ func TestVerifyAttacks(t *testing.T) {
 		{"certificate of the region in the bag", func(a *attack) {
 			a.Certificates = [][]byte{a.region.CertificateDER()}
 		}, ""},
-		{"certificate issued anew, other serial number", func(a *attack) {
+		{"new certificate, other serial number", func(a *attack) {
 			a.Signers[0].ID = identitytest.Sequence(identitytest.Sequence(), identitytest.Integer(big.NewInt(7)))
 		}, ""},
 		{"rsaEncryption named as the signature algorithm", func(a *attack) {
@@ -275,7 +275,7 @@ func TestVerifyTruncated(t *testing.T) {
 
 // Any change of one byte is refused, with one exception, which is meant: the
 // certificate that the signer names (bytes 552 to 656 of the message) is
-// neither signed nor read, because AWS issues certificates anew for a key. The
+// neither signed nor read, because AWS issues new certificates for a key. The
 // document stays what it was.
 func TestVerifyChangedByte(t *testing.T) {
 	const signerName, signerNameEnd = 552, 657

@@ -141,7 +141,7 @@ func (v *CallerVerifier) Verify(ctx context.Context, proof protocol.CallerProof,
 	return nil
 }
 
-// rebuildCallerRequest writes the signed request anew. Forwarding what the
+// rebuildCallerRequest writes the signed request again, from its parts. Forwarding what the
 // caller sent would let him choose action or host, and with them the answer
 // (CVE-2020-16250); only three checked values are his.
 func rebuildCallerRequest(ctx context.Context, proof protocol.CallerProof, b protocol.Binding, region string) (*http.Request, error) {

@@ -31,7 +31,7 @@ type Keyring struct {
 }
 
 // regionKey is all that is taken from a region's certificate. AWS has issued
-// certificates anew for the same key, with other serial numbers and dates, so
+// new certificates for the same key, with other serial numbers and dates, so
 // these say nothing.
 type regionKey struct {
 	public *rsa.PublicKey

@@ -87,7 +87,7 @@ func parseAuthorization(s, region, date string) (authorization, error) {
 	return authorization{accessKeyID: key, signedHeaders: headers, signature: signature}, nil
 }
 
-// header writes the Authorization header anew.
+// header writes the Authorization header again, from its parts.
 func (a authorization) header(region, date string) string {
 	return fmt.Sprintf("%s Credential=%s/%s, SignedHeaders=%s, Signature=%s",
 		sigv4Algorithm, a.accessKeyID, credentialScope(region, date), a.signedHeaders, a.signature)

@@ -29,7 +29,7 @@ const (
 )
 
 // herd is a fleet of machines that have the real rules of waiting, a made-up signer,
-// and made-up time.
+// and a simulated clock.
 type herd struct {
 	began      time.Time
 	downFrom   time.Duration // since began

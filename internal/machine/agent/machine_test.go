@@ -53,7 +53,7 @@ type machine struct {
 	*testSigner
 	*Enroller
 	waits []time.Duration
-	slept atomic.Int64 // nanoseconds that the pauses between attempts took, in made-up time
+	slept atomic.Int64 // nanoseconds that the pauses between attempts took, on a simulated clock
 }
 
 func newMachine(t testing.TB) *machine {

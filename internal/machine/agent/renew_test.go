@@ -138,7 +138,7 @@ func TestRenewFollowsARotationOfTheOpenSSHCA(t *testing.T) {
 	}
 }
 
-// Certificates are made anew when Teleport signs with another key, and not when it
+// Certificates are made again when Teleport signs with another key, and not when it
 // only knows another one.
 func TestRenewFollowsARotationOfTheHostCA(t *testing.T) {
 	m := enrolled(t)

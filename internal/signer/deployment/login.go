@@ -30,7 +30,7 @@ type login struct {
 	Method string `yaml:"method"`
 
 	// With method iam: the names of the join token and of the role to work in, and the
-	// region whose STS vouches for the function, by default its own.
+	// region whose STS confirms the role, by default its own.
 	Token  string `yaml:"token,omitempty"`
 	Role   string `yaml:"role,omitempty"`
 	Region string `yaml:"region,omitempty"`

@@ -119,7 +119,7 @@ type authorities struct {
 	tried time.Time // when reading was last begun
 }
 
-// get returns the list, read anew if it is old. One caller reads for all: the others
+// get returns the list, and reads it again if it is old. One caller reads for all: the others
 // have the list that there is, or nothing.
 func (a *authorities) get(ctx context.Context, now func() time.Time, read func(context.Context) ([]byte, error)) ([]byte, error) {
 	if body, due := a.kept(now()); !due {
@@ -143,7 +143,7 @@ func (a *authorities) get(ctx context.Context, now func() time.Time, read func(c
 }
 
 // kept returns the list if it may still be handed out, and whether the caller is to
-// read it anew.
+// read it again.
 func (a *authorities) kept(now time.Time) (body []byte, due bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()

@@ -41,7 +41,7 @@ func TestRenewalsOutliveTheImage(t *testing.T) {
 }
 
 // EC2 can replace the root volume of a running instance by one of another image. What the
-// ledger remembers is of the image that enrolled, and vouches for no other.
+// ledger remembers is about the image that enrolled, and about no other.
 func TestAnotherImageIsNotTheOneThatEnrolled(t *testing.T) {
 	const rule = `{name: web, match: {image_owners: ["` + testOwner + `"], max_age: 1h}}`
 	const other = "ami-0fedcba9876543210"

@@ -65,7 +65,7 @@ func (w *write) releaseHolder(name string, holder Instance, by string, expires t
 
 // expireHolder lets the item of a name be deleted that its holder's record, which the
 // same transaction writes, no longer lists. Whoever claims the name meanwhile puts the
-// item anew, without an end.
+// item again, without an end.
 func (w *write) expireHolder(name string, holder Instance, expires time.Time) {
 	w.put(
 		item{attrPK: text(namePK(name)), attrHolder: text(formatInstance(holder)), attrExpires: number(expires.Unix())},

@@ -129,7 +129,7 @@ func refuseLoose(n *yaml.Node) error {
 	case n.Kind == yaml.AliasNode || n.Anchor != "":
 		return fmt.Errorf("line %d: anchors and aliases are not allowed", n.Line)
 	case n.Kind == yaml.ScalarNode && n.Tag == "!!null":
-		return fmt.Errorf("line %d: a key or an entry without a value", n.Line)
+		return fmt.Errorf("line %d: empty value; write one, or remove the key", n.Line)
 	}
 	for _, child := range n.Content {
 		if err := refuseLoose(child); err != nil {

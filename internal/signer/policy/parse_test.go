@@ -18,7 +18,7 @@ func TestParseRefuses(t *testing.T) {
 		"unknown key":         {rules("name: a\n    shade: red"), "line 4: field shade"},
 		"unknown nested key":  {rules("name: a\n    match:\n      vpc: [x]"), "line 5: field vpc"},
 		"repeated key":        {rules("name: a\n    port: 1\n    port: 2"), "already defined"},
-		"key without value":   {rules("name: a\n    port:"), "line 4: a key or an entry without a value"},
+		"key without value":   {rules("name: a\n    port:"), "line 4: empty value"},
 		"alias":               {"version: 1\nrules: [&r {name: a, match: {ANY}}, *r]", "anchors and aliases"},
 		"wrong type":          {rules("name: a\n    port: ssh"), "line 4"},
 		"no name":             {rules("port: 22"), "name:"},
@@ -80,7 +80,7 @@ func TestParseRefuses(t *testing.T) {
 		"suffix too long":     {rules("{name: a, match: {ANY}, teleport_hostname: {pattern: a, suffixes: [" + strings.Repeat(".abcdefghi", 20) + "]}}"), "bytes of domain"},
 		"principal":           {rules("{name: a, match: {ANY}, principals: [private_ip, dns]}"), `principals: "dns"`},
 		"principal twice":     {rules("{name: a, match: {ANY}, principals: [ipv6, ipv6]}"), "twice"},
-		"when of a string":    {rules("name: a\n    match: {ANY}\n    when: account"), `line 5: rule "a": when: it gives string`},
+		"when of a string":    {rules("name: a\n    match: {ANY}\n    when: account"), `line 5: rule "a": when: expression must return bool, not string`},
 		"static at its line":  {rules("name: a\n    match: {ANY}\n    labels:\n      static:\n        a: b\n        hallmark/x: y"), `line 8: rule "a": labels.static.hallmark/x:`},
 	}
 	for name, tt := range tests {

@@ -81,7 +81,7 @@ func compile(env *cel.Env, text string) (*expression, error) {
 		return nil, errors.New(firstIssue(issues))
 	}
 	if t := checked.OutputType(); !t.IsExactType(cel.BoolType) {
-		return nil, fmt.Errorf("it gives %s; it must give bool", t)
+		return nil, fmt.Errorf("expression must return bool, not %s", t)
 	}
 	program, err := env.Program(checked, cel.CostLimit(maxWhenCost), cel.CostTracking(costs{}), cel.EvalOptions(cel.OptPartialEval))
 	if err != nil {

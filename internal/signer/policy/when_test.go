@@ -92,8 +92,8 @@ func TestParseRefusesConditions(t *testing.T) {
 		"unknown variable":   {`acount == "1"`, "undeclared reference to 'acount'"},
 		"unknown function":   {`lookup(account) == ""`, "undeclared reference to 'lookup'"},
 		"types":              {`age < 3`, "no matching overload"},
-		"no boolean":         {`tags`, "it gives map"},
-		"anything":           {`dyn(true)`, "it gives dyn"},
+		"no boolean":         {`tags`, "must return bool, not map"},
+		"anything":           {`dyn(true)`, "must return bool, not dyn"},
 		"loop all":           {`["a"].all(x, x == account)`, "undeclared reference"},
 		"loop exists":        {`tags.exists(k, k == "a")`, "undeclared reference"},
 		"loop map":           {`size(["a"].map(x, x)) == 1`, "undeclared reference"},
@@ -104,7 +104,7 @@ func TestParseRefusesConditions(t *testing.T) {
 		"too deep":           {strings.Repeat("(", 500) + "true" + strings.Repeat(")", 500), "recursion"},
 		"too deep, not":      {strings.Repeat("!", 1000) + "true", ""},
 		"protocol buffers":   {`google.protobuf.BoolValue{value: true} == true || nope`, "nope"},
-		"empty":              {`""`, "it gives string"},
+		"empty":              {`""`, "must return bool, not string"},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {

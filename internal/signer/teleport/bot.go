@@ -40,7 +40,7 @@ type Bot struct {
 	Role string
 	// Credentials are those of the AWS role.
 	Credentials aws.CredentialsProvider
-	// Region is the one whose STS vouches for the role, and STSHost its host name.
+	// Region is the one whose STS confirms the role, and STSHost its host name.
 	// Teleport knows those of its time.
 	Region, STSHost string
 }

@@ -117,7 +117,7 @@ func TestBotRejoins(t *testing.T) {
 	}
 }
 
-// What keeps a bot from joining anew keeps it from working only when its login has
+// What keeps a bot from joining again keeps it from working only when its login has
 // ended.
 func TestBotOutlastsFailedRejoin(t *testing.T) {
 	j := newJoinable(t, teleporttest.Options{})
@@ -241,7 +241,7 @@ func TestBotJoinsAtAuthService(t *testing.T) {
 }
 
 // After a rotation of the cluster's TLS authorities the old login is of no use. The
-// call that finds out joins anew, once for all that do at that time.
+// call that finds out joins again, once for all that do at that time.
 func TestBotRejoinsAfterRotation(t *testing.T) {
 	for version, generation := range generations() {
 		for authority, rotate := range map[string]func(*teleporttest.Cluster, teleporttest.Phase) error{

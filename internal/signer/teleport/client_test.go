@@ -309,7 +309,7 @@ func TestSurvivesLostConnections(t *testing.T) {
 	}
 }
 
-// A Teleport that did not answer is dialed anew by the next call, which then does not
+// A Teleport that did not answer is dialed again by the next call, which then does not
 // wait for gRPC to try again.
 func TestDialsAgainAfterAnOutage(t *testing.T) {
 	cluster := quick(t)

@@ -116,7 +116,7 @@ func (f *Fleet) stateChanged(ctx context.Context, i ledger.Instance, found *inve
 	case isStopped(found):
 		return f.stopped(ctx, i, found, log)
 	default:
-		log.InfoContext(ctx, "the instance lives on", slog.String("state", found.State))
+		log.InfoContext(ctx, "instance still exists; nothing to do", slog.String("state", found.State))
 		return nil
 	}
 	deleted, err := f.offboard(ctx, i)
