@@ -124,6 +124,7 @@ func Compare(before, after []byte) (trusted, retired []string) {
 	return trusted, retired
 }
 
+// Fingerprints returns the SHA-256 fingerprints of the keys in a CA file, in its order.
 func Fingerprints(caFile []byte) (all []string) {
 	keys, err := Parse(caFile)
 	if err != nil {

@@ -45,6 +45,7 @@ func (k Key) Line() string {
 // of anyone chooses where hallmark writes.
 func (k Key) CertificatePath() string { return k.Path + CertificateSuffix }
 
+// CertificateSuffix is what ssh-keygen appends to a key's path for its certificate.
 const CertificateSuffix = "-cert.pub"
 
 // Selection decides which host keys are certified.

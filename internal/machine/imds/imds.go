@@ -28,6 +28,7 @@ const (
 	hintMetadata = "check that the instance metadata service is on (HttpEndpoint) and that nothing on the machine blocks its address"
 	hintRole     = "the instance identity role's credentials are missing: retry, and compare " +
 		"/latest/meta-data/identity-credentials/ec2/info on another instance"
+	// HintProfile is for a request that must be signed by an instance profile's role.
 	HintProfile = "give the instance an instance profile whose role may call lambda:InvokeFunctionUrl, or set signer_auth: none"
 
 	documentPage = "/latest/dynamic/instance-identity/document"
@@ -169,6 +170,8 @@ func (m *Client) PublicAddress(ctx context.Context) (string, error) {
 	return m.optional(ctx, PublicAddressPage)
 }
 
+// PublicAddressPage is the path of the public IPv4 address (EC2 User Guide, "Instance
+// metadata categories").
 const PublicAddressPage = "/latest/meta-data/public-ipv4"
 
 // Names returns the addresses and names that AWS gave this instance, each in the one form

@@ -83,6 +83,7 @@ func (t Tracker) Observe(ctx context.Context, conf *sshd.Effective) error {
 	return err
 }
 
+// Path returns the file in a folder that holds what sshd has loaded.
 func Path(dir string) string { return filepath.Join(dir, "sshd.json") }
 
 // maxSnapshotBytes bounds a snapshot: some kilobytes for each group of logins with settings

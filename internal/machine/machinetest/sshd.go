@@ -55,10 +55,12 @@ type SSHD struct {
 	Listen *string
 }
 
+// KeyPath returns the path of the host key of a kind: rsa, ecdsa or ed25519.
 func (s *SSHD) KeyPath(kind string) string {
 	return filepath.Join(s.Dir, "ssh_host_"+kind+"_key")
 }
 
+// HallmarkLines returns the lines that hallmark install writes.
 func (s *SSHD) HallmarkLines() string {
 	return string(sshdconf.Options{
 		TrustedUserCAKeys: s.CAFile,
@@ -119,6 +121,7 @@ func (s *SSHD) Write(name, content string) {
 	}
 }
 
+// Run starts sshd and returns when it answers.
 func (s *SSHD) Run() {
 	s.t.Helper()
 	// Not -E: sshd's children would open the file again, while the folder is removed.
@@ -155,6 +158,7 @@ func (s *SSHD) Run() {
 	}
 }
 
+// Stop ends sshd and returns when it is gone.
 func (s *SSHD) Stop() {
 	// One that is just restarting after a SIGHUP may miss the first.
 	again := time.NewTicker(time.Second)
@@ -169,6 +173,7 @@ func (s *SSHD) Stop() {
 	}
 }
 
+// Reload counts a reload, and reloads sshd unless OnReload does something else.
 func (s *SSHD) Reload(ctx context.Context, pidFile string) error {
 	s.Reloads++
 	if s.OnReload != nil {
@@ -177,6 +182,7 @@ func (s *SSHD) Reload(ctx context.Context, pidFile string) error {
 	return s.Server.Reload(ctx, pidFile)
 }
 
+// Start counts a restart, and restarts sshd.
 func (s *SSHD) Start(context.Context) error {
 	s.Starts++
 	s.Stop()
@@ -193,6 +199,7 @@ func (s *SSHD) AcceptsLogins() {
 	}
 }
 
+// TryLogin logs in as this user with a key or certificate.
 func (s *SSHD) TryLogin(signer ssh.Signer, check ssh.HostKeyCallback) error {
 	me, err := user.Current()
 	if err != nil {
@@ -230,6 +237,7 @@ func FindSSHD(t testing.TB) string {
 	return ""
 }
 
+// NewSSHD starts an sshd of its own on loopback, with its files in dir. It ends with the test.
 func NewSSHD(t testing.TB, program, dir string, ca ssh.PublicKey) *SSHD {
 	t.Helper()
 	s := &SSHD{
@@ -286,6 +294,7 @@ func UserCertificate(t testing.TB, ca ssh.Signer) ssh.Signer {
 	return signer
 }
 
+// NewSigner returns a new Ed25519 key.
 func NewSigner(t testing.TB) ssh.Signer {
 	t.Helper()
 	_, private, err := ed25519.GenerateKey(rand.Reader)
@@ -299,6 +308,7 @@ func NewSigner(t testing.TB) ssh.Signer {
 	return signer
 }
 
+// FreeAddress returns an address on loopback at which nobody listens.
 func FreeAddress(t testing.TB) netip.AddrPort {
 	t.Helper()
 	// Below the ports from which the system takes those of outgoing connections.
@@ -313,6 +323,7 @@ func FreeAddress(t testing.TB) netip.AddrPort {
 	return netip.AddrPort{}
 }
 
+// ReadFile returns a file's content.
 func ReadFile(t testing.TB, path string) []byte {
 	t.Helper()
 	data, err := os.ReadFile(path)
@@ -322,6 +333,7 @@ func ReadFile(t testing.TB, path string) []byte {
 	return data
 }
 
+// WantError fails the test unless err is of the kind, with that message and hint.
 func WantError(t testing.TB, err error, kind fault.Kind, message, hint string) {
 	t.Helper()
 	if err == nil {
@@ -387,6 +399,7 @@ func HandsOver(t testing.TB, program string) bool {
 	return len(version) > 3 && (version[1] != '.' || version[:3] >= "9.8")
 }
 
+// AppendTo appends a text to a file.
 func AppendTo(t testing.TB, path, text string) {
 	t.Helper()
 	data := append(ReadFile(t, path), text...)

@@ -12,7 +12,8 @@ import (
 const (
 	firstBackoff = 500 * time.Millisecond
 	longestDelay = 30 * time.Second // between two attempts, by our own choice
-	LongestHonor = time.Hour        // by Retry-After
+	// LongestHonor bounds a delay that a Retry-After header asks for.
+	LongestHonor = time.Hour
 )
 
 // Policy repeats what failed for a moment, after waits that spread machines which
@@ -28,10 +29,12 @@ type Policy struct {
 	Log func(format string, args ...any)
 }
 
+// New returns a policy that sleeps by the system's clock and logs each retry.
 func New(log func(string, ...any)) Policy {
 	return Policy{Sleep: Sleep, Now: time.Now, Random: rand.Float64, Log: log}
 }
 
+// Sleep waits, or returns the context's error if it ends first.
 func Sleep(ctx context.Context, d time.Duration) error {
 	timer := time.NewTimer(d)
 	defer timer.Stop()

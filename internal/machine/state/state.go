@@ -66,10 +66,12 @@ type Certificate struct {
 }
 
 const (
+	// Version is of the state file's form.
 	Version       = 1
 	maxStateBytes = 1 << 20
 )
 
+// Path returns the state file in a folder.
 func Path(dir string) string { return filepath.Join(dir, "state.json") }
 
 // Load reads the state in a folder. Without a file, or with one that cannot
