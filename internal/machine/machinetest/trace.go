@@ -64,7 +64,9 @@ type tracer struct {
 
 // trace runs the command to its end (ptrace(2)).
 func (tr *tracer) trace(cmd *exec.Cmd) (status syscall.WaitStatus, err error) {
-	cmd.SysProcAttr = &syscall.SysProcAttr{Ptrace: true}
+	// A process group of its own: another test's child may belong to this same thread, and
+	// must not be waited for here.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Ptrace: true, Setpgid: true}
 	if err := cmd.Start(); err != nil {
 		return 0, err
 	}
@@ -80,7 +82,7 @@ func (tr *tracer) trace(cmd *exec.Cmd) (status syscall.WaitStatus, err error) {
 		return 0, err
 	}
 	for {
-		thread, err := syscall.Wait4(-1, &status, unix.WALL|unix.WNOTHREAD, nil)
+		thread, err := syscall.Wait4(-pid, &status, unix.WALL|unix.WNOTHREAD, nil)
 		switch {
 		case errors.Is(err, syscall.EINTR):
 			continue

@@ -86,7 +86,7 @@ func TestAttackConfiguration(t *testing.T) {
 		"a role to assume":                    {"{name: a, " + match + `, role: "arn:aws:iam::999999999999:role/r"}`, "role"},
 		"a condition that loops":              {"{name: a, " + match + `, when: "[1,2].all(x, [1,2].all(y, x > y))"}`, "when"},
 		"a condition that is no truth":        {"{name: a, " + match + `, when: "account"}`, "when"},
-		"a key without a value":               {"{name: a, match: {accounts: , image_owners: [self], max_age: 24h}}", "without a value"},
+		"a key without a value":               {"{name: a, match: {accounts: , image_owners: [self], max_age: 24h}}", "empty value"},
 		"an alias":                            {"{name: a, match: &m {image_owners: [self], max_age: 24h}}", "aliases"},
 		"a key twice":                         {"{name: a, " + match + ", " + match + "}", "already defined"},
 	} {
