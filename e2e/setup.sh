@@ -4,6 +4,7 @@
 set -euo pipefail
 
 packages=(
+  ca-certificates                 # TLS roots, for us and the tests
   gcc libc6-dev git make          # the race detector, and this Makefile
   openssh-client openssh-server   # real ssh and sshd
   systemd-container mmdebstrap    # machines: nspawn on a Debian root file system

@@ -14,6 +14,9 @@ import (
 func TestSystemRootsAreSome(t *testing.T) {
 	system, err := x509.SystemCertPool()
 	if err != nil || system.Equal(x509.NewCertPool()) {
+		if os.Getenv("HALLMARK_TEST_STRICT") != "" {
+			t.Fatalf("no CAs on this system: %v; install ca-certificates", err)
+		}
 		t.Skipf("no CAs on this system: %v", err)
 	}
 	if roots, err := systemRoots(); err != nil || roots.Equal(x509.NewCertPool()) {
@@ -21,7 +24,7 @@ func TestSystemRootsAreSome(t *testing.T) {
 	}
 }
 
-// Who sets the variables of Go and OpenSSL means them.
+// SSL_CERT_FILE and SSL_CERT_DIR replace the system's CAs.
 func TestSystemRootsHonorTheVariables(t *testing.T) {
 	server := httptest.NewTLSServer(http.NotFoundHandler())
 	t.Cleanup(server.Close)
