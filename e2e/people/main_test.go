@@ -10,6 +10,7 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -109,14 +110,14 @@ func reached(t *testing.T, m enrolled, out string, err error) {
 }
 
 // refused checks that a command failed, and why.
-func refused(t *testing.T, out string, err error, want string) {
+func refused(t *testing.T, out string, err error, want ...string) {
 	t.Helper()
 	if err == nil {
 		t.Errorf("it works, and says %q", out)
 		return
 	}
-	if !strings.Contains(err.Error(), want) {
-		t.Errorf("got %v, want %q", err, want)
+	if !slices.ContainsFunc(want, func(w string) bool { return strings.Contains(err.Error(), w) }) {
+		t.Errorf("got %v, want one of %q", err, want)
 	}
 }
 
