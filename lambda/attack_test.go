@@ -12,6 +12,7 @@ import (
 
 	"github.com/aws/aws-lambda-go/events"
 
+	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 	"github.com/hallmark-ssh/hallmark/internal/identity"
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
 	"github.com/hallmark-ssh/hallmark/internal/signer/enroll"
@@ -66,7 +67,7 @@ func TestAttackEvents(t *testing.T) {
 				t.Fatal(err)
 			}
 			s := &enroll.Signer{
-				Audience: "hallmark.example.com", Accounts: []string{"111122223333"}, Regions: []string{"us-west-2"},
+				Audience: "hallmark.example.com", Accounts: []ec2ref.Account{"111122223333"}, Regions: []ec2ref.Region{"us-west-2"},
 				Sources: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}, Documents: keyring,
 				Log: slog.New(slog.NewJSONHandler(log, nil)), Now: time.Now,
 			}

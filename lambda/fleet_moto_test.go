@@ -20,8 +20,8 @@ import (
 	"github.com/hallmark-ssh/hallmark/e2e/fake/dynamodb"
 	"github.com/hallmark-ssh/hallmark/e2e/fake/lambdahost"
 	"github.com/hallmark-ssh/hallmark/e2e/fake/moto"
+	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 	"github.com/hallmark-ssh/hallmark/internal/identity/identitytest"
-	"github.com/hallmark-ssh/hallmark/internal/protocol"
 	"github.com/hallmark-ssh/hallmark/internal/signer/deployment/deploymenttest"
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
 	"github.com/hallmark-ssh/hallmark/internal/signer/stored"
@@ -166,7 +166,7 @@ func (w *motoWorld) launch() string {
 	id := w.run()
 	w.tag(id, "env", "test")
 	node := teleport.Node{
-		ID: protocol.NodeID(moto.Account, testRegion, id), Hostname: "web-" + id, Address: "10.0.0.7:22", Expires: time.Now().Add(time.Hour),
+		ID: ec2ref.Instance{Account: moto.Account, Region: testRegion, ID: ec2ref.InstanceID(id)}.NodeID(), Hostname: "web-" + id, Address: "10.0.0.7:22", Expires: time.Now().Add(time.Hour),
 		Labels: map[string]string{
 			"hallmark/signer": testAudience, "teleport.dev/account-id": moto.Account, "teleport.dev/aws-region": testRegion,
 			"teleport.dev/instance-id": id,
@@ -175,7 +175,7 @@ func (w *motoWorld) launch() string {
 	if err := w.nodes.UpsertNode(w.t.Context(), node); err != nil {
 		w.t.Fatal(err)
 	}
-	i := ledger.Instance{Account: moto.Account, Region: testRegion, ID: id}
+	i := ec2ref.Instance{Account: moto.Account, Region: testRegion, ID: ec2ref.InstanceID(id)}
 	claim := ledger.Claim{Instance: i, Fingerprints: []string{"SHA256:" + id}, Hostname: node.Hostname, ImageOwner: moto.Account, End: node.Expires}
 	granted := check(w.ledger.Claim(w.t.Context(), claim, time.Now()))(w.t)
 	if err := w.ledger.Confirm(w.t.Context(), claim, granted, time.Now()); err != nil {
@@ -241,15 +241,15 @@ func TestFleetOnMoto(t *testing.T) {
 	if w.labels(gone) != nil || w.labels(tagged)["aws/env"] != "prod" || w.labels(missed) == nil {
 		t.Errorf("labels %v, %v, %v; log: %s", w.labels(gone), w.labels(tagged), w.labels(missed), w.log.String())
 	}
-	record := check(w.ledger.Lookup(ctx, ledger.Instance{Account: moto.Account, Region: testRegion, ID: gone}))(t)
+	record := check(w.ledger.Lookup(ctx, ec2ref.Instance{Account: moto.Account, Region: testRegion, ID: ec2ref.InstanceID(gone)}))(t)
 	if !record.Ended {
 		t.Errorf("record %+v", record)
 	}
 
 	// No event comes of these, and the third has no node any more.
-	expired := ledger.Instance{Account: moto.Account, Region: testRegion, ID: w.run()}
+	expired := ec2ref.Instance{Account: moto.Account, Region: testRegion, ID: ec2ref.InstanceID(w.run())}
 	expire(t, w.ledger, expired)
-	w.terminate(expired.ID)
+	w.terminate(string(expired.ID))
 	w.terminate(missed)
 	w.tag(tagged, "env", "stage")
 	if answer := w.invoke(ctx, w.fleet, []byte(scheduleEvent)); !strings.Contains(answer, `"Deleted":1`) || !strings.Contains(answer, `"Mended":1`) {

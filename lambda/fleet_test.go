@@ -19,8 +19,8 @@ import (
 	"github.com/aws/aws-lambda-go/lambda"
 
 	"github.com/hallmark-ssh/hallmark/e2e/fake/sts"
+	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 	"github.com/hallmark-ssh/hallmark/internal/identity/identitytest"
-	"github.com/hallmark-ssh/hallmark/internal/protocol"
 	"github.com/hallmark-ssh/hallmark/internal/signer/inventory"
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
 	"github.com/hallmark-ssh/hallmark/internal/signer/teleport"
@@ -139,8 +139,8 @@ func (w *fleetWorld) start(name string) lambda.Handler {
 
 func instanceID(n int) string { return fmt.Sprintf("i-%017x", n) }
 
-func ref(n int) ledger.Instance {
-	return ledger.Instance{Account: testAccount, Region: testRegion, ID: instanceID(n)}
+func ref(n int) ec2ref.Instance {
+	return ec2ref.Instance{Account: testAccount, Region: testRegion, ID: ec2ref.InstanceID(instanceID(n))}
 }
 
 // enroll adds an instance that has enrolled.
@@ -158,7 +158,7 @@ func (w *fleetWorld) node(n int) teleport.Node {
 		w.t.Fatal(err)
 	}
 	node := teleport.Node{
-		ID: protocol.NodeID(testAccount, testRegion, instanceID(n)), Hostname: "web-" + instanceID(n), Address: "10.0.0.7:22",
+		ID: ec2ref.Instance{Account: testAccount, Region: testRegion, ID: ec2ref.InstanceID(instanceID(n))}.NodeID(), Hostname: "web-" + instanceID(n), Address: "10.0.0.7:22",
 		Expires: time.Now().Add(time.Hour),
 		Labels: map[string]string{
 			"hallmark/signer": testAudience, "teleport.dev/account-id": testAccount, "teleport.dev/aws-region": testRegion,
@@ -177,9 +177,9 @@ type claimer interface {
 }
 
 // enrolled notes in the ledger that the instance of a node has enrolled.
-func enrolled(t *testing.T, l claimer, node teleport.Node, i ledger.Instance) {
+func enrolled(t *testing.T, l claimer, node teleport.Node, i ec2ref.Instance) {
 	t.Helper()
-	claim := ledger.Claim{Instance: i, Fingerprints: []string{"SHA256:" + i.ID}, Hostname: node.Hostname, ImageOwner: testAccount, End: node.Expires}
+	claim := ledger.Claim{Instance: i, Fingerprints: []string{"SHA256:" + string(i.ID)}, Hostname: node.Hostname, ImageOwner: testAccount, End: node.Expires}
 	at := time.Now()
 	if !node.Expires.IsZero() && !node.Expires.After(at) {
 		at = node.Expires.Add(-time.Hour) // an enrollment that has ended was granted before
@@ -196,7 +196,7 @@ func enrolled(t *testing.T, l claimer, node teleport.Node, i ledger.Instance) {
 // labels returns the labels of an instance's node, nil if there is none.
 func labels(cluster *teleporttest.Cluster, account string, n string) map[string]string {
 	for _, node := range cluster.Nodes() {
-		if node.GetName() == protocol.NodeID(account, testRegion, n) {
+		if id := (ec2ref.Instance{Account: ec2ref.Account(account), Region: testRegion, ID: ec2ref.InstanceID(n)}).NodeID(); node.GetName() == id {
 			return node.GetStaticLabels()
 		}
 	}
@@ -339,9 +339,9 @@ func TestSweeps(t *testing.T) {
 }
 
 // expire notes an enrollment whose certificates have ended, and whose node is gone.
-func expire(t *testing.T, l claimer, i ledger.Instance) {
+func expire(t *testing.T, l claimer, i ec2ref.Instance) {
 	t.Helper()
-	enrolled(t, l, teleport.Node{Hostname: "web-" + i.ID, Expires: time.Now().Add(-time.Hour)}, i)
+	enrolled(t, l, teleport.Node{Hostname: string("web-" + i.ID), Expires: time.Now().Add(-time.Hour)}, i)
 }
 
 func TestASweepEndsExpiredRecords(t *testing.T) {
@@ -380,7 +380,7 @@ func TestASweepGoesOnWithoutTheWalk(t *testing.T) {
 // test's.
 type ownEC2 struct{ *inventory.EC2 }
 
-func (ownEC2) CheckAccount(context.Context, string) error { return nil }
+func (ownEC2) CheckAccount(context.Context, ec2ref.Account) error { return nil }
 
 func TestAPersonsLimit(t *testing.T) {
 	w := newFleetWorld(t)

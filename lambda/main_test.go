@@ -20,6 +20,7 @@ import (
 	"golang.org/x/crypto/ssh"
 
 	"github.com/hallmark-ssh/hallmark/e2e/fake/sts"
+	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 	"github.com/hallmark-ssh/hallmark/internal/identity"
 	"github.com/hallmark-ssh/hallmark/internal/identity/identitytest"
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
@@ -190,7 +191,7 @@ func TestEnrollOnRealParts(t *testing.T) {
 		t.Fatal(err)
 	}
 	hostname := "web-" + testInstance
-	id := protocol.NodeID(testAccount, testRegion, testInstance)
+	id := ec2ref.Instance{Account: testAccount, Region: testRegion, ID: testInstance}.NodeID()
 	checkNode(t, w, id, hostname)
 	checker := ssh.CertChecker{IsHostAuthority: func(key ssh.PublicKey, _ string) bool {
 		return bytes.Equal(key.Marshal(), w.cluster.HostCA().Marshal())

@@ -17,6 +17,7 @@ import (
 
 	"go.yaml.in/yaml/v3"
 
+	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 	"github.com/hallmark-ssh/hallmark/internal/signer/policy"
 	"github.com/hallmark-ssh/hallmark/internal/signer/policy/live"
 )
@@ -164,7 +165,7 @@ func field(n *yaml.Node, keys ...string) *yaml.Node {
 // The policy that a new deployment starts with is the one that it would have
 // without any.
 func TestTheTemplatesPolicyIsTheDefault(t *testing.T) {
-	limits := policy.Limits{Accounts: []string{testAccount}, Regions: []string{"us-west-2"}, MaxLifetime: policy.LongestLifetime}
+	limits := policy.Limits{Accounts: []ec2ref.Account{testAccount}, Regions: []ec2ref.Region{"us-west-2"}, MaxLifetime: policy.LongestLifetime}
 	text := field(readTemplate(t, "template.yaml"), "Parameters", "PolicyText", "Default").Value
 	got, err := policy.Parse([]byte(text), limits)
 	if err != nil {

@@ -16,6 +16,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/e2e/fake/moto"
 	"github.com/hallmark-ssh/hallmark/e2e/lab"
 	"github.com/hallmark-ssh/hallmark/e2e/machine"
+	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
 )
 
@@ -25,7 +26,9 @@ const theirAddress = "192.0.2.9:22"
 // over the sessions of a machine that it does not know.
 func TestForeignNodeStays(t *testing.T) {
 	for test, foreign := range map[string]func(instance string) (id, hostname string){
-		"id":   func(i string) (string, string) { return protocol.NodeID(moto.Account, lab.Region, i), "theirs" },
+		"id": func(i string) (string, string) {
+			return ec2ref.Instance{Account: moto.Account, Region: lab.Region, ID: ec2ref.InstanceID(i)}.NodeID(), "theirs"
+		},
 		"name": func(i string) (string, string) { return uuid.NewString(), "claims-" + i },
 	} {
 		t.Run(test, func(t *testing.T) {

@@ -20,6 +20,7 @@ import (
 	ssmtypes "github.com/aws/aws-sdk-go-v2/service/ssm/types"
 
 	"github.com/hallmark-ssh/hallmark/e2e/fake/moto"
+	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 	"github.com/hallmark-ssh/hallmark/internal/signer/policy"
 	"github.com/hallmark-ssh/hallmark/internal/signer/policy/live"
 	"github.com/hallmark-ssh/hallmark/internal/signer/stored"
@@ -74,7 +75,7 @@ func (s *store) start() *live.Policy {
 	return live.New(live.Config{
 		Fetch:    live.Parameter{AWS: s.aws, Endpoint: *s.aws.BaseEndpoint, Name: parameter, Now: time.Now}.Fetch,
 		LastGood: stored.Text{Client: s.dynamoDB, Table: table, Name: "policy"},
-		Limits:   policy.Limits{Accounts: []string{moto.Account}, Regions: []string{region}, MaxLifetime: policy.LongestLifetime},
+		Limits:   policy.Limits{Accounts: []ec2ref.Account{moto.Account}, Regions: []ec2ref.Region{region}, MaxLifetime: policy.LongestLifetime},
 		Now:      func() time.Time { return s.now },
 		Log:      slog.New(slog.NewJSONHandler(&s.log, nil)),
 	})

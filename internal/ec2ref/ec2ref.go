@@ -8,6 +8,7 @@ package ec2ref
 
 import (
 	"fmt"
+	"log/slog"
 	"strings"
 
 	"github.com/google/uuid"
@@ -101,22 +102,38 @@ func (i InstanceID) String() string { return string(i) }
 // String returns "account/region".
 func (p Place) String() string { return string(p.Account) + "/" + string(p.Region) }
 
-// NewInstance parses the three parts of an instance's name. The error says which part
-// is malformed.
-func NewInstance(account, region, id string) (Instance, error) {
+// LogValue returns the fields account and region. Logged under the empty name, as in
+// slog.Any("", place), they stand beside the line's other fields.
+func (p Place) LogValue() slog.Value {
+	return slog.GroupValue(slog.String("account", string(p.Account)), slog.String("region", string(p.Region)))
+}
+
+// NewPlace parses an account and a region. The error begins with "account: " or
+// "region: ".
+func NewPlace(account, region string) (Place, error) {
 	a, err := ParseAccount(account)
 	if err != nil {
-		return Instance{}, fmt.Errorf("account: %w", err)
+		return Place{}, fmt.Errorf("account: %w", err)
 	}
 	r, err := ParseRegion(region)
 	if err != nil {
-		return Instance{}, fmt.Errorf("region: %w", err)
+		return Place{}, fmt.Errorf("region: %w", err)
+	}
+	return Place{Account: a, Region: r}, nil
+}
+
+// NewInstance parses an account, a region and an instance id. The error begins with
+// "account: ", "region: " or "instance: ".
+func NewInstance(account, region, id string) (Instance, error) {
+	at, err := NewPlace(account, region)
+	if err != nil {
+		return Instance{}, err
 	}
 	i, err := ParseInstanceID(id)
 	if err != nil {
 		return Instance{}, fmt.Errorf("instance: %w", err)
 	}
-	return Instance{Account: a, Region: r, ID: i}, nil
+	return Instance{Account: at.Account, Region: at.Region, ID: i}, nil
 }
 
 // ParseInstance reads what Instance.String returns.
@@ -131,6 +148,11 @@ func ParseInstance(text string) (Instance, error) {
 // String returns "account/region/id". Stored ledger items and node ids depend on this
 // form.
 func (i Instance) String() string { return i.Place().String() + "/" + string(i.ID) }
+
+// LogValue returns the fields account, region and instance, as that of Place does.
+func (i Instance) LogValue() slog.Value {
+	return slog.GroupValue(slog.Any("", i.Place()), slog.String("instance", string(i.ID)))
+}
 
 // Place returns where the instance is.
 func (i Instance) Place() Place { return Place{Account: i.Account, Region: i.Region} }

@@ -1,6 +1,7 @@
 package ec2ref
 
 import (
+	"log/slog"
 	"regexp"
 	"strings"
 	"testing"
@@ -73,6 +74,17 @@ func TestInstance(t *testing.T) {
 		if got, err := ParseInstance(text); err == nil || !strings.Contains(err.Error(), part) || got != (Instance{}) {
 			t.Errorf("%q: got %v, %v, want an error about %s", text, got, err, part)
 		}
+	}
+}
+
+func TestLogValue(t *testing.T) {
+	var line strings.Builder
+	log := slog.New(slog.NewJSONHandler(&line, nil))
+	i := Instance{Account: "123456789012", Region: "us-west-2", ID: "i-0123456789abcdef0"}
+	log.With(slog.Any("", i)).Info("off-boarded", slog.Any("", i.Place()), slog.Int("n", 1))
+	const place = `"account":"123456789012","region":"us-west-2"`
+	if want := place + `,"instance":"i-0123456789abcdef0",` + place + `,"n":1}`; !strings.Contains(line.String(), want) {
+		t.Errorf("got %s, want %s", line.String(), want)
 	}
 }
 

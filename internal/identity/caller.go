@@ -15,6 +15,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/aws"
 	v4 "github.com/aws/aws-sdk-go-v2/aws/signer/v4"
 
+	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
 )
 
@@ -52,7 +53,7 @@ type Credentials struct {
 // SignCaller proves that the holder of creds is calling now, and for this
 // binding only: it signs, and does not send, a GetCallerIdentity request to the
 // region's STS with the binding in a signed header.
-func SignCaller(ctx context.Context, creds Credentials, region string, b protocol.Binding, now time.Time) (protocol.CallerProof, error) {
+func SignCaller(ctx context.Context, creds Credentials, region ec2ref.Region, b protocol.Binding, now time.Time) (protocol.CallerProof, error) {
 	var none protocol.CallerProof
 	if creds.AccessKeyID == "" || creds.SecretAccessKey == "" || creds.SessionToken == "" {
 		return none, errors.New("sign caller proof: credentials of the instance identity role are incomplete")
@@ -66,7 +67,7 @@ func SignCaller(ctx context.Context, creds Credentials, region string, b protoco
 		AccessKeyID:     creds.AccessKeyID,
 		SecretAccessKey: creds.SecretAccessKey,
 		SessionToken:    creds.SessionToken,
-	}, req, hex.EncodeToString(body[:]), "sts", region, now)
+	}, req, hex.EncodeToString(body[:]), "sts", string(region), now)
 	if err != nil {
 		return none, fmt.Errorf("sign caller proof: %w", err)
 	}
@@ -79,12 +80,12 @@ func SignCaller(ctx context.Context, creds Credentials, region string, b protoco
 
 // newCallerRequest builds the one request that is signed and sent: both sides
 // call it, so that nothing of it travels.
-func newCallerRequest(ctx context.Context, region string, b protocol.Binding, body io.Reader) (*http.Request, error) {
-	_, suffix, err := Partition(region)
+func newCallerRequest(ctx context.Context, region ec2ref.Region, b protocol.Binding, body io.Reader) (*http.Request, error) {
+	host, err := ec2ref.STS.Host(region)
 	if err != nil {
 		return nil, err
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "https://sts."+region+"."+suffix+"/", body)
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "https://"+host+"/", body)
 	if err != nil {
 		return nil, err
 	}
@@ -110,14 +111,14 @@ type CallerVerifier struct {
 // STS itself accepts a signature for 15 minutes.
 //
 // An error is ErrCallerProof or ErrSTSUnavailable.
-func (v *CallerVerifier) Verify(ctx context.Context, proof protocol.CallerProof, b protocol.Binding, region, account, instanceID string) error {
-	partition, _, err := Partition(region)
+func (v *CallerVerifier) Verify(ctx context.Context, proof protocol.CallerProof, b protocol.Binding, i ec2ref.Instance) error {
+	partition, err := i.Region.Partition()
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrCallerProof, err)
 	}
 	ctx, cancel := context.WithTimeout(ctx, stsTimeout)
 	defer cancel()
-	req, err := rebuildCallerRequest(ctx, proof, b, region)
+	req, err := rebuildCallerRequest(ctx, proof, b, i.Region)
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrCallerProof, err)
 	}
@@ -131,11 +132,11 @@ func (v *CallerVerifier) Verify(ctx context.Context, proof protocol.CallerProof,
 	}
 	// The role name aws:ec2-instance can't be given to a role, and nobody but the
 	// instance gets its session: the whole ARN, with the account, is the identity.
-	want := fmt.Sprintf("arn:%s:sts::%s:assumed-role/aws:ec2-instance/%s", partition, account, instanceID)
+	want := fmt.Sprintf("arn:%s:sts::%s:assumed-role/aws:ec2-instance/%s", partition, i.Account, i.ID)
 	if who.arn != want {
 		return fmt.Errorf("%w: STS names %.256q, not %q", ErrCallerProof, who.arn, want)
 	}
-	if who.account != account {
+	if who.account != string(i.Account) {
 		return fmt.Errorf("%w: STS names account %.32q beside %q", ErrCallerProof, who.account, want)
 	}
 	return nil
@@ -144,7 +145,7 @@ func (v *CallerVerifier) Verify(ctx context.Context, proof protocol.CallerProof,
 // rebuildCallerRequest writes the signed request again, from its parts. Forwarding what the
 // caller sent would let him choose action or host, and with them the answer
 // (CVE-2020-16250); only three checked values are his.
-func rebuildCallerRequest(ctx context.Context, proof protocol.CallerProof, b protocol.Binding, region string) (*http.Request, error) {
+func rebuildCallerRequest(ctx context.Context, proof protocol.CallerProof, b protocol.Binding, region ec2ref.Region) (*http.Request, error) {
 	if _, err := ProofTime(proof); err != nil {
 		return nil, err
 	}

@@ -20,6 +20,7 @@ import (
 
 	"github.com/hallmark-ssh/hallmark/e2e/fake/sts"
 	"github.com/hallmark-ssh/hallmark/internal/clocktest"
+	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
 )
 
@@ -43,11 +44,11 @@ func callerCredentials() Credentials {
 // attempt is one call of Verify and the STS that it meets: a good one until a
 // row of a table changes it.
 type attempt struct {
-	proof                     protocol.CallerProof
-	binding                   protocol.Binding
-	region, account, instance string
-	registered                sts.Credential
-	stsTime                   time.Time
+	proof      protocol.CallerProof
+	binding    protocol.Binding
+	instance   ec2ref.Instance
+	registered sts.Credential
+	stsTime    time.Time
 }
 
 func newAttempt(t testing.TB) *attempt {
@@ -60,7 +61,7 @@ func newAttempt(t testing.TB) *attempt {
 	creds := callerCredentials()
 	return &attempt{
 		proof: proof, binding: b,
-		region: callerRegion, account: callerAccount, instance: callerInstance,
+		instance: ec2ref.Instance{Account: callerAccount, Region: callerRegion, ID: callerInstance},
 		registered: sts.Credential{
 			AccessKeyID: creds.AccessKeyID, SecretAccessKey: creds.SecretAccessKey, SessionToken: creds.SessionToken,
 			ARN: callerARN, Expires: callerNow.Add(time.Hour),
@@ -77,7 +78,7 @@ func (a *attempt) verify(t *testing.T) (calls int, err error) {
 	server := httptest.NewServer(endpoint)
 	defer server.Close()
 	v := CallerVerifier{Endpoint: server.URL}
-	err = v.Verify(t.Context(), a.proof, a.binding, a.region, a.account, a.instance)
+	err = v.Verify(t.Context(), a.proof, a.binding, a.instance)
 	return endpoint.Calls(), err
 }
 
@@ -106,7 +107,7 @@ func TestGoodCallerProof(t *testing.T) {
 // as the AWS SDKs do when they send the request themselves.
 func TestCallerProofWithLength(t *testing.T) {
 	a := newAttempt(t)
-	req, err := newCallerRequest(t.Context(), a.region, a.binding, strings.NewReader(callerBody))
+	req, err := newCallerRequest(t.Context(), a.instance.Region, a.binding, strings.NewReader(callerBody))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -114,7 +115,7 @@ func TestCallerProofWithLength(t *testing.T) {
 		AccessKeyID: a.registered.AccessKeyID, SecretAccessKey: a.registered.SecretAccessKey, SessionToken: a.registered.SessionToken,
 	}
 	hash := sha256.Sum256([]byte(callerBody))
-	if err := v4.NewSigner().SignHTTP(t.Context(), creds, req, hex.EncodeToString(hash[:]), "sts", a.region, callerNow); err != nil {
+	if err := v4.NewSigner().SignHTTP(t.Context(), creds, req, hex.EncodeToString(hash[:]), "sts", string(a.instance.Region), callerNow); err != nil {
 		t.Fatal(err)
 	}
 	a.proof.Authorization = req.Header.Get("Authorization")
@@ -182,7 +183,7 @@ func TestCallerProofRefusedBeforeSTS(t *testing.T) {
 		}, "credential scope"},
 		"no scope": {func(t *testing.T, a *attempt) { a.replace(t, "/"+scope, "") }, "credential scope"},
 		"region of the document differs": {func(_ *testing.T, a *attempt) {
-			a.region = "us-west-2"
+			a.instance.Region = "us-west-2"
 		}, "credential scope"},
 		"binding not signed": {func(t *testing.T, a *attempt) {
 			a.replace(t, ";x-hallmark-binding", "")
@@ -223,8 +224,8 @@ func TestCallerProofRefusedBeforeSTS(t *testing.T) {
 		}, "more than 8192"},
 
 		"region that is a host": {func(_ *testing.T, a *attempt) {
-			a.region = "evil.example/"
-		}, "not the name of an AWS region"},
+			a.instance.Region = "evil.example/"
+		}, "is not an AWS region"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			a := newAttempt(t)
@@ -245,7 +246,7 @@ func TestCallerProofRefusedBeforeSTS(t *testing.T) {
 // something else. Each costs exactly one call.
 func TestCallerProofRefusedBySTS(t *testing.T) {
 	const unlike = "SignatureDoesNotMatch"
-	sign := func(t *testing.T, a *attempt, creds Credentials, region string) {
+	sign := func(t *testing.T, a *attempt, creds Credentials, region ec2ref.Region) {
 		t.Helper()
 		var err error
 		if a.proof, err = SignCaller(t.Context(), creds, region, a.binding, callerNow); err != nil {
@@ -286,8 +287,8 @@ func TestCallerProofRefusedBySTS(t *testing.T) {
 			a.stsTime = callerNow.Add(16 * time.Minute)
 		}, "Signature expired: 20260304T050607Z"},
 
-		"another instance": {func(_ *testing.T, a *attempt) { a.instance = "i-0fedcba9876543210" }, "STS names"},
-		"another account":  {func(_ *testing.T, a *attempt) { a.account = "444455556666" }, "STS names"},
+		"another instance": {func(_ *testing.T, a *attempt) { a.instance.ID = "i-0fedcba9876543210" }, "STS names"},
+		"another account":  {func(_ *testing.T, a *attempt) { a.instance.Account = "444455556666" }, "STS names"},
 		"role of another name with the instance as session": {func(_ *testing.T, a *attempt) {
 			a.registered.ARN = "arn:aws:sts::111122223333:assumed-role/web/" + callerInstance
 		}, "STS names"},
@@ -344,7 +345,7 @@ func TestRequestSentToSTS(t *testing.T) {
 		return nil, errors.New("not sent")
 	})
 	v := CallerVerifier{HTTP: &http.Client{Transport: transport}}
-	if err := v.Verify(t.Context(), a.proof, a.binding, a.region, a.account, a.instance); !errors.Is(err, ErrSTSUnavailable) {
+	if err := v.Verify(t.Context(), a.proof, a.binding, a.instance); !errors.Is(err, ErrSTSUnavailable) {
 		t.Fatalf("error = %v, want %v", err, ErrSTSUnavailable)
 	}
 	if got, want := sent.Method+" "+sent.URL.String(), "POST https://sts.hm-test-1.amazonaws.com/"; got != want {
@@ -383,13 +384,13 @@ func TestSignedHeaders(t *testing.T) {
 }
 
 func TestSignCallerRefuses(t *testing.T) {
-	for name, change := range map[string]func(*Credentials, *string){
-		"no access key":    func(c *Credentials, _ *string) { c.AccessKeyID = "" },
-		"no secret":        func(c *Credentials, _ *string) { c.SecretAccessKey = "" },
-		"no session token": func(c *Credentials, _ *string) { c.SessionToken = "" },
-		"malformed region": func(_ *Credentials, region *string) { *region = "evil.example/" },
+	for name, change := range map[string]func(*Credentials, *ec2ref.Region){
+		"no access key":    func(c *Credentials, _ *ec2ref.Region) { c.AccessKeyID = "" },
+		"no secret":        func(c *Credentials, _ *ec2ref.Region) { c.SecretAccessKey = "" },
+		"no session token": func(c *Credentials, _ *ec2ref.Region) { c.SessionToken = "" },
+		"malformed region": func(_ *Credentials, region *ec2ref.Region) { *region = "evil.example/" },
 	} {
-		creds, region := callerCredentials(), callerRegion
+		creds, region := callerCredentials(), ec2ref.Region(callerRegion)
 		change(&creds, &region)
 		if proof, err := SignCaller(t.Context(), creds, region, protocol.Binding{}, callerNow); err == nil {
 			t.Errorf("%s: SignCaller = %v, want an error", name, proof)
@@ -439,7 +440,7 @@ func TestCallerEndpoint(t *testing.T) {
 	}
 	a := newAttempt(t)
 	v := CallerVerifier{Endpoint: "sts.example"}
-	if err := v.Verify(t.Context(), a.proof, a.binding, a.region, a.account, a.instance); !errors.Is(err, ErrSTSUnavailable) {
+	if err := v.Verify(t.Context(), a.proof, a.binding, a.instance); !errors.Is(err, ErrSTSUnavailable) {
 		t.Errorf("error = %v, want %v", err, ErrSTSUnavailable)
 	}
 }
@@ -493,7 +494,7 @@ func TestSTSDoesNotAnswer(t *testing.T) {
 			defer cancel()
 			a := newAttempt(t)
 			v := CallerVerifier{Endpoint: server.URL}
-			err := v.Verify(ctx, a.proof, a.binding, a.region, a.account, a.instance)
+			err := v.Verify(ctx, a.proof, a.binding, a.instance)
 			if !errors.Is(err, ErrSTSUnavailable) || errors.Is(err, ErrCallerProof) || !strings.Contains(err.Error(), row.want) {
 				t.Errorf("error = %v, want %v with %q", err, ErrSTSUnavailable, row.want)
 			}
@@ -523,7 +524,7 @@ func TestRedirectIsNotFollowed(t *testing.T) {
 		client := &http.Client{Jar: jar} // whose defaults would follow
 		a := newAttempt(t)
 		v := CallerVerifier{HTTP: client, Endpoint: server.URL}
-		err = v.Verify(t.Context(), a.proof, a.binding, a.region, a.account, a.instance)
+		err = v.Verify(t.Context(), a.proof, a.binding, a.instance)
 		if !errors.Is(err, ErrSTSUnavailable) {
 			t.Errorf("status %d: error = %v, want %v", status, err, ErrSTSUnavailable)
 		}
@@ -551,7 +552,7 @@ func TestAccountBesideARN(t *testing.T) {
 	defer server.Close()
 	a := newAttempt(t)
 	v := CallerVerifier{Endpoint: server.URL}
-	err := v.Verify(t.Context(), a.proof, a.binding, a.region, a.account, a.instance)
+	err := v.Verify(t.Context(), a.proof, a.binding, a.instance)
 	if !errors.Is(err, ErrCallerProof) || !strings.Contains(err.Error(), `account "444455556666"`) {
 		t.Errorf("error = %v, want %v with the account", err, ErrCallerProof)
 	}
@@ -566,7 +567,7 @@ func TestSTSClosedItsConnections(t *testing.T) {
 	server, closed := clocktest.HangUp(t, endpoint)
 	v := CallerVerifier{Endpoint: server.URL, HTTP: server.Client()}
 	for tries := 1; closed.Load() == 0; tries++ { // package net/http may give up a connection by itself
-		if err := v.Verify(t.Context(), a.proof, a.binding, a.region, a.account, a.instance); err != nil || tries > 100 {
+		if err := v.Verify(t.Context(), a.proof, a.binding, a.instance); err != nil || tries > 100 {
 			t.Fatalf("call %d: error %v", tries, err)
 		}
 	}

@@ -18,15 +18,15 @@ import (
 	"strings"
 	"time"
 	"unicode/utf8"
+
+	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 )
 
 // Document is an instance identity document whose signature was verified. Every
 // field comes from the signed content.
 // (https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/instance-identity-documents.html)
 type Document struct {
-	AccountID        string // twelve digits
-	InstanceID       string
-	Region           string
+	Instance         ec2ref.Instance
 	AvailabilityZone string
 	ImageID          string
 	InstanceType     string
@@ -109,7 +109,7 @@ func (k *Keyring) Verify(message []byte) (*Document, error) {
 
 	// The region is all that is read of the content before its signature is
 	// verified: it chooses the key.
-	region, err := fields.match("region", regionSyntax)
+	region, err := parse(fields, "region", ec2ref.ParseRegion)
 	if err != nil {
 		return nil, failed(checkRegion, err)
 	}
@@ -132,9 +132,6 @@ func (k *Keyring) Verify(message []byte) (*Document, error) {
 
 // The syntax of the fields. They end up in names, labels, paths and requests.
 var (
-	accountSyntax      = regexp.MustCompile(`^[0-9]{12}$`)
-	instanceSyntax     = regexp.MustCompile(`^i-[0-9a-f]{8,17}$`)
-	regionSyntax       = regexp.MustCompile(`^[a-z]{2,8}(-[a-z]{2,16}){1,3}-[0-9]{1,2}$`)
 	zoneSyntax         = regexp.MustCompile(`^[a-z0-9-]{1,48}$`)
 	imageSyntax        = regexp.MustCompile(`^ami-[0-9a-f]{8,17}$`)
 	instanceTypeSyntax = regexp.MustCompile(`^[a-z0-9][a-z0-9.-]{0,47}$`)
@@ -202,17 +199,31 @@ func (f fields) match(name string, syntax *regexp.Regexp) (string, error) {
 	return value, nil
 }
 
+// parse returns a member that has to be a string which the parser accepts.
+func parse[T ~string](f fields, name string, parser func(string) (T, error)) (T, error) {
+	value, err := f.text(name)
+	if err != nil {
+		return "", err
+	}
+	parsed, err := parser(value)
+	if err != nil {
+		return "", fmt.Errorf("%s is malformed: %w", name, err)
+	}
+	return parsed, nil
+}
+
 // document checks the shape of every member that is used.
 func (f fields) document() (*Document, error) {
-	var d Document
+	instance, err := f.instance()
+	if err != nil {
+		return nil, err
+	}
+	d := Document{Instance: instance}
 	for _, field := range []struct {
 		name   string
 		syntax *regexp.Regexp
 		target *string
 	}{
-		{"accountId", accountSyntax, &d.AccountID},
-		{"instanceId", instanceSyntax, &d.InstanceID},
-		{"region", regionSyntax, &d.Region},
 		{"availabilityZone", zoneSyntax, &d.AvailabilityZone},
 		{"imageId", imageSyntax, &d.ImageID},
 		{"instanceType", instanceTypeSyntax, &d.InstanceType},
@@ -224,15 +235,26 @@ func (f fields) document() (*Document, error) {
 		}
 		*field.target = value
 	}
-	if !strings.HasPrefix(d.AvailabilityZone, d.Region) {
-		return nil, fmt.Errorf("availabilityZone %s is not in region %s", d.AvailabilityZone, d.Region)
+	if !strings.HasPrefix(d.AvailabilityZone, string(instance.Region)) {
+		return nil, fmt.Errorf("availabilityZone %s is not in region %s", d.AvailabilityZone, instance.Region)
 	}
-	var err error
 	if d.PrivateIP, err = f.privateIP(); err != nil {
 		return nil, err
 	}
 	d.PendingTime, err = f.pendingTime()
 	return &d, err
+}
+
+// instance returns which instance the document is of.
+func (f fields) instance() (i ec2ref.Instance, err error) {
+	if i.Account, err = parse(f, "accountId", ec2ref.ParseAccount); err != nil {
+		return i, err
+	}
+	if i.ID, err = parse(f, "instanceId", ec2ref.ParseInstanceID); err != nil {
+		return i, err
+	}
+	i.Region, err = parse(f, "region", ec2ref.ParseRegion)
+	return i, err
 }
 
 // privateIP returns the IPv4 address. An instance in a subnet of IPv6 only has none.

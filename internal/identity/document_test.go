@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 	"github.com/hallmark-ssh/hallmark/internal/identity/identitytest"
 )
 
@@ -44,9 +45,7 @@ func TestVerifyRealDocument(t *testing.T) {
 				t.Fatal(err)
 			}
 			want := Document{
-				AccountID:        "278576220453",
-				InstanceID:       "i-078517ca8a70a1dde",
-				Region:           "us-west-2",
+				Instance:         ec2ref.Instance{Account: "278576220453", Region: "us-west-2", ID: "i-078517ca8a70a1dde"},
 				AvailabilityZone: "us-west-2a",
 				ImageID:          "ami-0fa9e1f64142cde17",
 				InstanceType:     "t2.medium",
@@ -67,7 +66,7 @@ func TestVerifyRealDocument(t *testing.T) {
 func TestVerifyRealDocumentUnderOtherKeys(t *testing.T) {
 	message, shipped := decodeFile(t, "real/us-west-2/rsa2048.txt"), shippedKeys(t)
 	for region, key := range shipped.keys {
-		k := &Keyring{keys: map[string]func() (regionKey, error){"us-west-2": key}}
+		k := &Keyring{keys: map[ec2ref.Region]func() (regionKey, error){"us-west-2": key}}
 		if _, err := k.Verify(message); region == "us-west-2" {
 			if err != nil {
 				t.Errorf("under its own key: %v", err)
@@ -116,7 +115,7 @@ func TestVerifyMadeUpRegion(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got.InstanceID != "i-0123456789abcdef0" || string(got.Content) != madeUpDocument {
+	if got.Instance.ID != "i-0123456789abcdef0" || string(got.Content) != madeUpDocument {
 		t.Errorf("got %+v", got)
 	}
 	_, err = decodeAndVerify(shippedKeys(t), text)
@@ -313,7 +312,7 @@ func newRegion(t testing.TB, name string) *identitytest.Region {
 // keysOf returns the shipped keys and that of a made-up region.
 func keysOf(t testing.TB, region *identitytest.Region) *Keyring {
 	t.Helper()
-	keys, err := shippedKeys(t).With(region.Name, region.CertificatePEM())
+	keys, err := shippedKeys(t).With(ec2ref.Region(region.Name), region.CertificatePEM())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -63,7 +63,7 @@ func FuzzFields(f *testing.F) {
 		if err := json.Unmarshal(content, &want); err != nil || !reflect.DeepEqual(map[string]json.RawMessage(got), want) {
 			t.Fatalf("read as %s, by encoding/json as %s (%v)", got, want, err)
 		}
-		if document, err := got.document(); err == nil && document.AccountID == "" {
+		if document, err := got.document(); err == nil && document.Instance.Account == "" {
 			t.Fatal("a document without an account")
 		}
 	})

@@ -14,6 +14,8 @@ import (
 	"path"
 	"strings"
 	"sync"
+
+	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 )
 
 // regionFiles are the certificates that AWS publishes, one per region
@@ -27,7 +29,7 @@ var regionFiles embed.FS
 type Keyring struct {
 	// keys are read when they are asked for: reading all of them takes a millisecond,
 	// at every start of the signer, and few signers serve more than a few regions.
-	keys map[string]func() (regionKey, error)
+	keys map[ec2ref.Region]func() (regionKey, error)
 }
 
 // regionKey is all that is taken from a region's certificate. AWS has issued
@@ -45,9 +47,9 @@ func Regions() (*Keyring, error) {
 	if err != nil {
 		return nil, fmt.Errorf("list certificates of regions: %w", err)
 	}
-	k := &Keyring{keys: make(map[string]func() (regionKey, error), len(files))}
+	k := &Keyring{keys: make(map[ec2ref.Region]func() (regionKey, error), len(files))}
 	for _, file := range files {
-		k.keys[strings.TrimSuffix(file.Name(), ".pem")] = sync.OnceValues(func() (regionKey, error) {
+		k.keys[ec2ref.Region(strings.TrimSuffix(file.Name(), ".pem"))] = sync.OnceValues(func() (regionKey, error) {
 			data, err := regionFiles.ReadFile(path.Join("regions", file.Name()))
 			if err != nil {
 				return regionKey{}, err
@@ -61,9 +63,9 @@ func Regions() (*Keyring, error) {
 // With returns a keyring that knows one more region by its certificate, in PEM.
 // A region that is known already is an error: who may add a region must not be
 // able to speak for another.
-func (k *Keyring) With(region string, certificatePEM []byte) (*Keyring, error) {
-	if !regionSyntax.MatchString(region) {
-		return nil, fmt.Errorf("%.64q is not the name of a region", region)
+func (k *Keyring) With(region ec2ref.Region, certificatePEM []byte) (*Keyring, error) {
+	if _, err := ec2ref.ParseRegion(string(region)); err != nil {
+		return nil, err
 	}
 	if k.Has(region) {
 		return nil, fmt.Errorf("the key of region %s is fixed and cannot be replaced: remove its certificate", region)
@@ -77,13 +79,13 @@ func (k *Keyring) With(region string, certificatePEM []byte) (*Keyring, error) {
 }
 
 // Has reports whether the keyring knows the region's key.
-func (k *Keyring) Has(region string) bool {
+func (k *Keyring) Has(region ec2ref.Region) bool {
 	_, known := k.keys[region]
 	return known
 }
 
 // key returns the region's key.
-func (k *Keyring) key(region string) (regionKey, error) {
+func (k *Keyring) key(region ec2ref.Region) (regionKey, error) {
 	read, known := k.keys[region]
 	if !known {
 		return regionKey{}, fmt.Errorf("no key is known for region %s", region)

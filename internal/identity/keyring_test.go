@@ -4,6 +4,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 	"github.com/hallmark-ssh/hallmark/internal/identity/identitytest"
 )
 
@@ -13,14 +14,14 @@ func TestRegions(t *testing.T) {
 	if len(want) != 39 || len(keyring.keys) != len(want) {
 		t.Fatalf("%d regions are embedded, %d are listed, want 39", len(keyring.keys), len(want))
 	}
-	holder := map[string]string{}
+	holder := map[string]ec2ref.Region{}
 	for region := range keyring.keys {
 		key, err := keyring.key(region)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if key.sha256 != want[region] {
-			t.Errorf("key of %s is %s, want %s", region, key.sha256, want[region])
+		if key.sha256 != want[string(region)] {
+			t.Errorf("key of %s is %s, want %s", region, key.sha256, want[string(region)])
 		}
 		if other, shared := holder[key.sha256]; shared {
 			t.Errorf("%s and %s have the same key, so a document does not prove its region", region, other)
@@ -43,8 +44,8 @@ func TestKeyringWith(t *testing.T) {
 		{"made-up region", madeUpRegion, good, ""},
 		{"blank lines around", madeUpRegion, "\n" + good + "\n", ""},
 		{"shipped region", "us-west-2", good, "cannot be replaced"},
-		{"not a region", "../x", good, "not the name of a region"},
-		{"empty name", "", good, "not the name of a region"},
+		{"not a region", "../x", good, "is not an AWS region"},
+		{"empty name", "", good, "is not an AWS region"},
 		{"no PEM", madeUpRegion, "hello", "exactly one PEM block"},
 		{"two certificates", madeUpRegion, good + good, "exactly one PEM block"},
 		{"a key", madeUpRegion, strings.ReplaceAll(good, "CERTIFICATE", "PRIVATE KEY"), "exactly one PEM block"},
@@ -53,7 +54,7 @@ func TestKeyringWith(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			shipped := shippedKeys(t)
-			_, err := shipped.With(test.region, []byte(test.certificate))
+			_, err := shipped.With(ec2ref.Region(test.region), []byte(test.certificate))
 			switch {
 			case test.says == "" && err != nil:
 				t.Error(err)

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
 )
 
@@ -52,7 +53,7 @@ type authorization struct {
 // parseAuthorization takes apart an Authorization header for a GetCallerIdentity
 // request to the region's STS at the given X-Amz-Date. It accepts only what
 // header would write again, and its errors never repeat what the caller sent.
-func parseAuthorization(s, region, date string) (authorization, error) {
+func parseAuthorization(s string, region ec2ref.Region, date string) (authorization, error) {
 	var a authorization
 	if len(s) > maxAuthorization {
 		return a, fmt.Errorf("authorization has %d bytes, more than %d", len(s), maxAuthorization)
@@ -88,15 +89,15 @@ func parseAuthorization(s, region, date string) (authorization, error) {
 }
 
 // header writes the Authorization header again, from its parts.
-func (a authorization) header(region, date string) string {
+func (a authorization) header(region ec2ref.Region, date string) string {
 	return fmt.Sprintf("%s Credential=%s/%s, SignedHeaders=%s, Signature=%s",
 		sigv4Algorithm, a.accessKeyID, credentialScope(region, date), a.signedHeaders, a.signature)
 }
 
 // credentialScope returns the scope of a request to the region's STS. The date
 // has passed ProofTime.
-func credentialScope(region, date string) string {
-	return date[:len("20060102")] + "/" + region + "/sts/aws4_request"
+func credentialScope(region ec2ref.Region, date string) string {
+	return date[:len("20060102")] + "/" + string(region) + "/sts/aws4_request"
 }
 
 // ProofTime returns the time at which a proof says that it was signed. The

@@ -30,22 +30,6 @@ func TestBindIsSHA256OverDomainAndPayload(t *testing.T) {
 	}
 }
 
-func TestNodeIDIsStable(t *testing.T) {
-	const want = "28663dc7-edf9-5081-a573-668145833f31"
-	if got := protocol.NodeID("111122223333", "us-west-2", "i-0123456789abcdef0"); got != want {
-		t.Errorf("NodeID = %s, want %s: nodes in people's clusters carry the old one", got, want)
-	}
-	for _, other := range [][3]string{
-		{"111122223334", "us-west-2", "i-0123456789abcdef0"},
-		{"111122223333", "us-west-1", "i-0123456789abcdef0"},
-		{"111122223333", "us-west-2", "i-0123456789abcdef1"},
-	} {
-		if protocol.NodeID(other[0], other[1], other[2]) == want {
-			t.Errorf("NodeID(%v) is the same as another instance's", other)
-		}
-	}
-}
-
 func TestParseRequest(t *testing.T) {
 	for _, test := range []struct {
 		name, body, wantErr string

@@ -25,7 +25,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/sts"
 	ststypes "github.com/aws/aws-sdk-go-v2/service/sts/types"
 
-	"github.com/hallmark-ssh/hallmark/internal/protocol"
+	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 	"github.com/hallmark-ssh/hallmark/internal/signer/inventory"
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
 	"github.com/hallmark-ssh/hallmark/internal/signer/policy"
@@ -142,7 +142,7 @@ type sweepWorld struct {
 
 type sweepInstance struct {
 	number int
-	ref    ledger.Instance
+	ref    ec2ref.Instance
 	image  string
 	team   string
 	gone   bool
@@ -162,21 +162,21 @@ func newSweepWorld(ctx context.Context, nodes int) (*sweepWorld, error) {
 		_ = w.server.Serve(listener) // until close
 		close(w.served)
 	}()
-	var accounts []string
+	var accounts []ec2ref.Account
 	var roles []inventory.Account
 	for n := range sweepAccounts {
 		id := fmt.Sprintf("%012d", 111122220000+n)
-		accounts = append(accounts, id)
-		roles = append(roles, inventory.Account{ID: id, Role: "arn:aws:iam::" + id + ":role/hallmark-member", ExternalID: "bench"})
+		accounts = append(accounts, ec2ref.Account(id))
+		roles = append(roles, inventory.Account{ID: ec2ref.Account(id), Role: "arn:aws:iam::" + id + ":role/hallmark-member", ExternalID: "bench"})
 	}
-	limits := policy.Limits{Accounts: accounts, Regions: []string{sweepRegion}, MaxLifetime: policy.LongestLifetime}
+	limits := policy.Limits{Accounts: accounts, Regions: []ec2ref.Region{sweepRegion}, MaxLifetime: policy.LongestLifetime}
 	rules, err := policy.Default(limits)
 	if err != nil {
 		return nil, err
 	}
 	w.ec2 = inventory.New(inventory.Config{
 		AWS: aws.Config{HTTPClient: http.DefaultClient}, Accounts: roles, Roles: sweepRoles{w},
-		Endpoint: func(string) (string, error) { return "http://" + listener.Addr().String() + "/", nil }, Now: time.Now,
+		Endpoint: func(ec2ref.Region) (string, error) { return "http://" + listener.Addr().String() + "/", nil }, Now: time.Now,
 	})
 	w.fleet = &upkeep.Fleet{
 		Audience: sweepAudience, Accounts: accounts, Regions: limits.Regions, Ledger: sweepLedger{w},
@@ -188,10 +188,10 @@ func newSweepWorld(ctx context.Context, nodes int) (*sweepWorld, error) {
 	for n := range nodes * 11 / 10 {
 		account := accounts[n%sweepAccounts]
 		i := &sweepInstance{
-			number: n, ref: ledger.Instance{Account: account, Region: sweepRegion, ID: fmt.Sprintf("i-%017x", n)},
+			number: n, ref: ec2ref.Instance{Account: account, Region: sweepRegion, ID: ec2ref.InstanceID(fmt.Sprintf("i-%017x", n))},
 			image: fmt.Sprintf("ami-%017x", n%sweepImages), team: "a",
 		}
-		w.instances[account] = append(w.instances[account], i)
+		w.instances[string(account)] = append(w.instances[string(account)], i)
 		if n >= nodes {
 			continue
 		}
@@ -214,9 +214,9 @@ func (w *sweepWorld) close() {
 // enroll puts an instance into the ledger, and into the cluster a node with only the
 // labels that say which signer and instance it belongs to.
 func (w *sweepWorld) enroll(ctx context.Context, i *sweepInstance) error {
-	end := time.Now().Add(policy.DefaultLifetime)
+	end, id, account := time.Now().Add(policy.DefaultLifetime), i.ref.ID.String(), i.ref.Account.String()
 	claim := ledger.Claim{
-		Instance: i.ref, Fingerprints: []string{"SHA256:" + i.ref.ID}, Hostname: "web-" + i.ref.ID, ImageOwner: i.ref.Account, End: end,
+		Instance: i.ref, Fingerprints: []string{"SHA256:" + id}, Hostname: "web-" + id, ImageOwner: account, End: end,
 	}
 	granted, err := w.ledger.Claim(ctx, claim, time.Now())
 	if err != nil {
@@ -225,10 +225,10 @@ func (w *sweepWorld) enroll(ctx context.Context, i *sweepInstance) error {
 	if err := w.ledger.Confirm(ctx, claim, granted, time.Now()); err != nil {
 		return err
 	}
-	id := protocol.NodeID(i.ref.Account, i.ref.Region, i.ref.ID)
-	w.nodes[id] = teleport.Node{ID: id, Hostname: claim.Hostname, Expires: end, Labels: map[string]string{
-		"hallmark/signer": sweepAudience, "hallmark/image-owner": i.ref.Account,
-		"teleport.dev/account-id": i.ref.Account, "teleport.dev/aws-region": i.ref.Region, "teleport.dev/instance-id": i.ref.ID,
+	node := i.ref.NodeID()
+	w.nodes[node] = teleport.Node{ID: node, Hostname: claim.Hostname, Expires: end, Labels: map[string]string{
+		"hallmark/signer": sweepAudience, "hallmark/image-owner": account,
+		"teleport.dev/account-id": account, "teleport.dev/aws-region": sweepRegion, "teleport.dev/instance-id": id,
 	}}
 	return nil
 }
@@ -277,7 +277,7 @@ func (w *sweepWorld) serveEC2(rw http.ResponseWriter, r *http.Request) {
 	}
 	var list []*sweepInstance
 	for _, i := range w.instances[account] {
-		if len(named) == 0 || named[i.ref.ID] {
+		if len(named) == 0 || named[string(i.ref.ID)] {
 			list = append(list, i)
 		}
 	}
@@ -339,22 +339,22 @@ func (w sweepRoles) AssumeRole(_ context.Context, in *sts.AssumeRoleInput, _ ...
 
 type sweepLedger struct{ *sweepWorld }
 
-func (w sweepLedger) Lookup(ctx context.Context, i ledger.Instance) (ledger.Record, error) {
+func (w sweepLedger) Lookup(ctx context.Context, i ec2ref.Instance) (ledger.Record, error) {
 	w.count("ledger")
 	return w.ledger.Lookup(ctx, i)
 }
 
-func (w sweepLedger) LookupAll(ctx context.Context, instances []ledger.Instance) (map[ledger.Instance]ledger.Record, error) {
+func (w sweepLedger) LookupAll(ctx context.Context, instances []ec2ref.Instance) (map[ec2ref.Instance]ledger.Record, error) {
 	w.count("ledger")
 	return w.ledger.LookupAll(ctx, instances)
 }
 
-func (w sweepLedger) End(ctx context.Context, i ledger.Instance) error {
+func (w sweepLedger) End(ctx context.Context, i ec2ref.Instance) error {
 	w.count("ledger")
 	return w.ledger.End(ctx, i)
 }
 
-func (w sweepLedger) Announce(ctx context.Context, i ledger.Instance) (ledger.Record, error) {
+func (w sweepLedger) Announce(ctx context.Context, i ec2ref.Instance) (ledger.Record, error) {
 	w.count("ledger")
 	return w.ledger.Announce(ctx, i)
 }

@@ -17,6 +17,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/ec2/types"
 	awssts "github.com/aws/aws-sdk-go-v2/service/sts"
 
+	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 	"github.com/hallmark-ssh/hallmark/internal/signer/inventory"
 )
 
@@ -54,7 +55,7 @@ func TestMemberAccount(t *testing.T) {
 		AWS:      cfg,
 		Accounts: []inventory.Account{{ID: own}, {ID: member, Role: role, ExternalID: "test"}},
 		Roles:    roles,
-		Endpoint: func(string) (string, error) { return moto, nil },
+		Endpoint: func(ec2ref.Region) (string, error) { return moto, nil },
 		Now:      time.Now,
 	})
 	e.Wait = func(context.Context, time.Duration) error { return nil }
@@ -62,9 +63,9 @@ func TestMemberAccount(t *testing.T) {
 		account, id string
 		seen        bool
 	}{{member, theirs, true}, {own, ours, true}, {own, theirs, false}, {member, ours, false}} {
-		got, err := e.Instance(t.Context(), tt.account, region, tt.id)
+		got, err := e.Instance(t.Context(), ec2ref.Instance{Account: ec2ref.Account(tt.account), Region: region, ID: ec2ref.InstanceID(tt.id)})
 		switch {
-		case tt.seen && (err != nil || got.OwnerID != tt.account || got.PrivateDNS == ""):
+		case tt.seen && (err != nil || string(got.OwnerID) != tt.account || got.PrivateDNS == ""):
 			t.Errorf("%s in account %s: %+v, error %v", tt.id, tt.account, got, err)
 		case !tt.seen && !errors.Is(err, inventory.ErrNotFound):
 			t.Errorf("%s is seen in account %s: %+v, error %v", tt.id, tt.account, got, err)

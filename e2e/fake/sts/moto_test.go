@@ -21,6 +21,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/aws"
 	awssts "github.com/aws/aws-sdk-go-v2/service/sts"
 
+	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 	"github.com/hallmark-ssh/hallmark/internal/identity"
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
 )
@@ -56,7 +57,7 @@ func TestGetCallerIdentityContract(t *testing.T) {
 				t.Fatal(err)
 			}
 			v := identity.CallerVerifier{Endpoint: endpoint}
-			err = v.Verify(t.Context(), proof, binding, testRegion, "999999999999", "i-0fedcba9876543210")
+			err = v.Verify(t.Context(), proof, binding, ec2ref.Instance{Account: "999999999999", Region: testRegion, ID: "i-0fedcba9876543210"})
 			if !errors.Is(err, identity.ErrCallerProof) || !strings.Contains(err.Error(), "STS names") {
 				t.Errorf("Verify = %v, want another name from STS", err)
 			}

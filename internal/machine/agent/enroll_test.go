@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/crypto/ssh"
 
+	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 	"github.com/hallmark-ssh/hallmark/internal/hostcert"
 	"github.com/hallmark-ssh/hallmark/internal/machine/cafile"
 	"github.com/hallmark-ssh/hallmark/internal/machine/fault"
@@ -253,7 +254,9 @@ func TestEnrollBadAnswers(t *testing.T) {
 		{name: "no OpenSSH CA", spoil: func(r *protocol.Response) { r.OpenSSHCAs = nil }, message: "OpenSSH CAs: no keys"},
 		{name: "OpenSSH CA with a second line", spoil: func(r *protocol.Response) { r.OpenSSHCAs[0] += "\n" + r.HostCAs[0] }, message: "more than one line"},
 		{name: "no Host CA", spoil: func(r *protocol.Response) { r.HostCAs = nil }, message: "host CAs: no keys"},
-		{name: "another node", spoil: func(r *protocol.Response) { r.Node.ID = protocol.NodeID(testAccount, testRegion, "i-0") }, message: "this instance is"},
+		{name: "another node", spoil: func(r *protocol.Response) {
+			r.Node.ID = ec2ref.Instance{Account: testAccount, Region: testRegion, ID: "i-0"}.NodeID()
+		}, message: "this instance is"},
 		{name: "no host name", spoil: func(r *protocol.Response) { r.Node.Hostname = "" }, message: "is not a DNS name"},
 		{name: "no cluster", spoil: func(r *protocol.Response) { r.Node.Cluster = "" }, message: "names no cluster"},
 		{name: "later protocol", spoil: func(r *protocol.Response) { r.Version = 3 }, message: "protocol version 3", hint: "update hallmark"},

@@ -22,6 +22,7 @@ import (
 
 	"golang.org/x/crypto/ssh"
 
+	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 	"github.com/hallmark-ssh/hallmark/internal/identity"
 	"github.com/hallmark-ssh/hallmark/internal/identity/identitytest"
 	"github.com/hallmark-ssh/hallmark/internal/machine/cafile"
@@ -315,7 +316,7 @@ func readRequest(r *http.Request) (*protocol.Payload, []ssh.PublicKey, error) {
 }
 
 func (s *testSigner) answer(keys []ssh.PublicKey) *protocol.Response {
-	id := protocol.NodeID(testAccount, testRegion, testHost)
+	id := ec2ref.Instance{Account: testAccount, Region: testRegion, ID: testHost}.NodeID()
 	r := &protocol.Response{
 		Version: protocol.Version, RequestID: "request-1",
 		Node:       protocol.Node{ID: id, Hostname: testName, Address: "10.0.0.1:22", Cluster: testCluster},

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 	"github.com/hallmark-ssh/hallmark/internal/identity"
 	"github.com/hallmark-ssh/hallmark/internal/machine/fault"
 	"github.com/hallmark-ssh/hallmark/internal/machine/hostkey"
@@ -79,7 +80,7 @@ func (e *Enroller) newRequest(ctx context.Context, version int, region, document
 		return nil, fmt.Errorf("encode the request: %w", err)
 	}
 	binding := protocol.Bind(payload)
-	caller, err := identity.SignCaller(ctx, creds, region, binding, now)
+	caller, err := identity.SignCaller(ctx, creds, ec2ref.Region(region), binding, now)
 	if err != nil {
 		return nil, fmt.Errorf("prove the caller: %w", err)
 	}

@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/hallmark-ssh/hallmark/internal/cli"
+	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 	"github.com/hallmark-ssh/hallmark/internal/identity"
 )
 
@@ -66,7 +67,7 @@ func addRegions(keys *identity.Keyring, dir string) (*identity.Keyring, error) {
 		if err != nil {
 			return nil, fmt.Errorf("read certificate: %w", err)
 		}
-		if keys, err = keys.With(region, data); err != nil {
+		if keys, err = keys.With(ec2ref.Region(region), data); err != nil {
 			return nil, fmt.Errorf("use %s: %w", path, err)
 		}
 		added++

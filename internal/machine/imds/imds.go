@@ -15,6 +15,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 	"github.com/hallmark-ssh/hallmark/internal/identity"
 	"github.com/hallmark-ssh/hallmark/internal/machine/fault"
 	"github.com/hallmark-ssh/hallmark/internal/machine/retry"
@@ -42,6 +43,11 @@ type Instance struct {
 	// Started is when it was last started, as the document says. A reboot does not
 	// change it.
 	Started string `json:"pendingTime"`
+}
+
+// Ref returns the instance's account, region and id. They are not parsed.
+func (i Instance) Ref() ec2ref.Instance {
+	return ec2ref.Instance{Account: ec2ref.Account(i.AccountID), Region: ec2ref.Region(i.Region), ID: ec2ref.InstanceID(i.InstanceID)}
 }
 
 // Client speaks IMDSv2, and only that: a request without a session token can be
@@ -233,10 +239,13 @@ func isPrivateDNS(name string, i Instance, privateIP string) bool {
 	}
 	// How a region that this build does not know calls its domain is not known either.
 	known, err := identity.Regions()
-	return err == nil && !known.Has(i.Region) && regionLabel.MatchString(region)
+	return err == nil && !known.Has(ec2ref.Region(i.Region)) && isRegion(region)
 }
 
-var regionLabel = regexp.MustCompile(`^[a-z]{2,}(-[a-z]+)+-[0-9]{1,2}$`)
+func isRegion(text string) bool {
+	_, err := ec2ref.ParseRegion(text)
+	return err == nil
+}
 
 func addAddress(own map[string]bool, text string) {
 	// Loopback and the like are every machine's: a certificate for them would pass

@@ -79,7 +79,7 @@ func FurtherPrincipals(r *protocol.Response) []string {
 // neither the four names of this node nor this machine's own: a certificate for
 // anything else would let this machine pass for another one.
 func checkNode(r *protocol.Response, i imds.Instance, own map[string]bool) error {
-	if want := protocol.NodeID(i.AccountID, i.Region, i.InstanceID); r.Node.ID != want {
+	if want := i.Ref().NodeID(); r.Node.ID != want {
 		return fmt.Errorf("it is about node %.64q, but this instance is %s", r.Node.ID, want)
 	}
 	if !imds.IsDNSName(r.Node.Hostname) {

@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/crypto/ssh"
 
+	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 	"github.com/hallmark-ssh/hallmark/internal/machine/cafile"
 	"github.com/hallmark-ssh/hallmark/internal/machine/hostkey"
 	"github.com/hallmark-ssh/hallmark/internal/machine/imds"
@@ -123,7 +124,7 @@ func FuzzAnswer(f *testing.F) {
 func goodAnswer(t testing.TB, host ssh.Signer, now time.Time) []byte {
 	t.Helper()
 	authority := machinetest.SeededSigner(t, 2)
-	id := protocol.NodeID(testAccount, testRegion, testHost)
+	id := ec2ref.Instance{Account: testAccount, Region: testRegion, ID: testHost}.NodeID()
 	names := []string{testName, id, testName + "." + testCluster, id + "." + testCluster}
 	certificate := &ssh.Certificate{
 		Key: host.PublicKey(), CertType: ssh.HostCert, ValidPrincipals: names, Nonce: make([]byte, 32),

@@ -9,7 +9,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/aws/arn"
 	"go.yaml.in/yaml/v3"
 
-	"github.com/hallmark-ssh/hallmark/internal/identity"
+	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 	"github.com/hallmark-ssh/hallmark/internal/signer/inventory"
 )
 
@@ -17,9 +17,9 @@ import (
 // the role to assume there. The role belongs to the deployment and not to the
 // policy: who names the role names whose word the signer takes for EC2's.
 type account struct {
-	ID         string `yaml:"id"`
-	Role       string `yaml:"role"`
-	ExternalID string `yaml:"external_id"`
+	ID         ec2ref.Account `yaml:"id"`
+	Role       string         `yaml:"role"`
+	ExternalID string         `yaml:"external_id"`
 }
 
 // accounts is the deployment's list.
@@ -56,8 +56,8 @@ const (
 	maxRole       = len("role/") + 511 + 64
 )
 
-func (list accounts) ids() []string {
-	ids := make([]string, len(list))
+func (list accounts) ids() []ec2ref.Account {
+	ids := make([]ec2ref.Account, len(list))
 	for i, a := range list {
 		ids[i] = a.ID
 	}
@@ -73,15 +73,15 @@ func (list accounts) inventory() []inventory.Account {
 }
 
 // check says which entry is wrong. The region is one of the signer's.
-func (list accounts) check(region string) error {
-	if err := checkList("accounts", list.ids(), regexpAccount, "twelve digits, in quotes"); err != nil {
+func (list accounts) check(region ec2ref.Region) error {
+	if err := checkList("accounts", list.ids(), ec2ref.ParseAccount, "twelve digits, in quotes"); err != nil {
 		return err
 	}
-	partition, _, err := identity.Partition(region)
+	partition, err := region.Partition()
 	if err != nil {
 		return fmt.Errorf("regions: %w", err)
 	}
-	var own string
+	var own ec2ref.Account
 	for _, a := range list {
 		if err := a.check(partition); err != nil {
 			return fmt.Errorf("accounts: %s: %w", a.ID, err)
@@ -97,7 +97,7 @@ func (list accounts) check(region string) error {
 	return nil
 }
 
-func (a account) check(partition string) error {
+func (a account) check(partition ec2ref.Partition) error {
 	if a.Role == "" {
 		if a.ExternalID != "" {
 			return errors.New("external_id: not used without role")
@@ -109,10 +109,10 @@ func (a account) check(partition string) error {
 		return fmt.Errorf("role: %q is not the ARN of an IAM role", a.Role)
 	}
 	// A role elsewhere would have another account's EC2 vouch for this one's instances.
-	if role.AccountID != a.ID {
+	if role.AccountID != string(a.ID) {
 		return fmt.Errorf("role: %s is in account %s", a.Role, role.AccountID)
 	}
-	if role.Partition != partition {
+	if role.Partition != string(partition) {
 		return fmt.Errorf("role: %s is not in the regions' partition, %s", a.Role, partition)
 	}
 	if !regexpExternalID.MatchString(a.ExternalID) || len(a.ExternalID) > maxExternalID {

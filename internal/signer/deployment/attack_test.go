@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 	"github.com/hallmark-ssh/hallmark/internal/identity/identitytest"
 	"github.com/hallmark-ssh/hallmark/internal/signer/deployment/deploymenttest"
 	"github.com/hallmark-ssh/hallmark/internal/signer/policy"
@@ -54,7 +55,7 @@ func TestAttackConfiguration(t *testing.T) {
 		})
 	}
 
-	limits := policy.Limits{Accounts: []string{"111122223333"}, Regions: []string{"us-west-2"}, MaxLifetime: 48 * time.Hour}
+	limits := policy.Limits{Accounts: []ec2ref.Account{"111122223333"}, Regions: []ec2ref.Region{"us-west-2"}, MaxLifetime: 48 * time.Hour}
 	const match = "match: {image_owners: [self], max_age: 24h}"
 	for name, test := range map[string]struct{ rule, want string }{
 		"a rule that is fine":                 {"{name: a, " + match + "}", ""},

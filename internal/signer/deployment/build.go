@@ -14,6 +14,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/sts"
 
 	"github.com/hallmark-ssh/hallmark/internal/buildinfo"
+	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 	"github.com/hallmark-ssh/hallmark/internal/identity"
 	"github.com/hallmark-ssh/hallmark/internal/signer/enroll"
 	"github.com/hallmark-ssh/hallmark/internal/signer/inventory"
@@ -182,7 +183,7 @@ func newInventory(d *deployment, cfg aws.Config) *inventory.EC2 {
 		Accounts: d.Accounts.inventory(),
 		Roles:    client,
 		Identity: client,
-		Endpoint: ec2Endpoint,
+		Endpoint: func(r ec2ref.Region) (string, error) { return endpoint(ec2ref.EC2, r) },
 		Now:      Now,
 	})
 }
@@ -192,15 +193,6 @@ func deploymentPath() string {
 		return path
 	}
 	return filepath.Join(os.Getenv("LAMBDA_TASK_ROOT"), "deployment.yaml")
-}
-
-// ec2Endpoint returns the URL of a region's EC2.
-func ec2Endpoint(region string) (string, error) {
-	if endpoint := os.Getenv("AWS_ENDPOINT_URL_EC2"); endpoint != "" {
-		return endpoint, nil
-	}
-	_, suffix, err := identity.Partition(region)
-	return "https://ec2." + region + "." + suffix + "/", err
 }
 
 // httpClient returns a client with the transport of the AWS SDK, which knows the

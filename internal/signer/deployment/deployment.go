@@ -18,6 +18,7 @@ import (
 
 	"go.yaml.in/yaml/v3"
 
+	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 	"github.com/hallmark-ssh/hallmark/internal/identity"
 	"github.com/hallmark-ssh/hallmark/internal/signer/node"
 	"github.com/hallmark-ssh/hallmark/internal/signer/policy"
@@ -29,7 +30,7 @@ import (
 type deployment struct {
 	Audience               string            `yaml:"audience"`
 	Accounts               accounts          `yaml:"accounts"`
-	Regions                []string          `yaml:"regions"`
+	Regions                []ec2ref.Region   `yaml:"regions"`
 	RegionCertificates     map[string]string `yaml:"region_certificates"`
 	MaxCertificateLifetime time.Duration     `yaml:"max_certificate_lifetime"`
 	Teleport               struct {
@@ -122,11 +123,7 @@ func parseDeployment(data []byte) (*deployment, error) {
 	return d, nil
 }
 
-var (
-	regexpAudience = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9.:/_-]*$`)
-	regexpAccount  = regexp.MustCompile(`^[0-9]{12}$`)
-	regexpRegion   = regexp.MustCompile(`^[a-z]{2,}(-[a-z]+)+-[0-9]+$`)
-)
+var regexpAudience = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9.:/_-]*$`)
 
 // maxAudience is compared apart: to count in a regular expression costs time at
 // every cold start.
@@ -136,7 +133,7 @@ func (d *deployment) check() error {
 	if !regexpAudience.MatchString(d.Audience) || len(d.Audience) > maxAudience {
 		return fmt.Errorf("audience: %q is not a name of 1 to 253 letters, digits, dots and hyphens", d.Audience)
 	}
-	if err := checkList("regions", d.Regions, regexpRegion, "an AWS region"); err != nil {
+	if err := checkList("regions", d.Regions, ec2ref.ParseRegion, "an AWS region"); err != nil {
 		return err
 	}
 	if err := checkPartition(d.Regions); err != nil {
@@ -165,12 +162,12 @@ func (d *deployment) check() error {
 	return nil
 }
 
-func checkList(name string, list []string, form *regexp.Regexp, want string) error {
+func checkList[T ~string](name string, list []T, parse func(string) (T, error), want string) error {
 	if len(list) == 0 {
 		return fmt.Errorf("%s: empty; list those whose instances may enroll", name)
 	}
 	for i, value := range list {
-		if !form.MatchString(value) {
+		if _, err := parse(string(value)); err != nil {
 			return fmt.Errorf("%s: %q is not %s", name, value, want)
 		}
 		if slices.Contains(list[:i], value) {
@@ -202,13 +199,13 @@ func parseSources(list []string) ([]netip.Prefix, error) {
 
 // checkPartition keeps a signer within one partition: account numbers are only
 // unique, and EC2 can only be asked, within one.
-func checkPartition(regions []string) error {
-	first, _, err := identity.Partition(regions[0])
+func checkPartition(regions []ec2ref.Region) error {
+	first, err := regions[0].Partition()
 	if err != nil {
 		return err
 	}
 	for _, region := range regions[1:] {
-		partition, _, err := identity.Partition(region)
+		partition, err := region.Partition()
 		if err != nil {
 			return err
 		}
@@ -226,7 +223,7 @@ func newKeyring(certificates map[string]string) (*identity.Keyring, error) {
 		return nil, err
 	}
 	for _, region := range slices.Sorted(maps.Keys(certificates)) {
-		if keyring, err = keyring.With(region, []byte(certificates[region])); err != nil {
+		if keyring, err = keyring.With(ec2ref.Region(region), []byte(certificates[region])); err != nil {
 			return nil, fmt.Errorf("region_certificates: %w", err)
 		}
 	}

@@ -11,6 +11,7 @@ import (
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 
+	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 	"github.com/hallmark-ssh/hallmark/internal/signer/deployment/deploymenttest"
 	"github.com/hallmark-ssh/hallmark/internal/signer/inventory"
 	"github.com/hallmark-ssh/hallmark/internal/signer/policy"
@@ -67,7 +68,7 @@ func TestAccounts(t *testing.T) {
 	if got := d.Accounts.inventory(); !slices.Equal(got, want) {
 		t.Errorf("got  %+v\nwant %+v", got, want)
 	}
-	if got := d.limits().Accounts; !slices.Equal(got, []string{"011122223333", "111122223333", "222233334444"}) {
+	if got := d.limits().Accounts; !slices.Equal(got, []ec2ref.Account{"011122223333", "111122223333", "222233334444"}) {
 		t.Errorf("limits %v", got)
 	}
 }

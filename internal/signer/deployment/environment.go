@@ -11,7 +11,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/aws/arn"
 
-	"github.com/hallmark-ssh/hallmark/internal/identity"
+	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 	"github.com/hallmark-ssh/hallmark/internal/signer/enroll"
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
 	"github.com/hallmark-ssh/hallmark/internal/signer/policy"
@@ -93,12 +93,12 @@ func (e environment) policy(d *deployment, cfg aws.Config, table *dynamoDB, log 
 		return nil, errors.New("policy_file and HALLMARK_POLICY_PARAMETER are both set, and there can be one policy: remove one (template.yaml: PolicyIn)")
 	}
 	cfg.Region = RegionOf(e.parameter, cfg.Region)
-	endpoint, err := ssmEndpoint(cfg.Region)
+	url, err := endpoint(ec2ref.SSM, ec2ref.Region(cfg.Region))
 	if err != nil {
 		return nil, fmt.Errorf("HALLMARK_POLICY_PARAMETER: %w", err)
 	}
 	return live.New(live.Config{
-		Fetch:    live.Parameter{AWS: cfg, Endpoint: endpoint, Name: e.parameter, Now: Now}.Fetch,
+		Fetch:    live.Parameter{AWS: cfg, Endpoint: url, Name: e.parameter, Now: Now}.Fetch,
 		LastGood: stored.Text{Client: table, Table: tableName(e.table), Name: "policy"},
 		Limits:   d.limits(),
 		Now:      Now,
@@ -106,13 +106,14 @@ func (e environment) policy(d *deployment, cfg aws.Config, table *dynamoDB, log 
 	}).Current, nil
 }
 
-// ssmEndpoint returns the URL of a region's SSM.
-func ssmEndpoint(region string) (string, error) {
-	if endpoint := os.Getenv("AWS_ENDPOINT_URL_SSM"); endpoint != "" {
-		return endpoint, nil
+// endpoint returns the URL of an AWS service in a region, or what the SDK's variable for
+// the service says instead.
+func endpoint(service ec2ref.Service, region ec2ref.Region) (string, error) {
+	if other := os.Getenv("AWS_ENDPOINT_URL_" + strings.ToUpper(string(service))); other != "" {
+		return other, nil
 	}
-	_, suffix, err := identity.Partition(region)
-	return "https://ssm." + region + "." + suffix + "/", err
+	host, err := service.Host(region)
+	return "https://" + host + "/", err
 }
 
 // tableName returns the name in a table's ARN, or the name itself.

@@ -1,6 +1,10 @@
 package deployment
 
-import "testing"
+import (
+	"testing"
+
+	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
+)
 
 func TestSSMEndpoint(t *testing.T) {
 	tests := map[string]struct{ region, variable, want string }{
@@ -12,7 +16,7 @@ func TestSSMEndpoint(t *testing.T) {
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
 			t.Setenv("AWS_ENDPOINT_URL_SSM", tt.variable)
-			got, err := ssmEndpoint(tt.region)
+			got, err := endpoint(ec2ref.SSM, ec2ref.Region(tt.region))
 			if (err != nil) != (tt.want == "") || err == nil && got != tt.want {
 				t.Errorf("endpoint %q, error %v; want %q", got, err, tt.want)
 			}

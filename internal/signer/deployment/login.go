@@ -7,13 +7,12 @@ import (
 	"log/slog"
 	"regexp"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 
-	"github.com/hallmark-ssh/hallmark/internal/identity"
+	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 	"github.com/hallmark-ssh/hallmark/internal/signer/emf"
 	"github.com/hallmark-ssh/hallmark/internal/signer/teleport"
 )
@@ -31,9 +30,9 @@ type login struct {
 
 	// With method iam: the names of the join token and of the role to work in, and the
 	// region whose STS confirms the role, by default its own.
-	Token  string `yaml:"token,omitempty"`
-	Role   string `yaml:"role,omitempty"`
-	Region string `yaml:"region,omitempty"`
+	Token  string        `yaml:"token,omitempty"`
+	Role   string        `yaml:"role,omitempty"`
+	Region ec2ref.Region `yaml:"region,omitempty"`
 	// FIPS has Teleport ask STS's FIPS endpoint: an auth service in FIPS mode takes no other.
 	FIPS bool `yaml:"fips,omitempty"`
 
@@ -52,7 +51,7 @@ func (l login) check() error {
 		return fmt.Errorf("method: %q is none of %s, %s and %s", l.Method, loginIAM, loginFile, loginSecret)
 	}
 	for _, setting := range []struct{ name, value string }{
-		{"token", l.Token}, {"role", l.Role}, {"region", l.Region}, {"file", l.File}, {"secret", l.Secret},
+		{"token", l.Token}, {"role", l.Role}, {"region", string(l.Region)}, {"file", l.File}, {"secret", l.Secret},
 	} {
 		used := slices.Contains(uses, setting.name)
 		switch {
@@ -65,12 +64,11 @@ func (l login) check() error {
 	switch {
 	case l.FIPS && l.Method != loginIAM:
 		return fmt.Errorf("fips: not used with method %s", l.Method)
-	case l.FIPS && l.Region != "" && !hasFIPS(l.Region):
-		return noFIPS(l.Region)
-	case l.Region != "" && !regexpRegion.MatchString(l.Region):
-		return fmt.Errorf("region: %q is not an AWS region", l.Region)
 	case l.Secret != "" && !regexpSecret.MatchString(l.Secret):
 		return errors.New("secret: not the ARN of a secret in Secrets Manager")
+	case l.Region != "":
+		_, err := stsHost(l.Region, l.FIPS)
+		return err
 	}
 	return nil
 }
@@ -145,38 +143,27 @@ func (l login) with(cfg aws.Config) (teleport.Login, error) {
 	}
 	region := l.Region
 	if region == "" {
-		region = cfg.Region
+		region = ec2ref.Region(cfg.Region)
 	}
 	host, err := stsHost(region, l.FIPS)
 	if err != nil {
 		return nil, err
 	}
-	return teleport.Bot{Token: l.Token, Role: l.Role, Credentials: cfg.Credentials, Region: region, STSHost: host}, nil
+	return teleport.Bot{Token: l.Token, Role: l.Role, Credentials: cfg.Credentials, Region: string(region), STSHost: host}, nil
 }
 
-// stsHost returns the region's endpoint of STS, or its FIPS endpoint
-// (https://docs.aws.amazon.com/general/latest/gr/sts.html).
-func stsHost(region string, fips bool) (string, error) {
-	_, suffix, err := identity.Partition(region)
-	switch {
-	case err != nil:
-		return "", fmt.Errorf("region: %w", err)
-	case fips && !hasFIPS(region):
-		return "", noFIPS(region)
-	case fips && !isGovCloud(region):
-		return "sts-fips." + region + "." + suffix, nil
+// stsHost returns the region's endpoint of STS, or its FIPS endpoint.
+func stsHost(region ec2ref.Region, fips bool) (string, error) {
+	if fips {
+		host, err := ec2ref.FIPSHost(region)
+		if err != nil {
+			return "", fmt.Errorf("fips: %w", err)
+		}
+		return host, nil
 	}
-	return "sts." + region + "." + suffix, nil
-}
-
-// hasFIPS reports whether the region's STS has a FIPS endpoint.
-func hasFIPS(region string) bool {
-	return isGovCloud(region) || slices.Contains([]string{"us-east-1", "us-east-2", "us-west-1", "us-west-2"}, region)
-}
-
-// isGovCloud reports whether the ordinary endpoints of the region are FIPS endpoints.
-func isGovCloud(region string) bool { return strings.HasPrefix(region, "us-gov-") }
-
-func noFIPS(region string) error {
-	return fmt.Errorf("fips: STS has no FIPS endpoint in %s; set region to us-east-1, us-east-2, us-west-1, us-west-2 or one of us-gov-*", region)
+	host, err := ec2ref.STS.Host(region)
+	if err != nil {
+		return "", fmt.Errorf("region: %w", err)
+	}
+	return host, nil
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/config"
 	"github.com/aws/aws-sdk-go-v2/credentials"
 
+	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 	"github.com/hallmark-ssh/hallmark/internal/signer/deployment/deploymenttest"
 	"github.com/hallmark-ssh/hallmark/internal/signer/emf/emftest"
 	"github.com/hallmark-ssh/hallmark/internal/signer/teleport"
@@ -30,7 +31,7 @@ func TestSTSHostFIPS(t *testing.T) {
 		"eu-west-1":     "",
 		"cn-north-1":    "",
 	} {
-		got, err := login{Method: loginIAM, Region: region, FIPS: true}.with(aws.Config{Region: "us-west-2"})
+		got, err := login{Method: loginIAM, Region: ec2ref.Region(region), FIPS: true}.with(aws.Config{Region: "us-west-2"})
 		if want == "" {
 			if err == nil || !strings.Contains(err.Error(), "fips: STS has no FIPS endpoint in "+region) {
 				t.Errorf("region %q: %+v, error %v", region, got, err)
@@ -53,7 +54,7 @@ func TestSTSHost(t *testing.T) {
 		"eu-west-1":  "sts.eu-west-1.amazonaws.com",
 		"cn-north-1": "sts.cn-north-1.amazonaws.com.cn",
 	} {
-		got, err := login{Method: loginIAM, Region: region}.with(aws.Config{Region: "us-west-2"})
+		got, err := login{Method: loginIAM, Region: ec2ref.Region(region)}.with(aws.Config{Region: "us-west-2"})
 		if err != nil || got.(teleport.Bot).STSHost != want {
 			t.Errorf("region %q: %+v, error %v", region, got, err)
 		}

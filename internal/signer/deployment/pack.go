@@ -10,6 +10,8 @@ import (
 	"slices"
 
 	"go.yaml.in/yaml/v3"
+
+	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 )
 
 // settingsFile is the name of the settings in a function's package.
@@ -18,8 +20,8 @@ const settingsFile = "deployment.yaml"
 // Summary is what a checked deployment says about itself.
 type Summary struct {
 	Audience string
-	Accounts []string
-	Regions  []string
+	Accounts []ec2ref.Account
+	Regions  []ec2ref.Region
 	// PolicySHA256 is the hash of the policy in the package, or of the built-in one.
 	PolicySHA256 string
 }

@@ -19,6 +19,7 @@ import (
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 
+	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
 	"github.com/hallmark-ssh/hallmark/internal/signer/inventory"
 	"github.com/hallmark-ssh/hallmark/internal/signer/policy"
@@ -82,7 +83,7 @@ func (f *fakeAWS) truth(action string) string {
 	case "DescribeImages":
 		return imagesXML(imageXML(f.instance.ImageID, f.instance.ImageOwner))
 	case "DescribeInstanceImageMetadata":
-		return launchImageXML(f.instance.ID, testAccount, f.instance.ImageID, f.instance.ImageOwner)
+		return launchImageXML(string(f.instance.ID), testAccount, f.instance.ImageID, f.instance.ImageOwner)
 	case "GetParameter":
 		return parameterJSON("/hallmark/policy", f.policy)
 	}
@@ -148,7 +149,9 @@ func (w *world) useAWS() *fakeAWS {
 	now := func() time.Time { return w.now }
 	ec2 := inventory.New(inventory.Config{
 		AWS: cfg, Accounts: []inventory.Account{{ID: testAccount}}, Now: now,
-		Endpoint: func(region string) (string, error) { return "https://ec2." + region + ".amazonaws.com/", nil },
+		Endpoint: func(region ec2ref.Region) (string, error) {
+			return string("https://ec2." + region + ".amazonaws.com/"), nil
+		},
 	})
 	ec2.Wait = func(ctx context.Context, _ time.Duration) error { return ctx.Err() }
 	w.signer.Inventory, w.signer.LaunchImages = ec2, ec2

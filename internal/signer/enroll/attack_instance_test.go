@@ -70,7 +70,7 @@ func instanceAttacks() map[string]attack {
 
 // ownNames are the principals of the test's instance under a host name.
 func ownNames(hostname string) []string {
-	id := protocol.NodeID(testAccount, testRegion, testInstance)
+	id := theInstance().NodeID()
 	return []string{hostname, id, hostname + "." + testCluster, id + "." + testCluster}
 }
 

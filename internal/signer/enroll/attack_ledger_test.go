@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/crypto/ssh"
 
+	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 	"github.com/hallmark-ssh/hallmark/internal/hostcert"
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
 	"github.com/hallmark-ssh/hallmark/internal/signer/inventory"
@@ -53,15 +54,15 @@ func ledgerAttacks() map[string]attack {
 			w.instance.LaunchTime = w.now
 		}, protocol.CodeKeyInUse, untilClaim, nil},
 		"the same instance id in another account holds the key": {func(w *world, a *attempt) {
-			w.claimFor(ledger.Instance{Account: "222222222222", Region: testRegion, ID: testInstance}, "other", fingerprintOf(a.keys[0]), w.now.Add(time.Hour))
+			w.claimFor(ec2ref.Instance{Account: "222222222222", Region: testRegion, ID: testInstance}, "other", fingerprintOf(a.keys[0]), w.now.Add(time.Hour))
 		}, protocol.CodeKeyInUse, untilClaim, nil},
 		"the same instance id in another account was off-boarded": {func(w *world, _ *attempt) {
-			if err := w.ledger.End(w.t.Context(), ledger.Instance{Account: "222222222222", Region: testRegion, ID: testInstance}); err != nil {
+			if err := w.ledger.End(w.t.Context(), ec2ref.Instance{Account: "222222222222", Region: testRegion, ID: testInstance}); err != nil {
 				w.t.Fatal(err)
 			}
 		}, codeGranted, all, checkOwnNames},
 		"the same instance id in another region was off-boarded": {func(w *world, _ *attempt) {
-			if err := w.ledger.End(w.t.Context(), ledger.Instance{Account: testAccount, Region: "hm-test-2", ID: testInstance}); err != nil {
+			if err := w.ledger.End(w.t.Context(), ec2ref.Instance{Account: testAccount, Region: "hm-test-2", ID: testInstance}); err != nil {
 				w.t.Fatal(err)
 			}
 		}, codeGranted, all, checkOwnNames},
@@ -164,9 +165,9 @@ type endingSTS struct {
 	at func(string)
 }
 
-func (e endingSTS) Verify(ctx context.Context, p protocol.CallerProof, b protocol.Binding, region, account, id string) error {
+func (e endingSTS) Verify(ctx context.Context, p protocol.CallerProof, b protocol.Binding, i ec2ref.Instance) error {
 	e.at("sts")
-	return e.CallerVerifier.Verify(ctx, p, b, region, account, id)
+	return e.CallerVerifier.Verify(ctx, p, b, i)
 }
 
 type endingLedger struct {
@@ -174,7 +175,7 @@ type endingLedger struct {
 	at func(string)
 }
 
-func (e endingLedger) Lookup(ctx context.Context, i ledger.Instance) (ledger.Record, error) {
+func (e endingLedger) Lookup(ctx context.Context, i ec2ref.Instance) (ledger.Record, error) {
 	defer e.at("record")
 	return e.Ledger.Lookup(ctx, i)
 }
@@ -257,11 +258,11 @@ func endingAttacks() map[string]attack {
 func nodeAttacks() map[string]attack {
 	return map[string]attack{
 		"the node is somebody else's": {func(w *world, _ *attempt) {
-			id := protocol.NodeID(testAccount, testRegion, testInstance)
+			id := theInstance().NodeID()
 			w.nodes[id] = teleport.Node{ID: id, Labels: map[string]string{signerLabel: "another signer"}}
 		}, protocol.CodeNameInUse, untilLookup, nil},
 		"the node is nobody's": {func(w *world, _ *attempt) {
-			id := protocol.NodeID(testAccount, testRegion, testInstance)
+			id := theInstance().NodeID()
 			w.nodes[id] = teleport.Node{ID: id}
 		}, protocol.CodeNameInUse, untilLookup, nil},
 		"another node has the name": {func(w *world, _ *attempt) {

@@ -113,12 +113,12 @@ func proofAttacks() map[string]attack {
 		}, protocol.CodeCallerProofInvalid, untilSTS, nil},
 		"proof for other keys": {func(_ *world, a *attempt) {
 			a.request = func(r *protocol.Request) {
-				r.Caller.Authorization = fakeProof(protocol.Bind([]byte("other keys")), testRegion, testAccount, testInstance)
+				r.Caller.Authorization = fakeProof(protocol.Bind([]byte("other keys")), theInstance())
 			}
 		}, protocol.CodeCallerProofInvalid, untilSTS, nil},
 		"proof of another instance": {func(_ *world, a *attempt) {
 			a.request = func(r *protocol.Request) {
-				r.Caller.Authorization = fakeProof(protocol.Bind(r.Payload), testRegion, testAccount, "i-0123456789abcdef0")
+				r.Caller.Authorization = fakeProof(protocol.Bind(r.Payload), instanceWith("i-0123456789abcdef0"))
 			}
 		}, protocol.CodeCallerProofInvalid, untilSTS, nil},
 		"document of another instance": {func(_ *world, a *attempt) {

@@ -13,6 +13,7 @@ import (
 	"github.com/hiddeco/sshsig"
 	"golang.org/x/crypto/ssh"
 
+	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 	"github.com/hallmark-ssh/hallmark/internal/identity"
 	"github.com/hallmark-ssh/hallmark/internal/identity/identitytest"
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
@@ -397,7 +398,7 @@ func listAttacks() map[string]attack {
 		}, protocol.CodeNotAllowed, untilNothing, nil},
 
 		"account and region listed, but of another signer": {func(w *world, _ *attempt) {
-			w.signer.Accounts, w.signer.Regions = []string{"222222222222"}, []string{"hm-test-2"}
+			w.signer.Accounts, w.signer.Regions = []ec2ref.Account{"222222222222"}, []ec2ref.Region{"hm-test-2"}
 		}, protocol.CodeNotAllowed, untilNothing, nil},
 	}
 }
@@ -456,7 +457,7 @@ func timeAttacks() map[string]attack {
 		}},
 		"Vault, step-ca: first use by somebody else, with the document": {func(w *world, a *attempt) {
 			a.request = func(r *protocol.Request) {
-				r.Caller.Authorization = fakeProof(protocol.Bind(r.Payload), testRegion, testAccount, otherInstance)
+				r.Caller.Authorization = fakeProof(protocol.Bind(r.Payload), instanceWith(otherInstance))
 			}
 		}, protocol.CodeCallerProofInvalid, untilSTS, func(t *testing.T, w *world, _ *attempt, _ protocol.Response) {
 			if record := must(w.ledger.Lookup(t.Context(), inTestAccount(testInstance))); record.Generation != 0 {

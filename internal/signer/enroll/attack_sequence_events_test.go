@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
 	"github.com/hallmark-ssh/hallmark/internal/signer/inventory"
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
@@ -39,8 +40,8 @@ func eventSequences() map[string]sequence {
 		"an event of another account names the machine's id": {play: func(s *stage) {
 			s.honest.mustEnroll()
 			s.honest.terminate()
-			foreign := ledger.Instance{Account: "999999999999", Region: testRegion, ID: s.honest.id}
-			if errs := s.fleet.StatesChanged(s.t.Context(), []ledger.Instance{foreign}); errs[0] != nil {
+			foreign := ec2ref.Instance{Account: "999999999999", Region: testRegion, ID: ec2ref.InstanceID(s.honest.id)}
+			if errs := s.fleet.StatesChanged(s.t.Context(), []ec2ref.Instance{foreign}); errs[0] != nil {
 				s.t.Error(errs[0])
 			}
 			s.honest.hasNode(true)

@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/crypto/ssh"
 
+	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 	"github.com/hallmark-ssh/hallmark/internal/identity"
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
 	"github.com/hallmark-ssh/hallmark/internal/signer/inventory"
@@ -276,8 +277,8 @@ func newRSA(t testing.TB, bits int) ssh.Signer {
 func (w *world) setPolicy(list ...string) {
 	w.t.Helper()
 	limits := policy.Limits{
-		Accounts:    []string{testAccount, "222222222222"},
-		Regions:     []string{testRegion, "hm-test-2"},
+		Accounts:    []ec2ref.Account{testAccount, "222222222222"},
+		Regions:     []ec2ref.Region{testRegion, "hm-test-2"},
 		MaxLifetime: policy.LongestLifetime,
 	}
 	rules, err := policy.Parse([]byte("version: 1\nrules:\n- "+strings.Join(list, "\n- ")), limits)
@@ -296,7 +297,7 @@ func (w *world) hold(instance, hostname, fingerprint string) {
 	w.claimFor(inTestAccount(instance), hostname, fingerprint, w.now.Add(time.Hour))
 }
 
-func (w *world) claimFor(i ledger.Instance, hostname, fingerprint string, end time.Time) {
+func (w *world) claimFor(i ec2ref.Instance, hostname, fingerprint string, end time.Time) {
 	w.t.Helper()
 	_, err := w.ledger.Claim(w.t.Context(), ledger.Claim{
 		Instance: i, Fingerprints: []string{fingerprint}, Hostname: hostname, End: end,
@@ -306,8 +307,8 @@ func (w *world) claimFor(i ledger.Instance, hostname, fingerprint string, end ti
 	}
 }
 
-func inTestAccount(instance string) ledger.Instance {
-	return ledger.Instance{Account: testAccount, Region: testRegion, ID: instance}
+func inTestAccount(instance string) ec2ref.Instance {
+	return ec2ref.Instance{Account: testAccount, Region: testRegion, ID: ec2ref.InstanceID(instance)}
 }
 
 // end off-boards the test's instance.

@@ -77,14 +77,14 @@ func (a *audit) noteHolders(err error) {
 		return
 	}
 	for _, h := range inUse.Held {
-		a.heldBy[h.Name] = h.Holder.ID
+		a.heldBy[h.Name] = string(h.Holder.ID)
 	}
 }
 
 // noteReleased notes that a name was taken from an instance that is no more.
 func (a *audit) noteReleased(h ledger.HeldName) {
 	delete(a.heldBy, h.Name)
-	a.released[h.Name] = h.Holder.ID
+	a.released[h.Name] = string(h.Holder.ID)
 }
 
 func (a *audit) log(ctx context.Context, log *slog.Logger, status int, err error) {
@@ -145,10 +145,10 @@ func (a *audit) addCaller(f *fields) {
 	if d == nil {
 		return
 	}
-	f.add("account", d.AccountID)
-	f.add("region", d.Region)
-	f.add("instance", d.InstanceID)
-	f.add("node_id", protocol.NodeID(d.AccountID, d.Region, d.InstanceID))
+	f.add("account", string(d.Instance.Account))
+	f.add("region", string(d.Instance.Region))
+	f.add("instance", string(d.Instance.ID))
+	f.add("node_id", d.Instance.NodeID())
 	f.time("pending_time", d.PendingTime)
 	if r := a.rejection(); r != nil {
 		f.add("machine_rejected", string(r.Code))

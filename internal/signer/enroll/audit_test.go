@@ -18,6 +18,7 @@ import (
 
 	"golang.org/x/crypto/ssh"
 
+	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 	"github.com/hallmark-ssh/hallmark/internal/identity"
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
 	"github.com/hallmark-ssh/hallmark/internal/signer/emf/emftest"
@@ -106,7 +107,7 @@ func audited(t *testing.T) (*world, *attempt) {
 func TestAuditLineOfAGrantedRequest(t *testing.T) {
 	w, a := audited(t)
 	w.hold(testInstance, testHostname, "SHA256:other")
-	err := w.ledger.Permit(t.Context(), ledger.Instance{Account: testAccount, Region: testRegion, ID: testInstance}, ledger.Permit{
+	err := w.ledger.Permit(t.Context(), ec2ref.Instance{Account: testAccount, Region: testRegion, ID: testInstance}, ledger.Permit{
 		Fingerprint: ssh.FingerprintSHA256(a.keys[1].PublicKey()), End: w.now.Add(time.Hour),
 		By: "arn:aws:sts::111122223333:assumed-role/operator/on-call",
 	})
@@ -170,9 +171,9 @@ func TestAuditLineIsDocumented(t *testing.T) {
 func TestAuditLineHasTheTimeOfEachStep(t *testing.T) {
 	w := newWorld(t)
 	callers := w.signer.Callers
-	w.signer.Callers = callersFunc(func(ctx context.Context, p protocol.CallerProof, b protocol.Binding, region, account, instance string) error {
+	w.signer.Callers = callersFunc(func(ctx context.Context, p protocol.CallerProof, b protocol.Binding, i ec2ref.Instance) error {
 		w.now = w.now.Add(40 * time.Millisecond)
-		return callers.Verify(ctx, p, b, region, account, instance)
+		return callers.Verify(ctx, p, b, i)
 	})
 	w.enroll(newAttempt(t, w.now))
 	entry := parse(t, w.log.Bytes())
@@ -200,10 +201,10 @@ func TestAuditLineHasNoTimeOfStepsThatWereNotTaken(t *testing.T) {
 	}
 }
 
-type callersFunc func(context.Context, protocol.CallerProof, protocol.Binding, string, string, string) error
+type callersFunc func(context.Context, protocol.CallerProof, protocol.Binding, ec2ref.Instance) error
 
-func (f callersFunc) Verify(ctx context.Context, p protocol.CallerProof, b protocol.Binding, region, account, instance string) error {
-	return f(ctx, p, b, region, account, instance)
+func (f callersFunc) Verify(ctx context.Context, p protocol.CallerProof, b protocol.Binding, i ec2ref.Instance) error {
+	return f(ctx, p, b, i)
 }
 
 // What a machine says about itself is logged once it is proved to be that machine.

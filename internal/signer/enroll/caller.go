@@ -60,13 +60,13 @@ func checkIAM(c *IAMCaller, d *identity.Document) error {
 	if err != nil {
 		return refuse(protocol.CodeNotAllowed, fmt.Errorf("IAM caller: %w", err))
 	}
-	if c.Account != d.AccountID || who.AccountID != d.AccountID {
+	if c.Account != string(d.Instance.Account) || who.AccountID != string(d.Instance.Account) {
 		return refuse(protocol.CodeNotAllowed,
-			fmt.Errorf("IAM caller %s of account %s, but the document is of account %s", c.ARN, c.Account, d.AccountID))
+			fmt.Errorf("IAM caller %s of account %s, but the document is of account %s", c.ARN, c.Account, d.Instance.Account))
 	}
-	if session := sessionName(who); strings.HasPrefix(session, "i-") && session != d.InstanceID {
+	if session := sessionName(who); strings.HasPrefix(session, "i-") && session != string(d.Instance.ID) {
 		return refuse(protocol.CodeNotAllowed,
-			fmt.Errorf("IAM caller is instance %s, but the document is of %s", session, d.InstanceID))
+			fmt.Errorf("IAM caller is instance %s, but the document is of %s", session, d.Instance.ID))
 	}
 	return nil
 }

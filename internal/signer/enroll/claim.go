@@ -12,6 +12,7 @@ import (
 	"golang.org/x/crypto/ssh"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 	"github.com/hallmark-ssh/hallmark/internal/hostcert"
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
 	"github.com/hallmark-ssh/hallmark/internal/signer/inventory"
@@ -48,7 +49,7 @@ type grant struct {
 }
 
 func newGrant(k ask, cluster Cluster, now time.Time) grant {
-	instance, d := instanceOf(k.caller.document), k.decision
+	instance, d := k.caller.document.Instance, k.decision
 	end := now.Add(d.Lifetime)
 	g := grant{
 		claim: ledger.Claim{
@@ -132,9 +133,9 @@ func giveWay(k ask, err error) (policy.Decision, bool) {
 	case errors.Is(err, ledger.ErrTooManyNames) && len(d.Names) > 0:
 		// An address that changes with every start must not keep a machine out.
 		return leave(d, d.Names)
-	case errors.Is(err, ledger.ErrTooManyNames) && d.Hostname != k.caller.document.InstanceID:
+	case errors.Is(err, ledger.ErrTooManyNames) && d.Hostname != string(k.caller.document.Instance.ID):
 		// Nor must a tag that changes every hour. The ledger always has room for this.
-		d.Hostname, d.Fallback = k.caller.document.InstanceID, ""
+		d.Hostname, d.Fallback = string(k.caller.document.Instance.ID), ""
 		return d, true
 	}
 	return d, false
@@ -182,13 +183,13 @@ func (s *Signer) releaseGone(ctx context.Context, refusal error, a *audit) bool 
 const releasedBySigner = "the signer: EC2 does not have the holder"
 
 // isGone reports whether EC2 says that an instance is no more. An error says nothing.
-func (s *Signer) isGone(ctx context.Context, i ledger.Instance, a *audit) bool {
+func (s *Signer) isGone(ctx context.Context, i ec2ref.Instance, a *audit) bool {
 	if !slices.Contains(s.Accounts, i.Account) || !slices.Contains(s.Regions, i.Region) {
 		return false
 	}
 	var found *inventory.Instance
 	err := a.step(ctx, "ec2", ec2Timeout, func(ctx context.Context) (err error) {
-		found, err = s.Inventory.Instance(ctx, i.Account, i.Region, i.ID)
+		found, err = s.Inventory.Instance(ctx, i)
 		return err
 	})
 	if err != nil {
@@ -259,7 +260,7 @@ func (s *Signer) checkNode(ctx context.Context, cluster Cluster, k ask, a *audit
 		return nil
 	}
 	i := k.caller.document
-	id := protocol.NodeID(i.AccountID, i.Region, i.InstanceID)
+	id := i.Instance.NodeID()
 	var node *teleport.Node
 	err := a.step(ctx, "lookup", teleportTimeout, func(ctx context.Context) (err error) {
 		node, err = cluster.Node(ctx, id)
@@ -340,7 +341,7 @@ func (s *Signer) foreign(ctx context.Context, cluster Cluster, k ask, checked ma
 	taken := make(map[string]string)
 	for _, node := range nodes {
 		name, ours := wanted[strings.ToLower(node.Hostname)]
-		if ours && node.ID != protocol.NodeID(i.AccountID, i.Region, i.InstanceID) {
+		if ours && node.ID != i.Instance.NodeID() {
 			taken[name] = "node " + node.ID
 		}
 	}

@@ -53,7 +53,7 @@ func (w *world) wants(t *testing.T) ask {
 	t.Helper()
 	return ask{
 		caller: caller{
-			document: &identity.Document{AccountID: testAccount, Region: testRegion, InstanceID: testInstance},
+			document: &identity.Document{Instance: theInstance()},
 			keys:     []ssh.PublicKey{newKey(t).PublicKey()},
 		},
 		facts: node.Facts{ImageOwner: testOwner},
@@ -93,7 +93,7 @@ func TestNamesThatOthersHoldAreLeft(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	id := protocol.NodeID(testAccount, testRegion, testInstance)
+	id := theInstance().NodeID()
 	const fallback = "web-" + testInstance
 	want := []string{fallback, id, fallback + "." + testCluster, id + "." + testCluster, "192.0.2.7"}
 	if !slices.Equal(g.principals, want) {

@@ -14,7 +14,6 @@ import (
 
 	"github.com/hallmark-ssh/hallmark/internal/identity"
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
-	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
 )
 
 // Request is an HTTP request to the signer.
@@ -60,7 +59,7 @@ func (s *Signer) believe(ctx context.Context, r Request, a *audit) (caller, erro
 		return caller{}, err
 	}
 	err = a.step(ctx, "sts", stsTimeout, func(ctx context.Context) error {
-		return s.Callers.Verify(ctx, e.proof, e.binding, document.Region, document.AccountID, document.InstanceID)
+		return s.Callers.Verify(ctx, e.proof, e.binding, document.Instance)
 	})
 	if err != nil {
 		return caller{}, refuseCaller(err)
@@ -167,10 +166,10 @@ func (s *Signer) verifyDocument(text string) (*identity.Document, error) {
 // account and region is not listed is for the log alone: the answer would tell
 // him whom this signer serves.
 func (s *Signer) checkListed(d *identity.Document) error {
-	if !slices.Contains(s.Accounts, d.AccountID) {
+	if !slices.Contains(s.Accounts, d.Instance.Account) {
 		return refuse(protocol.CodeNotAllowed, errors.New("account is not in the deployment's list"))
 	}
-	if !slices.Contains(s.Regions, d.Region) {
+	if !slices.Contains(s.Regions, d.Instance.Region) {
 		return refuse(protocol.CodeNotAllowed, errors.New("region is not in the deployment's list"))
 	}
 	return nil
@@ -206,10 +205,6 @@ func checkSignatures(e *evidence) error {
 		}
 	}
 	return nil
-}
-
-func instanceOf(d *identity.Document) ledger.Instance {
-	return ledger.Instance{Account: d.AccountID, Region: d.Region, ID: d.InstanceID}
 }
 
 func refuseCaller(err error) error {

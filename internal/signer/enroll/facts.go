@@ -41,7 +41,7 @@ func (s *Signer) inspect(ctx context.Context, d *identity.Document, a *audit) (n
 func (s *Signer) describe(ctx context.Context, d *identity.Document, a *audit) (*inventory.Instance, error) {
 	var i *inventory.Instance
 	err := a.step(ctx, "ec2", ec2Timeout, func(ctx context.Context) (err error) {
-		i, err = s.Inventory.Instance(ctx, d.AccountID, d.Region, d.InstanceID)
+		i, err = s.Inventory.Instance(ctx, d.Instance)
 		return err
 	})
 	if errors.Is(err, inventory.ErrNotFound) {
@@ -62,7 +62,7 @@ func (s *Signer) addLaunchImage(ctx context.Context, i *inventory.Instance, r le
 	}
 	var image inventory.LaunchImage
 	err := a.step(ctx, "ec2", ec2Timeout, func(ctx context.Context) (err error) {
-		image, err = s.LaunchImages.LaunchImage(ctx, i.OwnerID, i.Region, i.ID)
+		image, err = s.LaunchImages.LaunchImage(ctx, i.Ref())
 		return err
 	})
 	switch {
@@ -70,7 +70,7 @@ func (s *Signer) addLaunchImage(ctx context.Context, i *inventory.Instance, r le
 		// A member account's role from before this was asked: the policy decides without.
 		if _, told := s.unpermitted.LoadOrStore(i.OwnerID, true); !told {
 			s.Log.WarnContext(ctx, "the role may not ask about images that are gone: their owners are not known; permit ec2:DescribeInstanceImageMetadata",
-				slog.String("account", i.OwnerID), slog.Any("error", err))
+				slog.String("account", i.OwnerID.String()), slog.Any("error", err))
 		}
 	case errors.Is(err, inventory.ErrNotFound):
 	case err != nil:
@@ -86,7 +86,7 @@ func (s *Signer) addLaunchImage(ctx context.Context, i *inventory.Instance, r le
 func (s *Signer) recall(ctx context.Context, d *identity.Document, a *audit) (ledger.Record, error) {
 	var record ledger.Record
 	err := a.step(ctx, "record", ledgerTimeout, func(ctx context.Context) (err error) {
-		record, err = s.Ledger.Lookup(ctx, instanceOf(d))
+		record, err = s.Ledger.Lookup(ctx, d.Instance)
 		return err
 	})
 	if err == nil && record.Ended {
@@ -106,11 +106,11 @@ func (s *Signer) recall(ctx context.Context, d *identity.Document, a *audit) (le
 // among them: the document has the time of the last start, which need not be it.
 func checkInstance(i *inventory.Instance, d *identity.Document) error {
 	agree := []struct{ what, ec2, document string }{
-		{"instance", i.ID, d.InstanceID},
+		{"instance", i.ID.String(), d.Instance.ID.String()},
 		// A subnet can be shared and a role assumed: only the reservation's owner says
 		// whose instance it is.
-		{"account", i.OwnerID, d.AccountID},
-		{"region", i.Region, d.Region},
+		{"account", i.OwnerID.String(), d.Instance.Account.String()},
+		{"region", i.Region.String(), d.Instance.Region.String()},
 		{"availability zone", i.AvailabilityZone, d.AvailabilityZone},
 		{"image", i.ImageID, d.ImageID},
 		{"private address", i.PrivateIP, d.PrivateIP},

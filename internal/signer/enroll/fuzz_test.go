@@ -93,7 +93,7 @@ func (oneDocument) Verify(message []byte) (*identity.Document, error) {
 		return nil, errors.New("not signed by the region")
 	}
 	return &identity.Document{
-		AccountID: testAccount, InstanceID: testInstance, Region: testRegion, AvailabilityZone: testRegion + "a",
+		Instance: theInstance(), AvailabilityZone: testRegion + "a",
 		ImageID: testImage, PrivateIP: "10.0.0.7",
 	}, nil
 }
@@ -115,7 +115,7 @@ func fuzzRequest(t testing.TB, now time.Time) protocol.Request {
 	text := must(json.Marshal(payload))
 	binding := protocol.Bind(text)
 	r := protocol.Request{Payload: text, Caller: protocol.CallerProof{
-		Authorization: fakeProof(binding, testRegion, testAccount, testInstance),
+		Authorization: fakeProof(binding, theInstance()),
 		Date:          now.Format("20060102T150405Z"), SecurityToken: testSecret,
 	}}
 	for _, key := range keys {

@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/crypto/ssh"
 
+	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
 	"github.com/hallmark-ssh/hallmark/internal/signer/inventory"
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
@@ -105,9 +106,9 @@ type launchImages struct {
 	asked int
 }
 
-func (l *launchImages) LaunchImage(_ context.Context, account, region, id string) (inventory.LaunchImage, error) {
+func (l *launchImages) LaunchImage(_ context.Context, of ec2ref.Instance) (inventory.LaunchImage, error) {
 	l.asked++
-	if account != testAccount || region != testRegion || id != testInstance {
+	if of != theInstance() {
 		return inventory.LaunchImage{}, inventory.ErrNotListed
 	}
 	return l.image, l.err

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/crypto/ssh"
 	"golang.org/x/time/rate"
 
+	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
 )
@@ -50,7 +51,7 @@ type pace struct {
 // alone, a fleet behind one address would keep itself out. Other processes on the
 // machine share both, and so may others behind its address: see take.
 func (s *Signer) limitAttempts(ctx context.Context, e *evidence, source string, a *audit) error {
-	b := bucket{instance: instanceOf(a.document), source: network(source)}
+	b := bucket{instance: a.document.Instance, source: network(source)}
 	if wait := s.take(ctx, &s.attempts, b, pace{attemptBurst, attemptEvery}, e.keys, a); wait > 0 {
 		return limited(wait, "from one source")
 	}
@@ -59,7 +60,7 @@ func (s *Signer) limitAttempts(ctx context.Context, e *evidence, source string, 
 
 // limitProved counts an instance's own requests alone: nobody else can use them up.
 func (s *Signer) limitProved(ctx context.Context, e *evidence, a *audit) error {
-	if wait := s.take(ctx, &s.proved, bucket{instance: instanceOf(a.document)}, pace{provedBurst, provedEvery}, e.keys, a); wait > 0 {
+	if wait := s.take(ctx, &s.proved, bucket{instance: a.document.Instance}, pace{provedBurst, provedEvery}, e.keys, a); wait > 0 {
 		return limited(wait, "of one instance")
 	}
 	return nil
@@ -82,7 +83,7 @@ func (s *Signer) take(ctx context.Context, from *limiter, b bucket, p pace, keys
 
 // holdsRecorded reports whether one of the keys, all of which signed the request, is
 // recorded for the instance. If the ledger does not answer, what it last said counts.
-func (s *Signer) holdsRecorded(ctx context.Context, i ledger.Instance, keys []ssh.PublicKey, a *audit) bool {
+func (s *Signer) holdsRecorded(ctx context.Context, i ec2ref.Instance, keys []ssh.PublicKey, a *audit) bool {
 	recorded := s.recorded.get(i, s.now(), func() ([]string, error) {
 		var record ledger.Record
 		err := a.step(ctx, "record", ledgerTimeout, func(ctx context.Context) (err error) {
@@ -115,7 +116,7 @@ func network(source string) netip.Prefix {
 
 // bucket names what is limited together.
 type bucket struct {
-	instance ledger.Instance
+	instance ec2ref.Instance
 	source   netip.Prefix
 	// recorded is set for requests that a recorded host key signed.
 	recorded bool
@@ -150,7 +151,7 @@ func (l *limiter) take(b bucket, burst int, every time.Duration, now time.Time) 
 // value is ready for use, by several goroutines at once.
 type recordedKeys struct {
 	mu        sync.Mutex
-	instances recent[ledger.Instance, *keysRead]
+	instances recent[ec2ref.Instance, *keysRead]
 }
 
 // keysRead are the recorded keys of an instance, and when reading them last began.
@@ -161,7 +162,7 @@ type keysRead struct {
 
 // get returns the instance's keys, read again if the last time is recordedFor ago. One
 // caller reads for all: the others have what there is.
-func (r *recordedKeys) get(i ledger.Instance, now time.Time, read func() ([]string, error)) []string {
+func (r *recordedKeys) get(i ec2ref.Instance, now time.Time, read func() ([]string, error)) []string {
 	now = now.Round(0)
 	r.mu.Lock()
 	known := r.instances.find(i, func() *keysRead { return new(keysRead) })

@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/crypto/ssh"
 
+	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
 )
@@ -119,7 +120,7 @@ func TestLimiterIsBoundedAndForgetsTheOldest(t *testing.T) {
 	var l limiter
 	now := time.Unix(1_700_000_000, 0)
 	take := func(id string) time.Duration {
-		return l.take(bucket{instance: ledger.Instance{ID: id}}, 1, time.Minute, now)
+		return l.take(bucket{instance: ec2ref.Instance{ID: ec2ref.InstanceID(id)}}, 1, time.Minute, now)
 	}
 	take("old")
 	take("kept")
@@ -162,7 +163,7 @@ func TestLimiterIsSafeForConcurrentUse(t *testing.T) {
 // them, as before the first enrollment.
 type forgetful struct{ fakeLedger }
 
-func (f forgetful) Lookup(context.Context, ledger.Instance) (ledger.Record, error) {
+func (f forgetful) Lookup(context.Context, ec2ref.Instance) (ledger.Record, error) {
 	return ledger.Record{}, nil
 }
 

@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/crypto/ssh"
 
+	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
 	"github.com/hallmark-ssh/hallmark/internal/signer/inventory"
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
@@ -122,7 +123,7 @@ func newStage(t *testing.T) *stage {
 func (s *stage) launch(id, name string) *machine {
 	s.t.Helper()
 	instance := s.instance
-	instance.ID, instance.LaunchTime = id, s.now.Add(-time.Minute)
+	instance.ID, instance.LaunchTime = ec2ref.InstanceID(id), s.now.Add(-time.Minute)
 	instance.PrivateIP = fmt.Sprintf("10.0.1.%d", len(s.instances)+1)
 	instance.Tags = map[string]string{"Name": name}
 	s.instances[id] = &instance
@@ -146,8 +147,10 @@ func (m *machine) thief(source string) *machine {
 }
 
 func (m *machine) ec2() *inventory.Instance { return m.instances[m.id] }
-func (m *machine) ref() ledger.Instance     { return inTestAccount(m.id) }
-func (m *machine) node() string             { return protocol.NodeID(testAccount, testRegion, m.id) }
+func (m *machine) ref() ec2ref.Instance     { return inTestAccount(m.id) }
+func (m *machine) node() string {
+	return ec2ref.Instance{Account: testAccount, Region: testRegion, ID: ec2ref.InstanceID(m.id)}.NodeID()
+}
 
 func (m *machine) record() ledger.Record {
 	m.t.Helper()
@@ -164,7 +167,7 @@ func (m *machine) request() Request {
 		a.document["imageId"], a.document["privateIp"] = instance.ImageID, instance.PrivateIP
 	}
 	a.request = func(r *protocol.Request) {
-		r.Caller.Authorization = fakeProof(protocol.Bind(r.Payload), testRegion, testAccount, m.id)
+		r.Caller.Authorization = fakeProof(protocol.Bind(r.Payload), instanceWith(ec2ref.InstanceID(m.id)))
 	}
 	a.http = func(r *Request) { r.Source = m.source }
 	if m.change != nil {
@@ -235,7 +238,7 @@ func (s *stage) sweep() upkeep.Report {
 // stateChanged delivers an event that says that the instances' states have changed.
 func (s *stage) stateChanged(ids ...string) {
 	s.t.Helper()
-	refs := make([]ledger.Instance, len(ids))
+	refs := make([]ec2ref.Instance, len(ids))
 	for n, id := range ids {
 		refs[n] = inTestAccount(id)
 	}
@@ -341,36 +344,40 @@ func TestTheStageFindsFaults(t *testing.T) {
 // stageEC2 answers for all of the stage's instances.
 type stageEC2 struct{ *stage }
 
-func (f stageEC2) Instance(_ context.Context, account, region, id string) (*inventory.Instance, error) {
+func (f stageEC2) Instance(_ context.Context, i ec2ref.Instance) (*inventory.Instance, error) {
 	f.note("ec2")
 	if f.ec2Err != nil {
 		return nil, f.ec2Err
 	}
-	instance, ok := f.instances[id]
-	if !ok || account != testAccount || region != testRegion {
+	instance, ok := f.instances[string(i.ID)]
+	if !ok || i.Place() != testPlace() {
 		return nil, inventory.ErrNotFound
 	}
 	return cloneInstance(instance), nil
 }
 
-func (f stageEC2) Instances(_ context.Context, account, region string, ids []string) (map[string]*inventory.Instance, error) {
+func (f stageEC2) Instances(_ context.Context, at ec2ref.Place, ids []ec2ref.InstanceID) (map[ec2ref.InstanceID]*inventory.Instance, error) {
 	if f.ec2Err != nil {
 		return nil, f.ec2Err
 	}
-	found := make(map[string]*inventory.Instance)
+	found := make(map[ec2ref.InstanceID]*inventory.Instance)
 	for _, id := range ids {
-		if instance, ok := f.instances[id]; ok && account == testAccount && region == testRegion {
+		if instance, ok := f.instances[string(id)]; ok && at == testPlace() {
 			found[id] = cloneInstance(instance)
 		}
 	}
 	return found, nil
 }
 
-func (f stageEC2) All(ctx context.Context, account, region string) (map[string]*inventory.Instance, error) {
-	return f.Instances(ctx, account, region, slices.Collect(maps.Keys(f.instances)))
+func (f stageEC2) All(ctx context.Context, at ec2ref.Place) (map[ec2ref.InstanceID]*inventory.Instance, error) {
+	var ids []ec2ref.InstanceID
+	for id := range f.instances {
+		ids = append(ids, ec2ref.InstanceID(id))
+	}
+	return f.Instances(ctx, at, ids)
 }
 
-func (f stageEC2) CheckAccount(context.Context, string) error { return f.ec2Err }
+func (f stageEC2) CheckAccount(context.Context, ec2ref.Account) error { return f.ec2Err }
 
 func cloneInstance(i *inventory.Instance) *inventory.Instance {
 	copied := *i

@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/crypto/ssh"
 
+	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
 	"github.com/hallmark-ssh/hallmark/internal/signer/inventory"
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
@@ -20,8 +21,8 @@ import (
 // snapshotEC2 answers with tags as they are at the time, as EC2 does.
 type snapshotEC2 struct{ fakeEC2 }
 
-func (e snapshotEC2) Instance(ctx context.Context, account, region, id string) (*inventory.Instance, error) {
-	i, err := e.fakeEC2.Instance(ctx, account, region, id)
+func (e snapshotEC2) Instance(ctx context.Context, of ec2ref.Instance) (*inventory.Instance, error) {
+	i, err := e.fakeEC2.Instance(ctx, of)
 	if i != nil {
 		i.Tags = maps.Clone(i.Tags)
 	}
@@ -29,7 +30,7 @@ func (e snapshotEC2) Instance(ctx context.Context, account, region, id string) (
 }
 
 func (w *world) node() (teleport.Node, bool) {
-	node, ok := w.nodes[protocol.NodeID(testAccount, testRegion, testInstance)]
+	node, ok := w.nodes[theInstance().NodeID()]
 	return node, ok
 }
 

@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/crypto/ssh"
 
+	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 	"github.com/hallmark-ssh/hallmark/internal/identity"
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
 	"github.com/hallmark-ssh/hallmark/internal/signer/inventory"
@@ -33,30 +34,30 @@ type DocumentVerifier interface {
 // CallerVerifier asks STS who signed a proof. *identity.CallerVerifier is one;
 // its errors are identity.ErrCallerProof and identity.ErrSTSUnavailable.
 type CallerVerifier interface {
-	Verify(ctx context.Context, proof protocol.CallerProof, b protocol.Binding, region, account, instanceID string) error
+	Verify(ctx context.Context, proof protocol.CallerProof, b protocol.Binding, i ec2ref.Instance) error
 }
 
 // Inventory tells what EC2 knows of an instance. *inventory.EC2 is one; it fails
 // with inventory.ErrNotFound for an instance that EC2 does not know.
 type Inventory interface {
-	Instance(ctx context.Context, account, region, id string) (*inventory.Instance, error)
+	Instance(ctx context.Context, i ec2ref.Instance) (*inventory.Instance, error)
 }
 
 // LaunchImages tells which image an instance was launched from, also one that EC2 shows no
 // more. *inventory.EC2 is one; it fails with inventory.ErrNotFound and
 // inventory.ErrNotPermitted.
 type LaunchImages interface {
-	LaunchImage(ctx context.Context, account, region, id string) (inventory.LaunchImage, error)
+	LaunchImage(ctx context.Context, i ec2ref.Instance) (inventory.LaunchImage, error)
 }
 
 // Ledger remembers who holds which key and name. Package ledger has one, and
 // ledgertest says what each must do.
 type Ledger interface {
-	Lookup(ctx context.Context, i ledger.Instance) (ledger.Record, error)
+	Lookup(ctx context.Context, i ec2ref.Instance) (ledger.Record, error)
 	Claim(ctx context.Context, c ledger.Claim, now time.Time) (ledger.Grant, error)
 	Complete(ctx context.Context, c ledger.Claim, g ledger.Grant, now time.Time) (ledger.Record, error)
-	Announce(ctx context.Context, i ledger.Instance) (ledger.Record, error)
-	Release(ctx context.Context, name, by string, now time.Time) (ledger.Instance, error)
+	Announce(ctx context.Context, i ec2ref.Instance) (ledger.Record, error)
+	Release(ctx context.Context, name, by string, now time.Time) (ec2ref.Instance, error)
 }
 
 // Cluster is the Teleport cluster. *teleport.Client is one.
@@ -80,8 +81,8 @@ type Signer struct {
 	// Audience is the signer's own name, which requests must be addressed to.
 	Audience string
 	// Accounts and Regions are the deployment's lists of who may call.
-	Accounts []string
-	Regions  []string
+	Accounts []ec2ref.Account
+	Regions  []ec2ref.Region
 	// Sources are the networks that requests may come from; without any, all may.
 	Sources []netip.Prefix
 	// RequireIAM refuses requests that carry no IAM caller.

@@ -18,6 +18,7 @@ import (
 
 	"golang.org/x/crypto/ssh"
 
+	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 	"github.com/hallmark-ssh/hallmark/internal/hostcert"
 	"github.com/hallmark-ssh/hallmark/internal/identity"
 	"github.com/hallmark-ssh/hallmark/internal/identity/identitytest"
@@ -119,7 +120,7 @@ func newWorld(t testing.TB) *world {
 		},
 	}
 	w.cas = func(int) teleport.CAs { return teleport.CAs{Host: []ssh.PublicKey{w.hostCA.PublicKey()}} }
-	limits := policy.Limits{Accounts: []string{testAccount, testOwner}, Regions: []string{testRegion}, MaxLifetime: policy.LongestLifetime}
+	limits := policy.Limits{Accounts: []ec2ref.Account{testAccount, testOwner}, Regions: []ec2ref.Region{testRegion}, MaxLifetime: policy.LongestLifetime}
 	rules, err := policy.Default(limits)
 	if err != nil {
 		t.Fatal(err)
@@ -149,7 +150,7 @@ func testKeyring(t testing.TB) *identity.Keyring {
 		t.Fatal(err)
 	}
 	for _, name := range []string{testRegion, "hm-test-2"} {
-		if keyring, err = keyring.With(name, regions()[name].CertificatePEM()); err != nil {
+		if keyring, err = keyring.With(ec2ref.Region(name), regions()[name].CertificatePEM()); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -175,14 +176,24 @@ func (w *world) upstream() string {
 	return strings.Join(kinds, " ")
 }
 
+func testPlace() ec2ref.Place { return ec2ref.Place{Account: testAccount, Region: testRegion} }
+
+func theInstance() ec2ref.Instance {
+	return ec2ref.Instance{Account: testAccount, Region: testRegion, ID: testInstance}
+}
+
+func instanceWith(id ec2ref.InstanceID) ec2ref.Instance {
+	return ec2ref.Instance{Account: testAccount, Region: testRegion, ID: id}
+}
+
 // fakeSTS believes proofs that fakeProof made, for exactly what they name.
 type fakeSTS struct{ *world }
 
-func fakeProof(b protocol.Binding, region, account, instance string) string {
-	return fmt.Sprintf("proof of %s %s %s %s", b, region, account, instance)
+func fakeProof(b protocol.Binding, i ec2ref.Instance) string {
+	return fmt.Sprintf("proof of %s %s", b, i)
 }
 
-func (f fakeSTS) Verify(_ context.Context, p protocol.CallerProof, b protocol.Binding, region, account, instance string) error {
+func (f fakeSTS) Verify(_ context.Context, p protocol.CallerProof, b protocol.Binding, i ec2ref.Instance) error {
 	f.note("sts")
 	f.mu.Lock()
 	f.askedSTS++
@@ -190,7 +201,7 @@ func (f fakeSTS) Verify(_ context.Context, p protocol.CallerProof, b protocol.Bi
 	if f.stsErr != nil {
 		return f.stsErr
 	}
-	if p.Authorization != fakeProof(b, region, account, instance) || p.SecurityToken != testSecret {
+	if p.Authorization != fakeProof(b, i) || p.SecurityToken != testSecret {
 		return fmt.Errorf("%w: SignatureDoesNotMatch", identity.ErrCallerProof)
 	}
 	return nil
@@ -201,14 +212,14 @@ type fakeEC2 struct{ *world }
 // ec2Fails is the state of an instance about which EC2 does not answer.
 const ec2Fails = "no answer"
 
-func (f fakeEC2) Instance(_ context.Context, _, region, id string) (*inventory.Instance, error) {
+func (f fakeEC2) Instance(_ context.Context, i ec2ref.Instance) (*inventory.Instance, error) {
 	f.note("ec2")
-	switch state := f.others[id]; {
+	switch state := f.others[string(i.ID)]; {
 	case state == ec2Fails:
 		return nil, errors.New("RequestLimitExceeded")
 	case state != "":
-		return &inventory.Instance{ID: id, State: state}, nil
-	case region != testRegion || id != testInstance:
+		return &inventory.Instance{ID: i.ID, State: state}, nil
+	case i.Region != testRegion || i.ID != testInstance:
 		return nil, inventory.ErrNotFound
 	}
 	instance := f.instance
@@ -218,7 +229,7 @@ func (f fakeEC2) Instance(_ context.Context, _, region, id string) (*inventory.I
 type fakeLedger struct{ *world }
 
 // Lookup runs side by side with EC2, so it has no place in the order of calls.
-func (f fakeLedger) Lookup(ctx context.Context, i ledger.Instance) (ledger.Record, error) {
+func (f fakeLedger) Lookup(ctx context.Context, i ec2ref.Instance) (ledger.Record, error) {
 	// Before that it is asked only about an instance that was asked for too often.
 	if !strings.Contains(f.upstream(), "sts") && f.askedSTS < attemptBurst {
 		f.t.Error("the ledger is asked before the caller is proved")
@@ -250,12 +261,12 @@ func (f fakeLedger) Claim(ctx context.Context, c ledger.Claim, now time.Time) (l
 	return f.ledger.Claim(ctx, c, now)
 }
 
-func (f fakeLedger) Release(ctx context.Context, name, by string, now time.Time) (ledger.Instance, error) {
+func (f fakeLedger) Release(ctx context.Context, name, by string, now time.Time) (ec2ref.Instance, error) {
 	f.note("release")
 	return f.ledger.Release(ctx, name, by, now)
 }
 
-func (f fakeLedger) Announce(ctx context.Context, i ledger.Instance) (ledger.Record, error) {
+func (f fakeLedger) Announce(ctx context.Context, i ec2ref.Instance) (ledger.Record, error) {
 	return f.ledger.Announce(ctx, i)
 }
 
@@ -401,7 +412,7 @@ func (a *attempt) build(t testing.TB) Request {
 	request := protocol.Request{
 		Payload: payload,
 		Caller: protocol.CallerProof{
-			Authorization: fakeProof(binding, testRegion, testAccount, testInstance),
+			Authorization: fakeProof(binding, theInstance()),
 			Date:          a.date.UTC().Format("20060102T150405Z"),
 			SecurityToken: testSecret,
 		},
@@ -459,7 +470,7 @@ func TestEnroll(t *testing.T) {
 		t.Errorf("calls %q, want %q", calls, all)
 	}
 
-	id := protocol.NodeID(testAccount, testRegion, testInstance)
+	id := theInstance().NodeID()
 	if want := (protocol.Node{ID: id, Hostname: testHostname, Address: "10.0.0.7:22", Cluster: testCluster}); got.Node != want {
 		t.Errorf("node %+v, want %+v", got.Node, want)
 	}
@@ -558,7 +569,7 @@ func TestForeignNodesAreLookedUpWhenRenamed(t *testing.T) {
 func TestANodeOfAnInstanceThatEndedMeanwhileIsDeleted(t *testing.T) {
 	w := newWorld(t)
 	w.beforeOK = func() {
-		if err := w.ledger.End(t.Context(), ledger.Instance{Account: testAccount, Region: testRegion, ID: testInstance}); err != nil {
+		if err := w.ledger.End(t.Context(), ec2ref.Instance{Account: testAccount, Region: testRegion, ID: testInstance}); err != nil {
 			t.Error(err)
 		}
 	}

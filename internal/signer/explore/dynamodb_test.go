@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/hallmark-ssh/hallmark/e2e/fake/dynamodb"
+	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
 )
 
@@ -131,12 +132,12 @@ type remote struct {
 	ledger *ledger.DynamoDB
 }
 
-func (r remote) Lookup(ctx context.Context, i ledger.Instance) (found ledger.Record, err error) {
+func (r remote) Lookup(ctx context.Context, i ec2ref.Instance) (found ledger.Record, err error) {
 	r.do(func() { found, err = r.ledger.Lookup(ctx, i) })
 	return found, err
 }
 
-func (r remote) LookupAll(ctx context.Context, all []ledger.Instance) (found map[ledger.Instance]ledger.Record, err error) {
+func (r remote) LookupAll(ctx context.Context, all []ec2ref.Instance) (found map[ec2ref.Instance]ledger.Record, err error) {
 	r.do(func() { found, err = r.ledger.LookupAll(ctx, all) })
 	return found, err
 }
@@ -151,17 +152,17 @@ func (r remote) Complete(ctx context.Context, c ledger.Claim, g ledger.Grant, no
 	return done, err
 }
 
-func (r remote) Announce(ctx context.Context, i ledger.Instance) (found ledger.Record, err error) {
+func (r remote) Announce(ctx context.Context, i ec2ref.Instance) (found ledger.Record, err error) {
 	r.do(func() { found, err = r.ledger.Announce(ctx, i) })
 	return found, err
 }
 
-func (r remote) End(ctx context.Context, i ledger.Instance) (err error) {
+func (r remote) End(ctx context.Context, i ec2ref.Instance) (err error) {
 	r.do(func() { err = r.ledger.End(ctx, i) })
 	return err
 }
 
-func (r remote) Permit(ctx context.Context, i ledger.Instance, p ledger.Permit) (err error) {
+func (r remote) Permit(ctx context.Context, i ec2ref.Instance, p ledger.Permit) (err error) {
 	r.do(func() { err = r.ledger.Permit(ctx, i, p) })
 	return err
 }
@@ -171,12 +172,12 @@ func (r remote) Expired(ctx context.Context, from string, now time.Time) (found 
 	return found, err
 }
 
-func (r remote) EndExpired(ctx context.Context, i ledger.Instance, now time.Time) (ended bool, err error) {
+func (r remote) EndExpired(ctx context.Context, i ec2ref.Instance, now time.Time) (ended bool, err error) {
 	r.do(func() { ended, err = r.ledger.EndExpired(ctx, i, now) })
 	return ended, err
 }
 
-func (r remote) Release(ctx context.Context, name, by string, now time.Time) (holder ledger.Instance, err error) {
+func (r remote) Release(ctx context.Context, name, by string, now time.Time) (holder ec2ref.Instance, err error) {
 	r.do(func() { holder, err = r.ledger.Release(ctx, name, by, now) })
 	return holder, err
 }

@@ -159,7 +159,7 @@ func (w *world) checkHeld(n int) error {
 func (w *world) checkNode(n int) error {
 	record := w.record(n)
 	node, there := w.nodes[nodeOf(n)]
-	i := w.ec2[ref(n).ID]
+	i := w.ec2[string(ref(n).ID)]
 	switch {
 	case record.Ended || i.State == inventory.StateTerminated:
 		if there {
@@ -176,7 +176,7 @@ func (w *world) checkNode(n int) error {
 }
 
 func (w *world) compare(n int, node teleport.Node) error {
-	record, i := w.record(n), w.ec2[ref(n).ID]
+	record, i := w.record(n), w.ec2[string(ref(n).ID)]
 	switch {
 	case node.Hostname != record.ConfirmedHostname || node.Expires.Sub(record.Lease).Abs() >= time.Second:
 		return fmt.Errorf("instance %d: node %s until %s, ledger %s until %s", n, node.Hostname, node.Expires, record.ConfirmedHostname, record.Lease)
@@ -206,7 +206,7 @@ func (w *world) renewal(n int) run {
 func (w *world) checkRenewal(n int) error {
 	after := w.clone()
 	err := after.runIn(w.renewal(n))
-	if gone := w.record(n).Ended || w.ec2[ref(n).ID].State == inventory.StateTerminated; gone || err != nil {
+	if gone := w.record(n).Ended || w.ec2[string(ref(n).ID)].State == inventory.StateTerminated; gone || err != nil {
 		if gone && errors.Is(err, errAnswer) {
 			return nil
 		}

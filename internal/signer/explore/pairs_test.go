@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/crypto/ssh"
 
+	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
 	"github.com/hallmark-ssh/hallmark/internal/signer/policy"
 	"github.com/hallmark-ssh/hallmark/internal/signer/upkeep"
@@ -59,7 +60,7 @@ func offboard(n int) run {
 		if err := p.change(n, "terminate", func(w *world) { w.terminate(n) }); err != nil {
 			return err
 		}
-		return errors.Join(p.fleetOf(audience).StatesChanged(ctx, []ledger.Instance{ref(n)})...)
+		return errors.Join(p.fleetOf(audience).StatesChanged(ctx, []ec2ref.Instance{ref(n)})...)
 	}
 }
 

@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/crypto/ssh"
 
+	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 	"github.com/hallmark-ssh/hallmark/internal/signer/enroll"
 	"github.com/hallmark-ssh/hallmark/internal/signer/inventory"
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
@@ -37,7 +38,7 @@ const (
 // signerFor returns the real signer of that name.
 func (p *process) signerFor(name string) *enroll.Signer {
 	return &enroll.Signer{
-		Audience: name, Accounts: []string{account}, Regions: []string{region},
+		Audience: name, Accounts: []ec2ref.Account{account}, Regions: []ec2ref.Region{region},
 		Documents: believing{}, Callers: callers{}, Inventory: ec2{p}, Ledger: records{p},
 		Policy:  func(context.Context) (*policy.Policy, error) { return p.rules, nil },
 		Connect: func(ctx context.Context) (enroll.Cluster, error) { return cluster{p}, p.connect(ctx) },
@@ -48,7 +49,7 @@ func (p *process) signerFor(name string) *enroll.Signer {
 // fleetOf returns the real fleet of that signer.
 func (p *process) fleetOf(signer string) *upkeep.Fleet {
 	return &upkeep.Fleet{
-		Audience: signer, Accounts: []string{account}, Regions: []string{region}, Inventory: ec2{p}, Ledger: records{p},
+		Audience: signer, Accounts: []ec2ref.Account{account}, Regions: []ec2ref.Region{region}, Inventory: ec2{p}, Ledger: records{p},
 		Missing: new(stored.Memory),                   // no instance is ever missing here
 		Records: records{p}, Walk: new(stored.Memory), // one step reaches all records
 		Policy:  func(context.Context) (*policy.Policy, error) { return p.rules, nil },
@@ -97,13 +98,13 @@ func (c *call) done(do func(*world) error) error {
 	return err
 }
 
-func recordOf(n int) string { return "record/" + ref(n).ID }
+func recordOf(n int) string { return string("record/" + ref(n).ID) }
 
 func bothRecords() []string { return []string{recordOf(1), recordOf(2)} }
 
 // change is a change of EC2's own.
 func (p *process) change(n int, what string, change func(*world)) error {
-	return p.to(context.Background(), inEC2, "EC2: "+what).writes("ec2/" + ref(n).ID).done(func(w *world) error {
+	return p.to(context.Background(), inEC2, "EC2: "+what).writes(string("ec2/" + ref(n).ID)).done(func(w *world) error {
 		change(w)
 		return nil
 	})
@@ -113,56 +114,58 @@ type ec2 struct{ *process }
 
 func instanceText(i inventory.Instance) string { return fmt.Sprintf("%+v", i) }
 
-func instancesText(all map[string]inventory.Instance) string { return fmt.Sprintf("%+v", all) }
+func instancesText(all map[ec2ref.InstanceID]inventory.Instance) string {
+	return fmt.Sprintf("%+v", all)
+}
 
-func (e ec2) Instance(ctx context.Context, _, _, id string) (*inventory.Instance, error) {
-	found, err := wait(e.to(ctx, inEC2, "DescribeInstances "+id).reads("ec2/"+id), instanceText,
-		func(w *world) (inventory.Instance, error) { return w.ec2[id], nil })
+func (e ec2) Instance(ctx context.Context, i ec2ref.Instance) (*inventory.Instance, error) {
+	found, err := wait(e.to(ctx, inEC2, "DescribeInstances "+string(i.ID)).reads("ec2/"+string(i.ID)), instanceText,
+		func(w *world) (inventory.Instance, error) { return w.ec2[string(i.ID)], nil })
 	return &found, err
 }
 
-func (e ec2) several(ctx context.Context, name string, ids []string) (map[string]*inventory.Instance, error) {
+func (e ec2) several(ctx context.Context, name string, ids []ec2ref.InstanceID) (map[ec2ref.InstanceID]*inventory.Instance, error) {
 	c := e.to(ctx, inEC2, name)
 	for _, id := range ids {
-		c.reads("ec2/" + id)
+		c.reads("ec2/" + string(id))
 	}
-	found, err := wait(c, instancesText, func(w *world) (map[string]inventory.Instance, error) {
-		found := make(map[string]inventory.Instance)
+	found, err := wait(c, instancesText, func(w *world) (map[ec2ref.InstanceID]inventory.Instance, error) {
+		found := make(map[ec2ref.InstanceID]inventory.Instance)
 		for _, id := range ids {
-			found[id] = w.ec2[id]
+			found[id] = w.ec2[string(id)]
 		}
 		return found, nil
 	})
-	all := make(map[string]*inventory.Instance)
+	all := make(map[ec2ref.InstanceID]*inventory.Instance)
 	for id, i := range found {
 		all[id] = &i
 	}
 	return all, err
 }
 
-func (e ec2) Instances(ctx context.Context, _, _ string, ids []string) (map[string]*inventory.Instance, error) {
+func (e ec2) Instances(ctx context.Context, _ ec2ref.Place, ids []ec2ref.InstanceID) (map[ec2ref.InstanceID]*inventory.Instance, error) {
 	return e.several(ctx, fmt.Sprint("DescribeInstances ", ids), ids)
 }
 
-func (e ec2) All(ctx context.Context, _, _ string) (map[string]*inventory.Instance, error) {
-	return e.several(ctx, "DescribeInstances", []string{ref(1).ID, ref(2).ID})
+func (e ec2) All(ctx context.Context, _ ec2ref.Place) (map[ec2ref.InstanceID]*inventory.Instance, error) {
+	return e.several(ctx, "DescribeInstances", []ec2ref.InstanceID{ref(1).ID, ref(2).ID})
 }
 
 // CheckAccount passes: whose credentials these are does not change meanwhile.
-func (ec2) CheckAccount(context.Context, string) error { return nil }
+func (ec2) CheckAccount(context.Context, ec2ref.Account) error { return nil }
 
 type records struct{ *process }
 
 func recordText(r ledger.Record) string { return fmt.Sprintf("%+v", r) }
 
-func (r records) Lookup(ctx context.Context, i ledger.Instance) (ledger.Record, error) {
-	return wait(r.to(ctx, inLedger, "Lookup "+i.ID).reads("record/"+i.ID), recordText,
+func (r records) Lookup(ctx context.Context, i ec2ref.Instance) (ledger.Record, error) {
+	return wait(r.to(ctx, inLedger, "Lookup "+string(i.ID)).reads("record/"+string(i.ID)), recordText,
 		func(w *world) (ledger.Record, error) { return w.ledger.Lookup(context.Background(), i) })
 }
 
-func (r records) LookupAll(ctx context.Context, all []ledger.Instance) (map[ledger.Instance]ledger.Record, error) {
-	found, err := wait(r.to(ctx, inLedger, "LookupAll").reads(bothRecords()...), func(m map[ledger.Instance]ledger.Record) string { return fmt.Sprintf("%+v", m) },
-		func(w *world) (map[ledger.Instance]ledger.Record, error) {
+func (r records) LookupAll(ctx context.Context, all []ec2ref.Instance) (map[ec2ref.Instance]ledger.Record, error) {
+	found, err := wait(r.to(ctx, inLedger, "LookupAll").reads(bothRecords()...), func(m map[ec2ref.Instance]ledger.Record) string { return fmt.Sprintf("%+v", m) },
+		func(w *world) (map[ec2ref.Instance]ledger.Record, error) {
 			return w.ledger.LookupAll(context.Background(), all)
 		})
 	return maps.Clone(found), err
@@ -176,7 +179,7 @@ type granted struct {
 
 // Claim decides on the holders' records too.
 func (r records) Claim(ctx context.Context, c ledger.Claim, now time.Time) (ledger.Grant, error) {
-	g, err := wait(r.to(ctx, inLedger, "Claim "+c.Instance.ID).writes(bothRecords()...), func(g granted) string { return g.record },
+	g, err := wait(r.to(ctx, inLedger, "Claim "+string(c.Instance.ID)).writes(bothRecords()...), func(g granted) string { return g.record },
 		func(w *world) (granted, error) {
 			g, err := w.ledger.Claim(context.Background(), c, now)
 			return granted{g, w.ledgerText()}, err
@@ -185,26 +188,26 @@ func (r records) Claim(ctx context.Context, c ledger.Claim, now time.Time) (ledg
 }
 
 func (r records) Complete(ctx context.Context, c ledger.Claim, g ledger.Grant, now time.Time) (ledger.Record, error) {
-	return wait(r.to(ctx, inLedger, "Complete "+c.Instance.ID).writes("record/"+c.Instance.ID), recordText,
+	return wait(r.to(ctx, inLedger, "Complete "+string(c.Instance.ID)).writes("record/"+string(c.Instance.ID)), recordText,
 		func(w *world) (ledger.Record, error) { return w.ledger.Complete(context.Background(), c, g, now) })
 }
 
-func (r records) Announce(ctx context.Context, i ledger.Instance) (ledger.Record, error) {
-	return wait(r.to(ctx, inLedger, "Announce "+i.ID).writes("record/"+i.ID), recordText,
+func (r records) Announce(ctx context.Context, i ec2ref.Instance) (ledger.Record, error) {
+	return wait(r.to(ctx, inLedger, "Announce "+string(i.ID)).writes("record/"+string(i.ID)), recordText,
 		func(w *world) (ledger.Record, error) { return w.ledger.Announce(context.Background(), i) })
 }
 
-func (r records) End(ctx context.Context, i ledger.Instance) error {
-	return r.to(ctx, inLedger, "End "+i.ID).writes("record/" + i.ID).done(func(w *world) error { return w.ledger.End(context.Background(), i) })
+func (r records) End(ctx context.Context, i ec2ref.Instance) error {
+	return r.to(ctx, inLedger, "End "+string(i.ID)).writes("record/" + string(i.ID)).done(func(w *world) error { return w.ledger.End(context.Background(), i) })
 }
 
-func (r records) Permit(ctx context.Context, i ledger.Instance, p ledger.Permit) error {
-	return r.to(ctx, inLedger, "Permit "+i.ID).writes("record/" + i.ID).done(func(w *world) error { return w.ledger.Permit(context.Background(), i, p) })
+func (r records) Permit(ctx context.Context, i ec2ref.Instance, p ledger.Permit) error {
+	return r.to(ctx, inLedger, "Permit "+string(i.ID)).writes("record/" + string(i.ID)).done(func(w *world) error { return w.ledger.Permit(context.Background(), i, p) })
 }
 
-func (r records) Release(ctx context.Context, name, by string, now time.Time) (ledger.Instance, error) {
-	return wait(r.to(ctx, inLedger, "Release "+name).writes(bothRecords()...), func(i ledger.Instance) string { return i.ID },
-		func(w *world) (ledger.Instance, error) { return w.ledger.Release(context.Background(), name, by, now) })
+func (r records) Release(ctx context.Context, name, by string, now time.Time) (ec2ref.Instance, error) {
+	return wait(r.to(ctx, inLedger, "Release "+name).writes(bothRecords()...), func(i ec2ref.Instance) string { return string(i.ID) },
+		func(w *world) (ec2ref.Instance, error) { return w.ledger.Release(context.Background(), name, by, now) })
 }
 
 func (r records) Expired(ctx context.Context, from string, now time.Time) (ledger.Expired, error) {
@@ -212,8 +215,8 @@ func (r records) Expired(ctx context.Context, from string, now time.Time) (ledge
 		func(w *world) (ledger.Expired, error) { return w.ledger.Expired(context.Background(), from, now) })
 }
 
-func (r records) EndExpired(ctx context.Context, i ledger.Instance, now time.Time) (bool, error) {
-	return wait(r.to(ctx, inLedger, "EndExpired "+i.ID).writes("record/"+i.ID), func(ended bool) string { return fmt.Sprint(ended) },
+func (r records) EndExpired(ctx context.Context, i ec2ref.Instance, now time.Time) (bool, error) {
+	return wait(r.to(ctx, inLedger, "EndExpired "+string(i.ID)).writes("record/"+string(i.ID)), func(ended bool) string { return fmt.Sprint(ended) },
 		func(w *world) (bool, error) { return w.ledger.EndExpired(context.Background(), i, now) })
 }
 

@@ -17,6 +17,7 @@ import (
 
 	"golang.org/x/crypto/ssh"
 
+	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 	"github.com/hallmark-ssh/hallmark/internal/identity"
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
 	"github.com/hallmark-ssh/hallmark/internal/signer/enroll"
@@ -34,11 +35,11 @@ const (
 	image    = "ami-0a1b2c3d4e5f60718"
 )
 
-func ref(n int) ledger.Instance {
-	return ledger.Instance{Account: account, Region: region, ID: fmt.Sprintf("i-%017x", n)}
+func ref(n int) ec2ref.Instance {
+	return ec2ref.Instance{Account: account, Region: region, ID: ec2ref.InstanceID(fmt.Sprintf("i-%017x", n))}
 }
 
-func nodeOf(n int) string { i := ref(n); return protocol.NodeID(i.Account, i.Region, i.ID) }
+func nodeOf(n int) string { i := ref(n); return i.NodeID() }
 
 // fixed is what all worlds share: nothing of it changes.
 type fixed struct {
@@ -69,7 +70,7 @@ func makeFixed() (*fixed, error) {
 	var err error
 	const text = `version: 1
 rules: [{name: default, match: {image_owners: [listed], max_age: any}, teleport_hostname: {pattern: "[a-z]+"}}]`
-	f.rules, err = policy.Parse([]byte(text), policy.Limits{Accounts: []string{account}, Regions: []string{region}, MaxLifetime: policy.LongestLifetime})
+	f.rules, err = policy.Parse([]byte(text), policy.Limits{Accounts: []ec2ref.Account{account}, Regions: []ec2ref.Region{region}, MaxLifetime: policy.LongestLifetime})
 	if err != nil {
 		return nil, err
 	}
@@ -117,14 +118,14 @@ type believing struct{}
 
 func (believing) Verify(message []byte) (*identity.Document, error) {
 	return &identity.Document{
-		AccountID: account, Region: region, InstanceID: string(message), ImageID: image,
+		Instance: ec2ref.Instance{Account: account, Region: region, ID: ec2ref.InstanceID(message)}, ImageID: image,
 		AvailabilityZone: region + "a", PrivateIP: "10.0.0.7",
 	}, nil
 }
 
 type callers struct{}
 
-func (callers) Verify(context.Context, protocol.CallerProof, protocol.Binding, string, string, string) error {
+func (callers) Verify(context.Context, protocol.CallerProof, protocol.Binding, ec2ref.Instance) error {
 	return nil
 }
 
@@ -145,16 +146,16 @@ type world struct {
 
 // store is a ledger.
 type store interface {
-	Lookup(ctx context.Context, i ledger.Instance) (ledger.Record, error)
-	LookupAll(ctx context.Context, all []ledger.Instance) (map[ledger.Instance]ledger.Record, error)
+	Lookup(ctx context.Context, i ec2ref.Instance) (ledger.Record, error)
+	LookupAll(ctx context.Context, all []ec2ref.Instance) (map[ec2ref.Instance]ledger.Record, error)
 	Claim(ctx context.Context, c ledger.Claim, now time.Time) (ledger.Grant, error)
 	Complete(ctx context.Context, c ledger.Claim, g ledger.Grant, now time.Time) (ledger.Record, error)
-	Announce(ctx context.Context, i ledger.Instance) (ledger.Record, error)
-	End(ctx context.Context, i ledger.Instance) error
-	Permit(ctx context.Context, i ledger.Instance, p ledger.Permit) error
-	Release(ctx context.Context, name, by string, now time.Time) (ledger.Instance, error)
+	Announce(ctx context.Context, i ec2ref.Instance) (ledger.Record, error)
+	End(ctx context.Context, i ec2ref.Instance) error
+	Permit(ctx context.Context, i ec2ref.Instance, p ledger.Permit) error
+	Release(ctx context.Context, name, by string, now time.Time) (ec2ref.Instance, error)
 	Expired(ctx context.Context, from string, now time.Time) (ledger.Expired, error)
-	EndExpired(ctx context.Context, i ledger.Instance, now time.Time) (bool, error)
+	EndExpired(ctx context.Context, i ec2ref.Instance, now time.Time) (bool, error)
 }
 
 // certificate is what one of an instance says.
@@ -176,7 +177,7 @@ func newWorld(f *fixed) *world {
 	w.ledger = &ledger.Memory{Now: w.clock}
 	for n := 1; n <= 2; n++ {
 		id := ref(n).ID
-		w.ec2[id] = inventory.Instance{
+		w.ec2[string(id)] = inventory.Instance{
 			ID: id, OwnerID: account, Region: region, AvailabilityZone: region + "a", State: inventory.StateRunning,
 			VPC: "vpc-1", ImageID: image, ImageOwner: account, LaunchTime: f.epoch.Add(-time.Minute), PrivateIP: "10.0.0.7",
 			Tags: map[string]string{"Name": "web", "env": "prod", "TeleportHostname": "shared"},
@@ -276,16 +277,16 @@ func (w *world) hasChanged(object string) bool {
 }
 
 func (w *world) setTag(n int, key, value string) {
-	i := w.ec2[ref(n).ID]
+	i := w.ec2[string(ref(n).ID)]
 	i.Tags = maps.Clone(i.Tags)
 	i.Tags[key] = value
-	w.ec2[i.ID] = i
+	w.ec2[string(i.ID)] = i
 }
 
 func (w *world) terminate(n int) {
-	i := w.ec2[ref(n).ID]
+	i := w.ec2[string(ref(n).ID)]
 	i.State = inventory.StateTerminated
-	w.ec2[i.ID] = i
+	w.ec2[string(i.ID)] = i
 }
 
 func (w *world) put(node teleport.Node) {

@@ -10,6 +10,8 @@ import (
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/aws/arn"
 	"github.com/aws/aws-sdk-go-v2/service/sts"
+
+	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 )
 
 // ErrNotListed says that an account is none of those that may be asked about.
@@ -29,7 +31,7 @@ const (
 
 // Account is an AWS account whose instances may be asked about.
 type Account struct {
-	ID string
+	ID ec2ref.Account
 	// Role is the ARN of the role in that account to ask with. Empty means that the
 	// credentials at hand are of that account already.
 	Role string
@@ -52,7 +54,7 @@ type CallerIdentifier interface {
 // CheckAccount fails unless the credentials for the account are the account's own: those of
 // another see none of its instances, which then look gone. STS named the account of a role
 // when it was assumed; for the credentials at hand it is asked once.
-func (e *EC2) CheckAccount(ctx context.Context, account string) error {
+func (e *EC2) CheckAccount(ctx context.Context, account ec2ref.Account) error {
 	if _, listed := e.credentials[account]; !listed {
 		return ErrNotListed
 	}
@@ -71,7 +73,7 @@ func (e *EC2) CheckAccount(ctx context.Context, account string) error {
 	if err != nil {
 		return fmt.Errorf("ask STS whose the credentials for account %s are: %w", account, err)
 	}
-	if got := aws.ToString(out.Account); got != account {
+	if got := aws.ToString(out.Account); got != string(account) {
 		return fmt.Errorf("the credentials for account %s are of account %.16q: give it a role in deployment.yaml, or deploy there", account, got)
 	}
 	e.mu.Lock()
@@ -81,7 +83,7 @@ func (e *EC2) CheckAccount(ctx context.Context, account string) error {
 }
 
 // ownAccount returns the account without a role, or "" if each has one.
-func ownAccount(accounts []Account) string {
+func ownAccount(accounts []Account) ec2ref.Account {
 	for _, a := range accounts {
 		if a.Role == "" {
 			return a.ID
@@ -94,8 +96,8 @@ func ownAccount(accounts []Account) string {
 // account with a role has a cache of its own, which asks STS once for all who
 // wait: credentials are never found by a role's name alone, which many accounts
 // have, but by the account's number.
-func newCredentials(own aws.CredentialsProvider, assumer RoleAssumer, accounts []Account) map[string]aws.CredentialsProvider {
-	byAccount := make(map[string]aws.CredentialsProvider, len(accounts))
+func newCredentials(own aws.CredentialsProvider, assumer RoleAssumer, accounts []Account) map[ec2ref.Account]aws.CredentialsProvider {
+	byAccount := make(map[ec2ref.Account]aws.CredentialsProvider, len(accounts))
 	for _, account := range accounts {
 		byAccount[account.ID] = own
 		if account.Role != "" {
@@ -148,7 +150,7 @@ func (r assumedRole) credentials(out *sts.AssumeRoleOutput) (aws.Credentials, er
 	if err != nil {
 		return aws.Credentials{}, fmt.Errorf("STS's answer: %w", err)
 	}
-	if session.AccountID != r.account.ID || session.Service != "sts" || !strings.HasPrefix(session.Resource, "assumed-role/") {
+	if session.AccountID != string(r.account.ID) || session.Service != "sts" || !strings.HasPrefix(session.Resource, "assumed-role/") {
 		return aws.Credentials{}, fmt.Errorf("STS answered for %s, which is no session of a role in account %s", session, r.account.ID)
 	}
 	return aws.Credentials{

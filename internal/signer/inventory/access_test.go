@@ -19,6 +19,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/sts/types"
 
 	"github.com/hallmark-ssh/hallmark/internal/clocktest"
+	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 )
 
 const (
@@ -111,13 +112,13 @@ func TestCredentialsAreTheAccounts(t *testing.T) {
 	roles, f := &fakeSTS{}, fakeEC2Everywhere()
 	e, _ := startFor(t, f, roles.client(t), twoAccounts()...)
 	for range 3 {
-		for _, a := range []string{account, otherAccount} {
+		for _, a := range []ec2ref.Account{account, otherAccount} {
 			f.authorizations = nil
-			if _, err := e.Instance(t.Context(), a, region, id); err != nil {
+			if _, err := e.Instance(t.Context(), ec2ref.Instance{Account: a, Region: region, ID: id}); err != nil {
 				t.Fatal(err)
 			}
 			for _, signed := range f.authorizations {
-				if !strings.Contains(signed, "Credential=ASIA"+a+"-") {
+				if !strings.Contains(signed, "Credential=ASIA"+string(a)+"-") {
 					t.Errorf("account %s was asked about with %q", a, signed)
 				}
 			}
@@ -132,7 +133,7 @@ func TestCredentialsAreTheAccounts(t *testing.T) {
 func TestAnAccountWithoutARoleUsesTheOwnCredentials(t *testing.T) {
 	roles, f := &fakeSTS{}, fakeEC2Everywhere()
 	e, _ := startFor(t, f, roles.client(t), Account{ID: account}, twoAccounts()[1])
-	if _, err := e.Instance(t.Context(), account, region, id); err != nil {
+	if _, err := e.Instance(t.Context(), theInstance()); err != nil {
 		t.Fatal(err)
 	}
 	if roles.calls() != 0 || !strings.Contains(f.authorizations[0], "Credential=test/") {
@@ -143,8 +144,8 @@ func TestAnAccountWithoutARoleUsesTheOwnCredentials(t *testing.T) {
 func TestAnAccountThatIsNotListedMakesNoCall(t *testing.T) {
 	roles, f := &fakeSTS{}, fakeEC2Everywhere()
 	e, waits := startFor(t, f, roles.client(t), twoAccounts()...)
-	for _, a := range []string{"123456789012", "", "11112222333", account + " "} {
-		if _, err := e.Instance(t.Context(), a, region, id); !errors.Is(err, ErrNotListed) {
+	for _, a := range []ec2ref.Account{"123456789012", "", "11112222333", account + " "} {
+		if _, err := e.Instance(t.Context(), ec2ref.Instance{Account: a, Region: region, ID: id}); !errors.Is(err, ErrNotListed) {
 			t.Errorf("account %q: error %v, want %v", a, err, ErrNotListed)
 		}
 	}
@@ -272,7 +273,7 @@ func TestAssumeRoleRefuses(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			f := fakeEC2Everywhere()
 			e, _ := startFor(t, f, tt.sts.client(t), twoAccounts()...)
-			_, err := e.Instance(t.Context(), account, region, id)
+			_, err := e.Instance(t.Context(), theInstance())
 			if err == nil || !strings.Contains(err.Error(), tt.want) || !strings.Contains(err.Error(), role) {
 				t.Errorf("error %v; want %q and the role", err, tt.want)
 			}
@@ -299,7 +300,7 @@ func TestCheckAccount(t *testing.T) {
 	member := Account{ID: otherAccount, Role: otherRole, ExternalID: "two"}
 	for name, tt := range map[string]struct {
 		identity *identifier
-		account  string
+		account  ec2ref.Account
 		want     string
 		calls    int // of two questions
 	}{

@@ -7,6 +7,8 @@ import (
 	"net/url"
 	"strings"
 	"testing"
+
+	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 )
 
 // answering is an EC2 that gives one answer to one action, and its own to the others.
@@ -74,16 +76,16 @@ func TestStrangeAnswers(t *testing.T) {
 	for name, body := range lists {
 		t.Run("instances/"+name, func(t *testing.T) {
 			e := startFleet(t, answering("DescribeInstances", http.StatusOK, body))
-			if _, err := e.Instance(t.Context(), account, region, id); !errors.Is(err, errAnswer) || errors.Is(err, ErrNotFound) {
+			if _, err := e.Instance(t.Context(), theInstance()); !errors.Is(err, errAnswer) || errors.Is(err, ErrNotFound) {
 				t.Errorf("one instance: error %v", err)
 			}
-			if found, err := e.Instances(t.Context(), account, region, []string{id, "i-1"}); !errors.Is(err, errAnswer) || found != nil {
+			if found, err := e.Instances(t.Context(), theInstance().Place(), []ec2ref.InstanceID{id, "i-1"}); !errors.Is(err, errAnswer) || found != nil {
 				t.Errorf("some instances: %d found, error %v", len(found), err)
 			}
 			if name == "an instance that was not asked about" {
 				return // of all instances none is
 			}
-			if found, err := e.All(t.Context(), account, region); !errors.Is(err, errAnswer) || found != nil {
+			if found, err := e.All(t.Context(), theInstance().Place()); !errors.Is(err, errAnswer) || found != nil {
 				t.Errorf("all instances: %d found, error %v", len(found), err)
 			}
 		})
@@ -95,7 +97,7 @@ func TestStrangeAnswers(t *testing.T) {
 	for name, body := range lists {
 		t.Run("images/"+name, func(t *testing.T) {
 			e := startFleet(t, answering("DescribeImages", http.StatusOK, body))
-			if found, err := e.All(t.Context(), account, region); !errors.Is(err, errAnswer) || found != nil {
+			if found, err := e.All(t.Context(), theInstance().Place()); !errors.Is(err, errAnswer) || found != nil {
 				t.Errorf("%d found, error %v", len(found), err)
 			}
 		})
@@ -120,10 +122,10 @@ func TestStrangeRefusals(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			e := startFleet(t, answering("DescribeInstances", tt.status, tt.body))
-			if _, err := e.Instance(t.Context(), account, region, id); err == nil || errors.Is(err, ErrNotFound) != tt.notFound {
+			if _, err := e.Instance(t.Context(), theInstance()); err == nil || errors.Is(err, ErrNotFound) != tt.notFound {
 				t.Errorf("error %v, want not found: %v", err, tt.notFound)
 			}
-			if found, err := e.Instances(t.Context(), account, region, []string{id}); err == nil {
+			if found, err := e.Instances(t.Context(), theInstance().Place(), []ec2ref.InstanceID{id}); err == nil {
 				t.Errorf("%d found without an error", len(found))
 			}
 		})
@@ -140,7 +142,7 @@ func TestARedirectIsNoAnswer(t *testing.T) {
 		}
 		http.Redirect(w, r, "/elsewhere", http.StatusTemporaryRedirect)
 	}))
-	if found, err := e.Instances(t.Context(), account, region, []string{id}); !errors.Is(err, errAnswer) {
+	if found, err := e.Instances(t.Context(), theInstance().Place(), []ec2ref.InstanceID{id}); !errors.Is(err, errAnswer) {
 		t.Errorf("%d found, error %v", len(found), err)
 	}
 }
@@ -166,7 +168,7 @@ func TestATagWithAForbiddenCharacter(t *testing.T) {
 				}
 				var b strings.Builder
 				for n, id := range ids {
-					reservation := reservationOf(id, account)
+					reservation := reservationOf(string(id), account)
 					if n == 1 {
 						reservation = strings.Replace(reservation, "<imageId>", tags+"<imageId>", 1)
 					}
@@ -174,7 +176,7 @@ func TestATagWithAForbiddenCharacter(t *testing.T) {
 				}
 				return "<DescribeInstancesResponse><reservationSet>" + b.String() + "</reservationSet></DescribeInstancesResponse>"
 			}
-			found, err := startFleet(t, f).All(t.Context(), account, region)
+			found, err := startFleet(t, f).All(t.Context(), theInstance().Place())
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -190,8 +192,8 @@ func TestATagWithAForbiddenCharacter(t *testing.T) {
 func TestQuestionsIncludeManagedInstances(t *testing.T) {
 	f, ids := newFleetEC2(3)
 	e := startFleet(t, f)
-	_, one := e.Instances(t.Context(), account, region, ids)
-	_, all := e.All(t.Context(), account, region)
+	_, one := e.Instances(t.Context(), theInstance().Place(), ids)
+	_, all := e.All(t.Context(), theInstance().Place())
 	if err := errors.Join(one, all); err != nil {
 		t.Fatal(err)
 	}

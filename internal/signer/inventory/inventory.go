@@ -17,6 +17,8 @@ import (
 	"unicode/utf8"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
+
+	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 )
 
 // ErrNotFound says that EC2 does not know the instance in that region.
@@ -34,10 +36,10 @@ const (
 
 // Instance is what EC2 says of an instance. Text that EC2 leaves out is empty.
 type Instance struct {
-	ID               string
-	OwnerID          string // the account that owns the reservation
+	ID               ec2ref.InstanceID
+	OwnerID          ec2ref.Account // of the reservation
 	State            string
-	Region           string
+	Region           ec2ref.Region
 	AvailabilityZone string
 	VPC              string
 	Subnet           string
@@ -57,6 +59,11 @@ type Instance struct {
 	Tags               map[string]string
 }
 
+// Ref returns which instance it is.
+func (i *Instance) Ref() ec2ref.Instance {
+	return ec2ref.Instance{Account: i.OwnerID, Region: i.Region, ID: i.ID}
+}
+
 const (
 	// maxImages bounds what a warm process remembers.
 	maxImages = 256
@@ -66,14 +73,10 @@ const (
 	imageLife = time.Minute
 )
 
-// place is where an instance or image is, and whose credentials see it. What is
-// known of one place says nothing of another.
-type place struct {
-	account, region string
-}
-
+// imageKey has the place, because what is known of an image in one place says nothing
+// of another.
 type imageKey struct {
-	place
+	at ec2ref.Place
 	id string
 }
 
@@ -94,11 +97,11 @@ type EC2 struct {
 	Wait func(ctx context.Context, d time.Duration) error
 
 	http        aws.HTTPClient
-	credentials map[string]aws.CredentialsProvider // by account
-	endpoint    func(region string) (string, error)
+	credentials map[ec2ref.Account]aws.CredentialsProvider
+	endpoint    func(region ec2ref.Region) (string, error)
 	now         func() time.Time
 
-	own      string // the account without a role, if there is one
+	own      ec2ref.Account // the account without a role, if there is one
 	identity CallerIdentifier
 
 	mu         sync.Mutex
@@ -118,7 +121,7 @@ type Config struct {
 	// Identity says whose the credentials for accounts without a role are.
 	Identity CallerIdentifier
 	// Endpoint returns the URL of EC2 in a region.
-	Endpoint func(region string) (string, error)
+	Endpoint func(region ec2ref.Region) (string, error)
 	Now      func() time.Time
 }
 
@@ -150,15 +153,14 @@ func wait(ctx context.Context, d time.Duration) error {
 // Instance returns what EC2 knows of the account's instance now. It fails with
 // ErrNotListed for an account that is not configured, before any call, and with
 // ErrNotFound if EC2 still does not know the instance after a few seconds.
-func (e *EC2) Instance(ctx context.Context, account, region, id string) (*Instance, error) {
-	at := place{account, region}
-	i, err := e.findInstance(ctx, at, id)
+func (e *EC2) Instance(ctx context.Context, of ec2ref.Instance) (*Instance, error) {
+	i, err := e.findInstance(ctx, of)
 	if err != nil {
-		return nil, fmt.Errorf("describe instance %s in account %s, %s: %w", id, account, region, err)
+		return nil, fmt.Errorf("describe instance %s in account %s, %s: %w", of.ID, of.Account, of.Region, err)
 	}
-	found, err := e.findImage(ctx, at, i.ImageID)
+	found, err := e.findImage(ctx, of.Place(), i.ImageID)
 	if err != nil {
-		return nil, fmt.Errorf("describe image %s in account %s, %s: %w", i.ImageID, account, region, err)
+		return nil, fmt.Errorf("describe image %s in account %s, %s: %w", i.ImageID, of.Account, of.Region, err)
 	}
 	i.setImage(found)
 	return i, nil
@@ -170,14 +172,14 @@ func (i *Instance) setImage(found image) {
 	// Tags of an image are each account's own: whoever may use another's image can
 	// give it any tags within his account. They say something of where an image comes
 	// from only where the owner has set them.
-	if found.owner == i.OwnerID {
+	if found.owner == string(i.OwnerID) {
 		i.ImageTags = maps.Clone(found.tags) // which other requests share
 	}
 }
 
-func (e *EC2) findInstance(ctx context.Context, at place, id string) (i *Instance, err error) {
+func (e *EC2) findInstance(ctx context.Context, of ec2ref.Instance) (i *Instance, err error) {
 	err = e.patiently(ctx, func() error {
-		i, err = e.describeInstance(ctx, at, id)
+		i, err = e.describeInstance(ctx, of)
 		return err
 	})
 	return i, err
@@ -204,9 +206,9 @@ func (e *EC2) patiently(ctx context.Context, ask func() error) error {
 	}
 }
 
-func (e *EC2) describeInstance(ctx context.Context, at place, id string) (*Instance, error) {
-	question := url.Values{"InstanceId.1": {id}}
-	answer, err := e.askInstances(ctx, at, question, maxAnswerBytes)
+func (e *EC2) describeInstance(ctx context.Context, of ec2ref.Instance) (*Instance, error) {
+	question := url.Values{"InstanceId.1": {string(of.ID)}}
+	answer, err := e.askInstances(ctx, of.Place(), question, maxAnswerBytes)
 	if hasCode(err, "InvalidInstanceID.NotFound", "InvalidInstanceID.Malformed") {
 		return nil, fmt.Errorf("%w: %w", ErrNotFound, err)
 	}
@@ -216,10 +218,10 @@ func (e *EC2) describeInstance(ctx context.Context, at place, id string) (*Insta
 	var found *Instance
 	for _, reservation := range answer.Reservations.value.Items {
 		for _, item := range reservation.Instances.value.Items {
-			if item.ID.value != id {
+			if item.ID.value != string(of.ID) {
 				return nil, unasked(item.ID.value)
 			}
-			found = newInstance(at.region, reservation.OwnerID.value, item)
+			found = newInstance(of.Region, reservation.OwnerID.value, item)
 		}
 	}
 	if found == nil {
@@ -235,7 +237,7 @@ func unasked(id string) error {
 }
 
 // askInstances sends the question DescribeInstances.
-func (e *EC2) askInstances(ctx context.Context, at place, question url.Values, limit int64) (instancesAnswer, error) {
+func (e *EC2) askInstances(ctx context.Context, at ec2ref.Place, question url.Values, limit int64) (instancesAnswer, error) {
 	question.Set("Action", "DescribeInstances")
 	// Instances that an AWS service manages are hidden otherwise, and would look gone.
 	question.Set("IncludeManagedResources", "true")
@@ -247,7 +249,7 @@ func (e *EC2) askInstances(ctx context.Context, at place, question url.Values, l
 }
 
 // askImages sends the question DescribeImages.
-func (e *EC2) askImages(ctx context.Context, at place, question url.Values, limit int64) (imagesAnswer, error) {
+func (e *EC2) askImages(ctx context.Context, at ec2ref.Place, question url.Values, limit int64) (imagesAnswer, error) {
 	maps.Copy(question, url.Values{"Action": {"DescribeImages"}, "IncludeDeprecated": {"true"}, "IncludeDisabled": {"true"}})
 	data, err := e.call(ctx, at, question, limit)
 	if err != nil {
@@ -256,10 +258,10 @@ func (e *EC2) askImages(ctx context.Context, at place, question url.Values, limi
 	return parseImages(data)
 }
 
-func newInstance(region, owner string, item instanceItem) *Instance {
+func newInstance(region ec2ref.Region, owner string, item instanceItem) *Instance {
 	return &Instance{
-		ID:                 item.ID.value,
-		OwnerID:            owner,
+		ID:                 ec2ref.InstanceID(item.ID.value),
+		OwnerID:            ec2ref.Account(owner),
 		State:              item.State.value,
 		Region:             region,
 		AvailabilityZone:   item.AvailabilityZone.value,
@@ -290,7 +292,7 @@ func tagMap(items []tagItem) map[string]string {
 
 // findImage returns what EC2 says of the image, and nothing of one that it does
 // not show: an image may be deregistered while its instances run on.
-func (e *EC2) findImage(ctx context.Context, at place, id string) (image, error) {
+func (e *EC2) findImage(ctx context.Context, at ec2ref.Place, id string) (image, error) {
 	if id == "" {
 		return image{}, nil
 	}
@@ -309,7 +311,7 @@ func (e *EC2) findImage(ctx context.Context, at place, id string) (image, error)
 	return found, err
 }
 
-func (e *EC2) describeImage(ctx context.Context, at place, id string) (image, error) {
+func (e *EC2) describeImage(ctx context.Context, at ec2ref.Place, id string) (image, error) {
 	answer, err := e.askImages(ctx, at, url.Values{"ImageId.1": {id}}, maxAnswerBytes)
 	if hasCode(err, "InvalidAMIID.NotFound", "InvalidAMIID.Unavailable", "InvalidAMIID.Malformed") {
 		return image{}, nil

@@ -16,6 +16,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/aws"
 
 	"github.com/hallmark-ssh/hallmark/internal/clocktest"
+	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 )
 
 const (
@@ -38,6 +39,9 @@ const (
 	noInstances = `<DescribeInstancesResponse><reservationSet/></DescribeInstancesResponse>`
 	noImages    = `<DescribeImagesResponse><imagesSet/></DescribeImagesResponse>`
 )
+
+// theInstance is the instance that the tests ask about.
+func theInstance() ec2ref.Instance { return ec2ref.Instance{Account: account, Region: region, ID: id} }
 
 func fault(code string) string {
 	return `<Response><Errors><Error><Code>` + code + `</Code><Message>no</Message></Error></Errors></Response>`
@@ -99,7 +103,7 @@ func startFor(t *testing.T, f http.Handler, roles RoleAssumer, accounts ...Accou
 		},
 		Accounts: accounts,
 		Roles:    roles,
-		Endpoint: func(region string) (string, error) { return server.URL + "/" + region, nil },
+		Endpoint: func(region ec2ref.Region) (string, error) { return server.URL + "/" + string(region), nil },
 		Now:      time.Now,
 	})
 	waits = new([]time.Duration)
@@ -112,7 +116,7 @@ func startFor(t *testing.T, f http.Handler, roles RoleAssumer, accounts ...Accou
 
 func TestInstance(t *testing.T) {
 	e, _ := start(t, &fakeEC2{answers: map[string][]string{"DescribeInstances": {instance}, "DescribeImages": {images}}})
-	got, err := e.Instance(t.Context(), account, region, id)
+	got, err := e.Instance(t.Context(), theInstance())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -144,7 +148,7 @@ func TestImageOwner(t *testing.T) {
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
 			e, _ := start(t, &fakeEC2{answers: map[string][]string{"DescribeInstances": {instance}, "DescribeImages": {tt.answer}}})
-			got, err := e.Instance(t.Context(), account, region, id)
+			got, err := e.Instance(t.Context(), theInstance())
 			if (err != nil) != tt.fails {
 				t.Fatalf("error %v, want one: %v", err, tt.fails)
 			}
@@ -166,7 +170,7 @@ func TestImageTags(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			e, _ := start(t, &fakeEC2{answers: map[string][]string{"DescribeInstances": {instance}, "DescribeImages": {tt.answer}}})
 			for range 2 { // asked, and remembered
-				got, err := e.Instance(t.Context(), account, region, id)
+				got, err := e.Instance(t.Context(), theInstance())
 				if err != nil || fmt.Sprint(got.ImageTags) != tt.want {
 					t.Fatalf("tags %v, error %v; want %s", got.ImageTags, err, tt.want)
 				}
@@ -185,7 +189,7 @@ func TestImageIsRememberedForAWhile(t *testing.T) {
 		if i == 3 {
 			now = now.Add(imageLife)
 		}
-		if _, err := e.Instance(t.Context(), account, region, id); err != nil {
+		if _, err := e.Instance(t.Context(), theInstance()); err != nil {
 			t.Fatal(err)
 		}
 		if n := f.count("DescribeImages"); n != asked {
@@ -201,11 +205,11 @@ func TestAFrozenProcessAsksAboutTheImageAgain(t *testing.T) {
 	server := httptest.NewServer(f)
 	t.Cleanup(server.Close)
 	e, waits := start(t, f)
-	e.http, e.endpoint = server.Client(), func(string) (string, error) { return server.URL, nil }
+	e.http, e.endpoint = server.Client(), func(ec2ref.Region) (string, error) { return server.URL, nil }
 	now := time.Now()
 	e.now = func() time.Time { return now }
 	for want := 1; want <= 2; want++ {
-		if _, err := e.Instance(t.Context(), account, region, id); err != nil {
+		if _, err := e.Instance(t.Context(), theInstance()); err != nil {
 			t.Fatal(err)
 		}
 		if n := f.count("DescribeImages"); n != want {
@@ -228,8 +232,8 @@ func TestImageIsRememberedForItsPlaceAlone(t *testing.T) {
 	f := &fakeEC2{answers: map[string][]string{"DescribeInstances": {instance}, "DescribeImages": {images}}}
 	e, _ := startFor(t, f, nil, Account{ID: account}, Account{ID: other})
 	for range 2 {
-		for _, at := range []place{{account, region}, {account, "us-east-1"}, {other, region}} {
-			if _, err := e.Instance(t.Context(), at.account, at.region, id); err != nil {
+		for _, at := range []ec2ref.Place{{Account: account, Region: region}, {Account: account, Region: "us-east-1"}, {Account: other, Region: region}} {
+			if _, err := e.Instance(t.Context(), ec2ref.Instance{Account: at.Account, Region: at.Region, ID: id}); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -242,7 +246,7 @@ func TestImageIsRememberedForItsPlaceAlone(t *testing.T) {
 func TestRememberedImagesAreBounded(t *testing.T) {
 	e, _ := start(t, &fakeEC2{})
 	for i := range 3 * maxImages {
-		e.remember(imageKey{place{account, region}, fmt.Sprintf("ami-%d", i)}, image{owner: account})
+		e.remember(imageKey{theInstance().Place(), fmt.Sprintf("ami-%d", i)}, image{owner: account})
 	}
 	if n := len(e.images); n > maxImages {
 		t.Errorf("%d images remembered, more than %d", n, maxImages)
@@ -255,7 +259,7 @@ func TestNotFoundIsAskedAgain(t *testing.T) {
 			e, waits := start(t, &fakeEC2{answers: map[string][]string{
 				"DescribeInstances": {answer, answer, instance}, "DescribeImages": {images},
 			}})
-			if _, err := e.Instance(t.Context(), account, region, id); err != nil {
+			if _, err := e.Instance(t.Context(), theInstance()); err != nil {
 				t.Fatal(err)
 			}
 			if len(*waits) != 2 {
@@ -268,7 +272,7 @@ func TestNotFoundIsAskedAgain(t *testing.T) {
 func TestNotFoundEndsBeforeLong(t *testing.T) {
 	f := &fakeEC2{answers: map[string][]string{"DescribeInstances": {fault("InvalidInstanceID.NotFound")}}}
 	e, waits := start(t, f)
-	_, err := e.Instance(t.Context(), account, region, id)
+	_, err := e.Instance(t.Context(), theInstance())
 	if !errors.Is(err, ErrNotFound) {
 		t.Fatalf("error %v, want %v", err, ErrNotFound)
 	}
@@ -286,7 +290,7 @@ func TestNotFoundWhenTimeIsUp(t *testing.T) {
 	f := &fakeEC2{answers: map[string][]string{"DescribeInstances": {fault("InvalidInstanceID.NotFound")}}}
 	e, _ := start(t, f)
 	e.Wait = func(context.Context, time.Duration) error { return context.DeadlineExceeded }
-	if _, err := e.Instance(t.Context(), account, region, id); !errors.Is(err, ErrNotFound) {
+	if _, err := e.Instance(t.Context(), theInstance()); !errors.Is(err, ErrNotFound) {
 		t.Errorf("error %v, want what EC2 said", err)
 	}
 }
@@ -295,7 +299,7 @@ func TestOtherErrorsAreNotNotFound(t *testing.T) {
 	for code, asked := range map[string]int{"UnauthorizedOperation": 1, "RequestLimitExceeded": 5} {
 		f := &fakeEC2{answers: map[string][]string{"DescribeInstances": {fault(code)}}}
 		e, _ := start(t, f)
-		_, err := e.Instance(t.Context(), account, region, id)
+		_, err := e.Instance(t.Context(), theInstance())
 		if err == nil || errors.Is(err, ErrNotFound) || !strings.Contains(err.Error(), code) {
 			t.Errorf("%s: error %v", code, err)
 		}
@@ -309,7 +313,7 @@ func TestOtherErrorsAreNotNotFound(t *testing.T) {
 func TestAnAnswerOnAnotherInstanceIsAnError(t *testing.T) {
 	other := strings.ReplaceAll(instance, id, "i-0123456789abcdef0")
 	e, _ := start(t, &fakeEC2{answers: map[string][]string{"DescribeInstances": {other}}})
-	if _, err := e.Instance(t.Context(), account, region, id); !errors.Is(err, errAnswer) || errors.Is(err, ErrNotFound) {
+	if _, err := e.Instance(t.Context(), theInstance()); !errors.Is(err, errAnswer) || errors.Is(err, ErrNotFound) {
 		t.Errorf("error %v, want %v", err, errAnswer)
 	}
 }
@@ -317,7 +321,7 @@ func TestAnAnswerOnAnotherInstanceIsAnError(t *testing.T) {
 func TestRequestsAreSignedForTheRegion(t *testing.T) {
 	f := &fakeEC2{answers: map[string][]string{"DescribeInstances": {instance}, "DescribeImages": {images}}}
 	e, _ := start(t, f)
-	if _, err := e.Instance(t.Context(), account, region, id); err != nil {
+	if _, err := e.Instance(t.Context(), theInstance()); err != nil {
 		t.Fatal(err)
 	}
 	for _, signed := range f.authorizations {
@@ -329,7 +333,7 @@ func TestRequestsAreSignedForTheRegion(t *testing.T) {
 
 func TestAGarbledAnswerIsAnError(t *testing.T) {
 	e, _ := start(t, &fakeEC2{answers: map[string][]string{"DescribeInstances": {"<html>"}}})
-	if _, err := e.Instance(t.Context(), account, region, id); err == nil || errors.Is(err, ErrNotFound) {
+	if _, err := e.Instance(t.Context(), theInstance()); err == nil || errors.Is(err, ErrNotFound) {
 		t.Errorf("error %v", err)
 	}
 }

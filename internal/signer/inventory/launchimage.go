@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
+
+	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 )
 
 // ErrNotPermitted says that EC2 does not let the credentials ask, or does not know the
@@ -21,21 +23,21 @@ type LaunchImage struct {
 // image is deregistered or no longer shared, which DescribeImages does not show. It tells
 // no tags. It fails with ErrNotListed for an account that is not configured, before any
 // call, with ErrNotFound if EC2 does not know the instance, and with ErrNotPermitted.
-func (e *EC2) LaunchImage(ctx context.Context, account, region, id string) (LaunchImage, error) {
+func (e *EC2) LaunchImage(ctx context.Context, of ec2ref.Instance) (LaunchImage, error) {
 	var found LaunchImage
 	err := e.patiently(ctx, func() (err error) {
-		found, err = e.describeLaunchImage(ctx, place{account, region}, id)
+		found, err = e.describeLaunchImage(ctx, of)
 		return err
 	})
 	if err != nil {
-		return LaunchImage{}, fmt.Errorf("describe the image of instance %s in account %s, %s: %w", id, account, region, err)
+		return LaunchImage{}, fmt.Errorf("describe the image of instance %s in account %s, %s: %w", of.ID, of.Account, of.Region, err)
 	}
 	return found, nil
 }
 
-func (e *EC2) describeLaunchImage(ctx context.Context, at place, id string) (LaunchImage, error) {
-	question := url.Values{"Action": {"DescribeInstanceImageMetadata"}, "InstanceId.1": {id}}
-	data, err := e.call(ctx, at, question, maxAnswerBytes)
+func (e *EC2) describeLaunchImage(ctx context.Context, of ec2ref.Instance) (LaunchImage, error) {
+	question := url.Values{"Action": {"DescribeInstanceImageMetadata"}, "InstanceId.1": {string(of.ID)}}
+	data, err := e.call(ctx, of.Place(), question, maxAnswerBytes)
 	switch {
 	case hasCode(err, "InvalidInstanceID.NotFound", "InvalidInstanceID.Malformed"):
 		return LaunchImage{}, fmt.Errorf("%w: %w", ErrNotFound, err)
@@ -50,9 +52,9 @@ func (e *EC2) describeLaunchImage(ctx context.Context, at place, id string) (Lau
 	}
 	for _, item := range answer.Instances.value.Items {
 		switch image := item.Image.value; {
-		case item.ID.value != id:
+		case item.ID.value != string(of.ID):
 			return LaunchImage{}, unasked(item.ID.value)
-		case item.OwnerID.value != at.account:
+		case item.OwnerID.value != string(of.Account):
 			return LaunchImage{}, fmt.Errorf("%w: EC2 answered for account %.16q", errAnswer, item.OwnerID.value)
 		default:
 			return LaunchImage{ID: image.ID.value, Owner: image.OwnerID.value}, nil

@@ -5,6 +5,8 @@ import (
 	"net/http"
 	"strings"
 	"testing"
+
+	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 )
 
 // launchImage is EC2's answer to DescribeInstanceImageMetadata, as the API reference has it.
@@ -23,14 +25,14 @@ const noLaunchImage = "<DescribeInstanceImageMetadataResponse><instanceImageMeta
 func TestLaunchImage(t *testing.T) {
 	f := &fakeEC2{answers: map[string][]string{"DescribeInstanceImageMetadata": {fault("RequestLimitExceeded"), launchImage}}}
 	e, _ := start(t, f)
-	got, err := e.LaunchImage(t.Context(), account, region, id)
+	got, err := e.LaunchImage(t.Context(), theInstance())
 	if want := (LaunchImage{ID: ami, Owner: "444455556666"}); err != nil || got != want {
 		t.Errorf("got %+v, error %v, want %+v", got, err, want)
 	}
 	if asked := f.requests[0]; asked.Get("InstanceId.1") != id || asked.Get("Version") != apiVersion || len(asked) != 3 {
 		t.Errorf("asked %v", asked)
 	}
-	if _, err := e.LaunchImage(t.Context(), "999999999999", region, id); !errors.Is(err, ErrNotListed) || len(f.requests) != 2 {
+	if _, err := e.LaunchImage(t.Context(), ec2ref.Instance{Account: "999999999999", Region: region, ID: id}); !errors.Is(err, ErrNotListed) || len(f.requests) != 2 {
 		t.Errorf("error %v after %d requests about an account that is not listed", err, len(f.requests))
 	}
 }
@@ -53,7 +55,7 @@ func TestLaunchImageIsNotTold(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			e := startFleet(t, answering("DescribeInstanceImageMetadata", tt.status, tt.body))
-			got, err := e.LaunchImage(t.Context(), account, region, id)
+			got, err := e.LaunchImage(t.Context(), theInstance())
 			if err == nil || got != (LaunchImage{}) || tt.want != nil && !errors.Is(err, tt.want) {
 				t.Errorf("got %+v, error %v, want %v", got, err, tt.want)
 			}
@@ -94,7 +96,7 @@ func TestStrangeAnswersAboutALaunchImage(t *testing.T) {
 	for name, body := range answers {
 		t.Run(name, func(t *testing.T) {
 			e := startFleet(t, answering("DescribeInstanceImageMetadata", http.StatusOK, body))
-			if got, err := e.LaunchImage(t.Context(), account, region, id); !errors.Is(err, errAnswer) || errors.Is(err, ErrNotFound) || got != (LaunchImage{}) {
+			if got, err := e.LaunchImage(t.Context(), theInstance()); !errors.Is(err, errAnswer) || errors.Is(err, ErrNotFound) || got != (LaunchImage{}) {
 				t.Errorf("got %+v, error %v", got, err)
 			}
 		})

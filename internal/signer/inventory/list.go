@@ -7,6 +7,8 @@ import (
 	"net/url"
 	"slices"
 	"strconv"
+
+	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 )
 
 const (
@@ -23,9 +25,8 @@ const (
 // leaves out one that it could not ask about: whatever goes wrong fails the whole
 // call. What EC2 does not show is asked about again for a few seconds, as Instance
 // does, since to be off-boarded by mistake cannot be undone.
-func (e *EC2) Instances(ctx context.Context, account, region string, ids []string) (map[string]*Instance, error) {
-	at := place{account, region}
-	found := make(map[string]*Instance, len(ids))
+func (e *EC2) Instances(ctx context.Context, at ec2ref.Place, ids []ec2ref.InstanceID) (map[ec2ref.InstanceID]*Instance, error) {
+	found := make(map[ec2ref.InstanceID]*Instance, len(ids))
 	missing := slices.Compact(slices.Sorted(slices.Values(ids)))
 	var failed error
 	_ = e.patiently(ctx, func() error {
@@ -42,43 +43,42 @@ func (e *EC2) Instances(ctx context.Context, account, region string, ids []strin
 		failed = e.addImages(ctx, at, found)
 	}
 	if failed != nil {
-		return nil, fmt.Errorf("describe %d instances in account %s, %s: %w", len(ids), account, region, failed)
+		return nil, fmt.Errorf("describe %d instances in account %s, %s: %w", len(ids), at.Account, at.Region, failed)
 	}
 	return found, nil
 }
 
 // seek asks for instances, adds them to found, and returns the ids of the others; with
 // an error none.
-func (e *EC2) seek(ctx context.Context, at place, ids []string, found map[string]*Instance) (missing []string, err error) {
+func (e *EC2) seek(ctx context.Context, at ec2ref.Place, ids []ec2ref.InstanceID, found map[ec2ref.InstanceID]*Instance) (missing []ec2ref.InstanceID, err error) {
 	for batch := range slices.Chunk(ids, maxFilterValues) {
 		// By filter: of ids that are named as such, one that EC2 does not know fails all.
 		if err := e.listInstances(ctx, at, filter("instance-id", batch), found); err != nil {
 			return nil, err
 		}
 	}
-	return slices.DeleteFunc(ids, func(id string) bool { return found[id] != nil }), nil
+	return slices.DeleteFunc(ids, func(id ec2ref.InstanceID) bool { return found[id] != nil }), nil
 }
 
 // All returns all instances of an account in a region, by id. Instances that start
 // or end while EC2 is asked may be missing.
-func (e *EC2) All(ctx context.Context, account, region string) (map[string]*Instance, error) {
-	at := place{account, region}
-	found := make(map[string]*Instance)
+func (e *EC2) All(ctx context.Context, at ec2ref.Place) (map[ec2ref.InstanceID]*Instance, error) {
+	found := make(map[ec2ref.InstanceID]*Instance)
 	err := e.listInstances(ctx, at, url.Values{}, found)
 	if err == nil {
 		err = e.addImages(ctx, at, found)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("list the instances of account %s, %s: %w", account, region, err)
+		return nil, fmt.Errorf("list the instances of account %s, %s: %w", at.Account, at.Region, err)
 	}
 	return found, nil
 }
 
 // filter asks for what has one of these values.
-func filter(name string, values []string) url.Values {
+func filter[T ~string](name string, values []T) url.Values {
 	form := url.Values{"Filter.1.Name": {name}}
 	for n, value := range values {
-		form.Set(filterValue(n), value)
+		form.Set(filterValue(n), string(value))
 	}
 	return form
 }
@@ -97,7 +97,7 @@ func asksAbout(question url.Values, value string) bool {
 
 // listInstances adds to found what the question's pages hold. If it asks about certain
 // ids, an answer about another one is an error.
-func (e *EC2) listInstances(ctx context.Context, at place, question url.Values, found map[string]*Instance) error {
+func (e *EC2) listInstances(ctx context.Context, at ec2ref.Place, question url.Values, found map[ec2ref.InstanceID]*Instance) error {
 	return e.pages(ctx, question, func(question url.Values) (next string, err error) {
 		answer, err := e.askInstances(ctx, at, question, maxListBytes)
 		if err != nil {
@@ -106,14 +106,15 @@ func (e *EC2) listInstances(ctx context.Context, at place, question url.Values, 
 		for _, reservation := range answer.Reservations.value.Items {
 			// Whoever answers for another account has said nothing of this one, least of all
 			// that its instances are gone.
-			if owner := reservation.OwnerID.value; owner != at.account {
+			if owner := reservation.OwnerID.value; owner != string(at.Account) {
 				return "", fmt.Errorf("EC2 answered for account %.16q", owner)
 			}
 			for _, item := range reservation.Instances.value.Items {
 				if !asksAbout(question, item.ID.value) {
 					return "", unasked(item.ID.value)
 				}
-				found[item.ID.value] = newInstance(at.region, reservation.OwnerID.value, item)
+				i := newInstance(at.Region, reservation.OwnerID.value, item)
+				found[i.ID] = i
 			}
 		}
 		return answer.NextToken.value, nil
@@ -144,7 +145,7 @@ func (e *EC2) pages(ctx context.Context, question url.Values, ask func(url.Value
 }
 
 // addImages fills in what is known of the instances' images, asking for all at once.
-func (e *EC2) addImages(ctx context.Context, at place, instances map[string]*Instance) error {
+func (e *EC2) addImages(ctx context.Context, at ec2ref.Place, instances map[ec2ref.InstanceID]*Instance) error {
 	images := make(map[string]image)
 	var unknown []string
 	for _, i := range instances {
@@ -169,7 +170,7 @@ func (e *EC2) addImages(ctx context.Context, at place, instances map[string]*Ins
 }
 
 // listImages adds to images what EC2 says of those with these ids.
-func (e *EC2) listImages(ctx context.Context, at place, ids []string, images map[string]image) error {
+func (e *EC2) listImages(ctx context.Context, at ec2ref.Place, ids []string, images map[string]image) error {
 	// By filter, as in Instances: an image may be gone.
 	return e.pages(ctx, filter("image-id", ids), func(question url.Values) (next string, err error) {
 		answer, err := e.askImages(ctx, at, question, maxListBytes)

@@ -15,6 +15,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/ec2/types"
 
 	"github.com/hallmark-ssh/hallmark/e2e/fake/moto"
+	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 	"github.com/hallmark-ssh/hallmark/internal/signer/inventory"
 )
 
@@ -38,7 +39,7 @@ func TestListsOfMoto(t *testing.T) {
 		Credentials: credentials.NewStaticCredentialsProvider("test", "test", ""),
 	}
 	client := ec2.New(ec2.Options{Region: region, BaseEndpoint: aws.String(server.URL), Credentials: cfg.Credentials})
-	var ids []string
+	var ids []ec2ref.InstanceID
 	for range many { // one by one: moto's pages are of so many reservations
 		run, err := client.RunInstances(t.Context(), &ec2.RunInstancesInput{
 			ImageId: aws.String(image), InstanceType: types.InstanceTypeT3Micro, MinCount: aws.Int32(1), MaxCount: aws.Int32(1),
@@ -49,33 +50,33 @@ func TestListsOfMoto(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		ids = append(ids, aws.ToString(run.Instances[0].InstanceId))
+		ids = append(ids, ec2ref.InstanceID(aws.ToString(run.Instances[0].InstanceId)))
 	}
 	stopped, terminated := ids[0], ids[1]
-	if _, err := client.StopInstances(t.Context(), &ec2.StopInstancesInput{InstanceIds: []string{stopped}}); err != nil {
+	if _, err := client.StopInstances(t.Context(), &ec2.StopInstancesInput{InstanceIds: []string{string(stopped)}}); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := client.TerminateInstances(t.Context(), &ec2.TerminateInstancesInput{InstanceIds: []string{terminated}}); err != nil {
+	if _, err := client.TerminateInstances(t.Context(), &ec2.TerminateInstancesInput{InstanceIds: []string{string(terminated)}}); err != nil {
 		t.Fatal(err)
 	}
 
 	e := inventory.New(inventory.Config{
 		AWS: cfg, Accounts: []inventory.Account{{ID: moto.Account}},
-		Endpoint: func(string) (string, error) { return server.URL, nil }, Now: time.Now,
+		Endpoint: func(ec2ref.Region) (string, error) { return server.URL, nil }, Now: time.Now,
 	})
 	e.Wait = func(context.Context, time.Duration) error { return nil }
-	all, err := e.All(t.Context(), moto.Account, region)
+	all, err := e.All(t.Context(), ec2ref.Place{Account: moto.Account, Region: region})
 	if err != nil {
 		t.Fatal(err)
 	}
 	if counter.requests != 3 { // two pages, one image
 		t.Errorf("%d requests for two pages and an image", counter.requests)
 	}
-	named, err := e.Instances(t.Context(), moto.Account, region, append([]string{unknown}, ids...))
+	named, err := e.Instances(t.Context(), ec2ref.Place{Account: moto.Account, Region: region}, append([]ec2ref.InstanceID{unknown}, ids...))
 	if err != nil {
 		t.Fatal(err)
 	}
-	for what, found := range map[string]map[string]*inventory.Instance{"all": all, "by ids": named} {
+	for what, found := range map[string]map[ec2ref.InstanceID]*inventory.Instance{"all": all, "by ids": named} {
 		if len(found) != many || found[unknown] != nil {
 			t.Errorf("%s: %d instances, want %d", what, len(found), many)
 		}

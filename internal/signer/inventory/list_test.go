@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
+
+	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 )
 
 // fleetEC2 answers lists as EC2 does: by filter and by page.
@@ -102,14 +104,14 @@ func imageItemOf(id, owner string) string {
 
 // newFleetEC2 knows n instances of the account, of five images: the first is the
 // account's own, the last is gone.
-func newFleetEC2(n int) (f *fleetEC2, ids []string) {
+func newFleetEC2(n int) (f *fleetEC2, ids []ec2ref.InstanceID) {
 	f = &fleetEC2{instances: make(map[string]string), images: map[string]string{
 		"ami-0": account, "ami-1": "444455556666", "ami-2": account, "ami-3": account,
 	}}
 	for i := range n {
 		id := fmt.Sprintf("i-%016x%d", i, i%5)
 		f.instances[id] = account
-		ids = append(ids, id)
+		ids = append(ids, ec2ref.InstanceID(id))
 	}
 	return f, ids
 }
@@ -120,7 +122,7 @@ func startFleet(t *testing.T, f http.Handler) *EC2 {
 	return e
 }
 
-func checkFleet(t *testing.T, found map[string]*Instance, ids []string) {
+func checkFleet(t *testing.T, found map[ec2ref.InstanceID]*Instance, ids []ec2ref.InstanceID) {
 	t.Helper()
 	if len(found) != len(ids) {
 		t.Errorf("%d instances, want %d", len(found), len(ids))
@@ -146,7 +148,7 @@ func checkFleet(t *testing.T, found map[string]*Instance, ids []string) {
 func TestInstances(t *testing.T) {
 	f, ids := newFleetEC2(450)
 	e := startFleet(t, f)
-	found, err := e.Instances(t.Context(), account, region, slices.Concat(ids, ids[:3])) // one may be named twice
+	found, err := e.Instances(t.Context(), theInstance().Place(), slices.Concat(ids, ids[:3])) // one may be named twice
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -164,7 +166,7 @@ func TestInstances(t *testing.T) {
 	}
 	// What is remembered of images is not asked about again, but that one is gone.
 	f.requests = nil
-	if _, err := e.Instances(t.Context(), account, region, ids[:5]); err != nil {
+	if _, err := e.Instances(t.Context(), theInstance().Place(), ids[:5]); err != nil {
 		t.Fatal(err)
 	}
 	if got := filterValues(f.requests[1]); len(f.requests) != 2 || !slices.Equal(got, []string{"ami-4"}) {
@@ -174,7 +176,7 @@ func TestInstances(t *testing.T) {
 
 func TestInstancesOfNone(t *testing.T) {
 	f, _ := newFleetEC2(3)
-	found, err := startFleet(t, f).Instances(t.Context(), account, region, nil)
+	found, err := startFleet(t, f).Instances(t.Context(), theInstance().Place(), nil)
 	if err != nil || len(found) != 0 || len(f.requests) != 0 {
 		t.Errorf("%d instances, %d requests, error %v", len(found), len(f.requests), err)
 	}
@@ -184,17 +186,17 @@ func TestInstancesOfNone(t *testing.T) {
 // alone.
 func TestInstancesThatAreGone(t *testing.T) {
 	f, ids := newFleetEC2(10)
-	delete(f.instances, ids[3])
-	found, err := startFleet(t, f).Instances(t.Context(), account, region, ids)
+	delete(f.instances, string(ids[3]))
+	found, err := startFleet(t, f).Instances(t.Context(), theInstance().Place(), ids)
 	if err != nil {
 		t.Fatal(err)
 	}
-	checkFleet(t, found, slices.DeleteFunc(slices.Clone(ids), func(id string) bool { return id == ids[3] }))
+	checkFleet(t, found, slices.DeleteFunc(slices.Clone(ids), func(id ec2ref.InstanceID) bool { return id == ids[3] }))
 	if n := f.count("DescribeInstances"); n != 5 {
 		t.Errorf("asked %d times, want 5", n)
 	}
 	for _, r := range f.requests[1:5] {
-		if got := filterValues(r); !slices.Equal(got, ids[3:4]) {
+		if got := filterValues(r); !slices.Equal(got, []string{string(ids[3])}) {
 			t.Errorf("asked again about %q", got)
 		}
 	}
@@ -202,14 +204,14 @@ func TestInstancesThatAreGone(t *testing.T) {
 
 func TestInstancesThatEC2ShowsLate(t *testing.T) {
 	f, ids := newFleetEC2(2)
-	delete(f.instances, ids[1])
+	delete(f.instances, string(ids[1]))
 	f.spoil = func(_ string, n int) string {
 		if n == 2 {
-			f.instances[ids[1]] = account
+			f.instances[string(ids[1])] = account
 		}
 		return ""
 	}
-	found, err := startFleet(t, f).Instances(t.Context(), account, region, ids)
+	found, err := startFleet(t, f).Instances(t.Context(), theInstance().Place(), ids)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -218,14 +220,14 @@ func TestInstancesThatEC2ShowsLate(t *testing.T) {
 
 func TestInstancesWhenTimeIsUp(t *testing.T) {
 	f, ids := newFleetEC2(2)
-	delete(f.instances, ids[1])
+	delete(f.instances, string(ids[1]))
 	ctx, cancel := context.WithCancel(t.Context())
 	e := startFleet(t, f)
 	e.Wait = func(ctx context.Context, _ time.Duration) error { // before it is asked about again
 		cancel()
 		return ctx.Err()
 	}
-	if found, err := e.Instances(ctx, account, region, ids[1:]); !errors.Is(err, context.Canceled) {
+	if found, err := e.Instances(ctx, theInstance().Place(), ids[1:]); !errors.Is(err, context.Canceled) {
 		t.Errorf("found %v, error %v: an instance that was not asked about again counts as gone", found, err)
 	}
 }
@@ -233,7 +235,7 @@ func TestInstancesWhenTimeIsUp(t *testing.T) {
 func TestAll(t *testing.T) {
 	f, ids := newFleetEC2(25)
 	f.perPage = 10
-	found, err := startFleet(t, f).All(t.Context(), account, region)
+	found, err := startFleet(t, f).All(t.Context(), theInstance().Place())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -276,9 +278,11 @@ func TestListsThatGoWrong(t *testing.T) {
 			f, ids := newFleetEC2(25)
 			f.perPage, f.spoil = 10, tt.spoil
 			e := startFleet(t, f)
-			for what, ask := range map[string]func() (map[string]*Instance, error){
-				"all":    func() (map[string]*Instance, error) { return e.All(t.Context(), account, region) },
-				"by ids": func() (map[string]*Instance, error) { return e.Instances(t.Context(), account, region, ids) },
+			for what, ask := range map[string]func() (map[ec2ref.InstanceID]*Instance, error){
+				"all": func() (map[ec2ref.InstanceID]*Instance, error) { return e.All(t.Context(), theInstance().Place()) },
+				"by ids": func() (map[ec2ref.InstanceID]*Instance, error) {
+					return e.Instances(t.Context(), theInstance().Place(), ids)
+				},
 			} {
 				f.requests = nil
 				found, err := ask()
@@ -302,7 +306,7 @@ func TestThrottlingInTheMiddleOfAList(t *testing.T) {
 		}
 		return ""
 	}
-	found, err := startFleet(t, f).All(t.Context(), account, region)
+	found, err := startFleet(t, f).All(t.Context(), theInstance().Place())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -315,7 +319,7 @@ func TestListsAreBounded(t *testing.T) {
 		n++
 		return fmt.Sprintf("<DescribeInstancesResponse><reservationSet/><nextToken>%d</nextToken></DescribeInstancesResponse>", n)
 	}}
-	if _, err := startFleet(t, f).All(t.Context(), account, region); err == nil || n != maxPages {
+	if _, err := startFleet(t, f).All(t.Context(), theInstance().Place()); err == nil || n != maxPages {
 		t.Errorf("%d pages, error %v", n, err)
 	}
 }
@@ -329,11 +333,11 @@ func TestAPageMayBeLong(t *testing.T) {
 		}
 		var b strings.Builder
 		for _, id := range ids {
-			b.WriteString(strings.Replace(reservationOf(id, account), "<imageId>", "<rest>"+strings.Repeat("x", 4000)+"</rest><imageId>", 1))
+			b.WriteString(strings.Replace(reservationOf(string(id), account), "<imageId>", "<rest>"+strings.Repeat("x", 4000)+"</rest><imageId>", 1))
 		}
 		return "<DescribeInstancesResponse><reservationSet>" + b.String() + "</reservationSet></DescribeInstancesResponse>"
 	}
-	found, err := startFleet(t, f).All(t.Context(), account, region)
+	found, err := startFleet(t, f).All(t.Context(), theInstance().Place())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -357,7 +361,7 @@ func TestCallsEndInTime(t *testing.T) {
 	e := startFleet(t, f)
 	d := &deadlines{HTTPClient: e.http}
 	e.http = d
-	if _, err := e.Instances(t.Context(), account, region, ids); err != nil {
+	if _, err := e.Instances(t.Context(), theInstance().Place(), ids); err != nil {
 		t.Fatal(err)
 	}
 	for _, left := range d.left {
@@ -370,8 +374,8 @@ func TestCallsEndInTime(t *testing.T) {
 func TestListsOfUnlistedAccountsCallNobody(t *testing.T) {
 	f, ids := newFleetEC2(1)
 	e := startFleet(t, f)
-	_, errAll := e.All(t.Context(), "999999999999", region)
-	_, errByID := e.Instances(t.Context(), "999999999999", region, ids)
+	_, errAll := e.All(t.Context(), ec2ref.Place{Account: "999999999999", Region: region})
+	_, errByID := e.Instances(t.Context(), ec2ref.Place{Account: "999999999999", Region: region}, ids)
 	if !errors.Is(errAll, ErrNotListed) || !errors.Is(errByID, ErrNotListed) || len(f.requests) != 0 {
 		t.Errorf("errors %v, %v; %d requests", errAll, errByID, len(f.requests))
 	}

@@ -13,6 +13,8 @@ import (
 	"time"
 
 	v4 "github.com/aws/aws-sdk-go-v2/aws/signer/v4"
+
+	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 )
 
 // The calls are made here, on the SDK's credentials, signer and HTTP client,
@@ -50,7 +52,7 @@ func (e *apiError) Is(target error) bool {
 
 // call sends an action of EC2's Query API (Amazon EC2 API Reference, "Query
 // requests") and returns the answer, which has no more than limit bytes.
-func (e *EC2) call(ctx context.Context, at place, form url.Values, limit int64) ([]byte, error) {
+func (e *EC2) call(ctx context.Context, at ec2ref.Place, form url.Values, limit int64) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	form.Set("Version", apiVersion)
@@ -79,14 +81,14 @@ func (e *EC2) call(ctx context.Context, at place, form url.Values, limit int64) 
 	return data, nil
 }
 
-func (e *EC2) newRequest(ctx context.Context, at place, body string) (*http.Request, error) {
+func (e *EC2) newRequest(ctx context.Context, at ec2ref.Place, body string) (*http.Request, error) {
 	// A stranger's account with a role of the expected name would let the signer in:
 	// an account that is not listed gets no call, not even of STS.
-	provider, listed := e.credentials[at.account]
+	provider, listed := e.credentials[at.Account]
 	if !listed {
 		return nil, ErrNotListed
 	}
-	endpoint, err := e.endpoint(at.region)
+	endpoint, err := e.endpoint(at.Region)
 	if err != nil {
 		return nil, err
 	}
@@ -100,7 +102,7 @@ func (e *EC2) newRequest(ctx context.Context, at place, body string) (*http.Requ
 		return nil, fmt.Errorf("get AWS credentials: %w", err)
 	}
 	sum := sha256.Sum256([]byte(body))
-	err = v4.NewSigner().SignHTTP(ctx, credentials, request, hex.EncodeToString(sum[:]), "ec2", at.region, e.now())
+	err = v4.NewSigner().SignHTTP(ctx, credentials, request, hex.EncodeToString(sum[:]), "ec2", string(at.Region), e.now())
 	return request, err
 }
 

@@ -12,6 +12,8 @@ import (
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/dynamodb"
 	"github.com/aws/aws-sdk-go-v2/service/dynamodb/types"
+
+	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 )
 
 // DynamoDBClient is what the ledger calls. *dynamodb.Client is one; its role needs
@@ -44,7 +46,7 @@ func NewDynamoDB(client DynamoDBClient, table string, now func() time.Time) *Dyn
 }
 
 // Lookup returns what is known of an instance, and the zero Record if nothing is.
-func (d *DynamoDB) Lookup(ctx context.Context, i Instance) (Record, error) {
+func (d *DynamoDB) Lookup(ctx context.Context, i ec2ref.Instance) (Record, error) {
 	var found Record
 	err := patiently(ctx, func(ctx context.Context) error {
 		r, err := d.record(ctx, i)
@@ -63,8 +65,8 @@ const readBatch = 100
 
 // LookupAll returns what is known of each of the instances, with one call for every
 // hundred of them.
-func (d *DynamoDB) LookupAll(ctx context.Context, instances []Instance) (map[Instance]Record, error) {
-	all := make(map[Instance]Record, len(instances))
+func (d *DynamoDB) LookupAll(ctx context.Context, instances []ec2ref.Instance) (map[ec2ref.Instance]Record, error) {
+	all := make(map[ec2ref.Instance]Record, len(instances))
 	for batch := range slices.Chunk(instances, readBatch) {
 		err := patiently(ctx, func(ctx context.Context) error {
 			records, err := d.records(ctx, batch)
@@ -106,7 +108,7 @@ func (d *DynamoDB) Expired(ctx context.Context, from string, now time.Time) (Exp
 		if err != nil {
 			return err
 		}
-		step = Expired{Records: make(map[Instance]Record), Next: next}
+		step = Expired{Records: make(map[ec2ref.Instance]Record), Next: next}
 		for i, r := range records {
 			if r.hasExpired(now) {
 				step.Records[i] = r.exported()
@@ -121,7 +123,7 @@ func (d *DynamoDB) Expired(ctx context.Context, from string, now time.Time) (Exp
 }
 
 // scan reads one page of the table, and returns whose records may have expired.
-func (d *DynamoDB) scan(ctx context.Context, from string, now time.Time) (found []Instance, next string, err error) {
+func (d *DynamoDB) scan(ctx context.Context, from string, now time.Time) (found []ec2ref.Instance, next string, err error) {
 	in := &dynamodb.ScanInput{
 		TableName:            &d.table,
 		Limit:                aws.Int32(scanPage),
@@ -147,7 +149,7 @@ func (d *DynamoDB) scan(ctx context.Context, from string, now time.Time) (found 
 		if len(found) == MaxExpired {
 			return found, instancePK(found[len(found)-1]), last.err // the next step goes on after the last one
 		}
-		i, err := parseInstance(strings.TrimPrefix(pk, instancePrefix))
+		i, err := ec2ref.ParseInstance(strings.TrimPrefix(pk, instancePrefix))
 		if err := errors.Join(p.err, err); err != nil {
 			return nil, "", fmt.Errorf("read the ledger's item %s: %w", pk, err)
 		}
@@ -215,7 +217,7 @@ func (d *DynamoDB) Confirm(ctx context.Context, c Claim, g Grant, now time.Time)
 // Permit allows the instance to come with other host keys, once. It replaces a
 // permit that is not used yet. It fails with ErrUnclaimed for an instance that is
 // not known, and with ErrEnded.
-func (d *DynamoDB) Permit(ctx context.Context, i Instance, p Permit) error {
+func (d *DynamoDB) Permit(ctx context.Context, i ec2ref.Instance, p Permit) error {
 	_, err := d.amend(ctx, "permit re-key of", i, func(r record) (record, error) { return r.withPermit(p) })
 	return err
 }
@@ -225,7 +227,7 @@ func (d *DynamoDB) Permit(ctx context.Context, i Instance, p Permit) error {
 // claimed before finds the note when it confirms, and one that claims later changes the
 // version. The record of an instance that ended is returned as it is. One that never
 // enrolled has no generation; it keeps the note for an hour.
-func (d *DynamoDB) Announce(ctx context.Context, i Instance) (Record, error) {
+func (d *DynamoDB) Announce(ctx context.Context, i ec2ref.Instance) (Record, error) {
 	var found record
 	r, err := d.amend(ctx, "announce a write about", i, func(r record) (record, error) {
 		found = r
@@ -240,19 +242,19 @@ func (d *DynamoDB) Announce(ctx context.Context, i Instance) (Record, error) {
 // SeeTags is Announce for callers that do not look at the record. The event's version
 // decides nothing: whoever can write to the queue chooses it. It fails with ErrEnded,
 // and with ErrSeen after the note for an instance that never enrolled.
-func (d *DynamoDB) SeeTags(ctx context.Context, i Instance, _ uint64) error {
+func (d *DynamoDB) SeeTags(ctx context.Context, i ec2ref.Instance, _ uint64) error {
 	r, err := d.Announce(ctx, i)
 	return seen(i, r, err)
 }
 
-func (d *DynamoDB) amend(ctx context.Context, doing string, i Instance, decide func(record) (record, error)) (record, error) {
+func (d *DynamoDB) amend(ctx context.Context, doing string, i ec2ref.Instance, decide func(record) (record, error)) (record, error) {
 	read := func(ctx context.Context) (record, error) { return d.record(ctx, i) }
 	return d.amendFrom(ctx, doing, i, read, decide)
 }
 
 // amendFrom writes what is decided on what is read, and returns it. It writes even
 // where nothing changes: the version says that somebody was there.
-func (d *DynamoDB) amendFrom(ctx context.Context, doing string, i Instance,
+func (d *DynamoDB) amendFrom(ctx context.Context, doing string, i ec2ref.Instance,
 	read func(context.Context) (record, error), decide func(record) (record, error),
 ) (record, error) {
 	var written record
@@ -277,10 +279,10 @@ func (d *DynamoDB) amendFrom(ctx context.Context, doing string, i Instance,
 
 // End records that the instance is gone for good. Nobody needs to have claimed
 // anything for it: an event may come before the enrollment that it must stop.
-func (d *DynamoDB) End(ctx context.Context, i Instance) error { return d.EndBy(ctx, i, "") }
+func (d *DynamoDB) End(ctx context.Context, i ec2ref.Instance) error { return d.EndBy(ctx, i, "") }
 
 // EndBy is End on the word of an operator, whom the record then names.
-func (d *DynamoDB) EndBy(ctx context.Context, i Instance, by string) error {
+func (d *DynamoDB) EndBy(ctx context.Context, i ec2ref.Instance, by string) error {
 	if err := patiently(ctx, func(ctx context.Context) error { return d.end(ctx, i, by) }); err != nil {
 		return fmt.Errorf("end %s: %w", i.ID, err)
 	}
@@ -290,38 +292,38 @@ func (d *DynamoDB) EndBy(ctx context.Context, i Instance, by string) error {
 // Release frees a name that an instance holds, although the instance has not ended,
 // and returns who held it. It fails with ErrNotHeld if nobody does, and with
 // ErrCertified while a certificate may name it. By is who releases it, for the log.
-func (d *DynamoDB) Release(ctx context.Context, name, by string, now time.Time) (Instance, error) {
-	var holder Instance
+func (d *DynamoDB) Release(ctx context.Context, name, by string, now time.Time) (ec2ref.Instance, error) {
+	var holder ec2ref.Instance
 	err := patiently(ctx, func(ctx context.Context) (err error) {
 		holder, err = d.release(ctx, name, by, now)
 		return err
 	})
 	if err != nil {
-		return Instance{}, fmt.Errorf("release %s: %w", name, err)
+		return ec2ref.Instance{}, fmt.Errorf("release %s: %w", name, err)
 	}
 	return holder, nil
 }
 
-func (d *DynamoDB) release(ctx context.Context, name, by string, now time.Time) (Instance, error) {
+func (d *DynamoDB) release(ctx context.Context, name, by string, now time.Time) (ec2ref.Instance, error) {
 	items, err := d.read(ctx, []string{namePK(name)})
 	if err != nil {
-		return Instance{}, err
+		return ec2ref.Instance{}, err
 	}
 	holders, err := parseHolders(items, namePK, []string{name})
 	if err != nil {
-		return Instance{}, err
+		return ec2ref.Instance{}, err
 	}
 	holder, held := holders[name]
 	if !held {
-		return Instance{}, ErrNotHeld
+		return ec2ref.Instance{}, ErrNotHeld
 	}
 	r, err := d.record(ctx, holder)
 	if err != nil {
-		return Instance{}, err
+		return ec2ref.Instance{}, err
 	}
 	next, err := r.release(name, holder, now)
 	if err != nil {
-		return Instance{}, err
+		return ec2ref.Instance{}, err
 	}
 	w := write{table: d.table}
 	w.putRecord(holder, next, r)
@@ -331,7 +333,7 @@ func (d *DynamoDB) release(ctx context.Context, name, by string, now time.Time) 
 
 // EndExpired is End for an instance whose certificates have all ended, and changes
 // nothing if they have not. It reports whether the record ended.
-func (d *DynamoDB) EndExpired(ctx context.Context, i Instance, now time.Time) (bool, error) {
+func (d *DynamoDB) EndExpired(ctx context.Context, i ec2ref.Instance, now time.Time) (bool, error) {
 	err := patiently(ctx, func(ctx context.Context) error {
 		r, err := d.record(ctx, i)
 		if err != nil {
@@ -352,7 +354,7 @@ func (d *DynamoDB) EndExpired(ctx context.Context, i Instance, now time.Time) (b
 	return true, nil
 }
 
-func (d *DynamoDB) end(ctx context.Context, i Instance, by string) error {
+func (d *DynamoDB) end(ctx context.Context, i ec2ref.Instance, by string) error {
 	r, err := d.record(ctx, i)
 	if err != nil || r.ended {
 		return err
@@ -361,7 +363,7 @@ func (d *DynamoDB) end(ctx context.Context, i Instance, by string) error {
 }
 
 // putEnded writes the record of an instance that ends, and when its names may go.
-func (d *DynamoDB) putEnded(ctx context.Context, i Instance, r, next record) error {
+func (d *DynamoDB) putEnded(ctx context.Context, i ec2ref.Instance, r, next record) error {
 	names := slices.Sorted(maps.Keys(r.names))
 	items, err := d.read(ctx, pks(namePK, names))
 	if err != nil {
@@ -382,18 +384,18 @@ func (d *DynamoDB) putEnded(ctx context.Context, i Instance, r, next record) err
 }
 
 // record reads one instance's record.
-func (d *DynamoDB) record(ctx context.Context, i Instance) (record, error) {
-	records, err := d.records(ctx, []Instance{i})
+func (d *DynamoDB) record(ctx context.Context, i ec2ref.Instance) (record, error) {
+	records, err := d.records(ctx, []ec2ref.Instance{i})
 	return records[i], err
 }
 
 // records reads the records of instances; one that is not there is zero.
-func (d *DynamoDB) records(ctx context.Context, instances []Instance) (map[Instance]record, error) {
+func (d *DynamoDB) records(ctx context.Context, instances []ec2ref.Instance) (map[ec2ref.Instance]record, error) {
 	items, err := d.read(ctx, pks(instancePK, instances))
 	if err != nil {
 		return nil, err
 	}
-	records := make(map[Instance]record, len(instances))
+	records := make(map[ec2ref.Instance]record, len(instances))
 	for _, i := range instances {
 		if records[i], err = parseRecord(items[instancePK(i)]); err != nil {
 			return nil, err
@@ -433,8 +435,8 @@ func (d *DynamoDB) view(ctx context.Context, c Claim) (view, error) {
 }
 
 // parseHolders reads who holds what; what nobody holds is not in the map.
-func parseHolders(items map[string]item, pk func(string) string, held []string) (map[string]Instance, error) {
-	holders := make(map[string]Instance)
+func parseHolders(items map[string]item, pk func(string) string, held []string) (map[string]ec2ref.Instance, error) {
+	holders := make(map[string]ec2ref.Instance)
 	for _, s := range held {
 		it, there := items[pk(s)]
 		if !there {
@@ -451,13 +453,13 @@ func parseHolders(items map[string]item, pk func(string) string, held []string) 
 
 // others returns the instances in the map, each once, without the one and without
 // the zero one.
-func others(in map[string]Instance, one Instance) []Instance {
-	set := make(map[Instance]bool)
+func others(in map[string]ec2ref.Instance, one ec2ref.Instance) []ec2ref.Instance {
+	set := make(map[ec2ref.Instance]bool)
 	for _, i := range in {
 		set[i] = true
 	}
 	delete(set, one)
-	delete(set, Instance{})
+	delete(set, ec2ref.Instance{})
 	return slices.Collect(maps.Keys(set))
 }
 
@@ -499,7 +501,7 @@ func (d *DynamoDB) read(ctx context.Context, pks []string) (map[string]item, err
 
 // apply writes what a claim changes, if it changes anything: a renewal within the
 // same second does not.
-func (d *DynamoDB) apply(ctx context.Context, i Instance, old record, c change) error {
+func (d *DynamoDB) apply(ctx context.Context, i ec2ref.Instance, old record, c change) error {
 	if !c.changes(old) {
 		return nil
 	}
@@ -510,7 +512,7 @@ func (d *DynamoDB) apply(ctx context.Context, i Instance, old record, c change) 
 	}
 	for _, name := range slices.Sorted(maps.Keys(c.names)) {
 		former := c.names[name].holder
-		if former == (Instance{}) {
+		if former == (ec2ref.Instance{}) {
 			former = i
 		}
 		w.putHolder(namePK(name), i, former)
@@ -526,7 +528,7 @@ func (d *DynamoDB) apply(ctx context.Context, i Instance, old record, c change) 
 
 // expireDropped adds to a claim's transaction that the items of dropped names may be
 // deleted. An item that does not fit stays, and the name is free all the same.
-func (d *DynamoDB) expireDropped(ctx context.Context, w *write, i Instance, dropped []string) error {
+func (d *DynamoDB) expireDropped(ctx context.Context, w *write, i ec2ref.Instance, dropped []string) error {
 	dropped = dropped[:min(len(dropped), maxActions-len(w.actions))]
 	items, err := d.read(ctx, pks(namePK, dropped))
 	if err != nil {

@@ -16,6 +16,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/dynamodb/types"
 	"github.com/aws/smithy-go"
 
+	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger/ledgertest"
 )
@@ -99,8 +100,8 @@ const day = 24 * time.Hour
 
 func start() time.Time { return time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC) }
 
-func instance(n int) ledger.Instance {
-	return ledger.Instance{Account: "111122223333", Region: "us-west-2", ID: fmt.Sprintf("i-%017x", n)}
+func instance(n int) ec2ref.Instance {
+	return ec2ref.Instance{Account: "111122223333", Region: "us-west-2", ID: ec2ref.InstanceID(fmt.Sprintf("i-%017x", n))}
 }
 
 // claim is one of instance n, with a key and an address of its own.

@@ -5,10 +5,11 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/service/dynamodb/types"
+
+	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 )
 
 // The table. Its partition key is "pk", a string; it has no sort key and no index,
@@ -92,25 +93,16 @@ type item = map[string]types.AttributeValue
 // instancePrefix begins the key of an instance's item.
 const instancePrefix = "instance#"
 
-func instancePK(i Instance) string       { return instancePrefix + formatInstance(i) }
-func keyPK(fingerprint string) string    { return "key#" + fingerprint }
-func namePK(name string) string          { return "name#" + name }
-func formatInstance(i Instance) string   { return i.Account + "/" + i.Region + "/" + i.ID }
-func text(s string) types.AttributeValue { return &types.AttributeValueMemberS{Value: s} }
+func instancePK(i ec2ref.Instance) string { return instancePrefix + i.String() }
+func keyPK(fingerprint string) string     { return "key#" + fingerprint }
+func namePK(name string) string           { return "name#" + name }
+func text(s string) types.AttributeValue  { return &types.AttributeValueMemberS{Value: s} }
 
 func number[N int64 | uint64](n N) types.AttributeValue {
 	return &types.AttributeValueMemberN{Value: fmt.Sprint(n)}
 }
 
-func parseInstance(s string) (Instance, error) {
-	parts := strings.Split(s, "/")
-	if len(parts) != 3 {
-		return Instance{}, fmt.Errorf("%q names no instance", s)
-	}
-	return Instance{Account: parts[0], Region: parts[1], ID: parts[2]}, nil
-}
-
-func formatRecord(i Instance, r record) item {
+func formatRecord(i ec2ref.Instance, r record) item {
 	it := item{
 		attrPK:         text(instancePK(i)),
 		attrVersion:    number(r.version),
@@ -211,11 +203,11 @@ func parseRecord(it item) (record, error) {
 }
 
 // parseHolder reads the item of a key or a name.
-func parseHolder(it item) (Instance, error) {
+func parseHolder(it item) (ec2ref.Instance, error) {
 	p := parser{item: it}
-	holder, err := parseInstance(p.text(attrHolder))
+	holder, err := ec2ref.ParseInstance(p.text(attrHolder))
 	if err := errors.Join(p.err, err); err != nil {
-		return Instance{}, fmt.Errorf("read the ledger's item %s: %w", p.text(attrPK), err)
+		return ec2ref.Instance{}, fmt.Errorf("read the ledger's item %s: %w", p.text(attrPK), err)
 	}
 	return holder, nil
 }

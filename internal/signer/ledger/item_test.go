@@ -4,6 +4,8 @@ import (
 	"reflect"
 	"testing"
 	"time"
+
+	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 )
 
 func TestRecordItemRoundTrip(t *testing.T) {
@@ -21,7 +23,7 @@ func TestRecordItemRoundTrip(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			i := Instance{Account: "111122223333", Region: "us-west-2", ID: "i-0123456789abcdef0"}
+			i := ec2ref.Instance{Account: "111122223333", Region: "us-west-2", ID: "i-0123456789abcdef0"}
 			got, err := parseRecord(formatRecord(i, r))
 			if err != nil {
 				t.Fatal(err)

@@ -21,6 +21,8 @@ import (
 	"fmt"
 	"maps"
 	"time"
+
+	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 )
 
 // What a ledger refuses. Callers compare with errors.Is.
@@ -60,14 +62,9 @@ const (
 	MaxNames = 32
 )
 
-// Instance names an EC2 instance.
-type Instance struct {
-	Account, Region, ID string
-}
-
 // Claim asks for host keys and a host name on behalf of an instance.
 type Claim struct {
-	Instance Instance
+	Instance ec2ref.Instance
 	// Fingerprints are the SHA-256 fingerprints of the host keys, at least one.
 	Fingerprints []string
 	Hostname     string
@@ -136,7 +133,7 @@ type Record struct {
 // although every certificate issued to them has.
 type Expired struct {
 	// Records are those of the step, at most MaxExpired. There may be none and yet more to come.
-	Records map[Instance]Record
+	Records map[ec2ref.Instance]Record
 	// Next is where the next step begins. It is empty after the last.
 	Next string
 }
@@ -180,7 +177,7 @@ type NameInUseError struct {
 // HeldName is a name that an instance holds.
 type HeldName struct {
 	Name   string
-	Holder Instance
+	Holder ec2ref.Instance
 	// End is when the last certificate that names it has ended. It may be in the past:
 	// a stopped machine keeps its name.
 	End time.Time
@@ -189,7 +186,7 @@ type HeldName struct {
 func (e *NameInUseError) Error() string {
 	holders := make([]string, len(e.Held))
 	for n, h := range e.Held {
-		holders[n] = h.Holder.ID
+		holders[n] = string(h.Holder.ID)
 	}
 	return fmt.Sprintf("%v: %q held by %q", ErrNameInUse, e.Names(), holders)
 }
@@ -223,6 +220,6 @@ type Grant struct {
 
 	// to is the instance, and claimed its record after the claim, which a confirmation
 	// starts from.
-	to      Instance
+	to      ec2ref.Instance
 	claimed *record
 }

@@ -10,6 +10,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 )
 
 // Memory is a ledger that lives as long as its process. It is for tests, and for
@@ -25,9 +27,9 @@ type Memory struct {
 	Now func() time.Time
 
 	mu        sync.Mutex
-	instances map[Instance]record
-	keys      map[string]Instance // by fingerprint
-	names     map[string]Instance
+	instances map[ec2ref.Instance]record
+	keys      map[string]ec2ref.Instance // by fingerprint
+	names     map[string]ec2ref.Instance
 }
 
 // Clone returns a separate ledger with the same contents and no clock.
@@ -46,10 +48,10 @@ func (m *Memory) String() string {
 		lines = append(lines, r.text(i))
 	}
 	for key, holder := range m.keys {
-		lines = append(lines, keyPK(key)+" "+formatInstance(holder))
+		lines = append(lines, keyPK(key)+" "+holder.String())
 	}
 	for name, holder := range m.names {
-		lines = append(lines, namePK(name)+" "+formatInstance(holder))
+		lines = append(lines, namePK(name)+" "+holder.String())
 	}
 	slices.Sort(lines)
 	return strings.Join(lines, "\n")
@@ -63,7 +65,7 @@ func (m *Memory) clock() time.Time {
 }
 
 // Lookup returns what is known of an instance, and the zero Record if nothing is.
-func (m *Memory) Lookup(ctx context.Context, i Instance) (Record, error) {
+func (m *Memory) Lookup(ctx context.Context, i ec2ref.Instance) (Record, error) {
 	if err := ctx.Err(); err != nil {
 		return Record{}, fmt.Errorf("look up %s: %w", i.ID, err)
 	}
@@ -97,7 +99,7 @@ func (m *Memory) Claim(ctx context.Context, c Claim, now time.Time) (Grant, erro
 
 // view returns what the claim is decided on.
 func (m *Memory) view(c Claim) view {
-	v := view{record: m.instances[c.Instance], keys: make(map[string]Instance), names: make(map[string]tenure)}
+	v := view{record: m.instances[c.Instance], keys: make(map[string]ec2ref.Instance), names: make(map[string]tenure)}
 	for _, fingerprint := range c.Fingerprints {
 		if holder, held := m.keys[fingerprint]; held {
 			v.keys[fingerprint] = holder
@@ -111,11 +113,11 @@ func (m *Memory) view(c Claim) view {
 	return v
 }
 
-func (m *Memory) put(i Instance, c change) {
+func (m *Memory) put(i ec2ref.Instance, c change) {
 	if m.instances == nil {
-		m.instances = make(map[Instance]record)
-		m.keys = make(map[string]Instance)
-		m.names = make(map[string]Instance)
+		m.instances = make(map[ec2ref.Instance]record)
+		m.keys = make(map[string]ec2ref.Instance)
+		m.names = make(map[string]ec2ref.Instance)
 	}
 	c.record.version++
 	m.instances[i] = c.record
@@ -128,8 +130,8 @@ func (m *Memory) put(i Instance, c change) {
 }
 
 // LookupAll returns what is known of each of the instances.
-func (m *Memory) LookupAll(ctx context.Context, instances []Instance) (map[Instance]Record, error) {
-	records := make(map[Instance]Record, len(instances))
+func (m *Memory) LookupAll(ctx context.Context, instances []ec2ref.Instance) (map[ec2ref.Instance]Record, error) {
+	records := make(map[ec2ref.Instance]Record, len(instances))
 	for _, i := range instances {
 		record, err := m.Lookup(ctx, i)
 		if err != nil {
@@ -148,8 +150,8 @@ func (m *Memory) Expired(ctx context.Context, from string, now time.Time) (Expir
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	step := Expired{Records: make(map[Instance]Record)}
-	ordered := slices.SortedFunc(maps.Keys(m.instances), func(a, b Instance) int { return cmp.Compare(instancePK(a), instancePK(b)) })
+	step := Expired{Records: make(map[ec2ref.Instance]Record)}
+	ordered := slices.SortedFunc(maps.Keys(m.instances), func(a, b ec2ref.Instance) int { return cmp.Compare(instancePK(a), instancePK(b)) })
 	for _, i := range ordered {
 		if r := m.instances[i]; instancePK(i) > from && r.hasExpired(now) {
 			if len(step.Records) == MaxExpired {
@@ -164,7 +166,7 @@ func (m *Memory) Expired(ctx context.Context, from string, now time.Time) (Expir
 
 // EndExpired is End for an instance whose certificates have all ended, and changes
 // nothing if they have not. It reports whether the record ended.
-func (m *Memory) EndExpired(ctx context.Context, i Instance, now time.Time) (bool, error) {
+func (m *Memory) EndExpired(ctx context.Context, i ec2ref.Instance, now time.Time) (bool, error) {
 	ended := false
 	_, err := m.amend(ctx, "end the expired record of", i, func(r record) (record, error) {
 		next, err := r.endExpired(now, m.clock())
@@ -193,10 +195,10 @@ func (m *Memory) Confirm(ctx context.Context, c Claim, g Grant, now time.Time) e
 
 // End records that the instance is gone for good. Nobody needs to have claimed
 // anything for it: an event may come before the enrollment that it must stop.
-func (m *Memory) End(ctx context.Context, i Instance) error { return m.EndBy(ctx, i, "") }
+func (m *Memory) End(ctx context.Context, i ec2ref.Instance) error { return m.EndBy(ctx, i, "") }
 
 // EndBy is End on the word of an operator, whom the record then names.
-func (m *Memory) EndBy(ctx context.Context, i Instance, by string) error {
+func (m *Memory) EndBy(ctx context.Context, i ec2ref.Instance, by string) error {
 	_, err := m.amend(ctx, "end", i, func(r record) (record, error) {
 		if r.ended {
 			return record{}, errUnchanged
@@ -209,16 +211,16 @@ func (m *Memory) EndBy(ctx context.Context, i Instance, by string) error {
 // Release frees a name that an instance holds, although the instance has not ended,
 // and returns who held it. It fails with ErrNotHeld if nobody does, and with
 // ErrCertified while a certificate may name it.
-func (m *Memory) Release(ctx context.Context, name, _ string, now time.Time) (Instance, error) {
+func (m *Memory) Release(ctx context.Context, name, _ string, now time.Time) (ec2ref.Instance, error) {
 	m.mu.Lock()
 	holder, held := m.names[name]
 	m.mu.Unlock()
 	if !held {
-		return Instance{}, fmt.Errorf("release %s: %w", name, ErrNotHeld)
+		return ec2ref.Instance{}, fmt.Errorf("release %s: %w", name, ErrNotHeld)
 	}
 	_, err := m.amend(ctx, "amend", holder, func(r record) (record, error) { return r.release(name, holder, now) })
 	if err != nil {
-		return Instance{}, fmt.Errorf("release %s: %w", name, errors.Unwrap(err)) // as DynamoDB says it
+		return ec2ref.Instance{}, fmt.Errorf("release %s: %w", name, errors.Unwrap(err)) // as DynamoDB says it
 	}
 	return holder, nil
 }
@@ -226,7 +228,7 @@ func (m *Memory) Release(ctx context.Context, name, _ string, now time.Time) (In
 // Permit allows the instance to come with other host keys, once. It replaces a
 // permit that is not used yet. It fails with ErrUnclaimed for an instance that is
 // not known, and with ErrEnded.
-func (m *Memory) Permit(ctx context.Context, i Instance, p Permit) error {
+func (m *Memory) Permit(ctx context.Context, i ec2ref.Instance, p Permit) error {
 	_, err := m.amend(ctx, "permit re-key of", i, func(r record) (record, error) { return r.withPermit(p) })
 	return err
 }
@@ -236,7 +238,7 @@ func (m *Memory) Permit(ctx context.Context, i Instance, p Permit) error {
 // claimed before finds the note when it confirms, and one that claims later changes the
 // version. The record of an instance that ended is returned as it is. One that never
 // enrolled has no generation; it keeps the note for an hour.
-func (m *Memory) Announce(ctx context.Context, i Instance) (Record, error) {
+func (m *Memory) Announce(ctx context.Context, i ec2ref.Instance) (Record, error) {
 	r, err := m.amend(ctx, "announce a write about", i, func(r record) (record, error) { return r.withNote(m.clock()) })
 	return r.exported(), err
 }
@@ -244,12 +246,12 @@ func (m *Memory) Announce(ctx context.Context, i Instance) (Record, error) {
 // SeeTags is Announce for callers that do not look at the record. The event's version
 // decides nothing: whoever can write to the queue chooses it. It fails with ErrEnded,
 // and with ErrSeen after the note for an instance that never enrolled.
-func (m *Memory) SeeTags(ctx context.Context, i Instance, _ uint64) error {
+func (m *Memory) SeeTags(ctx context.Context, i ec2ref.Instance, _ uint64) error {
 	r, err := m.Announce(ctx, i)
 	return seen(i, r, err)
 }
 
-func (m *Memory) amend(ctx context.Context, doing string, i Instance, decide func(record) (record, error)) (record, error) {
+func (m *Memory) amend(ctx context.Context, doing string, i ec2ref.Instance, decide func(record) (record, error)) (record, error) {
 	if err := ctx.Err(); err != nil {
 		return record{}, fmt.Errorf("%s %s: %w", doing, i.ID, err)
 	}

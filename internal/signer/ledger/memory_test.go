@@ -4,6 +4,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger/ledgertest"
 )
@@ -13,7 +14,7 @@ func TestMemory(t *testing.T) {
 }
 
 func TestMemoryCloneIsSeparate(t *testing.T) {
-	ctx, i := t.Context(), ledger.Instance{Account: "111122223333", Region: "us-west-2", ID: "i-0123456789abcdef0"}
+	ctx, i := t.Context(), ec2ref.Instance{Account: "111122223333", Region: "us-west-2", ID: "i-0123456789abcdef0"}
 	first := new(ledger.Memory)
 	if err := first.End(ctx, i); err != nil {
 		t.Fatal(err)
@@ -22,7 +23,7 @@ func TestMemoryCloneIsSeparate(t *testing.T) {
 	if first.String() != second.String() {
 		t.Errorf("the clone has %s, want %s", second, first)
 	}
-	other := ledger.Instance{Account: i.Account, Region: i.Region, ID: "i-0123456789abcdef1"}
+	other := ec2ref.Instance{Account: i.Account, Region: i.Region, ID: "i-0123456789abcdef1"}
 	if err := second.End(ctx, other); err != nil {
 		t.Fatal(err)
 	}
@@ -35,7 +36,7 @@ func TestMemoryCloneIsSeparate(t *testing.T) {
 func TestMemoryTombstonesExpire(t *testing.T) {
 	now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 	m := &ledger.Memory{Now: func() time.Time { return now }}
-	i := ledger.Instance{Account: "111122223333", Region: "us-west-2", ID: "i-0123456789abcdef0"}
+	i := ec2ref.Instance{Account: "111122223333", Region: "us-west-2", ID: "i-0123456789abcdef0"}
 	if err := m.End(t.Context(), i); err != nil {
 		t.Fatal(err)
 	}

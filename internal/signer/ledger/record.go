@@ -6,6 +6,8 @@ import (
 	"maps"
 	"slices"
 	"time"
+
+	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 )
 
 // This file decides, and no other: what was read goes in, and what is to be
@@ -56,7 +58,7 @@ func (r record) exported() Record {
 }
 
 // text says all of the record of an instance.
-func (r record) text(i Instance) string {
+func (r record) text(i ec2ref.Instance) string {
 	names := make([]string, 0, len(r.names))
 	for name, end := range r.names {
 		names = append(names, fmt.Sprintf("%s until %d", name, end.Unix()))
@@ -92,13 +94,13 @@ func (p Permit) equal(q Permit) bool {
 // the maps.
 type view struct {
 	record record // of the instance that claims
-	keys   map[string]Instance
+	keys   map[string]ec2ref.Instance
 	names  map[string]tenure
 }
 
 // tenure is who holds a name, and how long yet.
 type tenure struct {
-	holder Instance
+	holder ec2ref.Instance
 	// ended says that the holder is gone for good.
 	ended bool
 	// dropped says that the holder's record no longer lists the name.
@@ -109,7 +111,7 @@ type tenure struct {
 	version uint64
 }
 
-func newTenure(name string, holder Instance, r record) tenure {
+func newTenure(name string, holder ec2ref.Instance, r record) tenure {
 	end, listed := r.names[name]
 	// A holder without a record ended so long ago that its tombstone is gone.
 	return tenure{holder: holder, ended: r.ended || !r.isKnown(), dropped: !listed, end: end, version: r.version}
@@ -132,13 +134,13 @@ type change struct {
 }
 
 // formerHolders are those who gave up a name that the instance gets, each once.
-func (c change) formerHolders(i Instance) []tenure {
-	byHolder := make(map[Instance]tenure)
+func (c change) formerHolders(i ec2ref.Instance) []tenure {
+	byHolder := make(map[ec2ref.Instance]tenure)
 	for _, t := range c.names {
 		byHolder[t.holder] = t
 	}
 	delete(byHolder, i)
-	delete(byHolder, Instance{})
+	delete(byHolder, ec2ref.Instance{})
 	return slices.Collect(maps.Values(byHolder))
 }
 
@@ -223,7 +225,7 @@ func sameTags(a, b map[string]string) bool {
 	return (a == nil) == (b == nil) && maps.Equal(a, b)
 }
 
-func (r record) grant(to Instance) Grant {
+func (r record) grant(to ec2ref.Instance) Grant {
 	return Grant{
 		Version: r.version, Generation: r.generation, ConfirmedHostname: r.confirmedHostname, PermittedBy: r.rekeyedBy,
 		to: to, claimed: &r,
@@ -331,8 +333,8 @@ func (r record) withNames(c Claim, end time.Time) (record, error) {
 }
 
 // counted is how many names count toward MaxNames: all but the instance's own id.
-func counted(names map[string]time.Time, i Instance) int {
-	if _, own := names[i.ID]; own {
+func counted(names map[string]time.Time, i ec2ref.Instance) int {
+	if _, own := names[string(i.ID)]; own {
 		return len(names) - 1
 	}
 	return len(names)
@@ -419,7 +421,7 @@ func (r record) endExpired(seen, now time.Time) (record, error) {
 const releasedMark = " (released)"
 
 // release returns the record without the name, if no certificate names it any more.
-func (r record) release(name string, i Instance, now time.Time) (record, error) {
+func (r record) release(name string, i ec2ref.Instance, now time.Time) (record, error) {
 	end, held := r.names[name]
 	switch {
 	case !held:
@@ -468,7 +470,7 @@ func (r record) withNote(now time.Time) (record, error) {
 }
 
 // seen is what SeeTags returns after the note was made.
-func seen(i Instance, noted Record, err error) error {
+func seen(i ec2ref.Instance, noted Record, err error) error {
 	switch {
 	case err != nil:
 		return err

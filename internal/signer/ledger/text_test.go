@@ -4,6 +4,8 @@ import (
 	"reflect"
 	"testing"
 	"time"
+
+	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 )
 
 // TestRecordTextSaysAll changes one field after the other: a text that leaves one out would
@@ -19,7 +21,7 @@ func TestRecordTextSaysAll(t *testing.T) {
 		"ended": {ended: true}, "endedBy": {endedBy: "an operator"}, "expires": {expires: end},
 	}
 	fields := reflect.TypeFor[record]()
-	seen := map[string]string{record{}.text(Instance{}): "nothing"}
+	seen := map[string]string{record{}.text(ec2ref.Instance{}): "nothing"}
 	for n := range fields.NumField() {
 		name := fields.Field(n).Name
 		r, ok := changed[name]
@@ -27,14 +29,14 @@ func TestRecordTextSaysAll(t *testing.T) {
 			t.Errorf("no record changes %s", name)
 			continue
 		}
-		text := r.text(Instance{})
+		text := r.text(ec2ref.Instance{})
 		if other, same := seen[text]; same {
 			t.Errorf("%s changes the text as little as %s: %s", name, other, text)
 		}
 		seen[text] = name
 	}
 	for name, p := range map[string]Permit{"end": {End: end}, "by": {By: "an operator"}} {
-		if text := (record{permit: p}).text(Instance{}); seen[text] != "" {
+		if text := (record{permit: p}).text(ec2ref.Instance{}); seen[text] != "" {
 			t.Errorf("%s of the permit does not change the text", name)
 		}
 	}

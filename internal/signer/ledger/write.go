@@ -6,6 +6,8 @@ import (
 
 	"github.com/aws/aws-sdk-go-v2/service/dynamodb"
 	"github.com/aws/aws-sdk-go-v2/service/dynamodb/types"
+
+	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 )
 
 // write is a conditional write of several items, all or none. Its conditions say
@@ -22,7 +24,7 @@ type write struct {
 // putRecord puts the record if it is still the one that was read. The version alone does
 // not show that to a process that was frozen for weeks: DynamoDB deletes a tombstone, and
 // the next record of the instance counts from 1 again.
-func (w *write) putRecord(i Instance, r, old record) {
+func (w *write) putRecord(i ec2ref.Instance, r, old record) {
 	r.version = old.version + 1
 	if old.version == 0 {
 		w.put(formatRecord(i, r), "attribute_not_exists(pk)", nil)
@@ -42,35 +44,35 @@ func (w *write) putRecord(i Instance, r, old record) {
 
 // putHolder makes the instance the holder of a key or a name, if nobody is, or it is
 // already, or the former holder still is.
-func (w *write) putHolder(pk string, i, former Instance) {
+func (w *write) putHolder(pk string, i, former ec2ref.Instance) {
 	w.put(
-		item{attrPK: text(pk), attrHolder: text(formatInstance(i))},
+		item{attrPK: text(pk), attrHolder: text(i.String())},
 		"attribute_not_exists(pk) OR holder = :former",
-		item{":former": text(formatInstance(former))},
+		item{":former": text(former.String())},
 	)
 }
 
 // releaseHolder notes on a name who released it. Who the holder was stays: the name
 // is free because the holder's record does not list it.
-func (w *write) releaseHolder(name string, holder Instance, by string, expires time.Time) {
+func (w *write) releaseHolder(name string, holder ec2ref.Instance, by string, expires time.Time) {
 	w.put(
 		item{
-			attrPK: text(namePK(name)), attrHolder: text(formatInstance(holder)), attrReleasedBy: text(by),
+			attrPK: text(namePK(name)), attrHolder: text(holder.String()), attrReleasedBy: text(by),
 			attrExpires: number(expires.Unix()),
 		},
 		"holder = :former",
-		item{":former": text(formatInstance(holder))},
+		item{":former": text(holder.String())},
 	)
 }
 
 // expireHolder lets the item of a name be deleted that its holder's record, which the
 // same transaction writes, no longer lists. Whoever claims the name meanwhile puts the
 // item again, without an end.
-func (w *write) expireHolder(name string, holder Instance, expires time.Time) {
+func (w *write) expireHolder(name string, holder ec2ref.Instance, expires time.Time) {
 	w.put(
-		item{attrPK: text(namePK(name)), attrHolder: text(formatInstance(holder)), attrExpires: number(expires.Unix())},
+		item{attrPK: text(namePK(name)), attrHolder: text(holder.String()), attrExpires: number(expires.Unix())},
 		"holder = :former",
-		item{":former": text(formatInstance(holder))},
+		item{":former": text(holder.String())},
 	)
 }
 

@@ -52,9 +52,9 @@ type Facts struct {
 func FactsOf(i *inventory.Instance, r ledger.Record) Facts {
 	owner, tags := r.ImageOf(i.ImageID, i.ImageOwner, i.ImageTags)
 	return Facts{
-		Account:         i.OwnerID,
-		Region:          i.Region,
-		InstanceID:      i.ID,
+		Account:         string(i.OwnerID),
+		Region:          string(i.Region),
+		InstanceID:      string(i.ID),
 		VPC:             i.VPC,
 		Subnet:          i.Subnet,
 		Zone:            i.AvailabilityZone,

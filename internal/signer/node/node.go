@@ -7,7 +7,7 @@ import (
 	"slices"
 	"time"
 
-	"github.com/hallmark-ssh/hallmark/internal/protocol"
+	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
 )
 
@@ -35,12 +35,12 @@ type Cluster struct {
 }
 
 // ID returns the name of an instance's node.
-func ID(i ledger.Instance) string { return protocol.NodeID(i.Account, i.Region, i.ID) }
+func ID(i ec2ref.Instance) string { return i.NodeID() }
 
 // Confirmed returns the node of an instance's latest confirmed enrollment. Address and labels
 // are what the policy gives it now. The host name stays the one in its certificates: another
 // name comes with new certificates.
-func Confirmed(i ledger.Instance, r ledger.Record, address string, labels map[string]string) Node {
+func Confirmed(i ec2ref.Instance, r ledger.Record, address string, labels map[string]string) Node {
 	return Node{ID: ID(i), Hostname: r.ConfirmedHostname, Address: address, Labels: labels, Expires: Lease(r)}
 }
 
@@ -57,8 +57,12 @@ func Lease(r ledger.Record) time.Time {
 func (n Node) Signer() string { return n.Labels[SignerLabel] }
 
 // Instance returns which instance the labels say it is.
-func (n Node) Instance() ledger.Instance {
-	return ledger.Instance{Account: n.Labels[AccountLabel], Region: n.Labels[RegionLabel], ID: n.Labels[InstanceLabel]}
+func (n Node) Instance() ec2ref.Instance {
+	return ec2ref.Instance{
+		Account: ec2ref.Account(n.Labels[AccountLabel]),
+		Region:  ec2ref.Region(n.Labels[RegionLabel]),
+		ID:      ec2ref.InstanceID(n.Labels[InstanceLabel]),
+	}
 }
 
 // Principals returns the names in an instance's certificates, each once: a cluster that

@@ -41,8 +41,16 @@ func runDeploymentCheck(cmd *cobra.Command, file, print string) error {
 		return err
 	}
 	_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s: good\naudience: %s\naccounts: %s\nregions: %s\npolicy_sha256: %s\n", file,
-		summary.Audience, strings.Join(summary.Accounts, ", "), strings.Join(summary.Regions, ", "), summary.PolicySHA256)
+		summary.Audience, join(summary.Accounts), join(summary.Regions), summary.PolicySHA256)
 	return err
+}
+
+func join[T ~string](values []T) string {
+	var all []string
+	for _, v := range values {
+		all = append(all, string(v))
+	}
+	return strings.Join(all, ", ")
 }
 
 func deploymentPackCommand() *cobra.Command {

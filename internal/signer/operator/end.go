@@ -11,9 +11,8 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/hallmark-ssh/hallmark/internal/cli"
-	"github.com/hallmark-ssh/hallmark/internal/protocol"
+	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 	"github.com/hallmark-ssh/hallmark/internal/signer/deployment"
-	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
 	"github.com/hallmark-ssh/hallmark/internal/signer/node"
 	"github.com/hallmark-ssh/hallmark/internal/signer/teleport"
 )
@@ -31,7 +30,7 @@ Without --proxy and --identity the node stays until its lease ends, or until you
 // ending is what an operator asks for.
 type ending struct {
 	table                  string
-	instance               ledger.Instance
+	instance               ec2ref.Instance
 	proxy, identity, roots string
 }
 
@@ -79,7 +78,7 @@ func runEnd(cmd *cobra.Command, e ending) error {
 	if err := o.end(ctx, e.instance); err != nil {
 		return err
 	}
-	id := protocol.NodeID(e.instance.Account, e.instance.Region, e.instance.ID)
+	id := e.instance.NodeID()
 	deleted, err := false, error(nil)
 	if e.proxy != "" {
 		deleted, err = deleteNode(ctx, config, id)
@@ -99,7 +98,7 @@ func runEnd(cmd *cobra.Command, e ending) error {
 
 // end ends the record of an instance in the ledger. Ending any other, say one with a mistyped
 // id, would keep out a machine that has not enrolled yet.
-func (o operator) end(ctx context.Context, i ledger.Instance) error {
+func (o operator) end(ctx context.Context, i ec2ref.Instance) error {
 	record, err := o.ledger.Lookup(ctx, i)
 	if err != nil {
 		return err

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/hallmark-ssh/hallmark/internal/cli"
+	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
 )
 
@@ -18,10 +19,10 @@ import (
 func TestEndAndReleaseOnMoto(t *testing.T) {
 	held := newLedgerOnMoto(t)
 	now := time.Now()
-	instance := ledger.Instance{Account: "111122223333", Region: "us-west-2", ID: "i-0a1b2c3d4e5f60718"}
-	other := ledger.Instance{Account: instance.Account, Region: instance.Region, ID: "i-0123456789abcdef0"}
-	claim := func(i ledger.Instance, hostname string, end time.Time) error {
-		_, err := held.Claim(t.Context(), ledger.Claim{Instance: i, Fingerprints: []string{"SHA256:" + i.ID}, Hostname: hostname, End: end}, now)
+	instance := ec2ref.Instance{Account: "111122223333", Region: "us-west-2", ID: "i-0a1b2c3d4e5f60718"}
+	other := ec2ref.Instance{Account: instance.Account, Region: instance.Region, ID: "i-0123456789abcdef0"}
+	claim := func(i ec2ref.Instance, hostname string, end time.Time) error {
+		_, err := held.Claim(t.Context(), ledger.Claim{Instance: i, Fingerprints: []string{string("SHA256:" + i.ID)}, Hostname: hostname, End: end}, now)
 		return err
 	}
 	if err := claim(instance, "web", now.Add(time.Hour)); err != nil {
@@ -45,14 +46,14 @@ func TestEndAndReleaseOnMoto(t *testing.T) {
 	if err := claim(other, "squatted", now.Add(-time.Hour)); err != nil {
 		t.Fatal(err)
 	}
-	if line := run(cli.OK, "release", "--table", "hallmark", "--name", "squatted"); !strings.Contains(line, other.ID) {
+	if line := run(cli.OK, "release", "--table", "hallmark", "--name", "squatted"); !strings.Contains(line, string(other.ID)) {
 		t.Errorf("line %s", line)
 	}
 	if err := claim(instance, "squatted", now.Add(time.Hour)); err != nil {
 		t.Errorf("a released name: error %v", err)
 	}
 
-	end := []string{"end", "--table", "hallmark", "--account", instance.Account, "--region", instance.Region, "--instance", instance.ID}
+	end := []string{"end", "--table", "hallmark", "--account", string(instance.Account), "--region", string(instance.Region), "--instance", string(instance.ID)}
 	for range 2 {
 		run(cli.OK, end...)
 	}

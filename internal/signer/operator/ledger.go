@@ -60,7 +60,7 @@ type auditField struct {
 
 // print prints what was done as one JSON line, in the names of the signer's audit
 // lines.
-func (o operator) print(cmd *cobra.Command, i ledger.Instance, more ...auditField) error {
+func (o operator) print(cmd *cobra.Command, i ec2ref.Instance, more ...auditField) error {
 	fields := append([]auditField{
 		{"msg", cmd.Name()}, {"by", o.arn}, {"account", i.Account}, {"region", i.Region}, {"instance", i.ID},
 	}, more...)
@@ -80,22 +80,22 @@ func (o operator) print(cmd *cobra.Command, i ledger.Instance, more ...auditFiel
 }
 
 // checkPlaceFlags checks the flags that say where an instance is.
-func checkPlaceFlags(cmd *cobra.Command, i ledger.Instance) error {
-	if _, err := ec2ref.ParseAccount(i.Account); err != nil {
+func checkPlaceFlags(cmd *cobra.Command, i ec2ref.Instance) error {
+	if _, err := ec2ref.ParseAccount(string(i.Account)); err != nil {
 		return cli.Usagef(cmd, "--account: %w", err)
 	}
-	if _, err := ec2ref.ParseRegion(i.Region); err != nil {
+	if _, err := ec2ref.ParseRegion(string(i.Region)); err != nil {
 		return cli.Usagef(cmd, "--region: %w", err)
 	}
 	return nil
 }
 
 // checkInstanceFlags checks the flags that name an instance.
-func checkInstanceFlags(cmd *cobra.Command, i ledger.Instance) error {
+func checkInstanceFlags(cmd *cobra.Command, i ec2ref.Instance) error {
 	if err := checkPlaceFlags(cmd, i); err != nil {
 		return err
 	}
-	if _, err := ec2ref.ParseInstanceID(i.ID); err != nil {
+	if _, err := ec2ref.ParseInstanceID(string(i.ID)); err != nil {
 		return cli.Usagef(cmd, "--instance: %w", err)
 	}
 	return nil

@@ -6,7 +6,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/hallmark-ssh/hallmark/internal/cli"
-	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
+	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 )
 
 // Command returns hallmark-signer.
@@ -23,8 +23,8 @@ func tableFlag(cmd *cobra.Command, table *string) {
 }
 
 // instanceFlags adds the flags that name an instance.
-func instanceFlags(cmd *cobra.Command, i *ledger.Instance) {
-	cmd.Flags().StringVar(&i.Account, "account", "", "the instance's `account`")
-	cmd.Flags().StringVar(&i.Region, "region", "", "the instance's `region`")
-	cmd.Flags().StringVar(&i.ID, "instance", "", "the instance's `id`")
+func instanceFlags(cmd *cobra.Command, i *ec2ref.Instance) {
+	cmd.Flags().StringVar((*string)(&i.Account), "account", "", "the instance's `account`")
+	cmd.Flags().StringVar((*string)(&i.Region), "region", "", "the instance's `region`")
+	cmd.Flags().StringVar((*string)(&i.ID), "instance", "", "the instance's `id`")
 }

@@ -12,7 +12,6 @@ import (
 
 	"github.com/hallmark-ssh/hallmark/internal/cli"
 	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
-	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
 )
 
 // maxOrdersBytes bounds the file of permit-rekey --from: some ten thousand lines.
@@ -21,14 +20,14 @@ const maxOrdersBytes = 1 << 20
 // rekeyOrder is one permit to give.
 type rekeyOrder struct {
 	line        int
-	instance    ledger.Instance
+	instance    ec2ref.Instance
 	fingerprint string
 }
 
 // readOrders reads the file of permit-rekey --from. It prints what is wrong with each
 // line, and fails if anything is: a list that is half wrong is not the one that was
 // collected from the machines.
-func readOrders(cmd *cobra.Command, path string, at ledger.Instance) ([]rekeyOrder, error) {
+func readOrders(cmd *cobra.Command, path string, at ec2ref.Instance) ([]rekeyOrder, error) {
 	in := cmd.InOrStdin()
 	if path != "-" {
 		file, err := os.Open(path)
@@ -56,7 +55,7 @@ func readOrders(cmd *cobra.Command, path string, at ledger.Instance) ([]rekeyOrd
 }
 
 // parseOrders returns the orders, and what is wrong with lines that are none.
-func parseOrders(in io.Reader, at ledger.Instance) (orders []rekeyOrder, wrong []string, err error) {
+func parseOrders(in io.Reader, at ec2ref.Instance) (orders []rekeyOrder, wrong []string, err error) {
 	limited := &io.LimitedReader{R: in, N: maxOrdersBytes + 1}
 	lines := bufio.NewScanner(limited)
 	instances, keys := make(map[string]int), make(map[string]int)
@@ -67,7 +66,7 @@ func parseOrders(in io.Reader, at ledger.Instance) (orders []rekeyOrder, wrong [
 		}
 		order, err := parseOrder(text, at)
 		if err == nil {
-			err = errors.Join(unique(instances, order.instance.ID, n), unique(keys, order.fingerprint, n))
+			err = errors.Join(unique(instances, string(order.instance.ID), n), unique(keys, order.fingerprint, n))
 		}
 		if err != nil {
 			wrong = append(wrong, fmt.Sprintf("line %d: %s", n, cli.OneLine(err)))
@@ -82,7 +81,7 @@ func parseOrders(in io.Reader, at ledger.Instance) (orders []rekeyOrder, wrong [
 	return orders, wrong, lines.Err()
 }
 
-func parseOrder(text string, at ledger.Instance) (rekeyOrder, error) {
+func parseOrder(text string, at ec2ref.Instance) (rekeyOrder, error) {
 	fields := strings.Fields(text)
 	if len(fields) != 2 {
 		return rekeyOrder{}, fmt.Errorf("%d words, want an instance id and a fingerprint", len(fields))
@@ -94,7 +93,7 @@ func parseOrder(text string, at ledger.Instance) (rekeyOrder, error) {
 	if !isFingerprint(fields[1]) {
 		return rekeyOrder{}, fmt.Errorf("%.64q is not a fingerprint (SHA256:…)", fields[1])
 	}
-	at.ID = id.String()
+	at.ID = id
 	return rekeyOrder{instance: at, fingerprint: fields[1]}, nil
 }
 

@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/hallmark-ssh/hallmark/internal/cli"
+	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 	"github.com/hallmark-ssh/hallmark/internal/signer/deployment"
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
 )
@@ -33,7 +34,7 @@ const maxPermit = time.Hour
 // rekey is what an operator asks for.
 type rekey struct {
 	table       string
-	instance    ledger.Instance
+	instance    ec2ref.Instance
 	fingerprint string
 	from        string // a file of instances and fingerprints, in place of the two
 	lasts       time.Duration

@@ -17,6 +17,7 @@ import (
 
 	"github.com/hallmark-ssh/hallmark/e2e/fake/moto"
 	"github.com/hallmark-ssh/hallmark/internal/cli"
+	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 	"github.com/hallmark-ssh/hallmark/internal/signer/deployment"
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
 )
@@ -27,7 +28,7 @@ func TestPermitRekeyOnMoto(t *testing.T) {
 	held := newLedgerOnMoto(t)
 	now := time.Now()
 	claim := ledger.Claim{
-		Instance:     ledger.Instance{Account: "111122223333", Region: "us-west-2", ID: "i-0a1b2c3d4e5f60718"},
+		Instance:     ec2ref.Instance{Account: "111122223333", Region: "us-west-2", ID: "i-0a1b2c3d4e5f60718"},
 		Fingerprints: []string{"SHA256:old"}, Hostname: "web-i-0a1b2c3d4e5f60718", End: now.Add(time.Hour),
 	}
 	grant, err := held.Claim(t.Context(), claim, now)
@@ -44,8 +45,8 @@ func TestPermitRekeyOnMoto(t *testing.T) {
 
 	var out, errs bytes.Buffer
 	code := cli.Run(t.Context(), Command(), []string{
-		"permit-rekey", "--table", "hallmark", "--account", claim.Instance.Account, "--region", claim.Instance.Region,
-		"--instance", claim.Instance.ID, "--fingerprint", newKey,
+		"permit-rekey", "--table", "hallmark", "--account", string(claim.Instance.Account), "--region", string(claim.Instance.Region),
+		"--instance", string(claim.Instance.ID), "--fingerprint", newKey,
 	}, strings.NewReader(""), &out, &errs)
 	if code != cli.OK {
 		t.Fatalf("exit code %d: %s", code, &errs)

@@ -13,8 +13,8 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/hallmark-ssh/hallmark/internal/cli"
+	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 	"github.com/hallmark-ssh/hallmark/internal/signer/deployment"
-	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
 	"github.com/hallmark-ssh/hallmark/internal/signer/node"
 	"github.com/hallmark-ssh/hallmark/internal/signer/policy"
 	policytemplates "github.com/hallmark-ssh/hallmark/templates/policy"
@@ -211,7 +211,7 @@ func explain(e policy.Explanation, f node.Facts) string {
 	if d.Fallback != "" {
 		show("if taken", d.Fallback)
 	}
-	id := node.ID(ledger.Instance{Account: f.Account, Region: f.Region, ID: f.InstanceID})
+	id := node.ID(ec2ref.Instance{Account: ec2ref.Account(f.Account), Region: ec2ref.Region(f.Region), ID: ec2ref.InstanceID(f.InstanceID)})
 	for _, name := range node.Principals(d.Hostname, id, "<cluster>", d.Names) {
 		show("principal", name)
 	}

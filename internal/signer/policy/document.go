@@ -172,8 +172,8 @@ func (d matchDocument) place(limits Limits) ([]condition, error) {
 		form             *regexp.Regexp
 		fact             func(node.Facts) string
 	}{
-		{"accounts", d.Accounts, limits.Accounts, regexpAccount, func(f node.Facts) string { return f.Account }},
-		{"regions", d.Regions, limits.Regions, regexpRegion, func(f node.Facts) string { return f.Region }},
+		{"accounts", d.Accounts, texts(limits.Accounts), regexpAccount, func(f node.Facts) string { return f.Account }},
+		{"regions", d.Regions, texts(limits.Regions), regexpRegion, func(f node.Facts) string { return f.Region }},
 	} {
 		if m.entries == nil {
 			if !limits.unlimited {
@@ -274,6 +274,14 @@ func checkEntries(list []string, form *regexp.Regexp) error {
 
 // narrows stops a policy from admitting what the deployment does not: whoever may
 // edit the policy must not be able to let a stranger's account in.
+func texts[T ~string](list []T) []string {
+	plain := make([]string, len(list))
+	for n, value := range list {
+		plain[n] = string(value)
+	}
+	return plain
+}
+
 func narrows(list, allowed []string) error {
 	for _, entry := range list {
 		if !slices.Contains(allowed, entry) {

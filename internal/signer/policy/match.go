@@ -6,6 +6,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 	"github.com/hallmark-ssh/hallmark/internal/signer/node"
 )
 
@@ -76,7 +77,7 @@ func imageOwners(key string, list []string, limits Limits) condition {
 			return unmet{key + ": nobody knows the image's owner", true}
 		case slices.Contains(list, owner),
 			slices.Contains(list, ownAccount) && owner == f.Account,
-			slices.Contains(list, listedAccounts) && (limits.unlimited || slices.Contains(limits.Accounts, owner)):
+			slices.Contains(list, listedAccounts) && (limits.unlimited || slices.Contains(limits.Accounts, ec2ref.Account(owner))):
 			return unmet{}
 		}
 		return not(fmt.Sprintf("%s: %s is not listed", key, quote(owner)))

@@ -14,6 +14,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 	"github.com/hallmark-ssh/hallmark/internal/signer/node"
 )
 
@@ -39,9 +40,9 @@ const (
 // Limits are what the deployment allows, which a policy can only narrow.
 type Limits struct {
 	// Accounts are the AWS accounts whose instances may enroll.
-	Accounts []string
+	Accounts []ec2ref.Account
 	// Regions are the AWS regions whose instances may enroll.
-	Regions []string
+	Regions []ec2ref.Region
 	// MaxLifetime bounds the certificates.
 	MaxLifetime time.Duration
 

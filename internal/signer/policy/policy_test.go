@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 	"github.com/hallmark-ssh/hallmark/internal/signer/node"
 )
 
@@ -19,8 +20,8 @@ const (
 
 func limits() Limits {
 	return Limits{
-		Accounts:    []string{account, "444455556666"},
-		Regions:     []string{"us-west-2", "hm-test-1"},
+		Accounts:    []ec2ref.Account{account, "444455556666"},
+		Regions:     []ec2ref.Region{"us-west-2", "hm-test-1"},
 		MaxLifetime: LongestLifetime,
 	}
 }

@@ -14,6 +14,7 @@ import (
 
 	"go.yaml.in/yaml/v3"
 
+	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 	templates "github.com/hallmark-ssh/hallmark/templates/policy"
 )
 
@@ -274,7 +275,7 @@ func TestExamples(t *testing.T) {
 		t.Fatalf("examples %q, error %v", files, err)
 	}
 	l := limits()
-	l.Accounts = []string{account, "444455556666"}
+	l.Accounts = []ec2ref.Account{account, "444455556666"}
 	root := readSchema(t)
 	for _, file := range files {
 		text, err := os.ReadFile(file)

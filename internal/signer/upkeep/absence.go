@@ -9,8 +9,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 	"github.com/hallmark-ssh/hallmark/internal/signer/inventory"
-	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
 )
 
 // An instance that EC2 reports as shutting down or terminated is gone. One that is missing
@@ -46,9 +46,7 @@ type absences struct {
 	Ended map[string]time.Time `json:"ended,omitempty"`
 }
 
-func absenceKey(i ledger.Instance) string {
-	return place{i.Account, i.Region}.String() + "/" + i.ID
-}
+func absenceKey(i ec2ref.Instance) string { return i.String() }
 
 func parseAbsences(text []byte, now time.Time) (absences, error) {
 	a := absences{Missing: make(map[string]time.Time), Ended: make(map[string]time.Time)}
@@ -64,7 +62,7 @@ func parseAbsences(text []byte, now time.Time) (absences, error) {
 // note records that instances of a place are missing, and forgets the others of the place
 // that isShown tells. It returns those that have been missing for long enough, or have been
 // given up already.
-func (a absences) note(at place, missing []ledger.Instance, isShown func(key string) bool, now time.Time) (due []ledger.Instance) {
+func (a absences) note(at ec2ref.Place, missing []ec2ref.Instance, isShown func(key string) bool, now time.Time) (due []ec2ref.Instance) {
 	keys := make(map[string]bool, len(missing))
 	for _, i := range missing {
 		key := absenceKey(i)
@@ -89,7 +87,7 @@ type size struct{ all, here int }
 
 // giveUp moves instances from the missing to the ended, all or none, and reports whether
 // they are within the limit. A limit that a person set counts for this once, instead.
-func (a absences) giveUp(at place, due []ledger.Instance, n size, limit *int, now time.Time) bool {
+func (a absences) giveUp(at ec2ref.Place, due []ec2ref.Instance, n size, limit *int, now time.Time) bool {
 	here := 0
 	for key := range a.Ended {
 		if strings.HasPrefix(key, at.String()+"/") {
@@ -136,17 +134,17 @@ func placeLimit(nodes int) int {
 // absent notes instances of a place that EC2 does not show, and returns those that are to
 // be taken for gone, and how many wait for a second look or for a person. n is called only
 // if some have been missing for long enough.
-func (f *Fleet) absent(ctx context.Context, at place, missing []ledger.Instance, isShown func(key string) bool,
+func (f *Fleet) absent(ctx context.Context, at ec2ref.Place, missing []ec2ref.Instance, isShown func(key string) bool,
 	n func() (size, error), limit *int,
-) (gone []ledger.Instance, waiting, overLimit int, err error) {
+) (gone []ec2ref.Instance, waiting, overLimit int, err error) {
 	if len(missing) > 0 {
 		// Credentials of another account would make everything missing.
-		if err := f.Inventory.CheckAccount(ctx, at.account); err != nil {
+		if err := f.Inventory.CheckAccount(ctx, at.Account); err != nil {
 			return nil, 0, 0, err
 		}
 	}
 	now := f.Now().UTC().Round(0)
-	var due []ledger.Instance
+	var due []ec2ref.Instance
 	err = f.noteAbsences(ctx, now, func(a absences) { due = a.note(at, missing, isShown, now) })
 	if err != nil || len(due) == 0 {
 		return nil, len(missing), 0, err
@@ -163,7 +161,7 @@ func (f *Fleet) absent(ctx context.Context, at place, missing []ledger.Instance,
 		return due, len(missing) - len(due), 0, nil
 	}
 	f.Log.ErrorContext(ctx, "too many instances are missing from EC2's answers: none is taken for gone here; look at EC2, then sweep with a higher limit",
-		slog.String("account", at.account), slog.String("region", at.region), slog.Int("missing", len(due)),
+		slog.Any("", at), slog.Int("missing", len(due)),
 		slog.Int("nodes", nodes.all), slog.Int("nodes_here", nodes.here), slog.Bool("alarm", true))
 	return nil, len(missing) - len(due), len(due), nil
 }

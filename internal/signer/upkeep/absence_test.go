@@ -9,7 +9,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
+	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 )
 
 // hide keeps instances out of EC2's answers.
@@ -65,7 +65,7 @@ func TestAnInstanceThatIsShownAgain(t *testing.T) {
 	for name, seen := range map[string]func(*world){
 		"by a sweep": func(w *world) { w.sweep(0) },
 		"by an event": func(w *world) {
-			for _, err := range w.fleet.StatesChanged(w.t.Context(), []ledger.Instance{ref(1), ref(2)}) {
+			for _, err := range w.fleet.StatesChanged(w.t.Context(), []ec2ref.Instance{ref(1), ref(2)}) {
 				if err != nil {
 					w.t.Error(err)
 				}
@@ -108,7 +108,7 @@ func TestALostViewEmptiesNoCluster(t *testing.T) {
 				for range 3 {
 					w.sweep(0)
 					for n := 0; n < hidden; n += 7 { // a batch of events has some of them
-						var batch []ledger.Instance
+						var batch []ec2ref.Instance
 						for k := n; k < min(n+7, hidden); k++ {
 							batch = append(batch, ref(k))
 						}
@@ -261,11 +261,11 @@ func TestAbsencesAreBounded(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	missing := make([]ledger.Instance, maxAbsences+500)
+	missing := make([]ec2ref.Instance, maxAbsences+500)
 	for n := range missing {
 		missing[n] = ref(n)
 	}
-	a.note(place{testAccount, testRegion}, missing, func(string) bool { return true }, time.Unix(0, 0).UTC())
+	a.note(ec2ref.Place{Account: testAccount, Region: testRegion}, missing, func(string) bool { return true }, time.Unix(0, 0).UTC())
 	text, err := json.Marshal(a)
 	if err != nil || len(a.Missing) != maxAbsences || len(text) > 390_000 {
 		t.Errorf("%d absences in %d bytes, error %v", len(a.Missing), len(text), err)

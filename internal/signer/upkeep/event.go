@@ -4,10 +4,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"regexp"
 	"strings"
 
-	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
+	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 )
 
 // MaxEventBytes bounds an event. EventBridge's own bound is 256 KiB.
@@ -16,7 +15,7 @@ const MaxEventBytes = 1 << 20
 // Event is what happened, as far as it matters here. Exactly one field is set.
 type Event struct {
 	// StateChanged is an instance that is said to have stopped or to be gone.
-	StateChanged *ledger.Instance
+	StateChanged *ec2ref.Instance
 	TagsChanged  *TagChange
 	// Sweep is the schedule's event, or a person's.
 	Sweep *SweepRequest
@@ -48,12 +47,6 @@ type envelope struct {
 	// event of a bus has no such field: EventBridge makes the envelope.
 	Sweep *SweepRequest `json:"sweep"`
 }
-
-var (
-	regexpAccount  = regexp.MustCompile(`^[0-9]{12}$`)
-	regexpRegion   = regexp.MustCompile(`^[a-z]{2,}(-[a-z]+)+-[0-9]+$`)
-	regexpInstance = regexp.MustCompile(`^i-([0-9a-f]{17}|[0-9a-f]{8})$`)
-)
 
 // ParseEvent reads an event. It fails with ErrEvent for what is none: trying again
 // would not help.
@@ -124,21 +117,22 @@ func tagChange(e envelope) (Event, error) {
 
 // instanceOf reads the ARN of an instance. It must agree with the envelope: a
 // member account's event must not name another account's instance.
-func (e envelope) instanceOf(arn string) (ledger.Instance, error) {
+func (e envelope) instanceOf(arn string) (ec2ref.Instance, error) {
 	parts := strings.SplitN(arn, ":", 6)
 	if len(parts) != 6 || parts[0] != "arn" || parts[2] != "ec2" || parts[3] != e.Region || parts[4] != e.Account {
-		return ledger.Instance{}, fmt.Errorf("%w: resource %.128q is not an instance in account %.16q, region %.32q", ErrEvent, arn, e.Account, e.Region)
+		return ec2ref.Instance{}, fmt.Errorf("%w: resource %.128q is not an instance in account %.16q, region %.32q", ErrEvent, arn, e.Account, e.Region)
 	}
 	id, ok := strings.CutPrefix(parts[5], "instance/")
 	if !ok {
-		return ledger.Instance{}, fmt.Errorf("%w: resource %.128q is not an instance", ErrEvent, arn)
+		return ec2ref.Instance{}, fmt.Errorf("%w: resource %.128q is not an instance", ErrEvent, arn)
 	}
 	return e.instance(id)
 }
 
-func (e envelope) instance(id string) (ledger.Instance, error) {
-	if !regexpAccount.MatchString(e.Account) || !regexpRegion.MatchString(e.Region) || !regexpInstance.MatchString(id) {
-		return ledger.Instance{}, fmt.Errorf("%w: account %.16q, region %.32q, instance %.32q", ErrEvent, e.Account, e.Region, id)
+func (e envelope) instance(id string) (ec2ref.Instance, error) {
+	i, err := ec2ref.NewInstance(e.Account, e.Region, id)
+	if err != nil {
+		return ec2ref.Instance{}, fmt.Errorf("%w: %w", ErrEvent, err)
 	}
-	return ledger.Instance{Account: e.Account, Region: e.Region, ID: id}, nil
+	return i, nil
 }

@@ -5,7 +5,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
+	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 )
 
 // Events in AWS's own form (Amazon EC2 User Guide, "Automate Amazon EC2 using
@@ -25,8 +25,8 @@ const (
 		"resources":["arn:aws:events:us-west-2:111122223333:rule/sweep"],"detail":{}}`
 )
 
-func eventInstance() ledger.Instance {
-	return ledger.Instance{Account: "111122223333", Region: "us-west-2", ID: "i-0a1b2c3d4e5f60718"}
+func eventInstance() ec2ref.Instance {
+	return ec2ref.Instance{Account: "111122223333", Region: "us-west-2", ID: "i-0a1b2c3d4e5f60718"}
 }
 
 func TestParseEvent(t *testing.T) {
@@ -104,12 +104,12 @@ func FuzzParseEvent(f *testing.F) {
 			return
 		}
 		set := 0
-		for _, i := range []*ledger.Instance{e.StateChanged, tagged(e)} {
+		for _, i := range []*ec2ref.Instance{e.StateChanged, tagged(e)} {
 			if i == nil {
 				continue
 			}
 			set++
-			if !regexpAccount.MatchString(i.Account) || !regexpRegion.MatchString(i.Region) || !regexpInstance.MatchString(i.ID) {
+			if parsed, err := ec2ref.ParseInstance(i.String()); err != nil || parsed != *i {
 				t.Errorf("instance %+v", i)
 			}
 		}
@@ -125,7 +125,7 @@ func FuzzParseEvent(f *testing.F) {
 	})
 }
 
-func tagged(e Event) *ledger.Instance {
+func tagged(e Event) *ec2ref.Instance {
 	if e.TagsChanged == nil {
 		return nil
 	}

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
 )
 
@@ -31,7 +32,7 @@ type Records interface {
 	// Expired returns one step of the walk, from what an earlier step named as Next.
 	Expired(ctx context.Context, from string, now time.Time) (ledger.Expired, error)
 	// EndExpired ends a record if it is still expired, and reports whether it did.
-	EndExpired(ctx context.Context, i ledger.Instance, now time.Time) (bool, error)
+	EndExpired(ctx context.Context, i ec2ref.Instance, now time.Time) (bool, error)
 }
 
 // walk is where the walk stands, and which instances EC2 did not show on the way.
@@ -81,8 +82,7 @@ func (f *Fleet) EndExpired(ctx context.Context) (ExpiredReport, error) {
 	for at, instances := range s.ours(found.Records) {
 		if err := s.settle(ctx, at, instances); err != nil && ctx.Err() == nil {
 			report.Failed++
-			f.Log.ErrorContext(ctx, "expired records could not be judged: they stay as they are", slog.String("account", at.account),
-				slog.String("region", at.region), slog.Int("records", len(instances)), slog.Any("error", err))
+			f.Log.ErrorContext(ctx, "expired records could not be judged: they stay as they are", slog.Any("", at), slog.Int("records", len(instances)), slog.Any("error", err))
 		}
 	}
 	if ctx.Err() == nil { // or the same step comes again
@@ -94,12 +94,12 @@ func (f *Fleet) EndExpired(ctx context.Context) (ExpiredReport, error) {
 
 // ours groups records by account and region. It leaves out what cannot be asked about, and
 // what another signer with the same ledger enrolled, which asks itself.
-func (s step) ours(records map[ledger.Instance]ledger.Record) map[place][]ledger.Instance {
-	byPlace := make(map[place][]ledger.Instance)
+func (s step) ours(records map[ec2ref.Instance]ledger.Record) map[ec2ref.Place][]ec2ref.Instance {
+	byPlace := make(map[ec2ref.Place][]ec2ref.Instance)
 	for i, r := range records {
 		listed := slices.Contains(s.Accounts, i.Account) && slices.Contains(s.Regions, i.Region)
 		if listed && (r.Signer == "" || r.Signer == s.Audience) {
-			at := place{i.Account, i.Region}
+			at := i.Place()
 			byPlace[at] = append(byPlace[at], i)
 			s.report.Records++
 		}
@@ -108,17 +108,17 @@ func (s step) ours(records map[ledger.Instance]ledger.Record) map[place][]ledger
 }
 
 // settle asks EC2 about the instances of one account and region.
-func (s step) settle(ctx context.Context, at place, instances []ledger.Instance) error {
-	slices.SortFunc(instances, func(a, b ledger.Instance) int { return cmp.Compare(a.ID, b.ID) })
-	ids := make([]string, len(instances))
+func (s step) settle(ctx context.Context, at ec2ref.Place, instances []ec2ref.Instance) error {
+	slices.SortFunc(instances, func(a, b ec2ref.Instance) int { return cmp.Compare(a.ID, b.ID) })
+	ids := make([]ec2ref.InstanceID, len(instances))
 	for n, i := range instances {
 		ids[n] = i.ID
 	}
-	shown, err := s.Inventory.Instances(ctx, at.account, at.region, ids)
+	shown, err := s.Inventory.Instances(ctx, at, ids)
 	if err != nil {
 		return fmt.Errorf("ask EC2: %w", err)
 	}
-	var missing, gone []ledger.Instance
+	var missing, gone []ec2ref.Instance
 	for _, i := range instances {
 		switch found := shown[i.ID]; {
 		case found == nil:
@@ -129,7 +129,7 @@ func (s step) settle(ctx context.Context, at place, instances []ledger.Instance)
 	}
 	if len(missing) > 0 {
 		// Credentials of another account would make everything missing.
-		if err := s.Inventory.CheckAccount(ctx, at.account); err != nil {
+		if err := s.Inventory.CheckAccount(ctx, at.Account); err != nil {
 			return err
 		}
 	}
@@ -147,7 +147,7 @@ func (s step) settle(ctx context.Context, at place, instances []ledger.Instance)
 
 // due notes which instances are missing, forgets those that are shown, and returns those
 // that are to be taken for gone: as many as the limit leaves.
-func (s step) due(ctx context.Context, at place, missing, asked []ledger.Instance) (due []ledger.Instance, err error) {
+func (s step) due(ctx context.Context, at ec2ref.Place, missing, asked []ec2ref.Instance) (due []ec2ref.Instance, err error) {
 	isAsked := make(map[string]bool, len(asked))
 	for _, i := range asked {
 		isAsked[absenceKey(i)] = true
@@ -171,7 +171,7 @@ func (s step) due(ctx context.Context, at place, missing, asked []ledger.Instanc
 		due = nil
 		for _, i := range all {
 			left := size{nodes.all - len(due), nodes.here - len(due)}
-			if w.giveUp(at, []ledger.Instance{i}, left, nil, s.now) {
+			if w.giveUp(at, []ec2ref.Instance{i}, left, nil, s.now) {
 				due = append(due, i)
 			}
 		}
@@ -180,15 +180,14 @@ func (s step) due(ctx context.Context, at place, missing, asked []ledger.Instanc
 	return due, err
 }
 
-func (s step) end(ctx context.Context, i ledger.Instance) error {
+func (s step) end(ctx context.Context, i ec2ref.Instance) error {
 	ended, err := s.Records.EndExpired(ctx, i, s.now)
 	if err != nil {
 		return err
 	}
 	if ended {
 		s.report.Ended++
-		s.Log.InfoContext(ctx, "an instance is gone and had no node: its record ends, and its names are free", slog.String("account", i.Account),
-			slog.String("region", i.Region), slog.String("instance", i.ID))
+		s.Log.InfoContext(ctx, "an instance is gone and had no node: its record ends, and its names are free", slog.Any("", i))
 	}
 	return nil
 }

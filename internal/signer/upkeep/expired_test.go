@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 	"github.com/hallmark-ssh/hallmark/internal/signer/inventory"
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
 	"github.com/hallmark-ssh/hallmark/internal/signer/policy"
@@ -18,7 +19,7 @@ func (w *world) leave(numbers ...int) {
 	w.t.Helper()
 	for _, n := range numbers {
 		w.enroll(n)
-		delete(w.nodes, nodeID(ref(n)))
+		delete(w.nodes, ref(n).NodeID())
 	}
 }
 
@@ -45,7 +46,7 @@ func (w *world) wantStep(what string, want ExpiredReport) {
 func (w *world) isFree(n int) bool {
 	w.t.Helper()
 	c := ledger.Claim{
-		Instance: ref(9000 + n), Fingerprints: []string{fmt.Sprintf("SHA256:other-%d", n)}, Hostname: "web-" + ref(n).ID, End: w.now.Add(time.Hour),
+		Instance: ref(9000 + n), Fingerprints: []string{fmt.Sprintf("SHA256:other-%d", n)}, Hostname: string("web-" + ref(n).ID), End: w.now.Add(time.Hour),
 	}
 	_, err := w.ledger.Claim(w.t.Context(), c, w.now)
 	if err != nil && !errors.Is(err, ledger.ErrNameInUse) {
@@ -278,7 +279,7 @@ func (brokenRecords) Expired(context.Context, string, time.Time) (ledger.Expired
 	return ledger.Expired{}, errors.New("throttled")
 }
 
-func (brokenRecords) EndExpired(context.Context, ledger.Instance, time.Time) (bool, error) {
+func (brokenRecords) EndExpired(context.Context, ec2ref.Instance, time.Time) (bool, error) {
 	return false, errors.New("throttled")
 }
 

@@ -16,6 +16,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 	"github.com/hallmark-ssh/hallmark/internal/signer/inventory"
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
 	"github.com/hallmark-ssh/hallmark/internal/signer/node"
@@ -27,22 +28,22 @@ import (
 type Inventory interface {
 	// Instances returns those of the instances that EC2 knows, by id. It fails
 	// rather than leave out what it could not ask about.
-	Instances(ctx context.Context, account, region string, ids []string) (map[string]*inventory.Instance, error)
+	Instances(ctx context.Context, at ec2ref.Place, ids []ec2ref.InstanceID) (map[ec2ref.InstanceID]*inventory.Instance, error)
 	// All returns all instances of an account in a region, by id.
-	All(ctx context.Context, account, region string) (map[string]*inventory.Instance, error)
+	All(ctx context.Context, at ec2ref.Place) (map[ec2ref.InstanceID]*inventory.Instance, error)
 	// CheckAccount fails unless EC2 is asked about the account with its own credentials.
-	CheckAccount(ctx context.Context, account string) error
+	CheckAccount(ctx context.Context, account ec2ref.Account) error
 }
 
 // Ledger remembers who holds what. *ledger.DynamoDB is one.
 type Ledger interface {
-	Lookup(ctx context.Context, i ledger.Instance) (ledger.Record, error)
+	Lookup(ctx context.Context, i ec2ref.Instance) (ledger.Record, error)
 	// End records that an instance is gone for good, whether or not it is known.
-	End(ctx context.Context, i ledger.Instance) error
-	LookupAll(ctx context.Context, instances []ledger.Instance) (map[ledger.Instance]ledger.Record, error)
+	End(ctx context.Context, i ec2ref.Instance) error
+	LookupAll(ctx context.Context, instances []ec2ref.Instance) (map[ec2ref.Instance]ledger.Record, error)
 	// Announce notes that an instance's tags may have changed, or that its node is about
 	// to be written, and returns the record after the note.
-	Announce(ctx context.Context, i ledger.Instance) (ledger.Record, error)
+	Announce(ctx context.Context, i ec2ref.Instance) (ledger.Record, error)
 }
 
 // Cluster is the Teleport cluster. *teleport.Client is one.
@@ -64,8 +65,8 @@ type Fleet struct {
 	// Audience is the signer's own name: nodes with another are not touched.
 	Audience string
 	// Accounts and Regions are the deployment's lists. Nothing outside is touched.
-	Accounts []string
-	Regions  []string
+	Accounts []ec2ref.Account
+	Regions  []ec2ref.Region
 
 	Inventory Inventory
 	Ledger    Ledger
@@ -86,18 +87,18 @@ type Fleet struct {
 // serves stops an event of a stranger's account, which any account that may put
 // events on the bus can write, before anything is called for it. To ask again would
 // not help.
-func (f *Fleet) serves(ctx context.Context, i ledger.Instance) bool {
+func (f *Fleet) serves(ctx context.Context, i ec2ref.Instance) bool {
 	if slices.Contains(f.Accounts, i.Account) && slices.Contains(f.Regions, i.Region) {
 		return true
 	}
 	f.Log.WarnContext(ctx, "an event of an account or region that is not listed",
-		slog.String("account", i.Account), slog.String("region", i.Region), slog.String("instance", i.ID))
+		slog.Any("", i))
 	return false
 }
 
 // instance asks EC2 for one instance; nil means that EC2 does not know it.
-func (f *Fleet) instance(ctx context.Context, i ledger.Instance) (*inventory.Instance, error) {
-	found, err := f.Inventory.Instances(ctx, i.Account, i.Region, []string{i.ID})
+func (f *Fleet) instance(ctx context.Context, i ec2ref.Instance) (*inventory.Instance, error) {
+	found, err := f.Inventory.Instances(ctx, i.Place(), []ec2ref.InstanceID{i.ID})
 	if err != nil {
 		return nil, fmt.Errorf("ask EC2 about %s: %w", i.ID, err)
 	}
@@ -105,12 +106,12 @@ func (f *Fleet) instance(ctx context.Context, i ledger.Instance) (*inventory.Ins
 }
 
 // ask asks EC2 about the instances of a group, all of one account and region.
-func (f *Fleet) ask(ctx context.Context, at place, instances []ledger.Instance, group []int) (map[string]*inventory.Instance, error) {
-	ids := make([]string, len(group))
+func (f *Fleet) ask(ctx context.Context, at ec2ref.Place, instances []ec2ref.Instance, group []int) (map[ec2ref.InstanceID]*inventory.Instance, error) {
+	ids := make([]ec2ref.InstanceID, len(group))
 	for k, n := range group {
 		ids[k] = instances[n].ID
 	}
-	found, err := f.Inventory.Instances(ctx, at.account, at.region, ids)
+	found, err := f.Inventory.Instances(ctx, at, ids)
 	if err != nil {
 		return nil, fmt.Errorf("ask EC2: %w", err)
 	}
@@ -148,7 +149,7 @@ func (p pass) render(i *inventory.Instance, r ledger.Record) (node.Node, error) 
 	if err != nil {
 		return node.Node{}, err
 	}
-	of := ledger.Instance{Account: i.OwnerID, Region: i.Region, ID: i.ID}
+	of := ec2ref.Instance{Account: i.OwnerID, Region: i.Region, ID: i.ID}
 	return node.Confirmed(of, r, decision.Address, decision.Labels), nil
 }
 

@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 	"github.com/hallmark-ssh/hallmark/internal/signer/inventory"
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
 	"github.com/hallmark-ssh/hallmark/internal/signer/node"
@@ -37,7 +38,7 @@ const (
 	instanceLabel = node.InstanceLabel
 )
 
-func nodeID(i ledger.Instance) string { return node.ID(i) }
+func nodeID(i ec2ref.Instance) string { return node.ID(i) }
 
 type world struct {
 	t     *testing.T
@@ -47,7 +48,7 @@ type world struct {
 
 	mu        sync.Mutex
 	calls     []string
-	instances map[string]*inventory.Instance // by id, in the one account and region
+	instances map[ec2ref.InstanceID]*inventory.Instance // by id, in the one account and region
 	ec2Err    error
 	// accountErr says that the credentials are another account's.
 	accountErr error
@@ -64,10 +65,10 @@ func newWorld(t *testing.T) *world {
 	t.Helper()
 	w := &world{
 		t: t, now: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC),
-		instances: make(map[string]*inventory.Instance), nodes: make(map[string]teleport.Node),
+		instances: make(map[ec2ref.InstanceID]*inventory.Instance), nodes: make(map[string]teleport.Node),
 	}
 	w.fleet = &Fleet{
-		Audience: testAudience, Accounts: []string{testAccount}, Regions: []string{testRegion},
+		Audience: testAudience, Accounts: []ec2ref.Account{testAccount}, Regions: []ec2ref.Region{testRegion},
 		Inventory: fakeEC2{w}, Ledger: &w.ledger, Missing: new(stored.Memory),
 		Records: &w.ledger, Walk: new(stored.Memory),
 		Connect: func(context.Context) (Cluster, error) { return fakeCluster{w}, nil },
@@ -81,7 +82,7 @@ func newWorld(t *testing.T) *world {
 // setPolicy replaces the policy with one rule.
 func (w *world) setPolicy(rule string) {
 	w.t.Helper()
-	limits := policy.Limits{Accounts: []string{testAccount}, Regions: []string{testRegion}, MaxLifetime: policy.LongestLifetime}
+	limits := policy.Limits{Accounts: []ec2ref.Account{testAccount}, Regions: []ec2ref.Region{testRegion}, MaxLifetime: policy.LongestLifetime}
 	rules, err := policy.Parse([]byte("version: 1\nrules: ["+rule+"]"), limits)
 	if err != nil {
 		w.t.Fatal(err)
@@ -95,8 +96,8 @@ func (w *world) note(call string) {
 	w.calls = append(w.calls, call)
 }
 
-func ref(n int) ledger.Instance {
-	return ledger.Instance{Account: testAccount, Region: testRegion, ID: fmt.Sprintf("i-%017x", n)}
+func ref(n int) ec2ref.Instance {
+	return ec2ref.Instance{Account: testAccount, Region: testRegion, ID: ec2ref.InstanceID(fmt.Sprintf("i-%017x", n))}
 }
 
 // run adds a running instance.
@@ -122,7 +123,7 @@ func (w *world) enrollInstance(n int, i *inventory.Instance) {
 	w.t.Helper()
 	hostname := "web-" + i.ID
 	c := ledger.Claim{
-		Instance: ref(n), Fingerprints: []string{fmt.Sprintf("SHA256:%d", n)}, Hostname: hostname,
+		Instance: ref(n), Fingerprints: []string{fmt.Sprintf("SHA256:%d", n)}, Hostname: string(hostname),
 		Image: i.ImageID, ImageOwner: i.ImageOwner, ImageTags: i.ImageTags, End: w.now.Add(policy.DefaultLifetime),
 	}
 	granted, err := w.ledger.Claim(w.t.Context(), c, w.now)
@@ -148,21 +149,21 @@ func (w *world) enrollInstance(n int, i *inventory.Instance) {
 }
 
 func (w *world) node(n int) (teleport.Node, bool) {
-	node, ok := w.nodes[nodeID(ref(n))]
+	node, ok := w.nodes[ref(n).NodeID()]
 	return node, ok
 }
 
 type fakeEC2 struct{ *world }
 
-func (f fakeEC2) Instances(_ context.Context, account, region string, ids []string) (map[string]*inventory.Instance, error) {
+func (f fakeEC2) Instances(_ context.Context, at ec2ref.Place, ids []ec2ref.InstanceID) (map[ec2ref.InstanceID]*inventory.Instance, error) {
 	f.note("instances")
 	if f.before != nil {
 		f.before()
 	}
-	if account != testAccount || region != testRegion {
+	if at.Account != testAccount || at.Region != testRegion {
 		return nil, errors.New("unexpected place")
 	}
-	found := make(map[string]*inventory.Instance)
+	found := make(map[ec2ref.InstanceID]*inventory.Instance)
 	for _, id := range ids {
 		if i, ok := f.instances[id]; ok {
 			copied := *i
@@ -172,19 +173,19 @@ func (f fakeEC2) Instances(_ context.Context, account, region string, ids []stri
 	return found, f.ec2Err
 }
 
-func (f fakeEC2) All(_ context.Context, _, region string) (map[string]*inventory.Instance, error) {
+func (f fakeEC2) All(_ context.Context, at ec2ref.Place) (map[ec2ref.InstanceID]*inventory.Instance, error) {
 	f.note("all")
 	if f.onAll != nil {
-		f.onAll(region)
+		f.onAll(string(at.Region))
 	}
-	found := make(map[string]*inventory.Instance)
+	found := make(map[ec2ref.InstanceID]*inventory.Instance)
 	for id, i := range f.instances {
 		found[id] = i
 	}
 	return found, f.ec2Err
 }
 
-func (f fakeEC2) CheckAccount(context.Context, string) error {
+func (f fakeEC2) CheckAccount(context.Context, ec2ref.Account) error {
 	f.note("account")
 	return f.accountErr
 }
@@ -247,8 +248,8 @@ func (f fakeCluster) DeleteNode(_ context.Context, id string) error {
 	return nil
 }
 
-func (w *world) stateChanged(i ledger.Instance) error {
-	return w.fleet.StatesChanged(w.t.Context(), []ledger.Instance{i})[0]
+func (w *world) stateChanged(i ec2ref.Instance) error {
+	return w.fleet.StatesChanged(w.t.Context(), []ec2ref.Instance{i})[0]
 }
 
 func (w *world) ended(n int) bool {
@@ -299,7 +300,7 @@ func TestStateChanged(t *testing.T) {
 func (w *world) terminate(n int) { w.instances[ref(n).ID].State = inventory.StateTerminated }
 
 func (w *world) relabel(n int, signer string) {
-	node := w.nodes[nodeID(ref(n))]
+	node := w.nodes[ref(n).NodeID()]
 	labels := make(map[string]string)
 	for key, value := range node.Labels {
 		labels[key] = value
@@ -326,7 +327,7 @@ func TestStateChangedBeforeTheClaim(t *testing.T) {
 // A stranger's event costs nothing.
 func TestUnlistedEventsCallNobody(t *testing.T) {
 	w := newWorld(t)
-	stranger := ledger.Instance{Account: "999999999999", Region: testRegion, ID: ref(1).ID}
+	stranger := ec2ref.Instance{Account: "999999999999", Region: testRegion, ID: ref(1).ID}
 	if err := w.stateChanged(stranger); err != nil {
 		t.Error(err)
 	}
@@ -370,7 +371,7 @@ func TestTagsChanged(t *testing.T) {
 func TestTagsChangedLeavesAlone(t *testing.T) {
 	for name, change := range map[string]func(*world){
 		"an instance that never enrolled": func(w *world) { w.run(2) },
-		"an instance without a node":      func(w *world) { w.enroll(2); delete(w.nodes, nodeID(ref(2))) },
+		"an instance without a node":      func(w *world) { w.enroll(2); delete(w.nodes, ref(2).NodeID()) },
 		"a node of another signer":        func(w *world) { w.enroll(2).Tags["x"] = "y"; w.relabel(2, "other") },
 		"an instance that is gone":        func(w *world) { w.enroll(2); delete(w.instances, ref(2).ID) },
 		"a node that is as it should be":  func(w *world) { w.enroll(2) },
@@ -411,12 +412,12 @@ func TestATagEventKeepsWhatARenewalWrote(t *testing.T) {
 	i.Tags["env"] = "staging"
 	w.onUpsert = func(node teleport.Node) {
 		w.onUpsert = nil
-		w.renew(1, "db-"+i.ID, renewed)
-		node.Hostname, node.Expires = "db-"+i.ID, renewed
+		w.renew(1, "db-"+string(i.ID), renewed)
+		node.Hostname, node.Expires = "db-"+string(i.ID), renewed
 		w.nodes[node.ID] = node
 	}
 	w.tagsChanged(TagChange{ref(1), 5})
-	if node, _ := w.node(1); node.Hostname != "db-"+i.ID || !node.Expires.Equal(renewed) || node.Labels["aws/env"] != "staging" {
+	if node, _ := w.node(1); node.Hostname != "db-"+string(i.ID) || !node.Expires.Equal(renewed) || node.Labels["aws/env"] != "staging" {
 		t.Errorf("node %+v, want the name and the lease of the renewal, until %s", node, renewed)
 	}
 }
@@ -450,7 +451,7 @@ func TestATagEventThatDiesDoesNotBringANodeBack(t *testing.T) {
 				if err := w.ledger.End(t.Context(), ref(1)); err != nil {
 					t.Fatal(err)
 				}
-				delete(w.nodes, nodeID(ref(1)))
+				delete(w.nodes, ref(1).NodeID())
 			}
 			w.fleet.Ledger = lookupFails{&w.ledger}
 			if errs := w.fleet.TagsChanged(t.Context(), []TagChange{{ref(1), 5}}); errs[0] == nil {
@@ -470,7 +471,7 @@ func TestATagEventThatDiesDoesNotBringANodeBack(t *testing.T) {
 
 type lookupFails struct{ Ledger }
 
-func (lookupFails) Lookup(context.Context, ledger.Instance) (ledger.Record, error) {
+func (lookupFails) Lookup(context.Context, ec2ref.Instance) (ledger.Record, error) {
 	return ledger.Record{}, errors.New("throttled")
 }
 
@@ -555,7 +556,7 @@ func TestAMachineThatThePolicyNoLongerAdmitsLosesItsNode(t *testing.T) {
 
 func TestStateReadsAreBatched(t *testing.T) {
 	w := newWorld(t)
-	var instances []ledger.Instance
+	var instances []ec2ref.Instance
 	for n := range 10 {
 		w.enroll(n)
 		if n%2 == 0 {

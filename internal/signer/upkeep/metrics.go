@@ -7,6 +7,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 	"github.com/hallmark-ssh/hallmark/internal/signer/emf"
 	"github.com/hallmark-ssh/hallmark/internal/signer/inventory"
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
@@ -97,20 +98,20 @@ type watchedInventory struct {
 	now   func() time.Time
 }
 
-func (v watchedInventory) Instances(ctx context.Context, account, region string, ids []string) (found map[string]*inventory.Instance, err error) {
+func (v watchedInventory) Instances(ctx context.Context, at ec2ref.Place, ids []ec2ref.InstanceID) (found map[ec2ref.InstanceID]*inventory.Instance, err error) {
 	err = v.calls.watch(ctx, v.now, nil, func() (err error) {
-		found, err = v.Inventory.Instances(ctx, account, region, ids)
+		found, err = v.Inventory.Instances(ctx, at, ids)
 		return err
 	})
 	return found, err
 }
 
-func (v watchedInventory) All(ctx context.Context, account, region string) (found map[string]*inventory.Instance, err error) {
-	err = v.calls.watch(ctx, v.now, nil, func() (err error) { found, err = v.Inventory.All(ctx, account, region); return err })
+func (v watchedInventory) All(ctx context.Context, at ec2ref.Place) (found map[ec2ref.InstanceID]*inventory.Instance, err error) {
+	err = v.calls.watch(ctx, v.now, nil, func() (err error) { found, err = v.Inventory.All(ctx, at); return err })
 	return found, err
 }
 
-func (v watchedInventory) CheckAccount(ctx context.Context, account string) error {
+func (v watchedInventory) CheckAccount(ctx context.Context, account ec2ref.Account) error {
 	return v.calls.watch(ctx, v.now, nil, func() error { return v.Inventory.CheckAccount(ctx, account) })
 }
 
@@ -120,21 +121,21 @@ type watchedLedger struct {
 	now   func() time.Time
 }
 
-func (l watchedLedger) Lookup(ctx context.Context, i ledger.Instance) (record ledger.Record, err error) {
+func (l watchedLedger) Lookup(ctx context.Context, i ec2ref.Instance) (record ledger.Record, err error) {
 	err = l.calls.watch(ctx, l.now, nil, func() (err error) { record, err = l.Ledger.Lookup(ctx, i); return err })
 	return record, err
 }
 
-func (l watchedLedger) LookupAll(ctx context.Context, instances []ledger.Instance) (found map[ledger.Instance]ledger.Record, err error) {
+func (l watchedLedger) LookupAll(ctx context.Context, instances []ec2ref.Instance) (found map[ec2ref.Instance]ledger.Record, err error) {
 	err = l.calls.watch(ctx, l.now, nil, func() (err error) { found, err = l.Ledger.LookupAll(ctx, instances); return err })
 	return found, err
 }
 
-func (l watchedLedger) End(ctx context.Context, i ledger.Instance) error {
+func (l watchedLedger) End(ctx context.Context, i ec2ref.Instance) error {
 	return l.calls.watch(ctx, l.now, nil, func() error { return l.Ledger.End(ctx, i) })
 }
 
-func (l watchedLedger) Announce(ctx context.Context, i ledger.Instance) (record ledger.Record, err error) {
+func (l watchedLedger) Announce(ctx context.Context, i ec2ref.Instance) (record ledger.Record, err error) {
 	err = l.calls.watch(ctx, l.now, nil, func() (err error) { record, err = l.Ledger.Announce(ctx, i); return err })
 	return record, err
 }

@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 	"github.com/hallmark-ssh/hallmark/internal/signer/emf/emftest"
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
 	"github.com/hallmark-ssh/hallmark/internal/signer/teleport"
@@ -170,7 +171,7 @@ type failingLedger struct {
 	err error
 }
 
-func (f failingLedger) Announce(context.Context, ledger.Instance) (ledger.Record, error) {
+func (f failingLedger) Announce(context.Context, ec2ref.Instance) (ledger.Record, error) {
 	return ledger.Record{}, f.err
 }
 

@@ -7,8 +7,8 @@ import (
 	"log/slog"
 	"slices"
 
+	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 	"github.com/hallmark-ssh/hallmark/internal/signer/inventory"
-	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
 	"github.com/hallmark-ssh/hallmark/internal/signer/node"
 	"github.com/hallmark-ssh/hallmark/internal/signer/teleport"
 )
@@ -22,12 +22,12 @@ import (
 // deletes the node itself. An instance that is stopped keeps its record, and its node
 // too unless the policy says otherwise. It returns an error for each instance, nil
 // where it is done or there is nothing to do.
-func (f *Fleet) StatesChanged(ctx context.Context, instances []ledger.Instance) []error {
+func (f *Fleet) StatesChanged(ctx context.Context, instances []ec2ref.Instance) []error {
 	errs := make([]error, len(instances))
-	byPlace := make(map[place][]int)
+	byPlace := make(map[ec2ref.Place][]int)
 	for n, i := range instances {
 		if f.serves(ctx, i) {
-			at := place{i.Account, i.Region}
+			at := i.Place()
 			byPlace[at] = append(byPlace[at], n)
 		}
 	}
@@ -51,9 +51,9 @@ func (f *Fleet) StatesChanged(ctx context.Context, instances []ledger.Instance) 
 
 // missing acts on events about instances that EC2 does not show. One that never enrolled
 // may be so young that EC2 does not show it yet: nothing ends for that.
-func (f *Fleet) missing(ctx context.Context, at place, instances []ledger.Instance, group []int, found map[string]*inventory.Instance, errs []error) {
-	byInstance := make(map[ledger.Instance][]int)
-	var known []ledger.Instance
+func (f *Fleet) missing(ctx context.Context, at ec2ref.Place, instances []ec2ref.Instance, group []int, found map[ec2ref.InstanceID]*inventory.Instance, errs []error) {
+	byInstance := make(map[ec2ref.Instance][]int)
+	var known []ec2ref.Instance
 	for _, n := range group {
 		i := instances[n]
 		if byInstance[i] = append(byInstance[i], n); len(byInstance[i]) > 1 {
@@ -67,7 +67,7 @@ func (f *Fleet) missing(ctx context.Context, at place, instances []ledger.Instan
 			_, errs[n] = f.offboard(ctx, i)
 		case record.Generation == 0:
 			f.Log.InfoContext(ctx, "EC2 does not show an instance that never enrolled: nothing to do",
-				slog.String("account", i.Account), slog.String("region", i.Region), slog.String("instance", i.ID))
+				slog.Any("", i))
 		default:
 			known = append(known, i)
 		}
@@ -75,18 +75,16 @@ func (f *Fleet) missing(ctx context.Context, at place, instances []ledger.Instan
 	if len(known) == 0 {
 		return
 	}
-	isShown := func(key string) bool { return found[key[len(at.String())+1:]] != nil }
+	isShown := func(key string) bool { return found[ec2ref.InstanceID(key[len(at.String())+1:])] != nil }
 	gone, _, _, err := f.absent(ctx, at, known, isShown, func() (size, error) { return f.size(ctx, at) }, nil)
 	for _, i := range known {
 		end := err
 		if slices.Contains(gone, i) {
 			var deleted bool
 			deleted, end = f.offboard(ctx, i)
-			f.Log.InfoContext(ctx, "missing for long enough: off-boarded", slog.String("account", i.Account), slog.String("region", i.Region),
-				slog.String("instance", i.ID), slog.String("node_id", node.ID(i)), slog.Bool("node_deleted", deleted))
+			f.Log.InfoContext(ctx, "missing for long enough: off-boarded", slog.Any("", i), slog.String("node_id", node.ID(i)), slog.Bool("node_deleted", deleted))
 		} else if err == nil {
-			f.Log.WarnContext(ctx, "EC2 does not show the instance: the next sweeps decide", slog.String("account", i.Account),
-				slog.String("region", i.Region), slog.String("instance", i.ID))
+			f.Log.WarnContext(ctx, "EC2 does not show the instance: the next sweeps decide", slog.Any("", i))
 		}
 		for _, n := range byInstance[i] {
 			errs[n] = end
@@ -95,7 +93,7 @@ func (f *Fleet) missing(ctx context.Context, at place, instances []ledger.Instan
 }
 
 // size counts our nodes.
-func (f *Fleet) size(ctx context.Context, at place) (size, error) {
+func (f *Fleet) size(ctx context.Context, at ec2ref.Place) (size, error) {
 	p, err := f.newPass(ctx)
 	if err != nil {
 		return size{}, err
@@ -109,8 +107,8 @@ func (f *Fleet) size(ctx context.Context, at place) (size, error) {
 	return size{all: report.Nodes, here: len(byPlace[at])}, nil
 }
 
-func (f *Fleet) stateChanged(ctx context.Context, i ledger.Instance, found *inventory.Instance) error {
-	log := f.Log.With(slog.String("account", i.Account), slog.String("region", i.Region), slog.String("instance", i.ID))
+func (f *Fleet) stateChanged(ctx context.Context, i ec2ref.Instance, found *inventory.Instance) error {
+	log := f.Log.With(slog.Any("", i))
 	switch {
 	case isGone(found):
 	case isStopped(found):
@@ -129,7 +127,7 @@ func (f *Fleet) stateChanged(ctx context.Context, i ledger.Instance, found *inve
 
 // stopped deletes the node of an instance that is stopped, if the policy says so. The
 // ledger's record stays: the instance may be started again, with its keys and names.
-func (f *Fleet) stopped(ctx context.Context, i ledger.Instance, found *inventory.Instance, log *slog.Logger) error {
+func (f *Fleet) stopped(ctx context.Context, i ec2ref.Instance, found *inventory.Instance, log *slog.Logger) error {
 	record, err := f.Ledger.Lookup(ctx, i)
 	if err != nil {
 		return err
@@ -155,7 +153,7 @@ func (f *Fleet) stopped(ctx context.Context, i ledger.Instance, found *inventory
 }
 
 // offboard ends the record, then deletes the node if it is ours.
-func (f *Fleet) offboard(ctx context.Context, i ledger.Instance) (deleted bool, err error) {
+func (f *Fleet) offboard(ctx context.Context, i ec2ref.Instance) (deleted bool, err error) {
 	if err := f.Ledger.End(ctx, i); err != nil {
 		return false, err
 	}

@@ -7,7 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 
-	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
+	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 )
 
 // Batch is what Lambda hands over from a queue (AWS Lambda Developer Guide, "Using
@@ -49,7 +49,7 @@ func (f *Fleet) handle(ctx context.Context, batch Batch) (BatchAnswer, kinds) {
 	var k kinds
 	answer := BatchAnswer{Failures: []Failure{}} // Lambda takes a missing list for a failure of all
 	var changes []TagChange
-	var instances []ledger.Instance
+	var instances []ec2ref.Instance
 	var changed, moved []Message
 	for _, m := range batch.Records {
 		e, err := ParseEvent([]byte(m.Body))

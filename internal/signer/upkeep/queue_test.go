@@ -11,7 +11,7 @@ import (
 func message(id, body string) Message { return Message{ID: id, Source: "aws:sqs", Body: body} }
 
 func about(event string, n int) string {
-	return strings.ReplaceAll(event, "i-0a1b2c3d4e5f60718", ref(n).ID)
+	return strings.ReplaceAll(event, "i-0a1b2c3d4e5f60718", string(ref(n).ID))
 }
 
 func TestHandle(t *testing.T) {

@@ -8,8 +8,8 @@ import (
 	"log/slog"
 	"maps"
 	"slices"
-	"strings"
 
+	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 	"github.com/hallmark-ssh/hallmark/internal/signer/inventory"
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
 	"github.com/hallmark-ssh/hallmark/internal/signer/node"
@@ -53,7 +53,7 @@ type Report struct {
 
 // ours is one of our nodes.
 type ours struct {
-	instance ledger.Instance
+	instance ec2ref.Instance
 	node     teleport.Node
 }
 
@@ -71,7 +71,7 @@ type run struct {
 	limit *int // what a person's limit has left, nil if nobody set one
 	// removable is how many nodes of stopped instances may go yet.
 	removable *int
-	noted     map[place]bool // where instances were missing before
+	noted     map[ec2ref.Place]bool // where instances were missing before
 	report    *Report
 }
 
@@ -126,34 +126,32 @@ func (f *Fleet) sweep(ctx context.Context, from string, limit int) (Report, erro
 }
 
 // placesFrom returns the places in order, beginning with the one that is named.
-func placesFrom(byPlace map[place][]ours, from string) []place {
-	places := slices.SortedFunc(maps.Keys(byPlace), func(a, b place) int { return cmp.Compare(a.String(), b.String()) })
-	if start := slices.IndexFunc(places, func(p place) bool { return p.String() >= from }); start > 0 {
+func placesFrom(byPlace map[ec2ref.Place][]ours, from string) []ec2ref.Place {
+	places := slices.SortedFunc(maps.Keys(byPlace), func(a, b ec2ref.Place) int { return cmp.Compare(a.String(), b.String()) })
+	if start := slices.IndexFunc(places, func(p ec2ref.Place) bool { return p.String() >= from }); start > 0 {
 		return slices.Concat(places[start:], places[:start])
 	}
 	return places
 }
 
-func (r run) sweepPlace(ctx context.Context, at place, nodes []ours) {
+func (r run) sweepPlace(ctx context.Context, at ec2ref.Place, nodes []ours) {
 	s, err := r.survey(ctx, at, nodes)
 	if err != nil {
 		// What could not be asked about is as it was: nothing of it is touched.
 		if ctx.Err() == nil { // or it is only late
 			r.report.Failed++
-			r.Log.ErrorContext(ctx, "EC2 could not be asked", slog.String("account", at.account),
-				slog.String("region", at.region), slog.Any("error", err))
+			r.Log.ErrorContext(ctx, "EC2 could not be asked", slog.Any("", at), slog.Any("error", err))
 		}
 		return
 	}
 	if err := r.settle(ctx, at, &s, len(nodes)); err != nil && ctx.Err() == nil {
 		r.report.Failed++
-		r.Log.ErrorContext(ctx, "instances that EC2 does not show could not be judged: their nodes stay", slog.String("account", at.account),
-			slog.String("region", at.region), slog.Int("missing", len(s.missing)), slog.Any("error", err))
+		r.Log.ErrorContext(ctx, "instances that EC2 does not show could not be judged: their nodes stay", slog.Any("", at), slog.Int("missing", len(s.missing)), slog.Any("error", err))
 	}
 	if len(s.stopped) > *r.removable {
 		r.report.OverLimit += len(s.stopped)
 		r.Log.ErrorContext(ctx, "too many nodes of stopped instances to delete in one sweep: none deleted here; look at the policy, then sweep with a higher limit",
-			slog.String("account", at.account), slog.String("region", at.region), slog.Int("stopped", len(s.stopped)), slog.Bool("alarm", true))
+			slog.Any("", at), slog.Int("stopped", len(s.stopped)), slog.Bool("alarm", true))
 		s.stopped = nil
 	}
 	*r.removable -= len(s.stopped)
@@ -161,12 +159,12 @@ func (r run) sweepPlace(ctx context.Context, at place, nodes []ours) {
 }
 
 // settle decides which of the missing are taken for gone.
-func (r run) settle(ctx context.Context, at place, s *survey, nodes int) error {
+func (r run) settle(ctx context.Context, at ec2ref.Place, s *survey, nodes int) error {
 	if len(s.missing) == 0 && !r.noted[at] {
 		return nil
 	}
-	byInstance := make(map[ledger.Instance]ours, len(s.missing))
-	missing := make([]ledger.Instance, len(s.missing))
+	byInstance := make(map[ec2ref.Instance]ours, len(s.missing))
+	missing := make([]ec2ref.Instance, len(s.missing))
 	for n, o := range s.missing {
 		missing[n], byInstance[o.instance] = o.instance, o
 	}
@@ -184,38 +182,36 @@ func (r run) settle(ctx context.Context, at place, s *survey, nodes int) error {
 }
 
 // notedPlaces returns the accounts and regions that instances are noted of as missing.
-func (f *Fleet) notedPlaces(ctx context.Context) (map[place]bool, error) {
-	var noted map[place]bool
+func (f *Fleet) notedPlaces(ctx context.Context) (map[ec2ref.Place]bool, error) {
+	var noted map[ec2ref.Place]bool
 	err := f.noteAbsences(ctx, f.Now(), func(a absences) {
-		noted = make(map[place]bool)
+		noted = make(map[ec2ref.Place]bool)
 		for key := range a.Missing {
-			if parts := strings.Split(key, "/"); len(parts) == 3 {
-				noted[place{parts[0], parts[1]}] = true
+			if i, err := ec2ref.ParseInstance(key); err == nil {
+				noted[i.Place()] = true
 			}
 		}
 	})
 	return noted, err
 }
 
-func (p place) String() string { return p.account + "/" + p.region }
-
 // sort groups our nodes by account and region, and leaves out those that are none of
 // our business: of an account or region that is not listed, or with labels that do
 // not fit their id.
-func (f *Fleet) sort(ctx context.Context, nodes []teleport.Node, report *Report) map[place][]ours {
-	byPlace := make(map[place][]ours)
+func (f *Fleet) sort(ctx context.Context, nodes []teleport.Node, report *Report) map[ec2ref.Place][]ours {
+	byPlace := make(map[ec2ref.Place][]ours)
 	for _, account := range f.Accounts {
 		for _, region := range f.Regions {
-			byPlace[place{account, region}] = nil
+			byPlace[ec2ref.Place{Account: account, Region: region}] = nil
 		}
 	}
 	for _, found := range nodes {
 		i := found.Instance()
-		p := place{i.Account, i.Region}
+		p := i.Place()
 		if _, listed := byPlace[p]; !listed || found.Signer() != f.Audience || node.ID(i) != found.ID {
 			report.Foreign++
 			f.Log.WarnContext(ctx, "a node with our label that is not ours to touch", slog.String("node_id", found.ID),
-				slog.String("account", i.Account), slog.String("region", i.Region), slog.String("instance", i.ID))
+				slog.Any("", i))
 			continue
 		}
 		report.Nodes++
@@ -224,8 +220,8 @@ func (f *Fleet) sort(ctx context.Context, nodes []teleport.Node, report *Report)
 	return byPlace
 }
 
-func (r run) survey(ctx context.Context, at place, nodes []ours) (survey, error) {
-	live, err := r.Inventory.All(ctx, at.account, at.region)
+func (r run) survey(ctx context.Context, at ec2ref.Place, nodes []ours) (survey, error) {
+	live, err := r.Inventory.All(ctx, at)
 	if err != nil {
 		return survey{}, err
 	}
@@ -288,28 +284,27 @@ func (r run) judge(o ours, i *inventory.Instance, record ledger.Record, s *surve
 // incomplete counts an instance that the policy cannot decide on now.
 func (r run) incomplete(ctx context.Context, o ours, reason error) {
 	r.report.Incomplete++
-	r.Log.InfoContext(ctx, "EC2 does not show all that the policy needs: the node stays as it is", slog.String("account", o.instance.Account),
-		slog.String("region", o.instance.Region), slog.String("instance", o.instance.ID), slog.String("node_id", o.node.ID), slog.Any("reason", reason))
+	r.Log.InfoContext(ctx, "EC2 does not show all that the policy needs: the node stays as it is", slog.Any("", o.instance), slog.String("node_id", o.node.ID), slog.Any("reason", reason))
 }
 
 // refuse counts the refusals of one account and region, with one line of the log: they
 // may be thousands, for one reason.
-func (r run) refuse(ctx context.Context, at place, reasons []error) {
+func (r run) refuse(ctx context.Context, at ec2ref.Place, reasons []error) {
 	if len(reasons) == 0 {
 		return
 	}
 	r.report.Refused += len(reasons)
 	r.Log.WarnContext(ctx, "the policy no longer admits instances that have enrolled: their nodes stay until their leases end",
-		slog.String("account", at.account), slog.String("region", at.region), slog.Int("instances", len(reasons)), slog.Any("first", reasons[0]))
+		slog.Any("", at), slog.Int("instances", len(reasons)), slog.Any("first", reasons[0]))
 }
 
 // confirm asks about instances by id that a listing did not have: an instance that starts
 // while pages are read may be on none of them.
-func (r run) confirm(ctx context.Context, at place, missing []ours, s *survey) error {
+func (r run) confirm(ctx context.Context, at ec2ref.Place, missing []ours, s *survey) error {
 	if len(missing) == 0 {
 		return nil
 	}
-	found, err := r.Inventory.Instances(ctx, at.account, at.region, idsOf(missing))
+	found, err := r.Inventory.Instances(ctx, at, idsOf(missing))
 	if err != nil {
 		return err
 	}
@@ -324,16 +319,16 @@ func (r run) confirm(ctx context.Context, at place, missing []ours, s *survey) e
 	return nil
 }
 
-func instancesOf(list []ours) []ledger.Instance {
-	instances := make([]ledger.Instance, len(list))
+func instancesOf(list []ours) []ec2ref.Instance {
+	instances := make([]ec2ref.Instance, len(list))
 	for n, o := range list {
 		instances[n] = o.instance
 	}
 	return instances
 }
 
-func idsOf(list []ours) []string {
-	ids := make([]string, len(list))
+func idsOf(list []ours) []ec2ref.InstanceID {
+	ids := make([]ec2ref.InstanceID, len(list))
 	for n, o := range list {
 		ids[n] = o.instance.ID
 	}
@@ -341,7 +336,7 @@ func idsOf(list []ours) []string {
 }
 
 // tidy acts on what was found, as far as time allows: what is left is found again.
-func (r run) tidy(ctx context.Context, at place, s survey) {
+func (r run) tidy(ctx context.Context, at ec2ref.Place, s survey) {
 	for _, o := range s.dead {
 		if ctx.Err() != nil {
 			return
@@ -366,8 +361,8 @@ const refreshBatch = 200
 
 // refresh asks the ledger and then EC2 again before it writes. The listing may be older
 // than the latest event, and an instance that was stopped may run again.
-func (r run) refresh(ctx context.Context, at place, batch []ours) {
-	records := make(map[string]ledger.Record, len(batch))
+func (r run) refresh(ctx context.Context, at ec2ref.Place, batch []ours) {
+	records := make(map[ec2ref.InstanceID]ledger.Record, len(batch))
 	var known []ours
 	for _, o := range batch {
 		record, err := r.Ledger.Announce(ctx, o.instance)
@@ -376,7 +371,7 @@ func (r run) refresh(ctx context.Context, at place, batch []ours) {
 			known = append(known, o)
 		}
 	}
-	found, err := r.Inventory.Instances(ctx, at.account, at.region, idsOf(known))
+	found, err := r.Inventory.Instances(ctx, at, idsOf(known))
 	for _, o := range known {
 		if ctx.Err() != nil {
 			return
@@ -404,7 +399,7 @@ func (r run) mend(ctx context.Context, o ours, record ledger.Record, i *inventor
 	written, err := r.follow(o.instance, false).relabel(ctx, record, i)
 	switch {
 	case errors.Is(err, policy.ErrRefused):
-		r.refuse(ctx, place{o.instance.Account, o.instance.Region}, []error{err})
+		r.refuse(ctx, o.instance.Place(), []error{err})
 	case errors.Is(err, policy.ErrIncomplete):
 		r.incomplete(ctx, o, err)
 	case r.note(ctx, "mend", o, err) && written:
@@ -417,8 +412,7 @@ func (r run) mend(ctx context.Context, o ours, record ledger.Record, i *inventor
 func (r run) note(ctx context.Context, what string, o ours, err error) bool {
 	if err != nil && ctx.Err() == nil {
 		r.report.Failed++
-		r.Log.ErrorContext(ctx, what+" failed", slog.String("account", o.instance.Account), slog.String("region", o.instance.Region),
-			slog.String("instance", o.instance.ID), slog.String("node_id", o.node.ID), slog.Any("error", err))
+		r.Log.ErrorContext(ctx, what+" failed", slog.Any("", o.instance), slog.String("node_id", o.node.ID), slog.Any("error", err))
 	}
 	return err == nil
 }

@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 	"github.com/hallmark-ssh/hallmark/internal/signer/inventory"
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
 	"github.com/hallmark-ssh/hallmark/internal/signer/teleport"
@@ -125,7 +126,7 @@ func TestSweepLeavesForeignNodesAlone(t *testing.T) {
 		1: func(n *teleport.Node) { n.Labels[signerLabel] = "another signer" },
 		2: func(n *teleport.Node) { n.Labels[accountLabel] = "999999999999" },
 		3: func(n *teleport.Node) { n.Labels[regionLabel] = "eu-west-1" },
-		4: func(n *teleport.Node) { n.Labels[instanceLabel] = ref(5).ID },
+		4: func(n *teleport.Node) { n.Labels[instanceLabel] = string(ref(5).ID) },
 		6: func(n *teleport.Node) { delete(n.Labels, instanceLabel) },
 	} {
 		w.enroll(n)
@@ -175,7 +176,7 @@ func TestDefaultLimit(t *testing.T) {
 
 func TestSweepGoesOnWhereItStopped(t *testing.T) {
 	w := newWorld(t)
-	w.fleet.Regions = []string{"eu-west-1", testRegion, "us-west-3"}
+	w.fleet.Regions = []ec2ref.Region{"eu-west-1", testRegion, "us-west-3"}
 	ctx, cancel := context.WithCancel(t.Context())
 	var asked []string
 	w.onAll = func(region string) {
@@ -199,7 +200,7 @@ func TestSweepGoesOnWhereItStopped(t *testing.T) {
 // A region that takes all the time there is does not keep the others from their turn.
 func TestSweepIsNotHeldUpByOneRegion(t *testing.T) {
 	w := newWorld(t)
-	w.fleet.Regions = []string{"eu-west-1", testRegion, "us-west-3"}
+	w.fleet.Regions = []ec2ref.Region{"eu-west-1", testRegion, "us-west-3"}
 	var asked []string
 	from := ""
 	for range 4 {

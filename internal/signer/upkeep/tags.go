@@ -8,6 +8,7 @@ import (
 	"maps"
 	"time"
 
+	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 	"github.com/hallmark-ssh/hallmark/internal/signer/inventory"
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
 	"github.com/hallmark-ssh/hallmark/internal/signer/node"
@@ -17,13 +18,10 @@ import (
 
 // TagChange is an event that says that an instance's tags have changed.
 type TagChange struct {
-	Instance ledger.Instance
+	Instance ec2ref.Instance
 	// Version is the event's own count of the changes. It is a hint and decides nothing.
 	Version uint64
 }
-
-// place is where one question to EC2 reaches.
-type place struct{ account, region string }
 
 // TagsChanged brings the labels of the instances' nodes up to date, with one
 // question to EC2 for all instances of an account and region. It returns an error
@@ -33,9 +31,9 @@ type place struct{ account, region string }
 // one that is far ahead would hide every true change after it.
 func (f *Fleet) TagsChanged(ctx context.Context, changes []TagChange) []error {
 	errs := make([]error, len(changes))
-	instances := make([]ledger.Instance, len(changes))
-	records := make(map[ledger.Instance]ledger.Record)
-	byPlace := make(map[place][]int)
+	instances := make([]ec2ref.Instance, len(changes))
+	records := make(map[ec2ref.Instance]ledger.Record)
+	byPlace := make(map[ec2ref.Place][]int)
 	for n, change := range changes {
 		i := change.Instance
 		if instances[n] = i; !f.serves(ctx, i) {
@@ -49,7 +47,7 @@ func (f *Fleet) TagsChanged(ctx context.Context, changes []TagChange) []error {
 			errs[n] = err
 		case record.Ended || record.ConfirmedHostname != "":
 			records[i] = record
-			at := place{i.Account, i.Region}
+			at := i.Place()
 			byPlace[at] = append(byPlace[at], n)
 		}
 	}
@@ -58,7 +56,7 @@ func (f *Fleet) TagsChanged(ctx context.Context, changes []TagChange) []error {
 	}
 	pass, err := f.newPass(ctx)
 	for at, group := range byPlace {
-		var found map[string]*inventory.Instance
+		var found map[ec2ref.InstanceID]*inventory.Instance
 		asked := err
 		if asked == nil {
 			found, asked = f.ask(ctx, at, instances, group)
@@ -72,14 +70,13 @@ func (f *Fleet) TagsChanged(ctx context.Context, changes []TagChange) []error {
 	return errs
 }
 
-func (p pass) tagsChanged(ctx context.Context, of ledger.Instance, record ledger.Record, i *inventory.Instance) error {
+func (p pass) tagsChanged(ctx context.Context, of ec2ref.Instance, record ledger.Record, i *inventory.Instance) error {
 	_, err := p.follow(of, true).relabel(ctx, record, i)
 	if !errors.Is(err, policy.ErrIncomplete) {
 		return err
 	}
 	// It passes by itself, and the sweep then brings the node up to date.
-	p.Log.InfoContext(ctx, "EC2 does not show all that the policy needs: the node stays as it is", slog.String("account", of.Account),
-		slog.String("region", of.Region), slog.String("instance", of.ID), slog.String("reason", err.Error()))
+	p.Log.InfoContext(ctx, "EC2 does not show all that the policy needs: the node stays as it is", slog.Any("", of), slog.String("reason", err.Error()))
 	return nil
 }
 
@@ -92,7 +89,7 @@ var errMoving = errors.New("the instance's record kept changing while its node w
 // follower keeps the node of one instance as it should be.
 type follower struct {
 	pass
-	of ledger.Instance
+	of ec2ref.Instance
 	// dismisses says that the node goes if the policy no longer admits the instance: who
 	// tags a machine out of reach means it.
 	dismisses bool
@@ -100,7 +97,7 @@ type follower struct {
 	dismissed bool
 }
 
-func (p pass) follow(of ledger.Instance, dismisses bool) *follower {
+func (p pass) follow(of ec2ref.Instance, dismisses bool) *follower {
 	return &follower{pass: p, of: of, dismisses: dismisses}
 }
 
@@ -176,16 +173,14 @@ func (w *follower) write(ctx context.Context, want teleport.Node) (bool, error) 
 		return false, err
 	}
 	w.dismissed = false
-	w.Log.InfoContext(ctx, "the node was brought up to date", slog.String("account", w.of.Account), slog.String("region", w.of.Region),
-		slog.String("instance", w.of.ID), slog.String("node_id", want.ID), slog.String("hostname", want.Hostname),
+	w.Log.InfoContext(ctx, "the node was brought up to date", slog.Any("", w.of), slog.String("node_id", want.ID), slog.String("hostname", want.Hostname),
 		slog.String("address", want.Address), slog.Any("labels", want.Labels))
 	return true, nil
 }
 
 // dismiss deletes the node of an instance that the policy no longer admits.
 func (w *follower) dismiss(ctx context.Context, reason error) (bool, error) {
-	w.Log.WarnContext(ctx, "the policy no longer admits the instance: its node goes", slog.String("account", w.of.Account),
-		slog.String("region", w.of.Region), slog.String("instance", w.of.ID), slog.String("node_id", node.ID(w.of)), slog.String("reason", reason.Error()))
+	w.Log.WarnContext(ctx, "the policy no longer admits the instance: its node goes", slog.Any("", w.of), slog.String("node_id", node.ID(w.of)), slog.String("reason", reason.Error()))
 	deleted, err := w.deleteOwn(ctx, w.cluster, node.ID(w.of))
 	w.dismissed = w.dismissed || deleted
 	return deleted, err

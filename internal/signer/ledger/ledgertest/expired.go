@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
 )
 
@@ -22,9 +23,9 @@ func expiredTests() map[string]func(*testing.T, *fixture) {
 }
 
 // expired walks all records, and returns the expired ones.
-func (f *fixture) expired() map[ledger.Instance]ledger.Record {
+func (f *fixture) expired() map[ec2ref.Instance]ledger.Record {
 	f.t.Helper()
-	all := make(map[ledger.Instance]ledger.Record)
+	all := make(map[ec2ref.Instance]ledger.Record)
 	for from := ""; ; {
 		step, err := f.Expired(f.t.Context(), from, f.now)
 		if err != nil {
@@ -52,7 +53,7 @@ func (f *fixture) expired() map[ledger.Instance]ledger.Record {
 func (f *fixture) wantExpired(what string, numbers ...int) {
 	f.t.Helper()
 	got := slices.SortedFunc(maps.Keys(f.expired()), compareIDs)
-	want := make([]ledger.Instance, len(numbers))
+	want := make([]ec2ref.Instance, len(numbers))
 	for n, number := range numbers {
 		want[n] = instance(number)
 	}
@@ -61,7 +62,7 @@ func (f *fixture) wantExpired(what string, numbers ...int) {
 	}
 }
 
-func compareIDs(a, b ledger.Instance) int {
+func compareIDs(a, b ec2ref.Instance) int {
 	switch {
 	case a.ID < b.ID:
 		return -1

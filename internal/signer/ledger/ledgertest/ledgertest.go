@@ -10,24 +10,25 @@ import (
 	"testing"
 	"time"
 
+	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
 )
 
 // Ledger is what is tested.
 type Ledger interface {
-	Lookup(ctx context.Context, i ledger.Instance) (ledger.Record, error)
+	Lookup(ctx context.Context, i ec2ref.Instance) (ledger.Record, error)
 	Claim(ctx context.Context, c ledger.Claim, now time.Time) (ledger.Grant, error)
-	LookupAll(ctx context.Context, instances []ledger.Instance) (map[ledger.Instance]ledger.Record, error)
+	LookupAll(ctx context.Context, instances []ec2ref.Instance) (map[ec2ref.Instance]ledger.Record, error)
 	Complete(ctx context.Context, c ledger.Claim, g ledger.Grant, now time.Time) (ledger.Record, error)
 	Confirm(ctx context.Context, c ledger.Claim, g ledger.Grant, now time.Time) error
-	End(ctx context.Context, i ledger.Instance) error
-	EndBy(ctx context.Context, i ledger.Instance, by string) error
+	End(ctx context.Context, i ec2ref.Instance) error
+	EndBy(ctx context.Context, i ec2ref.Instance, by string) error
 	Expired(ctx context.Context, from string, now time.Time) (ledger.Expired, error)
-	EndExpired(ctx context.Context, i ledger.Instance, now time.Time) (bool, error)
-	Release(ctx context.Context, name, by string, now time.Time) (ledger.Instance, error)
-	Permit(ctx context.Context, i ledger.Instance, p ledger.Permit) error
-	Announce(ctx context.Context, i ledger.Instance) (ledger.Record, error)
-	SeeTags(ctx context.Context, i ledger.Instance, version uint64) error
+	EndExpired(ctx context.Context, i ec2ref.Instance, now time.Time) (bool, error)
+	Release(ctx context.Context, name, by string, now time.Time) (ec2ref.Instance, error)
+	Permit(ctx context.Context, i ec2ref.Instance, p ledger.Permit) error
+	Announce(ctx context.Context, i ec2ref.Instance) (ledger.Record, error)
+	SeeTags(ctx context.Context, i ec2ref.Instance, version uint64) error
 }
 
 // lifetime is how long the certificates of the tests last.
@@ -83,8 +84,8 @@ func newFixture(t *testing.T, l Ledger) *fixture {
 	return &fixture{t: t, Ledger: l, now: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)}
 }
 
-func instance(n int) ledger.Instance {
-	return ledger.Instance{Account: "111122223333", Region: "us-west-2", ID: fmt.Sprintf("i-%017x", n)}
+func instance(n int) ec2ref.Instance {
+	return ec2ref.Instance{Account: "111122223333", Region: "us-west-2", ID: ec2ref.InstanceID(fmt.Sprintf("i-%017x", n))}
 }
 
 func (f *fixture) claimOf(n int, name string, keys ...string) ledger.Claim {
@@ -192,7 +193,7 @@ func testKeyInUseAfterEnd(_ *testing.T, f *fixture) {
 
 func testSameIDElsewhere(t *testing.T, f *fixture) {
 	f.claim(nil, 1, "web", "k1")
-	for _, other := range []ledger.Instance{
+	for _, other := range []ec2ref.Instance{
 		{Account: "444455556666", Region: instance(1).Region, ID: instance(1).ID},
 		{Account: instance(1).Account, Region: "eu-west-1", ID: instance(1).ID},
 	} {
@@ -461,7 +462,7 @@ func testOtherSigner(t *testing.T, f *fixture) {
 }
 
 func testLookupAll(t *testing.T, f *fixture) {
-	var all []ledger.Instance
+	var all []ec2ref.Instance
 	for n := range 250 {
 		all = append(all, instance(n))
 	}

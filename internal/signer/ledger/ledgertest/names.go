@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
 )
 
@@ -238,12 +239,12 @@ func testOwnID(_ *testing.T, f *fixture) {
 		f.enroll(1, fmt.Sprintf("web-%d", n), "k1")
 	}
 	f.claim(ledger.ErrTooManyNames, 1, "www", "k1")
-	f.claim(nil, 1, instance(1).ID, "k1")
-	f.make(ledger.ErrTooManyNames, f.withNames(1, instance(1).ID, "203.0.113.1"))
+	f.claim(nil, 1, string(instance(1).ID), "k1")
+	f.make(ledger.ErrTooManyNames, f.withNames(1, string(instance(1).ID), "203.0.113.1"))
 	f.claim(nil, 1, "web-3", "k1")
 }
 
-func (f *fixture) release(want error, name string) ledger.Instance {
+func (f *fixture) release(want error, name string) ec2ref.Instance {
 	f.t.Helper()
 	holder, err := f.Release(f.t.Context(), name, operator, f.now)
 	if !errors.Is(err, want) {

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/hallmark-ssh/hallmark/internal/clocktest"
+	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 	"github.com/hallmark-ssh/hallmark/internal/signer/policy"
 )
 
@@ -52,7 +53,7 @@ func (w *world) restart() *Policy {
 }
 
 func limits() policy.Limits {
-	return policy.Limits{Accounts: []string{"111122223333"}, Regions: []string{"us-west-2"}, MaxLifetime: policy.LongestLifetime}
+	return policy.Limits{Accounts: []ec2ref.Account{"111122223333"}, Regions: []ec2ref.Region{"us-west-2"}, MaxLifetime: policy.LongestLifetime}
 }
 
 func (w *world) fetch(ctx context.Context) ([]byte, error) {
