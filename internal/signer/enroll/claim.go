@@ -67,7 +67,7 @@ func newGrant(k ask, cluster Cluster, now time.Time) grant {
 			Signer: d.Labels[node.SignerLabel],
 		},
 		node: node.Node{
-			ID:       node.ID(instance),
+			ID:       instance.NodeID(),
 			Hostname: d.Hostname,
 			Address:  d.Address,
 			Labels:   d.Labels,

@@ -34,14 +34,11 @@ type Cluster struct {
 	Signer string
 }
 
-// ID returns the name of an instance's node.
-func ID(i ec2ref.Instance) string { return i.NodeID() }
-
 // Confirmed returns the node of an instance's latest confirmed enrollment. Address and labels
 // are what the policy gives it now. The host name stays the one in its certificates: another
 // name comes with new certificates.
 func Confirmed(i ec2ref.Instance, r ledger.Record, address string, labels map[string]string) Node {
-	return Node{ID: ID(i), Hostname: r.ConfirmedHostname, Address: address, Labels: labels, Expires: Lease(r)}
+	return Node{ID: i.NodeID(), Hostname: r.ConfirmedHostname, Address: address, Labels: labels, Expires: Lease(r)}
 }
 
 // Lease returns when the node of the latest confirmed enrollment expires. Records from

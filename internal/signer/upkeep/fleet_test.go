@@ -38,8 +38,6 @@ const (
 	instanceLabel = node.InstanceLabel
 )
 
-func nodeID(i ec2ref.Instance) string { return node.ID(i) }
-
 type world struct {
 	t     *testing.T
 	fleet *Fleet

@@ -82,7 +82,7 @@ func (f *Fleet) missing(ctx context.Context, at ec2ref.Place, instances []ec2ref
 		if slices.Contains(gone, i) {
 			var deleted bool
 			deleted, end = f.offboard(ctx, i)
-			f.Log.InfoContext(ctx, "missing for long enough: off-boarded", slog.Any("", i), slog.String("node_id", node.ID(i)), slog.Bool("node_deleted", deleted))
+			f.Log.InfoContext(ctx, "missing for long enough: off-boarded", slog.Any("", i), slog.String("node_id", i.NodeID()), slog.Bool("node_deleted", deleted))
 		} else if err == nil {
 			f.Log.WarnContext(ctx, "EC2 does not show the instance: the next sweeps decide", slog.Any("", i))
 		}
@@ -121,7 +121,7 @@ func (f *Fleet) stateChanged(ctx context.Context, i ec2ref.Instance, found *inve
 	if err != nil {
 		return fmt.Errorf("off-board %s: %w", i.ID, err)
 	}
-	log.InfoContext(ctx, "off-boarded", slog.String("node_id", node.ID(i)), slog.Bool("node_deleted", deleted))
+	log.InfoContext(ctx, "off-boarded", slog.String("node_id", i.NodeID()), slog.Bool("node_deleted", deleted))
 	return nil
 }
 
@@ -144,11 +144,11 @@ func (f *Fleet) stopped(ctx context.Context, i ec2ref.Instance, found *inventory
 		log.InfoContext(ctx, "the instance is stopped, and its node stays until its lease ends")
 		return nil
 	}
-	deleted, err := f.deleteOwn(ctx, p.cluster, node.ID(i))
+	deleted, err := f.deleteOwn(ctx, p.cluster, i.NodeID())
 	if err != nil {
 		return fmt.Errorf("delete the node of %s, which is stopped: %w", i.ID, err)
 	}
-	log.InfoContext(ctx, "the instance is stopped: its node goes", slog.String("node_id", node.ID(i)), slog.Bool("node_deleted", deleted))
+	log.InfoContext(ctx, "the instance is stopped: its node goes", slog.String("node_id", i.NodeID()), slog.Bool("node_deleted", deleted))
 	return nil
 }
 
@@ -161,7 +161,7 @@ func (f *Fleet) offboard(ctx context.Context, i ec2ref.Instance) (deleted bool, 
 	if err != nil {
 		return false, err
 	}
-	return f.deleteOwn(ctx, cluster, node.ID(i))
+	return f.deleteOwn(ctx, cluster, i.NodeID())
 }
 
 // deleteOwn deletes a node if it bears our label, and reports whether there was one.

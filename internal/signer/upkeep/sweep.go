@@ -208,7 +208,7 @@ func (f *Fleet) sort(ctx context.Context, nodes []teleport.Node, report *Report)
 	for _, found := range nodes {
 		i := found.Instance()
 		p := i.Place()
-		if _, listed := byPlace[p]; !listed || found.Signer() != f.Audience || node.ID(i) != found.ID {
+		if _, listed := byPlace[p]; !listed || found.Signer() != f.Audience || i.NodeID() != found.ID {
 			report.Foreign++
 			f.Log.WarnContext(ctx, "a node with our label that is not ours to touch", slog.String("node_id", found.ID),
 				slog.Any("", i))

@@ -137,13 +137,13 @@ func (w *follower) relabel(ctx context.Context, record ledger.Record, i *invento
 func (w *follower) once(ctx context.Context, record ledger.Record, i *inventory.Instance) (wrote bool, err error) {
 	switch {
 	case record.Ended:
-		return w.deleteOwn(ctx, w.cluster, node.ID(w.of))
+		return w.deleteOwn(ctx, w.cluster, w.of.NodeID())
 	case i == nil || isGone(i): // its own event, or the sweep, off-boards it
 		return false, nil
 	case record.ConfirmedHostname == "" || !node.Lease(record).After(w.Now()):
 		return false, nil
 	}
-	there, err := w.cluster.Node(ctx, node.ID(w.of))
+	there, err := w.cluster.Node(ctx, w.of.NodeID())
 	switch {
 	case errors.Is(err, teleport.ErrNotFound) && w.dismissed:
 		there = new(node.Node)
@@ -180,8 +180,8 @@ func (w *follower) write(ctx context.Context, want teleport.Node) (bool, error) 
 
 // dismiss deletes the node of an instance that the policy no longer admits.
 func (w *follower) dismiss(ctx context.Context, reason error) (bool, error) {
-	w.Log.WarnContext(ctx, "the policy no longer admits the instance: its node goes", slog.Any("", w.of), slog.String("node_id", node.ID(w.of)), slog.String("reason", reason.Error()))
-	deleted, err := w.deleteOwn(ctx, w.cluster, node.ID(w.of))
+	w.Log.WarnContext(ctx, "the policy no longer admits the instance: its node goes", slog.Any("", w.of), slog.String("node_id", w.of.NodeID()), slog.String("reason", reason.Error()))
+	deleted, err := w.deleteOwn(ctx, w.cluster, w.of.NodeID())
 	w.dismissed = w.dismissed || deleted
 	return deleted, err
 }
