@@ -97,7 +97,7 @@ func (h fleetHandler) refuse(ctx context.Context, reason error) ([]byte, error) 
 func (h fleetHandler) walk(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, walkTime)
 	defer cancel()
-	if _, err := h.fleet.EndExpired(ctx); err != nil {
+	if _, err := h.fleet.RetireExpired(ctx); err != nil {
 		h.log.ErrorContext(ctx, "the walk through expired records failed: the next sweep tries again", slog.Any("error", err))
 	}
 }

@@ -176,7 +176,7 @@ func (w *motoWorld) launch() string {
 		w.t.Fatal(err)
 	}
 	i := ec2ref.Instance{Account: moto.Account, Region: testRegion, ID: ec2ref.InstanceID(id)}
-	claim := ledger.Claim{Instance: i, Fingerprints: []string{"SHA256:" + id}, Hostname: node.Hostname, ImageOwner: moto.Account, End: node.Expires}
+	claim := ledger.Claim{Instance: i, Fingerprints: []string{"SHA256:" + id}, Hostname: node.Hostname, ImageOwner: moto.Account, ValidUntil: node.Expires}
 	granted := check(w.ledger.Claim(w.t.Context(), claim, time.Now()))(w.t)
 	if err := w.ledger.Confirm(w.t.Context(), claim, granted, time.Now()); err != nil {
 		w.t.Fatal(err)
@@ -242,7 +242,7 @@ func TestFleetOnMoto(t *testing.T) {
 		t.Errorf("labels %v, %v, %v; log: %s", w.labels(gone), w.labels(tagged), w.labels(missed), w.log.String())
 	}
 	record := check(w.ledger.Lookup(ctx, ec2ref.Instance{Account: moto.Account, Region: testRegion, ID: ec2ref.InstanceID(gone)}))(t)
-	if !record.Ended {
+	if !record.Retired {
 		t.Errorf("record %+v", record)
 	}
 
@@ -258,7 +258,7 @@ func TestFleetOnMoto(t *testing.T) {
 	if w.labels(missed) != nil || w.labels(tagged)["aws/env"] != "stage" {
 		t.Errorf("labels %v, %v", w.labels(missed), w.labels(tagged))
 	}
-	if record := check(w.ledger.Lookup(ctx, expired))(t); !record.Ended {
+	if record := check(w.ledger.Lookup(ctx, expired))(t); !record.Retired {
 		t.Errorf("record %+v; log %s", record, w.log.String())
 	}
 	w.fleet.Close() // all that it wrote is in the log then

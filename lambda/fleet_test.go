@@ -179,7 +179,7 @@ type claimer interface {
 // enrolled notes in the ledger that the instance of a node has enrolled.
 func enrolled(t *testing.T, l claimer, node teleport.Node, i ec2ref.Instance) {
 	t.Helper()
-	claim := ledger.Claim{Instance: i, Fingerprints: []string{"SHA256:" + string(i.ID)}, Hostname: node.Hostname, ImageOwner: testAccount, End: node.Expires}
+	claim := ledger.Claim{Instance: i, Fingerprints: []string{"SHA256:" + string(i.ID)}, Hostname: node.Hostname, ImageOwner: testAccount, ValidUntil: node.Expires}
 	at := time.Now()
 	if !node.Expires.IsZero() && !node.Expires.After(at) {
 		at = node.Expires.Add(-time.Hour) // an enrollment that has ended was granted before
@@ -279,7 +279,7 @@ func TestStateEvents(t *testing.T) {
 		}
 	}
 	for n, want := range map[int]bool{1: true, 2: false, 3: false} {
-		if r, err := w.fleet.fleet.Ledger.Lookup(t.Context(), ref(n)); err != nil || r.Ended != want {
+		if r, err := w.fleet.fleet.Ledger.Lookup(t.Context(), ref(n)); err != nil || r.Retired != want {
 			t.Errorf("instance %d: record %+v, error %v", n, r, err)
 		}
 	}
@@ -353,7 +353,7 @@ func TestASweepEndsExpiredRecords(t *testing.T) {
 	expire(t, l, ref(2))
 	w.invoke([]byte(scheduleEvent))
 	for n, want := range map[int]bool{1: true, 2: false} {
-		if record := check(l.Lookup(t.Context(), ref(n)))(t); record.Ended != want {
+		if record := check(l.Lookup(t.Context(), ref(n)))(t); record.Retired != want {
 			t.Errorf("instance %d: record %+v; log %s", n, record, w.log)
 		}
 	}

@@ -72,7 +72,7 @@ func TestTheFleetsRoleReachesItsItems(t *testing.T) {
 	ctx, now := t.Context(), time.Now()
 	table := &itemsSeen{items: make(map[string]map[string]types.AttributeValue)}
 	l := ledger.NewDynamoDB(table, "ledger", time.Now)
-	claim := ledger.Claim{Instance: ref(1), Fingerprints: []string{"SHA256:a"}, Hostname: "web-" + instanceID(1), End: now.Add(time.Hour)}
+	claim := ledger.Claim{Instance: ref(1), Fingerprints: []string{"SHA256:a"}, Hostname: "web-" + instanceID(1), ValidUntil: now.Add(time.Hour)}
 	granted := check(l.Claim(ctx, claim, now))(t)
 	if err := l.Confirm(ctx, claim, granted, now); err != nil {
 		t.Fatal(err)
@@ -80,7 +80,7 @@ func TestTheFleetsRoleReachesItsItems(t *testing.T) {
 
 	table.keys = nil // from here on it is the fleet
 	check(l.Lookup(ctx, ref(1)))(t)
-	for _, err := range []error{l.SeeTags(ctx, ref(1), 1), l.End(ctx, ref(1)), l.End(ctx, ref(2))} {
+	for _, err := range []error{l.SeeTags(ctx, ref(1), 1), l.Retire(ctx, ref(1)), l.Retire(ctx, ref(2))} {
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -98,7 +98,7 @@ func TestTheFleetsRoleReachesItsItems(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	check(l.EndExpired(ctx, ref(3), now))(t)
+	check(l.RetireExpired(ctx, ref(3), now))(t)
 
 	patterns := leadingKeys(t)
 	used := make(map[string]bool)

@@ -216,7 +216,7 @@ func (w *sweepWorld) close() {
 func (w *sweepWorld) enroll(ctx context.Context, i *sweepInstance) error {
 	end, id, account := time.Now().Add(policy.DefaultLifetime), i.ref.ID.String(), i.ref.Account.String()
 	claim := ledger.Claim{
-		Instance: i.ref, Fingerprints: []string{"SHA256:" + id}, Hostname: "web-" + id, ImageOwner: account, End: end,
+		Instance: i.ref, Fingerprints: []string{"SHA256:" + id}, Hostname: "web-" + id, ImageOwner: account, ValidUntil: end,
 	}
 	granted, err := w.ledger.Claim(ctx, claim, time.Now())
 	if err != nil {
@@ -349,9 +349,9 @@ func (w sweepLedger) LookupAll(ctx context.Context, instances []ec2ref.Instance)
 	return w.ledger.LookupAll(ctx, instances)
 }
 
-func (w sweepLedger) End(ctx context.Context, i ec2ref.Instance) error {
+func (w sweepLedger) Retire(ctx context.Context, i ec2ref.Instance) error {
 	w.count("ledger")
-	return w.ledger.End(ctx, i)
+	return w.ledger.Retire(ctx, i)
 }
 
 func (w sweepLedger) Announce(ctx context.Context, i ec2ref.Instance) (ledger.Record, error) {

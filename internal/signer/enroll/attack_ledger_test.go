@@ -57,12 +57,12 @@ func ledgerAttacks() map[string]attack {
 			w.claimFor(ec2ref.Instance{Account: "222222222222", Region: testRegion, ID: testInstance}, "other", fingerprintOf(a.keys[0]), w.now.Add(time.Hour))
 		}, protocol.CodeKeyInUse, untilClaim, nil},
 		"the same instance id in another account was off-boarded": {func(w *world, _ *attempt) {
-			if err := w.ledger.End(w.t.Context(), ec2ref.Instance{Account: "222222222222", Region: testRegion, ID: testInstance}); err != nil {
+			if err := w.ledger.Retire(w.t.Context(), ec2ref.Instance{Account: "222222222222", Region: testRegion, ID: testInstance}); err != nil {
 				w.t.Fatal(err)
 			}
 		}, codeGranted, all, checkOwnNames},
 		"the same instance id in another region was off-boarded": {func(w *world, _ *attempt) {
-			if err := w.ledger.End(w.t.Context(), ec2ref.Instance{Account: testAccount, Region: "hm-test-2", ID: testInstance}); err != nil {
+			if err := w.ledger.Retire(w.t.Context(), ec2ref.Instance{Account: testAccount, Region: "hm-test-2", ID: testInstance}); err != nil {
 				w.t.Fatal(err)
 			}
 		}, codeGranted, all, checkOwnNames},
@@ -84,14 +84,14 @@ func ledgerAttacks() map[string]attack {
 			a.keys = []ssh.Signer{newKey(w.t), newKey(w.t)}
 		}, protocol.CodeKeyConflict, untilRenewed, nil},
 		"a permit for another key": {rekeying(func(w *world, _ *attempt) ledger.Permit {
-			return ledger.Permit{Fingerprint: fingerprintOf(newKey(w.t)), End: w.now.Add(time.Hour), By: "operator"}
+			return ledger.Permit{Fingerprint: fingerprintOf(newKey(w.t)), ValidUntil: w.now.Add(time.Hour), By: "operator"}
 		}), protocol.CodeKeyConflict, untilRenewed, nil},
 		"a permit that has ended": {rekeying(func(w *world, a *attempt) ledger.Permit {
-			return ledger.Permit{Fingerprint: fingerprintOf(a.keys[0]), End: w.now.Add(-time.Second), By: "operator"}
+			return ledger.Permit{Fingerprint: fingerprintOf(a.keys[0]), ValidUntil: w.now.Add(-time.Second), By: "operator"}
 		}), protocol.CodeKeyConflict, untilRenewed, nil},
 		"a permit used twice": {func(w *world, a *attempt) {
 			rekeying(func(w *world, a *attempt) ledger.Permit {
-				return ledger.Permit{Fingerprint: fingerprintOf(a.keys[0]), End: w.now.Add(time.Hour), By: "operator"}
+				return ledger.Permit{Fingerprint: fingerprintOf(a.keys[0]), ValidUntil: w.now.Add(time.Hour), By: "operator"}
 			})(w, a)
 			w.earlier(a)
 			a.payload.HostKeys = nil
@@ -100,14 +100,14 @@ func ledgerAttacks() map[string]attack {
 		"a permit for a key that another instance holds": {func(w *world, a *attempt) {
 			rekeying(func(w *world, a *attempt) ledger.Permit {
 				w.hold(otherInstance, "other", fingerprintOf(a.keys[0]))
-				return ledger.Permit{Fingerprint: fingerprintOf(a.keys[0]), End: w.now.Add(time.Hour), By: "operator"}
+				return ledger.Permit{Fingerprint: fingerprintOf(a.keys[0]), ValidUntil: w.now.Add(time.Hour), By: "operator"}
 			})(w, a)
 		}, protocol.CodeKeyInUse, untilRenewed, nil},
 		// Then a thief of an old key cannot add his own.
 		"an old key after a permitted re-key": {func(w *world, a *attempt) {
 			old := a.keys
 			rekeying(func(w *world, a *attempt) ledger.Permit {
-				return ledger.Permit{Fingerprint: fingerprintOf(a.keys[0]), End: w.now.Add(time.Hour), By: "operator"}
+				return ledger.Permit{Fingerprint: fingerprintOf(a.keys[0]), ValidUntil: w.now.Add(time.Hour), By: "operator"}
 			})(w, a)
 			w.earlier(a)
 			a.payload.HostKeys = nil
@@ -225,7 +225,7 @@ func endingAttacks() map[string]attack {
 		if len(w.nodes) != 0 {
 			t.Errorf("nodes %v are left", w.nodes)
 		}
-		if record := must(w.ledger.Lookup(t.Context(), inTestAccount(testInstance))); !record.Ended {
+		if record := must(w.ledger.Lookup(t.Context(), inTestAccount(testInstance))); !record.Retired {
 			t.Errorf("the record says %+v", record)
 		}
 	}

@@ -247,12 +247,12 @@ func heldNameAttacks() map[string]attack {
 			until(w, -3*365*24*time.Hour)
 			w.others = map[string]string{otherInstance: inventory.StateStopped}
 		}), codeGranted, all, isNamed(fallback)},
-		"name of an instance that was gone for weeks when nobody noticed": {held(func(w *world) { until(w, -longEnded) }),
+		"name of an instance that was gone for weeks when nobody noticed": {held(func(w *world) { until(w, -longExpired) }),
 			codeGranted, "sts ec2 connect lookup claim release issue confirm", isNamed("a")},
-		"name of an instance that is gone since yesterday, as EC2 says": {held(func(w *world) { until(w, time.Second-longEnded) }),
+		"name of an instance that is gone since yesterday, as EC2 says": {held(func(w *world) { until(w, time.Second-longExpired) }),
 			codeGranted, all, isNamed(fallback)},
 		"name of an instance about which EC2 cannot be asked": {held(func(w *world) {
-			until(w, -longEnded)
+			until(w, -longExpired)
 			w.others = map[string]string{otherInstance: ec2Fails}
 		}), codeGranted, all, isNamed(fallback)},
 		"name of an instance that is gone, but not its certificates": {held(func(w *world) {
@@ -279,7 +279,7 @@ func heldNameAttacks() map[string]attack {
 			for n := range ledger.MaxNames {
 				_, err := w.ledger.Claim(w.t.Context(), ledger.Claim{
 					Instance: inTestAccount(testInstance), Fingerprints: []string{fingerprintOf(a.keys[0])},
-					Hostname: "name-" + string(rune('a'+n%26)) + strings.Repeat("x", n/26), End: w.now.Add(time.Hour),
+					Hostname: "name-" + string(rune('a'+n%26)) + strings.Repeat("x", n/26), ValidUntil: w.now.Add(time.Hour),
 				}, w.now)
 				if err != nil {
 					w.t.Fatal(err)
@@ -314,7 +314,7 @@ func principalAttacks() map[string]attack {
 	neighbor := func(w *world, end time.Duration) {
 		_, err := w.ledger.Claim(w.t.Context(), ledger.Claim{
 			Instance: inTestAccount(otherInstance), Fingerprints: []string{"SHA256:other"}, Hostname: "other",
-			Names: []string{"10.0.0.7"}, End: w.now.Add(end),
+			Names: []string{"10.0.0.7"}, ValidUntil: w.now.Add(end),
 		}, w.now)
 		if err != nil {
 			w.t.Fatal(err)
@@ -339,7 +339,7 @@ func principalAttacks() map[string]attack {
 			w.instance.PrivateDNS = "ip-10-0-0-7.hm-test-1.compute.internal"
 			_, err := w.ledger.Claim(w.t.Context(), ledger.Claim{
 				Instance: inTestAccount(otherInstance), Fingerprints: []string{"SHA256:other"},
-				Hostname: "ip-10-0-0-7.hm-test-1.compute.internal", End: w.now.Add(time.Hour),
+				Hostname: "ip-10-0-0-7.hm-test-1.compute.internal", ValidUntil: w.now.Add(time.Hour),
 			}, w.now)
 			if err != nil {
 				w.t.Fatal(err)

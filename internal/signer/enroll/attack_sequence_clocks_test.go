@@ -58,7 +58,7 @@ func clockSequences() map[string]sequence {
 				r := s.honest.record()
 				c := ledger.Claim{
 					Instance: s.honest.ref(), Fingerprints: r.Fingerprints, Hostname: r.ConfirmedHostname,
-					Signer: "second.example.com", End: s.now.Add(policy.DefaultLifetime),
+					Signer: "second.example.com", ValidUntil: s.now.Add(policy.DefaultLifetime),
 				}
 				if err := s.ledger.Confirm(s.t.Context(), c, must(s.ledger.Claim(s.t.Context(), c, s.now)), s.now); err != nil {
 					s.t.Fatal(err)
@@ -86,8 +86,8 @@ func clockSequences() map[string]sequence {
 			}
 			s.honest.mustEnroll()
 			for _, g := range s.granted {
-				if end := time.Unix(int64(g.certificate.ValidBefore), 0); end.After(s.honest.record().End) {
-					s.t.Errorf("a certificate lives until %s, its claim until %s", end, s.honest.record().End)
+				if end := time.Unix(int64(g.certificate.ValidBefore), 0); end.After(s.honest.record().ValidUntil) {
+					s.t.Errorf("a certificate lives until %s, its claim until %s", end, s.honest.record().ValidUntil)
 				}
 			}
 		}},
@@ -102,8 +102,8 @@ func clockSequences() map[string]sequence {
 			}
 			s.honest.mustEnroll()
 			for _, g := range s.granted {
-				if end := time.Unix(int64(g.certificate.ValidBefore), 0); end.After(s.honest.record().End) {
-					s.t.Errorf("a certificate lives until %s, its claim until %s", end, s.honest.record().End)
+				if end := time.Unix(int64(g.certificate.ValidBefore), 0); end.After(s.honest.record().ValidUntil) {
+					s.t.Errorf("a certificate lives until %s, its claim until %s", end, s.honest.record().ValidUntil)
 				}
 			}
 		}},

@@ -434,7 +434,7 @@ func signerSequences() map[string]sequence {
 			s.honest.mustEnroll()
 			old := s.honest.record()
 			s.ledger = ledger.Memory{}
-			c := ledger.Claim{Instance: s.honest.ref(), Fingerprints: old.Fingerprints, Hostname: old.ConfirmedHostname, End: old.End}
+			c := ledger.Claim{Instance: s.honest.ref(), Fingerprints: old.Fingerprints, Hostname: old.ConfirmedHostname, ValidUntil: old.ValidUntil}
 			if err := s.ledger.Confirm(s.t.Context(), c, must(s.ledger.Claim(s.t.Context(), c, s.now)), s.now); err != nil {
 				s.t.Fatal(err)
 			}

@@ -14,7 +14,7 @@ import (
 // permit lets the machine come with the first of its keys.
 func (m *machine) permit() {
 	m.t.Helper()
-	p := ledger.Permit{Fingerprint: fingerprintOf(m.keys[0]), End: m.now.Add(time.Hour), By: "operator"}
+	p := ledger.Permit{Fingerprint: fingerprintOf(m.keys[0]), ValidUntil: m.now.Add(time.Hour), By: "operator"}
 	if err := m.ledger.Permit(m.t.Context(), m.ref(), p); err != nil {
 		m.t.Fatal(err)
 	}

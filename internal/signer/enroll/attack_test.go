@@ -300,7 +300,7 @@ func (w *world) hold(instance, hostname, fingerprint string) {
 func (w *world) claimFor(i ec2ref.Instance, hostname, fingerprint string, end time.Time) {
 	w.t.Helper()
 	_, err := w.ledger.Claim(w.t.Context(), ledger.Claim{
-		Instance: i, Fingerprints: []string{fingerprint}, Hostname: hostname, End: end,
+		Instance: i, Fingerprints: []string{fingerprint}, Hostname: hostname, ValidUntil: end,
 	}, w.now)
 	if err != nil {
 		w.t.Fatal(err)
@@ -315,7 +315,7 @@ func inTestAccount(instance string) ec2ref.Instance {
 func (w *world) end() { w.endOf(testInstance) }
 
 func (w *world) endOf(instance string) {
-	if err := w.ledger.End(w.t.Context(), inTestAccount(instance)); err != nil {
+	if err := w.ledger.Retire(w.t.Context(), inTestAccount(instance)); err != nil {
 		w.t.Error(err)
 	}
 }

@@ -108,7 +108,7 @@ func TestAuditLineOfAGrantedRequest(t *testing.T) {
 	w, a := audited(t)
 	w.hold(testInstance, testHostname, "SHA256:other")
 	err := w.ledger.Permit(t.Context(), ec2ref.Instance{Account: testAccount, Region: testRegion, ID: testInstance}, ledger.Permit{
-		Fingerprint: ssh.FingerprintSHA256(a.keys[1].PublicKey()), End: w.now.Add(time.Hour),
+		Fingerprint: ssh.FingerprintSHA256(a.keys[1].PublicKey()), ValidUntil: w.now.Add(time.Hour),
 		By: "arn:aws:sts::111122223333:assumed-role/operator/on-call",
 	})
 	if err != nil {

@@ -62,9 +62,9 @@ func newGrant(k ask, cluster Cluster, now time.Time) grant {
 			ImageTags:    k.facts.ImageTags,
 			// Teleport's clock sets the certificates' end; hostcert.Check lets it be off
 			// by this much. The claim must not end before they do.
-			End:    end.Add(hostcert.MaxClockSkew),
-			Lease:  end,
-			Signer: d.Labels[node.SignerLabel],
+			ValidUntil: end.Add(hostcert.MaxClockSkew),
+			Lease:      end,
+			Signer:     d.Labels[node.SignerLabel],
 		},
 		node: node.Node{
 			ID:       instance.NodeID(),
@@ -143,7 +143,7 @@ func giveWay(k ask, err error) (policy.Decision, bool) {
 
 // longEnded is how long ago the last certificate for a name must have ended before EC2
 // is asked about its holder. Until then the sweep has had its turn many times.
-const longEnded = 14 * 24 * time.Hour
+const longExpired = 14 * 24 * time.Hour
 
 // maxAsked bounds the questions to EC2 about holders in one request.
 const maxAsked = 2
@@ -160,7 +160,7 @@ func (s *Signer) releaseGone(ctx context.Context, refusal error, a *audit) bool 
 	}
 	released, asked := false, 0
 	for _, held := range inUse.Held {
-		if s.now().Sub(held.End) < longEnded || asked == maxAsked {
+		if s.now().Sub(held.ValidUntil) < longExpired || asked == maxAsked {
 			continue
 		}
 		asked++
@@ -232,7 +232,7 @@ func refuseLedger(err error) error {
 		return refuse(protocol.CodeNameInUse, err).saying("the instance has had too many names; ask the signer's operator")
 	case errors.Is(err, ledger.ErrOtherSigner):
 		return refuse(protocol.CodeNameInUse, err).saying("another signer enrolled the instance; enroll with that one, or wait until its certificates have ended")
-	case errors.Is(err, ledger.ErrEnded):
+	case errors.Is(err, ledger.ErrRetired):
 		return refuse(protocol.CodeInstanceEnded, err)
 	}
 	return unanswered(serviceLedger, err)
@@ -286,7 +286,7 @@ func (k ask) deciding(d policy.Decision) ask {
 // that was confirmed, which it still holds. An attempt that failed halfway has shown
 // nothing.
 func (k ask) keepsHostname() bool {
-	return k.record.ConfirmedHostname == k.decision.Hostname && !k.record.End.IsZero()
+	return k.record.ConfirmedHostname == k.decision.Hostname && !k.record.ValidUntil.IsZero()
 }
 
 // leaveForeign returns the decision without the names that other nodes in Teleport bear,

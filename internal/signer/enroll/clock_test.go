@@ -127,8 +127,8 @@ func TestACertificateNeverOutlastsItsClaim(t *testing.T) {
 	}
 	c := must(hostcert.Parse(got.Certificates[0]))
 	record := must(w.ledger.Lookup(t.Context(), inTestAccount(testInstance)))
-	if end := time.Unix(int64(c.ValidBefore), 0); end.After(record.End) {
-		t.Errorf("the certificate ends %s after the claim", end.Sub(record.End))
+	if end := time.Unix(int64(c.ValidBefore), 0); end.After(record.ValidUntil) {
+		t.Errorf("the certificate ends %s after the claim", end.Sub(record.ValidUntil))
 	}
 	if len(w.claimed) != 2 {
 		t.Errorf("%d claims, want a second one that is longer", len(w.claimed))

@@ -12,7 +12,7 @@ import (
 func TestAuditLineNamesTheOperatorWhoEndedAnInstance(t *testing.T) {
 	w := newWorld(t)
 	const by = "arn:aws:sts::111122223333:assumed-role/Operator/ann"
-	if err := w.ledger.EndBy(t.Context(), inTestAccount(testInstance), by); err != nil {
+	if err := w.ledger.RetireBy(t.Context(), inTestAccount(testInstance), by); err != nil {
 		t.Fatal(err)
 	}
 	if _, _, refused := w.enroll(newAttempt(t, w.now)); refused.Code != protocol.CodeInstanceEnded {
@@ -28,7 +28,7 @@ func TestAuditLineNamesWhatWasReleased(t *testing.T) {
 	w := newWorld(t)
 	a := newAttempt(t, w.now)
 	hostnameTag("a")(w, a)
-	w.claimFor(inTestAccount(otherInstance), "a", "SHA256:other", w.now.Add(-longEnded))
+	w.claimFor(inTestAccount(otherInstance), "a", "SHA256:other", w.now.Add(-longExpired))
 	if status, got, refused := w.enroll(a); status != http.StatusOK || got.Node.Hostname != "a" {
 		t.Fatalf("%+v as %q", refused, got.Node.Hostname)
 	}

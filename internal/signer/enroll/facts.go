@@ -89,13 +89,13 @@ func (s *Signer) recall(ctx context.Context, d *identity.Document, a *audit) (le
 		record, err = s.Ledger.Lookup(ctx, d.Instance)
 		return err
 	})
-	if err == nil && record.Ended {
-		err = ledger.ErrEnded
-		if record.EndedBy != "" {
-			err = fmt.Errorf("%w by %s", err, record.EndedBy)
+	if err == nil && record.Retired {
+		err = ledger.ErrRetired
+		if record.RetiredBy != "" {
+			err = fmt.Errorf("%w by %s", err, record.RetiredBy)
 		}
 	}
-	if err == nil && record.Signer != "" && record.Signer != s.Audience && s.now().Before(record.End) {
+	if err == nil && record.Signer != "" && record.Signer != s.Audience && s.now().Before(record.ValidUntil) {
 		err = fmt.Errorf("%w: %q", ledger.ErrOtherSigner, record.Signer)
 	}
 	return record, refuseLedger(err)

@@ -117,22 +117,22 @@ func (s *Signer) checkIssued(ctx context.Context, cluster Cluster, g grant, i *i
 // clock is ahead by all that is accepted and signing took a while. Until the certificate
 // ends, nobody else must get its names.
 func (s *Signer) outlast(ctx context.Context, g grant, i issued, a *audit) error {
-	end := g.claim.End
+	end := g.claim.ValidUntil
 	for _, certificate := range i.certificates {
 		// Checked to be within bounds before it came here.
 		if last := time.Unix(int64(certificate.ValidBefore), 0).UTC(); last.After(end) { //nolint:gosec // see above
 			end = last
 		}
 	}
-	if end.Equal(g.claim.End) {
+	if end.Equal(g.claim.ValidUntil) {
 		return nil
 	}
-	g.claim.End = end
+	g.claim.ValidUntil = end
 	err := a.step(ctx, "claim", ledgerTimeout, func(ctx context.Context) error {
 		_, err := s.Ledger.Claim(ctx, g.claim, s.now())
 		return err
 	})
-	if errors.Is(err, ledger.ErrEnded) {
+	if errors.Is(err, ledger.ErrRetired) {
 		return nil // the confirmation finds that too, and undoes what was written
 	}
 	return refuseLedger(err)

@@ -272,7 +272,7 @@ func TestOthersOnTheMachineDoNotStarveAPermittedRekey(t *testing.T) {
 	w.hold(testInstance, testHostname, "SHA256:old")
 	honest := newAttempt(t, w.now)
 	err := w.ledger.Permit(t.Context(), inTestAccount(testInstance), ledger.Permit{
-		Fingerprint: ssh.FingerprintSHA256(honest.keys[0].PublicKey()), End: w.now.Add(time.Hour), By: "ann",
+		Fingerprint: ssh.FingerprintSHA256(honest.keys[0].PublicKey()), ValidUntil: w.now.Add(time.Hour), By: "ann",
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -306,7 +306,7 @@ func (s *stage) faults() (faults []string) {
 		}
 		instance := node.Labels["teleport.dev/instance-id"]
 		record := must(s.ledger.Lookup(s.t.Context(), inTestAccount(instance)))
-		if record.Ended {
+		if record.Retired {
 			fault("node %s of %s, which has ended", id, instance)
 		}
 		if record.ConfirmedHostname != "" && node.Hostname != record.ConfirmedHostname {

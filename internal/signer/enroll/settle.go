@@ -51,8 +51,8 @@ func isFinal(err error) bool {
 
 func (s *Signer) settleNode(ctx context.Context, cluster Cluster, g grant, record ledger.Record, a *audit) error {
 	for range maxSettles {
-		if record.Ended {
-			return undo(ctx, cluster, g, refuse(protocol.CodeInstanceEnded, ledger.ErrEnded))
+		if record.Retired {
+			return undo(ctx, cluster, g, refuse(protocol.CodeInstanceEnded, ledger.ErrRetired))
 		}
 		// While this process was frozen, the claim may have run out and another signer may
 		// have enrolled the instance. The node is the other signer's then.
@@ -110,12 +110,12 @@ func (s *Signer) giveUp(ctx context.Context, cluster Cluster, g grant, i issued,
 	if err != nil {
 		return errors.Join(reason, err)
 	}
-	if !record.Ended && (record.ConfirmedHostname == "" || !record.Lease.After(s.now())) {
+	if !record.Retired && (record.ConfirmedHostname == "" || !record.Lease.After(s.now())) {
 		return reason
 	}
 	// In an outage, asking more only keeps the machine waiting. If the node was written all
 	// the same, the sweep restores it.
-	if !record.Ended && !i.written && errors.Is(reason, teleport.ErrUnavailable) {
+	if !record.Retired && !i.written && errors.Is(reason, teleport.ErrUnavailable) {
 		return reason
 	}
 	err = s.settleNode(ctx, cluster, g, record, a)

@@ -569,7 +569,7 @@ func TestForeignNodesAreLookedUpWhenRenamed(t *testing.T) {
 func TestANodeOfAnInstanceThatEndedMeanwhileIsDeleted(t *testing.T) {
 	w := newWorld(t)
 	w.beforeOK = func() {
-		if err := w.ledger.End(t.Context(), ec2ref.Instance{Account: testAccount, Region: testRegion, ID: testInstance}); err != nil {
+		if err := w.ledger.Retire(t.Context(), ec2ref.Instance{Account: testAccount, Region: testRegion, ID: testInstance}); err != nil {
 			t.Error(err)
 		}
 	}

@@ -157,8 +157,8 @@ func (r remote) Announce(ctx context.Context, i ec2ref.Instance) (found ledger.R
 	return found, err
 }
 
-func (r remote) End(ctx context.Context, i ec2ref.Instance) (err error) {
-	r.do(func() { err = r.ledger.End(ctx, i) })
+func (r remote) Retire(ctx context.Context, i ec2ref.Instance) (err error) {
+	r.do(func() { err = r.ledger.Retire(ctx, i) })
 	return err
 }
 
@@ -172,9 +172,9 @@ func (r remote) Expired(ctx context.Context, from string, now time.Time) (found 
 	return found, err
 }
 
-func (r remote) EndExpired(ctx context.Context, i ec2ref.Instance, now time.Time) (ended bool, err error) {
-	r.do(func() { ended, err = r.ledger.EndExpired(ctx, i, now) })
-	return ended, err
+func (r remote) RetireExpired(ctx context.Context, i ec2ref.Instance, now time.Time) (retired bool, err error) {
+	r.do(func() { retired, err = r.ledger.RetireExpired(ctx, i, now) })
+	return retired, err
 }
 
 func (r remote) Release(ctx context.Context, name, by string, now time.Time) (holder ec2ref.Instance, err error) {

@@ -357,8 +357,8 @@ func replay(t *testing.T, f *fixed, p pair, trace string) (err error) {
 			}
 			r.note(done)
 		}
-		if s := r.state(); s.ops[0].ended() && s.ops[1].ended() {
-			err = j.end(p, s)
+		if s := r.state(); s.ops[0].retired() && s.ops[1].retired() {
+			err = j.retire(p, s)
 		}
 	})
 	return err

@@ -48,7 +48,7 @@ type counted struct {
 	orders uint64
 }
 
-func (n *node) ended() bool { return n.ops[0].ended() && n.ops[1].ended() }
+func (n *node) ended() bool { return n.ops[0].retired() && n.ops[1].retired() }
 
 // died is the history of a process that died.
 func (h *history) death() *history { return &history{run: h.run, died: true, err: errDied} }
@@ -156,7 +156,7 @@ func (g *graph) expand(n *node) {
 // calls that wait, nor they to it. Then it is enough that they come first (a persistent
 // set, in Godefroid's terms).
 func (h *history) isAlone(other *history) bool {
-	if h.ended() {
+	if h.retired() {
 		return false
 	}
 	for _, c := range h.calls {
@@ -335,7 +335,7 @@ func (o *orders) count(n *node, asleep sleepers) (uint64, error) {
 
 func (o *orders) countMoves(n *node, asleep sleepers) (total uint64, err error) {
 	if n.ended() {
-		return 1, o.end(n)
+		return 1, o.retire(n)
 	}
 	for move, t := range n.moves {
 		if !o.all && asleep.has(t) {
@@ -363,12 +363,12 @@ func (o *orders) countMoves(n *node, asleep sleepers) (total uint64, err error) 
 	return total, nil
 }
 
-func (o *orders) end(n *node) error {
+func (o *orders) retire(n *node) error {
 	if o.ends[n] {
 		return nil
 	}
 	o.ends[n] = true
-	if err := o.judge.end(o.pair, n.state); err != nil {
+	if err := o.judge.retire(o.pair, n.state); err != nil {
 		return o.trace(err)
 	}
 	return nil

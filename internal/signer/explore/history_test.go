@@ -40,7 +40,7 @@ type waiting struct {
 	canceled bool // the process no longer waits for it
 }
 
-func (h *history) ended() bool { return len(h.calls) == 0 }
+func (h *history) retired() bool { return len(h.calls) == 0 }
 
 // histories runs processes, and keeps what they did.
 type histories struct {
@@ -111,7 +111,7 @@ func (hs *histories) after(h *history, call string, a answer, now time.Time) (*h
 	if err := hs.checkResult(next); err != nil {
 		return nil, err
 	}
-	if next.ended() {
+	if next.retired() {
 		next = hs.ending(next)
 	}
 	h.next[e] = next
@@ -136,7 +136,7 @@ func (hs *histories) ending(h *history) *history {
 // isRestless reports whether the operation gave up following what others wrote: it ended
 // after it announced one more write.
 func (h *history) isRestless() bool {
-	if !h.ended() || h.parent == nil || h.writes() < 2 {
+	if !h.retired() || h.parent == nil || h.writes() < 2 {
 		return false
 	}
 	if strings.HasPrefix(h.event.call, "DescribeInstances ") {

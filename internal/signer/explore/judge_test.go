@@ -13,8 +13,8 @@ import (
 
 // judge holds worlds against the invariants of docs/architecture.md.
 type judge struct {
-	lives map[string]error // by the world's text: whether the machines can renew
-	ended map[string]error // whether a sweep puts all right
+	lives   map[string]error // by the world's text: whether the machines can renew
+	retired map[string]error // whether a sweep puts all right
 }
 
 func newJudge() *judge { return &judge{make(map[string]error), make(map[string]error)} }
@@ -36,13 +36,13 @@ func (j *judge) world(w *world) error {
 }
 
 // end checks what holds once both operations have ended.
-func (j *judge) end(p pair, s state) error {
+func (j *judge) retire(p pair, s state) error {
 	if !s.stale && s.failure != died && s.failure != left {
 		if err := s.checkPromises(p); err != nil {
 			return err
 		}
 	}
-	return once(j.ended, s.world.text(), func() error {
+	return once(j.retired, s.world.text(), func() error {
 		w := s.world.clone()
 		if err := w.sweep(); err != nil {
 			return err
@@ -136,9 +136,9 @@ func (w *world) checkRecords() error {
 		r := w.record(n)
 		last := w.certified[certificate{n, r.ConfirmedHostname}]
 		switch {
-		case r.ConfirmedHostname != "" && r.End.IsZero() && !strings.HasSuffix(r.ConfirmedHostname, " (released)"):
+		case r.ConfirmedHostname != "" && r.ValidUntil.IsZero() && !strings.HasSuffix(r.ConfirmedHostname, " (released)"):
 			return fmt.Errorf("instance %d has confirmed %s, and does not hold it", n, r.ConfirmedHostname)
-		case r.Ended && (r.Expires.Before(w.now.Add(-time.Second)) || r.Expires.Before(last)):
+		case r.Retired && (r.Expires.Before(w.now.Add(-time.Second)) || r.Expires.Before(last)):
 			return fmt.Errorf("instance %d has ended, and its record expires at %s, its certificate at %s", n, r.Expires, last)
 		}
 	}
@@ -149,8 +149,8 @@ func (w *world) checkRecords() error {
 // It is checked when they are handed out.
 func (w *world) checkHeld(n int) error {
 	r := w.record(n)
-	if last := w.certified[certificate{n, r.ConfirmedHostname}]; last.After(r.End) {
-		return fmt.Errorf("a certificate of instance %d names %s until %s, and it holds that until %s", n, r.ConfirmedHostname, last, r.End)
+	if last := w.certified[certificate{n, r.ConfirmedHostname}]; last.After(r.ValidUntil) {
+		return fmt.Errorf("a certificate of instance %d names %s until %s, and it holds that until %s", n, r.ConfirmedHostname, last, r.ValidUntil)
 	}
 	return nil
 }
@@ -161,7 +161,7 @@ func (w *world) checkNode(n int) error {
 	node, there := w.nodes[nodeOf(n)]
 	i := w.ec2[string(ref(n).ID)]
 	switch {
-	case record.Ended || i.State == inventory.StateTerminated:
+	case record.Retired || i.State == inventory.StateTerminated:
 		if there {
 			return fmt.Errorf("instance %d has ended, and its node is still there: %s", n, nodeText(node))
 		}
@@ -206,7 +206,7 @@ func (w *world) renewal(n int) run {
 func (w *world) checkRenewal(n int) error {
 	after := w.clone()
 	err := after.runIn(w.renewal(n))
-	if gone := w.record(n).Ended || w.ec2[string(ref(n).ID)].State == inventory.StateTerminated; gone || err != nil {
+	if gone := w.record(n).Retired || w.ec2[string(ref(n).ID)].State == inventory.StateTerminated; gone || err != nil {
 		if gone && errors.Is(err, errAnswer) {
 			return nil
 		}
@@ -222,7 +222,7 @@ func (w *world) checkRenewal(n int) error {
 func checkStep(before, after *world) error {
 	for n := 1; n <= 2; n++ {
 		was, is := before.record(n), after.record(n)
-		if was.Ended && was.Version != is.Version {
+		if was.Retired && was.Version != is.Version {
 			return fmt.Errorf("the record of instance %d has ended, and changed: %+v", n, is)
 		}
 		if was.Signer != "" && was.Signer != is.Signer && len(after.certifiedNames(n)) > 0 {
@@ -238,7 +238,7 @@ func checkStep(before, after *world) error {
 
 // checkResult wants nobody to get certificates that the ledger did not confirm.
 func (hs *histories) checkResult(h *history) error {
-	if !h.ended() || h.err != nil {
+	if !h.retired() || h.err != nil {
 		return nil //nolint:nilerr // an operation that failed hands nothing out
 	}
 	signed, confirmed := false, false

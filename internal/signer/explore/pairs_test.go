@@ -90,7 +90,7 @@ func walk(n int) run {
 		if err := p.change(n, "terminate", func(w *world) { w.terminate(n) }); err != nil {
 			return err
 		}
-		report, err := p.fleetOf(audience).EndExpired(ctx)
+		report, err := p.fleetOf(audience).RetireExpired(ctx)
 		if err == nil && report.Failed > 0 {
 			err = fmt.Errorf("the walk failed %d times", report.Failed)
 		}
@@ -102,9 +102,9 @@ func walk(n int) run {
 func rekey(n int) run {
 	again := fmt.Sprint(n, " again")
 	return func(ctx context.Context, p *process) error {
-		permit := ledger.Permit{Fingerprint: p.fingerprint(again), End: p.clock().Add(time.Hour), By: "somebody"}
+		permit := ledger.Permit{Fingerprint: p.fingerprint(again), ValidUntil: p.clock().Add(time.Hour), By: "somebody"}
 		err := records{p}.Permit(ctx, ref(n), permit)
-		if errors.Is(err, ledger.ErrEnded) || errors.Is(err, ledger.ErrUnclaimed) {
+		if errors.Is(err, ledger.ErrRetired) || errors.Is(err, ledger.ErrUnclaimed) {
 			return fmt.Errorf("%w: %w", errRefused, err)
 		}
 		if err != nil {

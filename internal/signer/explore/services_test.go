@@ -197,8 +197,8 @@ func (r records) Announce(ctx context.Context, i ec2ref.Instance) (ledger.Record
 		func(w *world) (ledger.Record, error) { return w.ledger.Announce(context.Background(), i) })
 }
 
-func (r records) End(ctx context.Context, i ec2ref.Instance) error {
-	return r.to(ctx, inLedger, "End "+string(i.ID)).writes("record/" + string(i.ID)).done(func(w *world) error { return w.ledger.End(context.Background(), i) })
+func (r records) Retire(ctx context.Context, i ec2ref.Instance) error {
+	return r.to(ctx, inLedger, "Retire "+string(i.ID)).writes("record/" + string(i.ID)).done(func(w *world) error { return w.ledger.Retire(context.Background(), i) })
 }
 
 func (r records) Permit(ctx context.Context, i ec2ref.Instance, p ledger.Permit) error {
@@ -215,9 +215,9 @@ func (r records) Expired(ctx context.Context, from string, now time.Time) (ledge
 		func(w *world) (ledger.Expired, error) { return w.ledger.Expired(context.Background(), from, now) })
 }
 
-func (r records) EndExpired(ctx context.Context, i ec2ref.Instance, now time.Time) (bool, error) {
-	return wait(r.to(ctx, inLedger, "EndExpired "+string(i.ID)).writes("record/"+string(i.ID)), func(ended bool) string { return fmt.Sprint(ended) },
-		func(w *world) (bool, error) { return w.ledger.EndExpired(context.Background(), i, now) })
+func (r records) RetireExpired(ctx context.Context, i ec2ref.Instance, now time.Time) (bool, error) {
+	return wait(r.to(ctx, inLedger, "RetireExpired "+string(i.ID)).writes("record/"+string(i.ID)), func(retired bool) string { return fmt.Sprint(retired) },
+		func(w *world) (bool, error) { return w.ledger.RetireExpired(context.Background(), i, now) })
 }
 
 type cluster struct{ *process }

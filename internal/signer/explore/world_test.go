@@ -151,11 +151,11 @@ type store interface {
 	Claim(ctx context.Context, c ledger.Claim, now time.Time) (ledger.Grant, error)
 	Complete(ctx context.Context, c ledger.Claim, g ledger.Grant, now time.Time) (ledger.Record, error)
 	Announce(ctx context.Context, i ec2ref.Instance) (ledger.Record, error)
-	End(ctx context.Context, i ec2ref.Instance) error
+	Retire(ctx context.Context, i ec2ref.Instance) error
 	Permit(ctx context.Context, i ec2ref.Instance, p ledger.Permit) error
 	Release(ctx context.Context, name, by string, now time.Time) (ec2ref.Instance, error)
 	Expired(ctx context.Context, from string, now time.Time) (ledger.Expired, error)
-	EndExpired(ctx context.Context, i ec2ref.Instance, now time.Time) (bool, error)
+	RetireExpired(ctx context.Context, i ec2ref.Instance, now time.Time) (bool, error)
 }
 
 // certificate is what one of an instance says.

@@ -27,7 +27,7 @@ func newTableAt(t *testing.T) *tableAt {
 func (a *tableAt) enroll(hostname string, names ...string) {
 	a.t.Helper()
 	c := claim(1, hostname)
-	c.Names, c.End = names, a.now.Add(7*day)
+	c.Names, c.ValidUntil = names, a.now.Add(7*day)
 	g, err := a.Claim(a.t.Context(), c, a.now)
 	if err == nil {
 		err = a.Confirm(a.t.Context(), c, g, a.now)
@@ -88,7 +88,7 @@ func TestDynamoDBDroppedNameOfAnother(t *testing.T) {
 	a.now = a.now.Add(8 * day)
 	a.Delete("name#web")
 	c := claim(2, "web")
-	c.End = a.now.Add(7 * day)
+	c.ValidUntil = a.now.Add(7 * day)
 	if _, err := a.Claim(t.Context(), c, a.now); err != nil {
 		t.Fatal(err)
 	}
@@ -112,7 +112,7 @@ func TestDynamoDBLargestClaim(t *testing.T) {
 		if _, err := a.Claim(t.Context(), c, a.now); err != nil {
 			t.Fatal(err)
 		}
-		if err := a.End(t.Context(), c.Instance); err != nil {
+		if err := a.Retire(t.Context(), c.Instance); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -121,7 +121,7 @@ func TestDynamoDBLargestClaim(t *testing.T) {
 	}
 	a.now = a.now.Add(8 * day)
 	c := claim(1, wanted[0])
-	c.Names, c.End = wanted[1:], a.now.Add(7*day)
+	c.Names, c.ValidUntil = wanted[1:], a.now.Add(7*day)
 	for n := range ledger.MaxKeys - 1 {
 		c.Fingerprints = append(c.Fingerprints, fmt.Sprintf("more-%d", n))
 	}

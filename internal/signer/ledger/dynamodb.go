@@ -16,8 +16,9 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 )
 
-// DynamoDBClient is what the ledger calls. *dynamodb.Client is one; its role needs
-// BatchGetItem, PutItem and ConditionCheckItem on the table, and Scan for Expired.
+// DynamoDBClient lists the calls that the ledger makes. *dynamodb.Client implements it;
+// its role needs BatchGetItem, PutItem and ConditionCheckItem on the table, and Scan for
+// Expired.
 type DynamoDBClient interface {
 	BatchGetItem(context.Context, *dynamodb.BatchGetItemInput, ...func(*dynamodb.Options)) (*dynamodb.BatchGetItemOutput, error)
 	PutItem(context.Context, *dynamodb.PutItemInput, ...func(*dynamodb.Options)) (*dynamodb.PutItemOutput, error)
@@ -25,27 +26,26 @@ type DynamoDBClient interface {
 	TransactWriteItems(context.Context, *dynamodb.TransactWriteItemsInput, ...func(*dynamodb.Options)) (*dynamodb.TransactWriteItemsOutput, error)
 }
 
-// DynamoDB is a ledger that all signers of a cluster share. It may be used by
-// several goroutines at once.
+// DynamoDB is a ledger that all signers of a cluster share. It is safe for concurrent
+// use.
 //
 // Every operation reads (strongly consistent), decides, and makes at most one
-// conditional write, which fails if what was decided on has changed; then it does
-// all of it again. So a crash leaves an operation undone or done, and doing it again
-// is right in either case.
+// conditional write. The write fails if the items changed since the read; the operation
+// then starts over. So a crash leaves an operation undone or done, and repeating it is
+// safe either way.
 type DynamoDB struct {
 	client DynamoDBClient
 	table  string
 	now    func() time.Time
 }
 
-// NewDynamoDB returns the ledger in a table, whose form the comment in item.go
-// tells. The clock says how long a tombstone is kept; what is decided depends on
-// the times that callers pass.
+// NewDynamoDB returns the ledger in a table; item.go describes the table's items. The
+// clock sets only when tombstones expire. Decisions use the times that callers pass.
 func NewDynamoDB(client DynamoDBClient, table string, now func() time.Time) *DynamoDB {
 	return &DynamoDB{client: client, table: table, now: now}
 }
 
-// Lookup returns what is known of an instance, and the zero Record if nothing is.
+// Lookup returns the record of an instance, and the zero Record for an unknown one.
 func (d *DynamoDB) Lookup(ctx context.Context, i ec2ref.Instance) (Record, error) {
 	var found Record
 	err := patiently(ctx, func(ctx context.Context) error {
@@ -63,8 +63,8 @@ func (d *DynamoDB) Lookup(ctx context.Context, i ec2ref.Instance) (Record, error
 // Reference).
 const readBatch = 100
 
-// LookupAll returns what is known of each of the instances, with one call for every
-// hundred of them.
+// LookupAll returns the record of each instance, with one call for every hundred of
+// them.
 func (d *DynamoDB) LookupAll(ctx context.Context, instances []ec2ref.Instance) (map[ec2ref.Instance]Record, error) {
 	all := make(map[ec2ref.Instance]Record, len(instances))
 	for batch := range slices.Chunk(instances, readBatch) {
@@ -82,21 +82,21 @@ func (d *DynamoDB) LookupAll(ctx context.Context, instances []ec2ref.Instance) (
 	return all, nil
 }
 
-// scanPage is how many items of the table one step of the walk reads, of about a
-// kilobyte at most: less than the megabyte at which DynamoDB ends a page itself.
+// scanPage is how many items of the table one step of the walk reads. An item has about
+// a kilobyte at most, so a page stays below the megabyte at which DynamoDB cuts it.
 const scanPage = 1000
 
-// The walk asks for these attributes alone; its role may read no others by a scan.
+// The walk reads only these attributes; its role allows a scan of no others.
 const (
 	expiredFilter = "begins_with(pk, :instance) AND generation > :zero AND attribute_not_exists(ended)" +
 		" AND (attribute_not_exists(lease) OR lease < :now)"
 	expiredProjection = attrPK
 )
 
-// Expired returns the records of instances that have not ended, although every
-// certificate issued to them has, from a place that an earlier step named as Next. A
-// step reads one page of the table and at most MaxExpired records, which it reads
-// again, consistently: the page says only where to look.
+// Expired returns records that are not retired although all their certificates have
+// expired. From is the Next of an earlier step. A step scans one page of the table and
+// returns at most MaxExpired records. It reads these again, consistently: the page only
+// says where to look.
 func (d *DynamoDB) Expired(ctx context.Context, from string, now time.Time) (Expired, error) {
 	var step Expired
 	err := patiently(ctx, func(ctx context.Context) error {
@@ -122,7 +122,8 @@ func (d *DynamoDB) Expired(ctx context.Context, from string, now time.Time) (Exp
 	return step, nil
 }
 
-// scan reads one page of the table, and returns whose records may have expired.
+// scan reads one page of the table, and returns the instances whose records may have
+// expired.
 func (d *DynamoDB) scan(ctx context.Context, from string, now time.Time) (found []ec2ref.Instance, next string, err error) {
 	in := &dynamodb.ScanInput{
 		TableName:            &d.table,
@@ -159,10 +160,10 @@ func (d *DynamoDB) scan(ctx context.Context, from string, now time.Time) (found 
 }
 
 // Claim records that the instance holds the keys and the names, if the rules of
-// the package allow it, and changes nothing otherwise. Claiming again what one
-// holds already is fine, at any time. It fails with ErrKeyConflict, ErrKeyInUse,
-// a *NameInUseError, ErrTooManyNames or ErrEnded; any other error is a failure of
-// DynamoDB or of the way there.
+// the package allow it, and changes nothing otherwise. An instance may repeat a claim at
+// any time. Claim fails with ErrKeyConflict, ErrKeyInUse, a *NameInUseError,
+// ErrTooManyNames or ErrRetired; any other error means that DynamoDB failed or could not
+// be reached.
 func (d *DynamoDB) Claim(ctx context.Context, c Claim, now time.Time) (Grant, error) {
 	if err := c.check(); err != nil {
 		return Grant{}, fmt.Errorf("claim for %s: %w", c.Instance.ID, err)
@@ -186,15 +187,15 @@ func (d *DynamoDB) Claim(ctx context.Context, c Claim, now time.Time) (Grant, er
 	return granted, nil
 }
 
-// Complete says that what was claimed has been issued, and returns the record as it
-// is then. It fails with ErrEnded if the instance was off-boarded meanwhile, and with
-// ErrUnclaimed if the claim no longer stands: it ran out, or the instance got other keys,
-// names or another signer meanwhile. Then nothing may be handed out. If the
-// record's version is more than one above the grant's, others have written meanwhile,
-// and what was issued may be out of date.
+// Complete confirms a claim after its certificates were issued, and returns the new
+// record. It fails with ErrRetired if the instance was off-boarded meanwhile, and with
+// ErrUnclaimed if the claim no longer holds: it expired, or the instance got other keys,
+// names or another signer meanwhile. The caller must then discard the certificates. If
+// the record's version is more than one above the grant's, others have written since,
+// and the node may be out of date.
 //
-// It begins with the record that the grant left, and reads only if that has changed:
-// a write that is conditional on it says so for free.
+// It starts from the record that the claim wrote, and reads only if that has changed:
+// the conditional write detects a change at no cost.
 func (d *DynamoDB) Complete(ctx context.Context, c Claim, g Grant, now time.Time) (Record, error) {
 	claimed := g.claimed
 	read := func(ctx context.Context) (record, error) {
@@ -208,15 +209,14 @@ func (d *DynamoDB) Complete(ctx context.Context, c Claim, g Grant, now time.Time
 	return r.exported(), err
 }
 
-// Confirm is Complete for callers that do not look at the record.
+// Confirm is Complete for callers that do not need the record.
 func (d *DynamoDB) Confirm(ctx context.Context, c Claim, g Grant, now time.Time) error {
 	_, err := d.Complete(ctx, c, g, now)
 	return err
 }
 
-// Permit allows the instance to come with other host keys, once. It replaces a
-// permit that is not used yet. It fails with ErrUnclaimed for an instance that is
-// not known, and with ErrEnded.
+// Permit allows the instance to bring other host keys, once. It replaces an unused
+// permit. It fails with ErrUnclaimed for an unknown instance, and with ErrRetired.
 func (d *DynamoDB) Permit(ctx context.Context, i ec2ref.Instance, p Permit) error {
 	_, err := d.amend(ctx, "permit re-key of", i, func(r record) (record, error) { return r.withPermit(p) })
 	return err
@@ -225,8 +225,8 @@ func (d *DynamoDB) Permit(ctx context.Context, i ec2ref.Instance, p Permit) erro
 // Announce notes that the instance's tags may have changed or that its node is about to
 // be written, and returns the record after the note, in one step: an enrollment that
 // claimed before finds the note when it confirms, and one that claims later changes the
-// version. The record of an instance that ended is returned as it is. One that never
-// enrolled has no generation; it keeps the note for an hour.
+// version. A retired record is returned unchanged. The record of an instance that never
+// enrolled has no generation, and keeps the note for an hour.
 func (d *DynamoDB) Announce(ctx context.Context, i ec2ref.Instance) (Record, error) {
 	var found record
 	r, err := d.amend(ctx, "announce a write about", i, func(r record) (record, error) {
@@ -239,9 +239,9 @@ func (d *DynamoDB) Announce(ctx context.Context, i ec2ref.Instance) (Record, err
 	return r.exported(), err
 }
 
-// SeeTags is Announce for callers that do not look at the record. The event's version
-// decides nothing: whoever can write to the queue chooses it. It fails with ErrEnded,
-// and with ErrSeen after the note for an instance that never enrolled.
+// SeeTags is Announce for callers that do not need the record. It ignores the event's
+// version: anyone who can write to the queue chooses it. It fails with ErrRetired, and
+// with ErrSeen after the note for an instance that never enrolled.
 func (d *DynamoDB) SeeTags(ctx context.Context, i ec2ref.Instance, _ uint64) error {
 	r, err := d.Announce(ctx, i)
 	return seen(i, r, err)
@@ -252,8 +252,8 @@ func (d *DynamoDB) amend(ctx context.Context, doing string, i ec2ref.Instance, d
 	return d.amendFrom(ctx, doing, i, read, decide)
 }
 
-// amendFrom writes what is decided on what is read, and returns it. It writes even
-// where nothing changes: the version says that somebody was there.
+// amendFrom reads a record, decides, writes the result and returns it. It writes even an
+// unchanged record: the new version tells others about this write.
 func (d *DynamoDB) amendFrom(ctx context.Context, doing string, i ec2ref.Instance,
 	read func(context.Context) (record, error), decide func(record) (record, error),
 ) (record, error) {
@@ -277,21 +277,24 @@ func (d *DynamoDB) amendFrom(ctx context.Context, doing string, i ec2ref.Instanc
 	return written, nil
 }
 
-// End records that the instance is gone for good. Nobody needs to have claimed
-// anything for it: an event may come before the enrollment that it must stop.
-func (d *DynamoDB) End(ctx context.Context, i ec2ref.Instance) error { return d.EndBy(ctx, i, "") }
+// Retire records that the instance is gone for good. It needs no earlier claim: an event
+// may arrive before the enrollment that it must stop.
+func (d *DynamoDB) Retire(ctx context.Context, i ec2ref.Instance) error {
+	return d.RetireBy(ctx, i, "")
+}
 
-// EndBy is End on the word of an operator, whom the record then names.
-func (d *DynamoDB) EndBy(ctx context.Context, i ec2ref.Instance, by string) error {
-	if err := patiently(ctx, func(ctx context.Context) error { return d.end(ctx, i, by) }); err != nil {
-		return fmt.Errorf("end %s: %w", i.ID, err)
+// RetireBy is Retire by an operator. The record names the operator.
+func (d *DynamoDB) RetireBy(ctx context.Context, i ec2ref.Instance, by string) error {
+	if err := patiently(ctx, func(ctx context.Context) error { return d.retire(ctx, i, by) }); err != nil {
+		return fmt.Errorf("retire %s: %w", i.ID, err)
 	}
 	return nil
 }
 
-// Release frees a name that an instance holds, although the instance has not ended,
-// and returns who held it. It fails with ErrNotHeld if nobody does, and with
-// ErrCertified while a certificate may name it. By is who releases it, for the log.
+// Release frees a name that an instance holds, even if the instance still exists, and
+// returns the former holder. It fails with ErrNotHeld if no instance holds the name, and
+// with ErrCertified while a certificate with the name may be valid. By is the operator,
+// for the log.
 func (d *DynamoDB) Release(ctx context.Context, name, by string, now time.Time) (ec2ref.Instance, error) {
 	var holder ec2ref.Instance
 	err := patiently(ctx, func(ctx context.Context) (err error) {
@@ -331,39 +334,39 @@ func (d *DynamoDB) release(ctx context.Context, name, by string, now time.Time) 
 	return holder, w.commit(ctx, d.client)
 }
 
-// EndExpired is End for an instance whose certificates have all ended, and changes
-// nothing if they have not. It reports whether the record ended.
-func (d *DynamoDB) EndExpired(ctx context.Context, i ec2ref.Instance, now time.Time) (bool, error) {
+// RetireExpired is Retire for an instance whose certificates have all expired; otherwise
+// it changes nothing. It reports whether it retired the record.
+func (d *DynamoDB) RetireExpired(ctx context.Context, i ec2ref.Instance, now time.Time) (bool, error) {
 	err := patiently(ctx, func(ctx context.Context) error {
 		r, err := d.record(ctx, i)
 		if err != nil {
 			return err
 		}
-		next, err := r.endExpired(now, d.now())
+		next, err := r.retireExpired(now, d.now())
 		if err != nil {
 			return err
 		}
-		return d.putEnded(ctx, i, r, next)
+		return d.putRetired(ctx, i, r, next)
 	})
 	switch {
 	case errors.Is(err, errUnchanged):
 		return false, nil
 	case err != nil:
-		return false, fmt.Errorf("end the expired record of %s: %w", i.ID, err)
+		return false, fmt.Errorf("retire the expired record of %s: %w", i.ID, err)
 	}
 	return true, nil
 }
 
-func (d *DynamoDB) end(ctx context.Context, i ec2ref.Instance, by string) error {
+func (d *DynamoDB) retire(ctx context.Context, i ec2ref.Instance, by string) error {
 	r, err := d.record(ctx, i)
-	if err != nil || r.ended {
+	if err != nil || r.retired {
 		return err
 	}
-	return d.putEnded(ctx, i, r, r.end(by, d.now()))
+	return d.putRetired(ctx, i, r, r.retire(by, d.now()))
 }
 
-// putEnded writes the record of an instance that ends, and when its names may go.
-func (d *DynamoDB) putEnded(ctx context.Context, i ec2ref.Instance, r, next record) error {
+// putRetired writes a tombstone, and when the items of its names may be deleted.
+func (d *DynamoDB) putRetired(ctx context.Context, i ec2ref.Instance, r, next record) error {
 	names := slices.Sorted(maps.Keys(r.names))
 	items, err := d.read(ctx, pks(namePK, names))
 	if err != nil {
@@ -376,7 +379,7 @@ func (d *DynamoDB) putEnded(ctx context.Context, i ec2ref.Instance, r, next reco
 	w := write{table: d.table, expires: next.expires}
 	w.putRecord(i, next, r)
 	for _, name := range names {
-		if holders[name] == i { // unless somebody mended the table by hand
+		if holders[name] == i { // unless an operator edited the table
 			w.putHolder(namePK(name), i, i)
 		}
 	}
@@ -389,7 +392,7 @@ func (d *DynamoDB) record(ctx context.Context, i ec2ref.Instance) (record, error
 	return records[i], err
 }
 
-// records reads the records of instances; one that is not there is zero.
+// records reads the records of instances; the zero record stands for a missing one.
 func (d *DynamoDB) records(ctx context.Context, instances []ec2ref.Instance) (map[ec2ref.Instance]record, error) {
 	items, err := d.read(ctx, pks(instancePK, instances))
 	if err != nil {
@@ -404,8 +407,8 @@ func (d *DynamoDB) records(ctx context.Context, instances []ec2ref.Instance) (ma
 	return records, nil
 }
 
-// view reads what the claim is decided on. That takes one call, and a second one if
-// others have held some of the names.
+// view reads the input of the decision on a claim. It takes one call, and a second one if
+// other instances have held some of the names.
 func (d *DynamoDB) view(ctx context.Context, c Claim) (view, error) {
 	keys, names := union(nil, c.Fingerprints), c.allNames()
 	items, err := d.read(ctx, slices.Concat([]string{instancePK(c.Instance)}, pks(keyPK, keys), pks(namePK, names)))
@@ -434,7 +437,7 @@ func (d *DynamoDB) view(ctx context.Context, c Claim) (view, error) {
 	return v, nil
 }
 
-// parseHolders reads who holds what; what nobody holds is not in the map.
+// parseHolders returns the holder of each key or name; the map lacks those without one.
 func parseHolders(items map[string]item, pk func(string) string, held []string) (map[string]ec2ref.Instance, error) {
 	holders := make(map[string]ec2ref.Instance)
 	for _, s := range held {
@@ -451,8 +454,8 @@ func parseHolders(items map[string]item, pk func(string) string, held []string) 
 	return holders, nil
 }
 
-// others returns the instances in the map, each once, without the one and without
-// the zero one.
+// others returns the instances in the map, each once, except for the given one and the
+// zero value.
 func others(in map[string]ec2ref.Instance, one ec2ref.Instance) []ec2ref.Instance {
 	set := make(map[ec2ref.Instance]bool)
 	for _, i := range in {
@@ -471,7 +474,7 @@ func pks[T any](pk func(T) string, of []T) []string {
 	return all
 }
 
-// read returns the items that are there, by their key.
+// read returns the existing items by partition key.
 func (d *DynamoDB) read(ctx context.Context, pks []string) (map[string]item, error) {
 	items := make(map[string]item, len(pks))
 	if len(pks) == 0 {
@@ -499,8 +502,8 @@ func (d *DynamoDB) read(ctx context.Context, pks []string) (map[string]item, err
 	return items, nil
 }
 
-// apply writes what a claim changes, if it changes anything: a renewal within the
-// same second does not.
+// apply writes a claim's changes, if there are any: a renewal within the same second
+// changes nothing.
 func (d *DynamoDB) apply(ctx context.Context, i ec2ref.Instance, old record, c change) error {
 	if !c.changes(old) {
 		return nil
@@ -526,8 +529,8 @@ func (d *DynamoDB) apply(ctx context.Context, i ec2ref.Instance, old record, c c
 	return w.commit(ctx, d.client)
 }
 
-// expireDropped adds to a claim's transaction that the items of dropped names may be
-// deleted. An item that does not fit stays, and the name is free all the same.
+// expireDropped adds an expiry for the items of dropped names to a claim's transaction.
+// An item that does not fit stays; its name is free anyway.
 func (d *DynamoDB) expireDropped(ctx context.Context, w *write, i ec2ref.Instance, dropped []string) error {
 	dropped = dropped[:min(len(dropped), maxActions-len(w.actions))]
 	items, err := d.read(ctx, pks(namePK, dropped))
@@ -539,7 +542,7 @@ func (d *DynamoDB) expireDropped(ctx context.Context, w *write, i ec2ref.Instanc
 		return err
 	}
 	for _, name := range dropped {
-		if holders[name] == i { // unless somebody edited the table by hand
+		if holders[name] == i { // unless an operator edited the table
 			w.expireHolder(name, i, d.now().Add(retention))
 		}
 	}

@@ -108,7 +108,7 @@ func instance(n int) ec2ref.Instance {
 func claim(n int, name string) ledger.Claim {
 	return ledger.Claim{
 		Instance: instance(n), Fingerprints: []string{fmt.Sprintf("k%d", n)},
-		Hostname: name, Names: []string{fmt.Sprintf("10.0.0.%d", n)}, End: start().Add(7 * day),
+		Hostname: name, Names: []string{fmt.Sprintf("10.0.0.%d", n)}, ValidUntil: start().Add(7 * day),
 	}
 }
 
@@ -122,7 +122,7 @@ func canceled(codes ...string) error {
 
 func isRefusal(err error) bool {
 	return slices.ContainsFunc([]error{
-		ledger.ErrKeyConflict, ledger.ErrKeyInUse, ledger.ErrNameInUse, ledger.ErrTooManyNames, ledger.ErrEnded, ledger.ErrUnclaimed,
+		ledger.ErrKeyConflict, ledger.ErrKeyInUse, ledger.ErrNameInUse, ledger.ErrTooManyNames, ledger.ErrRetired, ledger.ErrUnclaimed,
 	}, func(refusal error) bool { return errors.Is(err, refusal) })
 }
 
@@ -273,7 +273,7 @@ func TestDynamoDBCalls(t *testing.T) {
 	var g ledger.Grant
 	claims := func(c ledger.Claim, now time.Time) func() error {
 		return func() (err error) {
-			c.End = now.Add(7 * day)
+			c.ValidUntil = now.Add(7 * day)
 			g, err = l.Claim(t.Context(), c, now)
 			return err
 		}
@@ -296,8 +296,8 @@ func TestDynamoDBCalls(t *testing.T) {
 			return l.Confirm(ctx, claim(1, "web"), g, start())
 		}, []string{"PutItem", "BatchGetItem", "PutItem"}},
 		{"the same again", claims(claim(1, "web"), start().Add(day)), []string{"BatchGetItem"}},
-		{"end", func() error { return l.End(ctx, instance(1)) }, []string{"BatchGetItem", "BatchGetItem", "TransactWriteItems"}},
-		{"end again", func() error { return l.End(ctx, instance(1)) }, []string{"BatchGetItem"}},
+		{"end", func() error { return l.Retire(ctx, instance(1)) }, []string{"BatchGetItem", "BatchGetItem", "TransactWriteItems"}},
+		{"end again", func() error { return l.Retire(ctx, instance(1)) }, []string{"BatchGetItem"}},
 		{"claim of a name set free", claims(claim(2, "web"), later), []string{"BatchGetItem", "BatchGetItem", "TransactWriteItems"}},
 		{"lookup", func() error { _, err := l.Lookup(ctx, instance(2)); return err }, []string{"BatchGetItem"}},
 	}
@@ -342,7 +342,7 @@ func TestDynamoDBTombstone(t *testing.T) {
 					t.Errorf("%s expires at %s before the end", pk, e)
 				}
 			}
-			if err := l.End(t.Context(), instance(1)); err != nil {
+			if err := l.Retire(t.Context(), instance(1)); err != nil {
 				t.Fatal(err)
 			}
 			for pk, want := range map[string]string{
@@ -365,18 +365,18 @@ func TestDynamoDBLateEventsLeaveTheTombstone(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := l.End(t.Context(), instance(1)); err != nil {
+	if err := l.Retire(t.Context(), instance(1)); err != nil {
 		t.Fatal(err)
 	}
 	tombstone := table.Item(instancePK(1))
-	permit := ledger.Permit{Fingerprint: "k9", End: start().Add(time.Hour), By: "somebody"}
+	permit := ledger.Permit{Fingerprint: "k9", ValidUntil: start().Add(time.Hour), By: "somebody"}
 	for what, err := range map[string]error{
 		"note":         l.SeeTags(t.Context(), instance(1), 9),
 		"permit":       l.Permit(t.Context(), instance(1), permit),
 		"confirmation": l.Confirm(t.Context(), claim(1, "web"), g, start()),
 	} {
-		if !errors.Is(err, ledger.ErrEnded) {
-			t.Errorf("%s: error %v, want %v", what, err, ledger.ErrEnded)
+		if !errors.Is(err, ledger.ErrRetired) {
+			t.Errorf("%s: error %v, want %v", what, err, ledger.ErrRetired)
 		}
 	}
 	if got := table.Item(instancePK(1)); !reflect.DeepEqual(got, tombstone) {
@@ -405,7 +405,7 @@ func TestDynamoDBNoteOfAStranger(t *testing.T) {
 
 func TestDynamoDBTombstoneOfAStranger(t *testing.T) {
 	table := new(ledgertest.Table)
-	if err := ledger.NewDynamoDB(table, "ledger", start).End(t.Context(), instance(1)); err != nil {
+	if err := ledger.NewDynamoDB(table, "ledger", start).Retire(t.Context(), instance(1)); err != nil {
 		t.Fatal(err)
 	}
 	if got, want := expires(table.Item(instancePK(1))), epoch(start().Add(7*day)); got != want {
@@ -429,14 +429,14 @@ func TestDynamoDBDeletesLate(t *testing.T) {
 			if _, err := l.Claim(t.Context(), claim(1, "web"), start()); err != nil {
 				t.Fatal(err)
 			}
-			if err := l.End(t.Context(), instance(1)); err != nil {
+			if err := l.Retire(t.Context(), instance(1)); err != nil {
 				t.Fatal(err)
 			}
 			for _, pk := range deleted {
 				table.Delete(pk)
 			}
 			c := claim(2, "web")
-			c.Names, c.End = []string{"10.0.0.1"}, later.Add(7*day)
+			c.Names, c.ValidUntil = []string{"10.0.0.1"}, later.Add(7*day)
 			if _, err := l.Claim(t.Context(), c, later); err != nil {
 				t.Fatal(err)
 			}
@@ -511,7 +511,7 @@ func TestDynamoDBMendedByHand(t *testing.T) {
 	if _, err := l.Claim(t.Context(), claim(1, "web"), start()); !errors.Is(err, ledger.ErrNameInUse) {
 		t.Errorf("error %v, want %v", err, ledger.ErrNameInUse)
 	}
-	if err := l.End(t.Context(), instance(1)); err != nil {
+	if err := l.Retire(t.Context(), instance(1)); err != nil {
 		t.Fatal(err)
 	}
 	if got := table.Item("name#web"); !reflect.DeepEqual(got, mended) {
@@ -574,7 +574,7 @@ func TestDynamoDBFrozenWriterOverwritesNoNewRecord(t *testing.T) {
 				t.Fatal(err)
 			}
 			renewed := claim(1, "web")
-			renewed.Fingerprints, renewed.End = []string{"new"}, renewed.End.Add(30*day)
+			renewed.Fingerprints, renewed.ValidUntil = []string{"new"}, renewed.ValidUntil.Add(30*day)
 			table.fail = func(call string, before int) error {
 				if call != "PutItem" || before > 0 {
 					return nil

@@ -20,40 +20,40 @@ import (
 // An instance is one item:
 //
 //	pk         S     instance#<account>/<region>/<instance id>
-//	version    N     counts the writes; every write wants the one that was read
-//	generation N     which life; a permitted re-key begins a new one
-//	keys       SS    fingerprints of the host keys of this life
-//	names      M     each name that it holds, to when its last certificate ends (N)
-//	confirmed  S     host name of the last claim that was confirmed
+//	version    N     counts the writes; every write requires the version that was read
+//	generation N     counts the sets of host keys; a permitted re-key starts a new one
+//	keys       SS    fingerprints of the host keys of this generation
+//	names      M     names that it holds, each with its last certificate's expiry (N)
+//	confirmed  S     host name of the last confirmed claim
 //	owner      S     account that owns the image
 //	image      S     id of that image
-//	image_tags M     tags of that image (S), if they are known
-//	permit     M     fingerprint (S), end (N), by (S): a re-key that is permitted
+//	image_tags M     tags of that image (S), if known
+//	permit     M     fingerprint (S), end (N), by (S): a permitted re-key
 //	signer     S     audience of the signer that claimed last
-//	lease      N     when the node's lease ends, of the last claim that was confirmed
-//	tags       N     counts the events that said that the instance's tags have changed
-//	rekeyed_by S     who permitted the keys of this life, until they are confirmed
-//	ended      BOOL  true once it is gone for good
-//	ended_by   S     the operator who ended it, if one had to
-//	expires    N     only of one that ended, or that never claimed anything
+//	lease      N     when the node's lease ends, according to the last confirmed claim
+//	tags       N     counts the events about changes of the instance's tags
+//	rekeyed_by S     operator who permitted the keys of this generation, until confirmed
+//	ended      BOOL  true once the record is retired
+//	ended_by   S     operator who retired it, if one did
+//	expires    N     only if it is retired, or never claimed anything
 //
-// A key and a name are an item each, and say only whose they are. How long a name
-// is held stands in its holder's item, so that a renewal writes one item. A name that
-// its holder's item does not list is free: the holder dropped it, or it was released.
-//
+// Each key and each name has an item that only names its holder. The holder's item says
+// how long it holds a name, so a renewal writes one item. A name is free if its holder's
+// item does not list it: the holder dropped it, or an operator released it.
+
 //	pk          S     key#<fingerprint>, or name#<name>
 //	holder      S     <account>/<region>/<instance id>
-//	released_by S     the operator who released the name, until it is claimed again
-//	expires     N     only of a name whose holder ended, or whose holder's item does not list it
+//	released_by S     operator who released the name, until an instance claims it again
+//	expires     N     only for a name whose holder is retired or no longer lists it
 //
-// The item of an instance that ended is its tombstone. It stays for a week after
-// the last certificate, and for a week at least, so that neither a request made
-// before the end nor an answer of EC2 that is out of date brings the instance back.
-// DynamoDB deletes what has expired, some days late; no decision waits for that. A
-// key's item never expires. The item of an instance that never claimed anything only
-// notes an event about its tags; it is of generation 0 and stays for an hour.
+// The item of a retired instance is its tombstone. It stays for a week after the last
+// certificate expires, and at least for a week, so that neither an old request nor an
+// outdated answer from EC2 brings the instance back. DynamoDB deletes expired items some
+// days late; no decision depends on that. A key's item never expires. The item of an
+// instance that never claimed anything only notes an event about its tags; it has
+// generation 0 and stays for an hour.
 //
-// Package stored keeps items of its own in the table, under other pks.
+// Package stored keeps its own items in the table, under other partition keys.
 const (
 	attrPK         = "pk"
 	attrVersion    = "version"
@@ -69,22 +69,22 @@ const (
 	attrLease      = "lease"
 	attrTags       = "tags"
 	attrRekeyedBy  = "rekeyed_by"
-	attrEnded      = "ended"
-	attrEndedBy    = "ended_by"
+	attrRetired    = "ended"
+	attrRetiredBy  = "ended_by"
 	attrReleasedBy = "released_by"
 	attrExpires    = "expires"
 	attrHolder     = "holder"
 
-	attrPermitKey = "fingerprint"
-	attrPermitEnd = "end"
-	attrPermitBy  = "by"
+	attrPermitKey        = "fingerprint"
+	attrPermitValidUntil = "end"
+	attrPermitBy         = "by"
 )
 
 // retention is how long a tombstone outlives certificates.
 const retention = 7 * 24 * time.Hour
 
-// noteRetention is how long a note about the tags of an instance that never enrolled
-// is kept: longer than any enrollment that was under way.
+// noteRetention is how long the ledger keeps a tag note of an instance that never
+// enrolled: longer than any enrollment takes.
 const noteRetention = time.Hour
 
 // item is one item of the table.
@@ -114,7 +114,7 @@ func formatRecord(i ec2ref.Instance, r record) item {
 	it[attrNames] = formatNames(r.names)
 	for name, value := range map[string]string{
 		attrConfirmed: r.confirmedHostname, attrOwner: r.imageOwner, attrImage: r.image, attrSigner: r.signer,
-		attrRekeyedBy: r.rekeyedBy, attrEndedBy: r.endedBy,
+		attrRekeyedBy: r.rekeyedBy, attrRetiredBy: r.retiredBy,
 	} {
 		if value != "" {
 			it[name] = text(value)
@@ -129,7 +129,7 @@ func formatRecord(i ec2ref.Instance, r record) item {
 	}
 	if p := r.permit; p.Fingerprint != "" {
 		it[attrPermit] = &types.AttributeValueMemberM{Value: item{
-			attrPermitKey: text(p.Fingerprint), attrPermitEnd: number(p.End.Unix()), attrPermitBy: text(p.By),
+			attrPermitKey: text(p.Fingerprint), attrPermitValidUntil: number(p.ValidUntil.Unix()), attrPermitBy: text(p.By),
 		}}
 	}
 	if r.tagsVersion > 0 {
@@ -140,8 +140,8 @@ func formatRecord(i ec2ref.Instance, r record) item {
 			it[name] = number(value.Unix())
 		}
 	}
-	if r.ended {
-		it[attrEnded] = &types.AttributeValueMemberBOOL{Value: true}
+	if r.retired {
+		it[attrRetired] = &types.AttributeValueMemberBOOL{Value: true}
 	}
 	return it
 }
@@ -172,8 +172,8 @@ func parseRecord(it item) (record, error) {
 		lease:             p.time(attrLease),
 		tagsVersion:       p.count(attrTags),
 		rekeyedBy:         p.text(attrRekeyedBy),
-		ended:             p.bool(attrEnded),
-		endedBy:           p.text(attrEndedBy),
+		retired:           p.bool(attrRetired),
+		retiredBy:         p.text(attrRetiredBy),
 		expires:           p.time(attrExpires),
 	}
 	names := p.nested(attrNames)
@@ -190,7 +190,7 @@ func parseRecord(it item) (record, error) {
 	permit := p.nested(attrPermit)
 	if permit.item != nil {
 		r.permit = Permit{
-			Fingerprint: permit.text(attrPermitKey), End: permit.time(attrPermitEnd), By: permit.text(attrPermitBy),
+			Fingerprint: permit.text(attrPermitKey), ValidUntil: permit.time(attrPermitValidUntil), By: permit.text(attrPermitBy),
 		}
 	}
 	if err := errors.Join(p.err, names.err, tags.err, permit.err); err != nil {

@@ -12,14 +12,14 @@ func TestRecordItemRoundTrip(t *testing.T) {
 	end := time.Date(2026, 1, 9, 3, 4, 5, 0, time.UTC)
 	for name, r := range map[string]record{
 		"an image without tags":  {version: 1, generation: 1, names: map[string]time.Time{}, image: "ami-1", imageOwner: "1", imageTags: map[string]string{}},
-		"ended before any claim": {version: 1, generation: 1, names: map[string]time.Time{}, ended: true},
+		"ended before any claim": {version: 1, generation: 1, names: map[string]time.Time{}, retired: true},
 		"all there is": {
 			version: 1 << 60, generation: 3, keys: []string{"SHA256:a", "SHA256:b"},
 			names:             map[string]time.Time{"web": end, "10.0.0.1": end.Add(time.Second), "db.example.com": end},
 			confirmedHostname: "web", image: "ami-1", imageOwner: "111122223333", rekeyedBy: "an operator",
 			imageTags: map[string]string{"release": "stable", "empty": ""},
-			permit:    Permit{Fingerprint: "SHA256:c", End: end, By: "another"},
-			ended:     true, endedBy: "a third",
+			permit:    Permit{Fingerprint: "SHA256:c", ValidUntil: end, By: "another"},
+			retired:   true, retiredBy: "a third",
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -53,8 +53,8 @@ func TestRecordEqual(t *testing.T) {
 		"permit":            {permit: Permit{By: "me"}},
 		"tagsVersion":       {tagsVersion: 1},
 		"rekeyedBy":         {rekeyedBy: "me"},
-		"ended":             {ended: true},
-		"endedBy":           {endedBy: "me"},
+		"ended":             {retired: true},
+		"endedBy":           {retiredBy: "me"},
 	}
 	for n := range fields.NumField() {
 		name := fields.Field(n).Name

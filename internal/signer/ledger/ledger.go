@@ -1,19 +1,20 @@
-// Package ledger remembers which host keys and which host name each instance
-// holds, so that nobody is certified for what another instance has.
+// Package ledger records which host keys and names each instance holds, so that no
+// instance gets a certificate for another's keys or names.
 //
-// The rules, which package ledgertest checks of every implementation:
+// Package ledgertest checks these rules for every implementation:
 //
 //   - A fingerprint never moves to another instance.
-//   - An instance keeps its keys. A request may bring some of them, or bring new
-//     ones beside at least one that is recorded: all keys of a request sign it,
-//     so whoever adds a key holds an old one.
-//   - An operator may permit other keys, once. They are exactly the instance's then.
-//   - A name stays with its holder until every certificate that names it has ended
-//     and the holder has ended too, or claims other names, or an operator releases the
-//     name. Host names and the further names of a certificate are in one space.
-//   - An instance that ended stays ended.
-//   - Whoever crashed may do the same again: every operation is one write, and
-//     finds its own work done.
+//   - An instance keeps its keys. A request may bring some of them, or new keys
+//     together with at least one recorded key. All keys of a request sign it, so
+//     the sender of a new key also holds an old one.
+//   - An operator may permit other keys, once. They replace all recorded keys.
+//   - A name stays with its holder until every certificate with that name has expired
+//     and the holder is retired, claims other names, or loses the name to an
+//     operator's release. Host names and other principals share one namespace.
+//   - A retired instance stays retired.
+//   - Every operation is safe to repeat after a crash: it makes one write, and
+//     recognizes its own earlier write.
+
 package ledger
 
 import (
@@ -25,40 +26,41 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 )
 
-// What a ledger refuses. Callers compare with errors.Is.
+// The ledger's refusals. Callers compare with errors.Is.
 var (
-	// ErrKeyConflict says that the instance is known with other host keys.
+	// ErrKeyConflict says that the instance enrolled with other host keys.
 	ErrKeyConflict = errors.New("the instance is known with other host keys")
-	// ErrKeyInUse says that another instance holds one of the host keys, as it
-	// happens when host keys were baked into an image.
+	// ErrKeyInUse says that another instance holds one of the host keys, for example
+	// because an image contains host keys.
+
 	ErrKeyInUse = errors.New("another instance holds one of the host keys")
 	// ErrNameInUse says that another instance holds the host name.
 	ErrNameInUse = errors.New("another instance holds the host name")
 	// ErrTooManyNames says that the instance would hold more than MaxNames.
 	ErrTooManyNames = errors.New("the instance would hold too many names")
-	// ErrEnded says that the instance was off-boarded.
-	ErrEnded = errors.New("the instance was off-boarded")
+	// ErrRetired says that the instance's record is retired: it was off-boarded.
+	ErrRetired = errors.New("the instance was off-boarded")
 	// ErrOtherSigner says that another signer enrolled the instance, and that
 	// certificates of that enrollment may still be valid.
 	ErrOtherSigner = errors.New("another signer enrolled the instance")
-	// ErrSeen says that a change of tags was noted for an instance that never enrolled:
-	// there is no node whose labels could follow.
+	// ErrSeen says that the ledger noted a tag change of an instance that never enrolled:
+	// it has no node to update.
 	ErrSeen = errors.New("the instance never enrolled")
 	// ErrUnclaimed says that there is no claim to confirm.
 	ErrUnclaimed = errors.New("the instance holds no such claim")
 	// ErrNotHeld says that no instance holds the name.
 	ErrNotHeld = errors.New("no instance holds the name")
-	// ErrCertified says that a certificate that names the name may still be good.
+	// ErrCertified says that a certificate with this name may still be valid.
 	ErrCertified = errors.New("a certificate still names it")
 )
 
-// Bounds, so that an instance's root, or whoever may set its tags, cannot make its
-// record grow without end.
+// These bounds stop an instance's root user, and anyone who may set its tags, from
+// growing its record without limit.
 const (
-	// MaxKeys bounds the host keys that are recorded of one life of an instance.
+	// MaxKeys bounds the host keys recorded in one generation of an instance.
 	MaxKeys = 20
-	// MaxNames bounds the names that an instance holds, former ones too. Its own id is
-	// not counted, so that it can always have that name.
+	// MaxNames bounds the names that an instance holds, including former ones. Its own
+	// id does not count, so it can always hold that name.
 	MaxNames = 32
 )
 
@@ -68,109 +70,114 @@ type Claim struct {
 	// Fingerprints are the SHA-256 fingerprints of the host keys, at least one.
 	Fingerprints []string
 	Hostname     string
-	// Names are the further principals of the certificates, addresses for example.
-	// They are held as host names are, and in one space with them.
+	// Names are the other principals of the certificates, such as addresses. An instance
+	// holds them the same way as host names, in the same namespace.
 	Names []string
 	// Image is the id of the instance's image, ImageOwner the account that owns it, and
-	// ImageTags its tags, nil if they are not known. They are recorded together, and only
-	// with an owner: without one, what is recorded stays.
+	// ImageTags its tags, nil if unknown. The ledger records them together, and only if
+	// the owner is known; otherwise it keeps the recorded values.
+
 	Image      string
 	ImageOwner string
 	ImageTags  map[string]string
-	// Signer is the audience of the signer that claims. Empty skips the check that
-	// another signer has not enrolled the instance.
+	// Signer is the audience of the claiming signer. If it is empty, the ledger does
+	// not check that another signer enrolled the instance.
 	Signer string
-	// End is no earlier than the end of any certificate that will be issued on
-	// this claim.
-	End time.Time
-	// Lease is when the lease of the node ends that is written on this claim. Zero
-	// means End.
+	// ValidUntil is not before the expiry of any certificate issued on this claim.
+	ValidUntil time.Time
+	// Lease is when the lease of the node written on this claim ends. Zero means
+	// ValidUntil.
+
 	Lease time.Time
 }
 
-// Record is what the ledger knows of an instance. The zero value is an instance
-// that it does not know.
+// Record is the ledger's record of an instance. The zero value stands for an unknown
+// instance.
 type Record struct {
-	// Version counts the writes of the record. Whoever wrote a node reads it again
-	// afterwards: if it has changed, what was written may be out of date.
+	// Version counts the writes of the record. A caller that writes a node reads the
+	// version again afterwards: if it changed, the node may be out of date.
 	Version uint64
-	// Generation names this life of the record; a permitted re-key begins a new one.
+	// Generation counts the sets of host keys; a permitted re-key starts a new one.
 	Generation uint64
-	// Fingerprints are the host keys of this life, sorted.
+	// Fingerprints are the host keys of this generation, sorted.
 	Fingerprints []string
-	// ConfirmedHostname is the host name of the last claim that was confirmed. It is
-	// empty until an enrollment went through, and a re-key leaves it: the instance is
-	// no newer for it.
+	// ConfirmedHostname is the host name of the last confirmed claim. It is empty until
+	// the first enrollment succeeds. A re-key keeps it.
 	ConfirmedHostname string
-	// Image is the id of the image that the next two were recorded of. It is empty in
-	// records from before it was kept.
+	// Image is the id of the image that ImageOwner and ImageTags belong to. Old records
+	// lack it.
 	Image string
 	// ImageOwner is the account that owns the image, empty if it was never known.
 	ImageOwner string
 	// ImageTags are the image's tags, nil if they were never known.
 	ImageTags map[string]string
-	// Signer is the audience of the signer that claimed last. It is empty in records
-	// from before it was kept.
+	// Signer is the audience of the signer that claimed last. Old records lack it.
 	Signer string
-	// End is when the claim of ConfirmedHostname ends, and with it the certificates.
-	End time.Time
-	// Lease is when the node's lease ends, of the last claim that was confirmed. It is
-	// zero in records from before it was kept.
+	// ValidUntil is when the claim of ConfirmedHostname expires, and its certificates
+	// with it.
+	ValidUntil time.Time
+	// Lease is when the node's lease ends, according to the last confirmed claim. Old
+	// records lack it.
 	Lease time.Time
 	// TagsVersion counts the notes that the instance's tags may have changed.
 	TagsVersion uint64
-	Ended       bool
-	// Expires is when the record may be forgotten. Zero is never.
+	// Retired says that the instance is gone for good. It can never enroll again.
+	Retired bool
+	// Expires is when the ledger may forget the record. Zero means never.
 	Expires time.Time
-	// PermittedKey is the key of a permit to re-key that is not used yet, or empty. The
-	// permit may have ended.
+	// PermittedKey is the key of an unused permit to re-key, or empty. The permit may
+	// have expired.
 	PermittedKey string
-	// EndedBy is the operator who ended it, and empty if nobody had to.
-	EndedBy string
+	// RetiredBy is the operator who retired the record, empty if an event did.
+	RetiredBy string
 }
 
-// Expired is one step of a walk through the records of instances that have not ended,
-// although every certificate issued to them has.
+// Expired is one step of a walk through the records that are not retired although all
+// their certificates have expired.
 type Expired struct {
-	// Records are those of the step, at most MaxExpired. There may be none and yet more to come.
+	// Records are the records of the step, at most MaxExpired. A step may have none
+	// although more follow.
 	Records map[ec2ref.Instance]Record
-	// Next is where the next step begins. It is empty after the last.
+	// Next is where the next step begins. It is empty after the last step.
+
 	Next string
 }
 
 // MaxExpired bounds the records of one step.
 const MaxExpired = 100
 
-// ImageOf returns what is known of an instance's image: what EC2 shows of it now, or else
-// what the record remembers. It remembers nothing of another image than the recorded one:
-// EC2 can replace the root volume of a running instance by one of any image
-// (CreateReplaceRootVolumeTask), and an image may be deregistered or made private at will.
-// A record from before image ids were kept counts for whatever image the instance has.
+// ImageOf returns the owner and tags of an instance's image: those that EC2 shows now, or
+// else the recorded ones. The recorded values count only for the recorded image: EC2 can
+// replace the root volume of a running instance with one from any image
+// (CreateReplaceRootVolumeTask), and an image can be deregistered or made private at any
+// time. A record without an image id counts for any image.
+
 func (r Record) ImageOf(id, owner string, tags map[string]string) (knownOwner string, knownTags map[string]string) {
 	remembers := r.ImageOwner != "" && (r.Image == id || r.Image == "")
 	switch {
 	case owner == "" && remembers:
 		return r.ImageOwner, maps.Clone(r.ImageTags)
 	case tags == nil && remembers && owner == r.ImageOwner:
-		return owner, maps.Clone(r.ImageTags) // EC2 tells owners of images that it no longer shows
+		return owner, maps.Clone(r.ImageTags) // EC2 reports owners of images that it no longer shows
 	}
 	return owner, tags
 }
 
-// Permit allows an instance to come with other host keys, once.
+// Permit allows an instance to bring other host keys, once.
 type Permit struct {
 	// Fingerprint is one of the new keys.
 	Fingerprint string
-	// End is when the permit ends unused. Fractions of a second are dropped.
-	End time.Time
-	// By is who gave it, for the log. It is not empty.
+	// ValidUntil is when an unused permit expires, in whole seconds.
+
+	ValidUntil time.Time
+	// By is the operator who gave it, for the log. It must not be empty.
 	By string
 }
 
-// NameInUseError says which of a claim's names other instances hold. It is an
+// NameInUseError lists which of a claim's names other instances hold. It matches
 // ErrNameInUse.
 type NameInUseError struct {
-	// Held are the names, in the claim's order.
+	// Held lists the names in the claim's order.
 	Held []HeldName
 }
 
@@ -178,9 +185,9 @@ type NameInUseError struct {
 type HeldName struct {
 	Name   string
 	Holder ec2ref.Instance
-	// End is when the last certificate that names it has ended. It may be in the past:
-	// a stopped machine keeps its name.
-	End time.Time
+	// ValidUntil is when the last certificate with the name expires. It may be in the
+	// past: a stopped machine keeps its name.
+	ValidUntil time.Time
 }
 
 func (e *NameInUseError) Error() string {
@@ -191,7 +198,7 @@ func (e *NameInUseError) Error() string {
 	return fmt.Sprintf("%v: %q held by %q", ErrNameInUse, e.Names(), holders)
 }
 
-// Names are the names, as the claim has them.
+// Names returns the names as written in the claim.
 func (e *NameInUseError) Names() []string {
 	names := make([]string, len(e.Held))
 	for n, h := range e.Held {
@@ -203,23 +210,22 @@ func (e *NameInUseError) Names() []string {
 // Is makes the error an ErrNameInUse.
 func (e *NameInUseError) Is(target error) bool { return target == ErrNameInUse }
 
-// Grant is a claim that was accepted.
+// Grant is an accepted claim.
 type Grant struct {
-	// Version is that of the record after the claim.
+	// Version is the record's version after the claim.
 	Version uint64
-	// Generation names this life of the instance's record; Confirm compares it.
+	// Generation is the record's generation; Confirm compares it.
 	Generation uint64
-	// ConfirmedHostname is the host name of the last claim that was confirmed, or
-	// empty. Until a claim with this name is confirmed, nobody has checked that it
-	// is free in Teleport.
+	// ConfirmedHostname is the host name of the last confirmed claim, or empty. The
+	// signer has checked only a confirmed host name against Teleport's nodes.
 	ConfirmedHostname string
-	// PermittedBy is who permitted the re-key that the claim used up, and empty if it
-	// used none. Until the first claim with the new keys is confirmed, every claim of
-	// them has it.
+	// PermittedBy is the operator whose permit the claim used, and empty if it used
+	// none. Every claim of the new keys has it until one of them is confirmed.
+
 	PermittedBy string
 
-	// to is the instance, and claimed its record after the claim, which a confirmation
-	// starts from.
+	// to is the instance. claimed is its record after the claim; a confirmation starts
+	// from it.
 	to      ec2ref.Instance
 	claimed *record
 }

@@ -14,16 +14,16 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 )
 
-// Memory is a ledger that lives as long as its process. It is for tests, and for
-// a signer of one process: two Lambda environments would each have their own, and
-// each would let the other's host keys and names be taken. The zero value is
-// empty and ready for use.
+// Memory is a ledger that lives as long as its process. It is for tests and for a signer
+// with a single process: two Lambda environments would each have their own ledger, and
+// each would give away the other's host keys and names. The zero value is empty and ready
+// to use.
 //
-// It forgets nothing, not even records that have expired. Only instances that proved themselves, ended or had their tags
-// changed get a record, of about a kilobyte at most, so the process ends long before
-// its memory does.
+// It forgets nothing, not even expired records. Only instances that proved their
+// identity, were retired or changed their tags get a record of about a kilobyte, so the
+// process ends long before it runs out of memory.
 type Memory struct {
-	// Now is the clock by which records expire. Without it, they never do.
+	// Now is the clock for the expiry of records. Without it, they never expire.
 	Now func() time.Time
 
 	mu        sync.Mutex
@@ -39,7 +39,7 @@ func (m *Memory) Clone() *Memory {
 	return &Memory{instances: maps.Clone(m.instances), keys: maps.Clone(m.keys), names: maps.Clone(m.names)}
 }
 
-// String returns all that the ledger holds. Two ledgers with the same text behave alike.
+// String returns the ledger's whole content. Ledgers with the same text behave alike.
 func (m *Memory) String() string {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -64,7 +64,7 @@ func (m *Memory) clock() time.Time {
 	return m.Now()
 }
 
-// Lookup returns what is known of an instance, and the zero Record if nothing is.
+// Lookup returns the record of an instance, and the zero Record for an unknown one.
 func (m *Memory) Lookup(ctx context.Context, i ec2ref.Instance) (Record, error) {
 	if err := ctx.Err(); err != nil {
 		return Record{}, fmt.Errorf("look up %s: %w", i.ID, err)
@@ -75,9 +75,9 @@ func (m *Memory) Lookup(ctx context.Context, i ec2ref.Instance) (Record, error) 
 }
 
 // Claim records that the instance holds the keys and the names, if the rules of
-// the package allow it, and changes nothing otherwise. Claiming again what one
-// holds already is fine, at any time. It fails with ErrKeyConflict, ErrKeyInUse,
-// a *NameInUseError, ErrTooManyNames or ErrEnded.
+// the package allow it, and changes nothing otherwise. An instance may repeat a claim at
+// any time. Claim fails with ErrKeyConflict, ErrKeyInUse, a *NameInUseError,
+// ErrTooManyNames or ErrRetired.
 func (m *Memory) Claim(ctx context.Context, c Claim, now time.Time) (Grant, error) {
 	if err := ctx.Err(); err != nil {
 		return Grant{}, fmt.Errorf("claim for %s: %w", c.Instance.ID, err)
@@ -97,7 +97,7 @@ func (m *Memory) Claim(ctx context.Context, c Claim, now time.Time) (Grant, erro
 	return grant, nil
 }
 
-// view returns what the claim is decided on.
+// view returns the input of the decision on a claim.
 func (m *Memory) view(c Claim) view {
 	v := view{record: m.instances[c.Instance], keys: make(map[string]ec2ref.Instance), names: make(map[string]tenure)}
 	for _, fingerprint := range c.Fingerprints {
@@ -129,7 +129,7 @@ func (m *Memory) put(i ec2ref.Instance, c change) {
 	}
 }
 
-// LookupAll returns what is known of each of the instances.
+// LookupAll returns the record of each instance.
 func (m *Memory) LookupAll(ctx context.Context, instances []ec2ref.Instance) (map[ec2ref.Instance]Record, error) {
 	records := make(map[ec2ref.Instance]Record, len(instances))
 	for _, i := range instances {
@@ -142,8 +142,8 @@ func (m *Memory) LookupAll(ctx context.Context, instances []ec2ref.Instance) (ma
 	return records, nil
 }
 
-// Expired returns the records of instances that have not ended, although every
-// certificate issued to them has, from a place that an earlier step named as Next.
+// Expired returns records that are not retired although all their certificates have
+// expired. From is the Next of an earlier step.
 func (m *Memory) Expired(ctx context.Context, from string, now time.Time) (Expired, error) {
 	if err := ctx.Err(); err != nil {
 		return Expired{}, fmt.Errorf("walk the expired records: %w", err)
@@ -164,53 +164,53 @@ func (m *Memory) Expired(ctx context.Context, from string, now time.Time) (Expir
 	return step, nil
 }
 
-// EndExpired is End for an instance whose certificates have all ended, and changes
-// nothing if they have not. It reports whether the record ended.
-func (m *Memory) EndExpired(ctx context.Context, i ec2ref.Instance, now time.Time) (bool, error) {
-	ended := false
-	_, err := m.amend(ctx, "end the expired record of", i, func(r record) (record, error) {
-		next, err := r.endExpired(now, m.clock())
-		ended = err == nil
+// RetireExpired is Retire for an instance whose certificates have all expired; otherwise
+// it changes nothing. It reports whether it retired the record.
+func (m *Memory) RetireExpired(ctx context.Context, i ec2ref.Instance, now time.Time) (bool, error) {
+	retired := false
+	_, err := m.amend(ctx, "retire the expired record of", i, func(r record) (record, error) {
+		next, err := r.retireExpired(now, m.clock())
+		retired = err == nil
 		return next, err
 	})
-	return ended && err == nil, err
+	return retired && err == nil, err
 }
 
-// Complete says that what was claimed has been issued, and returns the record as it
-// is then. It fails with ErrEnded if the instance was off-boarded meanwhile, and with
-// ErrUnclaimed if the claim no longer stands: it ran out, or the instance got other keys,
-// names or another signer meanwhile. Then nothing may be handed out. If the
-// record's version is more than one above the grant's, others have written meanwhile,
-// and what was issued may be out of date.
+// Complete confirms a claim after its certificates were issued, and returns the new
+// record. It fails with ErrRetired if the instance was off-boarded meanwhile, and with
+// ErrUnclaimed if the claim no longer holds: it expired, or the instance got other keys,
+// names or another signer meanwhile. The caller must then discard the certificates. If
+// the record's version is more than one above the grant's, others have written since,
+// and the node may be out of date.
 func (m *Memory) Complete(ctx context.Context, c Claim, g Grant, now time.Time) (Record, error) {
 	r, err := m.amend(ctx, "confirm claim of", c.Instance, func(r record) (record, error) { return r.confirm(c, g, now) })
 	return r.exported(), err
 }
 
-// Confirm is Complete for callers that do not look at the record.
+// Confirm is Complete for callers that do not need the record.
 func (m *Memory) Confirm(ctx context.Context, c Claim, g Grant, now time.Time) error {
 	_, err := m.Complete(ctx, c, g, now)
 	return err
 }
 
-// End records that the instance is gone for good. Nobody needs to have claimed
-// anything for it: an event may come before the enrollment that it must stop.
-func (m *Memory) End(ctx context.Context, i ec2ref.Instance) error { return m.EndBy(ctx, i, "") }
+// Retire records that the instance is gone for good. It needs no earlier claim: an event
+// may arrive before the enrollment that it must stop.
+func (m *Memory) Retire(ctx context.Context, i ec2ref.Instance) error { return m.RetireBy(ctx, i, "") }
 
-// EndBy is End on the word of an operator, whom the record then names.
-func (m *Memory) EndBy(ctx context.Context, i ec2ref.Instance, by string) error {
-	_, err := m.amend(ctx, "end", i, func(r record) (record, error) {
-		if r.ended {
+// RetireBy is Retire by an operator. The record names the operator.
+func (m *Memory) RetireBy(ctx context.Context, i ec2ref.Instance, by string) error {
+	_, err := m.amend(ctx, "retire", i, func(r record) (record, error) {
+		if r.retired {
 			return record{}, errUnchanged
 		}
-		return r.end(by, m.clock()), nil
+		return r.retire(by, m.clock()), nil
 	})
 	return err
 }
 
-// Release frees a name that an instance holds, although the instance has not ended,
-// and returns who held it. It fails with ErrNotHeld if nobody does, and with
-// ErrCertified while a certificate may name it.
+// Release frees a name that an instance holds, even if the instance still exists, and
+// returns the former holder. It fails with ErrNotHeld if no instance holds the name, and
+// with ErrCertified while a certificate with the name may be valid.
 func (m *Memory) Release(ctx context.Context, name, _ string, now time.Time) (ec2ref.Instance, error) {
 	m.mu.Lock()
 	holder, held := m.names[name]
@@ -225,9 +225,8 @@ func (m *Memory) Release(ctx context.Context, name, _ string, now time.Time) (ec
 	return holder, nil
 }
 
-// Permit allows the instance to come with other host keys, once. It replaces a
-// permit that is not used yet. It fails with ErrUnclaimed for an instance that is
-// not known, and with ErrEnded.
+// Permit allows the instance to bring other host keys, once. It replaces an unused
+// permit. It fails with ErrUnclaimed for an unknown instance, and with ErrRetired.
 func (m *Memory) Permit(ctx context.Context, i ec2ref.Instance, p Permit) error {
 	_, err := m.amend(ctx, "permit re-key of", i, func(r record) (record, error) { return r.withPermit(p) })
 	return err
@@ -236,16 +235,16 @@ func (m *Memory) Permit(ctx context.Context, i ec2ref.Instance, p Permit) error 
 // Announce notes that the instance's tags may have changed or that its node is about to
 // be written, and returns the record after the note, in one step: an enrollment that
 // claimed before finds the note when it confirms, and one that claims later changes the
-// version. The record of an instance that ended is returned as it is. One that never
-// enrolled has no generation; it keeps the note for an hour.
+// version. A retired record is returned unchanged. The record of an instance that never
+// enrolled has no generation, and keeps the note for an hour.
 func (m *Memory) Announce(ctx context.Context, i ec2ref.Instance) (Record, error) {
 	r, err := m.amend(ctx, "announce a write about", i, func(r record) (record, error) { return r.withNote(m.clock()) })
 	return r.exported(), err
 }
 
-// SeeTags is Announce for callers that do not look at the record. The event's version
-// decides nothing: whoever can write to the queue chooses it. It fails with ErrEnded,
-// and with ErrSeen after the note for an instance that never enrolled.
+// SeeTags is Announce for callers that do not need the record. It ignores the event's
+// version: anyone who can write to the queue chooses it. It fails with ErrRetired, and
+// with ErrSeen after the note for an instance that never enrolled.
 func (m *Memory) SeeTags(ctx context.Context, i ec2ref.Instance, _ uint64) error {
 	r, err := m.Announce(ctx, i)
 	return seen(i, r, err)

@@ -16,7 +16,7 @@ func TestMemory(t *testing.T) {
 func TestMemoryCloneIsSeparate(t *testing.T) {
 	ctx, i := t.Context(), ec2ref.Instance{Account: "111122223333", Region: "us-west-2", ID: "i-0123456789abcdef0"}
 	first := new(ledger.Memory)
-	if err := first.End(ctx, i); err != nil {
+	if err := first.Retire(ctx, i); err != nil {
 		t.Fatal(err)
 	}
 	second := first.Clone()
@@ -24,11 +24,11 @@ func TestMemoryCloneIsSeparate(t *testing.T) {
 		t.Errorf("the clone has %s, want %s", second, first)
 	}
 	other := ec2ref.Instance{Account: i.Account, Region: i.Region, ID: "i-0123456789abcdef1"}
-	if err := second.End(ctx, other); err != nil {
+	if err := second.Retire(ctx, other); err != nil {
 		t.Fatal(err)
 	}
 	record, err := first.Lookup(ctx, other)
-	if err != nil || record.Ended || first.String() == second.String() {
+	if err != nil || record.Retired || first.String() == second.String() {
 		t.Errorf("the ledger changed with its clone: %+v, %v", record, err)
 	}
 }
@@ -37,7 +37,7 @@ func TestMemoryTombstonesExpire(t *testing.T) {
 	now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 	m := &ledger.Memory{Now: func() time.Time { return now }}
 	i := ec2ref.Instance{Account: "111122223333", Region: "us-west-2", ID: "i-0123456789abcdef0"}
-	if err := m.End(t.Context(), i); err != nil {
+	if err := m.Retire(t.Context(), i); err != nil {
 		t.Fatal(err)
 	}
 	if record, err := m.Lookup(t.Context(), i); err != nil || !record.Expires.Equal(now.Add(7*24*time.Hour)) {

@@ -10,54 +10,54 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 )
 
-// This file decides, and no other: what was read goes in, and what is to be
-// written or the refusal comes out. Each ledger only reads and writes.
+// This file makes all decisions, with pure functions: the records read go in, and the
+// records to write, or a refusal, come out. The ledgers only read and write.
 
-// record is what is known of one instance. A record is never changed in place.
+// record is the record of one instance. It is never changed in place.
 type record struct {
-	// version counts the writes. It is 0 of an instance that is not known.
+	// version counts the writes. It is 0 for an unknown instance.
 	version    uint64
 	generation uint64
-	// keys are the fingerprints of this life, sorted.
+	// keys are the fingerprints of this generation, sorted.
 	keys []string
-	// names are the names that it holds, former ones too, each with the time when the
-	// last certificate that names it has ended.
+	// names are the names that it holds, including former ones, each with the expiry of
+	// the last certificate with that name.
 	names             map[string]time.Time
 	confirmedHostname string
-	// image is the id of the image that imageOwner and imageTags are of.
+	// image is the id of the image that imageOwner and imageTags belong to.
 	image, imageOwner string
 	imageTags         map[string]string
 	// signer is the audience of the signer that claims for the instance.
 	signer string
-	// lease is when the node's lease ends, of the last claim that was confirmed.
+	// lease is when the node's lease ends, according to the last confirmed claim.
 	lease time.Time
 	// tagsVersion counts the notes that the instance's tags may have changed.
 	tagsVersion uint64
 	// permit is zero if there is none.
 	permit Permit
-	// rekeyedBy is who permitted the keys of this life. It stays until a claim is
-	// confirmed: one who crashed in between claims again, and the audit line of that
-	// attempt must say it too.
+	// rekeyedBy is the operator who permitted the keys of this generation. It stays until
+	// a claim is confirmed: after a crash the machine claims again, and the audit line of
+	// that attempt must name the operator, too.
 	rekeyedBy string
-	ended     bool
-	// endedBy is the operator who ended it, if one had to.
-	endedBy string
-	// expires is when the record may be forgotten; zero is never. Every write keeps
-	// it, so that no late event makes a tombstone permanent.
+	retired   bool
+	// retiredBy is the operator who retired it, empty if an event did.
+	retiredBy string
+	// expires is when the ledger may forget the record; zero means never. Every write
+	// keeps it, so a late event cannot make a tombstone permanent.
 	expires time.Time
 }
 
 func (r record) exported() Record {
 	return Record{
 		Version: r.version, Generation: r.generation, Fingerprints: slices.Clone(r.keys),
-		ConfirmedHostname: r.confirmedHostname, Signer: r.signer, Ended: r.ended,
+		ConfirmedHostname: r.confirmedHostname, Signer: r.signer, Retired: r.retired,
 		Image: r.image, ImageOwner: r.imageOwner, ImageTags: maps.Clone(r.imageTags),
-		End: r.names[r.confirmedHostname], Lease: r.lease, TagsVersion: r.tagsVersion,
-		PermittedKey: r.permit.Fingerprint, EndedBy: r.endedBy, Expires: r.expires,
+		ValidUntil: r.names[r.confirmedHostname], Lease: r.lease, TagsVersion: r.tagsVersion,
+		PermittedKey: r.permit.Fingerprint, RetiredBy: r.retiredBy, Expires: r.expires,
 	}
 }
 
-// text says all of the record of an instance.
+// text returns the whole record of an instance as text.
 func (r record) text(i ec2ref.Instance) string {
 	names := make([]string, 0, len(r.names))
 	for name, end := range r.names {
@@ -67,73 +67,73 @@ func (r record) text(i ec2ref.Instance) string {
 	return fmt.Sprintf("%s version %d.%d keys %q names %q confirmed %q lease %d signer %q tags %d "+
 		"image %q %q %t%q permit %q %d %q re-keyed %q ended %t %q expires %d",
 		instancePK(i), r.version, r.generation, r.keys, names, r.confirmedHostname, r.lease.Unix(), r.signer, r.tagsVersion,
-		r.image, r.imageOwner, r.imageTags == nil, r.imageTags, r.permit.Fingerprint, r.permit.End.Unix(), r.permit.By, r.rekeyedBy,
-		r.ended, r.endedBy, r.expires.Unix())
+		r.image, r.imageOwner, r.imageTags == nil, r.imageTags, r.permit.Fingerprint, r.permit.ValidUntil.Unix(), r.permit.By, r.rekeyedBy,
+		r.retired, r.retiredBy, r.expires.Unix())
 }
 
-// isKnown reports whether the instance ever claimed anything or ended. A record that
-// only notes a tag event says nothing of either.
+// isKnown reports whether the instance ever claimed anything or was retired. A record
+// that only notes a tag event does not count.
 func (r record) isKnown() bool { return r.generation > 0 }
 
-// equal compares all but the version.
+// equal compares everything except the version.
 func (r record) equal(s record) bool {
 	return r.generation == s.generation && slices.Equal(r.keys, s.keys) &&
 		maps.EqualFunc(r.names, s.names, time.Time.Equal) &&
 		r.confirmedHostname == s.confirmedHostname && r.signer == s.signer && r.lease.Equal(s.lease) &&
 		r.image == s.image && r.imageOwner == s.imageOwner && sameTags(r.imageTags, s.imageTags) &&
 		r.tagsVersion == s.tagsVersion &&
-		r.permit.equal(s.permit) && r.rekeyedBy == s.rekeyedBy && r.ended == s.ended && r.endedBy == s.endedBy &&
+		r.permit.equal(s.permit) && r.rekeyedBy == s.rekeyedBy && r.retired == s.retired && r.retiredBy == s.retiredBy &&
 		r.expires.Equal(s.expires)
 }
 
 func (p Permit) equal(q Permit) bool {
-	return p.Fingerprint == q.Fingerprint && p.End.Equal(q.End) && p.By == q.By
+	return p.Fingerprint == q.Fingerprint && p.ValidUntil.Equal(q.ValidUntil) && p.By == q.By
 }
 
-// view is what a claim is decided on. Keys and names that nobody holds are not in
-// the maps.
+// view is the input of the decision on a claim. The maps lack keys and names that no
+// instance holds.
 type view struct {
-	record record // of the instance that claims
+	record record // of the claiming instance
 	keys   map[string]ec2ref.Instance
 	names  map[string]tenure
 }
 
-// tenure is who holds a name, and how long yet.
+// tenure says which instance holds a name, and until when.
 type tenure struct {
 	holder ec2ref.Instance
-	// ended says that the holder is gone for good.
-	ended bool
+	// retired says that the holder is gone for good.
+	retired bool
 	// dropped says that the holder's record no longer lists the name.
 	dropped bool
-	// end is when the last certificate that names it has ended.
-	end time.Time
-	// version is that of the holder's record.
+	// validUntil is when the last certificate with the name expires.
+	validUntil time.Time
+	// version is the version of the holder's record.
 	version uint64
 }
 
 func newTenure(name string, holder ec2ref.Instance, r record) tenure {
 	end, listed := r.names[name]
-	// A holder without a record ended so long ago that its tombstone is gone.
-	return tenure{holder: holder, ended: r.ended || !r.isKnown(), dropped: !listed, end: end, version: r.version}
+	// A holder without a record was retired so long ago that its tombstone is gone.
+	return tenure{holder: holder, retired: r.retired || !r.isKnown(), dropped: !listed, validUntil: end, version: r.version}
 }
 
-// isFree compares times itself: a holder that is gone may still have
-// certificates out that name it, and what has expired may still be stored.
-func (t tenure) isFree(now time.Time) bool { return t.dropped || t.ended && now.After(t.end) }
+// isFree compares times itself: a retired holder may still have valid certificates
+// with the name, and DynamoDB may still store an expired item.
+func (t tenure) isFree(now time.Time) bool { return t.dropped || t.retired && now.After(t.validUntil) }
 
-// change is what a claim writes, all of it or nothing.
+// change is everything that a claim writes, in one transaction.
 type change struct {
 	record record
 	// keys are fingerprints that the instance did not hold before.
 	keys []string
-	// names are names that it did not hold before, with who did: the zero tenure if
-	// nobody did.
+	// names are names that it did not hold before, with the former tenure: zero if no
+	// instance held the name.
 	names map[string]tenure
 	// dropped are names that it held before, sorted.
 	dropped []string
 }
 
-// formerHolders are those who gave up a name that the instance gets, each once.
+// formerHolders returns the instances that gave up a name to this one, each once.
 func (c change) formerHolders(i ec2ref.Instance) []tenure {
 	byHolder := make(map[ec2ref.Instance]tenure)
 	for _, t := range c.names {
@@ -149,7 +149,7 @@ func (c change) changes(old record) bool {
 	return len(c.keys) > 0 || len(c.names) > 0 || !c.record.equal(old)
 }
 
-// check refuses a claim that no ledger need read anything for.
+// check refuses an invalid claim before the ledger reads anything.
 func (c Claim) check() error {
 	switch {
 	case len(c.Fingerprints) == 0:
@@ -162,13 +162,13 @@ func (c Claim) check() error {
 	return nil
 }
 
-// allNames are host name and further names, each once.
+// allNames returns the host name and the other names, each once.
 func (c Claim) allNames() []string { return union([]string{c.Hostname}, c.Names) }
 
 // claim applies the rules of the package.
 func (v view) claim(c Claim, now time.Time) (change, Grant, error) {
-	if v.record.ended {
-		return change{}, Grant{}, ErrEnded
+	if v.record.retired {
+		return change{}, Grant{}, ErrRetired
 	}
 	if err := v.record.checkSigner(c.Signer, now); err != nil {
 		return change{}, Grant{}, err
@@ -187,7 +187,7 @@ func (v view) claim(c Claim, now time.Time) (change, Grant, error) {
 		return change{}, Grant{}, err
 	}
 	next = next.withoutFormer(c.allNames(), now)
-	if next, err = next.withNames(c, c.End); err != nil {
+	if next, err = next.withNames(c, c.ValidUntil); err != nil {
 		return change{}, Grant{}, err
 	}
 	next = next.withImage(c)
@@ -205,13 +205,13 @@ func (v view) claim(c Claim, now time.Time) (change, Grant, error) {
 	return made, next.grant(c.Instance), nil
 }
 
-// withImage returns the record with what the claim knows of the image, if that is more
-// than is recorded.
+// withImage returns the record with the claim's image, if the claim knows more than the
+// record.
 func (r record) withImage(c Claim) record {
 	switch {
 	case c.ImageOwner == "":
 		return r
-	case c.Image == "" && r.imageOwner != "": // a claim that names no image
+	case c.Image == "" && r.imageOwner != "": // a claim without an image id
 		return r
 	case c.ImageTags == nil && c.Image == r.image && c.ImageOwner == r.imageOwner:
 		return r
@@ -220,7 +220,7 @@ func (r record) withImage(c Claim) record {
 	return r
 }
 
-// sameTags tells no tags from tags that are not known.
+// sameTags distinguishes between no tags and unknown tags.
 func sameTags(a, b map[string]string) bool {
 	return (a == nil) == (b == nil) && maps.Equal(a, b)
 }
@@ -232,25 +232,24 @@ func (r record) grant(to ec2ref.Instance) Grant {
 	}
 }
 
-// checkSigner leaves an instance to the signer that enrolled it, until the last
-// certificate has ended. Two signers would write one node in turns, each as its own.
+// checkSigner leaves an instance to the signer that enrolled it until the last
+// certificate has expired. Otherwise two signers would overwrite each other's node.
 func (r record) checkSigner(signer string, now time.Time) error {
-	if r.signer == "" || signer == "" || r.signer == signer || now.After(r.lastEnd()) {
+	if r.signer == "" || signer == "" || r.signer == signer || now.After(r.validUntil()) {
 		return nil
 	}
 	return fmt.Errorf("%w: %q", ErrOtherSigner, r.signer)
 }
 
-// withKeys returns the record with the keys that are asked for, if it may have
-// them.
+// withKeys returns the record with the requested keys, if the rules allow them.
 func (r record) withKeys(asked []string, now time.Time) (record, error) {
 	known := func(fingerprint string) bool { return slices.Contains(r.keys, fingerprint) }
 	switch {
 	case !r.isKnown():
 		r.generation, r.keys, r.expires = 1, union(nil, asked), time.Time{}
 	case r.permits(asked, now):
-		// From here on the old keys count for nothing, or else who stole one could
-		// still add his own. They stay held, as every key does.
+		// From now on the old keys prove nothing. Otherwise a thief with an old key could
+		// still add a new one. The instance still holds them, as it holds every key.
 		r.generation, r.keys = r.generation+1, union(nil, asked)
 		r.rekeyedBy, r.permit = r.permit.By, Permit{}
 	case slices.ContainsFunc(asked, known):
@@ -266,11 +265,11 @@ func (r record) withKeys(asked []string, now time.Time) (record, error) {
 }
 
 func (r record) permits(asked []string, now time.Time) bool {
-	return r.permit.Fingerprint != "" && now.Before(r.permit.End) && slices.Contains(asked, r.permit.Fingerprint)
+	return r.permit.Fingerprint != "" && now.Before(r.permit.ValidUntil) && slices.Contains(asked, r.permit.Fingerprint)
 }
 
-// freeNames returns those of the claim's names that the instance does not hold,
-// with who did, or says which others hold.
+// freeNames returns the claim's names that the instance does not hold yet, with their
+// former tenure, or an error that lists the names held by other instances.
 func (v view) freeNames(c Claim, now time.Time) (map[string]tenure, error) {
 	free := make(map[string]tenure)
 	var inUse NameInUseError
@@ -281,7 +280,7 @@ func (v view) freeNames(c Claim, now time.Time) (map[string]tenure, error) {
 		case !held || t.isFree(now):
 			free[name] = t
 		default:
-			inUse.Held = append(inUse.Held, HeldName{Name: name, Holder: t.holder, End: t.end})
+			inUse.Held = append(inUse.Held, HeldName{Name: name, Holder: t.holder, ValidUntil: t.validUntil})
 		}
 	}
 	if len(inUse.Held) > 0 {
@@ -290,9 +289,9 @@ func (v view) freeNames(c Claim, now time.Time) (map[string]tenure, error) {
 	return free, nil
 }
 
-// withoutFormer returns the record without the names that no certificate has any
-// more, but for those that are wanted now and for the present host name. Without this,
-// a machine that is renamed or readdressed often enough would be refused for good.
+// withoutFormer returns the record without the names whose certificates have all
+// expired, except for the claimed names and the current host name. Without this, a
+// machine whose name or address changes often would reach MaxNames and be refused forever.
 func (r record) withoutFormer(wanted []string, now time.Time) record {
 	kept := maps.Clone(r.names)
 	maps.DeleteFunc(kept, func(name string, end time.Time) bool {
@@ -314,8 +313,8 @@ func (r record) namesNotIn(next record) []string {
 	return dropped
 }
 
-// withNames returns the record with the claim's names, held until the end at least.
-// What is recorded is never earlier: whole seconds are all that is stored.
+// withNames returns the record with the claim's names, held at least until the given
+// time. The ledger stores whole seconds, so it rounds up.
 func (r record) withNames(c Claim, end time.Time) (record, error) {
 	names := c.allNames()
 	held := make(map[string]time.Time, len(r.names)+len(names))
@@ -332,7 +331,7 @@ func (r record) withNames(c Claim, end time.Time) (record, error) {
 	return r, nil
 }
 
-// counted is how many names count toward MaxNames: all but the instance's own id.
+// counted returns how many names count toward MaxNames: all except the instance's id.
 func counted(names map[string]time.Time, i ec2ref.Instance) int {
 	if _, own := names[string(i.ID)]; own {
 		return len(names) - 1
@@ -340,27 +339,27 @@ func counted(names map[string]time.Time, i ec2ref.Instance) int {
 	return len(names)
 }
 
-// confirm returns the record after what was claimed has been issued, if the claim still
-// stands.
+// confirm returns the record after certificates were issued on a claim, if the claim
+// still holds.
 func (r record) confirm(c Claim, g Grant, now time.Time) (record, error) {
-	if r.ended {
-		return record{}, ErrEnded
+	if r.retired {
+		return record{}, ErrRetired
 	}
 	if r.generation != g.Generation || !r.holds(c, now) {
 		return record{}, ErrUnclaimed
 	}
 	r.confirmedHostname, r.rekeyedBy = c.Hostname, ""
 	if r.lease = roundUp(c.Lease); c.Lease.IsZero() {
-		r.lease = roundUp(c.End)
+		r.lease = roundUp(c.ValidUntil)
 	}
 	return r, nil
 }
 
-// holds reports whether a claim that was accepted still stands. A request may have been
-// frozen since: meanwhile the claim may have run out, and another signer, or a new record
-// of the instance, may have taken its place.
+// holds reports whether an accepted claim still holds. Lambda may have frozen the request
+// since: the claim may have expired, and another signer or a new record of the instance
+// may have replaced it.
 func (r record) holds(c Claim, now time.Time) bool {
-	if !r.isKnown() || now.After(c.End) || c.Signer != "" && r.signer != c.Signer {
+	if !r.isKnown() || now.After(c.ValidUntil) || c.Signer != "" && r.signer != c.Signer {
 		return false
 	}
 	for _, fingerprint := range c.Fingerprints {
@@ -369,29 +368,29 @@ func (r record) holds(c Claim, now time.Time) bool {
 		}
 	}
 	for _, name := range c.allNames() {
-		if end, held := r.names[name]; !held || end.Before(roundUp(c.End)) {
+		if end, held := r.names[name]; !held || end.Before(roundUp(c.ValidUntil)) {
 			return false
 		}
 	}
 	return true
 }
 
-// roundUp returns whole seconds: they are all that is stored.
+// roundUp returns whole seconds, because the ledger stores nothing finer.
 func roundUp(t time.Time) time.Time { return t.Add(time.Second - 1).Truncate(time.Second) }
 
-// errUnchanged says that there is nothing to write.
+// errUnchanged says that nothing needs to be written.
 var errUnchanged = errors.New("nothing changes")
 
-// end returns the record of the instance when it is gone. There may be none yet:
-// an event may come before the enrollment that it must stop. By is the operator who
-// says so, or empty. Now is zero for a ledger that forgets nothing.
-func (r record) end(by string, now time.Time) record {
-	if r.ended {
+// retire returns the tombstone of an instance that is gone. There may be no record yet:
+// an event may arrive before the enrollment that it must stop. By is the operator who
+// retires it, or empty. Now is zero for a ledger that forgets nothing.
+func (r record) retire(by string, now time.Time) record {
+	if r.retired {
 		return r
 	}
 	r.generation = max(r.generation, 1)
-	r.ended, r.endedBy = true, by
-	if last := r.lastEnd(); !now.IsZero() {
+	r.retired, r.retiredBy = true, by
+	if last := r.validUntil(); !now.IsZero() {
 		if now.After(last) {
 			last = now
 		}
@@ -400,27 +399,27 @@ func (r record) end(by string, now time.Time) record {
 	return r
 }
 
-// hasExpired reports whether the instance claimed something, has not ended, and every
-// certificate issued on its claims has.
+// hasExpired reports whether the instance is known and not retired, and all its
+// certificates have expired.
 func (r record) hasExpired(now time.Time) bool {
-	return r.isKnown() && !r.ended && now.After(r.lastEnd())
+	return r.isKnown() && !r.retired && now.After(r.validUntil())
 }
 
-// endExpired is end for a record that has expired. It fails with errUnchanged for any
-// other: the instance may have renewed since EC2 was asked about it.
-func (r record) endExpired(seen, now time.Time) (record, error) {
+// retireExpired is retire for an expired record. It fails with errUnchanged for any
+// other: the instance may have renewed since the signer asked EC2 about it.
+func (r record) retireExpired(seen, now time.Time) (record, error) {
 	if !r.hasExpired(seen) {
 		return record{}, errUnchanged
 	}
-	return r.end("", now), nil
+	return r.retire("", now), nil
 }
 
-// releasedMark follows a released name in confirmedHostname. No host name has it, so a
-// later claim of the name is checked against Teleport like any new one, and the
+// releasedMark follows a released name in confirmedHostname. No host name contains it, so
+// the signer checks a later claim of the name against Teleport like a new one, and the
 // instance still counts as enrolled.
 const releasedMark = " (released)"
 
-// release returns the record without the name, if no certificate names it any more.
+// release returns the record without the name, if all certificates with it have expired.
 func (r record) release(name string, i ec2ref.Instance, now time.Time) (record, error) {
 	end, held := r.names[name]
 	switch {
@@ -429,8 +428,8 @@ func (r record) release(name string, i ec2ref.Instance, now time.Time) (record, 
 	case !now.After(end):
 		return record{}, fmt.Errorf("%w: %s holds it, and a certificate may name it until %s",
 			ErrCertified, i.ID, end.UTC().Format(time.RFC3339))
-	case r.ended:
-		return record{}, ErrNotHeld // whoever claims it gets it
+	case r.retired:
+		return record{}, ErrNotHeld // the name is free already
 	}
 	r.names = maps.Clone(r.names)
 	delete(r.names, name)
@@ -440,26 +439,26 @@ func (r record) release(name string, i ec2ref.Instance, now time.Time) (record, 
 	return r, nil
 }
 
-// withPermit returns the record with the permit, in place of one that it has.
+// withPermit returns the record with the permit, which replaces an earlier one.
 func (r record) withPermit(p Permit) (record, error) {
 	switch {
-	case r.ended:
-		return record{}, ErrEnded
+	case r.retired:
+		return record{}, ErrRetired
 	case !r.isKnown():
 		return record{}, ErrUnclaimed
 	}
-	p.End = p.End.Truncate(time.Second)
+	p.ValidUntil = p.ValidUntil.Truncate(time.Second)
 	r.permit = p
 	return r, nil
 }
 
-// withNote returns the record with a note that somebody is about to write, or that the
-// instance's tags may have changed. One that is not known gets a record for an hour: an
+// withNote returns the record with a note that a write of the node is coming or that the
+// instance's tags may have changed. An unknown instance gets a record for an hour: an
 // enrollment that has read the old tags, and has claimed nothing yet, must find the note
 // when it confirms. Now is zero for a ledger that forgets nothing. It fails with
-// errUnchanged for an instance that ended: a late event must not touch a tombstone.
+// errUnchanged for a retired record: a late event must not touch a tombstone.
 func (r record) withNote(now time.Time) (record, error) {
-	if r.ended {
+	if r.retired {
 		return record{}, errUnchanged
 	}
 	r.tagsVersion++
@@ -469,13 +468,13 @@ func (r record) withNote(now time.Time) (record, error) {
 	return r, nil
 }
 
-// seen is what SeeTags returns after the note was made.
+// seen returns the error of SeeTags after the note.
 func seen(i ec2ref.Instance, noted Record, err error) error {
 	switch {
 	case err != nil:
 		return err
-	case noted.Ended:
-		err = ErrEnded
+	case noted.Retired:
+		err = ErrRetired
 	case noted.Generation == 0:
 		err = ErrSeen
 	default:
@@ -484,8 +483,8 @@ func seen(i ec2ref.Instance, noted Record, err error) error {
 	return fmt.Errorf("note the tags of %s: %w", i.ID, err)
 }
 
-// lastEnd is when the last certificate of the instance has ended.
-func (r record) lastEnd() time.Time {
+// validUntil returns when the last certificate of the instance expires.
+func (r record) validUntil() time.Time {
 	var last time.Time
 	for _, end := range r.names {
 		if end.After(last) {

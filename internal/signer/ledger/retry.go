@@ -19,12 +19,12 @@ const (
 	longestWait = time.Second
 )
 
-// errBusy says that DynamoDB answered only a part of a read.
+// errBusy says that DynamoDB answered only part of a read.
 var errBusy = errors.New("DynamoDB left items unread")
 
 // patiently reads, decides and writes again while others write the same items or
-// DynamoDB is busy. Neither says anything about who may hold what, so neither is
-// ever a refusal. The waits have full jitter, since a fleet boots at once.
+// DynamoDB is busy. Neither is a refusal: they say nothing about who may hold what. The
+// waits have full jitter, because a whole fleet may boot at once.
 func patiently(ctx context.Context, attempt func(context.Context) error) error {
 	for n := 1; ; n++ {
 		err := attempt(ctx)
@@ -52,16 +52,15 @@ func wait(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// isPassing says whether trying again may help. An error of the network is not one:
-// the client has tried again itself by then, and each of our operations may be done
-// again by the caller.
+// isPassing reports whether a retry may help. It may not for a network error: the client
+// has already retried, and the caller can repeat any operation.
 func isPassing(err error) bool {
 	if errors.Is(err, errBusy) {
 		return true
 	}
 	if canceled, ok := errors.AsType[*types.TransactionCanceledException](err); ok {
-		// Each reason must be one of these: with an item that is too large, say,
-		// nothing ever changes.
+		// Each reason must be temporary. An item that is too large, for example, stays
+		// too large.
 		return !slices.ContainsFunc(canceled.CancellationReasons, func(r types.CancellationReason) bool {
 			return !isPassingReason(aws.ToString(r.Code))
 		})

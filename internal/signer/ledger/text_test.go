@@ -18,7 +18,7 @@ func TestRecordTextSaysAll(t *testing.T) {
 		"image": {image: "ami-1"}, "imageOwner": {imageOwner: "111122223333"}, "imageTags": {imageTags: map[string]string{}},
 		"signer": {signer: "hallmark.example.com"}, "lease": {lease: end}, "tagsVersion": {tagsVersion: 1},
 		"permit": {permit: Permit{Fingerprint: "SHA256:c"}}, "rekeyedBy": {rekeyedBy: "an operator"},
-		"ended": {ended: true}, "endedBy": {endedBy: "an operator"}, "expires": {expires: end},
+		"retired": {retired: true}, "retiredBy": {retiredBy: "an operator"}, "expires": {expires: end},
 	}
 	fields := reflect.TypeFor[record]()
 	seen := map[string]string{record{}.text(ec2ref.Instance{}): "nothing"}
@@ -35,7 +35,7 @@ func TestRecordTextSaysAll(t *testing.T) {
 		}
 		seen[text] = name
 	}
-	for name, p := range map[string]Permit{"end": {End: end}, "by": {By: "an operator"}} {
+	for name, p := range map[string]Permit{"end": {ValidUntil: end}, "by": {By: "an operator"}} {
 		if text := (record{permit: p}).text(ec2ref.Instance{}); seen[text] != "" {
 			t.Errorf("%s of the permit does not change the text", name)
 		}

@@ -10,19 +10,18 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 )
 
-// write is a conditional write of several items, all or none. Its conditions say
-// that what was decided on has not changed. It names each item once, as DynamoDB
-// demands, and at most 2 + MaxKeys + 2*MaxNames of them, of the maxActions that may be.
-// Names that are dropped take what room is left.
+// write is a conditional write of several items, all or none. Its conditions require that
+// the items read have not changed. DynamoDB accepts each item once, and at most maxActions
+// items. A claim writes at most 2 + MaxKeys + 2*MaxNames; dropped names use the rest.
 type write struct {
 	table string
-	// expires is when the items that are put may be deleted. Zero is never.
+	// expires is when DynamoDB may delete the items. Zero means never.
 	expires time.Time
 	actions []types.TransactWriteItem
 }
 
-// putRecord puts the record if it is still the one that was read. The version alone does
-// not show that to a process that was frozen for weeks: DynamoDB deletes a tombstone, and
+// putRecord puts the record if it has not changed since the read. The version alone does
+// not prove that to a process that was frozen for weeks: DynamoDB deletes a tombstone, and
 // the next record of the instance counts from 1 again.
 func (w *write) putRecord(i ec2ref.Instance, r, old record) {
 	r.version = old.version + 1
@@ -38,12 +37,12 @@ func (w *write) putRecord(i ec2ref.Instance, r, old record) {
 	}
 	values[":names"] = formatNames(old.names)
 	w.put(formatRecord(i, r), condition+" AND #names = :names", values)
-	// A reserved word of DynamoDB's.
+	// A reserved word in DynamoDB.
 	w.actions[len(w.actions)-1].Put.ExpressionAttributeNames = map[string]string{"#names": attrNames}
 }
 
-// putHolder makes the instance the holder of a key or a name, if nobody is, or it is
-// already, or the former holder still is.
+// putHolder makes the instance the holder of a key or a name. The item must be missing, or
+// name the instance or the former holder.
 func (w *write) putHolder(pk string, i, former ec2ref.Instance) {
 	w.put(
 		item{attrPK: text(pk), attrHolder: text(i.String())},
@@ -52,8 +51,8 @@ func (w *write) putHolder(pk string, i, former ec2ref.Instance) {
 	)
 }
 
-// releaseHolder notes on a name who released it. Who the holder was stays: the name
-// is free because the holder's record does not list it.
+// releaseHolder notes on a name's item which operator released it. The item still names
+// the holder: the name is free because the holder's record does not list it.
 func (w *write) releaseHolder(name string, holder ec2ref.Instance, by string, expires time.Time) {
 	w.put(
 		item{
@@ -65,9 +64,9 @@ func (w *write) releaseHolder(name string, holder ec2ref.Instance, by string, ex
 	)
 }
 
-// expireHolder lets the item of a name be deleted that its holder's record, which the
-// same transaction writes, no longer lists. Whoever claims the name meanwhile puts the
-// item again, without an end.
+// expireHolder sets an expiry on the item of a dropped name. The same transaction writes
+// the holder's record without the name. A later claim of the name puts the item again,
+// without an expiry.
 func (w *write) expireHolder(name string, holder ec2ref.Instance, expires time.Time) {
 	w.put(
 		item{attrPK: text(namePK(name)), attrHolder: text(holder.String()), attrExpires: number(expires.Unix())},
@@ -80,13 +79,13 @@ func (w *write) expireHolder(name string, holder ec2ref.Instance, expires time.T
 // TransactWriteItems).
 const maxActions = 100
 
-// checkGivenUp wants that the former holder of a name still does not hold it: it is
-// gone for good, and its claims cannot change any more, or they have not changed since
-// they were read.
+// checkGivenUp requires that the former holder of a name still does not hold it: either
+// it is retired, so its record cannot change, or its record has not changed since the
+// read.
 func (w *write) checkGivenUp(t tenure) {
 	condition, values := "version = :version", item{":version": number(t.version)}
-	if t.ended {
-		// Of generation 0 is a mere note of a tag event, written after the tombstone went.
+	if t.retired {
+		// Generation 0 is only a note of a tag event, written after the tombstone expired.
 		condition = "attribute_not_exists(pk) OR ended = :true OR generation = :zero"
 		values = item{":true": &types.AttributeValueMemberBOOL{Value: true}, ":zero": number[uint64](0)}
 	}

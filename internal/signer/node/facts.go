@@ -63,7 +63,7 @@ func FactsOf(i *inventory.Instance, r ledger.Record) Facts {
 		ImageOwner:      owner,
 		ImageTags:       tags,
 		LaunchTime:      i.LaunchTime,
-		Enrolled:        r.ConfirmedHostname != "" && !r.Ended,
+		Enrolled:        r.ConfirmedHostname != "" && !r.Retired,
 		PrivateIP:       i.PrivateIP,
 		PublicIP:        i.PublicIP,
 		IPv6:            i.IPv6,

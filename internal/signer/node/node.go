@@ -45,7 +45,7 @@ func Confirmed(i ec2ref.Instance, r ledger.Record, address string, labels map[st
 // before the lease was kept have the end of the claim, a little later.
 func Lease(r ledger.Record) time.Time {
 	if r.Lease.IsZero() {
-		return r.End
+		return r.ValidUntil
 	}
 	return r.Lease
 }

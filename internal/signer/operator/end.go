@@ -75,7 +75,7 @@ func runEnd(cmd *cobra.Command, e ending) error {
 	}
 	ctx, cancel := context.WithTimeout(cmd.Context(), awsTimeout)
 	defer cancel()
-	if err := o.end(ctx, e.instance); err != nil {
+	if err := o.retire(ctx, e.instance); err != nil {
 		return err
 	}
 	id := e.instance.NodeID()
@@ -98,7 +98,7 @@ func runEnd(cmd *cobra.Command, e ending) error {
 
 // end ends the record of an instance in the ledger. Ending any other, say one with a mistyped
 // id, would keep out a machine that has not enrolled yet.
-func (o operator) end(ctx context.Context, i ec2ref.Instance) error {
+func (o operator) retire(ctx context.Context, i ec2ref.Instance) error {
 	record, err := o.ledger.Lookup(ctx, i)
 	if err != nil {
 		return err
@@ -107,7 +107,7 @@ func (o operator) end(ctx context.Context, i ec2ref.Instance) error {
 		return &cli.Error{Err: fmt.Errorf("end %s: the instance is not in the ledger", i.ID), Code: cli.Failed,
 			Hint: "check --instance, --account, --region and --table"}
 	}
-	return o.ledger.EndBy(ctx, i, o.arn)
+	return o.ledger.RetireBy(ctx, i, o.arn)
 }
 
 // teleport reads the files before anything is changed. Warnings of the client, such as

@@ -22,7 +22,7 @@ func TestEndAndReleaseOnMoto(t *testing.T) {
 	instance := ec2ref.Instance{Account: "111122223333", Region: "us-west-2", ID: "i-0a1b2c3d4e5f60718"}
 	other := ec2ref.Instance{Account: instance.Account, Region: instance.Region, ID: "i-0123456789abcdef0"}
 	claim := func(i ec2ref.Instance, hostname string, end time.Time) error {
-		_, err := held.Claim(t.Context(), ledger.Claim{Instance: i, Fingerprints: []string{string("SHA256:" + i.ID)}, Hostname: hostname, End: end}, now)
+		_, err := held.Claim(t.Context(), ledger.Claim{Instance: i, Fingerprints: []string{string("SHA256:" + i.ID)}, Hostname: hostname, ValidUntil: end}, now)
 		return err
 	}
 	if err := claim(instance, "web", now.Add(time.Hour)); err != nil {
@@ -57,10 +57,10 @@ func TestEndAndReleaseOnMoto(t *testing.T) {
 	for range 2 {
 		run(cli.OK, end...)
 	}
-	if r, err := held.Lookup(t.Context(), instance); err != nil || !r.Ended || r.EndedBy == "" {
+	if r, err := held.Lookup(t.Context(), instance); err != nil || !r.Retired || r.RetiredBy == "" {
 		t.Errorf("record %+v, error %v", r, err)
 	}
-	if err := claim(instance, "web", now.Add(time.Hour)); !errors.Is(err, ledger.ErrEnded) {
-		t.Errorf("error %v, want %v", err, ledger.ErrEnded)
+	if err := claim(instance, "web", now.Add(time.Hour)); !errors.Is(err, ledger.ErrRetired) {
+		t.Errorf("error %v, want %v", err, ledger.ErrRetired)
 	}
 }

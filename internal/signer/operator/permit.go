@@ -134,18 +134,18 @@ func (o operator) permitAll(cmd *cobra.Command, orders []rekeyOrder, r rekey) er
 func (o operator) permit(cmd *cobra.Command, order rekeyOrder, lasts time.Duration) error {
 	ctx, cancel := context.WithTimeout(cmd.Context(), awsTimeout)
 	defer cancel()
-	permit := ledger.Permit{Fingerprint: order.fingerprint, End: deployment.Now().Add(lasts).UTC().Truncate(time.Second), By: o.arn}
+	permit := ledger.Permit{Fingerprint: order.fingerprint, ValidUntil: deployment.Now().Add(lasts).UTC().Truncate(time.Second), By: o.arn}
 	if err := o.ledger.Permit(ctx, order.instance, permit); err != nil {
 		return permitFailure(err)
 	}
-	return o.print(cmd, order.instance, auditField{"fingerprint", permit.Fingerprint}, auditField{"until", permit.End})
+	return o.print(cmd, order.instance, auditField{"fingerprint", permit.Fingerprint}, auditField{"until", permit.ValidUntil})
 }
 
 func permitFailure(err error) error {
 	switch {
 	case errors.Is(err, ledger.ErrUnclaimed):
 		return &cli.Error{Err: err, Code: cli.Failed, Hint: "an instance that never enrolled needs no permit; check --account, --region and --table"}
-	case errors.Is(err, ledger.ErrEnded):
+	case errors.Is(err, ledger.ErrRetired):
 		return &cli.Error{Err: err, Code: cli.Failed, Hint: "an instance that was off-boarded stays so; launch another"}
 	}
 	return err

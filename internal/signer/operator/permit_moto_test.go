@@ -29,7 +29,7 @@ func TestPermitRekeyOnMoto(t *testing.T) {
 	now := time.Now()
 	claim := ledger.Claim{
 		Instance:     ec2ref.Instance{Account: "111122223333", Region: "us-west-2", ID: "i-0a1b2c3d4e5f60718"},
-		Fingerprints: []string{"SHA256:old"}, Hostname: "web-i-0a1b2c3d4e5f60718", End: now.Add(time.Hour),
+		Fingerprints: []string{"SHA256:old"}, Hostname: "web-i-0a1b2c3d4e5f60718", ValidUntil: now.Add(time.Hour),
 	}
 	grant, err := held.Claim(t.Context(), claim, now)
 	if err != nil {

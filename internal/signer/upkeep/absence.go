@@ -43,19 +43,19 @@ type absences struct {
 	// Missing has since when each is missing.
 	Missing map[string]time.Time `json:"missing,omitempty"`
 	// Ended has when each was given up, within limitTime.
-	Ended map[string]time.Time `json:"ended,omitempty"`
+	Retired map[string]time.Time `json:"ended,omitempty"`
 }
 
 func absenceKey(i ec2ref.Instance) string { return i.String() }
 
 func parseAbsences(text []byte, now time.Time) (absences, error) {
-	a := absences{Missing: make(map[string]time.Time), Ended: make(map[string]time.Time)}
+	a := absences{Missing: make(map[string]time.Time), Retired: make(map[string]time.Time)}
 	if len(text) > 0 {
 		if err := json.Unmarshal(text, &a); err != nil {
 			return a, fmt.Errorf("read which instances are missing: %w", err)
 		}
 	}
-	maps.DeleteFunc(a.Ended, func(_ string, at time.Time) bool { return now.Sub(at) >= limitTime })
+	maps.DeleteFunc(a.Retired, func(_ string, at time.Time) bool { return now.Sub(at) >= limitTime })
 	return a, nil
 }
 
@@ -68,11 +68,11 @@ func (a absences) note(at ec2ref.Place, missing []ec2ref.Instance, isShown func(
 		key := absenceKey(i)
 		keys[key] = true
 		since, noted := a.Missing[key]
-		_, ended := a.Ended[key]
+		_, retired := a.Retired[key]
 		switch {
-		case ended || noted && now.Sub(since) >= absenceTime:
+		case retired || noted && now.Sub(since) >= absenceTime:
 			due = append(due, i)
-		case !noted && len(a.Missing)+len(a.Ended) < maxAbsences:
+		case !noted && len(a.Missing)+len(a.Retired) < maxAbsences:
 			a.Missing[key] = now
 		}
 	}
@@ -89,18 +89,18 @@ type size struct{ all, here int }
 // they are within the limit. A limit that a person set counts for this once, instead.
 func (a absences) giveUp(at ec2ref.Place, due []ec2ref.Instance, n size, limit *int, now time.Time) bool {
 	here := 0
-	for key := range a.Ended {
+	for key := range a.Retired {
 		if strings.HasPrefix(key, at.String()+"/") {
 			here++
 		}
 	}
 	more := 0
 	for _, i := range due {
-		if _, ended := a.Ended[absenceKey(i)]; !ended {
+		if _, retired := a.Retired[absenceKey(i)]; !retired {
 			more++
 		}
 	}
-	all := len(a.Ended)
+	all := len(a.Retired)
 	within := all+more <= DefaultLimit(n.all+all) && here+more <= placeLimit(n.here+here)
 	if limit != nil {
 		within = more <= *limit
@@ -110,8 +110,8 @@ func (a absences) giveUp(at ec2ref.Place, due []ec2ref.Instance, n size, limit *
 	}
 	for _, i := range due {
 		key := absenceKey(i)
-		if _, ended := a.Ended[key]; !ended {
-			a.Ended[key] = now
+		if _, retired := a.Retired[key]; !retired {
+			a.Retired[key] = now
 		}
 		delete(a.Missing, key)
 	}
@@ -173,7 +173,7 @@ func (f *Fleet) noteAbsences(ctx context.Context, now time.Time, change func(abs
 			return nil, err
 		}
 		change(a)
-		if len(a.Missing)+len(a.Ended) == 0 {
+		if len(a.Missing)+len(a.Retired) == 0 {
 			return nil, nil // as before anything was noted
 		}
 		return json.Marshal(a)

@@ -47,13 +47,13 @@ func TestAMissingInstanceEndsAtTheSecondLook(t *testing.T) {
 				look(w)
 				w.now = w.now.Add(absenceTime - time.Second)
 				again(w)
-				if _, there := w.node(1); !there || w.ended(1) {
+				if _, there := w.node(1); !there || w.retired(1) {
 					t.Fatal("ended before its time")
 				}
 				w.now = w.now.Add(time.Second)
 				again(w)
-				if _, there := w.node(1); there || !w.ended(1) {
-					t.Errorf("node is there: %v, ended %v; log %s", there, w.ended(1), w.log.String())
+				if _, there := w.node(1); there || !w.retired(1) {
+					t.Errorf("node is there: %v, ended %v; log %s", there, w.retired(1), w.log.String())
 				}
 			})
 		}
@@ -87,8 +87,8 @@ func TestAnInstanceThatIsShownAgain(t *testing.T) {
 			seen(w)
 			w.hide(1)
 			w.now = w.now.Add(time.Hour)
-			if got := w.sweep(0); got.Missing < 1 || w.ended(1) {
-				t.Errorf("report %+v, ended %v: it was shown in between", got, w.ended(1))
+			if got := w.sweep(0); got.Missing < 1 || w.retired(1) {
+				t.Errorf("report %+v, ended %v: it was shown in between", got, w.retired(1))
 			}
 		})
 	}
@@ -184,13 +184,13 @@ func TestAnotherAccountsCredentials(t *testing.T) {
 		}
 		w.now = w.now.Add(time.Hour)
 	}
-	if _, there := w.node(1); !there || w.ended(1) || !w.ended(2) {
-		t.Errorf("node is there: %v, ended %v and %v", there, w.ended(1), w.ended(2))
+	if _, there := w.node(1); !there || w.retired(1) || !w.retired(2) {
+		t.Errorf("node is there: %v, ended %v and %v", there, w.retired(1), w.retired(2))
 	}
 }
 
 // A young instance may be on its way into EC2's answers.
-func TestAnUnknownInstanceIsNotEnded(t *testing.T) {
+func TestAnUnknownInstanceIsNotRetired(t *testing.T) {
 	w := newWorld(t)
 	for range 3 {
 		if err := w.stateChanged(ref(1)); err != nil {
@@ -198,7 +198,7 @@ func TestAnUnknownInstanceIsNotEnded(t *testing.T) {
 		}
 		w.now = w.now.Add(time.Hour)
 	}
-	if w.ended(1) {
+	if w.retired(1) {
 		t.Error("an instance that EC2 does not show yet has ended")
 	}
 	w.enroll(1)
@@ -229,7 +229,7 @@ func TestWithoutItsNotesNothingMissingEnds(t *testing.T) {
 		t.Error("no error of the sweep")
 	}
 	w.fleet.Missing = notes
-	if w.ended(1) {
+	if w.retired(1) {
 		t.Fatal("it has ended")
 	}
 	if got := w.sweep(0); got.Deleted != 1 {

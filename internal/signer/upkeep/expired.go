@@ -31,8 +31,8 @@ const forgetAbsence = 60 * 24 * time.Hour
 type Records interface {
 	// Expired returns one step of the walk, from what an earlier step named as Next.
 	Expired(ctx context.Context, from string, now time.Time) (ledger.Expired, error)
-	// EndExpired ends a record if it is still expired, and reports whether it did.
-	EndExpired(ctx context.Context, i ec2ref.Instance, now time.Time) (bool, error)
+	// RetireExpired ends a record if it is still expired, and reports whether it did.
+	RetireExpired(ctx context.Context, i ec2ref.Instance, now time.Time) (bool, error)
 }
 
 // walk is where the walk stands, and which instances EC2 did not show on the way.
@@ -47,7 +47,7 @@ type ExpiredReport struct {
 	// Records are the expired records of the step that are ours to ask about.
 	Records int
 	// Ended are those whose instances are gone.
-	Ended int
+	Retired int
 	// Missing are those that EC2 does not show, and that have to be missing again later.
 	Missing int
 	// OverLimit are those that wait because as many as may have ended within a day.
@@ -64,10 +64,10 @@ type step struct {
 	report *ExpiredReport
 }
 
-// EndExpired makes one step of the walk through expired records, and ends those whose
+// RetireExpired makes one step of the walk through expired records, and ends those whose
 // instances are gone. It asks EC2 once about each account and region in the step, which
 // has at most ledger.MaxExpired records.
-func (f *Fleet) EndExpired(ctx context.Context) (ExpiredReport, error) {
+func (f *Fleet) RetireExpired(ctx context.Context) (ExpiredReport, error) {
 	now := f.Now().UTC().Round(0)
 	var from string
 	if err := f.noteWalk(ctx, now, func(w *walk) { from = w.Next }); err != nil {
@@ -138,7 +138,7 @@ func (s step) settle(ctx context.Context, at ec2ref.Place, instances []ec2ref.In
 		return err
 	}
 	for _, i := range slices.Concat(gone, due) {
-		if err := s.end(ctx, i); err != nil {
+		if err := s.retire(ctx, i); err != nil {
 			return err
 		}
 	}
@@ -180,13 +180,13 @@ func (s step) due(ctx context.Context, at ec2ref.Place, missing, asked []ec2ref.
 	return due, err
 }
 
-func (s step) end(ctx context.Context, i ec2ref.Instance) error {
-	ended, err := s.Records.EndExpired(ctx, i, s.now)
+func (s step) retire(ctx context.Context, i ec2ref.Instance) error {
+	retired, err := s.Records.RetireExpired(ctx, i, s.now)
 	if err != nil {
 		return err
 	}
-	if ended {
-		s.report.Ended++
+	if retired {
+		s.report.Retired++
 		s.Log.InfoContext(ctx, "an instance is gone and had no node: its record ends, and its names are free", slog.Any("", i))
 	}
 	return nil
@@ -200,7 +200,7 @@ func (f *Fleet) noteWalk(ctx context.Context, now time.Time, change func(*walk))
 			return nil, err
 		}
 		change(&w)
-		if w.Next == "" && len(w.Missing)+len(w.Ended) == 0 {
+		if w.Next == "" && len(w.Missing)+len(w.Retired) == 0 {
 			return nil, nil // as before anything was noted
 		}
 		return json.Marshal(w)
@@ -230,6 +230,6 @@ func (f *Fleet) tellExpired(ctx context.Context, r ExpiredReport) {
 	if r.Failed > 0 {
 		level = slog.LevelWarn
 	}
-	f.Log.Log(ctx, level, "expired records", slog.String("signer", f.Audience), slog.Int("records", r.Records), slog.Int("ended", r.Ended),
+	f.Log.Log(ctx, level, "expired records", slog.String("signer", f.Audience), slog.Int("records", r.Records), slog.Int("ended", r.Retired),
 		slog.Int("missing", r.Missing), slog.Int("over_limit", r.OverLimit), slog.Int("failed", r.Failed))
 }

@@ -28,7 +28,7 @@ func (w *world) lapse() { w.now = w.now.Add(policy.DefaultLifetime + time.Hour) 
 
 func (w *world) step() ExpiredReport {
 	w.t.Helper()
-	report, err := w.fleet.EndExpired(w.t.Context())
+	report, err := w.fleet.RetireExpired(w.t.Context())
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -46,7 +46,7 @@ func (w *world) wantStep(what string, want ExpiredReport) {
 func (w *world) isFree(n int) bool {
 	w.t.Helper()
 	c := ledger.Claim{
-		Instance: ref(9000 + n), Fingerprints: []string{fmt.Sprintf("SHA256:other-%d", n)}, Hostname: string("web-" + ref(n).ID), End: w.now.Add(time.Hour),
+		Instance: ref(9000 + n), Fingerprints: []string{fmt.Sprintf("SHA256:other-%d", n)}, Hostname: string("web-" + ref(n).ID), ValidUntil: w.now.Add(time.Hour),
 	}
 	_, err := w.ledger.Claim(w.t.Context(), c, w.now)
 	if err != nil && !errors.Is(err, ledger.ErrNameInUse) {
@@ -55,7 +55,7 @@ func (w *world) isFree(n int) bool {
 	return err == nil
 }
 
-func TestEndExpired(t *testing.T) {
+func TestRetireExpired(t *testing.T) {
 	w := newWorld(t)
 	w.leave(1, 2, 3, 4, 5)
 	w.instances[ref(1).ID].State = inventory.StateTerminated
@@ -65,16 +65,16 @@ func TestEndExpired(t *testing.T) {
 	w.wantStep("certificates are good", ExpiredReport{})
 	w.lapse()
 	w.enroll(5) // it renews
-	w.wantStep("the first look", ExpiredReport{Records: 4, Ended: 2, Missing: 1})
-	for n, ended := range map[int]bool{1: true, 2: true, 3: false, 4: false, 5: false} {
-		if w.ended(n) != ended {
-			t.Errorf("instance %d: ended %v", n, w.ended(n))
+	w.wantStep("the first look", ExpiredReport{Records: 4, Retired: 2, Missing: 1})
+	for n, retired := range map[int]bool{1: true, 2: true, 3: false, 4: false, 5: false} {
+		if w.retired(n) != retired {
+			t.Errorf("instance %d: ended %v", n, w.retired(n))
 		}
 	}
 	w.now = w.now.Add(absenceTime - time.Second)
 	w.wantStep("the second look, too soon", ExpiredReport{Records: 2, Missing: 1})
 	w.now = w.now.Add(time.Second)
-	w.wantStep("the second look", ExpiredReport{Records: 2, Ended: 1})
+	w.wantStep("the second look", ExpiredReport{Records: 2, Retired: 1})
 	w.now = w.now.Add(time.Hour)
 	w.wantStep("afterwards", ExpiredReport{Records: 1})
 	for n, free := range map[int]bool{1: true, 2: true, 3: false, 4: true, 5: false} {
@@ -89,7 +89,7 @@ func TestEndExpired(t *testing.T) {
 
 // A step costs one question to the ledger, one to EC2 for each account and region, and
 // touches no node. It lists nodes only where an instance is to be taken for gone.
-func TestEndExpiredCalls(t *testing.T) {
+func TestRetireExpiredCalls(t *testing.T) {
 	w := newWorld(t)
 	var many []int
 	for n := range 30 {
@@ -122,24 +122,24 @@ func TestALostViewEndsFewExpiredRecords(t *testing.T) {
 				w.now = w.now.Add(4 * time.Hour)
 				w.step()
 			}
-			ended := 0
+			retired := 0
 			for n := range expired {
-				if w.ended(n) {
-					ended++
+				if w.retired(n) {
+					retired++
 				}
 			}
-			if ended != most {
-				t.Errorf("%d of %d have ended within a day, want %d", ended, expired, most)
+			if retired != most {
+				t.Errorf("%d of %d have ended within a day, want %d", retired, expired, most)
 			}
 			if strings.Contains(w.log.String(), "alarm=true") {
 				t.Errorf("an alarm about records without a node: %s", w.log.String())
 			}
-			for day := 0; day < 60 && ended < expired; day++ { // one a day is slow, and not for ever
+			for day := 0; day < 60 && retired < expired; day++ { // one a day is slow, and not for ever
 				w.now = w.now.Add(limitTime)
-				ended += w.step().Ended
+				retired += w.step().Retired
 			}
-			if ended != expired {
-				t.Errorf("%d of %d have ended in the end", ended, expired)
+			if retired != expired {
+				t.Errorf("%d of %d have ended in the end", retired, expired)
 			}
 		})
 	}
@@ -186,7 +186,7 @@ func TestAnExpiredInstanceThatIsShownAgain(t *testing.T) {
 	w.hide(1)
 	w.now = w.now.Add(time.Hour)
 	w.wantStep("hidden again", ExpiredReport{Records: 1, Missing: 1})
-	if w.ended(1) {
+	if w.retired(1) {
 		t.Error("it has ended")
 	}
 }
@@ -206,7 +206,7 @@ func TestARenewalDuringTheWalk(t *testing.T) {
 		w.hide(1)
 	}
 	w.wantStep("it renews", ExpiredReport{Records: 1})
-	if w.ended(1) {
+	if w.retired(1) {
 		t.Error("an instance that has just renewed has ended")
 	}
 }
@@ -222,7 +222,7 @@ func TestTheWalkLeavesOthersRecordsAlone(t *testing.T) {
 	} {
 		c := ledger.Claim{
 			Instance: ref(n), Fingerprints: []string{fmt.Sprint(n)}, Hostname: fmt.Sprintf("web-%d", n),
-			Signer: testAudience, End: w.now.Add(time.Hour),
+			Signer: testAudience, ValidUntil: w.now.Add(time.Hour),
 		}
 		change(&c)
 		if _, err := w.ledger.Claim(t.Context(), c, w.now); err != nil {
@@ -258,15 +258,15 @@ func TestTheWalkFails(t *testing.T) {
 			notes := w.fleet.Walk
 			test.spoil(w)
 			w.now = w.now.Add(time.Hour)
-			report, err := w.fleet.EndExpired(t.Context())
-			if (err != nil) != test.fails || !test.fails && report.Failed != 1 || w.ended(1) {
-				t.Errorf("report %+v, error %v, ended %v", report, err, w.ended(1))
+			report, err := w.fleet.RetireExpired(t.Context())
+			if (err != nil) != test.fails || !test.fails && report.Failed != 1 || w.retired(1) {
+				t.Errorf("report %+v, error %v, ended %v", report, err, w.retired(1))
 			}
 			w.fleet.Walk = notes
 			if test.repair != nil {
 				test.repair(w)
 			}
-			if w.wantStep("the cause is gone", ExpiredReport{Records: 1, Ended: 1}); !w.ended(1) {
+			if w.wantStep("the cause is gone", ExpiredReport{Records: 1, Retired: 1}); !w.retired(1) {
 				t.Error("it has not ended")
 			}
 		})
@@ -279,7 +279,7 @@ func (brokenRecords) Expired(context.Context, string, time.Time) (ledger.Expired
 	return ledger.Expired{}, errors.New("throttled")
 }
 
-func (brokenRecords) EndExpired(context.Context, ec2ref.Instance, time.Time) (bool, error) {
+func (brokenRecords) RetireExpired(context.Context, ec2ref.Instance, time.Time) (bool, error) {
 	return false, errors.New("throttled")
 }
 
@@ -291,7 +291,7 @@ func TestTheWalkGoesRound(t *testing.T) {
 	w.lapse()
 	ctx, cancel := context.WithCancel(t.Context())
 	w.before = cancel
-	if _, err := w.fleet.EndExpired(ctx); !errors.Is(err, context.Canceled) {
+	if _, err := w.fleet.RetireExpired(ctx); !errors.Is(err, context.Canceled) {
 		t.Errorf("error %v", err)
 	}
 	w.before = nil

@@ -39,7 +39,7 @@ type Inventory interface {
 type Ledger interface {
 	Lookup(ctx context.Context, i ec2ref.Instance) (ledger.Record, error)
 	// End records that an instance is gone for good, whether or not it is known.
-	End(ctx context.Context, i ec2ref.Instance) error
+	Retire(ctx context.Context, i ec2ref.Instance) error
 	LookupAll(ctx context.Context, instances []ec2ref.Instance) (map[ec2ref.Instance]ledger.Record, error)
 	// Announce notes that an instance's tags may have changed, or that its node is about
 	// to be written, and returns the record after the note.
@@ -72,7 +72,7 @@ type Fleet struct {
 	Ledger    Ledger
 	// Missing remembers which instances EC2 does not show.
 	Missing Notes
-	// Records and Walk are what EndExpired needs: the ledger, and what is remembered of the
+	// Records and Walk are what RetireExpired needs: the ledger, and what is remembered of the
 	// walk through it.
 	Records Records
 	Walk    Notes

@@ -122,7 +122,7 @@ func (w *world) enrollInstance(n int, i *inventory.Instance) {
 	hostname := "web-" + i.ID
 	c := ledger.Claim{
 		Instance: ref(n), Fingerprints: []string{fmt.Sprintf("SHA256:%d", n)}, Hostname: string(hostname),
-		Image: i.ImageID, ImageOwner: i.ImageOwner, ImageTags: i.ImageTags, End: w.now.Add(policy.DefaultLifetime),
+		Image: i.ImageID, ImageOwner: i.ImageOwner, ImageTags: i.ImageTags, ValidUntil: w.now.Add(policy.DefaultLifetime),
 	}
 	granted, err := w.ledger.Claim(w.t.Context(), c, w.now)
 	if err != nil {
@@ -250,26 +250,26 @@ func (w *world) stateChanged(i ec2ref.Instance) error {
 	return w.fleet.StatesChanged(w.t.Context(), []ec2ref.Instance{i})[0]
 }
 
-func (w *world) ended(n int) bool {
+func (w *world) retired(n int) bool {
 	w.t.Helper()
 	record, err := w.ledger.Lookup(w.t.Context(), ref(n))
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	return record.Ended
+	return record.Retired
 }
 
 func TestStateChanged(t *testing.T) {
 	tests := map[string]struct {
-		change func(*world)
-		ended  bool
-		node   bool
-		fails  bool
+		change  func(*world)
+		retired bool
+		node    bool
+		fails   bool
 	}{
 		"terminated":                 {func(w *world) { w.instances[ref(1).ID].State = inventory.StateTerminated }, true, false, false},
 		"shutting down":              {func(w *world) { w.instances[ref(1).ID].State = inventory.StateShuttingDown }, true, false, false},
 		"not shown by EC2":           {func(w *world) { delete(w.instances, ref(1).ID) }, false, true, false},
-		"not shown, and ended":       {func(w *world) { delete(w.instances, ref(1).ID); _ = w.ledger.End(w.t.Context(), ref(1)) }, true, false, false},
+		"not shown, and ended":       {func(w *world) { delete(w.instances, ref(1).ID); _ = w.ledger.Retire(w.t.Context(), ref(1)) }, true, false, false},
 		"running after all":          {func(*world) {}, false, true, false},
 		"stopped":                    {func(w *world) { w.instances[ref(1).ID].State = inventory.StateStopped }, false, true, false},
 		"EC2 does not answer":        {func(w *world) { delete(w.instances, ref(1).ID); w.ec2Err = errors.New("throttled") }, false, true, true},
@@ -288,8 +288,8 @@ func TestStateChanged(t *testing.T) {
 					t.Errorf("error %v, want one: %v", err, tt.fails)
 				}
 			}
-			if _, ok := w.node(1); ok != tt.node || w.ended(1) != tt.ended {
-				t.Errorf("node is there: %v, ended %v; want %v, %v", ok, w.ended(1), tt.node, tt.ended)
+			if _, ok := w.node(1); ok != tt.node || w.retired(1) != tt.retired {
+				t.Errorf("node is there: %v, ended %v; want %v, %v", ok, w.retired(1), tt.node, tt.retired)
 			}
 		})
 	}
@@ -316,9 +316,9 @@ func TestStateChangedBeforeTheClaim(t *testing.T) {
 	if err := w.stateChanged(ref(1)); err != nil {
 		t.Fatal(err)
 	}
-	_, err := w.ledger.Claim(t.Context(), ledger.Claim{Instance: ref(1), Fingerprints: []string{"k"}, Hostname: "web", End: w.now}, w.now)
-	if !errors.Is(err, ledger.ErrEnded) {
-		t.Errorf("error %v, want %v", err, ledger.ErrEnded)
+	_, err := w.ledger.Claim(t.Context(), ledger.Claim{Instance: ref(1), Fingerprints: []string{"k"}, Hostname: "web", ValidUntil: w.now}, w.now)
+	if !errors.Is(err, ledger.ErrRetired) {
+		t.Errorf("error %v, want %v", err, ledger.ErrRetired)
 	}
 }
 
@@ -423,7 +423,7 @@ func TestATagEventKeepsWhatARenewalWrote(t *testing.T) {
 // renew has the ledger confirm an enrollment, without writing the node.
 func (w *world) renew(n int, hostname string, end time.Time) {
 	w.t.Helper()
-	c := ledger.Claim{Instance: ref(n), Fingerprints: []string{fmt.Sprintf("SHA256:%d", n)}, Hostname: hostname, ImageOwner: testAccount, End: end}
+	c := ledger.Claim{Instance: ref(n), Fingerprints: []string{fmt.Sprintf("SHA256:%d", n)}, Hostname: hostname, ImageOwner: testAccount, ValidUntil: end}
 	granted, err := w.ledger.Claim(w.t.Context(), c, w.now)
 	if err != nil {
 		w.t.Fatal(err)
@@ -446,7 +446,7 @@ func TestATagEventThatDiesDoesNotBringANodeBack(t *testing.T) {
 			w.enroll(1).Tags["env"] = "staging"
 			w.onUpsert = func(teleport.Node) { // off-boarded meanwhile
 				w.onUpsert = nil
-				if err := w.ledger.End(t.Context(), ref(1)); err != nil {
+				if err := w.ledger.Retire(t.Context(), ref(1)); err != nil {
 					t.Fatal(err)
 				}
 				delete(w.nodes, ref(1).NodeID())
@@ -547,8 +547,8 @@ func TestAMachineThatThePolicyNoLongerAdmitsLosesItsNode(t *testing.T) {
 	w.enroll(1)
 	w.setPolicy("{name: a, match: {image_owners: [listed], max_age: 24h, tags: {env: [staging]}}}")
 	w.tagsChanged(TagChange{ref(1), 1})
-	if _, ok := w.node(1); ok || w.ended(1) {
-		t.Errorf("node is there: %v, ended %v", ok, w.ended(1))
+	if _, ok := w.node(1); ok || w.retired(1) {
+		t.Errorf("node is there: %v, ended %v", ok, w.retired(1))
 	}
 }
 

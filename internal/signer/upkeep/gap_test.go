@@ -78,7 +78,7 @@ func TestImagesThatEC2NoLongerShows(t *testing.T) {
 			if there == tt.refuse || (node.Labels["aws/cost-center"] == "42") != tt.labels {
 				t.Errorf("node is there: %v, labels %v", there, node.Labels)
 			}
-			if w.ended(1) {
+			if w.retired(1) {
 				t.Error("the record ended")
 			}
 		})

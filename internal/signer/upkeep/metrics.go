@@ -131,8 +131,8 @@ func (l watchedLedger) LookupAll(ctx context.Context, instances []ec2ref.Instanc
 	return found, err
 }
 
-func (l watchedLedger) End(ctx context.Context, i ec2ref.Instance) error {
-	return l.calls.watch(ctx, l.now, nil, func() error { return l.Ledger.End(ctx, i) })
+func (l watchedLedger) Retire(ctx context.Context, i ec2ref.Instance) error {
+	return l.calls.watch(ctx, l.now, nil, func() error { return l.Ledger.Retire(ctx, i) })
 }
 
 func (l watchedLedger) Announce(ctx context.Context, i ec2ref.Instance) (record ledger.Record, err error) {

@@ -63,7 +63,7 @@ func (f *Fleet) missing(ctx context.Context, at ec2ref.Place, instances []ec2ref
 		switch {
 		case err != nil:
 			errs[n] = err
-		case record.Ended:
+		case record.Retired:
 			_, errs[n] = f.offboard(ctx, i)
 		case record.Generation == 0:
 			f.Log.InfoContext(ctx, "EC2 does not show an instance that never enrolled: nothing to do",
@@ -132,7 +132,7 @@ func (f *Fleet) stopped(ctx context.Context, i ec2ref.Instance, found *inventory
 	if err != nil {
 		return err
 	}
-	if record.Ended || record.ConfirmedHostname == "" {
+	if record.Retired || record.ConfirmedHostname == "" {
 		log.InfoContext(ctx, "an instance that is not enrolled is stopped")
 		return nil
 	}
@@ -154,7 +154,7 @@ func (f *Fleet) stopped(ctx context.Context, i ec2ref.Instance, found *inventory
 
 // offboard ends the record, then deletes the node if it is ours.
 func (f *Fleet) offboard(ctx context.Context, i ec2ref.Instance) (deleted bool, err error) {
-	if err := f.Ledger.End(ctx, i); err != nil {
+	if err := f.Ledger.Retire(ctx, i); err != nil {
 		return false, err
 	}
 	cluster, err := f.Connect(ctx)

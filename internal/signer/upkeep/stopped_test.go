@@ -41,7 +41,7 @@ func TestStopped(t *testing.T) {
 		"enrolled long ago":           {removing, func(w *world, i *inventory.Instance) { stop(i); w.now = w.now.Add(48 * time.Hour) }, false, false},
 		"EC2 does not answer":         {removing, func(w *world, i *inventory.Instance) { stop(i); w.ec2Err = errors.New("throttled") }, true, true},
 		"Teleport cannot delete now":  {removing, func(w *world, i *inventory.Instance) { stop(i); w.deleteErr = errors.New("down") }, true, true},
-		"ended, and not deleted then": {removing, func(w *world, i *inventory.Instance) { stop(i); _ = w.ledger.End(w.t.Context(), ref(1)) }, true, false},
+		"ended, and not deleted then": {removing, func(w *world, i *inventory.Instance) { stop(i); _ = w.ledger.Retire(w.t.Context(), ref(1)) }, true, false},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -51,7 +51,7 @@ func TestStopped(t *testing.T) {
 			w.setPolicy(tt.rule)
 			w.enrollInstance(1, i)
 			tt.change(w, i)
-			before := w.ended(1)
+			before := w.retired(1)
 			for range 2 { // an event may come twice
 				if err := w.stateChanged(ref(1)); (err != nil) != tt.fails {
 					t.Errorf("error %v, want one: %v", err, tt.fails)
@@ -60,7 +60,7 @@ func TestStopped(t *testing.T) {
 			if _, ok := w.node(1); ok != tt.node {
 				t.Errorf("node is there: %v, want %v", ok, tt.node)
 			}
-			if w.ended(1) != before {
+			if w.retired(1) != before {
 				t.Error("the record of an instance that may be started again has ended")
 			}
 		})
@@ -127,8 +127,8 @@ func TestSweepOfStoppedInstances(t *testing.T) {
 			t.Errorf("%s: got %+v, want %+v; log: %s", rule, got, want, w.log.String())
 		}
 		for n := range 4 {
-			if _, ok := w.node(n); ok != (n == 0 || want.Deleted == 0) || w.ended(n) {
-				t.Errorf("%s: instance %d: node is there: %v, ended %v", rule, n, ok, w.ended(n))
+			if _, ok := w.node(n); ok != (n == 0 || want.Deleted == 0) || w.retired(n) {
+				t.Errorf("%s: instance %d: node is there: %v, ended %v", rule, n, ok, w.retired(n))
 			}
 		}
 	}

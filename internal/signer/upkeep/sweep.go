@@ -235,7 +235,7 @@ func (r run) survey(ctx context.Context, at ec2ref.Place, nodes []ours) (survey,
 	for _, o := range nodes {
 		i, listed := live[o.instance.ID]
 		delete(live, o.instance.ID)
-		if !listed && !records[o.instance].Ended {
+		if !listed && !records[o.instance].Retired {
 			missing = append(missing, o)
 		} else if err := r.judge(o, i, records[o.instance], &s); errors.Is(err, policy.ErrRefused) {
 			refused = append(refused, err)
@@ -258,7 +258,7 @@ func (r run) survey(ctx context.Context, at ec2ref.Place, nodes []ours) (survey,
 // policy.ErrIncomplete, about an instance that runs.
 func (r run) judge(o ours, i *inventory.Instance, record ledger.Record, s *survey) error {
 	switch {
-	case record.Ended:
+	case record.Retired:
 		s.odd = append(s.odd, o) // whoever ended it, or wrote the node, died halfway
 		return nil
 	case isGone(i):

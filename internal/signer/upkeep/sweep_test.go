@@ -38,8 +38,8 @@ func TestSweep(t *testing.T) {
 		t.Errorf("got %+v, want %+v; log: %s", got, want, w.log.String())
 	}
 	for n, there := range map[int]bool{1: true, 2: false, 3: false, 4: true, 5: true, 6: true} {
-		if _, ok := w.node(n); ok != there || w.ended(n) == there {
-			t.Errorf("instance %d: node is there %v, ended %v", n, ok, w.ended(n))
+		if _, ok := w.node(n); ok != there || w.retired(n) == there {
+			t.Errorf("instance %d: node is there %v, ended %v", n, ok, w.retired(n))
 		}
 	}
 	if node, _ := w.node(4); node.Labels["aws/new"] != "tag" {
@@ -80,7 +80,7 @@ func TestSweepMendsHostNameAndLease(t *testing.T) {
 		t.Errorf("calls %v of a sweep with nothing to do", w.calls)
 	}
 	// An enrollment has claimed and written its node, and has not confirmed.
-	c := ledger.Claim{Instance: ref(1), Fingerprints: []string{"SHA256:1"}, Hostname: "db", ImageOwner: i.ImageOwner, End: want.Expires}
+	c := ledger.Claim{Instance: ref(1), Fingerprints: []string{"SHA256:1"}, Hostname: "db", ImageOwner: i.ImageOwner, ValidUntil: want.Expires}
 	granted, err := w.ledger.Claim(t.Context(), c, w.now)
 	if err != nil {
 		t.Fatal(err)
@@ -104,7 +104,7 @@ func TestSweepWithoutEC2TouchesNothing(t *testing.T) {
 	if got, want := w.sweep(0), (Report{Nodes: 1, Failed: 1}); got != want {
 		t.Errorf("got %+v, want %+v", got, want)
 	}
-	if _, ok := w.node(1); !ok || w.ended(1) {
+	if _, ok := w.node(1); !ok || w.retired(1) {
 		t.Error("a node was deleted")
 	}
 }

@@ -45,7 +45,7 @@ func (f *Fleet) TagsChanged(ctx context.Context, changes []TagChange) []error {
 		switch {
 		case err != nil:
 			errs[n] = err
-		case record.Ended || record.ConfirmedHostname != "":
+		case record.Retired || record.ConfirmedHostname != "":
 			records[i] = record
 			at := i.Place()
 			byPlace[at] = append(byPlace[at], n)
@@ -136,7 +136,7 @@ func (w *follower) relabel(ctx context.Context, record ledger.Record, i *invento
 // once does what one reading of ledger and EC2 says.
 func (w *follower) once(ctx context.Context, record ledger.Record, i *inventory.Instance) (wrote bool, err error) {
 	switch {
-	case record.Ended:
+	case record.Retired:
 		return w.deleteOwn(ctx, w.cluster, w.of.NodeID())
 	case i == nil || isGone(i): // its own event, or the sweep, off-boards it
 		return false, nil

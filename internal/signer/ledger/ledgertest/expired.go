@@ -17,7 +17,7 @@ func expiredTests() map[string]func(*testing.T, *fixture) {
 		"a record expires with its last certificate": testExpired,
 		"a record never confirmed expires too":       testExpiredClaim,
 		"a walk finds every expired record":          testExpiredWalk,
-		"an expired record ends, another does not":   testEndExpired,
+		"an expired record ends, another does not":   testRetireExpired,
 		"a dropped name may be claimed again":        testDroppedNameClaimedAgain,
 	}
 }
@@ -110,8 +110,8 @@ func testExpiredWalk(t *testing.T, f *fixture) {
 		t.Fatalf("%d records, next %q, error %v", len(first.Records), first.Next, err)
 	}
 	for i := range first.Records {
-		if ended, err := f.EndExpired(t.Context(), i, f.now); err != nil || !ended {
-			t.Fatalf("ended %v, error %v", ended, err)
+		if retired, err := f.RetireExpired(t.Context(), i, f.now); err != nil || !retired {
+			t.Fatalf("ended %v, error %v", retired, err)
 		}
 	}
 	second, err := f.Expired(t.Context(), first.Next, f.now)
@@ -129,15 +129,15 @@ func testExpiredWalk(t *testing.T, f *fixture) {
 	}
 }
 
-func testEndExpired(t *testing.T, f *fixture) {
+func testRetireExpired(t *testing.T, f *fixture) {
 	end := func(n int, want bool) {
 		t.Helper()
 		before := f.lookup(n)
-		ended, err := f.EndExpired(t.Context(), instance(n), f.now)
-		if err != nil || ended != want {
-			t.Errorf("instance %d: ended %v, error %v, want %v", n, ended, err, want)
+		retired, err := f.RetireExpired(t.Context(), instance(n), f.now)
+		if err != nil || retired != want {
+			t.Errorf("instance %d: ended %v, error %v, want %v", n, retired, err, want)
 		}
-		if after := f.lookup(n); after.Ended != (before.Ended || want) || !want && after.Version != before.Version {
+		if after := f.lookup(n); after.Retired != (before.Retired || want) || !want && after.Version != before.Version {
 			t.Errorf("instance %d: %+v after %+v", n, after, before)
 		}
 	}
@@ -150,7 +150,7 @@ func testEndExpired(t *testing.T, f *fixture) {
 	end(2, false)
 	end(1, true)
 	end(1, false) // done already
-	f.claim(ledger.ErrEnded, 1, "web", "k1")
+	f.claim(ledger.ErrRetired, 1, "web", "k1")
 	f.claim(nil, 3, "web", "k3")
 	f.claim(ledger.ErrKeyInUse, 3, "web", "k3", "k1")
 }

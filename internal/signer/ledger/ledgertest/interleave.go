@@ -39,7 +39,7 @@ func Interleave(t *testing.T, open func(*testing.T) (ledger.DynamoDBClient, stri
 // rivals are what may happen beside the operation.
 func (o operation) rivals() map[string]func(*fixture) (ledger.Grant, error) {
 	end := func(n int) func(*fixture) (ledger.Grant, error) {
-		return func(f *fixture) (ledger.Grant, error) { return ledger.Grant{}, f.End(f.t.Context(), instance(n)) }
+		return func(f *fixture) (ledger.Grant, error) { return ledger.Grant{}, f.Retire(f.t.Context(), instance(n)) }
 	}
 	all := map[string]func(*fixture) (ledger.Grant, error){
 		"the same":              o.run,
@@ -51,7 +51,7 @@ func (o operation) rivals() map[string]func(*fixture) (ledger.Grant, error) {
 			return ledger.Grant{}, err
 		},
 		"a permit": func(f *fixture) (ledger.Grant, error) {
-			p := ledger.Permit{Fingerprint: "k9", End: f.now.Add(time.Hour), By: operator}
+			p := ledger.Permit{Fingerprint: "k9", ValidUntil: f.now.Add(time.Hour), By: operator}
 			return ledger.Grant{}, f.Permit(f.t.Context(), instance(1), p)
 		},
 	}
@@ -113,7 +113,7 @@ func (o operation) serially(t *testing.T, rival func(*fixture) (ledger.Grant, er
 // resultOf keeps which refusal an error is, without its text.
 func resultOf(g ledger.Grant, err error) result {
 	for _, refusal := range []error{
-		ledger.ErrKeyConflict, ledger.ErrKeyInUse, ledger.ErrNameInUse, ledger.ErrTooManyNames, ledger.ErrEnded, ledger.ErrUnclaimed, ledger.ErrNotHeld, ledger.ErrCertified,
+		ledger.ErrKeyConflict, ledger.ErrKeyInUse, ledger.ErrNameInUse, ledger.ErrTooManyNames, ledger.ErrRetired, ledger.ErrUnclaimed, ledger.ErrNotHeld, ledger.ErrCertified,
 	} {
 		if errors.Is(err, refusal) {
 			return result{g, refusal}

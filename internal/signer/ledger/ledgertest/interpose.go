@@ -130,7 +130,7 @@ func operations() map[string]operation {
 		"end of an expired record": {
 			prepare: func(f *fixture) { enrolled(f); f.now = f.now.Add(lifetime + time.Second) },
 			run: func(f *fixture) (ledger.Grant, error) {
-				_, err := f.EndExpired(f.t.Context(), instance(1), f.now)
+				_, err := f.RetireExpired(f.t.Context(), instance(1), f.now)
 				return ledger.Grant{}, err
 			},
 		},
@@ -147,20 +147,20 @@ func operations() map[string]operation {
 		"permit": {
 			prepare: enrolled,
 			run: func(f *fixture) (ledger.Grant, error) {
-				p := ledger.Permit{Fingerprint: "k2", End: f.now.Add(time.Hour), By: operator}
+				p := ledger.Permit{Fingerprint: "k2", ValidUntil: f.now.Add(time.Hour), By: operator}
 				return ledger.Grant{}, f.Permit(f.t.Context(), instance(1), p)
 			},
 		},
 		"end": {
 			prepare: enrolled,
 			run: func(f *fixture) (ledger.Grant, error) {
-				return ledger.Grant{}, f.End(f.t.Context(), instance(1))
+				return ledger.Grant{}, f.Retire(f.t.Context(), instance(1))
 			},
 		},
 		"end before any claim": {
 			prepare: func(*fixture) {},
 			run: func(f *fixture) (ledger.Grant, error) {
-				return ledger.Grant{}, f.End(f.t.Context(), instance(1))
+				return ledger.Grant{}, f.Retire(f.t.Context(), instance(1))
 			},
 		},
 	}

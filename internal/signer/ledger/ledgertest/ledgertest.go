@@ -21,10 +21,10 @@ type Ledger interface {
 	LookupAll(ctx context.Context, instances []ec2ref.Instance) (map[ec2ref.Instance]ledger.Record, error)
 	Complete(ctx context.Context, c ledger.Claim, g ledger.Grant, now time.Time) (ledger.Record, error)
 	Confirm(ctx context.Context, c ledger.Claim, g ledger.Grant, now time.Time) error
-	End(ctx context.Context, i ec2ref.Instance) error
-	EndBy(ctx context.Context, i ec2ref.Instance, by string) error
+	Retire(ctx context.Context, i ec2ref.Instance) error
+	RetireBy(ctx context.Context, i ec2ref.Instance, by string) error
 	Expired(ctx context.Context, from string, now time.Time) (ledger.Expired, error)
-	EndExpired(ctx context.Context, i ec2ref.Instance, now time.Time) (bool, error)
+	RetireExpired(ctx context.Context, i ec2ref.Instance, now time.Time) (bool, error)
 	Release(ctx context.Context, name, by string, now time.Time) (ec2ref.Instance, error)
 	Permit(ctx context.Context, i ec2ref.Instance, p ledger.Permit) error
 	Announce(ctx context.Context, i ec2ref.Instance) (ledger.Record, error)
@@ -51,16 +51,16 @@ func claimTests() map[string]func(*testing.T, *fixture) {
 		"a known key may bring new ones":      testAddedKeys,
 		"recorded keys are bounded":           testBoundedKeys,
 		"a key never moves":                   testKeyInUse,
-		"a key never moves after the end":     testKeyInUseAfterEnd,
+		"a key never moves after the end":     testKeyInUseAfterRetire,
 		"the same id elsewhere is a stranger": testSameIDElsewhere,
 		"a refused claim changes nothing":     testRefusedChangesNothing,
 		"confirming remembers the name":       testConfirmedHostname,
-		"confirming fails after the end":      testConfirmAfterEnd,
+		"confirming fails after the end":      testConfirmAfterRetire,
 		"confirming needs a claim":            testConfirmWithoutClaim,
 		"confirming needs a claim that holds": testConfirmLostClaim,
-		"an ended instance stays ended":       testEndedStaysEnded,
-		"an end may come before any claim":    testEndBeforeClaim,
-		"an end at any moment is final":       testEndAtAnyMoment,
+		"an ended instance stays ended":       testRetiredStaysRetired,
+		"an end may come before any claim":    testRetireBeforeClaim,
+		"an end at any moment is final":       testRetireAtAnyMoment,
 		"a claim needs a key":                 testNoKeys,
 		"what is known can be looked up":      testLookup,
 		"the first image owner is kept":       testImageOwner,
@@ -89,7 +89,7 @@ func instance(n int) ec2ref.Instance {
 }
 
 func (f *fixture) claimOf(n int, name string, keys ...string) ledger.Claim {
-	return ledger.Claim{Instance: instance(n), Fingerprints: keys, Hostname: name, End: f.now.Add(lifetime)}
+	return ledger.Claim{Instance: instance(n), Fingerprints: keys, Hostname: name, ValidUntil: f.now.Add(lifetime)}
 }
 
 // claim wants the claim accepted, or refused with the error wanted.
@@ -128,7 +128,7 @@ func (f *fixture) lookup(n int) ledger.Record {
 // endFirst ends instance 1.
 func (f *fixture) endFirst() {
 	f.t.Helper()
-	if err := f.End(f.t.Context(), instance(1)); err != nil {
+	if err := f.Retire(f.t.Context(), instance(1)); err != nil {
 		f.t.Fatal(err)
 	}
 }
@@ -184,7 +184,7 @@ func testKeyInUse(_ *testing.T, f *fixture) {
 	f.claim(ledger.ErrKeyInUse, 2, "db", "k2", "k1")
 }
 
-func testKeyInUseAfterEnd(_ *testing.T, f *fixture) {
+func testKeyInUseAfterRetire(_ *testing.T, f *fixture) {
 	f.claim(nil, 1, "web", "k1")
 	f.endFirst()
 	f.now = f.now.Add(10 * lifetime)
@@ -225,11 +225,11 @@ func testConfirmedHostname(t *testing.T, f *fixture) {
 	}
 }
 
-func testConfirmAfterEnd(t *testing.T, f *fixture) {
+func testConfirmAfterRetire(t *testing.T, f *fixture) {
 	g := f.claim(nil, 1, "web", "k1")
 	f.endFirst()
-	if err := f.Confirm(t.Context(), f.claimOf(1, "web", "k1"), g, f.now); !errors.Is(err, ledger.ErrEnded) {
-		t.Errorf("error %v, want %v", err, ledger.ErrEnded)
+	if err := f.Confirm(t.Context(), f.claimOf(1, "web", "k1"), g, f.now); !errors.Is(err, ledger.ErrRetired) {
+		t.Errorf("error %v, want %v", err, ledger.ErrRetired)
 	}
 }
 
@@ -252,7 +252,7 @@ func testConfirmLostClaim(t *testing.T, f *fixture) {
 	for what, change := range map[string]func(*ledger.Claim){
 		"a key that it does not hold":          func(c *ledger.Claim) { c.Fingerprints = []string{key, "k2"} },
 		"a name that it does not hold":         func(c *ledger.Claim) { c.Names = []string{"10.0.0.7"} },
-		"a name that it does not hold as long": func(c *ledger.Claim) { c.End = c.End.Add(time.Hour) },
+		"a name that it does not hold as long": func(c *ledger.Claim) { c.ValidUntil = c.ValidUntil.Add(time.Hour) },
 		"another signer":                       func(c *ledger.Claim) { c.Signer = "b" },
 	} {
 		other := c
@@ -261,10 +261,10 @@ func testConfirmLostClaim(t *testing.T, f *fixture) {
 	}
 	confirm("the claim", c, g, nil)
 
-	f.now = c.End
+	f.now = c.ValidUntil
 	confirm("at its end", c, f.make(nil, c), nil)
 	g = f.make(nil, c)
-	f.now = c.End.Add(time.Second)
+	f.now = c.ValidUntil.Add(time.Second)
 	confirm("after its end", c, g, ledger.ErrUnclaimed)
 	taken := f.claimOf(1, name, key)
 	taken.Signer = "b"
@@ -285,35 +285,35 @@ func testConfirmWithoutClaim(t *testing.T, f *fixture) {
 	}
 }
 
-func testEndedStaysEnded(_ *testing.T, f *fixture) {
+func testRetiredStaysRetired(_ *testing.T, f *fixture) {
 	f.claim(nil, 1, "web", "k1")
 	f.endFirst()
 	f.endFirst()
-	f.claim(ledger.ErrEnded, 1, "web", "k1")
-	f.claim(ledger.ErrEnded, 1, "www", "k2")
+	f.claim(ledger.ErrRetired, 1, "web", "k1")
+	f.claim(ledger.ErrRetired, 1, "www", "k2")
 }
 
-func testEndBeforeClaim(_ *testing.T, f *fixture) {
+func testRetireBeforeClaim(_ *testing.T, f *fixture) {
 	f.endFirst()
-	f.claim(ledger.ErrEnded, 1, "web", "k1")
+	f.claim(ledger.ErrRetired, 1, "web", "k1")
 }
 
-func testEndAtAnyMoment(t *testing.T, f *fixture) {
+func testRetireAtAnyMoment(t *testing.T, f *fixture) {
 	// Before the claim, between claim and confirmation, after it, and twice.
 	f.enroll(3, "confirmed", "k3")
 	g := f.claim(nil, 2, "claimed", "k2")
 	for _, n := range []int{3, 1, 2, 2, 1, 3} {
-		if err := f.End(t.Context(), instance(n)); err != nil {
+		if err := f.Retire(t.Context(), instance(n)); err != nil {
 			t.Fatal(err)
 		}
 	}
 	for n, name := range map[int]string{1: "new", 2: "claimed", 3: "confirmed"} {
 		key := fmt.Sprintf("k%d", n)
-		f.claim(ledger.ErrEnded, n, name, key)
-		if err := f.Confirm(t.Context(), f.claimOf(n, name, key), g, f.now); !errors.Is(err, ledger.ErrEnded) {
-			t.Errorf("confirmation of instance %d: error %v, want %v", n, err, ledger.ErrEnded)
+		f.claim(ledger.ErrRetired, n, name, key)
+		if err := f.Confirm(t.Context(), f.claimOf(n, name, key), g, f.now); !errors.Is(err, ledger.ErrRetired) {
+			t.Errorf("confirmation of instance %d: error %v, want %v", n, err, ledger.ErrRetired)
 		}
-		if !f.lookup(n).Ended {
+		if !f.lookup(n).Retired {
 			t.Errorf("instance %d has not ended", n)
 		}
 	}
@@ -343,13 +343,13 @@ func testLookup(t *testing.T, f *fixture) {
 	if err := f.Confirm(t.Context(), f.claimOf(1, "web", "k1"), first, f.now); err != nil {
 		t.Fatal(err)
 	}
-	want.Version, want.ConfirmedHostname, want.End, want.Lease = 2, "web", f.now.Add(lifetime), f.now.Add(lifetime)
+	want.Version, want.ConfirmedHostname, want.ValidUntil, want.Lease = 2, "web", f.now.Add(lifetime), f.now.Add(lifetime)
 	compare("its confirmation")
 	f.claim(nil, 1, "www", "k1", "k0")
 	want.Version, want.Fingerprints = 3, []string{"k0", "k1", "k2"}
 	compare("a renaming")
 	f.endFirst()
-	want.Version, want.Ended = 4, true
+	want.Version, want.Retired = 4, true
 	compare("the end")
 	f.endFirst()
 	compare("the end again")
@@ -378,15 +378,15 @@ func testSeeTags(t *testing.T, f *fixture) {
 		t.Errorf("announced %+v, error %v", r, err)
 	}
 	f.endFirst()
-	ended := f.lookup(1)
-	if r, err := f.Announce(t.Context(), instance(1)); err != nil || !reflect.DeepEqual(r, ended) {
+	retired := f.lookup(1)
+	if r, err := f.Announce(t.Context(), instance(1)); err != nil || !reflect.DeepEqual(r, retired) {
 		t.Errorf("announced after the end: %+v, error %v", r, err)
 	}
-	if err := f.SeeTags(t.Context(), instance(1), 7); !errors.Is(err, ledger.ErrEnded) {
-		t.Errorf("after the end: error %v, want %v", err, ledger.ErrEnded)
+	if err := f.SeeTags(t.Context(), instance(1), 7); !errors.Is(err, ledger.ErrRetired) {
+		t.Errorf("after the end: error %v, want %v", err, ledger.ErrRetired)
 	}
-	if got := f.lookup(1); !reflect.DeepEqual(got, ended) {
-		t.Errorf("a note on a record that ended made it %+v, want %+v", got, ended)
+	if got := f.lookup(1); !reflect.DeepEqual(got, retired) {
+		t.Errorf("a note on a record that ended made it %+v, want %+v", got, retired)
 	}
 }
 
@@ -401,7 +401,7 @@ func testSeeTagsOfAStranger(t *testing.T, f *fixture) {
 	if want := (ledger.Record{Version: 1, TagsVersion: 1}); !reflect.DeepEqual(noted, want) {
 		t.Errorf("record %+v, want %+v", noted, want)
 	}
-	p := ledger.Permit{Fingerprint: "k1", End: f.now.Add(time.Hour), By: "somebody"}
+	p := ledger.Permit{Fingerprint: "k1", ValidUntil: f.now.Add(time.Hour), By: "somebody"}
 	if err := f.Permit(t.Context(), instance(1), p); !errors.Is(err, ledger.ErrUnclaimed) {
 		t.Errorf("permit: error %v, want %v", err, ledger.ErrUnclaimed)
 	}
@@ -417,14 +417,14 @@ func testSeeTagsOfAStranger(t *testing.T, f *fixture) {
 
 func testComplete(t *testing.T, f *fixture) {
 	c := f.claimOf(1, "web", "k1")
-	c.Lease = c.End.Add(-time.Minute)
+	c.Lease = c.ValidUntil.Add(-time.Minute)
 	g := f.make(nil, c)
 	r, err := f.Complete(t.Context(), c, g, f.now)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if r.Version != g.Version+1 || r.ConfirmedHostname != "web" || !r.Lease.Equal(c.Lease) || !r.End.Equal(c.End) {
-		t.Errorf("record %+v after version %d of the claim, want lease %s, end %s", r, g.Version, c.Lease, c.End)
+	if r.Version != g.Version+1 || r.ConfirmedHostname != "web" || !r.Lease.Equal(c.Lease) || !r.ValidUntil.Equal(c.ValidUntil) {
+		t.Errorf("record %+v after version %d of the claim, want lease %s, end %s", r, g.Version, c.Lease, c.ValidUntil)
 	}
 	g = f.make(nil, c)
 	if again, err := f.Complete(t.Context(), c, g, f.now); err != nil || again.Version != g.Version+1 {
@@ -498,7 +498,7 @@ func testCanceled(t *testing.T, f *fixture) {
 	if _, err := f.Claim(ctx, f.claimOf(1, "web", "k1"), f.now); !errors.Is(err, context.Canceled) {
 		t.Errorf("claim: error %v", err)
 	}
-	if err := f.End(ctx, instance(1)); !errors.Is(err, context.Canceled) {
+	if err := f.Retire(ctx, instance(1)); !errors.Is(err, context.Canceled) {
 		t.Errorf("end: error %v", err)
 	}
 	f.claim(nil, 1, "web", "k1")

@@ -34,7 +34,7 @@ func nameTests() map[string]func(*testing.T, *fixture) {
 		"an operator releases a name":               testRelease,
 		"a name with a certificate stays":           testReleaseCertified,
 		"a released name is checked anew":           testReleasePresentName,
-		"an operator ends an instance":              testEndBy,
+		"an operator ends an instance":              testRetireBy,
 	}
 }
 
@@ -64,7 +64,7 @@ func testNameOutlasts(_ *testing.T, f *fixture) {
 func testNameEndNeverShrinks(t *testing.T, f *fixture) {
 	f.claim(nil, 1, "web", "k1")
 	short := f.claimOf(1, "web", "k1")
-	short.End = f.now.Add(time.Hour)
+	short.ValidUntil = f.now.Add(time.Hour)
 	if _, err := f.Claim(t.Context(), short, f.now); err != nil {
 		t.Fatal(err)
 	}
@@ -142,7 +142,7 @@ func testNameInUseError(t *testing.T, f *fixture) {
 		t.Errorf("names %q, want %q", inUse.Names(), want)
 	}
 	end := f.now.Add(lifetime)
-	want := []ledger.HeldName{{Name: "db", Holder: instance(2), End: end}, {Name: "web", Holder: instance(1), End: end}, {Name: "10.0.0.1", Holder: instance(1), End: end}}
+	want := []ledger.HeldName{{Name: "db", Holder: instance(2), ValidUntil: end}, {Name: "web", Holder: instance(1), ValidUntil: end}, {Name: "10.0.0.1", Holder: instance(1), ValidUntil: end}}
 	if !slices.Equal(inUse.Held, want) {
 		t.Errorf("held %+v, want %+v", inUse.Held, want)
 	}
@@ -172,7 +172,7 @@ func testBoundedNames(t *testing.T, f *fixture) {
 	f.make(ledger.ErrTooManyNames, f.withNames(3, "db", many...))
 	f.make(nil, f.withNames(3, "db", many[1:]...))
 	// All of them at once can end, and can be taken.
-	if err := f.End(t.Context(), instance(3)); err != nil {
+	if err := f.Retire(t.Context(), instance(3)); err != nil {
 		t.Fatal(err)
 	}
 	f.now = f.now.Add(lifetime + time.Second)
@@ -183,11 +183,11 @@ func testNameTakenAgain(t *testing.T, f *fixture) {
 	for n := 1; n < 5; n++ {
 		f.make(nil, f.withNames(n, "web", "10.0.0.1"))
 		f.make(ledger.ErrNameInUse, f.withNames(n+1, "web", "10.0.0.1"))
-		if err := f.End(t.Context(), instance(n)); err != nil {
+		if err := f.Retire(t.Context(), instance(n)); err != nil {
 			t.Fatal(err)
 		}
 		f.now = f.now.Add(lifetime + time.Second)
-		f.make(ledger.ErrEnded, f.withNames(n, "web"))
+		f.make(ledger.ErrRetired, f.withNames(n, "web"))
 	}
 }
 
@@ -266,7 +266,7 @@ func testRelease(t *testing.T, f *fixture) {
 	f.make(nil, f.withNames(2, "web"))
 	f.claim(ledger.ErrNameInUse, 1, "web", "k1")
 	f.claim(nil, 1, "db", "k1")
-	if f.lookup(1).Ended {
+	if f.lookup(1).Retired {
 		t.Error("the former holder has ended")
 	}
 }
@@ -280,7 +280,7 @@ func testReleaseCertified(t *testing.T, f *fixture) {
 	f.now = f.now.Add(time.Second)
 	f.release(ledger.ErrNotHeld, "web") // its holder has ended: whoever claims it gets it
 	f.claim(nil, 2, "web", "k2")
-	if !f.lookup(1).Ended {
+	if !f.lookup(1).Retired {
 		t.Error("a release brings back who ended")
 	}
 }
@@ -291,8 +291,8 @@ func testReleasePresentName(t *testing.T, f *fixture) {
 	f.enroll(1, "web", "k1")
 	f.now = f.now.Add(10 * lifetime)
 	f.release(nil, "web")
-	if r := f.lookup(1); r.ConfirmedHostname == "" || r.ConfirmedHostname == "web" || !r.End.IsZero() {
-		t.Errorf("confirmed as %q until %s, want another name than web and no end", r.ConfirmedHostname, r.End)
+	if r := f.lookup(1); r.ConfirmedHostname == "" || r.ConfirmedHostname == "web" || !r.ValidUntil.IsZero() {
+		t.Errorf("confirmed as %q until %s, want another name than web and no end", r.ConfirmedHostname, r.ValidUntil)
 	}
 	if g := f.claim(nil, 1, "web", "k1"); g.ConfirmedHostname == "web" {
 		t.Error("the name passes for confirmed")
@@ -300,19 +300,19 @@ func testReleasePresentName(t *testing.T, f *fixture) {
 	f.claim(ledger.ErrNameInUse, 2, "web", "k2")
 }
 
-func testEndBy(t *testing.T, f *fixture) {
+func testRetireBy(t *testing.T, f *fixture) {
 	f.enroll(1, "web", "k1")
 	f.enroll(2, "db", "k2")
 	for n := range 2 {
-		if err := f.EndBy(t.Context(), instance(n+1), operator); err != nil {
+		if err := f.RetireBy(t.Context(), instance(n+1), operator); err != nil {
 			t.Fatal(err)
 		}
 		f.endFirst()
 	}
-	if r := f.lookup(1); !r.Ended || r.EndedBy != operator {
-		t.Errorf("ended %v by %q, want by %q", r.Ended, r.EndedBy, operator)
+	if r := f.lookup(1); !r.Retired || r.RetiredBy != operator {
+		t.Errorf("ended %v by %q, want by %q", r.Retired, r.RetiredBy, operator)
 	}
-	f.claim(ledger.ErrEnded, 1, "web", "k1")
+	f.claim(ledger.ErrRetired, 1, "web", "k1")
 	f.claim(ledger.ErrNameInUse, 3, "web", "k3")
 	f.now = f.now.Add(lifetime + time.Second)
 	f.claim(nil, 3, "web", "k3")

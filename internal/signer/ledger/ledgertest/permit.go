@@ -28,7 +28,7 @@ const operator = "arn:aws:iam::111122223333:user/operator"
 // permit permits the key to an instance for an hour.
 func (f *fixture) permit(want error, n int, key string) {
 	f.t.Helper()
-	err := f.Permit(f.t.Context(), instance(n), ledger.Permit{Fingerprint: key, End: f.now.Add(time.Hour), By: operator})
+	err := f.Permit(f.t.Context(), instance(n), ledger.Permit{Fingerprint: key, ValidUntil: f.now.Add(time.Hour), By: operator})
 	if !errors.Is(err, want) {
 		f.t.Fatalf("permit for instance %d: error %v, want %v", n, err, want)
 	}
@@ -113,11 +113,11 @@ func testPermitUnknown(t *testing.T, f *fixture) {
 	f.permit(ledger.ErrUnclaimed, 1, "k1")
 	f.claim(nil, 1, "web", "k2")
 	f.endFirst()
-	f.permit(ledger.ErrEnded, 1, "k1")
-	if err := f.End(t.Context(), instance(2)); err != nil {
+	f.permit(ledger.ErrRetired, 1, "k1")
+	if err := f.Retire(t.Context(), instance(2)); err != nil {
 		t.Fatal(err)
 	}
-	f.permit(ledger.ErrEnded, 2, "k1")
+	f.permit(ledger.ErrRetired, 2, "k1")
 }
 
 func testPermitTold(t *testing.T, f *fixture) {

@@ -19,7 +19,7 @@ func raceTests() map[string]func(*testing.T, *fixture) {
 		"concurrent claims of one address":     testConcurrentAddress,
 		"concurrent claims of a name set free": testConcurrentTaking,
 		"concurrent equal claims all succeed":  testConcurrentEqual,
-		"concurrent claims and an end":         testConcurrentEnd,
+		"concurrent claims and an end":         testConcurrentRetire,
 		"concurrent use of one permit":         testConcurrentPermit,
 	}
 }
@@ -97,7 +97,7 @@ func testConcurrentAddress(t *testing.T, f *fixture) {
 
 func testConcurrentTaking(t *testing.T, f *fixture) {
 	f.make(nil, f.withNames(racers, "web", "10.0.0.1"))
-	if err := f.End(t.Context(), instance(racers)); err != nil {
+	if err := f.Retire(t.Context(), instance(racers)); err != nil {
 		t.Fatal(err)
 	}
 	f.now = f.now.Add(lifetime + time.Second)
@@ -106,24 +106,24 @@ func testConcurrentTaking(t *testing.T, f *fixture) {
 
 // testConcurrentEnd ends an instance in the midst of its own claims: each is
 // granted or refused, and none can be confirmed afterwards.
-func testConcurrentEnd(t *testing.T, f *fixture) {
-	ended := make(chan error, 1)
-	go func() { ended <- f.End(t.Context(), instance(1)) }()
+func testConcurrentRetire(t *testing.T, f *fixture) {
+	retired := make(chan error, 1)
+	go func() { retired <- f.Retire(t.Context(), instance(1)) }()
 	for _, err := range f.race(func(int) ledger.Claim { return f.claimOf(1, "web", "k1") }) {
-		if err != nil && !errors.Is(err, ledger.ErrEnded) {
+		if err != nil && !errors.Is(err, ledger.ErrRetired) {
 			t.Error(err)
 		}
 	}
-	if err := <-ended; err != nil {
+	if err := <-retired; err != nil {
 		t.Fatal(err)
 	}
 	r := f.lookup(1)
-	if !r.Ended {
+	if !r.Retired {
 		t.Error("it has not ended")
 	}
 	c := f.claimOf(1, "web", "k1")
-	if err := f.Confirm(t.Context(), c, ledger.Grant{Generation: r.Generation}, f.now); !errors.Is(err, ledger.ErrEnded) {
-		t.Errorf("confirmation: error %v, want %v", err, ledger.ErrEnded)
+	if err := f.Confirm(t.Context(), c, ledger.Grant{Generation: r.Generation}, f.now); !errors.Is(err, ledger.ErrRetired) {
+		t.Errorf("confirmation: error %v, want %v", err, ledger.ErrRetired)
 	}
 }
 
