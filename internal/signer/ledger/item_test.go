@@ -53,8 +53,8 @@ func TestRecordEqual(t *testing.T) {
 		"permit":            {permit: Permit{By: "me"}},
 		"tagsVersion":       {tagsVersion: 1},
 		"rekeyedBy":         {rekeyedBy: "me"},
-		"ended":             {retired: true},
-		"endedBy":           {retiredBy: "me"},
+		"retired":           {retired: true},
+		"retiredBy":         {retiredBy: "me"},
 	}
 	for n := range fields.NumField() {
 		name := fields.Field(n).Name
