@@ -16,6 +16,8 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/identity"
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
 	"github.com/hallmark-ssh/hallmark/internal/signer/enroll"
+	"github.com/hallmark-ssh/hallmark/internal/signer/entry"
+	"github.com/hallmark-ssh/hallmark/internal/signer/entry/entrytest"
 )
 
 // Each row is an event that somebody sends by the URL, or by invoking the function
@@ -35,7 +37,7 @@ func TestAttackEvents(t *testing.T) {
 			}
 		}, protocol.CodeNotAllowed},
 		"a function URL's event as the body": {func(e *events.LambdaFunctionURLRequest) {
-			e.Body = string(encode(t, event("{}", false)))
+			e.Body = string(encode(t, entrytest.URLEvent(newRequest("{}"))))
 		}, protocol.CodeMalformed},
 		"a termination event as the body": {func(e *events.LambdaFunctionURLRequest) {
 			e.Body = `{"version":"0","detail-type":"EC2 Instance State-change Notification","source":"aws.ec2",` +
@@ -71,14 +73,14 @@ func TestAttackEvents(t *testing.T) {
 				Sources: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}, Documents: keyring,
 				Log: slog.New(slog.NewJSONHandler(log, nil)), Now: time.Now,
 			}
-			e := event("{}", false)
+			e := entrytest.URLEvent(newRequest("{}"))
 			test.change(&e)
-			answer := invoke(t, handler{s.Enroll, s.Log}, encode(t, e))
+			answer := invoke(t.Context(), t, handler{entry.URL, s.Enroll, s.Log}, encode(t, e))
 			var refusal protocol.ErrorResponse
-			if err := json.Unmarshal([]byte(answer.Body), &refusal); err != nil {
+			if err := json.Unmarshal(answer.Body, &refusal); err != nil {
 				t.Fatal(err)
 			}
-			if refusal.Error.Code != test.code || answer.StatusCode == http.StatusOK {
+			if refusal.Error.Code != test.code || answer.Status == http.StatusOK {
 				t.Errorf("answer %+v, want %q", answer, test.code)
 			}
 			if strings.Contains(log.String(), "terminated") {

@@ -21,6 +21,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/e2e/fake/sts"
 	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 	"github.com/hallmark-ssh/hallmark/internal/identity/identitytest"
+	"github.com/hallmark-ssh/hallmark/internal/signer/entry/entrytest"
 	"github.com/hallmark-ssh/hallmark/internal/signer/inventory"
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
 	"github.com/hallmark-ssh/hallmark/internal/signer/teleport"
@@ -415,7 +416,7 @@ func TestTheFleetRefuses(t *testing.T) {
 		"null":                 "null",
 		"an object":            "{}",
 		"a list":               "[]",
-		"a function URL's":     string(encode(t, event("{}", false))),
+		"a function URL's":     string(encode(t, entrytest.URLEvent(newRequest("{}")))),
 		"past the queue":       stateEvent(testAccount, instanceID(1), "terminated"),
 		"records of S3":        `{"Records":[{"messageId":"m","eventSource":"aws:s3","body":"{}"}]}`,
 		"a limit below 0":      `{"sweep":{"limit":-1}}`,
@@ -444,7 +445,7 @@ func TestTheEnrollFunctionDoesNotOffboard(t *testing.T) {
 		batchOf(t, stateEvent(testAccount, instanceID(1), "terminated")), []byte(stateEvent(testAccount, instanceID(1), "terminated")),
 		[]byte(scheduleEvent), []byte(`{"sweep":{"limit":1000}}`),
 	} {
-		if answer := invoke(t, enroll, event); answer.StatusCode != http.StatusBadRequest {
+		if answer := invoke(t.Context(), t, enroll, event); answer.Status != http.StatusBadRequest {
 			t.Errorf("answer %+v to %s", answer, event)
 		}
 	}

@@ -8,6 +8,7 @@ import (
 
 	"github.com/hallmark-ssh/hallmark/e2e/fake/sts"
 	"github.com/hallmark-ssh/hallmark/internal/signer/deployment"
+	"github.com/hallmark-ssh/hallmark/internal/signer/entry"
 	"github.com/hallmark-ssh/hallmark/internal/signer/teleport/teleporttest"
 )
 
@@ -76,9 +77,9 @@ func TestLoginFailsInTheOpen(t *testing.T) {
 func (w *world) deploy(login string) {
 	w.t.Helper()
 	w.t.Setenv("HALLMARK_DEPLOYMENT", w.writeDeployment(login))
-	s, err := deployment.NewSigner(w.t.Context(), slog.New(slog.NewJSONHandler(w.log, nil)))
+	s, _, err := deployment.NewSigner(w.t.Context(), slog.New(slog.NewJSONHandler(w.log, nil)))
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	w.handler = handler{s.Enroll, s.Log}
+	w.handler = handler{entry.URL, s.Enroll, s.Log}
 }

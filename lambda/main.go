@@ -1,12 +1,12 @@
 // Command bootstrap is Hallmark's signer on AWS Lambda. It is deployed as two
-// functions, told apart by their handler setting: "enroll", behind the URL that
-// instances enroll at, and "fleet", which keeps Teleport true to EC2 afterwards.
+// functions, told apart by their handler setting: "enroll", which instances call at
+// its URL or by one of the other entries, and "fleet", which keeps Teleport true to EC2 afterwards.
 // Neither does the other's work, so that a flood of requests cannot stop
 // off-boarding, and nobody who sends requests can have a node deleted.
 //
 // The functions take their settings from the file that HALLMARK_DEPLOYMENT names, by
 // default deployment.yaml beside the program, from HALLMARK_LEDGER_TABLE,
-// HALLMARK_POLICY_PARAMETER and HALLMARK_AUDIENCE, and from the usual variables of
+// HALLMARK_POLICY_PARAMETER, HALLMARK_AUDIENCE and HALLMARK_ENTRY, and from the usual variables of
 // the AWS SDK.
 package main
 
@@ -41,11 +41,11 @@ func main() {
 func newFunction(ctx context.Context, name string, log *slog.Logger) (lambda.Handler, error) {
 	switch name {
 	case "enroll":
-		s, err := deployment.NewSigner(ctx, log)
+		s, from, err := deployment.NewSigner(ctx, log)
 		if err != nil {
 			return nil, err
 		}
-		return handler{s.Answer, log}, nil
+		return handler{from, s.Answer, log}, nil
 	case "fleet":
 		return newFleetHandler(ctx, log)
 	}

@@ -26,6 +26,8 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
 	"github.com/hallmark-ssh/hallmark/internal/signer/deployment"
 	"github.com/hallmark-ssh/hallmark/internal/signer/deployment/deploymenttest"
+	"github.com/hallmark-ssh/hallmark/internal/signer/entry"
+	"github.com/hallmark-ssh/hallmark/internal/signer/entry/entrytest"
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
 	"github.com/hallmark-ssh/hallmark/internal/signer/teleport/teleporttest"
 )
@@ -91,11 +93,11 @@ func newWorldOn(t *testing.T, options teleporttest.Options) *world {
 		ARN: "arn:aws:sts::" + testAccount + ":assumed-role/aws:ec2-instance/" + testInstance,
 	})
 	w.setEnvironment()
-	s, err := deployment.NewSigner(t.Context(), slog.New(slog.NewJSONHandler(w.log, nil)))
+	s, _, err := deployment.NewSigner(t.Context(), slog.New(slog.NewJSONHandler(w.log, nil)))
 	if err != nil {
 		t.Fatal(err)
 	}
-	w.handler = handler{s.Enroll, s.Log}
+	w.handler = handler{entry.URL, s.Enroll, s.Log}
 	return w
 }
 
@@ -176,8 +178,8 @@ func (w *world) post(audience string) (status int, body string) {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	answer := invoke(w.t, w.handler, encode(w.t, event(string(request), false)))
-	return answer.StatusCode, answer.Body
+	answer := invoke(w.t.Context(), w.t, w.handler, encode(w.t, entrytest.URLEvent(newRequest(string(request)))))
+	return answer.Status, string(answer.Body)
 }
 
 func TestEnrollOnRealParts(t *testing.T) {
@@ -295,7 +297,7 @@ func TestBuildInsideLambda(t *testing.T) {
 	w := newWorld(t)
 	t.Setenv("AWS_LAMBDA_FUNCTION_NAME", "enroll")
 	t.Setenv("HALLMARK_LEDGER_TABLE", "arn:aws:dynamodb:eu-west-1:111122223333:table/ledger")
-	s, err := deployment.NewSigner(t.Context(), slog.New(slog.DiscardHandler))
+	s, _, err := deployment.NewSigner(t.Context(), slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -17,6 +17,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 	"github.com/hallmark-ssh/hallmark/internal/identity"
 	"github.com/hallmark-ssh/hallmark/internal/signer/enroll"
+	"github.com/hallmark-ssh/hallmark/internal/signer/entry"
 	"github.com/hallmark-ssh/hallmark/internal/signer/inventory"
 	"github.com/hallmark-ssh/hallmark/internal/signer/policy"
 	"github.com/hallmark-ssh/hallmark/internal/signer/stored"
@@ -60,26 +61,30 @@ func load(ctx context.Context, log *slog.Logger) (*parts, error) {
 	return p, err
 }
 
-// NewSigner makes the signer that the deployment describes, for the function "enroll". It
-// calls nobody.
-func NewSigner(ctx context.Context, log *slog.Logger) (*enroll.Signer, error) {
+// NewSigner makes the signer that the deployment describes, for the function "enroll", and
+// returns the entry by which requests reach it. It calls nobody.
+func NewSigner(ctx context.Context, log *slog.Logger) (*enroll.Signer, entry.Kind, error) {
 	p, err := load(ctx, log)
 	if err != nil {
-		return nil, err
+		return nil, "", err
 	}
 	d := p.deployment
+	if err := d.checkEntry(p.env.entry); err != nil {
+		return nil, "", err
+	}
 	login, err := d.teleport("login", d.Teleport.Login, p.aws, log)
 	if err != nil {
-		return nil, err
+		return nil, "", err
 	}
 	cluster := &connector{config: login}
 	ec2 := newInventory(d, p.aws)
-	p.logStart(ctx, log, d.Teleport.Login, slog.String("url_auth", d.URLAuth))
+	p.logStart(ctx, log, d.Teleport.Login, slog.String("entry", string(p.env.entry)), slog.String("url_auth", d.URLAuth))
 	return &enroll.Signer{
 		Audience:     d.Audience,
 		Accounts:     d.Accounts.ids(),
 		Regions:      d.Regions,
 		Sources:      d.sources,
+		Endpoints:    d.endpoints,
 		RequireIAM:   d.URLAuth == urlAuthIAM,
 		Documents:    d.keyring,
 		Callers:      &identity.CallerVerifier{HTTP: httpClient(p.aws), Endpoint: os.Getenv("AWS_ENDPOINT_URL_STS")},
@@ -90,7 +95,7 @@ func NewSigner(ctx context.Context, log *slog.Logger) (*enroll.Signer, error) {
 		Connect:      cluster.signer,
 		Log:          log,
 		Now:          Now,
-	}, nil
+	}, p.env.entry, nil
 }
 
 // Upkeep is what the function "fleet" runs.

@@ -34,7 +34,7 @@ func TestBuildRefusesTheEnvironment(t *testing.T) {
 				t.Setenv(variable, tt.environment[variable])
 			}
 			t.Setenv("AWS_REGION", "us-west-2")
-			_, err := NewSigner(t.Context(), slog.New(slog.DiscardHandler))
+			_, _, err := NewSigner(t.Context(), slog.New(slog.DiscardHandler))
 			for _, want := range tt.want {
 				if err == nil || !strings.Contains(err.Error(), want) {
 					t.Errorf("error %v; want %q in it", err, want)
@@ -58,7 +58,7 @@ func TestARNs(t *testing.T) {
 func TestBuildSaysWhatIsWrong(t *testing.T) {
 	t.Setenv("HALLMARK_DEPLOYMENT", "")
 	t.Setenv("LAMBDA_TASK_ROOT", t.TempDir())
-	_, err := NewSigner(t.Context(), slog.New(slog.DiscardHandler))
+	_, _, err := NewSigner(t.Context(), slog.New(slog.DiscardHandler))
 	if err == nil || !strings.Contains(err.Error(), "HALLMARK_DEPLOYMENT") || !strings.Contains(err.Error(), "deployment.yaml") {
 		t.Errorf("error %v; want the variable and the path", err)
 	}

@@ -41,15 +41,18 @@ type deployment struct {
 		FleetLogin *login `yaml:"fleet_login"`
 	} `yaml:"teleport"`
 	PolicyFile string `yaml:"policy_file"`
-	// AllowSources are the networks that may call; nil means all.
+	// AllowSources are the networks and the VPC endpoints that may call; nil means all. A
+	// request must come from one of the networks, and through one of the endpoints, as far
+	// as any are listed.
 	AllowSources []string `yaml:"allow_sources"`
 	// URLAuth is the function URL's AuthType: urlAuthNone or urlAuthIAM.
 	URLAuth string `yaml:"url_auth"`
 
-	sources []netip.Prefix // AllowSources
-	roots   []byte         // content of RootsFile
-	keyring *identity.Keyring
-	policy  *policy.Policy // of PolicyFile, or the built-in one
+	sources   []netip.Prefix // of AllowSources
+	endpoints []string       // of AllowSources
+	roots     []byte         // content of RootsFile
+	keyring   *identity.Keyring
+	policy    *policy.Policy // of PolicyFile, or the built-in one
 }
 
 // The values of url_auth.
@@ -109,7 +112,7 @@ func parseDeployment(data []byte) (*deployment, error) {
 		return nil, err
 	}
 	var err error
-	if d.sources, err = parseSources(d.AllowSources); err != nil {
+	if d.sources, d.endpoints, err = parseSources(d.AllowSources); err != nil {
 		return nil, fmt.Errorf("allow_sources: %w", err)
 	}
 	if d.keyring, err = newKeyring(d.RegionCertificates); err != nil {
@@ -177,24 +180,29 @@ func checkList[T ~string](name string, list []T, parse func(string) (T, error), 
 	return nil
 }
 
-// parseSources reads networks in CIDR notation. A list that is there and empty is
-// an error: it reads like nobody, and would mean everybody.
-func parseSources(list []string) ([]netip.Prefix, error) {
+var regexpEndpoint = regexp.MustCompile(`^vpce-([0-9a-f]{8}|[0-9a-f]{17})$`)
+
+// parseSources reads networks in CIDR notation and ids of VPC endpoints. A list that is
+// there and empty is an error: it reads like nobody, and would mean everybody.
+func parseSources(list []string) (networks []netip.Prefix, endpoints []string, err error) {
 	if list != nil && len(list) == 0 {
-		return nil, errors.New("empty; leave it out to admit every address")
+		return nil, nil, errors.New("empty; leave it out to admit every address")
 	}
-	var sources []netip.Prefix
 	for _, text := range list {
+		if regexpEndpoint.MatchString(text) {
+			endpoints = append(endpoints, text)
+			continue
+		}
 		network, err := netip.ParsePrefix(text)
 		switch {
 		case err != nil || network.Addr().Is4In6():
-			return nil, fmt.Errorf("%q is not a network such as 192.0.2.0/24 or 2001:db8::/32", text)
+			return nil, nil, fmt.Errorf("%q is neither a network such as 192.0.2.0/24 or 2001:db8::/32 nor a VPC endpoint such as vpce-0a1b2c3d4e5f60718", text)
 		case network != network.Masked():
-			return nil, fmt.Errorf("%s is an address within %s; write the network", text, network.Masked())
+			return nil, nil, fmt.Errorf("%s is an address within %s; write the network", text, network.Masked())
 		}
-		sources = append(sources, network)
+		networks = append(networks, network)
 	}
-	return sources, nil
+	return networks, endpoints, nil
 }
 
 // checkPartition keeps a signer within one partition: account numbers are only

@@ -13,6 +13,7 @@ import (
 
 	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 	"github.com/hallmark-ssh/hallmark/internal/signer/enroll"
+	"github.com/hallmark-ssh/hallmark/internal/signer/entry"
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
 	"github.com/hallmark-ssh/hallmark/internal/signer/policy"
 	"github.com/hallmark-ssh/hallmark/internal/signer/policy/live"
@@ -29,6 +30,8 @@ type environment struct {
 	// parameter is the SSM parameter that holds the policy, by name or ARN. Empty means
 	// that the policy is deployed with the program.
 	parameter string
+	// entry is how requests reach the function, by default its URL.
+	entry entry.Kind
 	// audience is what the stack takes the audience to be, for its alarms. Empty means
 	// that it does not say.
 	audience string
@@ -42,6 +45,13 @@ func readEnvironment() (environment, error) {
 		table:     os.Getenv("HALLMARK_LEDGER_TABLE"),
 		parameter: os.Getenv("HALLMARK_POLICY_PARAMETER"),
 		audience:  os.Getenv("HALLMARK_AUDIENCE"),
+		entry:     entry.URL,
+	}
+	if text := os.Getenv("HALLMARK_ENTRY"); text != "" {
+		var err error
+		if e.entry, err = entry.Parse(text); err != nil {
+			return e, fmt.Errorf("HALLMARK_ENTRY: %w", err)
+		}
 	}
 	if function := os.Getenv("AWS_LAMBDA_FUNCTION_NAME"); function != "" && e.table == "" {
 		return e, fmt.Errorf("function %s has no ledger that lasts: set HALLMARK_LEDGER_TABLE to the name or ARN of its "+
@@ -59,6 +69,21 @@ func (e environment) checkAudience(audience string) error {
 	if e.audience != "" && e.audience != audience {
 		return fmt.Errorf("the stack's parameter Audience (HALLMARK_AUDIENCE) is %q, and audience in deployment.yaml is %q: make them the same",
 			e.audience, audience)
+	}
+	return nil
+}
+
+// checkEntry refuses settings that the entry cannot keep: they would seem to protect the
+// function and do nothing.
+func (d *deployment) checkEntry(kind entry.Kind) error {
+	switch {
+	case kind == entry.Invoke && len(d.AllowSources) > 0:
+		return errors.New("allow_sources: a direct invocation (HALLMARK_ENTRY) has no source: remove the list; IAM decides who may invoke the function")
+	case kind == entry.Invoke && d.URLAuth == urlAuthIAM:
+		return errors.New("url_auth: Lambda itself checks who invokes the function (HALLMARK_ENTRY is invoke): remove the setting")
+	case kind == entry.URL && len(d.endpoints) > 0:
+		return fmt.Errorf("allow_sources: %s is a VPC endpoint, and requests to a function URL come through none: "+
+			"list networks, or set the stack's Entry to private-api", d.endpoints[0])
 	}
 	return nil
 }

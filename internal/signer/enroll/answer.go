@@ -11,15 +11,9 @@ import (
 	"time"
 
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
+	"github.com/hallmark-ssh/hallmark/internal/signer/entry"
 	"github.com/hallmark-ssh/hallmark/internal/signer/teleport"
 )
-
-// Answer is an HTTP response.
-type Answer struct {
-	Status int
-	Header map[string]string
-	Body   []byte
-}
 
 // refusal is an error with two readers: the caller gets a code and a sentence,
 // the log gets the reason.
@@ -129,14 +123,14 @@ func missing(err error) service {
 	return ""
 }
 
-func newAnswer(response *protocol.Response, err error, requestID string, now time.Time) Answer {
+func newAnswer(response *protocol.Response, err error, requestID string, now time.Time) entry.Answer {
 	if err != nil {
 		return refusalAnswer(err, requestID, now)
 	}
 	return jsonAnswer(http.StatusOK, response)
 }
 
-func refusalAnswer(err error, requestID string, now time.Time) Answer {
+func refusalAnswer(err error, requestID string, now time.Time) entry.Answer {
 	code := codeOf(err)
 	o := outcomes()[code]
 	body := protocol.Refusal{Code: code, Message: o.message, RequestID: requestID}
@@ -161,12 +155,12 @@ func refusalAnswer(err error, requestID string, now time.Time) Answer {
 	return answer
 }
 
-func jsonAnswer(status int, value any) Answer {
+func jsonAnswer(status int, value any) entry.Answer {
 	body, err := json.Marshal(value)
 	if err != nil { // the types of the protocol always marshal
-		return Answer{Status: http.StatusInternalServerError}
+		return entry.Answer{Status: http.StatusInternalServerError}
 	}
-	return Answer{
+	return entry.Answer{
 		Status: status,
 		Header: map[string]string{"Content-Type": "application/json", "Cache-Control": "no-store"},
 		Body:   body,

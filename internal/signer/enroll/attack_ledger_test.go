@@ -13,6 +13,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 	"github.com/hallmark-ssh/hallmark/internal/hostcert"
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
+	"github.com/hallmark-ssh/hallmark/internal/signer/entry"
 	"github.com/hallmark-ssh/hallmark/internal/signer/inventory"
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
 	"github.com/hallmark-ssh/hallmark/internal/signer/teleport"
@@ -239,7 +240,7 @@ func endingAttacks() map[string]attack {
 		captured := w.earlier(a)
 		w.end()
 		clear(w.nodes)
-		a.http = func(r *Request) { *r = captured }
+		a.http = func(r *entry.Request) { *r = captured }
 	}, protocol.CodeInstanceEnded, untilSTS, nothingLeft}
 	rows["a stale running: EC2 has not heard of the end"] = attack{func(w *world, _ *attempt) {
 		w.end()

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
+	"github.com/hallmark-ssh/hallmark/internal/signer/entry"
 	"github.com/hallmark-ssh/hallmark/internal/signer/inventory"
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
 	"github.com/hallmark-ssh/hallmark/internal/signer/teleport"
@@ -20,13 +21,13 @@ func doorAttacks() map[string]attack {
 	from := func(source string) func(*world, *attempt) {
 		return func(w *world, a *attempt) {
 			w.signer.Sources = []netip.Prefix{inside}
-			a.http = func(r *Request) { r.Source = source }
+			a.http = func(r *entry.Request) { r.Source = source }
 		}
 	}
 	signedBy := func(account, arn string) func(*world, *attempt) {
 		return func(w *world, a *attempt) {
 			w.signer.RequireIAM = true
-			a.http = func(r *Request) { r.IAM = &IAMCaller{Account: account, ARN: arn} }
+			a.http = func(r *entry.Request) { r.IAM = &entry.IAMCaller{Account: account, ARN: arn} }
 		}
 	}
 	return map[string]attack{
@@ -37,6 +38,11 @@ func doorAttacks() map[string]attack {
 		"source over IPv6":                    {from("2001:db8::1"), protocol.CodeNotAllowed, untilNothing, nil},
 		"source in the allow-list":            {from("192.0.2.77"), codeGranted, all, checkOwnNames},
 		"source in the allow-list, as mapped": {from("::ffff:192.0.2.77"), codeGranted, all, checkOwnNames},
+
+		"VPC endpoint that is not listed": {func(w *world, a *attempt) {
+			w.signer.Endpoints = []string{testEndpoint}
+			a.http = func(r *entry.Request) { r.Endpoint = "vpce-0123456789abcdef0" }
+		}, protocol.CodeNotAllowed, untilNothing, nil},
 
 		"no IAM signature where one is required": {func(w *world, _ *attempt) { w.signer.RequireIAM = true },
 			protocol.CodeNotAllowed, untilNothing, nil},

@@ -17,6 +17,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/identity"
 	"github.com/hallmark-ssh/hallmark/internal/identity/identitytest"
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
+	"github.com/hallmark-ssh/hallmark/internal/signer/entry"
 )
 
 // insert puts text behind the first brace of a JSON object.
@@ -26,7 +27,7 @@ func insert(object []byte, text string) []byte {
 
 func inBody(text string) func(*world, *attempt) {
 	return func(_ *world, a *attempt) {
-		a.http = func(r *Request) { r.Body = insert(r.Body, text) }
+		a.http = func(r *entry.Request) { r.Body = insert(r.Body, text) }
 	}
 }
 
@@ -38,7 +39,7 @@ func inPayload(text string) func(*world, *attempt) {
 
 func body(text string) func(*world, *attempt) {
 	return func(_ *world, a *attempt) {
-		a.http = func(r *Request) { r.Body = []byte(text) }
+		a.http = func(r *entry.Request) { r.Body = []byte(text) }
 	}
 }
 
@@ -46,25 +47,27 @@ func body(text string) func(*world, *attempt) {
 func requestAttacks() map[string]attack {
 	return map[string]attack{
 		"GET": {func(_ *world, a *attempt) {
-			a.http = func(r *Request) { r.Method = http.MethodGet }
+			a.http = func(r *entry.Request) { r.Method = http.MethodGet }
 		}, protocol.CodeMethodNotAllowed, untilNothing, nil},
 		"another content type": {func(_ *world, a *attempt) {
-			a.http = func(r *Request) { r.ContentType = "text/plain" }
+			a.http = func(r *entry.Request) { r.ContentType = "text/plain" }
 		}, protocol.CodeMalformed, untilNothing, nil},
 		"body over 64 KiB": {func(_ *world, a *attempt) {
-			a.http = func(r *Request) { r.Body = append(r.Body, bytes.Repeat([]byte(" "), protocol.MaxRequestBytes)...) }
+			a.http = func(r *entry.Request) {
+				r.Body = append(r.Body, bytes.Repeat([]byte(" "), protocol.MaxRequestBytes)...)
+			}
 		}, protocol.CodeTooLarge, untilNothing, nil},
 		"empty body": {func(_ *world, a *attempt) {
-			a.http = func(r *Request) { r.Body = nil }
+			a.http = func(r *entry.Request) { r.Body = nil }
 		}, protocol.CodeMalformed, untilNothing, nil},
 		"not JSON": {func(_ *world, a *attempt) {
-			a.http = func(r *Request) { r.Body = []byte("hello") }
+			a.http = func(r *entry.Request) { r.Body = []byte("hello") }
 		}, protocol.CodeMalformed, untilNothing, nil},
 		"unknown field": {func(_ *world, a *attempt) {
-			a.http = func(r *Request) { r.Body = bytes.Replace(r.Body, []byte("{"), []byte(`{"role":"admin",`), 1) }
+			a.http = func(r *entry.Request) { r.Body = bytes.Replace(r.Body, []byte("{"), []byte(`{"role":"admin",`), 1) }
 		}, protocol.CodeMalformed, untilNothing, nil},
 		"data after the request": {func(_ *world, a *attempt) {
-			a.http = func(r *Request) { r.Body = append(r.Body, '{') }
+			a.http = func(r *entry.Request) { r.Body = append(r.Body, '{') }
 		}, protocol.CodeMalformed, untilNothing, nil},
 		"unknown field in the payload": {func(_ *world, a *attempt) {
 			a.encoded = func(p []byte) []byte { return bytes.Replace(p, []byte("{"), []byte(`{"hostname":"bastion",`), 1) }
@@ -99,7 +102,7 @@ func requestAttacks() map[string]attack {
 		"null": {body("null"), protocol.CodeMalformed, untilNothing, nil},
 		"list": {body("[]"), protocol.CodeMalformed, untilNothing, nil},
 		"cut short": {func(_ *world, a *attempt) {
-			a.http = func(r *Request) { r.Body = r.Body[:len(r.Body)-1] }
+			a.http = func(r *entry.Request) { r.Body = r.Body[:len(r.Body)-1] }
 		}, protocol.CodeMalformed, untilNothing, nil},
 		"deep JSON":                  {body(strings.Repeat("[", 60000)), protocol.CodeMalformed, untilNothing, nil},
 		"deep JSON in a field":       {body(`{"signatures":` + strings.Repeat("[", 60000)), protocol.CodeMalformed, untilNothing, nil},
@@ -438,18 +441,18 @@ func timeAttacks() map[string]attack {
 		"a captured request, later": {func(w *world, a *attempt) {
 			captured := w.earlier(a)
 			w.now = w.now.Add(protocol.MaxClockSkew + time.Second)
-			a.http = func(r *Request) { *r = captured }
+			a.http = func(r *entry.Request) { *r = captured }
 		}, protocol.CodeClockSkew, untilNothing, nil},
 		"a captured request, elsewhere": {func(w *world, a *attempt) {
 			captured := w.earlier(a)
 			w.signer.Audience = "hallmark.example.net"
-			a.http = func(r *Request) { *r = captured }
+			a.http = func(r *entry.Request) { *r = captured }
 		}, protocol.CodeAudienceMismatch, untilNothing, nil},
 		// What it gives is what the machine got: certificates for keys that the thief does
 		// not have.
 		"a captured request, at once": {func(w *world, a *attempt) {
 			captured := w.earlier(a)
-			a.http = func(r *Request) { *r = captured }
+			a.http = func(r *entry.Request) { *r = captured }
 		}, codeGranted, renewal, func(t *testing.T, w *world, _ *attempt, _ protocol.Response) {
 			if len(w.nodes) != 1 {
 				t.Errorf("%d nodes", len(w.nodes))

@@ -19,6 +19,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 	"github.com/hallmark-ssh/hallmark/internal/identity"
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
+	"github.com/hallmark-ssh/hallmark/internal/signer/entry"
 	"github.com/hallmark-ssh/hallmark/internal/signer/inventory"
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
 	"github.com/hallmark-ssh/hallmark/internal/signer/policy"
@@ -53,7 +54,7 @@ type attack struct {
 
 // TestAttacks is the one table of attacks on the signer as a whole. Its rows stand
 // in groups, in the order in which the signer meets them. Where a row tries a hole
-// that another system had, it names it.
+// that another system had, it names it. Each row arrives by each entry.
 func TestAttacks(t *testing.T) {
 	seen := make(map[string]bool)
 	for _, group := range []map[string]attack{
@@ -67,13 +68,31 @@ func TestAttacks(t *testing.T) {
 				t.Fatalf("two rows are called %q", name)
 			}
 			seen[name] = true
-			t.Run(name, group[name].run)
+			for _, kind := range entry.Kinds() {
+				row := group[name]
+				if other, ok := invokedAttacks()[name]; ok && kind == entry.Invoke {
+					row.code, row.calls, row.check = other.code, other.calls, other.check
+				}
+				t.Run(name+"/"+string(kind), func(t *testing.T) { row.run(t, kind) })
+			}
 		}
 	}
 }
 
-func (row attack) run(t *testing.T) {
+// invokedAttacks end differently in a direct invocation, which has neither a source nor an
+// IAM caller nor a content type.
+func invokedAttacks() map[string]attack {
+	return map[string]attack{
+		"source in the allow-list":            {code: protocol.CodeNotAllowed, calls: untilNothing},
+		"source in the allow-list, as mapped": {code: protocol.CodeNotAllowed, calls: untilNothing},
+		"second lock open, but no proof":      {code: protocol.CodeNotAllowed, calls: untilNothing},
+		"another content type":                {code: codeGranted, calls: all, check: checkOwnNames},
+	}
+}
+
+func (row attack) run(t *testing.T, by entry.Kind) {
 	w := newWorld(t)
+	w.entry = by
 	a := newAttempt(t, w.now)
 	row.change(w, a)
 	status, granted, refused := w.enroll(a)
@@ -111,7 +130,7 @@ func checkRefusal(t *testing.T, w *world, code protocol.Code, status int, refuse
 }
 
 // earlier lets the row's machine enroll before the attack begins.
-func (w *world) earlier(a *attempt) Request {
+func (w *world) earlier(a *attempt) entry.Request {
 	w.t.Helper()
 	request := a.build(w.t)
 	if answer := w.signer.Enroll(w.t.Context(), request); answer.Status != http.StatusOK {
@@ -184,7 +203,7 @@ func TestHeaders(t *testing.T) {
 	if seconds, err := strconv.Atoi(answer.Header["Retry-After"]); err != nil || seconds < 1 {
 		t.Errorf("Retry-After %q of an answer to be tried again", answer.Header["Retry-After"])
 	}
-	answer = w.signer.Enroll(t.Context(), Request{Method: http.MethodPut})
+	answer = w.signer.Enroll(t.Context(), entry.Request{Method: http.MethodPut})
 	if answer.Header["Allow"] != "GET, POST" || answer.Header["Retry-After"] != "" {
 		t.Errorf("headers %v", answer.Header)
 	}

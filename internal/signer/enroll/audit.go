@@ -13,6 +13,7 @@ import (
 
 	"github.com/hallmark-ssh/hallmark/internal/identity"
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
+	"github.com/hallmark-ssh/hallmark/internal/signer/entry"
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
 	"github.com/hallmark-ssh/hallmark/internal/signer/node"
 	"github.com/hallmark-ssh/hallmark/internal/signer/policy"
@@ -30,7 +31,7 @@ const maxLoggedError = 4 << 10
 type audit struct {
 	now     func() time.Time
 	signer  string // its audience
-	request Request
+	request entry.Request
 	start   time.Time
 
 	keys         []string           // fingerprints, claimed until proved is set
@@ -50,7 +51,7 @@ type audit struct {
 	steps map[string]time.Duration // how long each took
 }
 
-func newAudit(signer string, r Request, now func() time.Time) *audit {
+func newAudit(signer string, r entry.Request, now func() time.Time) *audit {
 	return &audit{
 		now: now, signer: signer, request: r, start: now(),
 		heldBy: make(map[string]string), released: make(map[string]string), steps: make(map[string]time.Duration),
@@ -114,6 +115,7 @@ func (a *audit) line(status int, err error) []slog.Attr {
 	f.add("code", codeText(err))
 	f.add("status", status)
 	f.text("source", a.request.Source)
+	f.text("vpc_endpoint", a.request.Endpoint)
 	if a.request.IAM != nil {
 		f.text("iam_arn", a.request.IAM.ARN)
 	}

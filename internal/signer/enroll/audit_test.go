@@ -22,6 +22,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/identity"
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
 	"github.com/hallmark-ssh/hallmark/internal/signer/emf/emftest"
+	"github.com/hallmark-ssh/hallmark/internal/signer/entry"
 	"github.com/hallmark-ssh/hallmark/internal/signer/inventory"
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
 	"github.com/hallmark-ssh/hallmark/internal/signer/teleport"
@@ -98,8 +99,9 @@ func audited(t *testing.T) (*world, *attempt) {
 	w.sign = func(c *ssh.Certificate) { c.KeyId = "web.teleport.example.com" }
 	a := newAttempt(t, w.now)
 	a.keys = []ssh.Signer{keyOf(t, 1), keyOf(t, 2)}
-	a.http = func(r *Request) {
-		r.IAM = &IAMCaller{Account: testAccount, ARN: "arn:aws:sts::" + testAccount + ":assumed-role/web/" + testInstance}
+	a.http = func(r *entry.Request) {
+		r.Endpoint = testEndpoint
+		r.IAM = &entry.IAMCaller{Account: testAccount, ARN: "arn:aws:sts::" + testAccount + ":assumed-role/web/" + testInstance}
 	}
 	return w, a
 }
@@ -131,7 +133,7 @@ func TestAuditLineOfARefusedRequest(t *testing.T) {
 
 func TestAuditLineOfAStranger(t *testing.T) {
 	w, a := audited(t)
-	a.http = func(r *Request) { r.Body = []byte("hello") }
+	a.http = func(r *entry.Request) { r.Body = []byte("hello") }
 	w.enroll(a)
 	golden(t, "stranger.json", w.log.Bytes())
 }

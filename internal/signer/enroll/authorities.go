@@ -11,6 +11,7 @@ import (
 
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
 	"github.com/hallmark-ssh/hallmark/internal/signer/emf"
+	"github.com/hallmark-ssh/hallmark/internal/signer/entry"
 	"github.com/hallmark-ssh/hallmark/internal/signer/teleport"
 )
 
@@ -29,7 +30,7 @@ const (
 
 // Answer answers an HTTP request: a GET with the cluster's authorities, and anything
 // else as a request to enroll.
-func (s *Signer) Answer(ctx context.Context, r Request) Answer {
+func (s *Signer) Answer(ctx context.Context, r entry.Request) entry.Answer {
 	if r.Method == http.MethodGet {
 		return s.Authorities(ctx, r)
 	}
@@ -38,7 +39,7 @@ func (s *Signer) Answer(ctx context.Context, r Request) Answer {
 
 // Authorities answers with protocol.CAs, or with 304 to a caller who has them. It
 // writes a line only if it fails: a fleet asks every hour.
-func (s *Signer) Authorities(ctx context.Context, r Request) Answer {
+func (s *Signer) Authorities(ctx context.Context, r entry.Request) entry.Answer {
 	ctx, cancel := withDeadline(ctx)
 	defer cancel()
 	body, err := s.authorityList(ctx, r)
@@ -51,16 +52,16 @@ func (s *Signer) Authorities(ctx context.Context, r Request) Answer {
 	}
 	etag := protocol.ETag(body)
 	if r.IfNoneMatch == etag {
-		return Answer{Status: http.StatusNotModified, Header: map[string]string{"ETag": etag}}
+		return entry.Answer{Status: http.StatusNotModified, Header: map[string]string{"ETag": etag}}
 	}
-	return Answer{
+	return entry.Answer{
 		Status: http.StatusOK,
 		Header: map[string]string{"Content-Type": "application/json", "Cache-Control": "no-cache", "ETag": etag},
 		Body:   body,
 	}
 }
 
-func (s *Signer) authorityList(ctx context.Context, r Request) ([]byte, error) {
+func (s *Signer) authorityList(ctx context.Context, r entry.Request) ([]byte, error) {
 	if err := s.checkDoor(r); err != nil {
 		return nil, err
 	}

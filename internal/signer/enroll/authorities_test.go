@@ -13,6 +13,7 @@ import (
 
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
 	"github.com/hallmark-ssh/hallmark/internal/signer/emf/emftest"
+	"github.com/hallmark-ssh/hallmark/internal/signer/entry"
 	"github.com/hallmark-ssh/hallmark/internal/signer/teleport"
 )
 
@@ -28,9 +29,9 @@ func newAsked(t *testing.T) (*world, teleport.CAs) {
 	return w, cas
 }
 
-func (w *world) get(ifNoneMatch string) Answer {
+func (w *world) get(ifNoneMatch string) entry.Answer {
 	w.t.Helper()
-	return w.signer.Answer(w.t.Context(), Request{ID: "request-1", Method: http.MethodGet, Source: "192.0.2.1", IfNoneMatch: ifNoneMatch})
+	return w.signer.Answer(w.t.Context(), entry.Request{ID: "request-1", Method: http.MethodGet, Source: "192.0.2.1", IfNoneMatch: ifNoneMatch})
 }
 
 func TestAuthorities(t *testing.T) {

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
+	"github.com/hallmark-ssh/hallmark/internal/signer/entry"
 )
 
 // What one request costs the signer's own process, by how far it gets. STS, EC2,
@@ -22,10 +23,10 @@ func BenchmarkEnroll(b *testing.B) {
 		change func(*attempt)
 	}{
 		{"not-JSON", protocol.CodeMalformed, func(a *attempt) {
-			a.http = func(r *Request) { r.Body = []byte("x") }
+			a.http = func(r *entry.Request) { r.Body = []byte("x") }
 		}},
 		{"unknown-field", protocol.CodeMalformed, func(a *attempt) {
-			a.http = func(r *Request) { r.Body = append([]byte(`{"debug":true,`), r.Body[1:]...) }
+			a.http = func(r *entry.Request) { r.Body = append([]byte(`{"debug":true,`), r.Body[1:]...) }
 		}},
 		{"document-signature", protocol.CodeIdentityInvalid, func(a *attempt) {
 			a.region = regions()["hm-test-2"] // says that it is of the other region
@@ -51,9 +52,9 @@ func BenchmarkEnroll(b *testing.B) {
 	}
 }
 
-func measureEnroll(b *testing.B, w *world, r Request, want protocol.Code) {
+func measureEnroll(b *testing.B, w *world, r entry.Request, want protocol.Code) {
 	w.signer.Log = slog.New(slog.NewJSONHandler(discard{}, nil))
-	var answer Answer
+	var answer entry.Answer
 	b.ReportAllocs()
 	start := processorTime(b)
 	for b.Loop() {

@@ -11,22 +11,18 @@ import (
 
 	"github.com/hallmark-ssh/hallmark/internal/identity"
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
+	"github.com/hallmark-ssh/hallmark/internal/signer/entry"
 )
-
-// IAMCaller is who signed a request to a function URL of type AWS_IAM, as Lambda
-// verified it. It is a second lock and no proof: whoever may assume an instance's
-// role chooses the name of the session.
-type IAMCaller struct {
-	Account string
-	ARN     string
-}
 
 // checkDoor decides by what the network and Lambda say of a request, before a
 // byte of it is read. The answer is the one for an account that is not listed:
 // who may knock is the operator's business.
-func (s *Signer) checkDoor(r Request) error {
+func (s *Signer) checkDoor(r entry.Request) error {
 	if err := s.checkSource(r.Source); err != nil {
 		return refuse(protocol.CodeNotAllowed, err)
+	}
+	if len(s.Endpoints) > 0 && !slices.Contains(s.Endpoints, r.Endpoint) {
+		return refuse(protocol.CodeNotAllowed, fmt.Errorf("VPC endpoint %.64q is not in the deployment's list", r.Endpoint))
 	}
 	if s.RequireIAM && r.IAM == nil {
 		return refuse(protocol.CodeNotAllowed, errors.New("the request is not signed with IAM credentials"))
@@ -52,7 +48,7 @@ func (s *Signer) checkSource(source string) error {
 
 // checkIAM compares who signed the HTTP request with the instance of the document,
 // so that one account's credentials do not carry another account's document in.
-func checkIAM(c *IAMCaller, d *identity.Document) error {
+func checkIAM(c *entry.IAMCaller, d *identity.Document) error {
 	if c == nil {
 		return nil
 	}

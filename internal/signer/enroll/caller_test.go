@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
+	"github.com/hallmark-ssh/hallmark/internal/signer/entry"
 )
 
 func TestSources(t *testing.T) {
@@ -28,7 +29,7 @@ func TestSources(t *testing.T) {
 			w := newWorld(t)
 			w.signer.Sources = []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("2001:db8::/32")}
 			a := newAttempt(t, w.now)
-			a.http = func(r *Request) { r.Source = tt.source }
+			a.http = func(r *entry.Request) { r.Source = tt.source }
 			status, _, refused := w.enroll(a)
 			if (status == http.StatusOK) != tt.allowed {
 				t.Errorf("status %d, %+v", status, refused)
@@ -45,7 +46,7 @@ func TestSources(t *testing.T) {
 func TestTheSourceIsCheckedFirst(t *testing.T) {
 	w := newWorld(t)
 	w.signer.Sources = []netip.Prefix{netip.MustParsePrefix("198.51.100.0/24")}
-	for _, r := range []Request{
+	for _, r := range []entry.Request{
 		{Source: "192.0.2.1", Method: http.MethodGet},
 		{Source: "192.0.2.1", Method: http.MethodPost, ContentType: "application/json", Body: []byte("{")},
 		{Source: "192.0.2.1", Method: http.MethodPost, Body: make([]byte, protocol.MaxRequestBytes+1)},
@@ -60,30 +61,30 @@ func TestIAMCaller(t *testing.T) {
 	const role = "arn:aws:sts::" + testAccount + ":assumed-role/web/"
 	tests := map[string]struct {
 		required bool
-		caller   *IAMCaller
+		caller   *entry.IAMCaller
 		allowed  bool
 	}{
 		"none, and none required":          {false, nil, true},
 		"none, but required":               {true, nil, false},
-		"the instance's own profile":       {true, &IAMCaller{testAccount, role + testInstance}, true},
-		"the profile of another instance":  {true, &IAMCaller{testAccount, role + "i-0123456789abcdef0"}, false},
-		"even if none is required":         {false, &IAMCaller{testAccount, role + "i-0123456789abcdef0"}, false},
-		"a session of another kind":        {true, &IAMCaller{testAccount, role + "deploy"}, true},
-		"a user":                           {true, &IAMCaller{testAccount, "arn:aws:iam::" + testAccount + ":user/i-am-a-user"}, true},
-		"another account":                  {true, &IAMCaller{"999999999999", "arn:aws:sts::999999999999:assumed-role/web/" + testInstance}, false},
-		"an account other than the ARN's":  {true, &IAMCaller{testAccount, "arn:aws:sts::999999999999:assumed-role/web/" + testInstance}, false},
-		"an account unlike the ARN's":      {true, &IAMCaller{"999999999999", role + testInstance}, false},
-		"no ARN":                           {true, &IAMCaller{testAccount, ""}, false},
-		"an instance id with more to it":   {true, &IAMCaller{testAccount, role + testInstance + "0"}, false},
-		"a role with a path in its ARN":    {true, &IAMCaller{testAccount, "arn:aws:sts::" + testAccount + ":assumed-role/a/b/i-0123456789abcdef0"}, false},
-		"the GovCloud partition's session": {true, &IAMCaller{testAccount, "arn:aws-us-gov:sts::" + testAccount + ":assumed-role/web/i-0123456789abcdef0"}, false},
+		"the instance's own profile":       {true, &entry.IAMCaller{Account: testAccount, ARN: role + testInstance}, true},
+		"the profile of another instance":  {true, &entry.IAMCaller{Account: testAccount, ARN: role + "i-0123456789abcdef0"}, false},
+		"even if none is required":         {false, &entry.IAMCaller{Account: testAccount, ARN: role + "i-0123456789abcdef0"}, false},
+		"a session of another kind":        {true, &entry.IAMCaller{Account: testAccount, ARN: role + "deploy"}, true},
+		"a user":                           {true, &entry.IAMCaller{Account: testAccount, ARN: "arn:aws:iam::" + testAccount + ":user/i-am-a-user"}, true},
+		"another account":                  {true, &entry.IAMCaller{Account: "999999999999", ARN: "arn:aws:sts::999999999999:assumed-role/web/" + testInstance}, false},
+		"an account other than the ARN's":  {true, &entry.IAMCaller{Account: testAccount, ARN: "arn:aws:sts::999999999999:assumed-role/web/" + testInstance}, false},
+		"an account unlike the ARN's":      {true, &entry.IAMCaller{Account: "999999999999", ARN: role + testInstance}, false},
+		"no ARN":                           {true, &entry.IAMCaller{Account: testAccount, ARN: ""}, false},
+		"an instance id with more to it":   {true, &entry.IAMCaller{Account: testAccount, ARN: role + testInstance + "0"}, false},
+		"a role with a path in its ARN":    {true, &entry.IAMCaller{Account: testAccount, ARN: "arn:aws:sts::" + testAccount + ":assumed-role/a/b/i-0123456789abcdef0"}, false},
+		"the GovCloud partition's session": {true, &entry.IAMCaller{Account: testAccount, ARN: "arn:aws-us-gov:sts::" + testAccount + ":assumed-role/web/i-0123456789abcdef0"}, false},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t)
 			w.signer.RequireIAM = tt.required
 			a := newAttempt(t, w.now)
-			a.http = func(r *Request) { r.IAM = tt.caller }
+			a.http = func(r *entry.Request) { r.IAM = tt.caller }
 			status, _, refused := w.enroll(a)
 			if (status == http.StatusOK) != tt.allowed {
 				t.Errorf("status %d, %+v, log %s", status, refused, w.log.String())

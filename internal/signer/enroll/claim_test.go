@@ -12,6 +12,7 @@ import (
 
 	"github.com/hallmark-ssh/hallmark/internal/identity"
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
+	"github.com/hallmark-ssh/hallmark/internal/signer/entry"
 	"github.com/hallmark-ssh/hallmark/internal/signer/inventory"
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
 	"github.com/hallmark-ssh/hallmark/internal/signer/node"
@@ -65,7 +66,7 @@ func (w *world) wants(t *testing.T) ask {
 }
 
 func (w *world) claim(k ask) (grant, *audit, error) {
-	a := newAudit(testAudience, Request{}, w.signer.Now)
+	a := newAudit(testAudience, entry.Request{}, w.signer.Now)
 	a.decision = k.decision
 	g, err := w.signer.claim(w.t.Context(), fakeCluster{w}, k, a)
 	return g, a, err

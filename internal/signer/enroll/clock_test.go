@@ -9,6 +9,7 @@ import (
 
 	"github.com/hallmark-ssh/hallmark/internal/clocktest"
 	"github.com/hallmark-ssh/hallmark/internal/hostcert"
+	"github.com/hallmark-ssh/hallmark/internal/signer/entry"
 	"github.com/hallmark-ssh/hallmark/internal/signer/teleport"
 )
 
@@ -20,16 +21,16 @@ func TestAFrozenProcessReadsTheAuthoritiesAgain(t *testing.T) {
 	w.cas = func(int) teleport.CAs {
 		return teleport.CAs{Host: []ssh.PublicKey{current}, OpenSSH: []ssh.PublicKey{current}}
 	}
-	before := w.signer.Answer(t.Context(), Request{Method: http.MethodGet})
+	before := w.signer.Answer(t.Context(), entry.Request{Method: http.MethodGet})
 	current = newKey(t).PublicKey() // a rotation
 	now = clocktest.Freeze(now, clocktest.FreezeTime)
-	after := w.signer.Answer(t.Context(), Request{Method: http.MethodGet})
+	after := w.signer.Answer(t.Context(), entry.Request{Method: http.MethodGet})
 	if before.Status != http.StatusOK || after.Status != http.StatusOK || before.Header["ETag"] == after.Header["ETag"] {
 		t.Errorf("after the freeze: status %d, list %q, want another than %q", after.Status, after.Header["ETag"], before.Header["ETag"])
 	}
 	w.dialErr = teleport.ErrUnavailable
 	now = clocktest.Freeze(now, clocktest.FreezeTime)
-	if late := w.signer.Answer(t.Context(), Request{Method: http.MethodGet}); late.Status != http.StatusServiceUnavailable {
+	if late := w.signer.Answer(t.Context(), entry.Request{Method: http.MethodGet}); late.Status != http.StatusServiceUnavailable {
 		t.Errorf("status %d with a list that is older than %s", late.Status, authoritiesKept)
 	}
 }
@@ -73,9 +74,9 @@ func TestAClockThatIsPutBackKeepsNothing(t *testing.T) {
 		key := newKey(t).PublicKey()
 		return teleport.CAs{Host: []ssh.PublicKey{key}, OpenSSH: []ssh.PublicKey{key}}
 	}
-	before := w.signer.Answer(t.Context(), Request{Method: http.MethodGet})
+	before := w.signer.Answer(t.Context(), entry.Request{Method: http.MethodGet})
 	w.now = w.now.Add(-time.Hour)
-	if after := w.signer.Answer(t.Context(), Request{Method: http.MethodGet}); after.Header["ETag"] == before.Header["ETag"] {
+	if after := w.signer.Answer(t.Context(), entry.Request{Method: http.MethodGet}); after.Header["ETag"] == before.Header["ETag"] {
 		t.Error("the list from the future still serves")
 	}
 }
@@ -93,7 +94,7 @@ func TestNothingStoredHasAMonotonicReading(t *testing.T) {
 	for range attemptBurst + 1 {
 		w.enroll(junk(t, w.now, "198.51.100.66"))
 	}
-	if answer := w.signer.Answer(t.Context(), Request{Method: http.MethodGet}); answer.Status != http.StatusOK {
+	if answer := w.signer.Answer(t.Context(), entry.Request{Method: http.MethodGet}); answer.Status != http.StatusOK {
 		t.Fatalf("status %d", answer.Status)
 	}
 	s := w.signer

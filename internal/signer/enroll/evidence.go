@@ -14,24 +14,8 @@ import (
 
 	"github.com/hallmark-ssh/hallmark/internal/identity"
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
+	"github.com/hallmark-ssh/hallmark/internal/signer/entry"
 )
-
-// Request is an HTTP request to the signer.
-type Request struct {
-	// ID names the request in the answer and in the log.
-	ID          string
-	Method      string
-	ContentType string
-	// IfNoneMatch is the header of that name.
-	IfNoneMatch string
-	// Body may be cut at one byte more than protocol.MaxRequestBytes.
-	Body []byte
-	// Source is the caller's address, as the network saw it and never as a header
-	// says.
-	Source string
-	// IAM is who signed the HTTP request, or nil if nobody needed to.
-	IAM *IAMCaller
-}
 
 // caller is who has proved to be calling, and with which host keys.
 type caller struct {
@@ -50,12 +34,12 @@ type evidence struct {
 }
 
 // believe takes the steps up to STS.
-func (s *Signer) believe(ctx context.Context, r Request, a *audit) (caller, error) {
+func (s *Signer) believe(ctx context.Context, r entry.Request, a *audit) (caller, error) {
 	e, document, err := s.examine(r, a)
 	if err != nil {
 		return caller{}, err
 	}
-	if err := s.limitAttempts(ctx, e, r.Source, a); err != nil {
+	if err := s.limitAttempts(ctx, e, r, a); err != nil {
 		return caller{}, err
 	}
 	err = a.step(ctx, "sts", stsTimeout, func(ctx context.Context) error {
@@ -72,7 +56,7 @@ func (s *Signer) believe(ctx context.Context, r Request, a *audit) (caller, erro
 }
 
 // examine checks all that can be checked without calling anybody.
-func (s *Signer) examine(r Request, a *audit) (*evidence, *identity.Document, error) {
+func (s *Signer) examine(r entry.Request, a *audit) (*evidence, *identity.Document, error) {
 	if err := s.checkDoor(r); err != nil {
 		return nil, nil, err
 	}
@@ -99,7 +83,7 @@ func (s *Signer) examine(r Request, a *audit) (*evidence, *identity.Document, er
 }
 
 // readEvidence checks all that needs neither a signature nor a clock.
-func (s *Signer) readEvidence(r Request) (*evidence, error) {
+func (s *Signer) readEvidence(r entry.Request) (*evidence, error) {
 	if r.Method != http.MethodPost {
 		return nil, refuse(protocol.CodeMethodNotAllowed, fmt.Errorf("method %.16q", r.Method))
 	}

@@ -15,6 +15,7 @@ import (
 
 	"github.com/hallmark-ssh/hallmark/internal/identity"
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
+	"github.com/hallmark-ssh/hallmark/internal/signer/entry"
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
 	"github.com/hallmark-ssh/hallmark/internal/signer/teleport"
 )
@@ -35,7 +36,7 @@ func FuzzEnroll(f *testing.F) {
 			w = newWorld(t)
 		}
 		w.reset(t, now)
-		answer := w.signer.Enroll(t.Context(), Request{
+		answer := w.signer.Enroll(t.Context(), entry.Request{
 			ID: "request-1", Method: http.MethodPost, ContentType: contentType, Body: body, Source: "192.0.2.1",
 		})
 		if bytes.Equal(body, seed) && contentType == "application/json" && answer.Status != http.StatusOK {
@@ -60,7 +61,7 @@ func FuzzEnroll(f *testing.F) {
 }
 
 // checkStrangersAnswer wants a code's own sentence and nothing of the request.
-func checkStrangersAnswer(t *testing.T, answer Answer) {
+func checkStrangersAnswer(t *testing.T, answer entry.Answer) {
 	t.Helper()
 	var refused protocol.ErrorResponse
 	if err := json.Unmarshal(answer.Body, &refused); err != nil {

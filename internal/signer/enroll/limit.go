@@ -14,6 +14,7 @@ import (
 
 	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
+	"github.com/hallmark-ssh/hallmark/internal/signer/entry"
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
 )
 
@@ -50,8 +51,12 @@ type pace struct {
 // whoever stole its document could keep the machine itself out; by the source
 // alone, a fleet behind one address would keep itself out. Other processes on the
 // machine share both, and so may others behind its address: see take.
-func (s *Signer) limitAttempts(ctx context.Context, e *evidence, source string, a *audit) error {
-	b := bucket{instance: a.document.Instance, source: network(source)}
+//
+// Behind a VPC endpoint, its id is part of the source: addresses of two networks may be
+// the same. Direct invocations have no source. Then whoever may invoke the function and
+// has the instance's document can use up its bucket, but not that of its recorded keys.
+func (s *Signer) limitAttempts(ctx context.Context, e *evidence, r entry.Request, a *audit) error {
+	b := bucket{instance: a.document.Instance, source: network(r.Source), endpoint: r.Endpoint}
 	if wait := s.take(ctx, &s.attempts, b, pace{attemptBurst, attemptEvery}, e.keys, a); wait > 0 {
 		return limited(wait, "from one source")
 	}
@@ -118,6 +123,7 @@ func network(source string) netip.Prefix {
 type bucket struct {
 	instance ec2ref.Instance
 	source   netip.Prefix
+	endpoint string
 	// recorded is set for requests that a recorded host key signed.
 	recorded bool
 }

@@ -15,6 +15,7 @@ import (
 
 	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
+	"github.com/hallmark-ssh/hallmark/internal/signer/entry"
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
 )
 
@@ -23,7 +24,7 @@ func junk(t testing.TB, now time.Time, source string) *attempt {
 	t.Helper()
 	a := newAttempt(t, now)
 	a.request = func(r *protocol.Request) { r.Caller.Authorization = "junk" }
-	a.http = func(r *Request) { r.Source = source }
+	a.http = func(r *entry.Request) { r.Source = source }
 	return a
 }
 
@@ -77,7 +78,7 @@ func TestAProvedInstanceIsLimitedWhereverItCallsFrom(t *testing.T) {
 	w := newWorld(t)
 	w.signer.Ledger = forgetful{fakeLedger{w}} // so that no key is recorded
 	a := newAttempt(t, w.now)
-	from := func(n int) { a.http = func(r *Request) { r.Source = "192.0.2." + strconv.Itoa(n) } }
+	from := func(n int) { a.http = func(r *entry.Request) { r.Source = "192.0.2." + strconv.Itoa(n) } }
 	for n := range provedBurst {
 		from(n)
 		if status, _, refused := w.enroll(a); status != http.StatusOK {
@@ -94,7 +95,7 @@ func TestAProvedInstanceIsLimitedWhereverItCallsFrom(t *testing.T) {
 	}
 	w.now = w.now.Add(provedEvery)
 	a = newAttempt(t, w.now)
-	a.http = func(r *Request) { r.Source = "192.0.2.200" }
+	a.http = func(r *entry.Request) { r.Source = "192.0.2.200" }
 	if _, _, refused := w.enroll(a); refused.Code == protocol.CodeRateLimited {
 		t.Error("still limited after the time of one token")
 	}

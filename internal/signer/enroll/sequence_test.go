@@ -15,6 +15,7 @@ import (
 
 	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
+	"github.com/hallmark-ssh/hallmark/internal/signer/entry"
 	"github.com/hallmark-ssh/hallmark/internal/signer/inventory"
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
 	"github.com/hallmark-ssh/hallmark/internal/signer/policy"
@@ -158,7 +159,7 @@ func (m *machine) record() ledger.Record {
 }
 
 // request is a request that the machine makes now.
-func (m *machine) request() Request {
+func (m *machine) request() entry.Request {
 	m.t.Helper()
 	a := newAttempt(m.t, m.now)
 	a.keys = m.keys
@@ -169,7 +170,7 @@ func (m *machine) request() Request {
 	a.request = func(r *protocol.Request) {
 		r.Caller.Authorization = fakeProof(protocol.Bind(r.Payload), instanceWith(ec2ref.InstanceID(m.id)))
 	}
-	a.http = func(r *Request) { r.Source = m.source }
+	a.http = func(r *entry.Request) { r.Source = m.source }
 	if m.change != nil {
 		m.change(a)
 	}
@@ -182,7 +183,7 @@ func (m *machine) ask() (int, protocol.Response, protocol.Refusal) {
 	return m.send(m.request())
 }
 
-func (m *machine) send(r Request) (int, protocol.Response, protocol.Refusal) {
+func (m *machine) send(r entry.Request) (int, protocol.Response, protocol.Refusal) {
 	m.t.Helper()
 	answer := m.signer.Enroll(m.t.Context(), r)
 	var got protocol.Response

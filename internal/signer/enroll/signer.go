@@ -19,6 +19,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 	"github.com/hallmark-ssh/hallmark/internal/identity"
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
+	"github.com/hallmark-ssh/hallmark/internal/signer/entry"
 	"github.com/hallmark-ssh/hallmark/internal/signer/inventory"
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
 	"github.com/hallmark-ssh/hallmark/internal/signer/node"
@@ -85,6 +86,9 @@ type Signer struct {
 	Regions  []ec2ref.Region
 	// Sources are the networks that requests may come from; without any, all may.
 	Sources []netip.Prefix
+	// Endpoints are the ids of the VPC endpoints that requests may come through; without
+	// any, all may.
+	Endpoints []string
 	// RequireIAM refuses requests that carry no IAM caller.
 	RequireIAM bool
 
@@ -148,7 +152,7 @@ const (
 //     host key is recorded, which the ledger is asked once a minute and instance
 //  7. STS: is it that instance that calls, and how often it did
 //  8. EC2, and what the ledger knows; policy; claim; Teleport; confirm
-func (s *Signer) Enroll(ctx context.Context, r Request) Answer {
+func (s *Signer) Enroll(ctx context.Context, r entry.Request) entry.Answer {
 	ctx, cancel := withDeadline(ctx)
 	defer cancel()
 	a := newAudit(s.Audience, r, s.now)
@@ -165,7 +169,7 @@ func withDeadline(ctx context.Context) (context.Context, context.CancelFunc) {
 	return context.WithTimeout(ctx, requestTimeout)
 }
 
-func (s *Signer) enroll(ctx context.Context, r Request, a *audit) (*protocol.Response, error) {
+func (s *Signer) enroll(ctx context.Context, r entry.Request, a *audit) (*protocol.Response, error) {
 	c, err := s.believe(ctx, r, a)
 	if err != nil {
 		return nil, err

@@ -23,6 +23,8 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/identity"
 	"github.com/hallmark-ssh/hallmark/internal/identity/identitytest"
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
+	"github.com/hallmark-ssh/hallmark/internal/signer/entry"
+	"github.com/hallmark-ssh/hallmark/internal/signer/entry/entrytest"
 	"github.com/hallmark-ssh/hallmark/internal/signer/inventory"
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
 	"github.com/hallmark-ssh/hallmark/internal/signer/node"
@@ -32,6 +34,7 @@ import (
 
 const (
 	testAudience = "hallmark.example.com"
+	testEndpoint = "vpce-0a1b2c3d4e5f60718"
 	testRegion   = "hm-test-1"
 	testAccount  = "111122223333"
 	testInstance = "i-0a1b2c3d4e5f60718"
@@ -64,6 +67,8 @@ type world struct {
 	now    time.Time
 	signer *Signer
 	log    bytes.Buffer
+	// entry is how the attempts arrive; without one, no event is made of them.
+	entry entry.Kind
 
 	mu    sync.Mutex
 	calls []string
@@ -365,7 +370,7 @@ type attempt struct {
 	encoded func(payload []byte) []byte
 	binding func(protocol.Binding) protocol.Binding // what the proofs sign
 	request func(*protocol.Request)
-	http    func(*Request)
+	http    func(*entry.Request)
 }
 
 func newAttempt(t testing.TB, now time.Time) *attempt {
@@ -386,7 +391,7 @@ func newAttempt(t testing.TB, now time.Time) *attempt {
 }
 
 // build signs everything and returns the HTTP request.
-func (a *attempt) build(t testing.TB) Request {
+func (a *attempt) build(t testing.TB) entry.Request {
 	t.Helper()
 	text, err := a.region.Sign(must(json.Marshal(a.document)))
 	if err != nil {
@@ -423,7 +428,7 @@ func (a *attempt) build(t testing.TB) Request {
 	if a.request != nil {
 		a.request(&request)
 	}
-	r := Request{
+	r := entry.Request{
 		ID: "request-1", Method: http.MethodPost, ContentType: "application/json",
 		Body: must(json.Marshal(request)), Source: "192.0.2.1",
 	}
@@ -440,10 +445,27 @@ func must[T any](value T, err error) T {
 	return value
 }
 
+// send sends a request by the world's entry, as an event, if it has one.
+func (w *world) send(r entry.Request) entry.Answer {
+	w.t.Helper()
+	if w.entry == "" {
+		return w.signer.Enroll(w.t.Context(), r)
+	}
+	if w.entry == entry.PrivateAPI && r.Endpoint == "" {
+		r.Endpoint = testEndpoint
+	}
+	arrived, err := w.entry.Request(must(entrytest.Event(w.entry, r)))
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	arrived.ID = r.ID // as from Lambda's context
+	return must(entrytest.Answer(w.entry, must(w.entry.Response(w.signer.Enroll(w.t.Context(), arrived)))))
+}
+
 // enroll sends the attempt and returns the answer's status and body.
 func (w *world) enroll(a *attempt) (int, protocol.Response, protocol.Refusal) {
 	w.t.Helper()
-	answer := w.signer.Enroll(w.t.Context(), a.build(w.t))
+	answer := w.send(a.build(w.t))
 	var granted protocol.Response
 	var refused protocol.ErrorResponse
 	into := any(&granted)

@@ -16,6 +16,7 @@ import (
 
 	"github.com/hallmark-ssh/hallmark/internal/identity"
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
+	"github.com/hallmark-ssh/hallmark/internal/signer/entry"
 	"github.com/hallmark-ssh/hallmark/internal/signer/teleport"
 )
 
@@ -43,7 +44,7 @@ func TestRecordedRequests(t *testing.T) {
 				t.Errorf("calls %q, want %q", calls, all)
 			}
 			compareRecording(t, filepath.Join(dir, "response.json"), answer.Body)
-			list := w.signer.Answer(t.Context(), Request{ID: "request-2", Method: http.MethodGet, Source: "192.0.2.1"})
+			list := w.signer.Answer(t.Context(), entry.Request{ID: "request-2", Method: http.MethodGet, Source: "192.0.2.1"})
 			if list.Status != http.StatusOK || list.Header["ETag"] != protocol.ETag(list.Body) {
 				t.Fatalf("status %d, %s, headers %v", list.Status, list.Body, list.Header)
 			}
@@ -53,9 +54,9 @@ func TestRecordedRequests(t *testing.T) {
 }
 
 // newRecordedWorld returns the world of a recorded request, and the request.
-func newRecordedWorld(t *testing.T, dir string) (*world, Request) {
+func newRecordedWorld(t *testing.T, dir string) (*world, entry.Request) {
 	t.Helper()
-	request := Request{
+	request := entry.Request{
 		ID: "request-1", Method: http.MethodPost, ContentType: "application/json", Source: "192.0.2.1",
 		Body: must(os.ReadFile(filepath.Join(dir, "request.json"))),
 	}

@@ -20,7 +20,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 	"github.com/hallmark-ssh/hallmark/internal/identity"
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
-	"github.com/hallmark-ssh/hallmark/internal/signer/enroll"
+	"github.com/hallmark-ssh/hallmark/internal/signer/entry"
 	"github.com/hallmark-ssh/hallmark/internal/signer/inventory"
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
 	"github.com/hallmark-ssh/hallmark/internal/signer/policy"
@@ -50,7 +50,7 @@ type fixed struct {
 
 	making       sync.Mutex
 	certificates map[string]*ssh.Certificate
-	requests     map[string]enroll.Request
+	requests     map[string]entry.Request
 }
 
 func newFixed(t *testing.T) *fixed {
@@ -65,7 +65,7 @@ func newFixed(t *testing.T) *fixed {
 func makeFixed() (*fixed, error) {
 	f := &fixed{
 		epoch: time.Date(2026, time.January, 2, 3, 4, 5, 0, time.UTC), keys: make(map[string]ssh.Signer),
-		certificates: make(map[string]*ssh.Certificate), requests: make(map[string]enroll.Request),
+		certificates: make(map[string]*ssh.Certificate), requests: make(map[string]entry.Request),
 	}
 	var err error
 	const text = `version: 1
@@ -85,7 +85,7 @@ rules: [{name: default, match: {image_owners: [listed], max_age: any}, teleport_
 }
 
 // request returns what an instance sends with a key, to a signer.
-func (f *fixed) request(n int, key, to string, now time.Time) (enroll.Request, error) {
+func (f *fixed) request(n int, key, to string, now time.Time) (entry.Request, error) {
 	f.making.Lock()
 	defer f.making.Unlock()
 	name := fmt.Sprint(n, key, to, now)
@@ -98,17 +98,17 @@ func (f *fixed) request(n int, key, to string, now time.Time) (enroll.Request, e
 		IdentityDocument: base64.StdEncoding.EncodeToString([]byte(ref(n).ID)),
 	})
 	if err != nil {
-		return enroll.Request{}, err
+		return entry.Request{}, err
 	}
 	signature, err := identity.SignBinding(f.keys[key], protocol.Bind(payload))
 	if err != nil {
-		return enroll.Request{}, err
+		return entry.Request{}, err
 	}
 	body, err := json.Marshal(protocol.Request{
 		Payload: payload, Signatures: []string{signature},
 		Caller: protocol.CallerProof{Authorization: "believed", Date: now.Format("20060102T150405Z"), SecurityToken: "token"},
 	})
-	f.requests[name] = enroll.Request{ID: "1", Method: http.MethodPost, ContentType: "application/json", Body: body, Source: "192.0.2.1"}
+	f.requests[name] = entry.Request{ID: "1", Method: http.MethodPost, ContentType: "application/json", Body: body, Source: "192.0.2.1"}
 	return f.requests[name], err
 }
 

@@ -1,0 +1,110 @@
+// Package entry reads the events by which requests reach the enroll function, and writes
+// the answers in the form that each expects.
+//
+// A function has one entry, and refuses the events of the others. What an event says of
+// its sender counts only if AWS wrote it: with a function URL or a private API, nobody but
+// that service may invoke the function. With direct invocations the sender writes the
+// whole event, so the form has no such fields.
+package entry
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+)
+
+// Kind is how requests reach the function. The zero value is none.
+type Kind string
+
+// The entries. docs/networks.md says which fits which network.
+const (
+	// URL is a Lambda function URL.
+	URL Kind = "url"
+	// PrivateAPI is a private REST API of API Gateway, reached through a VPC endpoint for
+	// execute-api.
+	PrivateAPI Kind = "private-api"
+	// Invoke is Lambda's own Invoke operation, reached through a VPC endpoint for lambda.
+	Invoke Kind = "invoke"
+)
+
+// Kinds returns all entries.
+func Kinds() []Kind { return []Kind{URL, PrivateAPI, Invoke} }
+
+// Parse reads the name of an entry.
+func Parse(text string) (Kind, error) {
+	if k := Kind(text); slices.Contains(Kinds(), k) {
+		return k, nil
+	}
+	return "", fmt.Errorf("%.64q is not an entry: give url, private-api or invoke", text)
+}
+
+// Request is a request to the signer.
+type Request struct {
+	// ID names the request in the answer and in the log.
+	ID          string
+	Method      string
+	ContentType string
+	// IfNoneMatch is the header of that name.
+	IfNoneMatch string
+	// Body may be cut at one byte more than protocol.MaxRequestBytes.
+	Body []byte
+	// Source is the caller's address as AWS saw it, never as a header says. It is empty
+	// for direct invocations.
+	Source string
+	// Endpoint is the id of the VPC endpoint that a request to a private API came through,
+	// and empty otherwise. Private addresses repeat, so that Source means little without it.
+	Endpoint string
+	// IAM is who signed the HTTP request, or nil if nobody needed to.
+	IAM *IAMCaller
+}
+
+// IAMCaller is who signed a request with IAM credentials, as AWS verified it. It is a
+// second lock and no proof: the holder of an instance's role chooses the name of the
+// session.
+type IAMCaller struct {
+	Account string
+	ARN     string
+}
+
+// Answer is an HTTP response.
+type Answer struct {
+	Status int
+	Header map[string]string
+	Body   []byte
+}
+
+// Request reads an event. Its errors do not repeat the event, and come with the request's
+// ID if the event has one.
+func (k Kind) Request(event []byte) (Request, error) {
+	switch k {
+	case URL:
+		return urlRequest(event)
+	case PrivateAPI:
+		return apiRequest(event)
+	case Invoke:
+		return invokeRequest(event)
+	}
+	return Request{}, fmt.Errorf("unknown entry %q", k)
+}
+
+// Response writes an answer as the entry expects it.
+func (k Kind) Response(a Answer) ([]byte, error) {
+	switch k {
+	case URL:
+		return urlResponse(a)
+	case PrivateAPI:
+		return apiResponse(a)
+	case Invoke:
+		return invokeResponse(a)
+	}
+	return nil, fmt.Errorf("unknown entry %q", k)
+}
+
+// decode reads the JSON of an event.
+func decode(event []byte, into any) error {
+	if err := json.Unmarshal(event, into); err != nil {
+		return errors.New("not the JSON of such an event") // the decoder's own words quote it
+	}
+	return nil
+}

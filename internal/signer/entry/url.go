@@ -1,0 +1,36 @@
+package entry
+
+import (
+	"encoding/json"
+	"fmt"
+
+	"github.com/aws/aws-lambda-go/events"
+)
+
+// urlRequest reads an event of a function URL, payload format 2.0
+// (https://docs.aws.amazon.com/lambda/latest/dg/urls-invocation.html). The caller's own
+// headers, of which X-Forwarded-For is one, do not say who calls: requestContext does.
+func urlRequest(event []byte) (Request, error) {
+	var e events.LambdaFunctionURLRequest
+	if err := decode(event, &e); err != nil {
+		return Request{}, err
+	}
+	r := Request{ID: e.RequestContext.RequestID}
+	// EventBridge's events have a version too, "0".
+	if e.Version != "2.0" || e.RequestContext.HTTP.Method == "" {
+		return r, fmt.Errorf("version %.16q, method %.16q", e.Version, e.RequestContext.HTTP.Method)
+	}
+	r.Method = e.RequestContext.HTTP.Method
+	r.ContentType = e.Headers["content-type"] // function URLs send names in lower case
+	r.IfNoneMatch = e.Headers["if-none-match"]
+	r.Body = body(e.Body, e.IsBase64Encoded)
+	r.Source = e.RequestContext.HTTP.SourceIP
+	if a := e.RequestContext.Authorizer; a != nil && a.IAM != nil {
+		r.IAM = &IAMCaller{Account: a.IAM.AccountID, ARN: a.IAM.UserARN}
+	}
+	return r, nil
+}
+
+func urlResponse(a Answer) ([]byte, error) {
+	return json.Marshal(events.LambdaFunctionURLResponse{StatusCode: a.Status, Headers: a.Header, Body: string(a.Body)})
+}
