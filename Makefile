@@ -142,7 +142,7 @@ e2e: export HALLMARK_TEST_STRICT := 1
 e2e: setup build bin/packer bin/aws-lambda-rie
 	$(STEP) "emulated AWS services" go test $(RACE) -timeout 20m -tags e2e ./e2e/fake/moto ./e2e/fake/sts ./e2e/fake/dynamodb ./e2e/policystore
 	$(STEP) "functions in AWS's emulator" go test $(RACE) -timeout 20m -tags e2e ./e2e/fake/lambdahost ./e2e/runtime
-	$(STEP) "functions on moto and SAM's template" go test $(RACE) -timeout 20m -tags e2e -run 'Moto|SAM' ./lambda ./internal/signer/operator
+	$(STEP) "functions on moto and SAM's template" go test $(RACE) -timeout 20m -tags e2e -run 'Moto|SAM' ./lambda ./lambda/deploy ./internal/signer/operator
 	$(STEP) "explorer on DynamoDB Local" go test -timeout 20m -tags e2e -run TestDynamoDB ./internal/signer/explore
 	$(STEP) "build e2e.test" go test -c -tags e2e -o bin/e2e.test ./e2e
 	cd e2e && $(STEP) "whole path" $(AS_ROOT) ../bin/e2e.test -test.v -test.timeout 25m
@@ -188,7 +188,15 @@ bench: teleport-programs setup build bin/bench-empty bin/packer ## print sizes, 
 clean: ## remove what was built
 	rm -rf bin dist $(PROGRAMS)
 
-# SAM calls these with ARTIFACTS_DIR set (BuildMethod: makefile in
+.PHONY: deploy
+deploy: ## build the signer and deploy its stack (docs/quickstart.md); STACK, AWS_REGION, ALARM_EMAIL, PARAMETERS
+	lambda/deploy/deploy.sh deploy
+
+.PHONY: package
+package: ## build and upload the signer, and print the address of its template, for Terraform
+	lambda/deploy/deploy.sh package
+
+# SAM and deploy.sh call these with ARTIFACTS_DIR set (BuildMethod: makefile in
 # template.yaml), in a copy of this folder. The two functions are one program with different
 # settings; for the second, Go finds all but the linking in its cache.
 build-EnrollFunction: FUNCTION := enroll

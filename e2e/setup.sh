@@ -58,10 +58,11 @@ install_python_tools() {
   local missing=()
   command -v moto_server >/dev/null || missing+=('moto[server]>=5,<6')
   command -v cfn-lint >/dev/null || missing+=('cfn-lint>=1.51,<2')
+  command -v aws >/dev/null || missing+=('awscli>=1.40,<2') # older ones know no AWS_ENDPOINT_URL
   [ "${#missing[@]}" -eq 0 ] && return
   say "installing ${missing[*]}"
   python3 -m pip install --quiet "${missing[@]}" && return
-  say "could not install ${missing[*]} with pip: install moto 5 (moto_server) and cfn-lint 1.51 by hand and put them on the PATH"
+  say "could not install ${missing[*]} with pip: install moto 5 (moto_server), cfn-lint 1.51 and the AWS CLI by hand and put them on the PATH"
   exit 1
 }
 
