@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -20,7 +21,7 @@ var (
 	regexpTestName = regexp.MustCompile("(?s)^`?([A-Za-z][A-Za-z0-9]*)`?(?:/(.+))?$")
 )
 
-// Every relative link leads to a file, and one to a test's file names a test, or a
+// Every relative link leads to a file, and to a heading if it names one, and one to a test's file names a test, or a
 // function that makes a table's rows, and perhaps a row, that is there.
 func TestLinks(t *testing.T) {
 	documents, err := filepath.Glob("*.md")
@@ -31,7 +32,7 @@ func TestLinks(t *testing.T) {
 	for _, document := range append(documents, "../README.md", "../SECURITY.md", "../CONTRIBUTING.md") {
 		t.Run(filepath.Base(document), func(t *testing.T) {
 			for _, link := range links(t, document) {
-				tests.check(t, filepath.Dir(document), link)
+				tests.check(t, document, link)
 			}
 		})
 	}
@@ -112,20 +113,27 @@ type testFile struct {
 	literals  map[string]bool // of strings
 }
 
-func (f testFiles) check(t *testing.T, folder string, l link) {
+func (f testFiles) check(t *testing.T, document string, l link) {
 	t.Helper()
+	folder := filepath.Dir(document)
 	u, err := url.Parse(l.target)
 	if err != nil {
 		t.Errorf("link %q: %v", l.target, err)
 		return
 	}
-	if u.IsAbs() || u.Path == "" {
+	if u.IsAbs() {
 		return
 	}
 	path := filepath.Join(folder, filepath.FromSlash(u.Path))
+	if u.Path == "" {
+		path = document
+	}
 	if _, err := os.Stat(path); err != nil {
 		t.Errorf("[%s]: %v", l.text, err)
 		return
+	}
+	if u.Fragment != "" && strings.HasSuffix(path, ".md") && !slices.Contains(anchors(t, path), u.Fragment) {
+		t.Errorf("[%s]: %s has no heading %s", l.text, path, u.Fragment)
 	}
 	if !strings.HasSuffix(path, "_test.go") {
 		return
@@ -142,6 +150,26 @@ func (f testFiles) check(t *testing.T, folder string, l link) {
 	if row := name[2]; row != "" && !file.literals[row] {
 		t.Errorf("[%s]: %s has no row %q", l.text, l.target, row)
 	}
+}
+
+var (
+	regexpHeading = regexp.MustCompile(`(?m)^#+ (.+)$`)
+	regexpOmitted = regexp.MustCompile(`[^\p{L}\p{N} _-]`)
+)
+
+// anchors returns the headings of a document as GitHub links to them.
+func anchors(t *testing.T, document string) []string {
+	t.Helper()
+	data, err := os.ReadFile(document)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var list []string
+	for _, m := range regexpHeading.FindAllStringSubmatch(string(data), -1) {
+		heading := regexpOmitted.ReplaceAllString(strings.ToLower(m[1]), "")
+		list = append(list, strings.ReplaceAll(heading, " ", "-"))
+	}
+	return list
 }
 
 func (f testFiles) read(t *testing.T, path string) *testFile {

@@ -1,7 +1,12 @@
 # A golden image of Amazon Linux 2023 whose instances enroll themselves into a
 # Teleport cluster at first boot.
 #
-#   packer init . && packer build -var-file=my.pkrvars.hcl .
+#   packer build -var-file=my.pkrvars.hcl .
+#
+# "packer init" finds the hallmark plugin once there is a release. Until then, run:
+#
+#   packer plugins install github.com/hashicorp/amazon
+#   packer plugins install --path bin/packer-plugin-hallmark github.com/hallmark-ssh/hallmark
 
 packer {
   required_version = ">= 1.10.0"
