@@ -6,13 +6,14 @@ package agent
 
 import (
 	"context"
+	"math/rand/v2"
 	"time"
 
+	"github.com/hallmark-ssh/hallmark/internal/backoff"
 	"github.com/hallmark-ssh/hallmark/internal/machine/config"
 	"github.com/hallmark-ssh/hallmark/internal/machine/fault"
 	"github.com/hallmark-ssh/hallmark/internal/machine/imds"
 	"github.com/hallmark-ssh/hallmark/internal/machine/loaded"
-	"github.com/hallmark-ssh/hallmark/internal/machine/retry"
 	"github.com/hallmark-ssh/hallmark/internal/machine/signerclient"
 	"github.com/hallmark-ssh/hallmark/internal/machine/sshd"
 	"github.com/hallmark-ssh/hallmark/internal/machine/sshdconf"
@@ -46,7 +47,7 @@ type Enroller struct {
 	server   server
 	metadata *imds.Client
 	signer   *signerclient.Client
-	retry    retry.Policy
+	retry    backoff.Policy
 	now      func() time.Time
 	settle   time.Duration // how long sshd may take to present new certificates
 	runDir   string        // forgotten at each boot, or "" without such a folder
@@ -57,6 +58,16 @@ type Enroller struct {
 // settleTimeout is far more than the 50 to 115 ms that a reload takes.
 const settleTimeout = 15 * time.Second
 
+// newPolicy returns how a run repeats its requests. log receives a line for every retry.
+func newPolicy(log func(format string, args ...any)) backoff.Policy {
+	return backoff.Policy{
+		Growth: backoff.Growth{First: 500 * time.Millisecond, Longest: 30 * time.Second},
+		Random: rand.Float64,
+		Now:    time.Now,
+		Log:    log,
+	}
+}
+
 // NewEnroller returns an enroller for the machine that it runs on. log receives a line for
 // every retry.
 func NewEnroller(c config.Config, timeout time.Duration, log func(format string, args ...any)) (*Enroller, error) {
@@ -64,7 +75,7 @@ func NewEnroller(c config.Config, timeout time.Duration, log func(format string,
 	if err != nil {
 		return nil, &fault.Error{Kind: fault.Failed, Hint: "install OpenSSH's server", Err: err}
 	}
-	policy := retry.New(log)
+	policy := newPolicy(log)
 	metadata := imds.New(policy)
 	signer, err := signerclient.New(c, policy, metadata, time.Now)
 	if err != nil {

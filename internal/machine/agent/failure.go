@@ -14,9 +14,9 @@ import (
 
 	"golang.org/x/crypto/ssh"
 
+	"github.com/hallmark-ssh/hallmark/internal/backoff"
 	"github.com/hallmark-ssh/hallmark/internal/machine/fault"
 	"github.com/hallmark-ssh/hallmark/internal/machine/replace"
-	"github.com/hallmark-ssh/hallmark/internal/machine/retry"
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
 )
 
@@ -50,16 +50,6 @@ const (
 	urgentBackoff = 10 * time.Minute
 )
 
-// waitAfter returns how long to leave the signer alone after a number of failed runs
-// in a row: a random part of a time that doubles, on top of what the signer asked for.
-func waitAfter(failures int, longest, asked time.Duration, random float64) time.Duration {
-	limit := longest
-	if failures <= 10 {
-		limit = min(firstBackoff<<(failures-1), longest)
-	}
-	return min(max(asked, 0), retry.LongestHonor) + time.Duration(random*float64(limit))
-}
-
 // next returns what to save after another failure.
 func (f *failure) next(need string, urgent bool, err error, now time.Time, random float64) *failure {
 	n := &failure{Situation: need, Failures: 1, Reason: err.Error()}
@@ -78,18 +68,18 @@ func (f *failure) next(need string, urgent bool, err error, now time.Time, rando
 	if e, ok := errors.AsType[*fault.Error](err); ok {
 		n.Kind, n.Hint, asked = e.Kind, e.Hint, e.After
 	}
-	longest := longestBackoff
+	between := backoff.Growth{First: firstBackoff, Longest: longestBackoff}
 	if urgent && n.Kind == fault.Temporary {
-		longest = urgentBackoff
+		between.Longest = urgentBackoff
 	}
-	n.NotBefore = now.Add(waitAfter(n.Failures, longest, asked, random)).UTC().Truncate(time.Second)
+	n.NotBefore = now.Add(between.Pause(n.Failures, asked, random)).UTC().Truncate(time.Second)
 	return n
 }
 
 // backOff returns an error if it is too early to ask again.
 func (f *failure) backOff(need string, now time.Time) error {
 	// One that is further off than any comes of a clock that was wrong.
-	if f == nil || f.Situation != need || !now.Before(f.NotBefore) || f.NotBefore.Sub(now) > retry.LongestHonor+longestBackoff {
+	if f == nil || f.Situation != need || !now.Before(f.NotBefore) || f.NotBefore.Sub(now) > backoff.LongestHonored+longestBackoff {
 		return nil
 	}
 	return &fault.Error{

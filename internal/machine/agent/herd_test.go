@@ -14,9 +14,9 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/hallmark-ssh/hallmark/internal/backoff"
 	"github.com/hallmark-ssh/hallmark/internal/machine/fault"
 	"github.com/hallmark-ssh/hallmark/internal/machine/machinetest"
-	"github.com/hallmark-ssh/hallmark/internal/machine/retry"
 	"github.com/hallmark-ssh/hallmark/templates/systemd"
 )
 
@@ -103,7 +103,8 @@ func (m *simulated) wake(ctx context.Context) error {
 	if due {
 		attempts = 1000
 	}
-	r := retry.Policy{Sleep: retry.Sleep, Now: time.Now, Random: m.random.Float64, Log: func(string, ...any) {}}
+	r := newPolicy(nil)
+	r.Random = m.random.Float64
 	err := r.Do(ctx, attempts, func(context.Context) (bool, time.Duration, error) {
 		err := m.request()
 		return err != nil, 0, err
@@ -127,7 +128,7 @@ func (m *simulated) live(ctx context.Context) {
 		if m.wake(ctx) != nil {
 			wait = m.restart
 		}
-		if retry.Sleep(ctx, wait) != nil {
+		if backoff.Wait(ctx, wait) != nil {
 			break
 		}
 	}
@@ -148,7 +149,7 @@ func (h *herd) run(t *testing.T, while time.Duration, certified bool) {
 		m.renewAfter = h.began.Add(time.Duration(m.random.Float64() * float64(56*time.Hour)))
 		start := time.Duration(m.random.Float64() * float64(while))
 		all.Go(func() {
-			if retry.Sleep(ctx, start) == nil {
+			if backoff.Wait(ctx, start) == nil {
 				m.live(ctx)
 			}
 		})

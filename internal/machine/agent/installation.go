@@ -13,10 +13,10 @@ import (
 
 	"golang.org/x/crypto/ssh"
 
+	"github.com/hallmark-ssh/hallmark/internal/backoff"
 	"github.com/hallmark-ssh/hallmark/internal/machine/fault"
 	"github.com/hallmark-ssh/hallmark/internal/machine/hostkey"
 	"github.com/hallmark-ssh/hallmark/internal/machine/replace"
-	"github.com/hallmark-ssh/hallmark/internal/machine/retry"
 	"github.com/hallmark-ssh/hallmark/internal/machine/sshd"
 	"github.com/hallmark-ssh/hallmark/internal/machine/state"
 )
@@ -236,7 +236,7 @@ func (i *installation) look(ctx context.Context) (view, error) {
 			i.notVerified = err.Error()
 			return hidden, nil
 		}
-		if retry.Sleep(ctx, pause) != nil {
+		if backoff.Wait(ctx, pause) != nil {
 			return hidden, err
 		}
 		pause *= 4
@@ -250,7 +250,8 @@ func (i *installation) look(ctx context.Context) (view, error) {
 // that connects too often without logging in (PerSourcePenalties).
 func until(ctx context.Context, check func(context.Context) error) error {
 	var last error
-	for pause := 10 * time.Millisecond; ; pause = min(2*pause, 2*time.Second) {
+	pauses := backoff.Growth{First: 10 * time.Millisecond, Longest: 2 * time.Second}
+	for failures := 1; ; failures++ {
 		err := check(ctx)
 		if err == nil {
 			return nil
@@ -258,7 +259,7 @@ func until(ctx context.Context, check func(context.Context) error) error {
 		if last == nil || ctx.Err() == nil {
 			last = err
 		}
-		if retry.Sleep(ctx, pause) != nil {
+		if backoff.Wait(ctx, pauses.Limit(failures)) != nil {
 			return last
 		}
 	}

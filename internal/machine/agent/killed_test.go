@@ -16,7 +16,6 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/machine/config"
 	"github.com/hallmark-ssh/hallmark/internal/machine/imds"
 	"github.com/hallmark-ssh/hallmark/internal/machine/machinetest"
-	"github.com/hallmark-ssh/hallmark/internal/machine/retry"
 	"github.com/hallmark-ssh/hallmark/internal/machine/signerclient"
 	"github.com/hallmark-ssh/hallmark/internal/machine/sshd"
 	"github.com/hallmark-ssh/hallmark/internal/machine/state"
@@ -128,7 +127,7 @@ func TestKilledRun(t *testing.T) {
 		t.Skip("it is for TestKilledAtEveryStep")
 	}
 	c := config.Config{SignerURL: os.Getenv("HALLMARK_SIGNER"), Audience: "hallmark.example.com", SignerCAFile: filepath.Join(dir, "signer_ca.pem")}
-	r := retry.New(t.Logf)
+	r := newPolicy(t.Logf)
 	metadata := imds.New(r)
 	signer, err := signerclient.New(c, r, metadata, time.Now)
 	if err != nil {

@@ -29,7 +29,6 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/machine/config"
 	"github.com/hallmark-ssh/hallmark/internal/machine/imds"
 	"github.com/hallmark-ssh/hallmark/internal/machine/machinetest"
-	"github.com/hallmark-ssh/hallmark/internal/machine/retry"
 	"github.com/hallmark-ssh/hallmark/internal/machine/signerclient"
 	"github.com/hallmark-ssh/hallmark/internal/machine/sshd"
 	"github.com/hallmark-ssh/hallmark/internal/machine/state"
@@ -63,16 +62,14 @@ func newMachine(t testing.TB) *machine {
 	dir := t.TempDir()
 	m := &machine{t: t, dir: dir, imds: newTestMetadata(t), testSigner: newTestSigner(t)}
 	m.sshd = machinetest.NewSSHD(t, program, dir, m.authority.PublicKey())
-	quick := retry.Policy{
-		Sleep: func(ctx context.Context, d time.Duration) error {
-			m.waits = append(m.waits, d)
-			m.slept.Add(int64(d))
-			return ctx.Err()
-		},
-		Now:    func() time.Time { return time.Now().Add(time.Duration(m.slept.Load())) },
-		Random: func() float64 { return 0.5 },
-		Log:    t.Logf,
+	quick := newPolicy(t.Logf)
+	quick.Wait = func(ctx context.Context, d time.Duration) error {
+		m.waits = append(m.waits, d)
+		m.slept.Add(int64(d))
+		return ctx.Err()
 	}
+	quick.Now = func() time.Time { return time.Now().Add(time.Duration(m.slept.Load())) }
+	quick.Random = func() float64 { return 0.5 }
 	m.Enroller = &Enroller{
 		Config:   config.Config{SignerURL: m.testSigner.server.URL + "/", Audience: "hallmark.example.com"},
 		Timeout:  2 * time.Minute,

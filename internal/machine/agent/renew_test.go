@@ -280,27 +280,33 @@ func TestRenewWaitsAfterFailures(t *testing.T) {
 	}
 }
 
-func TestBackoffWait(t *testing.T) {
+func TestNextAttempt(t *testing.T) {
+	now := time.Now().Truncate(time.Second)
 	for _, test := range []struct {
 		failures int
-		longest  time.Duration
+		urgent   bool
+		kind     fault.Kind
 		asked    time.Duration
 		random   float64
 		want     time.Duration
 	}{
-		{1, time.Hour, 0, 0, 0},
-		{1, time.Hour, 0, 1, 5 * time.Minute},
-		{2, time.Hour, 0, 0.5, 5 * time.Minute},
-		{4, time.Hour, 0, 1, 40 * time.Minute},
-		{5, time.Hour, 0, 1, time.Hour},
-		{1 << 40, time.Hour, 0, 0.5, 30 * time.Minute},
-		{9, urgentBackoff, 0, 0.5, 5 * time.Minute},
-		{1, time.Hour, 20 * time.Minute, 0, 20 * time.Minute},
-		{1, time.Hour, 99 * time.Hour, 1, time.Hour + 5*time.Minute},
-		{1, time.Hour, -time.Hour, 0, 0},
+		{1, false, fault.Temporary, 0, 0, 0},
+		{1, false, fault.Temporary, 0, 1, 5 * time.Minute},
+		{2, false, fault.Temporary, 0, 0.5, 5 * time.Minute},
+		{4, false, fault.Temporary, 0, 1, 40 * time.Minute},
+		{5, false, fault.Temporary, 0, 1, time.Hour},
+		{1 << 40, false, fault.Temporary, 0, 0.5, 30 * time.Minute},
+		{9, true, fault.Temporary, 0, 0.5, 5 * time.Minute},
+		{9, true, fault.Refused, 0, 0.5, 30 * time.Minute},
+		{1, false, fault.Temporary, 20 * time.Minute, 0, 20 * time.Minute},
+		{1, false, fault.Temporary, 99 * time.Hour, 1, time.Hour + 5*time.Minute},
+		{1, false, fault.Temporary, -time.Hour, 0, 0},
 	} {
-		if got := waitAfter(test.failures, test.longest, test.asked, test.random); got != test.want {
-			t.Errorf("after %d failures, asked for %s, random %v: %s, want %s", test.failures, test.asked, test.random, got, test.want)
+		before := &failure{Situation: "renewal", Failures: test.failures - 1}
+		err := &fault.Error{Kind: test.kind, After: test.asked, Err: errors.New("test")}
+		next := before.next("renewal", test.urgent, err, now, test.random)
+		if got := next.NotBefore.Sub(now); got != test.want || next.Failures != test.failures {
+			t.Errorf("after %d failures, urgent %v, %v, asked for %s, random %v: %s, want %s", next.Failures, test.urgent, test.kind, test.asked, test.random, got, test.want)
 		}
 	}
 }

@@ -15,10 +15,10 @@ import (
 	"strings"
 	"time"
 
+	"github.com/hallmark-ssh/hallmark/internal/backoff"
 	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 	"github.com/hallmark-ssh/hallmark/internal/identity"
 	"github.com/hallmark-ssh/hallmark/internal/machine/fault"
-	"github.com/hallmark-ssh/hallmark/internal/machine/retry"
 )
 
 const (
@@ -55,7 +55,7 @@ func (i Instance) Ref() ec2ref.Instance {
 type Client struct {
 	Endpoint string
 	http     *http.Client
-	retry    retry.Policy
+	retry    backoff.Policy
 	Timeout  time.Duration // of one request
 	token    string
 }
@@ -65,7 +65,7 @@ var errMissing = errors.New("not found")
 
 // New takes the address from the AWS SDKs' variables. Its client ignores
 // proxies, which would see credentials, and follows no redirect.
-func New(r retry.Policy) *Client {
+func New(r backoff.Policy) *Client {
 	endpoint := os.Getenv("AWS_EC2_METADATA_SERVICE_ENDPOINT")
 	if endpoint == "" {
 		endpoint = "http://169.254.169.254"

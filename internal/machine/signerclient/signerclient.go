@@ -24,12 +24,12 @@ import (
 	"github.com/aws/aws-sdk-go-v2/aws"
 	v4 "github.com/aws/aws-sdk-go-v2/aws/signer/v4"
 
+	"github.com/hallmark-ssh/hallmark/internal/backoff"
 	"github.com/hallmark-ssh/hallmark/internal/buildinfo"
 	"github.com/hallmark-ssh/hallmark/internal/identity"
 	"github.com/hallmark-ssh/hallmark/internal/machine/config"
 	"github.com/hallmark-ssh/hallmark/internal/machine/fault"
 	"github.com/hallmark-ssh/hallmark/internal/machine/imds"
-	"github.com/hallmark-ssh/hallmark/internal/machine/retry"
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
 )
 
@@ -55,14 +55,14 @@ type Client struct {
 	url     string
 	Auth    string // a value of Config.SignerAuth
 	http    *http.Client
-	retry   retry.Policy
+	retry   backoff.Policy
 	profile profile
 	Attempt time.Duration // for one question
 	now     func() time.Time
 }
 
 // New returns a client for the signer that a configuration names.
-func New(c config.Config, r retry.Policy, p profile, now func() time.Time) (*Client, error) {
+func New(c config.Config, r backoff.Policy, p profile, now func() time.Time) (*Client, error) {
 	client, err := newHTTPClient(c.SignerCAFile)
 	if err != nil {
 		return nil, err

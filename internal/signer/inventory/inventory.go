@@ -18,7 +18,9 @@ import (
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 
+	"github.com/hallmark-ssh/hallmark/internal/backoff"
 	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
+	"github.com/hallmark-ssh/hallmark/internal/signer/awscall"
 )
 
 // ErrNotFound says that EC2 does not know the instance in that region.
@@ -71,6 +73,8 @@ const (
 	// boots at once asks about its image once. An image never changes its owner, but
 	// its tags, or whom it is shared with.
 	imageLife = time.Minute
+	// attempts bounds how often EC2 is asked one question.
+	attempts = 5
 )
 
 // imageKey has the place, because what is known of an image in one place says nothing
@@ -96,7 +100,7 @@ type EC2 struct {
 	// Wait blocks for a time, or until the context ends. Tests replace it.
 	Wait func(ctx context.Context, d time.Duration) error
 
-	http        aws.HTTPClient
+	client      awscall.Client
 	credentials map[ec2ref.Account]aws.CredentialsProvider
 	endpoint    func(region ec2ref.Region) (string, error)
 	now         func() time.Time
@@ -128,25 +132,14 @@ type Config struct {
 // New returns an EC2. It calls nobody.
 func New(c Config) *EC2 {
 	return &EC2{
-		Wait:        wait,
-		http:        c.AWS.HTTPClient,
+		Wait:        backoff.Wait,
+		client:      awscall.Client{HTTP: c.AWS.HTTPClient, Now: c.Now},
 		credentials: newCredentials(c.AWS.Credentials, c.Roles, c.Accounts),
 		endpoint:    c.Endpoint,
 		now:         c.Now,
 		own:         ownAccount(c.Accounts),
 		identity:    c.Identity,
 		images:      make(map[imageKey]rememberedImage),
-	}
-}
-
-func wait(ctx context.Context, d time.Duration) error {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-timer.C:
-		return nil
 	}
 }
 
@@ -187,23 +180,18 @@ func (e *EC2) findInstance(ctx context.Context, of ec2ref.Instance) (i *Instance
 
 // patiently asks again while EC2 is busy, or says that there is no such instance:
 // its API is eventually consistent, and a machine can boot before EC2 will admit
-// that it exists (EC2 documentation, "Eventual consistency"). The waits have full
-// jitter, since a fleet boots at once.
+// that it exists (EC2 documentation, "Eventual consistency"). It returns what EC2 last
+// said, rather than that time is up.
 func (e *EC2) patiently(ctx context.Context, ask func() error) error {
-	const (
-		attempts  = 5
-		firstWait = 250 * time.Millisecond
-	)
-	for longest := firstWait; ; longest *= 2 {
-		err := ask()
-		again := errors.Is(err, ErrNotFound) || errors.Is(err, errBusy)
-		if !again || longest >= firstWait<<(attempts-1) {
-			return err
-		}
-		if e.Wait(ctx, rand.N(longest)) != nil { //nolint:gosec // jitter is no secret
-			return err // what EC2 last said, rather than that time is up
-		}
+	policy := backoff.Policy{
+		Growth: backoff.Growth{First: 250 * time.Millisecond, Longest: 2 * time.Second},
+		Random: rand.Float64, // a fleet boots at once
+		Wait:   e.Wait,
 	}
+	return policy.Do(ctx, attempts, func(context.Context) (again bool, after time.Duration, err error) {
+		err = ask()
+		return errors.Is(err, ErrNotFound) || errors.Is(err, errBusy), 0, err
+	})
 }
 
 func (e *EC2) describeInstance(ctx context.Context, of ec2ref.Instance) (*Instance, error) {

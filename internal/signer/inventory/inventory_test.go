@@ -205,7 +205,7 @@ func TestAFrozenProcessAsksAboutTheImageAgain(t *testing.T) {
 	server := httptest.NewServer(f)
 	t.Cleanup(server.Close)
 	e, waits := start(t, f)
-	e.http, e.endpoint = server.Client(), func(ec2ref.Region) (string, error) { return server.URL, nil }
+	e.client.HTTP, e.endpoint = server.Client(), func(ec2ref.Region) (string, error) { return server.URL, nil }
 	now := time.Now()
 	e.now = func() time.Time { return now }
 	for want := 1; want <= 2; want++ {
@@ -335,16 +335,5 @@ func TestAGarbledAnswerIsAnError(t *testing.T) {
 	e, _ := start(t, &fakeEC2{answers: map[string][]string{"DescribeInstances": {"<html>"}}})
 	if _, err := e.Instance(t.Context(), theInstance()); err == nil || errors.Is(err, ErrNotFound) {
 		t.Errorf("error %v", err)
-	}
-}
-
-func TestWait(t *testing.T) {
-	if err := wait(t.Context(), time.Nanosecond); err != nil {
-		t.Error(err)
-	}
-	ctx, cancel := context.WithCancel(t.Context())
-	cancel()
-	if err := wait(ctx, time.Hour); !errors.Is(err, context.Canceled) {
-		t.Errorf("error %v, want %v", err, context.Canceled)
 	}
 }

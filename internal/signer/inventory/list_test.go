@@ -14,8 +14,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/aws/aws-sdk-go-v2/aws"
-
 	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 )
 
@@ -342,33 +340,6 @@ func TestAPageMayBeLong(t *testing.T) {
 		t.Fatal(err)
 	}
 	checkFleet(t, found, ids)
-}
-
-// deadlines notes how long each request may take.
-type deadlines struct {
-	aws.HTTPClient
-	left []time.Duration
-}
-
-func (d *deadlines) Do(r *http.Request) (*http.Response, error) {
-	deadline, _ := r.Context().Deadline()
-	d.left = append(d.left, time.Until(deadline))
-	return d.HTTPClient.Do(r)
-}
-
-func TestCallsEndInTime(t *testing.T) {
-	f, ids := newFleetEC2(3)
-	e := startFleet(t, f)
-	d := &deadlines{HTTPClient: e.http}
-	e.http = d
-	if _, err := e.Instances(t.Context(), theInstance().Place(), ids); err != nil {
-		t.Fatal(err)
-	}
-	for _, left := range d.left {
-		if left <= 0 || left > callTimeout {
-			t.Errorf("a call may take %s", left)
-		}
-	}
 }
 
 func TestListsOfUnlistedAccountsCallNobody(t *testing.T) {

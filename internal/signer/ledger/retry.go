@@ -11,13 +11,12 @@ import (
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/dynamodb/types"
 	"github.com/aws/smithy-go"
+
+	"github.com/hallmark-ssh/hallmark/internal/backoff"
 )
 
-const (
-	attempts    = 12
-	firstWait   = 20 * time.Millisecond
-	longestWait = time.Second
-)
+// attempts bounds how often an operation is tried.
+const attempts = 12
 
 // errBusy says that DynamoDB answered only part of a read.
 var errBusy = errors.New("DynamoDB left items unread")
@@ -26,29 +25,21 @@ var errBusy = errors.New("DynamoDB left items unread")
 // DynamoDB is busy. Neither is a refusal: they say nothing about who may hold what. The
 // waits have full jitter, because a whole fleet may boot at once.
 func patiently(ctx context.Context, attempt func(context.Context) error) error {
-	for n := 1; ; n++ {
-		err := attempt(ctx)
-		if err == nil || !isPassing(err) {
-			return err
-		}
-		if n == attempts {
-			return fmt.Errorf("after %d attempts: %w", n, err)
-		}
-		longest := min(firstWait<<(n-1), longestWait)
-		if wait(ctx, rand.N(longest)) != nil { //nolint:gosec // jitter is no secret
-			return fmt.Errorf("%w, after: %w", ctx.Err(), err)
-		}
+	policy := backoff.Policy{
+		Growth: backoff.Growth{First: 20 * time.Millisecond, Longest: time.Second},
+		Random: rand.Float64, // a fleet boots at once
 	}
-}
-
-func wait(ctx context.Context, d time.Duration) error {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-timer.C:
-		return nil
+	err := policy.Do(ctx, attempts, func(ctx context.Context) (again bool, after time.Duration, err error) {
+		err = attempt(ctx)
+		return isPassing(err), 0, err
+	})
+	switch {
+	case !isPassing(err):
+		return err
+	case ctx.Err() != nil:
+		return fmt.Errorf("%w, after: %w", ctx.Err(), err)
+	default:
+		return fmt.Errorf("after %d attempts: %w", attempts, err)
 	}
 }
 

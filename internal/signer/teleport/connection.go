@@ -21,6 +21,8 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/status"
+
+	"github.com/hallmark-ssh/hallmark/internal/backoff"
 )
 
 const (
@@ -221,28 +223,18 @@ func (h handshaken) Clone() credentials.TransportCredentials { return h }
 
 func (handshaken) OverrideServerName(string) error { return nil }
 
-// Pauses between tries: the first, and the number of doublings.
-const (
-	retryPause = 200 * time.Millisecond
-	retryLimit = 4
-)
+// retryLimit is how often something is tried. The pauses between are fixed, so that
+// docs/teleport.md can say how long they last together.
+const retryLimit = 4
 
 // retry calls try until it works, its error will not pass, or time or patience is
-// at its end. It returns the last error.
+// at its end. It returns the last error. gRPC's own backoff only covers lost connections.
 func retry(ctx context.Context, try func() error, passes func(error) bool) error {
-	pause := retryPause
-	for n := 1; ; n++ {
-		err := try()
-		if err == nil || n == retryLimit || !passes(err) {
-			return err
-		}
-		select {
-		case <-time.After(pause):
-			pause *= 2
-		case <-ctx.Done():
-			return err
-		}
-	}
+	policy := backoff.Policy{Growth: backoff.Growth{First: 200 * time.Millisecond, Longest: 800 * time.Millisecond}}
+	return policy.Do(ctx, retryLimit, func(context.Context) (again bool, after time.Duration, err error) {
+		err = try()
+		return err != nil && passes(err), 0, err
+	})
 }
 
 // call bounds a call, and repeats it if the cluster was not available. All calls

@@ -15,6 +15,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/hallmark-ssh/hallmark/internal/backoff"
 	"github.com/hallmark-ssh/hallmark/internal/clocktest"
 	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 	"github.com/hallmark-ssh/hallmark/internal/signer/policy"
@@ -61,21 +62,10 @@ func (w *world) fetch(ctx context.Context) ([]byte, error) {
 	w.fetches++
 	text, err, delay := w.text, w.fetchErr, w.delay
 	w.mu.Unlock()
-	if err := wait(ctx, delay); err != nil {
+	if err := backoff.Wait(ctx, delay); err != nil {
 		return nil, err
 	}
 	return []byte(text), err
-}
-
-func wait(ctx context.Context, delay time.Duration) error {
-	timer := time.NewTimer(delay)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
 }
 
 func (w *world) Load(context.Context) ([]byte, error) {

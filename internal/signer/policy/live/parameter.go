@@ -3,8 +3,6 @@ package live
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -14,16 +12,15 @@ import (
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
-	v4 "github.com/aws/aws-sdk-go-v2/aws/signer/v4"
+
+	"github.com/hallmark-ssh/hallmark/internal/backoff"
+	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
+	"github.com/hallmark-ssh/hallmark/internal/signer/awscall"
 )
 
 // Parameter is an SSM parameter. The role that the configuration's credentials are
 // of needs ssm:GetParameter on it, and kms:Decrypt on its key if it is a
 // SecureString.
-//
-// The one call is made here, on the SDK's credentials, signer and HTTP client: the
-// SDK's ssm package describes all of SSM when a program starts, which was a tenth
-// of the signer's cold start.
 type Parameter struct {
 	// AWS has the credentials, the HTTP client and the parameter's region.
 	AWS aws.Config
@@ -37,7 +34,7 @@ type Parameter struct {
 const (
 	// maxAnswerBytes bounds an answer, in which the text is escaped.
 	maxAnswerBytes = 1 << 20
-	// attempts and pause bound how often SSM is asked, and how fast, when it is busy.
+	// attempts and pause bound how often SSM is asked, and the first pause, when it is busy.
 	attempts = 3
 	pause    = 200 * time.Millisecond
 )
@@ -47,69 +44,37 @@ var errBusy = errors.New("SSM is busy or did not answer")
 
 // Fetch returns the parameter's value. It is a Config.Fetch.
 func (p Parameter) Fetch(ctx context.Context) ([]byte, error) {
-	for attempt := 1; ; attempt++ {
-		text, err := p.get(ctx)
-		if err == nil {
-			return text, nil
-		}
-		if attempt < attempts && errors.Is(err, errBusy) && rest(ctx, time.Duration(attempt)*pause) == nil {
-			continue
-		}
+	var text []byte
+	policy := backoff.Policy{Growth: backoff.Growth{First: pause, Longest: 2 * pause}}
+	err := policy.Do(ctx, attempts, func(ctx context.Context) (again bool, after time.Duration, err error) {
+		text, err = p.get(ctx)
+		return errors.Is(err, errBusy), 0, err
+	})
+	if err != nil {
 		return nil, fmt.Errorf("get parameter %s: %w", p.Name, err)
 	}
-}
-
-func rest(ctx context.Context, d time.Duration) error {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
+	return text, nil
 }
 
 // get calls GetParameter (AWS Systems Manager API Reference).
 func (p Parameter) get(ctx context.Context) ([]byte, error) {
-	request, err := p.newRequest(ctx)
-	if err != nil {
-		return nil, err
-	}
-	response, err := p.AWS.HTTPClient.Do(request)
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w", errBusy, err)
-	}
-	defer func() { _ = response.Body.Close() }()
-	// The client follows some redirects. Whoever is there is not whom we asked.
-	if from := response.Request; from != nil && from.URL.String() != request.URL.String() {
-		return nil, fmt.Errorf("the answer came from %.128q by a redirect", from.URL.Host)
-	}
-	data, err := io.ReadAll(io.LimitReader(response.Body, maxAnswerBytes))
-	if err != nil {
-		return nil, fmt.Errorf("%w: read the answer: %w", errBusy, err)
-	}
-	return p.parseAnswer(response.StatusCode, data)
-}
-
-func (p Parameter) newRequest(ctx context.Context) (*http.Request, error) {
 	body, err := json.Marshal(map[string]any{"Name": p.Name, "WithDecryption": true})
 	if err != nil {
 		return nil, err
 	}
-	request, err := http.NewRequestWithContext(ctx, http.MethodPost, p.Endpoint, strings.NewReader(string(body)))
+	client := awscall.Client{HTTP: p.AWS.HTTPClient, Now: p.Now}
+	status, data, err := client.Send(ctx, p.AWS.Credentials, awscall.Request{
+		Service: "ssm", Region: ec2ref.Region(p.AWS.Region), Endpoint: p.Endpoint,
+		ContentType: "application/x-amz-json-1.1", Target: "AmazonSSM.GetParameter",
+		Body: body, MaxBytes: maxAnswerBytes,
+	})
+	if errors.Is(err, awscall.ErrNoAnswer) {
+		return nil, fmt.Errorf("%w: %w", errBusy, err)
+	}
 	if err != nil {
 		return nil, err
 	}
-	request.Header.Set("Content-Type", "application/x-amz-json-1.1")
-	request.Header.Set("X-Amz-Target", "AmazonSSM.GetParameter")
-	credentials, err := p.AWS.Credentials.Retrieve(ctx)
-	if err != nil {
-		return nil, fmt.Errorf("get AWS credentials: %w", err)
-	}
-	sum := sha256.Sum256(body)
-	err = v4.NewSigner().SignHTTP(ctx, credentials, request, hex.EncodeToString(sum[:]), "ssm", p.AWS.Region, p.Now())
-	return request, err
+	return p.parseAnswer(status, data)
 }
 
 // parseAnswer returns the value in an answer about the parameter. No error shows any of it.

@@ -91,7 +91,7 @@ func TestParameter(t *testing.T) {
 		"two answers":              {[]answer{{http.StatusOK, found(good).body + found("swordfish").body}}, 1, "not JSON"},
 		"cut short":                {[]answer{{http.StatusOK, `{"Parameter":{"Value":"swordfish"`}}, 1, "not JSON"},
 		"too long":                 {[]answer{found(strings.Repeat("x", maxTextBytes+1))}, 1, "more than"},
-		"huge":                     {[]answer{found(strings.Repeat("x", maxAnswerBytes))}, 1, "not JSON"},
+		"huge":                     {[]answer{found(strings.Repeat("x", maxAnswerBytes))}, 1, "more than"},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
