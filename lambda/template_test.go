@@ -368,14 +368,11 @@ func TestMetricsOfTheAlarmsAreWritten(t *testing.T) {
 			check(field(n, "MetricName").Value)
 		}
 	})
-	body := field(template, "Resources", "Dashboard", "Properties", "DashboardBody").Value
+	body := dashboardBody(t)
 	for _, match := range regexp.MustCompile(`"Hallmark","([a-z_0-9]+)"|MetricName=\\"([a-z]+)`).FindAllStringSubmatch(body, -1) {
 		check(match[1] + match[2])
 	}
 	if asked < 20 {
 		t.Errorf("only %d metrics were found in the template", asked)
-	}
-	if !json.Valid([]byte(body)) {
-		t.Error("the dashboard is not JSON")
 	}
 }
