@@ -59,9 +59,10 @@ type Service string
 
 // The services that are called by name.
 const (
-	EC2 Service = "ec2"
-	SSM Service = "ssm"
-	STS Service = "sts"
+	EC2    Service = "ec2"
+	Lambda Service = "lambda"
+	SSM    Service = "ssm"
+	STS    Service = "sts"
 )
 
 // Host returns the name of the service's endpoint in the region. It fails for a

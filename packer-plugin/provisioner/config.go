@@ -11,16 +11,21 @@ import (
 type Config struct {
 	common.PackerConfig `mapstructure:",squash"`
 
-	// The https address of the signer: the function URL of the Lambda.
-	SignerURL string `mapstructure:"signer_url" required:"true"`
+	// The https address of the signer: its function URL or private API. Required, unless
+	// signer_function is given; then it is the address of Lambda's VPC endpoint, where that
+	// has no private DNS name.
+	SignerURL string `mapstructure:"signer_url"`
+	// The ARN of the signer's function, for machines that invoke it through a VPC endpoint
+	// for Lambda. The instances need a profile whose role may invoke it.
+	SignerFunction string `mapstructure:"signer_function"`
 	// The signer's audience, the name that was chosen when it was deployed.
 	Audience string `mapstructure:"audience" required:"true"`
 	// A PEM file with certificates that the machine trusts for the signer, beside
 	// those of its system.
 	SignerCAFile string `mapstructure:"signer_ca_file"`
 	// How the machine's requests to the signer are authenticated: "none", the default,
-	// or "aws_iam" for a function URL of that AuthType. The instances then need a
-	// profile whose role may call it.
+	// or "aws_iam" for a function URL or a private API that requires it. The instances then
+	// need a profile whose role may call it.
 	SignerAuth string `mapstructure:"signer_auth"`
 
 	// When the machine starts to trust the cluster's OpenSSH CA: "at_boot", the

@@ -18,7 +18,8 @@ type FlatConfig struct {
 	PackerOnError       *string           `mapstructure:"packer_on_error" cty:"packer_on_error" hcl:"packer_on_error"`
 	PackerUserVars      map[string]string `mapstructure:"packer_user_variables" cty:"packer_user_variables" hcl:"packer_user_variables"`
 	PackerSensitiveVars []string          `mapstructure:"packer_sensitive_variables" cty:"packer_sensitive_variables" hcl:"packer_sensitive_variables"`
-	SignerURL           *string           `mapstructure:"signer_url" required:"true" cty:"signer_url" hcl:"signer_url"`
+	SignerURL           *string           `mapstructure:"signer_url" cty:"signer_url" hcl:"signer_url"`
+	SignerFunction      *string           `mapstructure:"signer_function" cty:"signer_function" hcl:"signer_function"`
 	Audience            *string           `mapstructure:"audience" required:"true" cty:"audience" hcl:"audience"`
 	SignerCAFile        *string           `mapstructure:"signer_ca_file" cty:"signer_ca_file" hcl:"signer_ca_file"`
 	SignerAuth          *string           `mapstructure:"signer_auth" cty:"signer_auth" hcl:"signer_auth"`
@@ -57,6 +58,7 @@ func (*FlatConfig) HCL2Spec() map[string]hcldec.Spec {
 		"packer_user_variables":      &hcldec.AttrSpec{Name: "packer_user_variables", Type: cty.Map(cty.String), Required: false},
 		"packer_sensitive_variables": &hcldec.AttrSpec{Name: "packer_sensitive_variables", Type: cty.List(cty.String), Required: false},
 		"signer_url":                 &hcldec.AttrSpec{Name: "signer_url", Type: cty.String, Required: false},
+		"signer_function":            &hcldec.AttrSpec{Name: "signer_function", Type: cty.String, Required: false},
 		"audience":                   &hcldec.AttrSpec{Name: "audience", Type: cty.String, Required: false},
 		"signer_ca_file":             &hcldec.AttrSpec{Name: "signer_ca_file", Type: cty.String, Required: false},
 		"signer_auth":                &hcldec.AttrSpec{Name: "signer_auth", Type: cty.String, Required: false},

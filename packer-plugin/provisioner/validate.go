@@ -58,14 +58,30 @@ func (c *Config) checkMachineKeys() []error {
 		return err
 	}
 	return []error{
-		check(c.SignerURL, func(m *machineconfig.Config) { m.SignerURL = c.SignerURL }),
+		c.checkSigner(),
 		check(c.Audience, func(m *machineconfig.Config) { m.Audience = c.Audience }),
-		check(c.SignerAuth, func(m *machineconfig.Config) { m.SignerAuth = c.SignerAuth }),
 		check(c.HostCertificate, func(m *machineconfig.Config) { m.HostCertificate = c.HostCertificate }),
 		check("", func(m *machineconfig.Config) { m.ExtraUserCAs = known(c.ExtraUserCAs) }),
 		check(c.MaxStartups, func(m *machineconfig.Config) { m.MaxStartups = c.MaxStartups }),
 		check("", func(m *machineconfig.Config) { m.ProxySources = known(c.ProxySources) }),
 	}
+}
+
+// checkSigner judges together what says how to reach the signer.
+func (c *Config) checkSigner() error {
+	m := machineconfig.Config{SignerURL: c.SignerURL, SignerFunction: c.SignerFunction, SignerAuth: c.SignerAuth, Audience: "signer.example.com"}
+	// What is not known yet is replaced by a good value.
+	if unknown(m.SignerURL) {
+		m.SignerURL = "https://signer.example.com/"
+	}
+	if unknown(m.SignerFunction) {
+		m.SignerFunction = "arn:aws:lambda:us-west-2:111122223333:function:enroll"
+	}
+	if unknown(m.SignerAuth) {
+		m.SignerAuth = ""
+	}
+	_, err := m.Marshal()
+	return err
 }
 
 // checkTrust also refuses what has no effect: a template that names a CA and

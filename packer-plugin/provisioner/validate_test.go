@@ -43,6 +43,10 @@ func TestPrepare(t *testing.T) {
 		{"unknown field", map[string]any{"proxi_address": "x"}, `"proxi_address"`},
 
 		{"no signer", map[string]any{"signer_url": remove}, "signer_url: missing"},
+		{"a function instead", map[string]any{"signer_url": remove, "signer_function": "arn:aws:lambda:us-west-2:111122223333:function:enroll"}, ""},
+		{"a function not known yet", map[string]any{"signer_url": remove, "signer_function": "<unknown>"}, ""},
+		{"no ARN", map[string]any{"signer_url": remove, "signer_function": "enroll"}, "signer_function: \"enroll\" is not the ARN"},
+		{"a function, unsigned", map[string]any{"signer_function": "arn:aws:lambda:us-west-2:111122223333:function:enroll", "signer_auth": "none"}, "remove signer_auth"},
 		{"http", map[string]any{"signer_url": "http://signer.example.com/"}, "not of the form https://"},
 		{"no host", map[string]any{"signer_url": "https:///x"}, "not of the form https://"},
 		{"user", map[string]any{"signer_url": "https://user@signer.example.com/"}, "not of the form https://"},

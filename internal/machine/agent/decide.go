@@ -56,7 +56,7 @@ func stale(seen *observed, now time.Time) string {
 	case s.Instance != seen.instance:
 		return fmt.Sprintf("enrolled as instance %s, but this is %s", s.Instance.InstanceID, seen.instance.InstanceID)
 	case s.Config != seen.config:
-		return "signer_url or audience changed"
+		return "signer_url, signer_function or audience changed"
 	case !now.Before(s.RenewAfter):
 		return "certificates are due for renewal"
 	case now.Before(s.EnrolledAt.Add(-time.Hour)):

@@ -27,7 +27,7 @@ func TestStateStale(t *testing.T) {
 		{"another instance", func(_ *state.State, o *observed, _ *time.Time) { o.instance.InstanceID = "i-2" }, "enrolled as instance i-1, but this is i-2"},
 		{"stopped and started", func(_ *state.State, o *observed, _ *time.Time) { o.instance.Started = "2026-03-01T11:00:00Z" }, "stopped and started"},
 		{"another region", func(_ *state.State, o *observed, _ *time.Time) { o.instance.Region = "x" }, "enrolled as instance"},
-		{"configuration", func(_ *state.State, o *observed, _ *time.Time) { o.config = "other" }, "signer_url or audience changed"},
+		{"configuration", func(_ *state.State, o *observed, _ *time.Time) { o.config = "other" }, "signer_url, signer_function or audience changed"},
 		{"due", func(s *state.State, _ *observed, now *time.Time) { *now = s.RenewAfter }, "due for renewal"},
 		{"not due for a second", func(s *state.State, _ *observed, now *time.Time) { *now = s.RenewAfter.Add(-time.Second) }, ""},
 		{"clock set back", func(s *state.State, _ *observed, now *time.Time) { *now = s.EnrolledAt.Add(-2 * time.Hour) }, "clock was set back"},
@@ -104,7 +104,7 @@ func TestDecide(t *testing.T) {
 		{name: "failed, and another need now", change: func(o *observed) {
 			failed(o, now.Add(time.Minute))
 			o.config = "other"
-		}, timer: true, reason: "signer_url or audience changed", futile: "mark", report: rejected},
+		}, timer: true, reason: "signer_url, signer_function or audience changed", futile: "mark", report: rejected},
 		{name: "waits for a reload", change: func(o *observed) {
 			o.state.Waiting = &state.Waiting{Since: now, Reason: "Port"}
 		}, timer: true, report: protocol.NewRejection(protocol.RejectedReloadPending, "", "Port")},

@@ -17,6 +17,7 @@ import (
 	"go.yaml.in/yaml/v3"
 	"golang.org/x/crypto/ssh"
 
+	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 	"github.com/hallmark-ssh/hallmark/internal/machine/cafile"
 	"github.com/hallmark-ssh/hallmark/internal/machine/sshdconf"
 )
@@ -29,15 +30,19 @@ const (
 
 // Config is the machine's configuration. It holds no secret.
 type Config struct {
-	// SignerURL is where to enroll: an https URL.
-	SignerURL string `yaml:"signer_url"`
+	// SignerURL is where to enroll: an https URL. With SignerFunction it is the endpoint of
+	// Lambda, and may be left out.
+	SignerURL string `yaml:"signer_url,omitempty"`
+	// SignerFunction is the ARN of the signer's function, for machines that invoke it with
+	// the credentials of the instance profile instead of calling a URL. Optional.
+	SignerFunction string `yaml:"signer_function,omitempty"`
 	// Audience is the name of the signer that requests are made for.
 	Audience string `yaml:"audience"`
 	// SignerCAFile is the absolute path of PEM certificates that are trusted for
 	// SignerURL besides those of the system. Optional.
 	SignerCAFile string `yaml:"signer_ca_file,omitempty"`
 	// SignerAuth is how requests to the signer are authenticated on their way: none,
-	// the default, or aws_iam for a function URL of AuthType AWS_IAM.
+	// the default, or aws_iam for a function URL or a private API that requires it.
 	SignerAuth string `yaml:"signer_auth,omitempty"`
 	// MaxStartups is sshd's MaxStartups, which hallmark install sets. Empty means
 	// sshd.DefaultMaxStartups.
@@ -102,8 +107,8 @@ func Parse(data []byte) (Config, error) {
 
 // check returns the first key whose value is wrong, and why.
 func (c Config) check() (key string, err error) {
-	if err := checkSignerURL(c.SignerURL); err != nil {
-		return "signer_url", err
+	if key, err := c.checkSigner(); err != nil {
+		return key, err
 	}
 	if len(c.Audience) > maxAudience || !audience.MatchString(c.Audience) {
 		return "audience", fmt.Errorf("%q is not a name such as hallmark.example.com", c.Audience)
@@ -135,6 +140,38 @@ func (c Config) check() (key string, err error) {
 	return "", nil
 }
 
+// checkSigner returns the key that says wrongly how to reach the signer, and why.
+func (c Config) checkSigner() (key string, err error) {
+	if c.SignerFunction == "" {
+		return "signer_url", checkSignerURL(c.SignerURL)
+	}
+	if _, err := FunctionRegion(c.SignerFunction); err != nil {
+		return "signer_function", err
+	}
+	if c.SignerURL != "" {
+		if err := checkSignerURL(c.SignerURL); err != nil {
+			return "signer_url", err
+		}
+	}
+	if c.SignerAuth == AuthNone {
+		return "signer_auth", errors.New("invocations of signer_function are always signed: remove signer_auth")
+	}
+	return "", nil
+}
+
+// function is the ARN of a function, of one of its versions or of an alias.
+var function = regexp.MustCompile(`^arn:aws[a-z-]*:lambda:([a-z0-9-]+):[0-9]{12}:function:[A-Za-z0-9_-]{1,64}(:[A-Za-z0-9_$-]{1,128})?$`)
+
+// FunctionRegion returns the region in a function's ARN (Service Authorization Reference,
+// "Resource types defined by AWS Lambda").
+func FunctionRegion(arn string) (ec2ref.Region, error) {
+	parts := function.FindStringSubmatch(arn)
+	if parts == nil {
+		return "", fmt.Errorf("%.200q is not the ARN of a function, as in arn:aws:lambda:us-west-2:111122223333:function:NAME", arn)
+	}
+	return ec2ref.ParseRegion(parts[1])
+}
+
 // ExtraCAs returns the keys of ExtraUserCAs.
 func (c Config) ExtraCAs() ([]ssh.PublicKey, error) {
 	if len(c.ExtraUserCAs) == 0 {
@@ -151,7 +188,7 @@ func (c Config) ExtraCAs() ([]ssh.PublicKey, error) {
 // but who writes it chooses the CA that sshd trusts.
 func checkSignerURL(s string) error {
 	if s == "" {
-		return errors.New("missing: give the https URL of the signer")
+		return errors.New("missing: give the https URL of the signer, or signer_function")
 	}
 	u, err := url.Parse(s)
 	if err != nil {
@@ -197,7 +234,11 @@ func (c Config) Marshal() ([]byte, error) {
 
 // Digest identifies what of the configuration decides the answer.
 func (c Config) Digest() string {
-	sum := sha256.Sum256([]byte(c.SignerURL + "\x00" + c.Audience))
+	text := c.SignerURL + "\x00" + c.Audience
+	if c.SignerFunction != "" {
+		text += "\x00" + c.SignerFunction
+	}
+	sum := sha256.Sum256([]byte(text))
 	return hex.EncodeToString(sum[:])
 }
 

@@ -30,7 +30,7 @@ const (
 	hintRole     = "the instance identity role's credentials are missing: retry, and compare " +
 		"/latest/meta-data/identity-credentials/ec2/info on another instance"
 	// HintProfile is for a request that must be signed by an instance profile's role.
-	HintProfile = "give the instance an instance profile whose role may call lambda:InvokeFunctionUrl, or set signer_auth: none"
+	HintProfile = "give the instance an instance profile whose role may call the signer (lambda:InvokeFunctionUrl, execute-api:Invoke or lambda:InvokeFunction, as the signer is deployed)"
 
 	documentPage = "/latest/dynamic/instance-identity/document"
 )
@@ -132,7 +132,7 @@ func (m *Client) ProfileCredentials(ctx context.Context) (identity.Credentials, 
 	const folder = "/latest/meta-data/iam/security-credentials/"
 	list, err := m.get(ctx, folder)
 	if errors.Is(err, errMissing) {
-		return identity.Credentials{}, fault.Newf(fault.Misconfigured, HintProfile, "signer_auth is aws_iam, but the instance has no instance profile")
+		return identity.Credentials{}, fault.Newf(fault.Misconfigured, HintProfile, "requests to the signer must be signed, but the instance has no instance profile")
 	}
 	if err != nil {
 		return identity.Credentials{}, metadataError("the instance profile", hintMetadata, err)

@@ -20,15 +20,18 @@ func TestRetryAfter(t *testing.T) {
 	}
 }
 
-func TestSigningRegion(t *testing.T) {
-	for host, want := range map[string]string{
-		"abc123.lambda-url.eu-west-1.on.aws": "eu-west-1",
-		"signer.example.com":                 "own",
-		"127.0.0.1":                          "own",
-		"a.lambda-url":                       "own",
-		"a.b.lambda-url.eu-west-1.on.aws":    "own",
+func TestScope(t *testing.T) {
+	for host, want := range map[string]scope{
+		"abc123.lambda-url.eu-west-1.on.aws":                                    {"lambda", "eu-west-1"},
+		"abc123.execute-api.eu-west-1.amazonaws.com":                            {"execute-api", "eu-west-1"},
+		"abc123-vpce-0a1b2c3d4e5f60718.execute-api.us-west-2.amazonaws.com":     {"execute-api", "us-west-2"},
+		"abc123-vpce-0a1b2c3d4e5f60718.execute-api.cn-north-1.amazonaws.com.cn": {"execute-api", "cn-north-1"},
+		"signer.example.com":              {"lambda", "own"},
+		"127.0.0.1":                       {"lambda", "own"},
+		"a.lambda-url":                    {"lambda", "own"},
+		"a.b.lambda-url.eu-west-1.on.aws": {"lambda", "own"},
 	} {
-		if got := signingRegion(host, "own"); got != want {
+		if got := scopeOf(host, "own"); got != want {
 			t.Errorf("%s: %s, want %s", host, got, want)
 		}
 	}

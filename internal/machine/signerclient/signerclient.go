@@ -4,10 +4,8 @@ package signerclient
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -20,9 +18,6 @@ import (
 	"strings"
 	"sync"
 	"time"
-
-	"github.com/aws/aws-sdk-go-v2/aws"
-	v4 "github.com/aws/aws-sdk-go-v2/aws/signer/v4"
 
 	"github.com/hallmark-ssh/hallmark/internal/backoff"
 	"github.com/hallmark-ssh/hallmark/internal/buildinfo"
@@ -52,13 +47,14 @@ type profile interface {
 
 // Client asks the signer.
 type Client struct {
-	url     string
-	Auth    string // a value of Config.SignerAuth
-	http    *http.Client
-	retry   backoff.Policy
-	profile profile
-	Attempt time.Duration // for one question
-	now     func() time.Time
+	url      string
+	function *function // nil if the signer is asked at url
+	Auth     string    // a value of Config.SignerAuth
+	http     *http.Client
+	retry    backoff.Policy
+	profile  profile
+	Attempt  time.Duration // for one question
+	now      func() time.Time
 }
 
 // New returns a client for the signer that a configuration names.
@@ -67,7 +63,11 @@ func New(c config.Config, r backoff.Policy, p profile, now func() time.Time) (*C
 	if err != nil {
 		return nil, err
 	}
-	return &Client{url: c.SignerURL, Auth: c.SignerAuth, http: client, retry: r, profile: p, Attempt: attemptTimeout, now: now}, nil
+	f, err := newFunction(c)
+	if err != nil {
+		return nil, &fault.Error{Kind: fault.Misconfigured, Hint: "check signer_function in the configuration", Err: err}
+	}
+	return &Client{url: c.SignerURL, function: f, Auth: c.SignerAuth, http: client, retry: r, profile: p, Attempt: attemptTimeout, now: now}, nil
 }
 
 // newHTTPClient returns a client for the signer: TLS 1.2 or later, the system's
@@ -293,55 +293,40 @@ type status struct {
 func (c *Client) send(ctx context.Context, region, method string, header http.Header, body []byte) (status, []byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, c.Attempt)
 	defer cancel()
+	if c.function != nil {
+		return c.invoke(ctx, method, header, body)
+	}
 	req, err := http.NewRequestWithContext(ctx, method, c.url, bytes.NewReader(body))
 	if err != nil {
 		return status{}, nil, fmt.Errorf("ask the signer: %w", err)
 	}
 	req.Header = header
-	req.Header.Set("User-Agent", "hallmark/"+strings.Trim(buildinfo.Version(), "()"))
 	if c.Auth == config.AuthIAM {
-		if err := c.signRequest(ctx, req, region, body); err != nil {
+		if err := c.signRequest(ctx, req, scopeOf(req.URL.Hostname(), region), body); err != nil {
 			return status{}, nil, err
 		}
 	}
-	resp, err := c.http.Do(req)
+	resp, data, err := c.do(req, protocol.MaxResponseBytes)
 	if err != nil {
-		return status{}, nil, unreachable(err)
-	}
-	defer resp.Body.Close()
-	data, err := io.ReadAll(io.LimitReader(resp.Body, protocol.MaxResponseBytes+1))
-	if err != nil {
-		return status{}, nil, fault.Newf(fault.Temporary, hintSignerDown, "read the signer's answer: %w", err)
+		return status{}, nil, err
 	}
 	return status{resp.StatusCode, retryAfter(resp.Header.Get("Retry-After"), c.now())}, data, nil
 }
 
-// signRequest signs a request for a function URL of AuthType AWS_IAM, by the
-// credentials of the instance profile.
-// (https://docs.aws.amazon.com/lambda/latest/dg/urls-auth.html)
-func (c *Client) signRequest(ctx context.Context, req *http.Request, region string, body []byte) error {
-	creds, err := c.profile.ProfileCredentials(ctx)
+// do sends a request, and returns the answer and up to limit bytes of its body, and one
+// more.
+func (c *Client) do(req *http.Request, limit int64) (*http.Response, []byte, error) {
+	req.Header.Set("User-Agent", "hallmark/"+strings.Trim(buildinfo.Version(), "()"))
+	resp, err := c.http.Do(req)
 	if err != nil {
-		return err
+		return nil, nil, unreachable(err)
 	}
-	digest := sha256.Sum256(body)
-	err = v4.NewSigner().SignHTTP(ctx, aws.Credentials{
-		AccessKeyID: creds.AccessKeyID, SecretAccessKey: creds.SecretAccessKey, SessionToken: creds.SessionToken,
-	}, req, hex.EncodeToString(digest[:]), "lambda", signingRegion(req.URL.Hostname(), region), c.now())
+	defer resp.Body.Close()
+	data, err := io.ReadAll(io.LimitReader(resp.Body, limit+1))
 	if err != nil {
-		return fmt.Errorf("sign the request to the signer: %w", err)
+		return nil, nil, fault.Newf(fault.Temporary, hintSignerDown, "read the signer's answer: %w", err)
 	}
-	return nil
-}
-
-// signingRegion returns the region in <id>.lambda-url.<region>.on.aws, and the
-// machine's own for a host name of the operator's.
-func signingRegion(host, own string) string {
-	labels := strings.Split(host, ".")
-	if len(labels) > 3 && labels[1] == "lambda-url" {
-		return labels[2]
-	}
-	return own
+	return resp, data, nil
 }
 
 // waitOf returns the wait that the signer asked for with an error.
