@@ -58,7 +58,7 @@ func TestDeployersPermissions(t *testing.T) {
 	_, section, _ := strings.Cut(readFile(t, "deploy.md"), "\n## Permissions of the deployer\n")
 	section, _, _ = strings.Cut(section, "\n## ")
 	names := map[string]string{
-		"CloudWatch": "CloudWatch", "DynamoDB": "DynamoDB", "Events": "EventBridge", "IAM": "IAM", "Lambda": "Lambda",
+		"ApiGateway": "API Gateway", "CloudWatch": "CloudWatch", "DynamoDB": "DynamoDB", "Events": "EventBridge", "IAM": "IAM", "Lambda": "Lambda",
 		"Logs": "CloudWatch Logs", "SNS": "SNS", "SQS": "SQS", "SSM": "Systems Manager", "Serverless": "Lambda",
 	}
 	types := regexp.MustCompile(`Type: AWS::(\w+)::`).FindAllStringSubmatch(readFile(t, filepath.Join("..", "template.yaml")), -1)

@@ -64,11 +64,14 @@ func golden(t *testing.T, name, got string) {
 // describe writes every statement below a resource, and resources that are a
 // permission in themselves.
 func describe(w *strings.Builder, name string, resource *yaml.Node) {
-	if field(resource, "Type").Value == "AWS::Lambda::Permission" {
-		fmt.Fprintf(w, "\n%s: %s\n", name, flow(field(resource, "Properties")))
-	}
-	if url := field(field(resource, "Properties"), "FunctionUrlConfig"); url.Kind != 0 {
-		fmt.Fprintf(w, "\n%s: function URL %s\n", name, flow(url))
+	properties := field(resource, "Properties")
+	switch field(resource, "Type").Value {
+	case "AWS::Lambda::Permission":
+		fmt.Fprintf(w, "\n%s: %s\n", name, flow(properties))
+	case "AWS::Lambda::Url":
+		fmt.Fprintf(w, "\n%s: function URL %s\n", name, flow(field(properties, "AuthType")))
+	case "AWS::ApiGateway::Method":
+		fmt.Fprintf(w, "\n%s: %s, authorization %s\n", name, flow(field(properties, "HttpMethod")), flow(field(properties, "AuthorizationType")))
 	}
 	walk(resource, name, func(path string, n *yaml.Node) {
 		for _, list := range []string{"Statement", "ManagedPolicyArns"} {
@@ -289,6 +292,24 @@ func TestWhoMayCallTheURL(t *testing.T) {
 		}
 		if p["Action"] == "lambda:InvokeFunction" && p["InvokedViaFunctionUrl"] != true {
 			t.Errorf("%s: anybody may invoke the function without its URL", name)
+		}
+	}
+	// A direct invocation can say of itself what it likes, so only the entry that expects
+	// one admits any.
+	for name, resource := range template.Resources {
+		p := resource.Properties
+		if resource.Type != "AWS::Lambda::Permission" || p["Action"] != "lambda:InvokeFunction" || p["InvokedViaFunctionUrl"] == true {
+			continue
+		}
+		switch fmt.Sprint(p["Principal"]) {
+		case "apigateway.amazonaws.com", "events.amazonaws.com":
+			if p["SourceArn"] == nil {
+				t.Errorf("%s: any API or rule may invoke the function", name)
+			}
+		default:
+			if resource.Condition != "InvokedByOrganization" {
+				t.Errorf("%s: with condition %q", name, resource.Condition)
+			}
 		}
 	}
 	if !public["lambda:InvokeFunctionUrl"] || !public["lambda:InvokeFunction"] || len(public) != 2 {

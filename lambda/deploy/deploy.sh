@@ -49,13 +49,20 @@ check_settings() {
     fail "correct deployment/deployment.yaml, then try again"
 }
 
+# has_other_entry succeeds if machines do not call a function URL.
+has_other_entry() {
+  case " ${PARAMETERS:-} " in *" Entry=private-api "* | *" Entry=invoke "*) return 0 ;; esac
+  return 1
+}
+
 check_account() {
   : "${AWS_REGION:=${AWS_DEFAULT_REGION:-$(aws configure get region || true)}}"
   ask AWS_REGION "Region to deploy in"
   [ -n "$AWS_REGION" ] || fail "no region: set AWS_REGION"
   export AWS_REGION AWS_DEFAULT_REGION=$AWS_REGION
   case $no_function_urls in
-  *" $AWS_REGION "*) fail "Lambda has no function URLs in $AWS_REGION, and machines call one: deploy in another region. Instances may run in any region that deployment.yaml lists" ;;
+  *" $AWS_REGION "*) has_other_entry ||
+    fail "Lambda has no function URLs in $AWS_REGION, and machines call one: deploy in another region, or with another Entry (docs/networks.md). Instances may run in any region that deployment.yaml lists" ;;
   esac
   account=$(aws sts get-caller-identity --query Account --output text) ||
     fail "AWS rejected your credentials: run 'aws configure' or 'aws sso login'"

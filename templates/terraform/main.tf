@@ -33,6 +33,8 @@ resource "aws_cloudformation_stack" "hallmark" {
     for name, value in {
       Audience                 = var.audience
       AlarmEmail               = var.alarm_email
+      Entry                    = var.entry
+      VpcEndpointIds           = try(join(",", var.vpc_endpoint_ids), null)
       UrlAuthType              = var.url_auth_type
       UrlOrganizationId        = var.url_organization_id
       VpcSubnetIds             = try(join(",", var.vpc_subnet_ids), null)

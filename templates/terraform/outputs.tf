@@ -62,7 +62,12 @@ output "machine_policy_arn" {
 
 output "signer_url" {
   description = "The signer_url of the machines' configuration."
-  value       = aws_cloudformation_stack.hallmark.outputs["SignerUrl"]
+  value       = lookup(aws_cloudformation_stack.hallmark.outputs, "SignerUrl", null)
+}
+
+output "signer_function_arn" {
+  description = "With Entry invoke, the signer_function of the machines' configuration."
+  value       = aws_cloudformation_stack.hallmark.outputs["SignerFunctionArn"]
 }
 
 output "log_group" {

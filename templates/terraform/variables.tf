@@ -12,6 +12,18 @@ variable "alarm_email" {
   default     = null
 }
 
+variable "entry" {
+  description = "How instances reach the signer"
+  type        = string
+  default     = null
+}
+
+variable "vpc_endpoint_ids" {
+  description = "VPC endpoints of the private API"
+  type        = list(string)
+  default     = null
+}
+
 variable "url_auth_type" {
   description = "Does Lambda require a signature with IAM credentials?"
   type        = string

@@ -73,14 +73,14 @@ func (c *Client) invoke(ctx context.Context, method string, header http.Header, 
 	if err := c.signRequest(ctx, req, scope{"lambda", c.function.region}, event); err != nil {
 		return status{}, nil, err
 	}
-	resp, data, err := c.do(req, maxInvocationBytes)
+	code, lambda, data, err := c.do(req, maxInvocationBytes)
 	if err != nil {
 		return status{}, nil, err
 	}
-	if resp.StatusCode != http.StatusOK {
-		return status{}, nil, notInvoked(resp.StatusCode, resp.Header.Get("X-Amzn-Errortype"))
+	if code != http.StatusOK {
+		return status{}, nil, notInvoked(code, lambda.Get("X-Amzn-Errortype"))
 	}
-	if reason := resp.Header.Get("X-Amz-Function-Error"); reason != "" {
+	if reason := lambda.Get("X-Amz-Function-Error"); reason != "" {
 		return status{}, nil, fault.Newf(fault.Temporary, hintSignerDown, "the signer's function failed: %.64q; its log says why", reason)
 	}
 	if len(data) > maxInvocationBytes {

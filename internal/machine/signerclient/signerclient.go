@@ -306,27 +306,27 @@ func (c *Client) send(ctx context.Context, region, method string, header http.He
 			return status{}, nil, err
 		}
 	}
-	resp, data, err := c.do(req, protocol.MaxResponseBytes)
+	code, answer, data, err := c.do(req, protocol.MaxResponseBytes)
 	if err != nil {
 		return status{}, nil, err
 	}
-	return status{resp.StatusCode, retryAfter(resp.Header.Get("Retry-After"), c.now())}, data, nil
+	return status{code, retryAfter(answer.Get("Retry-After"), c.now())}, data, nil
 }
 
-// do sends a request, and returns the answer and up to limit bytes of its body, and one
-// more.
-func (c *Client) do(req *http.Request, limit int64) (*http.Response, []byte, error) {
+// do sends a request, and returns the answer's status, its header, and up to limit bytes of
+// its body, and one more.
+func (c *Client) do(req *http.Request, limit int64) (code int, header http.Header, data []byte, err error) {
 	req.Header.Set("User-Agent", "hallmark/"+strings.Trim(buildinfo.Version(), "()"))
 	resp, err := c.http.Do(req)
 	if err != nil {
-		return nil, nil, unreachable(err)
+		return 0, nil, nil, unreachable(err)
 	}
 	defer resp.Body.Close()
-	data, err := io.ReadAll(io.LimitReader(resp.Body, limit+1))
+	data, err = io.ReadAll(io.LimitReader(resp.Body, limit+1))
 	if err != nil {
-		return nil, nil, fault.Newf(fault.Temporary, hintSignerDown, "read the signer's answer: %w", err)
+		return 0, nil, nil, fault.Newf(fault.Temporary, hintSignerDown, "read the signer's answer: %w", err)
 	}
-	return resp, data, nil
+	return resp.StatusCode, resp.Header, data, nil
 }
 
 // waitOf returns the wait that the signer asked for with an error.
