@@ -180,17 +180,17 @@ func TestEnrollAgainChangesNothing(t *testing.T) {
 
 // Version 1 of the metadata service answers whoever gets a request forwarded.
 func TestMetadataIsAskedWithTokensOnly(t *testing.T) {
-	ours := 0
+	own := 0
 	for _, r := range web(t).Metadata.Requests() {
 		if strings.HasPrefix(r.UserAgent, "Cloud-Init/") || strings.HasPrefix(r.UserAgent, "python-requests/") || r.Method == http.MethodPut {
 			continue
 		}
-		ours++
+		own++
 		if !r.Token {
 			t.Errorf("%s %s came without a token", r.Method, r.Path)
 		}
 	}
-	if ours == 0 {
+	if own == 0 {
 		t.Error("no request of hallmark's: does its user agent look like cloud-init's?")
 	}
 }

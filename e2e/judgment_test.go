@@ -31,7 +31,7 @@ func lastAudit(t *testing.T, instance string) map[string]any {
 	return last
 }
 
-// fqdn is the name by which a client knows the cluster's authority for a machine.
+// fqdn is the name by which a client knows the cluster's CA for a machine.
 func fqdn(s *state.State) string { return s.Node.Hostname + "." + s.Node.Cluster }
 
 const newHostKeys = "rm /etc/ssh/ssh_host_* && ssh-keygen -A && systemctl reload ssh"

@@ -160,10 +160,10 @@ func TestLabelsFollowTags(t *testing.T) {
 func TestSweepMendsWhatEventsMissed(t *testing.T) {
 	dead := launch(t, lab.Template{Name: "dead"})
 	gone := must[*state.State](t)(dead.WaitEnrolled(t.Context()))
-	odd := launch(t, lab.Template{Name: "odd"})
-	kept := must[*state.State](t)(odd.WaitEnrolled(t.Context()))
+	drifted := launch(t, lab.Template{Name: "odd"})
+	kept := must[*state.State](t)(drifted.WaitEnrolled(t.Context()))
 	terminate(t, dead)
-	tag(t, odd, "missed", "yes")
+	tag(t, drifted, "missed", "yes")
 	if node(t, gone) == nil {
 		t.Fatal("the node went without an event")
 	}

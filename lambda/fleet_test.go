@@ -331,7 +331,7 @@ func TestSweeps(t *testing.T) {
 	if err := json.Unmarshal([]byte(w.invoke([]byte(scheduleEvent))), &report); err != nil {
 		t.Fatal(err)
 	}
-	if report.Nodes != 2 || report.Deleted != 1 || report.Mended != 1 {
+	if report.Nodes != 2 || report.Deleted != 1 || report.Repaired != 1 {
 		t.Errorf("report %+v; log %s", report, w.log)
 	}
 	if w.labels(1) != nil || w.labels(2)["aws/env"] != "prod" {

@@ -116,7 +116,7 @@ func (l *Lab) startTeleport(ctx context.Context) (*real, error) {
 	}
 	l.Teleport = cluster
 	r := &real{Cluster: cluster}
-	for _, step := range []func(context.Context) error{r.addSigner, r.addPerson, r.readAuthorities} {
+	for _, step := range []func(context.Context) error{r.addSigner, r.addPerson, r.readCAs} {
 		if err := step(ctx); err != nil {
 			return nil, err
 		}
@@ -142,13 +142,13 @@ func (r *real) addPerson(ctx context.Context) (err error) {
 	return err
 }
 
-func (r *real) readAuthorities(ctx context.Context) error {
-	openssh, err := r.Authorities(ctx, caexport.OpenSSH)
+func (r *real) readCAs(ctx context.Context) error {
+	openssh, err := r.CAs(ctx, caexport.OpenSSH)
 	if err != nil {
 		return err
 	}
 	r.openSSHCA = openssh[0]
-	host, err := r.Authorities(ctx, caexport.Host)
+	host, err := r.CAs(ctx, caexport.Host)
 	if err != nil {
 		return err
 	}

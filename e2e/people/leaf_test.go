@@ -23,7 +23,7 @@ func TestReachedFromRootCluster(t *testing.T) {
 	leaf, root := shared.lab.Teleport, startRoot(t)
 	keys := make(map[caexport.Kind][]string)
 	for _, kind := range []caexport.Kind{caexport.OpenSSH, caexport.Host} {
-		keys[kind] = authorities(t, leaf, kind)
+		keys[kind] = cas(t, leaf, kind)
 	}
 	joinRoot(t, leaf, root)
 	dana := newPerson(t, root, "root-dana", everywhere)
@@ -54,18 +54,18 @@ func TestReachedFromRootCluster(t *testing.T) {
 		refused(t, out, err, "Connection closed")
 	})
 
-	// Trust must not make the root's authorities pass for the leaf's: machines would
-	// let in whoever the root's authority signs for.
+	// Trust must not make the root's CAs pass for the leaf's: machines would
+	// let in whoever the root's CA signs for.
 	for kind, before := range keys {
-		if after := authorities(t, leaf, kind); !slices.Equal(after, before) {
-			t.Errorf("%s authority %v, before it joined %v", kind, after, before)
+		if after := cas(t, leaf, kind); !slices.Equal(after, before) {
+			t.Errorf("%s CA %v, before it joined %v", kind, after, before)
 		}
 	}
 }
 
-func authorities(t *testing.T, cluster *teleportd.Cluster, kind caexport.Kind) []string {
+func cas(t *testing.T, cluster *teleportd.Cluster, kind caexport.Kind) []string {
 	t.Helper()
-	keys, err := cluster.Authorities(t.Context(), kind)
+	keys, err := cluster.CAs(t.Context(), kind)
 	if err != nil {
 		t.Fatal(err)
 	}

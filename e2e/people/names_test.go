@@ -100,8 +100,8 @@ func checkForeign(t *testing.T, id, instance string) {
 	if node == nil || node.GetAddr() != theirAddress || len(node.GetAllLabels()) != 0 {
 		t.Errorf("the foreign node is now %v", node)
 	}
-	if ours, err := find(t, func(n types.Server) bool { return n.GetAllLabels()["teleport.dev/instance-id"] == instance }); err != nil || ours != nil {
-		t.Errorf("the refused instance has the node %v, %v", ours, err)
+	if own, err := find(t, func(n types.Server) bool { return n.GetAllLabels()["teleport.dev/instance-id"] == instance }); err != nil || own != nil {
+		t.Errorf("the refused instance has the node %v, %v", own, err)
 	}
 }
 

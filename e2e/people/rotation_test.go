@@ -114,7 +114,7 @@ func current(t *testing.T, kind caexport.Kind) []string {
 	t.Helper()
 	var keys []ssh.PublicKey
 	poll(t, 30*time.Second, func() (err error) {
-		keys, err = shared.lab.Teleport.Authorities(t.Context(), kind)
+		keys, err = shared.lab.Teleport.CAs(t.Context(), kind)
 		return err
 	})
 	var list []string
@@ -124,7 +124,7 @@ func current(t *testing.T, kind caexport.Kind) []string {
 	return list
 }
 
-// logsIn logs a person in to the machine. During a rotation of the Host authority
+// logsIn logs a person in to the machine. During a rotation of the Host CA
 // that takes a new login to the cluster, and the services follow each phase within
 // seconds. The proxy limits logins by source address, so they are rare.
 func logsIn(t *testing.T, p *teleportd.Person, m enrolled, when string) {
@@ -139,7 +139,7 @@ func logsIn(t *testing.T, p *teleportd.Person, m enrolled, when string) {
 			return err
 		}
 		asked = time.Now()
-		// To a login that is still good tsh adds nothing, and so no new authority.
+		// To a login that is still good tsh adds nothing, and so no new CA.
 		if _, err := p.Tsh(t.Context(), "logout"); err != nil {
 			return err
 		}
@@ -151,12 +151,12 @@ func logsIn(t *testing.T, p *teleportd.Person, m enrolled, when string) {
 	reached(t, m, out, nil)
 }
 
-// rotate takes an authority through phases. Nobody touches the machine: its timer
+// rotate takes a CA through phases. Nobody touches the machine: its timer
 // runs in each, and a person logs in before it does and after.
 func rotate(t *testing.T, p *teleportd.Person, m enrolled, kind caexport.Kind, phases ...string) {
 	t.Helper()
 	for _, phase := range phases {
-		when := fmt.Sprintf("%s authority, %s of %v", kind, phase, phases)
+		when := fmt.Sprintf("%s CA, %s of %v", kind, phase, phases)
 		before := current(t, kind)
 		if err := shared.lab.Teleport.Rotate(t.Context(), kind, phase); err != nil {
 			t.Fatalf("%s: %v", when, err)
@@ -205,14 +205,14 @@ func TestRotationsThatAreRolledBack(t *testing.T) {
 		rotate(t, alice, shared.dev, kind, "init", "update_clients", "rollback", "standby")
 		poll(t, 30*time.Second, func() error {
 			if after := current(t, kind); !slices.Equal(after, before) {
-				return fmt.Errorf("%s authorities %v, were %v", kind, after, before)
+				return fmt.Errorf("%s CAs %v, were %v", kind, after, before)
 			}
 			return nil
 		})
 	}
 }
 
-// A month of a machine's life: renewals, a rotation of each authority, a reboot and a
+// A month of a machine's life: renewals, a rotation of each CA, a reboot and a
 // signer that is down for a day. Somebody logs in each day.
 func TestAMonth(t *testing.T) {
 	alice := newPerson(t, shared.lab.Teleport, "alice-for-a-month", everywhere)

@@ -20,8 +20,8 @@ import (
 )
 
 // TestMain makes the load balancers' certificate one that the system trusts: Teleport's
-// library verifies them by the system's authorities alone, and those a process reads
-// once. The clusters have authorities of their own.
+// library verifies them by the system's CAs alone, and those a process reads
+// once. The clusters have CAs of their own.
 func TestMain(m *testing.M) {
 	code, err := trustBalancers(m.Run)
 	if err != nil {
@@ -40,8 +40,8 @@ func trustBalancers(run func() int) (code int, err error) {
 	server := httptest.NewTLSServer(nil) // all of that kind have one certificate
 	server.Close()
 	file := filepath.Join(dir, "ca.pem")
-	authority := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw})
-	if err := os.WriteFile(file, authority, 0o600); err != nil {
+	ca := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw})
+	if err := os.WriteFile(file, ca, 0o600); err != nil {
 		return 0, err
 	}
 	for name, value := range map[string]string{"SSL_CERT_FILE": file, "SSL_CERT_DIR": dir} {

@@ -82,7 +82,7 @@ func TestBot(t *testing.T) {
 	})
 	t.Run("enrolls at the auth service", func(t *testing.T) {
 		config := b.config(functionARN, "hallmark-enroll", "hallmark-enroll")
-		config.Address, config.RootsPEM = b.AuthAddress(), b.hostAuthorities(t)
+		config.Address, config.RootsPEM = b.AuthAddress(), b.hostCAs(t)
 		client, err := b.dial(t, config)
 		if err != nil {
 			t.Fatal(err)

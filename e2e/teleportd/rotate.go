@@ -16,7 +16,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/caexport"
 )
 
-// Rotate takes an authority to a phase of its rotation, and returns when the cluster's
+// Rotate takes a CA to a phase of its rotation, and returns when the cluster's
 // own services have followed. They have to, before the next phase: a service that misses
 // one of the Host CA's is locked out. The services report their phase. Those that restart
 // in it may report nothing for minutes, if their first report fails: then the end of the

@@ -15,22 +15,22 @@ import (
 
 // A function that joined before a rotation of the Host CA works in each phase and after
 // it, whether or not the rotation ends its connection: a call joins again at most once.
-// At the auth service it does so with the new authority in its roots, as docs/teleport.md
+// At the auth service it does so with the new CA in its roots, as docs/teleport.md
 // says.
 func TestBotAfterRotation(t *testing.T) {
 	b := startBots(t, "rotation.test", "127.83.6.1")
 	config := b.config(functionARN, teleportd.EnrollBot, teleportd.EnrollBot)
 	atProxy := b.connect(t, config)
-	before, old := b.sts.Calls(), b.hostAuthorities(t)
+	before, old := b.sts.Calls(), b.hostCAs(t)
 	b.rotateHost(t, atProxy, "init", "update_clients")
 
-	config.Address, config.RootsPEM = b.AuthAddress(), slices.Concat(old, b.hostAuthorities(t))
+	config.Address, config.RootsPEM = b.AuthAddress(), slices.Concat(old, b.hostCAs(t))
 	joined := b.sts.Calls()
 	atAuth := b.connect(t, config)
 	others := b.sts.Calls() - joined
 
 	b.rotateHost(t, atProxy, "update_servers", "standby")
-	// A connection that survived ends now, and the authority of the first login is gone.
+	// A connection that survived ends now, and the CA of the first login is gone.
 	if err := b.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -39,7 +39,7 @@ func TestBotAfterRotation(t *testing.T) {
 	}
 	b.signs(t, atProxy, "after a restart", true)
 	if joins := b.sts.Calls() - before - others; joins < 1 {
-		t.Errorf("%d joins: how does it work by a login whose authority was retired?", joins)
+		t.Errorf("%d joins: how does it work by a login whose CA was retired?", joins)
 	}
 	b.enroll(t, atProxy)
 	b.enroll(t, atAuth)
@@ -77,15 +77,15 @@ func (b bots) connect(t *testing.T, config teleport.Config) *teleport.Client {
 	return client
 }
 
-// hostAuthorities are the authorities of the auth service's certificate, as tctl exports
+// hostCAs are the CAs of the auth service's certificate, as tctl exports
 // them.
-func (b bots) hostAuthorities(t *testing.T) []byte {
+func (b bots) hostCAs(t *testing.T) []byte {
 	t.Helper()
-	authorities, err := b.TLSAuthorities(t.Context())
+	cas, err := b.TLSCAs(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	return authorities
+	return cas
 }
 
 // rotateHost takes the Host CA through phases. In each, the client still works.

@@ -270,8 +270,8 @@ func (c *Cluster) Export(ctx context.Context, kind caexport.Kind) ([]ssh.PublicK
 	return caexport.Fetch(ctx, client, c.Address(), kind)
 }
 
-// Authorities returns the same from the auth service, which has no such limit. Poll this one.
-func (c *Cluster) Authorities(ctx context.Context, kind caexport.Kind) ([]ssh.PublicKey, error) {
+// CAs returns the same from the auth service, which has no such limit. Poll this one.
+func (c *Cluster) CAs(ctx context.Context, kind caexport.Kind) ([]ssh.PublicKey, error) {
 	parse := caexport.ParseOpenSSH
 	if kind == caexport.Host {
 		parse = caexport.ParseHost
@@ -284,9 +284,9 @@ func (c *Cluster) Authorities(ctx context.Context, kind caexport.Kind) ([]ssh.Pu
 	return keys, err
 }
 
-// TLSAuthorities returns the certificates in PEM form that the auth service's own is
-// verified with: two while its authority is being rotated.
-func (c *Cluster) TLSAuthorities(ctx context.Context) ([]byte, error) {
+// TLSCAs returns the certificates in PEM form that the auth service's own is
+// verified with: two while its CA is being rotated.
+func (c *Cluster) TLSCAs(ctx context.Context) ([]byte, error) {
 	export := []string{"auth", "export", "--type=tls-host"}
 	if !c.behavior.ExportToFiles {
 		out, err := c.Tctl(ctx, export...)

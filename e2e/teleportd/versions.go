@@ -38,7 +38,7 @@ type Behavior struct {
 	// the stricter rule on every version.
 	RequestsPerMinute, RequestBurst int
 	// ExportToFiles reports whether `tctl auth export` refuses to print more than one TLS
-	// authority and writes them to files instead (--out).
+	// CA and writes them to files instead (--out).
 	ExportToFiles bool
 	// Roles are the roles that Hallmark asks for, and how the certificate names each. The
 	// server does not issue one that is missing.

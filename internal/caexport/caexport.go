@@ -1,8 +1,8 @@
-// Package caexport reads the public keys of a cluster's authorities from the
+// Package caexport reads the public keys of a cluster's CAs from the
 // export of its proxy, which needs no login.
 //
 // What it returns is only as good as the TLS connection to the proxy: whoever
-// holds the proxy's name can add an authority. Pins guard against that.
+// holds the proxy's name can add a CA. Pins guard against that.
 package caexport
 
 import (
@@ -23,10 +23,10 @@ import (
 	"golang.org/x/crypto/ssh"
 )
 
-// Kind is the authority whose keys are wanted.
+// Kind is the CA whose keys are wanted.
 type Kind string
 
-// The authorities that Hallmark asks for.
+// The CAs that Hallmark asks for.
 const (
 	OpenSSH Kind = "openssh" // signs user certificates for OpenSSH servers
 	Host    Kind = "host"    // signs host certificates
@@ -58,7 +58,7 @@ func NewHTTPClient(rootsPEM []byte) (*http.Client, error) {
 	return &http.Client{Transport: transport, Timeout: timeout}, nil
 }
 
-// Fetch returns the keys of the authority that the proxy at the address, host or
+// Fetch returns the keys of the CA that the proxy at the address, host or
 // host:port, exports: the one that Teleport signs with first, and a second one
 // while a rotation is under way. A nil client means NewHTTPClient without roots
 // of its own.
@@ -167,7 +167,7 @@ func ParseOpenSSH(data []byte) (keys []ssh.PublicKey, cluster string, err error)
 			return nil, "", err
 		}
 		// Any other option would restrict the key where sshd reads it as an authorized
-		// key, and mean nothing where it reads it as an authority.
+		// key, and mean nothing where it reads it as a CA.
 		if len(options) > 1 || len(options) == 1 && options[0] != "cert-authority" {
 			return nil, "", fmt.Errorf("unexpected options %q", options)
 		}
@@ -236,7 +236,7 @@ func looksLikeHTML(data []byte) bool {
 	return strings.HasPrefix(http.DetectContentType(data), "text/html")
 }
 
-// checkKey refuses what cannot be an authority: sshd ignores such lines without a
+// checkKey refuses what cannot be a CA: sshd ignores such lines without a
 // word.
 func checkKey(key ssh.PublicKey) error {
 	if _, ok := key.(*ssh.Certificate); ok {

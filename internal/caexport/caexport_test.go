@@ -205,29 +205,29 @@ func TestParseHost(t *testing.T) {
 }
 
 // Each row is a line that whoever answers for the proxy passes off as an
-// authority. In sshd's or ssh's file it would mean more than one key, or another.
+// CA. In sshd's or ssh's file it would mean more than one key, or another.
 func TestAttackCALine(t *testing.T) {
 	key := text(newKey(t, 0))
 	openssh := "cert-authority " + key + " clustername=c&type=user\n"
 	host := "@cert-authority c,*.c " + key + " type=host\n"
 	for name, line := range map[string]string{
-		"option":                      `principals="root" ` + key,
-		"option beside the marker":    `cert-authority,principals="root" ` + key,
-		"forced command":              `cert-authority,command="/bin/sh" ` + key,
-		"option with a line feed":     "environment=\"A=b\nC=d\" " + key,
-		"option in another case":      "Cert-Authority " + key,
-		"authority of another kind":   "cert-authority " + key + " clustername=c&type=windows",
-		"another cluster's authority": "cert-authority " + key + " clustername=evil&type=user",
-		"revoked":                     "@revoked c " + key,
-		"marker in another case":      "@Cert-Authority c " + key,
-		"two markers":                 "@cert-authority @cert-authority c " + key,
-		"no host":                     "@cert-authority " + key,
-		"another cluster's host CA":   "@cert-authority evil,*.evil " + key,
-		"DSA":                         "ssh-dss AAAAB3NzaC1kc3MAAAAA",
-		"type and blob disagree":      strings.Replace(key, "ssh-ed25519", "ssh-rsa", 1),
-		"cut short":                   key[:len(key)-8],
-		"configuration":               "TrustedUserCAKeys /etc/passwd",
-		"web page":                    "<html>" + key,
+		"option":                    `principals="root" ` + key,
+		"option beside the marker":  `cert-authority,principals="root" ` + key,
+		"forced command":            `cert-authority,command="/bin/sh" ` + key,
+		"option with a line feed":   "environment=\"A=b\nC=d\" " + key,
+		"option in another case":    "Cert-Authority " + key,
+		"CA of another kind":        "cert-authority " + key + " clustername=c&type=windows",
+		"another cluster's CA":      "cert-authority " + key + " clustername=evil&type=user",
+		"revoked":                   "@revoked c " + key,
+		"marker in another case":    "@Cert-Authority c " + key,
+		"two markers":               "@cert-authority @cert-authority c " + key,
+		"no host":                   "@cert-authority " + key,
+		"another cluster's host CA": "@cert-authority evil,*.evil " + key,
+		"DSA":                       "ssh-dss AAAAB3NzaC1kc3MAAAAA",
+		"type and blob disagree":    strings.Replace(key, "ssh-ed25519", "ssh-rsa", 1),
+		"cut short":                 key[:len(key)-8],
+		"configuration":             "TrustedUserCAKeys /etc/passwd",
+		"web page":                  "<html>" + key,
 	} {
 		t.Run(name, func(t *testing.T) {
 			if keys, _, err := caexport.ParseOpenSSH([]byte(openssh + line + "\n")); err == nil {

@@ -112,6 +112,6 @@ func check(t *testing.T, path string, v reflect.Value, seen map[uintptr]bool) (n
 // connections.
 func isForeign(pkg string) bool {
 	first, _, _ := strings.Cut(pkg, "/")
-	ours := strings.HasPrefix(pkg, "github.com/hallmark-ssh/hallmark/")
-	return strings.Contains(first, ".") && !ours || first == "net" || first == "crypto"
+	own := strings.HasPrefix(pkg, "github.com/hallmark-ssh/hallmark/")
+	return strings.Contains(first, ".") && !own || first == "net" || first == "crypto"
 }

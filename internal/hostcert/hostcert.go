@@ -19,13 +19,13 @@ import (
 const MaxClockSkew = 5 * time.Minute
 
 // maxLineBytes bounds a certificate line. An RSA-4096 certificate of an RSA-4096
-// authority with twenty principals needs less than 4 KiB.
+// CA with twenty principals needs less than 4 KiB.
 const maxLineBytes = 32 << 10
 
-// ErrUnknownAuthority says that a certificate was signed by a key that is not
+// ErrUnknownCA says that a certificate was signed by a key that is not
 // among the wanted ones. Between two readings of a cluster's keys they may have
 // been rotated, so a caller may read them again and check once more.
-var ErrUnknownAuthority = errors.New("signed by an unknown authority")
+var ErrUnknownCA = errors.New("signed by an unknown CA")
 
 // Want is what a host certificate has to be.
 type Want struct {
@@ -33,8 +33,8 @@ type Want struct {
 	Key ssh.PublicKey
 	// Principals are the names in the certificate, all of them and in any order.
 	Principals []string
-	// Authorities are the public keys of the cluster's Host CA.
-	Authorities []ssh.PublicKey
+	// CAs are the public keys of the cluster's Host CA.
+	CAs []ssh.PublicKey
 	// MaxLifetime bounds the certificate's end, counted from the time of the
 	// check; MaxClockSkew is added to it.
 	MaxLifetime time.Duration
@@ -76,10 +76,10 @@ func Parse(line string) (*ssh.Certificate, error) {
 
 // Check returns nil if the certificate is what want describes and is good now,
 // and otherwise an error that names the first property that is not. It fails
-// with ErrUnknownAuthority if that property is the signing key.
+// with ErrUnknownCA if that property is the signing key.
 func Check(cert *ssh.Certificate, want Want, now time.Time) error {
 	checks := []func(*ssh.Certificate, Want, time.Time) error{
-		checkType, checkKey, checkPrincipals, checkOptions, checkRole, checkValidity, checkAuthority, checkNotAuthority, checkSignature,
+		checkType, checkKey, checkPrincipals, checkOptions, checkRole, checkValidity, checkCA, checkNotCA, checkSignature,
 	}
 	for _, check := range checks {
 		if err := check(cert, want, now); err != nil {
@@ -180,32 +180,32 @@ func timeOf(seconds uint64) string {
 	return time.Unix(int64(seconds), 0).UTC().Format(time.RFC3339)
 }
 
-// checkAuthority refuses certificates that the cluster's Host CA did not sign itself. A
+// checkCA refuses certificates that the cluster's Host CA did not sign itself. A
 // certificate in the place of the CA's key verifies like the key that it certifies, so
 // whoever has any certificate of the CA could sign in its place (CVE-2025-49825).
-func checkAuthority(cert *ssh.Certificate, want Want, _ time.Time) error {
+func checkCA(cert *ssh.Certificate, want Want, _ time.Time) error {
 	if _, nested := cert.SignatureKey.(*ssh.Certificate); nested {
-		return errors.New("signed by a certificate, not by an authority's key")
+		return errors.New("signed by a certificate, not by a CA's key")
 	}
 	signer := cert.SignatureKey.Marshal()
 	known := func(key ssh.PublicKey) bool { return bytes.Equal(key.Marshal(), signer) }
-	if !slices.ContainsFunc(want.Authorities, known) {
-		return fmt.Errorf("%w: %s", ErrUnknownAuthority, ssh.FingerprintSHA256(cert.SignatureKey))
+	if !slices.ContainsFunc(want.CAs, known) {
+		return fmt.Errorf("%w: %s", ErrUnknownCA, ssh.FingerprintSHA256(cert.SignatureKey))
 	}
 	return nil
 }
 
-// checkNotAuthority refuses an authority's own key as a host key. Whoever could
+// checkNotCA refuses a CA's own key as a host key. Whoever could
 // sign the request with it holds the cluster's Host CA; no machine does.
-func checkNotAuthority(cert *ssh.Certificate, want Want, _ time.Time) error {
+func checkNotCA(cert *ssh.Certificate, want Want, _ time.Time) error {
 	own := func(key ssh.PublicKey) bool { return bytes.Equal(key.Marshal(), cert.Key.Marshal()) }
-	if slices.ContainsFunc(want.Authorities, own) {
-		return fmt.Errorf("the host key %s is an authority's own", ssh.FingerprintSHA256(cert.Key))
+	if slices.ContainsFunc(want.CAs, own) {
+		return fmt.Errorf("the host key %s is a CA's own", ssh.FingerprintSHA256(cert.Key))
 	}
 	return nil
 }
 
-// checkSignature verifies the authority's signature. ssh-rsa signs with SHA-1,
+// checkSignature verifies the CA's signature. ssh-rsa signs with SHA-1,
 // for which collisions have been made, and OpenSSH has refused it since 8.8.
 func checkSignature(cert *ssh.Certificate, want Want, _ time.Time) error {
 	switch cert.Signature.Format {

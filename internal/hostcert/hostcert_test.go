@@ -51,11 +51,11 @@ func signerOf(t testing.TB, key any) ssh.Signer {
 	return s
 }
 
-// certified returns the signer with a certificate of the authority as its key.
-func certified(t testing.TB, s, authority ssh.Signer) ssh.Signer {
+// certified returns the signer with a certificate of the CA as its key.
+func certified(t testing.TB, s, ca ssh.Signer) ssh.Signer {
 	t.Helper()
 	cert := &ssh.Certificate{Key: s.PublicKey(), CertType: ssh.HostCert, ValidPrincipals: []string{"x"}, ValidBefore: ssh.CertTimeInfinity}
-	if err := cert.SignCert(rand.Reader, authority); err != nil {
+	if err := cert.SignCert(rand.Reader, ca); err != nil {
 		t.Fatal(err)
 	}
 	nested, err := ssh.NewCertSigner(cert, s)
@@ -87,21 +87,21 @@ func sign(t testing.TB, cert *ssh.Certificate, signer ssh.Signer) {
 // and expects the error to name the property.
 func TestCheck(t *testing.T) {
 	host, other := newSigner(t), newSigner(t)
-	authority, retired, stranger := newSigner(t), newSigner(t), newSigner(t)
-	nested := certified(t, stranger, authority)
+	ca, retired, stranger := newSigner(t), newSigner(t), newSigner(t)
+	nested := certified(t, stranger, ca)
 	at := func(d time.Duration) uint64 { return uint64(now.Add(d).Unix()) }
 
 	tests := []struct {
 		name   string
 		change func(c *ssh.Certificate, w *hostcert.Want)
-		signer ssh.Signer // authority if nil
+		signer ssh.Signer // CA if nil
 		want   string     // part of the error; empty = good
 	}{
 		{name: "good"},
 		{name: "principals in another order", change: func(c *ssh.Certificate, _ *hostcert.Want) {
 			c.ValidPrincipals = []string{"uuid", name}
 		}},
-		{name: "signed by the second authority of a rotation", signer: retired},
+		{name: "signed by the second CA of a rotation", signer: retired},
 		{name: "signed with rsa-sha2-512", signer: newRSASigner(t, ssh.KeyAlgoRSASHA512)},
 		{name: "signed with rsa-sha2-256", signer: newRSASigner(t, ssh.KeyAlgoRSASHA256)},
 		{name: "starts within the skew", change: func(c *ssh.Certificate, _ *hostcert.Want) {
@@ -224,36 +224,36 @@ func TestCheck(t *testing.T) {
 			},
 			want: "ends before it starts",
 		}, {
-			name:   "another authority",
+			name:   "another CA",
 			signer: stranger,
-			want:   hostcert.ErrUnknownAuthority.Error(),
+			want:   hostcert.ErrUnknownCA.Error(),
 		}, {
-			name:   "no authorities",
-			change: func(_ *ssh.Certificate, w *hostcert.Want) { w.Authorities = nil },
-			want:   hostcert.ErrUnknownAuthority.Error(),
+			name:   "no CAs",
+			change: func(_ *ssh.Certificate, w *hostcert.Want) { w.CAs = nil },
+			want:   hostcert.ErrUnknownCA.Error(),
 		}, {
 			name:   "signed by itself",
 			signer: host,
-			want:   hostcert.ErrUnknownAuthority.Error(),
+			want:   hostcert.ErrUnknownCA.Error(),
 		}, {
 			name:   "CVE-2025-49825 of Teleport: a certificate as the signing key",
 			signer: nested,
 			want:   "signed by a certificate",
 		}, {
-			name: "the same, where the cluster tells it among its authorities",
+			name: "the same, where the cluster tells it among its CAs",
 			change: func(_ *ssh.Certificate, w *hostcert.Want) {
-				w.Authorities = append(w.Authorities, nested.PublicKey())
+				w.CAs = append(w.CAs, nested.PublicKey())
 			},
 			signer: nested,
 			want:   "signed by a certificate",
 		}, {
-			name: "an authority's own key",
+			name: "a CA's own key",
 			change: func(c *ssh.Certificate, w *hostcert.Want) {
 				c.Key, w.Key = retired.PublicKey(), retired.PublicKey()
 			},
-			want: "is an authority's own",
+			want: "is a CA's own",
 		}, {
-			name:   "SHA-1 signature of an RSA authority",
+			name:   "SHA-1 signature of an RSA CA",
 			signer: newRSASigner(t, ssh.KeyAlgoRSA),
 			want:   "algorithm ssh-rsa uses SHA-1",
 		},
@@ -270,15 +270,15 @@ func TestCheck(t *testing.T) {
 			want := hostcert.Want{
 				Key:         host.PublicKey(),
 				Principals:  []string{name, "uuid"},
-				Authorities: []ssh.PublicKey{authority.PublicKey(), retired.PublicKey()},
+				CAs:         []ssh.PublicKey{ca.PublicKey(), retired.PublicKey()},
 				MaxLifetime: week,
 			}
-			signer := authority
+			signer := ca
 			if tt.signer != nil {
 				signer = tt.signer
 			}
 			if signer.PublicKey().Type() == ssh.KeyAlgoRSA {
-				want.Authorities = append(want.Authorities, signer.PublicKey())
+				want.CAs = append(want.CAs, signer.PublicKey())
 			}
 			if tt.change != nil {
 				tt.change(cert, &want)
@@ -290,28 +290,28 @@ func TestCheck(t *testing.T) {
 }
 
 // A certificate whose fields were changed after it was signed carries the name of
-// the right authority and a signature that does not fit.
+// the right CA and a signature that does not fit.
 func TestCheckChangedAfterSigning(t *testing.T) {
-	host, authority := newSigner(t), newSigner(t)
+	host, ca := newSigner(t), newSigner(t)
 	cert := &ssh.Certificate{
 		CertType:        ssh.HostCert,
 		Key:             host.PublicKey(),
 		ValidPrincipals: []string{"other"},
 		ValidBefore:     uint64(now.Add(time.Hour).Unix()),
 	}
-	if err := cert.SignCert(rand.Reader, authority); err != nil {
+	if err := cert.SignCert(rand.Reader, ca); err != nil {
 		t.Fatal(err)
 	}
 	cert.ValidPrincipals = []string{name}
 	expect(t, hostcert.Check(cert, hostcert.Want{
 		Key:         host.PublicKey(),
 		Principals:  []string{name},
-		Authorities: []ssh.PublicKey{authority.PublicKey()},
+		CAs:         []ssh.PublicKey{ca.PublicKey()},
 		MaxLifetime: time.Hour,
 	}, now), "signature: ")
 }
 
-func TestUnknownAuthorityIsTyped(t *testing.T) {
+func TestUnknownCAIsTyped(t *testing.T) {
 	host := newSigner(t)
 	cert := &ssh.Certificate{
 		CertType:        ssh.HostCert,
@@ -325,8 +325,8 @@ func TestUnknownAuthorityIsTyped(t *testing.T) {
 	err := hostcert.Check(cert, hostcert.Want{
 		Key: host.PublicKey(), Principals: []string{name}, MaxLifetime: time.Hour,
 	}, now)
-	if !errors.Is(err, hostcert.ErrUnknownAuthority) {
-		t.Errorf("got %v, want ErrUnknownAuthority", err)
+	if !errors.Is(err, hostcert.ErrUnknownCA) {
+		t.Errorf("got %v, want ErrUnknownCA", err)
 	}
 }
 
@@ -381,7 +381,7 @@ func FuzzParse(f *testing.F) {
 		}
 		want := hostcert.Want{Key: host.PublicKey(), Principals: []string{name}, MaxLifetime: week}
 		if hostcert.Check(cert, want, now) == nil {
-			t.Error("accepted without any authority")
+			t.Error("accepted without any CA")
 		}
 	})
 }

@@ -81,9 +81,9 @@ func TestSignAndVerifyBinding(t *testing.T) {
 	}
 }
 
-// oddLine returns a public key in authorized_keys form that starts with name and
+// rawLine returns a public key in authorized_keys form that starts with name and
 // goes on with fields, as SSH strings, and tail.
-func oddLine(name string, tail []byte, fields ...[]byte) string {
+func rawLine(name string, tail []byte, fields ...[]byte) string {
 	blob := ssh.Marshal(struct{ Name string }{name})
 	for _, f := range fields {
 		blob = append(blob, ssh.Marshal(struct{ F []byte }{f})...)
@@ -135,18 +135,18 @@ func TestParseHostKeysRefuses(t *testing.T) {
 		"leading space":         {[]string{" " + line}, "more than key type and key"},
 		"tab":                   {[]string{strings.Replace(line, " ", "\t", 1)}, "more than key type and key"},
 		"line break in base64":  {[]string{line[:40] + "\r" + line[40:]}, ""},
-		"bytes after the key":   {[]string{oddLine(ssh.KeyAlgoED25519, []byte("x"), point)}, ""},
+		"bytes after the key":   {[]string{rawLine(ssh.KeyAlgoED25519, []byte("x"), point)}, ""},
 		"name of another type":  {[]string{strings.Replace(line, "ssh-ed25519", "ssh-rsa", 1)}, ""},
 		"certificate":           {[]string{marshalHostKey(certificate)}, `key type "ssh-ed25519-cert-v01@openssh.com" is not accepted`},
-		"security key":          {[]string{oddLine(ssh.KeyAlgoSKED25519, nil, point, []byte("ssh:"))}, `key type "sk-ssh-ed25519@openssh.com" is not accepted`},
-		"DSA":                   {[]string{oddLine("ssh-dss", nil, modulus(1024), append([]byte{0}, bytes.Repeat([]byte{0xff}, 20)...), []byte{2}, []byte{3})}, `key type "ssh-dss" is not accepted`},
-		"RSA too small":         {[]string{oddLine(ssh.KeyAlgoRSA, nil, exponent, modulus(2040))}, "RSA key has 2040 bits"},
-		"RSA too large":         {[]string{oddLine(ssh.KeyAlgoRSA, nil, exponent, modulus(8200))}, "RSA key has 8200 bits"},
-		"RSA exponent of one":   {[]string{oddLine(ssh.KeyAlgoRSA, nil, []byte{1}, modulus(2048))}, "not a public key"},
-		"RSA modulus padded":    {[]string{oddLine(ssh.KeyAlgoRSA, nil, exponent, append([]byte{0, 0}, modulus(2048)...))}, "canonical"},
-		"RSA signature's name":  {[]string{oddLine(ssh.KeyAlgoRSASHA512, nil, exponent, modulus(2048))}, ""},
-		"ECDSA off the curve":   {[]string{oddLine(ssh.KeyAlgoECDSA256, nil, []byte("nistp256"), append([]byte{4}, make([]byte, 64)...))}, "not a public key"},
-		"Ed25519 of wrong size": {[]string{oddLine(ssh.KeyAlgoED25519, nil, point[1:])}, "not a public key"},
+		"security key":          {[]string{rawLine(ssh.KeyAlgoSKED25519, nil, point, []byte("ssh:"))}, `key type "sk-ssh-ed25519@openssh.com" is not accepted`},
+		"DSA":                   {[]string{rawLine("ssh-dss", nil, modulus(1024), append([]byte{0}, bytes.Repeat([]byte{0xff}, 20)...), []byte{2}, []byte{3})}, `key type "ssh-dss" is not accepted`},
+		"RSA too small":         {[]string{rawLine(ssh.KeyAlgoRSA, nil, exponent, modulus(2040))}, "RSA key has 2040 bits"},
+		"RSA too large":         {[]string{rawLine(ssh.KeyAlgoRSA, nil, exponent, modulus(8200))}, "RSA key has 8200 bits"},
+		"RSA exponent of one":   {[]string{rawLine(ssh.KeyAlgoRSA, nil, []byte{1}, modulus(2048))}, "not a public key"},
+		"RSA modulus padded":    {[]string{rawLine(ssh.KeyAlgoRSA, nil, exponent, append([]byte{0, 0}, modulus(2048)...))}, "canonical"},
+		"RSA signature's name":  {[]string{rawLine(ssh.KeyAlgoRSASHA512, nil, exponent, modulus(2048))}, ""},
+		"ECDSA off the curve":   {[]string{rawLine(ssh.KeyAlgoECDSA256, nil, []byte("nistp256"), append([]byte{4}, make([]byte, 64)...))}, "not a public key"},
+		"Ed25519 of wrong size": {[]string{rawLine(ssh.KeyAlgoED25519, nil, point[1:])}, "not a public key"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			keys, err := ParseHostKeys(row.lines)
@@ -298,7 +298,7 @@ func flipLast(blob []byte) []byte {
 func newWeakRSA(t *testing.T) (line string, key ssh.PublicKey) {
 	t.Helper()
 	modulus := append([]byte{0}, bytes.Repeat([]byte{0xff}, 1024/8)...)
-	line = oddLine(ssh.KeyAlgoRSA, nil, []byte{1, 0, 1}, modulus)
+	line = rawLine(ssh.KeyAlgoRSA, nil, []byte{1, 0, 1}, modulus)
 	key, _, _, _, err := ssh.ParseAuthorizedKey([]byte(line))
 	if err != nil {
 		t.Fatal(err)

@@ -51,13 +51,13 @@ func TestRecordedVersions(t *testing.T) {
 			t.Errorf("the response is written as %s, was %s", again, answer)
 		}
 		// Machines of this version know the entity tag of what an enrollment told them.
-		var authorities protocol.CAs
+		var cas protocol.CAs
 		list := read(t, dir, "authorities.json")
-		if err := json.Unmarshal(list, &authorities); err != nil {
+		if err := json.Unmarshal(list, &cas); err != nil {
 			t.Fatal(err)
 		}
-		if again := must(authorities.Encode()); !bytes.Equal(again, list) {
-			t.Errorf("the authorities are written as %s, were %s", again, list)
+		if again := must(cas.Encode()); !bytes.Equal(again, list) {
+			t.Errorf("the CAs are written as %s, were %s", again, list)
 		}
 	}
 }

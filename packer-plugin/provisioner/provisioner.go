@@ -147,7 +147,7 @@ func (p *Provisioner) files(ctx context.Context, ui packersdk.Ui, arch string) (
 	if p.config.Trust == trustAtEnrollment {
 		return files, nil
 	}
-	keys, err := p.config.authorities(ctx)
+	keys, err := p.config.trustedCAs(ctx)
 	if err != nil {
 		return nil, err
 	}

@@ -109,7 +109,7 @@ func (c *Config) checkTrust() error {
 }
 
 // checkPins requires a pin because the CA decides who logs in to every machine of
-// the image: TLS alone would leave that to any of a hundred authorities, and
+// the image: TLS alone would leave that to any of a hundred CAs, and
 // to whoever can write the file.
 func (c *Config) checkPins() error {
 	if c.Trust != trustAtBoot {

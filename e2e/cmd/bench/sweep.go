@@ -78,7 +78,7 @@ func (f sweepFigures) String() string {
 		calls = append(calls, fmt.Sprintf("%d %s", f.calls[name], name))
 	}
 	return fmt.Sprintf("%.2f s, %.0f MB; %d deleted, %d mended; calls: %s",
-		f.elapsed.Seconds(), f.peak, f.report.Deleted, f.report.Mended, strings.Join(calls, ", "))
+		f.elapsed.Seconds(), f.peak, f.report.Deleted, f.report.Repaired, strings.Join(calls, ", "))
 }
 
 func measureSweep(ctx context.Context, nodes int, change func(*sweepWorld)) (sweepFigures, error) {

@@ -20,7 +20,7 @@ func TestSweepsOfALargeFleet(t *testing.T) {
 		pages          int // of DescribeInstances, besides what is asked again
 	}{
 		"nothing to do": {0, 0, upkeep.Report{Nodes: nodes, Unenrolled: unenrolled}, 10},
-		"some of each":  {100, 500, upkeep.Report{Nodes: nodes, Unenrolled: unenrolled, Deleted: 100, Mended: 500}, 10 + 5},
+		"some of each":  {100, 500, upkeep.Report{Nodes: nodes, Unenrolled: unenrolled, Deleted: 100, Repaired: 500}, 10 + 5},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {

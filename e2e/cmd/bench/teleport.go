@@ -27,7 +27,7 @@ func printJoin(ctx context.Context, c lab.Config, l *lab.Lab, i *lab.Instance) e
 		return err
 	}
 	// Teleport's program changes sshd's configuration for good, so it comes second.
-	ours, err := measureEnrollment(ctx, i)
+	own, err := measureEnrollment(ctx, i)
 	if err != nil {
 		return err
 	}
@@ -40,12 +40,12 @@ func printJoin(ctx context.Context, c lab.Config, l *lab.Lab, i *lab.Instance) e
 		return err
 	}
 	fmt.Printf("%-46s Teleport %s, %d runs each, median\n", "enroll against teleport join openssh", l.Teleport.Version(), runs)
-	compare := func(what string, ours, theirs float64, unit, goal string) {
-		fmt.Printf("%-46s %9.3f %-4s against %.3f %s: %.1f times less%s\n", what, ours, unit, theirs, unit, theirs/ours, goal)
+	compare := func(what string, own, theirs float64, unit, goal string) {
+		fmt.Printf("%-46s %9.3f %-4s against %.3f %s: %.1f times less%s\n", what, own, unit, theirs, unit, theirs/own, goal)
 	}
-	compare("enroll against teleport join openssh, wall", median(ours, wall), median(theirs, wall), "s", ", the goal is 2")
-	compare("enroll against teleport join openssh, CPU", median(ours, cpu), median(theirs, cpu), "s", "")
-	compare("enroll against teleport join openssh, memory", median(ours, memory), median(theirs, memory), "MB", ", the goal is 10")
+	compare("enroll against teleport join openssh, wall", median(own, wall), median(theirs, wall), "s", ", the goal is 2")
+	compare("enroll against teleport join openssh, CPU", median(own, cpu), median(theirs, cpu), "s", "")
+	compare("enroll against teleport join openssh, memory", median(own, memory), median(theirs, memory), "MB", ", the goal is 10")
 	compare("enroll against teleport join openssh, disk", sizes[0]+sizes[1], sizes[2]+sizes[3], "MB", ", the goal is 20")
 	return nil
 }

@@ -49,7 +49,7 @@ func TestMemberAccount(t *testing.T) {
 	c := out.Credentials
 	theirs := runInstance(t, moto, region, credentials.NewStaticCredentialsProvider(
 		aws.ToString(c.AccessKeyId), aws.ToString(c.SecretAccessKey), aws.ToString(c.SessionToken)))
-	ours := runInstance(t, moto, region, cfg.Credentials)
+	self := runInstance(t, moto, region, cfg.Credentials)
 
 	e := inventory.New(inventory.Config{
 		AWS:      cfg,
@@ -62,7 +62,7 @@ func TestMemberAccount(t *testing.T) {
 	for _, tt := range []struct {
 		account, id string
 		seen        bool
-	}{{member, theirs, true}, {own, ours, true}, {own, theirs, false}, {member, ours, false}} {
+	}{{member, theirs, true}, {own, self, true}, {own, theirs, false}, {member, self, false}} {
 		got, err := e.Instance(t.Context(), ec2ref.Instance{Account: ec2ref.Account(tt.account), Region: region, ID: ec2ref.InstanceID(tt.id)})
 		switch {
 		case tt.seen && (err != nil || string(got.OwnerID) != tt.account || got.PrivateDNS == ""):

@@ -29,9 +29,9 @@ import (
 // TestGetCallerIdentityContract holds this endpoint and moto to the same form of
 // answer, as the AWS SDK, Hallmark's verifier and a plain XML reader see it.
 func TestGetCallerIdentityContract(t *testing.T) {
-	ours := New(Options{Region: testRegion})
-	ours.Register(testCredential())
-	server := httptest.NewServer(ours)
+	own := New(Options{Region: testRegion})
+	own.Register(testCredential())
+	server := httptest.NewServer(own)
 	t.Cleanup(server.Close)
 	moto := startMoto(t)
 

@@ -67,15 +67,15 @@ func TestStateStale(t *testing.T) {
 func enrolledMachine(t *testing.T, now time.Time) (*state.State, observed, time.Time) {
 	key := hostkey.Key{Path: "/k", Public: machinetest.NewSigner(t).PublicKey()}
 	key.Certificate = &ssh.Certificate{Key: key.Public, Serial: 7, ValidBefore: uint64(now.Add(time.Hour).Unix())}
-	authority := machinetest.NewSigner(t).PublicKey()
+	ca := machinetest.NewSigner(t).PublicKey()
 	instance := imds.Instance{AccountID: testAccount, Region: testRegion, InstanceID: "i-1"}
 	s := &state.State{
 		Version: state.Version, Instance: instance, Config: "c",
 		Certificates: []state.Certificate{hostkey.StateOf(key, key.Certificate)},
-		OpenSSHCAs:   cafile.Lines([]ssh.PublicKey{authority}),
+		OpenSSHCAs:   cafile.Lines([]ssh.PublicKey{ca}),
 		EnrolledAt:   now.Add(-time.Minute), RenewAfter: now.Add(20 * time.Minute),
 	}
-	caFile := cafile.Render([]ssh.PublicKey{authority})
+	caFile := cafile.Render([]ssh.PublicKey{ca})
 	return s, observed{state: s, instance: instance, config: "c", keys: []hostkey.Key{key}, caFile: caFile}, now
 }
 

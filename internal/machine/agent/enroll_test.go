@@ -25,7 +25,7 @@ import (
 
 func TestEnroll(t *testing.T) {
 	m := newMachine(t)
-	m.authority = machinetest.NewSigner(t) // the baked CA is a retired one by now
+	m.openSSHCA = machinetest.NewSigner(t) // the baked CA is a retired one by now
 	outcome, err := m.Enroll(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -34,7 +34,7 @@ func TestEnroll(t *testing.T) {
 		t.Errorf("outcome %+v, state %+v", outcome, outcome.State)
 	}
 	m.sshd.AcceptsLogins()
-	if err := m.sshd.TryLogin(machinetest.UserCertificate(t, m.authority), m.hostCertificateOnly()); err != nil {
+	if err := m.sshd.TryLogin(machinetest.UserCertificate(t, m.openSSHCA), m.hostCertificateOnly()); err != nil {
 		t.Errorf("login by a certificate of the cluster: %v", err)
 	}
 	if err := m.sshd.TryLogin(machinetest.UserCertificate(t, machinetest.NewSigner(t)), m.hostCertificateOnly()); err == nil {
@@ -62,8 +62,8 @@ func (m *machine) hostCertificateOnly() ssh.HostKeyCallback {
 
 func TestEnrollWritesNewCAs(t *testing.T) {
 	m := newMachine(t)
-	baked := m.authority
-	m.authority = machinetest.NewSigner(t)
+	baked := m.openSSHCA
+	m.openSSHCA = machinetest.NewSigner(t)
 	if _, err := m.Enroll(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -250,7 +250,7 @@ func TestEnrollBadAnswers(t *testing.T) {
 		{name: "no principals", mutate: func(c *ssh.Certificate) { c.ValidPrincipals = nil }, message: "matches every host"},
 		{name: "ended", mutate: func(c *ssh.Certificate) { c.ValidBefore = 1000 }, message: "ended"},
 		{name: "without end", mutate: func(c *ssh.Certificate) { c.ValidBefore = ssh.CertTimeInfinity }, message: "without an end"},
-		{name: "another Host CA", spoil: func(r *protocol.Response) { r.HostCAs = cafile.Lines([]ssh.PublicKey{other.PublicKey()}) }, message: "unknown authority"},
+		{name: "another Host CA", spoil: func(r *protocol.Response) { r.HostCAs = cafile.Lines([]ssh.PublicKey{other.PublicKey()}) }, message: "unknown CA"},
 		{name: "no OpenSSH CA", spoil: func(r *protocol.Response) { r.OpenSSHCAs = nil }, message: "OpenSSH CAs: no keys"},
 		{name: "OpenSSH CA with a second line", spoil: func(r *protocol.Response) { r.OpenSSHCAs[0] += "\n" + r.HostCAs[0] }, message: "more than one line"},
 		{name: "no Host CA", spoil: func(r *protocol.Response) { r.HostCAs = nil }, message: "host CAs: no keys"},
@@ -512,7 +512,7 @@ func TestEnrollAsksEveryAddress(t *testing.T) {
 // An address of the configuration at which another server listens is not this sshd's.
 func TestEnrollLeavesOtherServersAlone(t *testing.T) {
 	m := newMachine(t)
-	other := machinetest.NewSSHD(t, m.sshd.Program, t.TempDir(), m.authority.PublicKey())
+	other := machinetest.NewSSHD(t, m.sshd.Program, t.TempDir(), m.openSSHCA.PublicKey())
 	other.Stop()
 	other.Configure("")
 	other.Run()

@@ -183,7 +183,7 @@ func TestEnrollBesideAnotherCA(t *testing.T) {
 			checker := ssh.CertChecker{IsHostAuthority: func(key ssh.PublicKey, _ string) bool {
 				return cafile.Line(key) == cafile.Line(m.hosts.PublicKey())
 			}}
-			if err := m.sshd.TryLogin(machinetest.UserCertificate(t, m.authority), checker.CheckHostKey); err != nil {
+			if err := m.sshd.TryLogin(machinetest.UserCertificate(t, m.openSSHCA), checker.CheckHostKey); err != nil {
 				t.Errorf("a login as the proxy makes it: %v", err)
 			}
 			if again, err := m.Enroll(t.Context()); err != nil || again.Reason != "" {
@@ -219,7 +219,7 @@ func TestExtraUserCAs(t *testing.T) {
 		if _, err := m.Enroll(t.Context()); err != nil {
 			t.Fatal(what, err)
 		}
-		for who, ca := range map[string]ssh.Signer{"the cluster's": m.authority, "the other": other} {
+		for who, ca := range map[string]ssh.Signer{"the cluster's": m.openSSHCA, "the other": other} {
 			if err := m.sshd.TryLogin(machinetest.UserCertificate(t, ca), ssh.InsecureIgnoreHostKey()); err != nil {
 				t.Errorf("%s: login by %s CA: %v", what, who, err)
 			}
@@ -227,8 +227,8 @@ func TestExtraUserCAs(t *testing.T) {
 		if o, err := m.Enroll(t.Context()); err != nil || o.Reason != "" {
 			t.Errorf("%s: the next run: %+v, %v", what, o, err)
 		}
-		retired := m.authority
-		m.authority = machinetest.NewSigner(t)
+		retired := m.openSSHCA
+		m.openSSHCA = machinetest.NewSigner(t)
 		s := m.state()
 		s.RenewAfter = s.EnrolledAt
 		if err := state.Save(m.stateDir, s); err != nil {

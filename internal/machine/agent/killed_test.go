@@ -45,10 +45,10 @@ func TestKilledAtEveryStep(t *testing.T) {
 			if err := state.Save(m.stateDir, s); err != nil {
 				t.Fatal(err)
 			}
-			authority := machinetest.NewSigner(t)
+			ca := machinetest.NewSigner(t)
 			m.mu.Lock() // the run that was killed cannot be waited for by channels
 			defer m.mu.Unlock()
-			m.authority = authority
+			m.openSSHCA = ca
 		}, 30},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -106,7 +106,7 @@ func (m *machine) worksAfterwards(when string) {
 	if !o.State.Presented {
 		m.t.Errorf("%s: after the next run sshd was not seen to present the certificates", when)
 	}
-	if err := m.sshd.TryLogin(machinetest.UserCertificate(m.t, m.authority), m.hostCertificateOnly()); err != nil {
+	if err := m.sshd.TryLogin(machinetest.UserCertificate(m.t, m.openSSHCA), m.hostCertificateOnly()); err != nil {
 		m.t.Errorf("%s: login by certificate: %v", when, err)
 	}
 	for _, pattern := range []string{".*.hallmark-*", "*/.*.hallmark-*"} {

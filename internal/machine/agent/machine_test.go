@@ -61,7 +61,7 @@ func newMachine(t testing.TB) *machine {
 	program := machinetest.FindSSHD(t)
 	dir := t.TempDir()
 	m := &machine{t: t, dir: dir, imds: newTestMetadata(t), testSigner: newTestSigner(t)}
-	m.sshd = machinetest.NewSSHD(t, program, dir, m.authority.PublicKey())
+	m.sshd = machinetest.NewSSHD(t, program, dir, m.openSSHCA.PublicKey())
 	quick := newPolicy(t.Logf)
 	quick.Wait = func(ctx context.Context, d time.Duration) error {
 		m.waits = append(m.waits, d)
@@ -209,7 +209,7 @@ type testSigner struct {
 	t         testing.TB
 	server    *httptest.Server
 	hosts     ssh.Signer // Host CA
-	authority ssh.Signer // OpenSSH CA
+	openSSHCA ssh.Signer // OpenSSH CA
 	mu        sync.Mutex
 	requests  []*protocol.Payload
 	last      *http.Request // with its body
@@ -217,8 +217,8 @@ type testSigner struct {
 	// get answers a GET, if set. Otherwise the signer is an old one.
 	get func(w http.ResponseWriter, r *http.Request)
 	// retired are CAs that are trusted beside those that sign.
-	retiredHosts, retiredAuthorities []ssh.Signer
-	further                          []string // principals beside the four
+	retiredHosts, retiredOpenSSHCAs []ssh.Signer
+	further                         []string // principals beside the four
 	// spoil changes a good answer, if set.
 	spoil func(*protocol.Response)
 	// answerInstead answers instead, if set and true. n counts requests from 1.
@@ -230,7 +230,7 @@ type testSigner struct {
 
 func newTestSigner(t testing.TB) *testSigner {
 	t.Helper()
-	s := &testSigner{t: t, hosts: machinetest.NewSigner(t), authority: machinetest.NewSigner(t), lifetime: 7 * 24 * time.Hour, clock: time.Now}
+	s := &testSigner{t: t, hosts: machinetest.NewSigner(t), openSSHCA: machinetest.NewSigner(t), lifetime: 7 * 24 * time.Hour, clock: time.Now}
 	s.server = httptest.NewUnstartedServer(s)
 	s.server.Config.ErrorLog = log.New(io.Discard, "", 0) // refused handshakes are part of the tests
 	s.server.StartTLS()
@@ -328,7 +328,7 @@ func (s *testSigner) answer(keys []ssh.PublicKey) *protocol.Response {
 	return r
 }
 
-// cas are the cluster's authorities, those that sign first.
+// cas are the cluster's CAs, those that sign first.
 func (s *testSigner) cas() protocol.CAs {
 	lines := func(all []ssh.Signer) (lines []string) {
 		for _, ca := range all {
@@ -338,7 +338,7 @@ func (s *testSigner) cas() protocol.CAs {
 	}
 	return protocol.CAs{
 		Version:    protocol.CAsVersion,
-		OpenSSHCAs: lines(append([]ssh.Signer{s.authority}, s.retiredAuthorities...)),
+		OpenSSHCAs: lines(append([]ssh.Signer{s.openSSHCA}, s.retiredOpenSSHCAs...)),
 		HostCAs:    lines(append([]ssh.Signer{s.hosts}, s.retiredHosts...)),
 	}
 }

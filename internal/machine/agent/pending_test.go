@@ -208,7 +208,7 @@ func TestWaitingCertificatesAreTakenUp(t *testing.T) {
 			if err != nil || o.State.Waiting != nil || !o.State.Presented || m.sshd.Reloads > test.reloads || len(m.requests) != 1 {
 				t.Fatalf("%+v %v, %d reloads, %d requests", o, err, m.sshd.Reloads, len(m.requests))
 			}
-			if err := m.sshd.TryLogin(machinetest.UserCertificate(t, m.authority), m.hostCertificateOnly()); err != nil {
+			if err := m.sshd.TryLogin(machinetest.UserCertificate(t, m.openSSHCA), m.hostCertificateOnly()); err != nil {
 				t.Errorf("login by certificate: %v", err)
 			}
 		})

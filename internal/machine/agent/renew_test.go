@@ -101,7 +101,7 @@ func TestRenewWithAnOldSigner(t *testing.T) {
 func TestRenewFollowsARotationOfTheOpenSSHCA(t *testing.T) {
 	m := enrolled(t)
 	m.noPenalties()
-	old, fresh := m.authority, machinetest.NewSigner(t)
+	old, fresh := m.openSSHCA, machinetest.NewSigner(t)
 	for _, phase := range []struct {
 		name    string
 		signing ssh.Signer
@@ -116,7 +116,7 @@ func TestRenewFollowsARotationOfTheOpenSSHCA(t *testing.T) {
 		{"init again", old, []ssh.Signer{fresh}, []ssh.Signer{old, fresh}, nil},
 		{"standby", fresh, nil, []ssh.Signer{fresh}, []ssh.Signer{old}},
 	} {
-		m.authority, m.retiredAuthorities = phase.signing, phase.retired
+		m.openSSHCA, m.retiredOpenSSHCAs = phase.signing, phase.retired
 		trusted := len(cafile.Fingerprints(machinetest.ReadFile(t, m.caFile)))
 		o := m.renew()
 		if o.Reason != "" || o.Reloaded || len(m.requests) != 1 {
@@ -164,7 +164,7 @@ func TestRenewFollowsARotationOfTheHostCA(t *testing.T) {
 		if (o.Reason != "") != phase.renews {
 			t.Errorf("%s: reason %q, want a renewal: %v", phase.name, o.Reason, phase.renews)
 		}
-		if err := m.sshd.TryLogin(machinetest.UserCertificate(t, m.authority), m.hostCertificateOnly()); err != nil {
+		if err := m.sshd.TryLogin(machinetest.UserCertificate(t, m.openSSHCA), m.hostCertificateOnly()); err != nil {
 			t.Errorf("%s: a client that trusts the signing CA: %v", phase.name, err)
 		}
 	}
@@ -174,14 +174,14 @@ func TestRenewFollowsARotationOfTheHostCA(t *testing.T) {
 func TestRenewTrustsBeforeItRenews(t *testing.T) {
 	m := enrolled(t)
 	m.hosts, m.retiredHosts = machinetest.NewSigner(t), []ssh.Signer{m.hosts}
-	m.authority, m.retiredAuthorities = machinetest.NewSigner(t), []ssh.Signer{m.authority}
+	m.openSSHCA, m.retiredOpenSSHCAs = machinetest.NewSigner(t), []ssh.Signer{m.openSSHCA}
 	m.answerInstead = func(w http.ResponseWriter, _ *http.Request, _ int) bool {
 		w.WriteHeader(http.StatusForbidden)
 		return true
 	}
 	_, err := m.Renew(t.Context())
 	machinetest.WantError(t, err, fault.Refused, "403", "signer_url")
-	if err := m.sshd.TryLogin(machinetest.UserCertificate(t, m.authority), ssh.InsecureIgnoreHostKey()); err != nil {
+	if err := m.sshd.TryLogin(machinetest.UserCertificate(t, m.openSSHCA), ssh.InsecureIgnoreHostKey()); err != nil {
 		t.Errorf("login by the new CA: %v", err)
 	}
 }
@@ -358,7 +358,7 @@ func TestResigned(t *testing.T) {
 		{"several that sign", b, []string{line(a), line(b)}, line(a), ""},
 		{"several, of which one goes", b, []string{line(a), line(c)}, line(a), "no longer the cluster's"},
 		{"a state of an older version", a, []string{line(b), line(a)}, "", "another key now"},
-		{"no authorities known", a, nil, "", ""},
+		{"no CAs known", a, nil, "", ""},
 	} {
 		key := hostkey.Key{Path: "/k", Certificate: &ssh.Certificate{SignatureKey: test.signer.PublicKey()}}
 		s := &state.State{HostCAs: test.hosts, SignedUnder: test.signedUnder}

@@ -20,7 +20,7 @@ func TestEnrollFailsIfNobodyCanLogIn(t *testing.T) {
 			m.sshd.Configure(m.sshd.HallmarkLines())
 			machinetest.AppendTo(t, m.sshd.Config, test.Lines)
 			m.sshd.Run()
-			if m.sshd.TryLogin(machinetest.UserCertificate(t, m.authority), ssh.InsecureIgnoreHostKey()) == nil {
+			if m.sshd.TryLogin(machinetest.UserCertificate(t, m.openSSHCA), ssh.InsecureIgnoreHostKey()) == nil {
 				t.Fatal("a certificate logs in all the same: the test is wrong")
 			}
 			_, err := m.Enroll(t.Context())

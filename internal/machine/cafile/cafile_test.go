@@ -97,10 +97,10 @@ func TestParseKeys(t *testing.T) {
 	}
 }
 
-func certificateLine(t testing.TB, authority ssh.Signer, name string) string {
+func certificateLine(t testing.TB, ca ssh.Signer, name string) string {
 	t.Helper()
-	certificate := &ssh.Certificate{Key: authority.PublicKey(), CertType: ssh.HostCert, ValidPrincipals: []string{name}}
-	if err := certificate.SignCert(rand.Reader, authority); err != nil {
+	certificate := &ssh.Certificate{Key: ca.PublicKey(), CertType: ssh.HostCert, ValidPrincipals: []string{name}}
+	if err := certificate.SignCert(rand.Reader, ca); err != nil {
 		t.Fatal(err)
 	}
 	return cafile.Line(certificate)

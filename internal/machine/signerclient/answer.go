@@ -128,7 +128,7 @@ func checkCertificates(r *protocol.Response, keys []hostkey.Key, hostCAs []ssh.P
 		if err != nil {
 			return nil, fmt.Errorf("certificate for %s: %w", key.Path, err)
 		}
-		want := hostcert.Want{Key: key.Public, Principals: r.Principals, Authorities: hostCAs, MaxLifetime: MaxLifetime}
+		want := hostcert.Want{Key: key.Public, Principals: r.Principals, CAs: hostCAs, MaxLifetime: MaxLifetime}
 		if err := hostcert.Check(cert, want, now); err != nil {
 			return nil, fmt.Errorf("certificate for %s: %w", key.Path, err)
 		}

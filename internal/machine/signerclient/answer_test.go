@@ -123,14 +123,14 @@ func FuzzAnswer(f *testing.F) {
 // goodAnswer is the same in every process, so that a fuzzer's workers agree on it.
 func goodAnswer(t testing.TB, host ssh.Signer, now time.Time) []byte {
 	t.Helper()
-	authority := machinetest.SeededSigner(t, 2)
+	ca := machinetest.SeededSigner(t, 2)
 	id := ec2ref.Instance{Account: testAccount, Region: testRegion, ID: testHost}.NodeID()
 	names := []string{testName, id, testName + "." + testCluster, id + "." + testCluster}
 	certificate := &ssh.Certificate{
 		Key: host.PublicKey(), CertType: ssh.HostCert, ValidPrincipals: names, Nonce: make([]byte, 32),
 		ValidAfter: uint64(now.Add(-time.Minute).Unix()), ValidBefore: uint64(now.Add(24 * time.Hour).Unix()),
 	}
-	if err := certificate.SignCert(zeros{}, authority); err != nil {
+	if err := certificate.SignCert(zeros{}, ca); err != nil {
 		t.Fatal(err)
 	}
 	data, err := json.Marshal(protocol.Response{
@@ -139,7 +139,7 @@ func goodAnswer(t testing.TB, host ssh.Signer, now time.Time) []byte {
 		Principals:   names,
 		Certificates: []string{cafile.Line(certificate)},
 		OpenSSHCAs:   []string{cafile.Line(machinetest.SeededSigner(t, 3).PublicKey())},
-		HostCAs:      []string{cafile.Line(authority.PublicKey())},
+		HostCAs:      []string{cafile.Line(ca.PublicKey())},
 		RenewAfter:   now.Add(8 * time.Hour),
 	})
 	if err != nil {

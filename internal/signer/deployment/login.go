@@ -109,8 +109,8 @@ type loginWatch struct {
 	log    *slog.Logger
 	now    func() time.Time
 
-	mu   sync.Mutex
-	told time.Time
+	mu     sync.Mutex
+	warned time.Time
 }
 
 // loginPause is how often that is told: a file is read at every call.
@@ -119,9 +119,9 @@ const loginPause = 5 * time.Minute
 func (w *loginWatch) loggedIn(end time.Time) {
 	now := w.now()
 	w.mu.Lock()
-	again := now.Sub(w.told) < loginPause
+	again := now.Sub(w.warned) < loginPause
 	if !again {
-		w.told = now
+		w.warned = now
 	}
 	w.mu.Unlock()
 	if again {

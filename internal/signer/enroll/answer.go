@@ -57,8 +57,8 @@ func unanswered(by service, err error) *refusal {
 	return &refusal{code: code, by: by, err: err}
 }
 
-// saying sets what the caller is told. Use it only for callers who are proved.
-func (r *refusal) saying(public string) *refusal {
+// withMessage sets what the caller is told. Use it only for callers who are proved.
+func (r *refusal) withMessage(public string) *refusal {
 	r.public = public
 	return r
 }

@@ -86,9 +86,9 @@ func isNamed(hostname string) func(*testing.T, *world, *attempt, protocol.Respon
 		if want := ownNames(hostname); got.Node.Hostname != hostname || !slices.Equal(got.Principals, want) {
 			t.Errorf("host name %q, principals %q, want %q", got.Node.Hostname, got.Principals, want)
 		}
-		ours := maps.Clone(w.nodes)
-		delete(ours, "other") // a foreign one
-		if node := ours[got.Node.ID]; node.Hostname != hostname || len(ours) != 1 {
+		own := maps.Clone(w.nodes)
+		delete(own, "other") // a foreign one
+		if node := own[got.Node.ID]; node.Hostname != hostname || len(own) != 1 {
 			t.Errorf("nodes %v", w.nodes)
 		}
 	}

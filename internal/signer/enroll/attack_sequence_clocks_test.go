@@ -135,11 +135,11 @@ func clockSequences() map[string]sequence {
 				s.t.Fatal(err)
 			}
 			forged.SignatureKey = nested
-			want := hostcert.Want{Key: host.PublicKey(), Principals: []string{"web"}, Authorities: []ssh.PublicKey{s.hostCA.PublicKey()}, MaxLifetime: time.Hour}
+			want := hostcert.Want{Key: host.PublicKey(), Principals: []string{"web"}, CAs: []ssh.PublicKey{s.hostCA.PublicKey()}, MaxLifetime: time.Hour}
 			if err := hostcert.Check(forged, want, s.now); err == nil {
 				s.t.Error("a nested certificate passes")
 			}
-			want.Authorities = []ssh.PublicKey{nested}
+			want.CAs = []ssh.PublicKey{nested}
 			if err := hostcert.Check(forged, want, s.now); err == nil {
 				s.t.Error("a certificate passes as a CA")
 			}

@@ -131,7 +131,7 @@ func TestAuditLineOfARefusedRequest(t *testing.T) {
 	golden(t, "refused.json", w.log.Bytes())
 }
 
-func TestAuditLineOfAStranger(t *testing.T) {
+func TestAuditLineOfAnUnprovedCaller(t *testing.T) {
 	w, a := audited(t)
 	a.http = func(r *entry.Request) { r.Body = []byte("hello") }
 	w.enroll(a)
@@ -197,7 +197,7 @@ func TestAuditLineHasNoTimeOfStepsThatWereNotTaken(t *testing.T) {
 	w.enroll(newAttempt(t, w.now))
 	entry := parse(t, w.log.Bytes())
 	for name, taken := range map[string]bool{"sts_ms": true, "ec2_ms": true, "claim_ms": false, "teleport_ms": false} {
-		if _, told := entry[name]; told != taken {
+		if _, seen := entry[name]; seen != taken {
 			t.Errorf("%s is %v", name, entry[name])
 		}
 	}

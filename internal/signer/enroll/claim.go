@@ -141,7 +141,7 @@ func giveWay(k ask, err error) (policy.Decision, bool) {
 	return d, false
 }
 
-// longEnded is how long ago the last certificate for a name must have ended before EC2
+// longExpired is how long ago the last certificate for a name must have ended before EC2
 // is asked about its holder. Until then the sweep has had its turn many times.
 const longExpired = 14 * 24 * time.Hour
 
@@ -229,9 +229,9 @@ func refuseLedger(err error) error {
 	case errors.Is(err, ledger.ErrNameInUse):
 		return refuse(protocol.CodeNameInUse, err)
 	case errors.Is(err, ledger.ErrTooManyNames):
-		return refuse(protocol.CodeNameInUse, err).saying("the instance has had too many names; ask the signer's operator")
+		return refuse(protocol.CodeNameInUse, err).withMessage("the instance has had too many names; ask the signer's operator")
 	case errors.Is(err, ledger.ErrOtherSigner):
-		return refuse(protocol.CodeNameInUse, err).saying("another signer enrolled the instance; enroll with that one, or wait until its certificates have ended")
+		return refuse(protocol.CodeNameInUse, err).withMessage("another signer enrolled the instance; enroll with that one, or wait until its certificates have ended")
 	case errors.Is(err, ledger.ErrRetired):
 		return refuse(protocol.CodeInstanceEnded, err)
 	}
@@ -340,8 +340,8 @@ func (s *Signer) foreign(ctx context.Context, cluster Cluster, k ask, checked ma
 	}
 	taken := make(map[string]string)
 	for _, node := range nodes {
-		name, ours := wanted[strings.ToLower(node.Hostname)]
-		if ours && node.ID != i.Instance.NodeID() {
+		name, own := wanted[strings.ToLower(node.Hostname)]
+		if own && node.ID != i.Instance.NodeID() {
 			taken[name] = "node " + node.ID
 		}
 	}

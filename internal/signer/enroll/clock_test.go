@@ -13,7 +13,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/signer/teleport"
 )
 
-func TestAFrozenProcessReadsTheAuthoritiesAgain(t *testing.T) {
+func TestAFrozenProcessReadsTheCAsAgain(t *testing.T) {
 	w := newWorld(t)
 	now := time.Now()
 	w.signer.Now = func() time.Time { return now }
@@ -31,7 +31,7 @@ func TestAFrozenProcessReadsTheAuthoritiesAgain(t *testing.T) {
 	w.dialErr = teleport.ErrUnavailable
 	now = clocktest.Freeze(now, clocktest.FreezeTime)
 	if late := w.signer.Answer(t.Context(), entry.Request{Method: http.MethodGet}); late.Status != http.StatusServiceUnavailable {
-		t.Errorf("status %d with a list that is older than %s", late.Status, authoritiesKept)
+		t.Errorf("status %d with a list that is older than %s", late.Status, casKept)
 	}
 }
 
@@ -99,7 +99,7 @@ func TestNothingStoredHasAMonotonicReading(t *testing.T) {
 	}
 	s := w.signer
 	kept := map[string]any{
-		"attempts": &s.attempts, "proved": &s.proved, "recorded": &s.recorded, "authorities": &s.authorities,
+		"attempts": &s.attempts, "proved": &s.proved, "recorded": &s.recorded, "authorities": &s.cas,
 		"ledger": &w.ledger, "claimed": w.claimed, "nodes": w.nodes,
 	}
 	times := 0

@@ -33,8 +33,8 @@ type evidence struct {
 	keys       []ssh.PublicKey
 }
 
-// believe takes the steps up to STS.
-func (s *Signer) believe(ctx context.Context, r entry.Request, a *audit) (caller, error) {
+// authenticate takes the steps up to STS.
+func (s *Signer) authenticate(ctx context.Context, r entry.Request, a *audit) (caller, error) {
 	e, document, err := s.examine(r, a)
 	if err != nil {
 		return caller{}, err

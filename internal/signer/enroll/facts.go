@@ -68,7 +68,7 @@ func (s *Signer) addLaunchImage(ctx context.Context, i *inventory.Instance, r le
 	switch {
 	case errors.Is(err, inventory.ErrNotPermitted):
 		// A member account's role from before this was asked: the policy decides without.
-		if _, told := s.unpermitted.LoadOrStore(i.OwnerID, true); !told {
+		if _, seen := s.unpermitted.LoadOrStore(i.OwnerID, true); !seen {
 			s.Log.WarnContext(ctx, "the role may not ask about images that are gone: their owners are not known; permit ec2:DescribeInstanceImageMetadata",
 				slog.String("account", i.OwnerID.String()), slog.Any("error", err))
 		}
@@ -124,7 +124,7 @@ func checkInstance(i *inventory.Instance, d *identity.Document) error {
 	// The document of a machine that is gone stays valid for ever.
 	if i.State != inventory.StatePending && i.State != inventory.StateRunning {
 		err := fmt.Errorf("the instance is %s", i.State)
-		return refuse(protocol.CodeInstanceState, err).saying(err.Error())
+		return refuse(protocol.CodeInstanceState, err).withMessage(err.Error())
 	}
 	return nil
 }

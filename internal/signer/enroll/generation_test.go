@@ -78,18 +78,18 @@ func (w *world) acceptedByMachine(a *attempt) {
 	if status != http.StatusOK {
 		w.t.Fatalf("status %d, %+v; log: %s", status, refused, w.log.String())
 	}
-	authorities := parseKeys(w.t, granted)
+	cas := parseKeys(w.t, granted)
 	for i, text := range granted.Certificates {
 		certificate, err := hostcert.Parse(text)
 		if err != nil {
 			w.t.Fatal(err)
 		}
 		if err := hostcert.Check(certificate, hostcert.Want{
-			Key: a.keys[i].PublicKey(), Principals: granted.Principals, Authorities: authorities, MaxLifetime: 30 * 24 * time.Hour,
+			Key: a.keys[i].PublicKey(), Principals: granted.Principals, CAs: cas, MaxLifetime: 30 * 24 * time.Hour,
 		}, w.now); err != nil {
 			w.t.Error(err)
 		}
-		if !bytes.Equal(certificate.SignatureKey.Marshal(), authorities[0].Marshal()) {
+		if !bytes.Equal(certificate.SignatureKey.Marshal(), cas[0].Marshal()) {
 			w.t.Error("signed by another key than the first")
 		}
 	}

@@ -120,9 +120,9 @@ func TestTheImageIsGoneBeforeTheFirstEnrollment(t *testing.T) {
 	const anyone = `{name: web, match: {image_owners: [any], max_age: 1h}}`
 	known := inventory.LaunchImage{ID: testImage, Owner: testOwner}
 	for name, tt := range map[string]struct {
-		rule string
-		told *launchImages // nil: nobody is asked
-		want protocol.Code
+		rule     string
+		launched *launchImages // nil: nobody is asked
+		want     protocol.Code
 	}{
 		"its owner is admitted":             {owners, &launchImages{image: known}, codeGranted},
 		"its owner is a stranger":           {owners, &launchImages{image: inventory.LaunchImage{ID: testImage, Owner: "999999999999"}}, protocol.CodePolicyRefused},
@@ -146,8 +146,8 @@ func TestTheImageIsGoneBeforeTheFirstEnrollment(t *testing.T) {
 			w := newWorld(t)
 			w.setPolicy(tt.rule)
 			w.instance.ImageOwner, w.instance.ImageTags = "", nil
-			if tt.told != nil {
-				w.signer.LaunchImages = tt.told
+			if tt.launched != nil {
+				w.signer.LaunchImages = tt.launched
 			}
 			a := newAttempt(t, w.now)
 			_, granted, refused := w.enroll(a)
@@ -160,7 +160,7 @@ func TestTheImageIsGoneBeforeTheFirstEnrollment(t *testing.T) {
 			if refused.Code != "" {
 				t.Fatalf("refused: %+v; log %s", refused, w.log.String())
 			}
-			if tt.told.err == nil && w.nodes[granted.Node.ID].Labels["hallmark/image-owner"] != testOwner {
+			if tt.launched.err == nil && w.nodes[granted.Node.ID].Labels["hallmark/image-owner"] != testOwner {
 				t.Errorf("labels %v", w.nodes[granted.Node.ID].Labels)
 			}
 		})
@@ -171,15 +171,15 @@ func TestTheImageIsGoneBeforeTheFirstEnrollment(t *testing.T) {
 func TestRenewalsDoNotAskForTheLaunchImage(t *testing.T) {
 	w := newWorld(t)
 	w.setPolicy(`{name: web, match: {image_owners: ["` + testOwner + `"], max_age: 1h}}`)
-	told := &launchImages{image: inventory.LaunchImage{ID: testImage, Owner: testOwner}}
-	w.signer.LaunchImages = told
+	seen := &launchImages{image: inventory.LaunchImage{ID: testImage, Owner: testOwner}}
+	w.signer.LaunchImages = seen
 	w.instance.ImageOwner = ""
 	a := newAttempt(t, w.now)
 	w.earlier(a)
-	if told.asked != 1 {
-		t.Fatalf("asked %d times by the first enrollment", told.asked)
+	if seen.asked != 1 {
+		t.Fatalf("asked %d times by the first enrollment", seen.asked)
 	}
-	told.err = inventory.ErrNotPermitted
+	seen.err = inventory.ErrNotPermitted
 	for range 2 {
 		w.pass(a, 48*time.Hour)
 		if status, _, refused := w.enroll(a); status != http.StatusOK {
@@ -187,10 +187,10 @@ func TestRenewalsDoNotAskForTheLaunchImage(t *testing.T) {
 		}
 	}
 	other := newWorld(t) // EC2 shows the image
-	other.signer.LaunchImages = told
+	other.signer.LaunchImages = seen
 	other.earlier(newAttempt(t, other.now))
-	if told.asked != 1 {
-		t.Errorf("asked %d times, want once", told.asked)
+	if seen.asked != 1 {
+		t.Errorf("asked %d times, want once", seen.asked)
 	}
 }
 

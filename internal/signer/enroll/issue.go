@@ -99,7 +99,7 @@ func register(ctx context.Context, cluster Cluster, g grant) (issued, error) {
 // reason to fail, so they are read again before one is called unknown.
 func (s *Signer) checkIssued(ctx context.Context, cluster Cluster, g grant, i *issued) error {
 	err := checkCertificates(g, i, s.now())
-	if errors.Is(err, hostcert.ErrUnknownAuthority) {
+	if errors.Is(err, hostcert.ErrUnknownCA) {
 		ctx, cancel := context.WithTimeout(ctx, teleportTimeout)
 		defer cancel()
 		if i.cas, err = cluster.CAs(ctx); err != nil {
@@ -143,7 +143,7 @@ func checkCertificates(g grant, i *issued, now time.Time) error {
 		want := hostcert.Want{
 			Key:         g.keys[n],
 			Principals:  g.principals,
-			Authorities: i.cas.Host,
+			CAs:         i.cas.Host,
 			MaxLifetime: g.lifetime,
 			Roles:       teleport.HostRoles(),
 		}

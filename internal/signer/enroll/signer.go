@@ -115,7 +115,7 @@ type Signer struct {
 	proved      limiter // by instance
 	recorded    recordedKeys
 	unpermitted sync.Map // accounts whose role may not tell launch images: each is logged once
-	authorities authorities
+	cas         caCache
 }
 
 // now is the time without its monotonic reading. Lambda freezes the process between
@@ -170,7 +170,7 @@ func withDeadline(ctx context.Context) (context.Context, context.CancelFunc) {
 }
 
 func (s *Signer) enroll(ctx context.Context, r entry.Request, a *audit) (*protocol.Response, error) {
-	c, err := s.believe(ctx, r, a)
+	c, err := s.authenticate(ctx, r, a)
 	if err != nil {
 		return nil, err
 	}

@@ -153,13 +153,13 @@ func operations(n int, name string) []operation {
 
 // pair is two operations, and the world that they find.
 type pair struct {
-	name  string
-	ops   [2]operation
-	fresh [2]bool       // the instance has not enrolled yet
-	holds string        // the host name of the second instance, if it has enrolled
-	age   time.Duration // since the enrollments
-	odd   bool          // a tag has changed, and no event said so
-	moves bool          // the clock moves, too
+	name      string
+	ops       [2]operation
+	fresh     [2]bool       // the instance has not enrolled yet
+	holds     string        // the host name of the second instance, if it has enrolled
+	age       time.Duration // since the enrollments
+	missedTag bool          // a tag has changed, and no event said so
+	moves     bool          // the clock moves, too
 }
 
 // takesTheFailure reports whether nothing else may go wrong in an order with the
@@ -207,7 +207,7 @@ func (p pair) prepare(w *world) error {
 			return err
 		}
 	}
-	if p.odd {
+	if p.missedTag {
 		w.setTag(1, "env", "dev")
 	}
 	if w.advance(p.age); p.age == 0 && !p.fresh[0] {
@@ -244,7 +244,7 @@ func pairs() []pair {
 		}
 	}
 	for n := range all {
-		all[n].odd = !all[n].fresh[0] && strings.Contains(all[n].name, "sweep")
+		all[n].missedTag = !all[n].fresh[0] && strings.Contains(all[n].name, "sweep")
 	}
 	for _, name := range []string{"strangers", "nobodys"} {
 		a, b := operations(1, name), operations(2, name)

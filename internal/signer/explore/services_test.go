@@ -39,7 +39,7 @@ const (
 func (p *process) signerFor(name string) *enroll.Signer {
 	return &enroll.Signer{
 		Audience: name, Accounts: []ec2ref.Account{account}, Regions: []ec2ref.Region{region},
-		Documents: believing{}, Callers: callers{}, Inventory: ec2{p}, Ledger: records{p},
+		Documents: trusting{}, Callers: callers{}, Inventory: ec2{p}, Ledger: records{p},
 		Policy:  func(context.Context) (*policy.Policy, error) { return p.rules, nil },
 		Connect: func(ctx context.Context) (enroll.Cluster, error) { return cluster{p}, p.connect(ctx) },
 		Log:     slog.New(slog.DiscardHandler), Now: p.clock,

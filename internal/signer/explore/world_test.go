@@ -112,11 +112,11 @@ func (f *fixed) request(n int, key, to string, now time.Time) (entry.Request, er
 	return f.requests[name], err
 }
 
-// believing takes documents and callers for what they say: the proofs are not what is
+// trusting takes documents and callers for what they say: the proofs are not what is
 // explored.
-type believing struct{}
+type trusting struct{}
 
-func (believing) Verify(message []byte) (*identity.Document, error) {
+func (trusting) Verify(message []byte) (*identity.Document, error) {
 	return &identity.Document{
 		Instance: ec2ref.Instance{Account: account, Region: region, ID: ec2ref.InstanceID(message)}, ImageID: image,
 		AvailabilityZone: region + "a", PrivateIP: "10.0.0.7",

@@ -37,7 +37,7 @@ func TestLaunchImage(t *testing.T) {
 	}
 }
 
-func TestLaunchImageIsNotTold(t *testing.T) {
+func TestLaunchImageIsNotShown(t *testing.T) {
 	for name, tt := range map[string]struct {
 		status int
 		body   string

@@ -386,7 +386,7 @@ func TestDynamoDBLateEventsLeaveTheTombstone(t *testing.T) {
 
 // A note about an instance that never enrolled goes by itself, and a claim makes the
 // record permanent.
-func TestDynamoDBNoteOfAStranger(t *testing.T) {
+func TestDynamoDBNoteOfAnUnknownInstance(t *testing.T) {
 	table := new(ledgertest.Table)
 	l := ledger.NewDynamoDB(table, "ledger", start)
 	if err := l.SeeTags(t.Context(), instance(1), 1); !errors.Is(err, ledger.ErrSeen) {
@@ -403,7 +403,7 @@ func TestDynamoDBNoteOfAStranger(t *testing.T) {
 	}
 }
 
-func TestDynamoDBTombstoneOfAStranger(t *testing.T) {
+func TestDynamoDBTombstoneOfAnUnknownInstance(t *testing.T) {
 	table := new(ledgertest.Table)
 	if err := ledger.NewDynamoDB(table, "ledger", start).Retire(t.Context(), instance(1)); err != nil {
 		t.Fatal(err)
@@ -507,15 +507,15 @@ func TestDynamoDBMendedByHand(t *testing.T) {
 	if _, err := l.Claim(t.Context(), claim(2, "web"), start()); err != nil {
 		t.Fatal(err)
 	}
-	mended := table.Item("name#web")
+	edited := table.Item("name#web")
 	if _, err := l.Claim(t.Context(), claim(1, "web"), start()); !errors.Is(err, ledger.ErrNameInUse) {
 		t.Errorf("error %v, want %v", err, ledger.ErrNameInUse)
 	}
 	if err := l.Retire(t.Context(), instance(1)); err != nil {
 		t.Fatal(err)
 	}
-	if got := table.Item("name#web"); !reflect.DeepEqual(got, mended) {
-		t.Errorf("the name's item is %v, want %v", got, mended)
+	if got := table.Item("name#web"); !reflect.DeepEqual(got, edited) {
+		t.Errorf("the name's item is %v, want %v", got, edited)
 	}
 }
 

@@ -26,7 +26,7 @@ func TestThroughBalancer(t *testing.T) {
 }
 
 // runAlone runs the test in a process of its own. The library verifies balancers by
-// the system's authorities alone, and those a process reads once.
+// the system's CAs alone, and those a process reads once.
 func runAlone(t *testing.T, test func(t *testing.T)) {
 	const alone = "HALLMARK_TEST_ALONE"
 	if os.Getenv(alone) == t.Name() {
@@ -42,14 +42,14 @@ func runAlone(t *testing.T, test func(t *testing.T)) {
 	}
 }
 
-// trustBySystem makes the server's authority one of the system's.
+// trustBySystem makes the server's CA one of the system's.
 func trustBySystem(t *testing.T, server *httptest.Server) {
 	t.Helper()
-	authority := filepath.Join(t.TempDir(), "ca.pem")
-	if err := os.WriteFile(authority, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw}), 0o600); err != nil {
+	ca := filepath.Join(t.TempDir(), "ca.pem")
+	if err := os.WriteFile(ca, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw}), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	t.Setenv("SSL_CERT_FILE", authority)
+	t.Setenv("SSL_CERT_FILE", ca)
 	t.Setenv("SSL_CERT_DIR", t.TempDir())
 }
 

@@ -121,8 +121,8 @@ func certifiedPEM(certs *proto.Certs, moreRoots ...[]byte) (*certified, error) {
 		return nil, errors.New("no TLS certificate in the answer")
 	}
 	roots := x509.NewCertPool()
-	for _, authority := range append(certs.TLSCACerts, moreRoots...) {
-		roots.AppendCertsFromPEM(authority)
+	for _, ca := range append(certs.TLSCACerts, moreRoots...) {
+		roots.AppendCertsFromPEM(ca)
 	}
 	return &certified{block.Bytes, roots}, nil
 }
@@ -150,13 +150,13 @@ func (b Bot) becomeRole(ctx context.Context, config Config, joined *identity, ke
 	if err != nil {
 		return nil, failed(doing, err)
 	}
-	// What comes with the certificate does not name the authority of the auth
+	// What comes with the certificate does not name the CA of the auth
 	// service's own certificate.
-	authority, err := conn.api.GetClusterCACert(ctx)
+	ca, err := conn.api.GetClusterCACert(ctx)
 	if err != nil {
-		return nil, failed("read Teleport's TLS authority", err)
+		return nil, failed("read Teleport's TLS CA", err)
 	}
-	answer, err := certifiedPEM(certs, authority.TLSCA)
+	answer, err := certifiedPEM(certs, ca.TLSCA)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", doing, err)
 	}

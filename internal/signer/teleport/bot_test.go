@@ -229,7 +229,7 @@ func TestBotRefused(t *testing.T) {
 	}
 }
 
-// An auth service is joined at directly when its authority is told.
+// An auth service is joined at directly when its CA is told.
 func TestBotJoinsAtAuthService(t *testing.T) {
 	j := newJoinable(t, teleporttest.Options{})
 	config := j.config()
@@ -240,15 +240,15 @@ func TestBotJoinsAtAuthService(t *testing.T) {
 	}
 }
 
-// After a rotation of the cluster's TLS authorities the old login is of no use. The
+// After a rotation of the cluster's TLS CAs the old login is of no use. The
 // call that finds out joins again, once for all that do at that time.
 func TestBotRejoinsAfterRotation(t *testing.T) {
 	for version, generation := range generations() {
-		for authority, rotate := range map[string]func(*teleporttest.Cluster, teleporttest.Phase) error{
+		for ca, rotate := range map[string]func(*teleporttest.Cluster, teleporttest.Phase) error{
 			"host": (*teleporttest.Cluster).RotateHost, "user": (*teleporttest.Cluster).RotateUser,
 		} {
 			for name, pause := range map[string]time.Duration{"connection lost": 0, "connection rested": 2 * idleLimit} {
-				t.Run(version+", "+authority+", "+name, func(t *testing.T) {
+				t.Run(version+", "+ca+", "+name, func(t *testing.T) {
 					j := newJoinable(t, teleporttest.Options{Generation: generation})
 					relay := newRelay(t, j.Address())
 					config := j.config()
@@ -278,7 +278,7 @@ func TestBotRejoinsAfterRotation(t *testing.T) {
 	}
 }
 
-// rotateFully replaces an authority, faster than anybody could follow.
+// rotateFully replaces a CA, faster than anybody could follow.
 func rotateFully(t *testing.T, cluster *teleporttest.Cluster, rotate func(*teleporttest.Cluster, teleporttest.Phase) error) {
 	t.Helper()
 	for _, phase := range phases() {

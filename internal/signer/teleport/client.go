@@ -1,5 +1,5 @@
 // Package teleport is the part of a Teleport cluster that the signer needs: the
-// records of nodes, host certificates, and the keys of the cluster's authorities.
+// records of nodes, host certificates, and the keys of the cluster's CAs.
 //
 // It speaks to the cluster's auth service over mutual TLS, directly or through a
 // proxy, as a Machine ID bot or with an identity file.
@@ -40,9 +40,9 @@ type Config struct {
 	// Address is host:port of the cluster's proxy (where its web interface is), or
 	// of its auth service.
 	Address string
-	// RootsPEM are certificates of authorities to trust beside the system's for the
+	// RootsPEM are certificates of CAs to trust beside the system's for the
 	// proxy's certificate, and beside the login's own for the auth service's: after a
-	// rotation of the cluster's TLS authority an identity file may not know the new
+	// rotation of the cluster's TLS CA an identity file may not know the new
 	// one. Optional.
 	RootsPEM []byte
 	// Login says who calls.
@@ -81,7 +81,7 @@ type Client struct {
 	identity *identity
 	live     *connection
 	lastUsed time.Time
-	looked   time.Time // when the login was new, or last compared with the authorities
+	looked   time.Time // when the login was new, or last compared with the CAs
 	closed   bool
 }
 
@@ -135,7 +135,7 @@ func (c *Client) Close() error {
 }
 
 // do calls with a connection. If by now one side does not believe the other's
-// certificate, as after a rotation of the cluster's authorities, it calls once more
+// certificate, as after a rotation of the cluster's CAs, it calls once more
 // with a new login. doing is for the error.
 func (c *Client) do(ctx context.Context, doing string, call func(ctx context.Context, live *connection) error) error {
 	ctx, cancel := withDeadline(ctx)

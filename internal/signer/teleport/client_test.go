@@ -142,7 +142,7 @@ func TestDialOtherCluster(t *testing.T) {
 	}
 }
 
-// After a rotation of the cluster's TLS authority, a login from before needs the
+// After a rotation of the cluster's TLS CA, a login from before needs the
 // new one told apart.
 func TestDialWithRoots(t *testing.T) {
 	cluster := quick(t)

@@ -151,7 +151,7 @@ func isTeleportsOwn(state tls.ConnectionState) bool {
 
 // newDialer returns a dialer that goes through the proxy of the environment, and
 // if upgrade is true through a load balancer before Teleport's proxy. The
-// library verifies the balancer's certificate by the system's authorities alone.
+// library verifies the balancer's certificate by the system's CAs alone.
 func newDialer(ctx context.Context, upgrade bool) client.ContextDialer {
 	return client.NewDialer(ctx, callTimeout, callTimeout,
 		client.WithInsecureSkipVerify(false), // without it there is no TLS configuration at all
@@ -283,7 +283,7 @@ func isNoSuchHost(err error) bool {
 	return ok && lookup.IsNotFound
 }
 
-// rootPool returns the system's authorities, or those of base, with more.
+// rootPool returns the system's CAs, or those of base, with more.
 func rootPool(base *x509.CertPool, morePEM []byte) *x509.CertPool {
 	var pool *x509.CertPool
 	if base != nil {

@@ -105,8 +105,8 @@ func advice(err error) string {
 	network, failed := errors.AsType[*net.OpError](err)
 	switch {
 	case isA[x509.UnknownAuthorityError](err):
-		return "the certificate at this address is signed by an unknown authority: check that teleport.address is of the login's cluster, " +
-			"or, if the authority is private, set teleport.roots_file"
+		return "the certificate at this address is signed by an unknown CA: check that teleport.address is of the login's cluster, " +
+			"or, if the CA is private, set teleport.roots_file"
 	case isA[x509.HostnameError](err):
 		return "use a name that the certificate has in teleport.address"
 	case rejected && invalid.Reason == x509.Expired:

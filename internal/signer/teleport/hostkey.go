@@ -15,7 +15,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/hostcert"
 )
 
-// CAs are the public keys of a cluster's authorities. The first of each list is
+// CAs are the public keys of a cluster's CAs. The first of each list is
 // the one that Teleport signs with; others are trusted while a rotation lasts.
 type CAs struct {
 	// OpenSSH signs the user certificates that OpenSSH servers are shown.
@@ -24,17 +24,17 @@ type CAs struct {
 	Host []ssh.PublicKey
 }
 
-// CAs reads the authorities' public keys from the auth service.
+// CAs reads the CAs' public keys from the auth service.
 func (c *Client) CAs(ctx context.Context) (CAs, error) {
 	var cas CAs
-	err := c.do(ctx, "read the authorities of cluster "+c.cluster, func(ctx context.Context, live *connection) error {
+	err := c.do(ctx, "read the CAs of cluster "+c.cluster, func(ctx context.Context, live *connection) error {
 		group, ctx := errgroup.WithContext(ctx)
 		group.Go(func() (err error) {
-			cas.OpenSSH, err = c.authority(ctx, live.api, types.OpenSSHCA)
+			cas.OpenSSH, err = c.ca(ctx, live.api, types.OpenSSHCA)
 			return err
 		})
 		group.Go(func() (err error) {
-			cas.Host, err = c.authority(ctx, live.api, types.HostCA)
+			cas.Host, err = c.ca(ctx, live.api, types.HostCA)
 			return err
 		})
 		return group.Wait()
@@ -45,30 +45,30 @@ func (c *Client) CAs(ctx context.Context) (CAs, error) {
 	return cas, nil
 }
 
-// authority reads the keys of our own cluster's authority. A list of all that the
+// ca reads the keys of our own cluster's CA. A list of all that the
 // cluster knows would hold those of trusted clusters too.
-func (c *Client) authority(ctx context.Context, api *client.Client, kind types.CertAuthType) ([]ssh.PublicKey, error) {
+func (c *Client) ca(ctx context.Context, api *client.Client, kind types.CertAuthType) ([]ssh.PublicKey, error) {
 	ca, err := api.GetCertAuthority(ctx, types.CertAuthID{Type: kind, DomainName: c.cluster}, false)
 	if err != nil {
-		return nil, fmt.Errorf("%s authority: %w", kind, err)
+		return nil, fmt.Errorf("%s CA: %w", kind, err)
 	}
 	var trusted []ssh.PublicKey
 	for _, pair := range ca.GetTrustedSSHKeyPairs() {
-		key, err := parseAuthority(pair.PublicKey)
+		key, err := parseCA(pair.PublicKey)
 		if err != nil {
-			return nil, fmt.Errorf("%s authority: %w", kind, err)
+			return nil, fmt.Errorf("%s CA: %w", kind, err)
 		}
 		trusted = append(trusted, key)
 	}
 	if len(trusted) == 0 {
-		return nil, fmt.Errorf("%s authority: it has no SSH keys", kind)
+		return nil, fmt.Errorf("%s CA: it has no SSH keys", kind)
 	}
 	return trusted, nil
 }
 
-// parseAuthority reads one plain key. The library would pass over what it cannot
+// parseCA reads one plain key. The library would pass over what it cannot
 // read to a key on a later line, and over options, which sshd would obey.
-func parseAuthority(line []byte) (ssh.PublicKey, error) {
+func parseCA(line []byte) (ssh.PublicKey, error) {
 	key, _, options, rest, err := ssh.ParseAuthorizedKey(line)
 	if err != nil {
 		return nil, err

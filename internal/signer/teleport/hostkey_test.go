@@ -31,12 +31,12 @@ func TestAttackCALine(t *testing.T) {
 		"empty":                 "",
 		"cut short":             key[:len(key)-8],
 	} {
-		if got, err := parseAuthority([]byte(line)); err == nil {
+		if got, err := parseCA([]byte(line)); err == nil {
 			t.Errorf("%s: %q was taken for a %s key", name, line, got.Type())
 		}
 	}
 	for _, line := range []string{key, key + "\n", key + " a comment\n"} {
-		if _, err := parseAuthority([]byte(line)); err != nil {
+		if _, err := parseCA([]byte(line)); err != nil {
 			t.Errorf("%q: %v", line, err)
 		}
 	}

@@ -31,7 +31,7 @@ const (
 	methodIAM = "iam"
 
 	// maxJoinMessage bounds what a join service may answer at once. Certificates with
-	// dozens of authorities need less.
+	// dozens of CAs need less.
 	maxJoinMessage = 256 << 10
 
 	// givingUpTime is how long the server has to take note that we give up.
@@ -98,7 +98,7 @@ func (b Bot) joinNew(ctx context.Context, conn *grpc.ClientConn, key *botKey, no
 	}
 	giveUp := func(reason joinv1.GivingUp_Reason, err error) error {
 		defer time.AfterFunc(givingUpTime, cancel).Stop()
-		tellGivingUp(stream, reason, err)
+		sendGivingUp(stream, reason, err)
 		return err
 	}
 
@@ -155,9 +155,9 @@ func unexpected(response *joinv1.JoinResponse, want string) error {
 	return fmt.Errorf("the join service answered with %T, want %s", response.GetPayload(), want)
 }
 
-// tellGivingUp tells the server why no answer will come. The reason is enough: the error
+// sendGivingUp tells the server why no answer will come. The reason is enough: the error
 // may be about our AWS credentials. It returns when the server has ended the stream.
-func tellGivingUp(stream joinv1.ClientStream, reason joinv1.GivingUp_Reason, err error) {
+func sendGivingUp(stream joinv1.ClientStream, reason joinv1.GivingUp_Reason, err error) {
 	message := &joinv1.GivingUp{Reason: reason}
 	if reason != joinv1.GivingUp_REASON_CHALLENGE_SOLUTION_FAILED {
 		message.Msg = err.Error()
@@ -198,11 +198,11 @@ func iamSolution(signed []byte) *joinv1.JoinRequest {
 func certifiedDER(certificates *joinv1.Certificates) (*certified, error) {
 	roots := x509.NewCertPool()
 	for _, der := range certificates.TlsCaCerts {
-		authority, err := x509.ParseCertificate(der)
+		ca, err := x509.ParseCertificate(der)
 		if err != nil {
-			return nil, fmt.Errorf("TLS authority in the answer: %w", err)
+			return nil, fmt.Errorf("TLS CA in the answer: %w", err)
 		}
-		roots.AddCert(authority)
+		roots.AddCert(ca)
 	}
 	return &certified{certificates.TlsCert, roots}, nil
 }
@@ -279,7 +279,7 @@ func joinRoute(ctx context.Context, config Config) (route, *tls.Conn, error) {
 }
 
 // authRoute is for an auth service at the address. Its certificate is for a name
-// of Teleport's own, so it must be signed by an authority that we were given.
+// of Teleport's own, so it must be signed by a CA that we were given.
 func authRoute(r route, rootsPEM []byte) route {
 	r.tls = r.tls.Clone()
 	r.tls.ServerName = constants.APIDomain

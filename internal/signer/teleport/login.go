@@ -42,7 +42,7 @@ func (id *identity) tlsConfig(moreRootsPEM []byte) *tls.Config {
 		MinVersion: tls.VersionTLS12,
 		ServerName: constants.APIDomain, // a name that all auth services have
 		RootCAs:    rootPool(id.roots, moreRootsPEM),
-		// Not Certificates, of which Go shows none that the server's list of authorities
+		// Not Certificates, of which Go shows none that the server's list of CAs
 		// does not name: during a rotation that list may be old.
 		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
 			return &id.certificate, nil

@@ -12,11 +12,11 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// rotationPause is how often a login is compared with the cluster's authorities. A phase of
+// rotationPause is how often a login is compared with the cluster's CAs. A phase of
 // a rotation lasts hours; whoever goes through it faster locks others out, too.
 const rotationPause = 5 * time.Minute
 
-// followRotation logs in again if the cluster is rotating the authorities of this login,
+// followRotation logs in again if the cluster is rotating the CAs of this login,
 // while both the old and the new ones are trusted. From Teleport 18 on connections survive a
 // rotation, so that none would break in time to tell. If anything of it fails, the old
 // connection serves.
@@ -27,7 +27,7 @@ func (c *Client) followRotation(ctx context.Context, now time.Time) {
 	c.looked = now
 	retiring, err := c.loginRetires(ctx)
 	if err != nil {
-		c.config.Log.LogAttrs(ctx, slog.LevelWarn, "cannot see whether Teleport rotates the authorities of this login", slog.String("error", err.Error()))
+		c.config.Log.LogAttrs(ctx, slog.LevelWarn, "cannot see whether Teleport rotates the CAs of this login", slog.String("error", err.Error()))
 		return
 	}
 	if !retiring {
@@ -40,13 +40,13 @@ func (c *Client) followRotation(ctx context.Context, now time.Time) {
 		return
 	}
 	if c.identity.equal(old) {
-		c.config.Log.LogAttrs(ctx, slog.LevelWarn, "Teleport is rotating the authorities of this login: renew it before the rotation ends",
+		c.config.Log.LogAttrs(ctx, slog.LevelWarn, "Teleport is rotating the CAs of this login: renew it before the rotation ends",
 			slog.Time("end", old.expires))
 	}
 }
 
 // loginRetires reports whether another key than that of the login signs logins now, or the
-// cluster trusts an authority of servers that the login does not know.
+// cluster trusts a CA of servers that the login does not know.
 func (c *Client) loginRetires(ctx context.Context) (bool, error) {
 	ctx, cancel := context.WithTimeout(ctx, renewLimit)
 	defer cancel()
@@ -59,7 +59,7 @@ func (c *Client) loginRetires(ctx context.Context) (bool, error) {
 		})
 	}
 	if err := group.Wait(); err != nil {
-		return false, fmt.Errorf("read the cluster's TLS authorities: %w", err)
+		return false, fmt.Errorf("read the cluster's TLS CAs: %w", err)
 	}
 	signing := certificatesOf(user.GetActiveKeys().TLS)
 	servers := certificatesOf(host.GetTrustedTLSKeyPairs())
@@ -82,23 +82,23 @@ func certificatesOf(pairs []*types.TLSKeyPair) []*x509.Certificate {
 	return all
 }
 
-// signedByAny reports whether one of the authorities signed the certificate. Where none is
+// signedByAny reports whether one of the CAs signed the certificate. Where none is
 // known, nobody can tell.
-func signedByAny(leaf *x509.Certificate, authorities []*x509.Certificate) bool {
-	for _, authority := range authorities {
-		if leaf.CheckSignatureFrom(authority) == nil {
+func signedByAny(leaf *x509.Certificate, cas []*x509.Certificate) bool {
+	for _, ca := range cas {
+		if leaf.CheckSignatureFrom(ca) == nil {
 			return true
 		}
 	}
-	return len(authorities) == 0
+	return len(cas) == 0
 }
 
-// knowsAll reports whether each of the authorities is one of the roots. Their time does not
+// knowsAll reports whether each of the CAs is one of the roots. Their time does not
 // matter here.
-func knowsAll(roots *x509.CertPool, authorities []*x509.Certificate) bool {
-	for _, authority := range authorities {
-		_, err := authority.Verify(x509.VerifyOptions{
-			Roots: roots, CurrentTime: authority.NotAfter, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny},
+func knowsAll(roots *x509.CertPool, cas []*x509.Certificate) bool {
+	for _, ca := range cas {
+		_, err := ca.Verify(x509.VerifyOptions{
+			Roots: roots, CurrentTime: ca.NotAfter, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny},
 		})
 		if err != nil {
 			return false

@@ -12,34 +12,34 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/signer/teleport/teleporttest"
 )
 
-// phaseOf is a phase of one authority's rotation, and whether the bot joins in it.
+// phaseOf is a phase of one CA's rotation, and whether the bot joins in it.
 type phaseOf struct {
 	phase teleporttest.Phase
 	joins bool
 }
 
 // In each phase of each rotation the bot's login is good and machines accept its
-// certificates. The bot joins again while old and new authority are trusted, without a
+// certificates. The bot joins again while old and new CA are trusted, without a
 // connection that breaks; when the old one is gone, nothing is left to do.
 func TestRotationWithoutRestart(t *testing.T) {
 	const (
 		begin, clients, servers = teleporttest.PhaseInit, teleporttest.PhaseUpdateClients, teleporttest.PhaseUpdateServers
 		end, back               = teleporttest.PhaseStandby, teleporttest.PhaseRollback
 	)
-	for authority, tt := range map[string]struct {
+	for ca, tt := range map[string]struct {
 		rotate func(*teleporttest.Cluster, teleporttest.Phase) error
 		phases []phaseOf
 	}{
-		// A new login knows the new authority of the servers.
+		// A new login knows the new CA of the servers.
 		"host":           {(*teleporttest.Cluster).RotateHost, []phaseOf{{begin, true}, {clients, false}, {servers, false}, {end, false}}},
 		"host, rollback": {(*teleporttest.Cluster).RotateHost, []phaseOf{{begin, true}, {clients, false}, {servers, false}, {back, false}, {end, false}}},
-		// A new login is signed by the new authority of the users.
+		// A new login is signed by the new CA of the users.
 		"user":           {(*teleporttest.Cluster).RotateUser, []phaseOf{{begin, false}, {clients, true}, {servers, false}, {end, false}}},
 		"user, rollback": {(*teleporttest.Cluster).RotateUser, []phaseOf{{begin, false}, {clients, true}, {back, true}, {end, false}}},
 		"openssh":        {(*teleporttest.Cluster).RotateOpenSSH, []phaseOf{{begin, false}, {clients, false}, {servers, false}, {end, false}}},
 	} {
 		for version, generation := range generations() {
-			t.Run(version+", "+authority, func(t *testing.T) {
+			t.Run(version+", "+ca, func(t *testing.T) {
 				j := newJoinable(t, teleporttest.Options{Generation: generation})
 				relay := newRelay(t, j.Address())
 				config := j.config()
@@ -59,7 +59,7 @@ func TestRotationWithoutRestart(t *testing.T) {
 						t.Errorf("after phase %s: %d joins, want %d", p.phase, j.joins(), joins)
 					}
 				}
-				// A login of an authority that is gone would end here.
+				// A login of a CA that is gone would end here.
 				relay.dropAll()
 				verifyOnMachine(t, client)
 				if j.joins() != joins {
@@ -85,7 +85,7 @@ func verifyOnMachine(t *testing.T, client *teleport.Client) {
 	// The cluster's clock is ahead.
 	now := time.Unix(int64(cert.ValidAfter), 0).Add(time.Minute)
 	if err := hostcert.Check(cert, hostcert.Want{
-		Key: key, Principals: principals, Authorities: cas.Host, MaxLifetime: time.Hour,
+		Key: key, Principals: principals, CAs: cas.Host, MaxLifetime: time.Hour,
 	}, now); err != nil {
 		t.Error(err)
 	}

@@ -46,7 +46,7 @@ type walk struct {
 type ExpiredReport struct {
 	// Records are the expired records of the step that are ours to ask about.
 	Records int
-	// Ended are those whose instances are gone.
+	// Retired are those whose instances are gone.
 	Retired int
 	// Missing are those that EC2 does not show, and that have to be missing again later.
 	Missing int
@@ -79,7 +79,7 @@ func (f *Fleet) RetireExpired(ctx context.Context) (ExpiredReport, error) {
 	}
 	var report ExpiredReport
 	s := step{f, now, &report}
-	for at, instances := range s.ours(found.Records) {
+	for at, instances := range s.ownRecords(found.Records) {
 		if err := s.settle(ctx, at, instances); err != nil && ctx.Err() == nil {
 			report.Failed++
 			f.Log.ErrorContext(ctx, "expired records could not be judged: they stay as they are", slog.Any("", at), slog.Int("records", len(instances)), slog.Any("error", err))
@@ -88,13 +88,13 @@ func (f *Fleet) RetireExpired(ctx context.Context) (ExpiredReport, error) {
 	if ctx.Err() == nil { // or the same step comes again
 		err = f.noteWalk(ctx, now, func(w *walk) { w.Next = found.Next })
 	}
-	f.tellExpired(ctx, report)
+	f.logExpired(ctx, report)
 	return report, errors.Join(err, ctx.Err())
 }
 
-// ours groups records by account and region. It leaves out what cannot be asked about, and
+// ownRecords groups records by account and region. It leaves out what cannot be asked about, and
 // what another signer with the same ledger enrolled, which asks itself.
-func (s step) ours(records map[ec2ref.Instance]ledger.Record) map[ec2ref.Place][]ec2ref.Instance {
+func (s step) ownRecords(records map[ec2ref.Instance]ledger.Record) map[ec2ref.Place][]ec2ref.Instance {
 	byPlace := make(map[ec2ref.Place][]ec2ref.Instance)
 	for i, r := range records {
 		listed := slices.Contains(s.Accounts, i.Account) && slices.Contains(s.Regions, i.Region)
@@ -221,8 +221,8 @@ func parseWalk(text []byte, now time.Time) (walk, error) {
 	return w, nil
 }
 
-// tellExpired writes a line about a step that found anything.
-func (f *Fleet) tellExpired(ctx context.Context, r ExpiredReport) {
+// logExpired writes a line about a step that found anything.
+func (f *Fleet) logExpired(ctx context.Context, r ExpiredReport) {
 	if r == (ExpiredReport{}) {
 		return
 	}

@@ -25,7 +25,7 @@ func TestANodeOutlivesAMovingAddress(t *testing.T) {
 		t.Fatalf("node %+v is there: %v", node, ok)
 	}
 	i.PublicIP = "203.0.113.8"
-	if got, want := w.sweep(0), (Report{Nodes: 1, Mended: 1}); got != want {
+	if got, want := w.sweep(0), (Report{Nodes: 1, Repaired: 1}); got != want {
 		t.Errorf("report %+v, want %+v", got, want)
 	}
 	if node, _ := w.node(1); node.Address != "203.0.113.8:22" || node.Labels["aws/env"] != "staging" {

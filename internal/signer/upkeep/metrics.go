@@ -42,16 +42,16 @@ func (s *service) watch(ctx context.Context, now func() time.Time, answers error
 	return err
 }
 
-// tell adds what it came to to a line's metrics.
-func (s *service) tell(m *emf.Set, name string) {
+// addTo adds what it came to to a line's metrics.
+func (s *service) addTo(m *emf.Set, name string) {
 	m.Milliseconds("fleet_"+name+"_ms", time.Duration(s.took.Load()))
 	m.Count(name+"_errors", int(s.errors.Load()))
 }
 
-func (t *tally) tell(m *emf.Set) {
-	t.ec2.tell(m, "ec2")
-	t.ledger.tell(m, "ledger")
-	t.teleport.tell(m, "teleport")
+func (t *tally) addTo(m *emf.Set) {
+	t.ec2.addTo(m, "ec2")
+	t.ledger.addTo(m, "ledger")
+	t.teleport.addTo(m, "teleport")
 }
 
 // watchedCluster is a cluster that counts what went through, whoever asked for it: the
@@ -155,8 +155,8 @@ func (f *Fleet) watched() (*Fleet, *tally) {
 	return &copied, t
 }
 
-// tellBatch writes the line about a batch (docs/audit.md).
-func (f *Fleet) tellBatch(ctx context.Context, start time.Time, k kinds, t *tally, failures int) {
+// logBatch writes the line about a batch (docs/audit.md).
+func (f *Fleet) logBatch(ctx context.Context, start time.Time, k kinds, t *tally, failures int) {
 	m := emf.By("signer")
 	m.Count("state_events", k.states)
 	m.Count("tag_events", k.tags)
@@ -165,18 +165,18 @@ func (f *Fleet) tellBatch(ctx context.Context, start time.Time, k kinds, t *tall
 	m.Count("event_failures", failures)
 	m.Count("offboarded", int(t.deleted.Load()))
 	m.Count("relabeled", int(t.written.Load()))
-	t.tell(m)
-	f.tell(ctx, "events", failures+k.dropped > 0, start, m, "events_ms")
+	t.addTo(m)
+	f.logLine(ctx, "events", failures+k.dropped > 0, start, m, "events_ms")
 }
 
-// tellSweep writes the line about a sweep that began.
-func (f *Fleet) tellSweep(ctx context.Context, start time.Time, r Report, t *tally, err error) {
+// logSweep writes the line about a sweep that began.
+func (f *Fleet) logSweep(ctx context.Context, start time.Time, r Report, t *tally, err error) {
 	m := emf.By("signer")
 	// Whether all accounts and regions had their turn.
 	m.Happened("sweeps", err == nil && r.Next == "")
 	m.Count("sweep_nodes", r.Nodes)
 	m.Count("sweep_deleted", r.Deleted)
-	m.Count("sweep_mended", r.Mended)
+	m.Count("sweep_mended", r.Repaired)
 	m.Count("sweep_refused", r.Refused)
 	m.Count("sweep_incomplete", r.Incomplete)
 	m.Count("sweep_unenrolled", r.Unenrolled)
@@ -188,15 +188,15 @@ func (f *Fleet) tellSweep(ctx context.Context, start time.Time, r Report, t *tal
 		failed++
 	}
 	m.Count("sweep_failed", failed)
-	t.tell(m)
+	t.addTo(m)
 	attrs := []slog.Attr{}
 	if r.Next != "" {
 		attrs = append(attrs, slog.String("next", r.Next))
 	}
-	f.tell(ctx, "sweep", failed+r.OverLimit > 0, start, m, "sweep_ms", attrs...)
+	f.logLine(ctx, "sweep", failed+r.OverLimit > 0, start, m, "sweep_ms", attrs...)
 }
 
-func (f *Fleet) tell(ctx context.Context, message string, wrong bool, start time.Time, m *emf.Set, took string, attrs ...slog.Attr) {
+func (f *Fleet) logLine(ctx context.Context, message string, wrong bool, start time.Time, m *emf.Set, took string, attrs ...slog.Attr) {
 	end := f.Now()
 	m.Milliseconds(took, end.Sub(start))
 	level := slog.LevelInfo

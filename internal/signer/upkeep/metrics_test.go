@@ -24,8 +24,8 @@ import (
 
 var update = flag.Bool("update", false, "rewrite the golden files")
 
-// told returns the log's one metric record, as it stands there and decoded.
-func (w *world) told() (line []byte, entry map[string]any) {
+// lastLine returns the log's one metric record, as it stands there and decoded.
+func (w *world) lastLine() (line []byte, entry map[string]any) {
 	w.t.Helper()
 	for text := range strings.Lines(w.log.String()) {
 		if !strings.Contains(text, `"_aws"`) {
@@ -47,7 +47,7 @@ func (w *world) told() (line []byte, entry map[string]any) {
 
 func (w *world) golden(name string) {
 	w.t.Helper()
-	line, entry := w.told()
+	line, entry := w.lastLine()
 	emftest.Check(w.t, entry, w.now)
 	var got bytes.Buffer
 	if err := json.Indent(&got, line, "", "  "); err != nil {
@@ -111,14 +111,14 @@ func TestLinesOfFailures(t *testing.T) {
 	if _, err := w.fleet.Sweep(t.Context(), "", 0); err == nil {
 		t.Error("no error")
 	}
-	if _, entry := w.told(); entry["sweeps"] != 0.0 || entry["sweep_failed"] != 1.0 || entry["level"] != "WARN" || entry["teleport_errors"] != 1.0 {
+	if _, entry := w.lastLine(); entry["sweeps"] != 0.0 || entry["sweep_failed"] != 1.0 || entry["level"] != "WARN" || entry["teleport_errors"] != 1.0 {
 		t.Errorf("line %v", entry)
 	}
 	w.log.Reset()
 	w.run(1)
 	w.terminate(1)
 	w.fleet.Handle(t.Context(), Batch{Records: []Message{message("m1", about(stateEvent, 1))}})
-	if _, entry := w.told(); entry["event_failures"] != 1.0 || entry["offboarded"] != 0.0 || entry["level"] != "WARN" {
+	if _, entry := w.lastLine(); entry["event_failures"] != 1.0 || entry["offboarded"] != 0.0 || entry["level"] != "WARN" {
 		t.Errorf("line %v", entry)
 	}
 }
@@ -149,7 +149,7 @@ func TestServicesThatDoNotAnswer(t *testing.T) {
 			w.enroll(2)
 			tt.change(w)
 			w.fleet.Handle(t.Context(), Batch{Records: []Message{message("m1", about(tagEvent, 2))}})
-			_, entry := w.told()
+			_, entry := w.lastLine()
 			for _, name := range []string{"ec2_errors", "ledger_errors", "teleport_errors"} {
 				if entry[name] != tt.want[name] {
 					t.Errorf("%s is %v, want %v", name, entry[name], tt.want[name])
@@ -182,7 +182,7 @@ func TestLineOfASweepThatStopped(t *testing.T) {
 	if _, err := w.fleet.Sweep(ctx, "", 0); err != nil {
 		t.Fatal(err)
 	}
-	if _, entry := w.told(); entry["sweeps"] != 0.0 || entry["next"] != testAccount+"/"+testRegion {
+	if _, entry := w.lastLine(); entry["sweeps"] != 0.0 || entry["next"] != testAccount+"/"+testRegion {
 		t.Errorf("line %v", entry)
 	}
 }

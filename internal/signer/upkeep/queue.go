@@ -41,7 +41,7 @@ func (f *Fleet) Handle(ctx context.Context, batch Batch) BatchAnswer {
 	start := f.Now()
 	watched, t := f.watched()
 	answer, k := watched.handle(ctx, batch)
-	f.tellBatch(ctx, start, k, t, len(answer.Failures))
+	f.logBatch(ctx, start, k, t, len(answer.Failures))
 	return answer
 }
 

@@ -102,7 +102,7 @@ func TestTagsOfAStoppedInstance(t *testing.T) {
 
 func TestSweepOfStoppedInstances(t *testing.T) {
 	for rule, want := range map[string]Report{
-		keeping:        {Nodes: 4, Mended: 1},
+		keeping:        {Nodes: 4, Repaired: 1},
 		removing:       {Nodes: 4, Deleted: 3},
 		keepingPublic:  {Nodes: 4},
 		removingPublic: {Nodes: 4, Deleted: 3},
@@ -192,7 +192,7 @@ func TestSweepSharesItsQuestions(t *testing.T) {
 	rules, asked := w.fleet.Policy, 0
 	w.fleet.Policy = func(ctx context.Context) (*policy.Policy, error) { asked++; return rules(ctx) }
 	w.calls = nil
-	if got, want := w.sweep(0), (Report{Nodes: nodes, Mended: nodes}); got != want {
+	if got, want := w.sweep(0), (Report{Nodes: nodes, Repaired: nodes}); got != want {
 		t.Errorf("got %+v, want %+v", got, want)
 	}
 	counts := make(map[string]int)
@@ -230,7 +230,7 @@ func TestSweepStopsInTheMiddle(t *testing.T) {
 		}
 	}
 	w.onWrite = nil
-	if report := w.sweep(0); report.Next != "" || report.Failed != 0 || report.Deleted+report.Mended != 4 {
+	if report := w.sweep(0); report.Next != "" || report.Failed != 0 || report.Deleted+report.Repaired != 4 {
 		t.Errorf("report %+v", report)
 	}
 }

@@ -23,9 +23,9 @@ type Report struct {
 	// Deleted are nodes of instances that are gone, or that are stopped where the policy
 	// wants the nodes of such removed.
 	Deleted int
-	// Mended are nodes that were not as they should be: labels, address, host name,
+	// Repaired are nodes that were not as they should be: labels, address, host name,
 	// lease, or there at all though the instance's record had ended.
-	Mended int
+	Repaired int `json:"Mended"`
 	// Refused are nodes of instances that run and that the policy no longer admits. They
 	// stay until their leases end, which no renewal puts off: a policy that went wrong
 	// must not empty a cluster.
@@ -51,18 +51,18 @@ type Report struct {
 	Next string
 }
 
-// ours is one of our nodes.
-type ours struct {
+// ownNode is one of our nodes.
+type ownNode struct {
 	instance ec2ref.Instance
 	node     teleport.Node
 }
 
 // survey is what was found out of one account and region.
 type survey struct {
-	dead    []ours // EC2 says so
-	missing []ours // EC2 does not show them
-	stopped []ours // and the policy wants the node removed
-	odd     []ours // not as they should be, perhaps
+	dead    []ownNode // EC2 says so
+	missing []ownNode // EC2 does not show them
+	stopped []ownNode // and the policy wants the node removed
+	suspect []ownNode // not as they should be, perhaps
 }
 
 // run is a sweep on its way.
@@ -85,7 +85,7 @@ func (f *Fleet) Sweep(ctx context.Context, from string, limit int) (Report, erro
 	start := f.Now()
 	watched, t := f.watched()
 	report, err := watched.sweep(ctx, from, limit)
-	f.tellSweep(ctx, start, report, t, err)
+	f.logSweep(ctx, start, report, t, err)
 	return report, err
 }
 
@@ -126,7 +126,7 @@ func (f *Fleet) sweep(ctx context.Context, from string, limit int) (Report, erro
 }
 
 // placesFrom returns the places in order, beginning with the one that is named.
-func placesFrom(byPlace map[ec2ref.Place][]ours, from string) []ec2ref.Place {
+func placesFrom(byPlace map[ec2ref.Place][]ownNode, from string) []ec2ref.Place {
 	places := slices.SortedFunc(maps.Keys(byPlace), func(a, b ec2ref.Place) int { return cmp.Compare(a.String(), b.String()) })
 	if start := slices.IndexFunc(places, func(p ec2ref.Place) bool { return p.String() >= from }); start > 0 {
 		return slices.Concat(places[start:], places[:start])
@@ -134,7 +134,7 @@ func placesFrom(byPlace map[ec2ref.Place][]ours, from string) []ec2ref.Place {
 	return places
 }
 
-func (r run) sweepPlace(ctx context.Context, at ec2ref.Place, nodes []ours) {
+func (r run) sweepPlace(ctx context.Context, at ec2ref.Place, nodes []ownNode) {
 	s, err := r.survey(ctx, at, nodes)
 	if err != nil {
 		// What could not be asked about is as it was: nothing of it is touched.
@@ -163,7 +163,7 @@ func (r run) settle(ctx context.Context, at ec2ref.Place, s *survey, nodes int) 
 	if len(s.missing) == 0 && !r.noted[at] {
 		return nil
 	}
-	byInstance := make(map[ec2ref.Instance]ours, len(s.missing))
+	byInstance := make(map[ec2ref.Instance]ownNode, len(s.missing))
 	missing := make([]ec2ref.Instance, len(s.missing))
 	for n, o := range s.missing {
 		missing[n], byInstance[o.instance] = o.instance, o
@@ -198,8 +198,8 @@ func (f *Fleet) notedPlaces(ctx context.Context) (map[ec2ref.Place]bool, error) 
 // sort groups our nodes by account and region, and leaves out those that are none of
 // our business: of an account or region that is not listed, or with labels that do
 // not fit their id.
-func (f *Fleet) sort(ctx context.Context, nodes []teleport.Node, report *Report) map[ec2ref.Place][]ours {
-	byPlace := make(map[ec2ref.Place][]ours)
+func (f *Fleet) sort(ctx context.Context, nodes []teleport.Node, report *Report) map[ec2ref.Place][]ownNode {
+	byPlace := make(map[ec2ref.Place][]ownNode)
 	for _, account := range f.Accounts {
 		for _, region := range f.Regions {
 			byPlace[ec2ref.Place{Account: account, Region: region}] = nil
@@ -215,12 +215,12 @@ func (f *Fleet) sort(ctx context.Context, nodes []teleport.Node, report *Report)
 			continue
 		}
 		report.Nodes++
-		byPlace[p] = append(byPlace[p], ours{i, found})
+		byPlace[p] = append(byPlace[p], ownNode{i, found})
 	}
 	return byPlace
 }
 
-func (r run) survey(ctx context.Context, at ec2ref.Place, nodes []ours) (survey, error) {
+func (r run) survey(ctx context.Context, at ec2ref.Place, nodes []ownNode) (survey, error) {
 	live, err := r.Inventory.All(ctx, at)
 	if err != nil {
 		return survey{}, err
@@ -230,7 +230,7 @@ func (r run) survey(ctx context.Context, at ec2ref.Place, nodes []ours) (survey,
 		return survey{}, err
 	}
 	var s survey
-	var missing []ours
+	var missing []ownNode
 	var refused []error
 	for _, o := range nodes {
 		i, listed := live[o.instance.ID]
@@ -256,10 +256,10 @@ func (r run) survey(ctx context.Context, at ec2ref.Place, nodes []ours) (survey,
 // judge sorts a node into the survey by what EC2 and the ledger list of its instance.
 // Both are asked again before anything is written. An error is policy.ErrRefused or
 // policy.ErrIncomplete, about an instance that runs.
-func (r run) judge(o ours, i *inventory.Instance, record ledger.Record, s *survey) error {
+func (r run) judge(o ownNode, i *inventory.Instance, record ledger.Record, s *survey) error {
 	switch {
 	case record.Retired:
-		s.odd = append(s.odd, o) // whoever ended it, or wrote the node, died halfway
+		s.suspect = append(s.suspect, o) // whoever ended it, or wrote the node, died halfway
 		return nil
 	case isGone(i):
 		s.dead = append(s.dead, o)
@@ -274,7 +274,7 @@ func (r run) judge(o ours, i *inventory.Instance, record ledger.Record, s *surve
 		// An enrollment under way, or one that died halfway: the next attempt or the end of
 		// the lease settles it.
 	case err == nil && !isSame(want, o.node, record):
-		s.odd = append(s.odd, o)
+		s.suspect = append(s.suspect, o)
 	case err != nil && i.State == inventory.StateRunning: // others may just lack an address
 		return err
 	}
@@ -282,7 +282,7 @@ func (r run) judge(o ours, i *inventory.Instance, record ledger.Record, s *surve
 }
 
 // incomplete counts an instance that the policy cannot decide on now.
-func (r run) incomplete(ctx context.Context, o ours, reason error) {
+func (r run) incomplete(ctx context.Context, o ownNode, reason error) {
 	r.report.Incomplete++
 	r.Log.InfoContext(ctx, "EC2 does not show all that the policy needs: the node stays as it is", slog.Any("", o.instance), slog.String("node_id", o.node.ID), slog.Any("reason", reason))
 }
@@ -300,7 +300,7 @@ func (r run) refuse(ctx context.Context, at ec2ref.Place, reasons []error) {
 
 // confirm asks about instances by id that a listing did not have: an instance that starts
 // while pages are read may be on none of them.
-func (r run) confirm(ctx context.Context, at ec2ref.Place, missing []ours, s *survey) error {
+func (r run) confirm(ctx context.Context, at ec2ref.Place, missing []ownNode, s *survey) error {
 	if len(missing) == 0 {
 		return nil
 	}
@@ -319,7 +319,7 @@ func (r run) confirm(ctx context.Context, at ec2ref.Place, missing []ours, s *su
 	return nil
 }
 
-func instancesOf(list []ours) []ec2ref.Instance {
+func instancesOf(list []ownNode) []ec2ref.Instance {
 	instances := make([]ec2ref.Instance, len(list))
 	for n, o := range list {
 		instances[n] = o.instance
@@ -327,7 +327,7 @@ func instancesOf(list []ours) []ec2ref.Instance {
 	return instances
 }
 
-func idsOf(list []ours) []ec2ref.InstanceID {
+func idsOf(list []ownNode) []ec2ref.InstanceID {
 	ids := make([]ec2ref.InstanceID, len(list))
 	for n, o := range list {
 		ids[n] = o.instance.ID
@@ -346,7 +346,7 @@ func (r run) tidy(ctx context.Context, at ec2ref.Place, s survey) {
 			r.report.Deleted++
 		}
 	}
-	for batch := range slices.Chunk(slices.Concat(s.stopped, s.odd), refreshBatch) {
+	for batch := range slices.Chunk(slices.Concat(s.stopped, s.suspect), refreshBatch) {
 		if ctx.Err() != nil {
 			return
 		}
@@ -361,9 +361,9 @@ const refreshBatch = 200
 
 // refresh asks the ledger and then EC2 again before it writes. The listing may be older
 // than the latest event, and an instance that was stopped may run again.
-func (r run) refresh(ctx context.Context, at ec2ref.Place, batch []ours) {
+func (r run) refresh(ctx context.Context, at ec2ref.Place, batch []ownNode) {
 	records := make(map[ec2ref.InstanceID]ledger.Record, len(batch))
-	var known []ours
+	var known []ownNode
 	for _, o := range batch {
 		record, err := r.Ledger.Announce(ctx, o.instance)
 		if r.note(ctx, "announce the write of", o, err) {
@@ -384,18 +384,18 @@ func (r run) refresh(ctx context.Context, at ec2ref.Place, batch []ours) {
 			r.remove(ctx, o)
 			continue
 		}
-		r.mend(ctx, o, records[o.instance.ID], i)
+		r.repair(ctx, o, records[o.instance.ID], i)
 	}
 }
 
-func (r run) remove(ctx context.Context, o ours) {
+func (r run) remove(ctx context.Context, o ownNode) {
 	deleted, err := r.deleteOwn(ctx, r.cluster, o.node.ID)
 	if r.note(ctx, "remove", o, err) && deleted {
 		r.report.Deleted++
 	}
 }
 
-func (r run) mend(ctx context.Context, o ours, record ledger.Record, i *inventory.Instance) {
+func (r run) repair(ctx context.Context, o ownNode, record ledger.Record, i *inventory.Instance) {
 	written, err := r.follow(o.instance, false).relabel(ctx, record, i)
 	switch {
 	case errors.Is(err, policy.ErrRefused):
@@ -403,13 +403,13 @@ func (r run) mend(ctx context.Context, o ours, record ledger.Record, i *inventor
 	case errors.Is(err, policy.ErrIncomplete):
 		r.incomplete(ctx, o, err)
 	case r.note(ctx, "mend", o, err) && written:
-		r.report.Mended++
+		r.report.Repaired++
 	}
 }
 
 // note reports whether something was done, and counts and logs it if not. What time
 // did not suffice for is left to the next sweep, and is no failure.
-func (r run) note(ctx context.Context, what string, o ours, err error) bool {
+func (r run) note(ctx context.Context, what string, o ownNode, err error) bool {
 	if err != nil && ctx.Err() == nil {
 		r.report.Failed++
 		r.Log.ErrorContext(ctx, what+" failed", slog.Any("", o.instance), slog.String("node_id", o.node.ID), slog.Any("error", err))

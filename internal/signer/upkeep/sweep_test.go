@@ -33,7 +33,7 @@ func TestSweep(t *testing.T) {
 	w.run(7)
 	w.run(8).State = "stopped"
 
-	want := Report{Nodes: 6, Deleted: 2, Mended: 2, Unenrolled: 1}
+	want := Report{Nodes: 6, Deleted: 2, Repaired: 2, Unenrolled: 1}
 	if got := w.sweep(0); got != want {
 		t.Errorf("got %+v, want %+v; log: %s", got, want, w.log.String())
 	}
@@ -69,7 +69,7 @@ func TestSweepMendsHostNameAndLease(t *testing.T) {
 		node := want
 		change(&node)
 		w.nodes[node.ID] = node
-		if got, want := w.sweep(0), (Report{Nodes: 1, Mended: 1}); got != want {
+		if got, want := w.sweep(0), (Report{Nodes: 1, Repaired: 1}); got != want {
 			t.Errorf("%s: got %+v, want %+v", name, got, want)
 		}
 		if node, _ = w.node(1); node.Hostname != want.Hostname || !node.Expires.Equal(want.Expires) {

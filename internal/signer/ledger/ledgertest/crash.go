@@ -79,13 +79,13 @@ func crashAt(t *testing.T, o operation, open func(*testing.T) (ledger.DynamoDBCl
 func (o operation) wantOneHolder(f *fixture) {
 	f.t.Helper()
 	_, theirs := o.rival(f)
-	_, ours := o.run(f)
+	_, own := o.run(f)
 	loss := theirs
 	if theirs == nil {
-		loss = ours
+		loss = own
 	}
-	if (theirs == nil) == (ours == nil) || !errors.Is(loss, ledger.ErrNameInUse) && !errors.Is(loss, ledger.ErrKeyInUse) {
-		f.t.Errorf("the rival got error %v, the instance %v; want one holder", theirs, ours)
+	if (theirs == nil) == (own == nil) || !errors.Is(loss, ledger.ErrNameInUse) && !errors.Is(loss, ledger.ErrKeyInUse) {
+		f.t.Errorf("the rival got error %v, the instance %v; want one holder", theirs, own)
 	}
 }
 

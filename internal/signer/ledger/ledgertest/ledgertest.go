@@ -65,7 +65,7 @@ func claimTests() map[string]func(*testing.T, *fixture) {
 		"what is known can be looked up":      testLookup,
 		"the first image owner is kept":       testImageOwner,
 		"changes of tags are counted":         testSeeTags,
-		"tags of a stranger are noted":        testSeeTagsOfAStranger,
+		"tags of a stranger are noted":        testSeeTagsOfAnUnknownInstance,
 		"a confirmation returns the record":   testComplete,
 		"an instance stays with its signer":   testOtherSigner,
 		"many can be looked up":               testLookupAll,
@@ -392,7 +392,7 @@ func testSeeTags(t *testing.T, f *fixture) {
 
 // An enrollment that has read the old tags, and has not claimed anything yet, must be
 // able to find out.
-func testSeeTagsOfAStranger(t *testing.T, f *fixture) {
+func testSeeTagsOfAnUnknownInstance(t *testing.T, f *fixture) {
 	if err := f.SeeTags(t.Context(), instance(1), 1); !errors.Is(err, ledger.ErrSeen) {
 		t.Errorf("error %v, want %v", err, ledger.ErrSeen)
 	}

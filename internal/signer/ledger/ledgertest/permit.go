@@ -18,7 +18,7 @@ func permitTests() map[string]func(*testing.T, *fixture) {
 		"a permitted key may be another's":        testPermitKeyInUse,
 		"a permit replaces the one before":        testPermitReplaced,
 		"a permit needs an instance that is held": testPermitUnknown,
-		"a re-key is told until it is confirmed":  testPermitTold,
+		"a re-key is told until it is confirmed":  testPermitReported,
 		"a claim of the life before is void":      testPermitVoidsClaim,
 	}
 }
@@ -120,7 +120,7 @@ func testPermitUnknown(t *testing.T, f *fixture) {
 	f.permit(ledger.ErrRetired, 2, "k1")
 }
 
-func testPermitTold(t *testing.T, f *fixture) {
+func testPermitReported(t *testing.T, f *fixture) {
 	f.enroll(1, "web", "k1")
 	f.permit(nil, 1, "k2")
 	f.claim(nil, 1, "web", "k2") // and then the signer crashes

@@ -1,5 +1,5 @@
 // Package teleporttest is the part of a Teleport cluster that Hallmark uses, in
-// one process: the auth service's records of nodes, its authorities and its
+// one process: the auth service's records of nodes, its CAs and its
 // signing of host certificates, and the proxy's public export.
 //
 // It answers as Teleport does where that matters, also where it is awkward, and
@@ -38,7 +38,7 @@ type Generation int
 //
 //   - 13 signs host keys by the auth service's HTTP endpoint only, and 19 by gRPC only.
 //   - 13 has the system role Nop, and calls Signup Password; 19 has no Nop.
-//   - 13 restarts in a rotation of the Host authority, and connections end; in 19 they stay.
+//   - 13 restarts in a rotation of the Host CA, and connections end; in 19 they stay.
 //   - 13 has the old join service, and 19 a new one beside it.
 //   - 13 takes one key for a bot, and 19 SSH and TLS keys apart.
 //   - 19 limits the requests of one source address for the public export.
@@ -67,7 +67,7 @@ type Options struct {
 	// Hosts are the names and addresses in the proxy's web certificate; localhost
 	// and 127.0.0.1 by default. The first is the proxy's public name.
 	Hosts []string
-	// KeyType of the SSH authorities: KeyRSA by default.
+	// KeyType of the SSH CAs: KeyRSA by default.
 	KeyType KeyType
 	// ReadLag is how long reads do not see a write, as Teleport's cache has it.
 	ReadLag time.Duration
@@ -104,7 +104,7 @@ type Cluster struct {
 	server   *http.Server
 	served   chan struct{} // closed when the server has ended
 
-	ca    *authorities
+	ca    *caSet
 	nodes *nodes
 	login []byte
 	conns *connections
@@ -121,9 +121,9 @@ type Cluster struct {
 // Start starts a cluster; Close ends it.
 func Start(options Options) (*Cluster, error) {
 	setDefaults(&options)
-	ca, err := newAuthorities(options)
+	ca, err := newCASet(options)
 	if err != nil {
-		return nil, fmt.Errorf("make authorities: %w", err)
+		return nil, fmt.Errorf("make CAs: %w", err)
 	}
 	c := &Cluster{
 		options: options,

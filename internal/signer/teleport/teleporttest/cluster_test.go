@@ -320,8 +320,8 @@ func TestInterceptTheProxy(t *testing.T) {
 	}
 }
 
-// RSA authorities sign with SHA-512, never with SHA-1.
-func TestRSAAuthorities(t *testing.T) {
+// RSA CAs sign with SHA-512, never with SHA-1.
+func TestRSACAs(t *testing.T) {
 	cluster := start(t, teleporttest.Options{KeyType: teleporttest.KeyRSA})
 	cert, err := cluster.IssueUserCertificate(hostKey(t), []string{"admin"}, time.Hour)
 	check(t, err)
@@ -352,8 +352,8 @@ func TestExportLimit(t *testing.T) {
 	}
 }
 
-// Teleport 13 restarts in a rotation of the Host authority. In 19 connections stay, even
-// those of logins whose authority is gone.
+// Teleport 13 restarts in a rotation of the Host CA. In 19 connections stay, even
+// those of logins whose CA is gone.
 func TestRotationAndConnections(t *testing.T) {
 	for generation, stays := range map[teleporttest.Generation]bool{teleporttest.Generation13: false, teleporttest.Generation19: true} {
 		cluster := start(t, teleporttest.Options{Generation: generation})

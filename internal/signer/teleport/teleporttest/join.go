@@ -350,11 +350,11 @@ func (c *Cluster) joinResult(bot Bot, params *joinv1.BotParams) (*joinv1.JoinRes
 		return nil, err
 	}
 	certificates := &joinv1.Certificates{TlsCert: der(certs.TLS), SshCert: sshCert.Marshal()}
-	for _, authority := range certs.TLSCACerts {
-		certificates.TlsCaCerts = append(certificates.TlsCaCerts, der(authority))
+	for _, ca := range certs.TLSCACerts {
+		certificates.TlsCaCerts = append(certificates.TlsCaCerts, der(ca))
 	}
-	for _, authority := range c.ca.host.trusted() {
-		certificates.SshCaKeys = append(certificates.SshCaKeys, authority.Marshal())
+	for _, ca := range c.ca.host.trusted() {
+		certificates.SshCaKeys = append(certificates.SshCaKeys, ca.Marshal())
 	}
 	return &joinv1.JoinResponse{Payload: &joinv1.JoinResponse_Result{Result: &joinv1.Result{
 		Payload: &joinv1.Result_BotResult{BotResult: &joinv1.BotResult{Certificates: certificates}},
@@ -387,7 +387,7 @@ func (s *authService) GenerateUserCerts(ctx context.Context, request *proto.User
 	return s.cluster.botCerts(bot, request.RoleRequests[0], key, request.Expires)
 }
 
-// GetClusterCACert names the authority of the auth service's certificate.
+// GetClusterCACert names the CA of the auth service's certificate.
 func (s *authService) GetClusterCACert(context.Context, *emptypb.Empty) (*proto.GetClusterCACertResponse, error) {
 	return &proto.GetClusterCACertResponse{TLSCA: bytes.Join(s.cluster.ca.host.trustedTLS(), []byte("\n"))}, nil
 }

@@ -31,11 +31,11 @@ func (s *trustService) GetCertAuthority(_ context.Context, request *trustpb.GetC
 		return nil, trace.AccessDenied("access denied to perform action \"read\" on \"cert_authority\"")
 	}
 	kind := types.CertAuthType(request.Type)
-	authority := s.cluster.ca.byType(kind)
-	if authority == nil || request.Domain != s.cluster.Name() {
+	ca := s.cluster.ca.byType(kind)
+	if ca == nil || request.Domain != s.cluster.Name() {
 		return nil, trace.NotFound("cert authority %q of %q is not found", request.Type, request.Domain)
 	}
-	return authority.resource(s.cluster.Name(), kind)
+	return ca.resource(s.cluster.Name(), kind)
 }
 
 func (s *trustService) GetCertAuthorities(ctx context.Context, request *trustpb.GetCertAuthoritiesRequest) (*trustpb.GetCertAuthoritiesResponse, error) {
@@ -48,7 +48,7 @@ func (s *trustService) GetCertAuthorities(ctx context.Context, request *trustpb.
 	return &trustpb.GetCertAuthoritiesResponse{CertAuthoritiesV2: []*types.CertAuthorityV2{ca}}, nil
 }
 
-func (a *authorities) byType(kind types.CertAuthType) *authority {
+func (a *caSet) byType(kind types.CertAuthType) *rotatingCA {
 	switch kind {
 	case types.OpenSSHCA:
 		return a.openssh

@@ -38,7 +38,7 @@ func (c *Cluster) find(w http.ResponseWriter, _ *http.Request) {
 	})
 }
 
-// export writes an authority's keys in the form that sshd or ssh takes them.
+// export writes a CA's keys in the form that sshd or ssh takes them.
 func (c *Cluster) export(w http.ResponseWriter, r *http.Request) {
 	if c.options.Generation >= Generation19 {
 		if err := c.rates.take(r.RemoteAddr); err != nil {

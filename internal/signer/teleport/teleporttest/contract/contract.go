@@ -26,9 +26,9 @@ import (
 type Target struct {
 	// Connect returns a client whose login is good now. The test closes it.
 	Connect func(t *testing.T) *teleport.Client
-	// Export reads an authority's keys from the public export of the proxy.
+	// Export reads a CA's keys from the public export of the proxy.
 	Export func(ctx context.Context, kind caexport.Kind) ([]ssh.PublicKey, error)
-	// Rotate takes an authority to a phase of its rotation.
+	// Rotate takes a CA to a phase of its rotation.
 	Rotate func(ctx context.Context, kind caexport.Kind, phase teleporttest.Phase) error
 }
 
@@ -54,7 +54,7 @@ func Run(t *testing.T, target Target) {
 	} {
 		t.Run(test.name, func(t *testing.T) { test.run(t, target.Connect(t)) })
 	}
-	t.Run("authorities", target.authorities)
+	t.Run("authorities", target.cas)
 	t.Run("rotation of openssh", target.rotateOpenSSH)
 	t.Run("rotation of host", target.rotateHost)
 }
@@ -190,7 +190,7 @@ func testHostCertificate(t *testing.T, c *teleport.Client) {
 	cas, err := c.CAs(ctx)
 	check(t, err)
 	check(t, hostcert.Check(cert, hostcert.Want{
-		Key: key, Principals: principals, Authorities: cas.Host[:1], MaxLifetime: 24 * time.Hour,
+		Key: key, Principals: principals, CAs: cas.Host[:1], MaxLifetime: 24 * time.Hour,
 		Roles: teleport.HostRoles(),
 	}, time.Now()))
 	if end := time.Unix(int64(cert.ValidBefore), 0); time.Until(end) < 23*time.Hour {

@@ -18,7 +18,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/signer/teleport/teleporttest"
 )
 
-func (target Target) authorities(t *testing.T) {
+func (target Target) cas(t *testing.T) {
 	openssh := target.await(t, caexport.OpenSSH, func([]string) bool { return true })
 	host := target.await(t, caexport.Host, func([]string) bool { return true })
 	if len(openssh) != 1 || len(host) != 1 {
@@ -60,7 +60,7 @@ func (target Target) rotateHost(t *testing.T) {
 	})
 }
 
-// rotate takes an authority through the phases. In each, the cluster and its export
+// rotate takes a CA through the phases. In each, the cluster and its export
 // name the keys in one order, and host certificates are signed with the first.
 func (target Target) rotate(t *testing.T, kind caexport.Kind, rotations []rotation) {
 	old := target.await(t, kind, func(keys []string) bool { return len(keys) == 1 })[0]
@@ -89,7 +89,7 @@ func (target Target) rotate(t *testing.T, kind caexport.Kind, rotations []rotati
 	}
 }
 
-// await reads an authority's keys until they are as they should be, and its export
+// await reads a CA's keys until they are as they should be, and its export
 // agrees. It asks for the export only then: Teleport limits how often one may.
 func (target Target) await(t *testing.T, kind caexport.Kind, ok func(keys []string) bool) []string {
 	t.Helper()
@@ -135,7 +135,7 @@ func (target Target) sign(t *testing.T) {
 			return errors.New("signed by another key than the first")
 		}
 		return hostcert.Check(cert, hostcert.Want{
-			Key: key, Principals: principals, Authorities: cas.Host, MaxLifetime: time.Hour,
+			Key: key, Principals: principals, CAs: cas.Host, MaxLifetime: time.Hour,
 		}, time.Now())
 	})
 }

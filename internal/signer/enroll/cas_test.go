@@ -17,7 +17,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/signer/teleport"
 )
 
-// newAsked is a world whose cluster has authorities of both kinds.
+// newAsked is a world whose cluster has CAs of both kinds.
 func newAsked(t *testing.T) (*world, teleport.CAs) {
 	t.Helper()
 	w := newWorld(t)
@@ -34,7 +34,7 @@ func (w *world) get(ifNoneMatch string) entry.Answer {
 	return w.signer.Answer(w.t.Context(), entry.Request{ID: "request-1", Method: http.MethodGet, Source: "192.0.2.1", IfNoneMatch: ifNoneMatch})
 }
 
-func TestAuthorities(t *testing.T) {
+func TestCAs(t *testing.T) {
 	w, cas := newAsked(t)
 	answer := w.get("")
 	var got protocol.CAs
@@ -61,7 +61,7 @@ func TestAuthorities(t *testing.T) {
 
 // However often a stranger asks, Teleport is asked once a minute, and less often
 // while it is down.
-func TestAuthoritiesCostTheSameHoweverOftenTheyAreAskedFor(t *testing.T) {
+func TestCAsCostTheSameHoweverOftenTheyAreAskedFor(t *testing.T) {
 	w, _ := newAsked(t)
 	for range 100 {
 		w.get("")
@@ -69,7 +69,7 @@ func TestAuthoritiesCostTheSameHoweverOftenTheyAreAskedFor(t *testing.T) {
 	if w.casRead != 1 {
 		t.Errorf("Teleport was asked %d times", w.casRead)
 	}
-	w.now = w.now.Add(authoritiesFresh)
+	w.now = w.now.Add(casFresh)
 	for range 100 {
 		w.get("")
 	}
@@ -77,7 +77,7 @@ func TestAuthoritiesCostTheSameHoweverOftenTheyAreAskedFor(t *testing.T) {
 		t.Errorf("Teleport was asked %d times in two minutes", w.casRead)
 	}
 	w.calls, w.dialErr = nil, teleport.ErrUnavailable
-	w.now = w.now.Add(authoritiesFresh)
+	w.now = w.now.Add(casFresh)
 	for range 100 {
 		if answer := w.get(""); answer.Status != http.StatusOK {
 			t.Fatalf("status %d while the last list is good", answer.Status)
@@ -88,7 +88,7 @@ func TestAuthoritiesCostTheSameHoweverOftenTheyAreAskedFor(t *testing.T) {
 	}
 }
 
-func TestAuthoritiesWithoutTeleport(t *testing.T) {
+func TestCAsWithoutTeleport(t *testing.T) {
 	w, _ := newAsked(t)
 	w.dialErr = teleport.ErrUnavailable
 	for range 3 {
@@ -99,12 +99,12 @@ func TestAuthoritiesWithoutTeleport(t *testing.T) {
 		}
 	}
 	w.dialErr = nil
-	w.now = w.now.Add(authoritiesPause)
+	w.now = w.now.Add(casPause)
 	if answer := w.get(""); answer.Status != http.StatusOK {
 		t.Errorf("status %d when Teleport is back", answer.Status)
 	}
 	w.dialErr = teleport.ErrUnavailable
-	w.now = w.now.Add(authoritiesKept)
+	w.now = w.now.Add(casKept)
 	if answer := w.get(""); answer.Status != http.StatusServiceUnavailable {
 		t.Errorf("status %d with a list that is too old", answer.Status)
 	}
@@ -112,34 +112,34 @@ func TestAuthoritiesWithoutTeleport(t *testing.T) {
 
 // Each failure to read the list is told and counted once, whether or not somebody goes
 // without, and none is told of for those who ask meanwhile.
-func TestAuthoritiesThatCouldNotBeReadAreCounted(t *testing.T) {
+func TestFailedCAReadsAreCounted(t *testing.T) {
 	w, _ := newAsked(t)
 	w.get("")
-	for _, age := range []time.Duration{authoritiesFresh, authoritiesKept} { // the last list serves, and does not
+	for _, age := range []time.Duration{casFresh, casKept} { // the last list serves, and does not
 		w.log.Reset()
 		w.dialErr, w.now = teleport.ErrUnavailable, w.now.Add(age)
 		w.get("")
 		w.get("")
-		told := 0
+		seen := 0
 		for line := range bytes.Lines(w.log.Bytes()) {
 			entry := parse(t, line)
 			if entry["_aws"] == nil {
 				continue
 			}
-			told++
+			seen++
 			emftest.Check(t, entry, w.now)
 			if entry["teleport_errors"] != 1.0 || entry["level"] != "WARN" || entry["error"] == nil {
 				t.Errorf("line %s", line)
 			}
 		}
-		if told != 1 {
-			t.Errorf("told %d times, want once: %s", told, w.log.String())
+		if seen != 1 {
+			t.Errorf("told %d times, want once: %s", seen, w.log.String())
 		}
 	}
 }
 
 // An empty list would have machines let nobody in.
-func TestNoAuthoritiesAreNoAnswer(t *testing.T) {
+func TestNoCAsAreNoAnswer(t *testing.T) {
 	for name, cas := range map[string]teleport.CAs{
 		"none":     {},
 		"no host":  {OpenSSH: []ssh.PublicKey{newKey(t).PublicKey()}},
@@ -153,7 +153,7 @@ func TestNoAuthoritiesAreNoAnswer(t *testing.T) {
 	}
 }
 
-func TestAuthoritiesAreBehindTheDoorToo(t *testing.T) {
+func TestCAsAreBehindTheDoorToo(t *testing.T) {
 	w, _ := newAsked(t)
 	w.signer.Sources = []netip.Prefix{netip.MustParsePrefix("198.51.100.0/24")}
 	if answer := w.get(""); answer.Status != http.StatusForbidden || len(w.calls) != 0 {
@@ -163,7 +163,7 @@ func TestAuthoritiesAreBehindTheDoorToo(t *testing.T) {
 
 // What a machine is told when it enrolls is what it is told when it asks: the entity
 // tags are the same.
-func TestAuthoritiesOfAnEnrollment(t *testing.T) {
+func TestCAsOfAnEnrollment(t *testing.T) {
 	w, _ := newAsked(t)
 	_, granted, _ := w.enroll(newAttempt(t, w.now))
 	body, err := protocol.CAs{Version: protocol.CAsVersion, OpenSSHCAs: granted.OpenSSHCAs, HostCAs: granted.HostCAs}.Encode()

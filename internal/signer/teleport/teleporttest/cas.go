@@ -26,17 +26,17 @@ import (
 	"golang.org/x/crypto/ssh"
 )
 
-// KeyType is the type of an SSH authority's key.
+// KeyType is the type of an SSH CA's key.
 type KeyType string
 
-// The key types of Teleport's SSH authorities: RSA in clusters made before
+// The key types of Teleport's SSH CAs: RSA in clusters made before
 // version 17 and in FIPS ones, Ed25519 in others.
 const (
 	KeyRSA     KeyType = "rsa"
 	KeyEd25519 KeyType = "ed25519"
 )
 
-// Phase is a step of the rotation of an authority by hand, as `tctl auth rotate
+// Phase is a step of the rotation of a CA by hand, as `tctl auth rotate
 // --phase` takes it.
 type Phase string
 
@@ -50,40 +50,40 @@ const (
 	PhaseRollback      Phase = "rollback"       // the old key signs, the new one is trusted
 )
 
-// authorities are all the keys of a cluster.
-type authorities struct {
+// caSet are all the keys of a cluster.
+type caSet struct {
 	cluster string
 	now     func() time.Time
 
-	openssh, host, user *authority
-	web                 *tlsAuthority // signs the proxy's web certificate, as a company's CA would
+	openssh, host, user *rotatingCA
+	web                 *tlsCA // signs the proxy's web certificate, as a company's CA would
 
 	mu   sync.Mutex
-	auth *tls.Config // of the auth service, by the Host and User authorities
+	auth *tls.Config // of the auth service, by the Host and User CAs
 }
 
-func newAuthorities(o Options) (*authorities, error) {
-	a := &authorities{cluster: o.ClusterName, now: o.Now}
+func newCASet(o Options) (*caSet, error) {
+	a := &caSet{cluster: o.ClusterName, now: o.Now}
 	var err error
-	if a.openssh, err = newAuthority(o, false); err != nil {
+	if a.openssh, err = newRotatingCA(o, false); err != nil {
 		return nil, err
 	}
-	if a.host, err = newAuthority(o, true); err != nil {
+	if a.host, err = newRotatingCA(o, true); err != nil {
 		return nil, err
 	}
-	if a.user, err = newAuthority(o, true); err != nil {
+	if a.user, err = newRotatingCA(o, true); err != nil {
 		return nil, err
 	}
-	if a.web, err = newTLSAuthority("Test web CA"); err != nil {
+	if a.web, err = newTLSCA("Test web CA"); err != nil {
 		return nil, err
 	}
 	return a, a.renewAuth()
 }
 
-// RotateOpenSSH takes the OpenSSH authority to the phase.
+// RotateOpenSSH takes the OpenSSH CA to the phase.
 func (c *Cluster) RotateOpenSSH(phase Phase) error { return c.ca.openssh.rotate(phase) }
 
-// RotateHost takes the Host authority to the phase: it signs host certificates, and the
+// RotateHost takes the Host CA to the phase: it signs host certificates, and the
 // auth service's own.
 func (c *Cluster) RotateHost(phase Phase) error {
 	if err := c.ca.host.rotate(phase); err != nil {
@@ -98,7 +98,7 @@ func (c *Cluster) RotateHost(phase Phase) error {
 	return nil
 }
 
-// RotateUser takes the User authority to the phase: it signs logins, those of bots too.
+// RotateUser takes the User CA to the phase: it signs logins, those of bots too.
 func (c *Cluster) RotateUser(phase Phase) error {
 	if err := c.ca.user.rotate(phase); err != nil {
 		return err
@@ -106,8 +106,8 @@ func (c *Cluster) RotateUser(phase Phase) error {
 	return c.ca.renewAuth()
 }
 
-// authority is the key that signs, and while a rotation lasts another one that is trusted.
-type authority struct {
+// rotatingCA is the key that signs, and while a rotation lasts another one that is trusted.
+type rotatingCA struct {
 	cluster string
 	keyType KeyType
 
@@ -118,14 +118,14 @@ type authority struct {
 	serving    *caKey // signs the servers' certificates
 }
 
-// caKey is a key of an authority, in two kinds that are rotated together.
+// caKey is a key of a CA, in two kinds that are rotated together.
 type caKey struct {
 	ssh ssh.Signer
-	tls *tlsAuthority // nil if it has none
+	tls *tlsCA // nil if it has none
 }
 
-func newAuthority(o Options, withTLS bool) (*authority, error) {
-	a := &authority{keyType: o.KeyType}
+func newRotatingCA(o Options, withTLS bool) (*rotatingCA, error) {
+	a := &rotatingCA{keyType: o.KeyType}
 	if withTLS {
 		a.cluster = o.ClusterName
 	}
@@ -135,36 +135,36 @@ func newAuthority(o Options, withTLS bool) (*authority, error) {
 	return a, err
 }
 
-func (a *authority) newKey() (*caKey, error) {
+func (a *rotatingCA) newKey() (*caKey, error) {
 	signer, err := newSSHSigner(a.keyType)
 	if err != nil || a.cluster == "" {
 		return &caKey{ssh: signer}, err
 	}
-	authority, err := newTLSAuthority(a.cluster)
-	return &caKey{signer, authority}, err
+	ca, err := newTLSCA(a.cluster)
+	return &caKey{signer, ca}, err
 }
 
-func (a *authority) signer() ssh.Signer {
+func (a *rotatingCA) signer() ssh.Signer {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return a.active.ssh
 }
 
-func (a *authority) signerTLS() *tlsAuthority {
+func (a *rotatingCA) signerTLS() *tlsCA {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return a.active.tls
 }
 
 // servingTLS signs the servers' certificates: with the new key from update_servers on.
-func (a *authority) servingTLS() *tlsAuthority {
+func (a *rotatingCA) servingTLS() *tlsCA {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return a.serving.tls
 }
 
 // keys returns all that are trusted, the signing one first.
-func (a *authority) keys() []*caKey {
+func (a *rotatingCA) keys() []*caKey {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.additional == nil {
@@ -174,7 +174,7 @@ func (a *authority) keys() []*caKey {
 }
 
 // trusted returns the public SSH keys, the signing one first.
-func (a *authority) trusted() []ssh.PublicKey {
+func (a *rotatingCA) trusted() []ssh.PublicKey {
 	var trusted []ssh.PublicKey
 	for _, key := range a.keys() {
 		trusted = append(trusted, key.ssh.PublicKey())
@@ -183,7 +183,7 @@ func (a *authority) trusted() []ssh.PublicKey {
 }
 
 // trustedTLS returns the certificates, that of the signing key first.
-func (a *authority) trustedTLS() [][]byte {
+func (a *rotatingCA) trustedTLS() [][]byte {
 	var trusted [][]byte
 	for _, key := range a.keys() {
 		trusted = append(trusted, key.tls.pem())
@@ -191,7 +191,7 @@ func (a *authority) trustedTLS() [][]byte {
 	return trusted
 }
 
-func (a *authority) rotate(phase Phase) error {
+func (a *rotatingCA) rotate(phase Phase) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if rotating := a.additional != nil; rotating == (phase == PhaseInit) {
@@ -223,7 +223,7 @@ func (a *authority) rotate(phase Phase) error {
 }
 
 // sign makes the new or the old key the active one.
-func (a *authority) sign(withNew bool) {
+func (a *rotatingCA) sign(withNew bool) {
 	if a.newSigns != withNew {
 		a.active, a.additional, a.newSigns = a.additional, a.active, withNew
 	}
@@ -270,13 +270,13 @@ func signUser(ca ssh.Signer, key ssh.PublicKey, user string, logins []string, no
 	return cert, nil
 }
 
-// tlsAuthority signs X.509 certificates.
-type tlsAuthority struct {
+// tlsCA signs X.509 certificates.
+type tlsCA struct {
 	cert *x509.Certificate
 	key  crypto.Signer
 }
 
-func newTLSAuthority(name string) (*tlsAuthority, error) {
+func newTLSCA(name string) (*tlsCA, error) {
 	template := &x509.Certificate{
 		// Teleport reads the cluster's name from the organization.
 		Subject:               pkix.Name{CommonName: name, Organization: []string{name}},
@@ -293,7 +293,7 @@ func newTLSAuthority(name string) (*tlsAuthority, error) {
 }
 
 // issue signs a certificate for a new key.
-func (a *tlsAuthority) issue(template *x509.Certificate) (*tlsAuthority, error) {
+func (a *tlsCA) issue(template *x509.Certificate) (*tlsCA, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return nil, err
@@ -301,12 +301,12 @@ func (a *tlsAuthority) issue(template *x509.Certificate) (*tlsAuthority, error) 
 	return signTLS(template, key, a.cert, a.key)
 }
 
-func signTLS(template *x509.Certificate, key crypto.Signer, parent *x509.Certificate, parentKey crypto.Signer) (*tlsAuthority, error) {
+func signTLS(template *x509.Certificate, key crypto.Signer, parent *x509.Certificate, parentKey crypto.Signer) (*tlsCA, error) {
 	cert, err := certify(template, key.Public(), parent, parentKey)
 	if err != nil {
 		return nil, err
 	}
-	return &tlsAuthority{cert: cert, key: key}, nil
+	return &tlsCA{cert: cert, key: key}, nil
 }
 
 // certify signs a certificate for a key, which may be somebody else's.
@@ -328,11 +328,11 @@ func certify(template *x509.Certificate, key crypto.PublicKey, parent *x509.Cert
 	return x509.ParseCertificate(der)
 }
 
-func (a *tlsAuthority) pem() []byte {
+func (a *tlsCA) pem() []byte {
 	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: a.cert.Raw})
 }
 
-func (a *tlsAuthority) certificate() tls.Certificate {
+func (a *tlsCA) certificate() tls.Certificate {
 	return tls.Certificate{Certificate: [][]byte{a.cert.Raw}, PrivateKey: a.key, Leaf: a.cert}
 }
 
@@ -343,14 +343,14 @@ func isAuthName(serverName string) bool {
 }
 
 // renewAuth makes what the auth service needs for TLS.
-func (a *authorities) renewAuth() error {
+func (a *caSet) renewAuth() error {
 	certificate, err := a.host.servingTLS().issue(serverTemplate([]string{constants.APIDomain, utils.EncodeClusterName(a.cluster)}))
 	if err != nil {
 		return err
 	}
 	clients := x509.NewCertPool()
-	for _, authority := range a.user.trustedTLS() {
-		clients.AppendCertsFromPEM(authority)
+	for _, ca := range a.user.trustedTLS() {
+		clients.AppendCertsFromPEM(ca)
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -363,14 +363,14 @@ func (a *authorities) renewAuth() error {
 	return nil
 }
 
-func (a *authorities) authConfig() *tls.Config {
+func (a *caSet) authConfig() *tls.Config {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return a.auth
 }
 
 // webConfig returns what the proxy's web server needs for TLS.
-func (a *authorities) webConfig(hosts []string) (*tls.Config, error) {
+func (a *caSet) webConfig(hosts []string) (*tls.Config, error) {
 	certificate, err := a.web.issue(serverTemplate(hosts))
 	if err != nil {
 		return nil, err
@@ -401,8 +401,8 @@ func serverTemplate(hosts []string) *x509.Certificate {
 }
 
 // identityFile makes a login in the form of `tctl auth sign`: one key with an SSH
-// and a TLS certificate, and the cluster's authorities.
-func (a *authorities) identityFile(user string, ttl time.Duration) ([]byte, error) {
+// and a TLS certificate, and the cluster's CAs.
+func (a *caSet) identityFile(user string, ttl time.Duration) ([]byte, error) {
 	leaf, err := a.user.signerTLS().issue(&x509.Certificate{
 		Subject:     pkix.Name{CommonName: user, Organization: []string{user}}, // the roles
 		NotAfter:    time.Now().Add(ttl),
@@ -434,7 +434,7 @@ func (a *authorities) identityFile(user string, ttl time.Duration) ([]byte, erro
 	})
 }
 
-// knownHostsLines are the host authority as a known_hosts file has it.
+// knownHostsLines are the host CA as a known_hosts file has it.
 func knownHostsLines(cluster string, keys []ssh.PublicKey) [][]byte {
 	var lines [][]byte
 	for _, key := range keys {
@@ -448,8 +448,8 @@ func authorizedKey(key ssh.PublicKey) string {
 	return string(bytes.TrimSpace(ssh.MarshalAuthorizedKey(key)))
 }
 
-// resource is the authority as the auth service shows it: public keys only.
-func (a *authority) resource(cluster string, kind types.CertAuthType) (*types.CertAuthorityV2, error) {
+// resource is the CA as the auth service shows it: public keys only.
+func (a *rotatingCA) resource(cluster string, kind types.CertAuthType) (*types.CertAuthorityV2, error) {
 	keys := a.keys()
 	ca := &types.CertAuthorityV2{Spec: types.CertAuthoritySpecV2{
 		Type:                  kind,

@@ -12,19 +12,19 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/caexport"
 )
 
-// authorities returns the keys of the OpenSSH CA that the image will trust, the
+// trustedCAs returns the keys of the OpenSSH CA that the image will trust, the
 // one that Teleport signs with first.
 //
 // Every key must have a pin. Leaving out the others would stop an attacker who
 // adds one as well, but in a rotation it would make an image that refuses the
 // logins of tomorrow, and nobody would know why.
-func (c *Config) authorities(ctx context.Context) ([]ssh.PublicKey, error) {
+func (c *Config) trustedCAs(ctx context.Context) ([]ssh.PublicKey, error) {
 	// Prepare cannot tell an empty list from one that is not known yet.
 	if !c.SkipCAPin && len(c.OpenSSHCAPins) == 0 {
 		return nil, errors.New(`the CA is not pinned, because openssh_ca_pins is empty: list "SHA256:…" of each key of ` +
 			"\"tctl auth export --type=openssh\", as ssh-keygen -l prints it")
 	}
-	keys, err := c.readAuthorities(ctx)
+	keys, err := c.readCAs(ctx)
 	if err != nil || c.SkipCAPin {
 		return keys, err
 	}
@@ -35,9 +35,9 @@ func (c *Config) authorities(ctx context.Context) ([]ssh.PublicKey, error) {
 	return keys, nil
 }
 
-func (c *Config) readAuthorities(ctx context.Context) ([]ssh.PublicKey, error) {
+func (c *Config) readCAs(ctx context.Context) ([]ssh.PublicKey, error) {
 	if c.OpenSSHCAFile == "" {
-		return c.fetchAuthorities(ctx)
+		return c.fetchCAs(ctx)
 	}
 	data, err := os.ReadFile(c.OpenSSHCAFile)
 	if err != nil {
@@ -50,7 +50,7 @@ func (c *Config) readAuthorities(ctx context.Context) ([]ssh.PublicKey, error) {
 	return keys, nil
 }
 
-func (c *Config) fetchAuthorities(ctx context.Context) ([]ssh.PublicKey, error) {
+func (c *Config) fetchCAs(ctx context.Context) ([]ssh.PublicKey, error) {
 	var roots []byte
 	if c.ProxyCAFile != "" {
 		var err error

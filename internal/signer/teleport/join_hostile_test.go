@@ -21,7 +21,7 @@ import (
 
 // What an odd or hostile join service says is refused at once, without our proof if it
 // comes before that, and the server hears why.
-func TestOddJoinService(t *testing.T) {
+func TestHostileJoinService(t *testing.T) {
 	long := strings.Repeat("a", maxChallenge+1)
 	for name, tt := range map[string]struct {
 		says   []*joinv1.JoinResponse
@@ -42,20 +42,20 @@ func TestOddJoinService(t *testing.T) {
 		"a second challenge":     {[]*joinv1.JoinResponse{initOf("iam"), challengeOf("c"), challengeOf("c")}, "want a bot's certificates", joinv1.GivingUp_REASON_UNSUPPORTED_MESSAGE_TYPE},
 		"a host's result":        {[]*joinv1.JoinResponse{initOf("iam"), challengeOf("c"), {Payload: &joinv1.JoinResponse_Result{}}}, "want a bot's certificates", joinv1.GivingUp_REASON_UNSUPPORTED_MESSAGE_TYPE},
 		"no result":              {[]*joinv1.JoinResponse{initOf("iam"), challengeOf("c")}, "ended before its result", 0},
-		"no authority":           {[]*joinv1.JoinResponse{initOf("iam"), challengeOf("c"), resultOf(nil, []byte("junk"))}, "TLS authority in the answer", 0},
+		"no CA":                  {[]*joinv1.JoinResponse{initOf("iam"), challengeOf("c"), resultOf(nil, []byte("junk"))}, "TLS CA in the answer", 0},
 		"no certificate":         {[]*joinv1.JoinResponse{initOf("iam"), challengeOf("c"), resultOf([]byte("junk"), nil)}, "TLS certificate: ", 0},
 		"megabytes":              {[]*joinv1.JoinResponse{initOf(strings.Repeat("a", maxJoinMessage))}, "larger than max", 0},
 	} {
 		t.Run(name, func(t *testing.T) {
-			told := make(chan joinv1.GivingUp_Reason, 1)
-			err := joinAt(t, func(stream joinv1.ServerStream) error { return say(stream, tt.says, told) })
+			sent := make(chan joinv1.GivingUp_Reason, 1)
+			err := joinAt(t, func(stream joinv1.ServerStream) error { return say(stream, tt.says, sent) })
 			if err == nil || !strings.Contains(err.Error(), tt.want) || len(err.Error()) > 300 {
 				t.Errorf("got %v, want %q in it", err, tt.want)
 			}
 			if tt.reason == 0 {
 				return
 			}
-			if got := <-told; got != tt.reason {
+			if got := <-sent; got != tt.reason {
 				t.Errorf("the server was told %s, want %s", got, tt.reason)
 			}
 		})
@@ -96,7 +96,7 @@ func TestUnimplementedJoinService(t *testing.T) {
 }
 
 // say answers each message with the next of a list, and notes why the client gives up.
-func say(stream joinv1.ServerStream, responses []*joinv1.JoinResponse, told chan<- joinv1.GivingUp_Reason) error {
+func say(stream joinv1.ServerStream, responses []*joinv1.JoinResponse, sent chan<- joinv1.GivingUp_Reason) error {
 	for n := 0; ; n++ {
 		request, err := stream.Recv()
 		if errors.Is(err, io.EOF) {
@@ -106,7 +106,7 @@ func say(stream joinv1.ServerStream, responses []*joinv1.JoinResponse, told chan
 			return err
 		}
 		if g := request.GetGivingUp(); g != nil {
-			told <- g.Reason
+			sent <- g.Reason
 			return status.Error(codes.Canceled, "the client gave up")
 		}
 		if n == len(responses) {
@@ -165,10 +165,10 @@ func challengeOf(challenge string) *joinv1.JoinResponse {
 	}}}
 }
 
-func resultOf(certificate, authority []byte) *joinv1.JoinResponse {
+func resultOf(certificate, ca []byte) *joinv1.JoinResponse {
 	certificates := &joinv1.Certificates{TlsCert: certificate}
-	if authority != nil {
-		certificates.TlsCaCerts = [][]byte{authority}
+	if ca != nil {
+		certificates.TlsCaCerts = [][]byte{ca}
 	}
 	return &joinv1.JoinResponse{Payload: &joinv1.JoinResponse_Result{Result: &joinv1.Result{
 		Payload: &joinv1.Result_BotResult{BotResult: &joinv1.BotResult{Certificates: certificates}},

@@ -1,0 +1,159 @@
+package enroll
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/hallmark-ssh/hallmark/internal/protocol"
+	"github.com/hallmark-ssh/hallmark/internal/signer/emf"
+	"github.com/hallmark-ssh/hallmark/internal/signer/entry"
+	"github.com/hallmark-ssh/hallmark/internal/signer/teleport"
+)
+
+// The CA list is public, and callers who ask for it prove nothing. So its cost must not
+// depend on who asks or how often.
+const (
+	// casFresh is how long the signer serves the list before it asks Teleport again.
+	casFresh = time.Minute
+	// casPause is how long the signer waits after Teleport did not answer.
+	casPause = 10 * time.Second
+	// casKept is how long the signer serves the last list while Teleport does not answer.
+	// A machine waits at least this long after an enrollment before it asks, so it never
+	// gets a list older than the enrollment's.
+
+	casKept = 5 * time.Minute
+)
+
+// Answer answers an HTTP request: a GET with the cluster's CAs, and anything else as a
+// request to enroll.
+func (s *Signer) Answer(ctx context.Context, r entry.Request) entry.Answer {
+	if r.Method == http.MethodGet {
+		return s.CAs(ctx, r)
+	}
+	return s.Enroll(ctx, r)
+}
+
+// CAs answers with protocol.CAs, or with 304 if the caller already has them. It logs only
+// failures: a fleet asks every hour.
+func (s *Signer) CAs(ctx context.Context, r entry.Request) entry.Answer {
+	ctx, cancel := withDeadline(ctx)
+	defer cancel()
+	body, err := s.caList(ctx, r)
+	if err != nil {
+		answer := refusalAnswer(err, r.ID, s.now())
+		s.Log.LogAttrs(ctx, slog.LevelWarn, "authorities",
+			slog.String("request_id", r.ID), slog.String("code", string(codeOf(err))), slog.Int("status", answer.Status),
+			slog.String("source", r.Source), slog.String("error", shorten(err.Error())))
+		return answer
+	}
+	etag := protocol.ETag(body)
+	if r.IfNoneMatch == etag {
+		return entry.Answer{Status: http.StatusNotModified, Header: map[string]string{"ETag": etag}}
+	}
+	return entry.Answer{
+		Status: http.StatusOK,
+		Header: map[string]string{"Content-Type": "application/json", "Cache-Control": "no-cache", "ETag": etag},
+		Body:   body,
+	}
+}
+
+func (s *Signer) caList(ctx context.Context, r entry.Request) ([]byte, error) {
+	if err := s.checkDoor(r); err != nil {
+		return nil, err
+	}
+	body, err := s.cas.get(ctx, s.now, s.renewCAs)
+	if err != nil {
+		// Even if Teleport refuses: this caller has proved nothing, so it learns no more.
+		return nil, refuse(protocol.CodeUpstream, err)
+	}
+	return body, nil
+}
+
+func (s *Signer) readCAs(ctx context.Context) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, teleportTimeout)
+	defer cancel()
+	cluster, err := s.Connect(ctx)
+	if err != nil {
+		return nil, err
+	}
+	cas, err := cluster.CAs(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("read the cluster's CAs: %w", err)
+	}
+	return encodeCAs(cas)
+}
+
+// renewCAs reads the list and logs a failure, even while the last list still serves. It
+// runs at most once per casPause, however many callers ask.
+func (s *Signer) renewCAs(ctx context.Context) ([]byte, error) {
+	body, err := s.readCAs(ctx)
+	if err != nil {
+		bySigner := emf.By("signer")
+		bySigner.Happened("teleport_errors", true)
+		line := []slog.Attr{slog.String("error", shorten(err.Error())), slog.String("signer", s.Audience)}
+		s.Log.LogAttrs(ctx, slog.LevelWarn, "the cluster's authorities could not be read", append(line, emf.Attrs(s.now(), bySigner)...)...)
+	}
+	return body, err
+}
+
+// encodeCAs refuses an empty list: a machine that trusts no CA lets nobody in.
+func encodeCAs(cas teleport.CAs) ([]byte, error) {
+	if len(cas.OpenSSH) == 0 || len(cas.Host) == 0 {
+		return nil, errors.New("the cluster has no OpenSSH CA or no Host CA")
+	}
+	return protocol.CAs{Version: protocol.CAsVersion, OpenSSHCAs: lines(cas.OpenSSH), HostCAs: lines(cas.Host)}.Encode()
+}
+
+// errResting says that the cluster did not answer a moment ago.
+var errResting = errors.New("the cluster did not answer a moment ago")
+
+// caCache keeps the encoded list. The zero value is ready to use.
+type caCache struct {
+	mu    sync.Mutex
+	body  []byte
+	read  time.Time // when the read of body began
+	tried time.Time // when the last read began
+}
+
+// get returns the list, and reads it again if it is old. One caller reads for all; the
+// others get the current list, or an error.
+func (c *caCache) get(ctx context.Context, now func() time.Time, read func(context.Context) ([]byte, error)) ([]byte, error) {
+	if body, due := c.kept(now()); !due {
+		if body == nil {
+			return nil, errResting
+		}
+		return body, nil
+	}
+	begun := now()
+	body, err := read(ctx)
+	if err != nil {
+		if old, _ := c.kept(now()); old != nil {
+			return old, nil
+		}
+		return nil, err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.body, c.read = body, begun
+	return body, nil
+}
+
+// kept returns the list if it may still be served, and whether the caller must read it
+// again.
+func (c *caCache) kept(now time.Time) (body []byte, due bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.body != nil && isYoung(c.read, casKept, now) {
+		body = c.body
+	}
+	fresh := body != nil && isYoung(c.read, casFresh, now)
+	if due = !fresh && !isYoung(c.tried, casPause, now); due {
+		c.tried = now
+	}
+	return body, due
+}
