@@ -152,8 +152,6 @@ func (i *installation) prove(ctx context.Context) error {
 	if err := i.wasFutile(ctx); err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, i.settle)
-	defer cancel()
 	if err := i.reload(ctx); err != nil {
 		return err
 	}
@@ -161,7 +159,7 @@ func (i *installation) prove(ctx context.Context) error {
 	if seen == hidden {
 		check = i.listens
 	}
-	if err := until(ctx, check); err != nil {
+	if err := i.settles(ctx, check); err != nil {
 		return err
 	}
 	_, err = i.tracker().Pending(ctx, i.conf, i.logins)
@@ -243,6 +241,14 @@ func (i *installation) look(ctx context.Context) (view, error) {
 	}
 }
 
+// settles waits until a check of sshd succeeds. The wait starts when the reload is done: on
+// a slow machine the reload and its checks take longer than sshd does.
+func (i *installation) settles(ctx context.Context, check func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(ctx, i.settle)
+	defer cancel()
+	return until(ctx, check)
+}
+
 // until repeats a check until it succeeds or the context ends, and returns the
 // last error that is the check's own: one that the end of the time cut short says
 // nothing new. The pauses begin short, because an sshd that reads its configuration again
@@ -321,8 +327,7 @@ func (i *installation) installed(presented ssh.PublicKey) bool {
 // putBack restores the files and, if sshd was reloaded, sshd. It goes on although
 // the caller was interrupted: half of it would be the lock-out that this is about.
 func (i *installation) putBack(ctx context.Context, change *replace.Change, cause error) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), i.settle)
-	defer cancel()
+	ctx = context.WithoutCancel(ctx)
 	if err := change.Rollback(); err != nil {
 		return fault.Newf(fault.Failed, hintSSHD, "%w; putting the old files back failed too: %w", cause, err)
 	}
@@ -341,17 +346,15 @@ func (i *installation) revive(ctx context.Context) error {
 	}
 	err := i.server.Reload(ctx, i.conf.PIDFile)
 	if err == nil {
-		err = until(ctx, i.answers)
+		err = i.settles(ctx, i.answers)
 	}
 	if err == nil {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), i.settle)
-	defer cancel()
 	if startErr := i.server.Start(ctx); startErr != nil {
 		return errors.Join(err, startErr)
 	}
-	return until(ctx, i.answers)
+	return i.settles(ctx, i.answers)
 }
 
 // answers returns nil if sshd lets this machine look as it did before the reload.

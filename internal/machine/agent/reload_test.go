@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -149,6 +150,26 @@ func TestFutileReloadIsTriedAgain(t *testing.T) {
 				t.Error("sshd does not present the certificates")
 			}
 		})
+	}
+}
+
+// On a slow machine a reload and its checks take longer than sshd then takes to present the
+// certificates.
+func TestReloadHasTimeOfItsOwn(t *testing.T) {
+	m := newMachine(t)
+	m.withoutHallmark()
+	m.sshd.OnReload = func(ctx context.Context) error {
+		if deadline, limited := ctx.Deadline(); limited && time.Until(deadline) <= m.settle {
+			t.Errorf("the reload has to end within %v", m.settle)
+		}
+		m.sshd.OnReload = nil
+		return m.sshd.Process.Process.Signal(syscall.SIGHUP)
+	}
+	if _, err := m.Enroll(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if m.sshd.OnReload != nil {
+		t.Error("sshd was not reloaded")
 	}
 }
 
