@@ -182,7 +182,7 @@ func command(ctx context.Context, root, program string, args ...string) ([]byte,
 		cmd.Path = program // inside the new root; LookPath judged the old one
 		cmd.Err = nil
 	}
-	if err := cmd.Run(); err != nil {
+	if err := runInDomain(cmd); err != nil {
 		if reason := lastLines(stderr.String()); reason != "" {
 			err = fmt.Errorf("%s (%w)", reason, err)
 		}
