@@ -293,7 +293,11 @@ type orders struct {
 	*graph
 	all  bool // also those that differ only in what is independent
 	ends map[*node]bool
+	most int // states to look at before the rest is left
 }
+
+// errTooMany is returned for a pair with more states than may be looked at.
+var errTooMany = errors.New("too many states")
 
 // sleepers are the numbers of transitions that need not be made.
 type sleepers [4]uint64
@@ -322,6 +326,9 @@ func (o *orders) count(n *node, asleep sleepers) (uint64, error) {
 		if c.asleep == asleep {
 			return c.orders, nil
 		}
+	}
+	if len(o.nodes) > o.most {
+		return 0, errTooMany
 	}
 	o.expand(n)
 	total, err := o.countMoves(n, asleep)
