@@ -23,6 +23,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/identity"
 	"github.com/hallmark-ssh/hallmark/internal/machine/state"
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
+	"github.com/hallmark-ssh/hallmark/internal/sshkey"
 )
 
 // The identity document of an instance that is gone stays valid for ever: EC2
@@ -106,7 +107,7 @@ func TestStolenDocument(t *testing.T) {
 	payload := must[[]byte](t)(json.Marshal(protocol.Payload{
 		Version: protocol.Version, Audience: lab.Audience, IssuedAt: now,
 		IdentityDocument: strings.TrimSpace(metadata(t, victim, "dynamic/instance-identity/rsa2048")),
-		HostKeys:         []string{strings.TrimSpace(string(ssh.MarshalAuthorizedKey(key.PublicKey())))},
+		HostKeys:         []string{sshkey.Line(key.PublicKey())},
 	}))
 	var role struct{ AccessKeyID, SecretAccessKey, Token string }
 	credentials := metadata(t, thief, "meta-data/identity-credentials/ec2/security-credentials/ec2-instance")

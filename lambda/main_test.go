@@ -30,6 +30,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/signer/entry/entrytest"
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
 	"github.com/hallmark-ssh/hallmark/internal/signer/teleport/teleporttest"
+	"github.com/hallmark-ssh/hallmark/internal/sshkey"
 )
 
 const (
@@ -160,7 +161,7 @@ func (w *world) post(audience string) (status int, body string) {
 	now := time.Now().Truncate(time.Second)
 	payload, err := json.Marshal(protocol.Payload{
 		Version: protocol.Version, Audience: audience, IssuedAt: now.UTC(), IdentityDocument: string(document),
-		HostKeys: []string{strings.TrimSpace(string(ssh.MarshalAuthorizedKey(w.key.PublicKey())))},
+		HostKeys: []string{sshkey.Line(w.key.PublicKey())},
 	})
 	if err != nil {
 		w.t.Fatal(err)
@@ -210,7 +211,7 @@ func TestEnrollOnRealParts(t *testing.T) {
 	if principals := certificate.(*ssh.Certificate).ValidPrincipals; len(principals) != 4 {
 		t.Errorf("principals %q", principals)
 	}
-	if !slices.Contains(got.OpenSSHCAs, strings.TrimSpace(string(ssh.MarshalAuthorizedKey(w.cluster.OpenSSHCA())))) {
+	if !slices.Contains(got.OpenSSHCAs, sshkey.Line(w.cluster.OpenSSHCA())) {
 		t.Errorf("OpenSSH CAs %q", got.OpenSSHCAs)
 	}
 	for _, secret := range []string{w.creds.SecretAccessKey, w.creds.SessionToken, "AWS4-HMAC-SHA256"} {

@@ -21,6 +21,8 @@ import (
 	"time"
 
 	"golang.org/x/crypto/ssh"
+
+	"github.com/hallmark-ssh/hallmark/internal/sshkey"
 )
 
 // Kind is the CA whose keys are wanted.
@@ -162,14 +164,15 @@ func get(ctx context.Context, client *http.Client, from *url.URL) ([]byte, error
 // every key, in order, and the cluster's name, which is empty if no line has it.
 func ParseOpenSSH(data []byte) (keys []ssh.PublicKey, cluster string, err error) {
 	return parseLines(data, func(line []byte) (ssh.PublicKey, string, error) {
-		key, comment, options, _, err := ssh.ParseAuthorizedKey(line)
-		if err != nil {
-			return nil, "", err
-		}
 		// Any other option would restrict the key where sshd reads it as an authorized
 		// key, and mean nothing where it reads it as a CA.
-		if len(options) > 1 || len(options) == 1 && options[0] != "cert-authority" {
-			return nil, "", fmt.Errorf("unexpected options %q", options)
+		text := string(line)
+		if after, ok := strings.CutPrefix(text, "cert-authority"); ok && strings.TrimLeft(after, " \t") != after {
+			text = after
+		}
+		key, comment, err := sshkey.ParseWithComment(text)
+		if err != nil {
+			return nil, "", err
 		}
 		fields, err := url.ParseQuery(comment)
 		if err != nil {
@@ -211,7 +214,7 @@ func parseLines(data []byte, parse func([]byte) (ssh.PublicKey, string, error)) 
 		}
 		key, name, err := parse(line)
 		if err == nil {
-			err = checkKey(key)
+			err = sshkey.CheckKind(key)
 		}
 		if err == nil && cluster != "" && name != "" && name != cluster {
 			err = fmt.Errorf("cluster %q beside cluster %q", name, cluster)
@@ -222,7 +225,7 @@ func parseLines(data []byte, parse func([]byte) (ssh.PublicKey, string, error)) 
 		if name != "" {
 			cluster = name
 		}
-		if !slices.ContainsFunc(keys, func(k ssh.PublicKey) bool { return bytes.Equal(k.Marshal(), key.Marshal()) }) {
+		if !sshkey.Contains(keys, key) {
 			keys = append(keys, key)
 		}
 	}
@@ -236,25 +239,13 @@ func looksLikeHTML(data []byte) bool {
 	return strings.HasPrefix(http.DetectContentType(data), "text/html")
 }
 
-// checkKey refuses what cannot be a CA: sshd ignores such lines without a
-// word.
-func checkKey(key ssh.PublicKey) error {
-	if _, ok := key.(*ssh.Certificate); ok {
-		return errors.New("a certificate, not a key")
-	}
-	if key.Type() == "ssh-dss" {
-		return errors.New("a DSA key")
-	}
-	return nil
-}
-
 // CheckPins requires that each key has its fingerprint, in the form that
 // `ssh-keygen -l` and ssh.FingerprintSHA256 write ("SHA256:…"), among the pins.
 // An attacker adds a key rather than replacing all, so one match is not enough.
 func CheckPins(keys []ssh.PublicKey, pins []string) error {
 	for _, pin := range pins {
-		if !strings.HasPrefix(pin, "SHA256:") {
-			return fmt.Errorf("pin %q does not start with SHA256: (ssh-keygen -l -f FILE prints it)", pin)
+		if !sshkey.IsFingerprint(pin) {
+			return fmt.Errorf("pin %q is not \"SHA256:\" and 43 characters of base64, as ssh-keygen -l prints it", pin)
 		}
 	}
 	for _, key := range keys {

@@ -11,8 +11,10 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/hallmark-ssh/hallmark/internal/caexport"
 	"golang.org/x/crypto/ssh"
+
+	"github.com/hallmark-ssh/hallmark/internal/caexport"
+	"github.com/hallmark-ssh/hallmark/internal/sshkey"
 )
 
 // newKey returns a public key that is always the same for a seed.
@@ -24,10 +26,6 @@ func newKey(t testing.TB, seed byte) ssh.PublicKey {
 		t.Fatal(err)
 	}
 	return key
-}
-
-func text(key ssh.PublicKey) string {
-	return strings.TrimSpace(string(ssh.MarshalAuthorizedKey(key)))
 }
 
 // newProxy serves the handler over TLS and returns its address and roots.
@@ -53,8 +51,8 @@ func newClient(t *testing.T, rootsPEM []byte) *http.Client {
 func TestFetch(t *testing.T) {
 	old, next := newKey(t, 0), newKey(t, 1)
 	exports := map[string]string{
-		"openssh": fmt.Sprintf("cert-authority %s clustername=c&type=user\ncert-authority %s clustername=c&type=user\n", text(old), text(next)),
-		"host":    fmt.Sprintf("@cert-authority c,*.c %s type=host\n", text(old)),
+		"openssh": fmt.Sprintf("cert-authority %s clustername=c&type=user\ncert-authority %s clustername=c&type=user\n", sshkey.Line(old), sshkey.Line(next)),
+		"host":    fmt.Sprintf("@cert-authority c,*.c %s type=host\n", sshkey.Line(old)),
 	}
 	address, roots := newProxy(t, func(w http.ResponseWriter, r *http.Request) {
 		if r.Method != http.MethodGet || r.URL.Path != "/webapi/auth/export" {
@@ -78,7 +76,7 @@ func TestFetch(t *testing.T) {
 }
 
 func TestFetchRefuses(t *testing.T) {
-	line := "cert-authority " + text(newKey(t, 0)) + " clustername=c&type=user\n"
+	line := "cert-authority " + sshkey.Line(newKey(t, 0)) + " clustername=c&type=user\n"
 	elsewhere, _ := newProxy(t, func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, line) })
 
 	tests := []struct {
@@ -152,7 +150,7 @@ func TestNewHTTPClientRefusesBadRoots(t *testing.T) {
 func TestParseOpenSSH(t *testing.T) {
 	old, next := newKey(t, 0), newKey(t, 1)
 	exported := func(key ssh.PublicKey, comment string) string {
-		return "cert-authority " + text(key) + " " + comment + "\n"
+		return "cert-authority " + sshkey.Line(key) + " " + comment + "\n"
 	}
 	tests := []struct {
 		name, data string
@@ -164,14 +162,14 @@ func TestParseOpenSSH(t *testing.T) {
 		{"a rotation", exported(next, "clustername=c&type=user") + exported(old, "clustername=c&type=user"),
 			[]ssh.PublicKey{next, old}, "c", ""},
 		{"no newline at the end", strings.TrimSpace(exported(old, "clustername=c&type=user")), []ssh.PublicKey{old}, "c", ""},
-		{"CRLF", "cert-authority " + text(old) + " clustername=c&type=user\r\n", []ssh.PublicKey{old}, "c", ""},
-		{"plain keys, as written for sshd", "# a comment\n\n" + text(old) + "\n" + text(next) + " my CA%\n", []ssh.PublicKey{old, next}, "", ""},
+		{"CRLF", "cert-authority " + sshkey.Line(old) + " clustername=c&type=user\r\n", []ssh.PublicKey{old}, "c", ""},
+		{"plain keys, as written for sshd", "# a comment\n\n" + sshkey.Line(old) + "\n" + sshkey.Line(next) + " my CA%\n", []ssh.PublicKey{old, next}, "", ""},
 		{"the same key twice", exported(old, "clustername=c&type=user") + exported(old, "clustername=c&type=user"),
 			[]ssh.PublicKey{old}, "c", ""},
 		{"two clusters", exported(old, "clustername=c&type=user") + exported(next, "clustername=d&type=user"), nil, "", `cluster "d" beside cluster "c"`},
 		{"a host CA", exported(old, "clustername=c&type=host"), nil, "", `type "host", not user`},
-		{"known_hosts line", "@cert-authority c,*.c " + text(old), nil, "", "line 1"},
-		{"other options", `cert-authority,principals="root" ` + text(old), nil, "", "unexpected options"},
+		{"known_hosts line", "@cert-authority c,*.c " + sshkey.Line(old), nil, "", "line 1"},
+		{"other options", `cert-authority,principals="root" ` + sshkey.Line(old), nil, "", `option "cert-authority" before the key`},
 		{"HTML", "<html>", nil, "", "a web page"},
 		{"empty", "", nil, "", "no keys"},
 	}
@@ -190,15 +188,15 @@ func TestParseOpenSSH(t *testing.T) {
 func TestParseHost(t *testing.T) {
 	old, next := newKey(t, 0), newKey(t, 1)
 	keys, cluster, err := caexport.ParseHost(fmt.Appendf(nil,
-		"@cert-authority c,*.c %s type=host\n@cert-authority c,*.c %s type=host\n", text(old), text(next)))
+		"@cert-authority c,*.c %s type=host\n@cert-authority c,*.c %s type=host\n", sshkey.Line(old), sshkey.Line(next)))
 	expect(t, err, "")
 	expectKeys(t, keys, old, next)
 	if cluster != "c" {
 		t.Errorf("cluster %q, want c", cluster)
 	}
-	_, _, err = caexport.ParseHost([]byte("c " + text(old)))
+	_, _, err = caexport.ParseHost([]byte("c " + sshkey.Line(old)))
 	expect(t, err, "without @cert-authority")
-	_, _, err = caexport.ParseHost([]byte("@revoked c " + text(old)))
+	_, _, err = caexport.ParseHost([]byte("@revoked c " + sshkey.Line(old)))
 	expect(t, err, "without @cert-authority")
 	_, _, err = caexport.ParseHost([]byte("oops"))
 	expect(t, err, "line 1")
@@ -207,7 +205,7 @@ func TestParseHost(t *testing.T) {
 // Each row is a line that whoever answers for the proxy passes off as an
 // CA. In sshd's or ssh's file it would mean more than one key, or another.
 func TestAttackCALine(t *testing.T) {
-	key := text(newKey(t, 0))
+	key := sshkey.Line(newKey(t, 0))
 	openssh := "cert-authority " + key + " clustername=c&type=user\n"
 	host := "@cert-authority c,*.c " + key + " type=host\n"
 	for name, line := range map[string]string{
@@ -248,13 +246,13 @@ func TestCheckPins(t *testing.T) {
 	expect(t, caexport.CheckPins(both[:1], []string{pin(next), pin(old)}), "")
 	expect(t, caexport.CheckPins(both, []string{pin(old)}), pin(next)+" is not pinned")
 	expect(t, caexport.CheckPins(both, nil), "is not pinned")
-	expect(t, caexport.CheckPins(both, []string{"MD5:00"}), "does not start with SHA256:")
+	expect(t, caexport.CheckPins(both, []string{"MD5:00"}), "is not \"SHA256:\"")
 }
 
 func FuzzParse(f *testing.F) {
 	key := newKey(f, 0)
-	f.Add([]byte("cert-authority " + text(key) + " clustername=c&type=user\n"))
-	f.Add([]byte("@cert-authority c,*.c " + text(key) + " type=host\n"))
+	f.Add([]byte("cert-authority " + sshkey.Line(key) + " clustername=c&type=user\n"))
+	f.Add([]byte("@cert-authority c,*.c " + sshkey.Line(key) + " type=host\n"))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		for _, parse := range []func([]byte) ([]ssh.PublicKey, string, error){caexport.ParseOpenSSH, caexport.ParseHost} {
 			if keys, _, err := parse(data); (err == nil) != (len(keys) > 0) {
@@ -270,8 +268,8 @@ func expectKeys(t *testing.T, got []ssh.PublicKey, want ...ssh.PublicKey) {
 		t.Fatalf("%d keys, want %d", len(got), len(want))
 	}
 	for i := range got {
-		if text(got[i]) != text(want[i]) {
-			t.Errorf("key %d is %s, want %s", i, text(got[i]), text(want[i]))
+		if sshkey.Line(got[i]) != sshkey.Line(want[i]) {
+			t.Errorf("key %d is %s, want %s", i, sshkey.Line(got[i]), sshkey.Line(want[i]))
 		}
 	}
 }

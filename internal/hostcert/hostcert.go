@@ -8,10 +8,11 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 
 	"golang.org/x/crypto/ssh"
+
+	"github.com/hallmark-ssh/hallmark/internal/sshkey"
 )
 
 // MaxClockSkew is how far the clock of whoever checks may be from the clock of
@@ -54,18 +55,9 @@ func Parse(line string) (*ssh.Certificate, error) {
 	if len(line) > maxLineBytes {
 		return nil, fmt.Errorf("parse certificate: %d bytes, more than %d", len(line), maxLineBytes)
 	}
-	line = strings.TrimSpace(line)
-	// ParseAuthorizedKey passes over lines that it cannot read, so a second line
-	// could be the one that it returns.
-	if strings.ContainsAny(line, "\r\n") {
-		return nil, errors.New("parse certificate: more than one line")
-	}
-	key, _, options, _, err := ssh.ParseAuthorizedKey([]byte(line))
+	key, err := sshkey.Parse(line)
 	if err != nil {
 		return nil, fmt.Errorf("parse certificate: %w", err)
-	}
-	if len(options) != 0 {
-		return nil, fmt.Errorf("parse certificate: options %q before the key", options)
 	}
 	cert, ok := key.(*ssh.Certificate)
 	if !ok {

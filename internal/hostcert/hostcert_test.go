@@ -9,8 +9,10 @@ import (
 	"testing"
 	"time"
 
-	"github.com/hallmark-ssh/hallmark/internal/hostcert"
 	"golang.org/x/crypto/ssh"
+
+	"github.com/hallmark-ssh/hallmark/internal/hostcert"
+	"github.com/hallmark-ssh/hallmark/internal/sshkey"
 )
 
 var now = time.Date(2026, 5, 4, 3, 2, 1, 0, time.UTC)
@@ -338,8 +340,8 @@ func TestParse(t *testing.T) {
 	if err := cert.SignCert(rand.Reader, newSigner(t)); err != nil {
 		t.Fatal(err)
 	}
-	line := strings.TrimSpace(string(ssh.MarshalAuthorizedKey(cert)))
-	plain := strings.TrimSpace(string(ssh.MarshalAuthorizedKey(host.PublicKey())))
+	line := sshkey.Line(cert)
+	plain := sshkey.Line(host.PublicKey())
 
 	tests := []struct {
 		name, line, want string
@@ -348,7 +350,7 @@ func TestParse(t *testing.T) {
 		{"trailing newline and comment", line + " root@web\n", ""},
 		{"empty", "", "no key found"},
 		{"plain key", plain, "a plain ssh-ed25519 key"},
-		{"options", "no-pty " + line, "options"},
+		{"options", "no-pty " + line, `option "no-pty"`},
 		{"garbage before it", "garbage\n" + line, "more than one line"},
 		{"two certificates", line + "\n" + line, "more than one line"},
 		{"truncated", line[:len(line)/2], "parse certificate"},

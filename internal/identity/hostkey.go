@@ -12,6 +12,7 @@ import (
 	"golang.org/x/crypto/ssh"
 
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
+	"github.com/hallmark-ssh/hallmark/internal/sshkey"
 )
 
 const (
@@ -59,36 +60,30 @@ func parseHostKey(line string) (ssh.PublicKey, error) {
 	if len(line) > maxHostKeyLine {
 		return nil, fmt.Errorf("line has %d bytes, more than %d", len(line), maxHostKeyLine)
 	}
-	key, _, _, _, err := ssh.ParseAuthorizedKey([]byte(line))
+	key, err := sshkey.Parse(line)
 	if err != nil {
 		return nil, fmt.Errorf("not a public key in authorized_keys form: %w", err)
 	}
 	if err := checkHostKey(key); err != nil {
 		return nil, err
 	}
-	// One key has one line. This leaves no room for options, a comment, a second
-	// line, or an encoding that would make one key look like two.
-	if marshalHostKey(key) != line {
+	// One key has one line. This leaves no room for a comment, or for an encoding that
+	// would make one key look like two.
+	if sshkey.Line(key) != line {
 		return nil, errors.New("line holds more than key type and key, or is not in canonical form")
 	}
 	return key, nil
 }
 
-func marshalHostKey(key ssh.PublicKey) string {
-	return strings.TrimSuffix(string(ssh.MarshalAuthorizedKey(key)), "\n")
-}
-
-// checkHostKey admits the kinds of key that sshd makes for itself. A certificate
-// would bring its own principals, a security key signs something else than the
-// message, and DSA is broken.
+// checkHostKey admits the kinds of key that sshd makes for itself, of bearable sizes.
 func checkHostKey(key ssh.PublicKey) error {
-	switch key.Type() {
-	case ssh.KeyAlgoED25519, ssh.KeyAlgoECDSA256, ssh.KeyAlgoECDSA384, ssh.KeyAlgoECDSA521:
-		return nil
-	case ssh.KeyAlgoRSA:
+	if err := sshkey.CheckKind(key); err != nil {
+		return err
+	}
+	if key.Type() == ssh.KeyAlgoRSA {
 		return checkRSASize(key)
 	}
-	return fmt.Errorf("key type %.64q is not accepted", key.Type())
+	return nil
 }
 
 func checkRSASize(key ssh.PublicKey) error {

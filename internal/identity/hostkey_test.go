@@ -20,6 +20,7 @@ import (
 	"golang.org/x/crypto/ssh"
 
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
+	"github.com/hallmark-ssh/hallmark/internal/sshkey"
 )
 
 var testBinding = protocol.Bind([]byte("payload"))
@@ -67,7 +68,7 @@ func TestSignAndVerifyBinding(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			keys, err := ParseHostKeys([]string{marshalHostKey(signer.PublicKey())})
+			keys, err := ParseHostKeys([]string{sshkey.Line(signer.PublicKey())})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -93,7 +94,7 @@ func rawLine(name string, tail []byte, fields ...[]byte) string {
 
 func TestParseHostKeysRefuses(t *testing.T) {
 	ed := newHostKey(t, "ed25519")
-	line := marshalHostKey(ed.PublicKey())
+	line := sshkey.Line(ed.PublicKey())
 	edBlob := ed.PublicKey().Marshal()
 	point := edBlob[len(edBlob)-ed25519.PublicKeySize:]
 
@@ -110,7 +111,7 @@ func TestParseHostKeysRefuses(t *testing.T) {
 
 	many := make([]string, protocol.MaxHostKeys+1)
 	for i := range many {
-		many[i] = marshalHostKey(newHostKey(t, "ed25519").PublicKey())
+		many[i] = sshkey.Line(newHostKey(t, "ed25519").PublicKey())
 	}
 	if _, err := ParseHostKeys(many[1:]); err != nil {
 		t.Errorf("%d keys: %v", len(many)-1, err)
@@ -128,16 +129,16 @@ func TestParseHostKeysRefuses(t *testing.T) {
 		"comment line":          {[]string{"# " + line}, "not a public key"},
 		"over-long":             {[]string{line + strings.Repeat(" ", maxHostKeyLine)}, "more than 2048"},
 		"comment":               {[]string{line + " root@host"}, "more than key type and key"},
-		"options":               {[]string{`cert-authority ` + line}, "more than key type and key"},
-		"known_hosts line":      {[]string{"host.example " + line}, "more than key type and key"},
-		"two lines":             {[]string{line + "\n" + many[0]}, "more than key type and key"},
+		"options":               {[]string{`cert-authority ` + line}, `option "cert-authority"`},
+		"known_hosts line":      {[]string{"host.example " + line}, `option "host.example"`},
+		"two lines":             {[]string{line + "\n" + many[0]}, "more than one line"},
 		"line end":              {[]string{line + "\n"}, "more than key type and key"},
 		"leading space":         {[]string{" " + line}, "more than key type and key"},
 		"tab":                   {[]string{strings.Replace(line, " ", "\t", 1)}, "more than key type and key"},
 		"line break in base64":  {[]string{line[:40] + "\r" + line[40:]}, ""},
 		"bytes after the key":   {[]string{rawLine(ssh.KeyAlgoED25519, []byte("x"), point)}, ""},
 		"name of another type":  {[]string{strings.Replace(line, "ssh-ed25519", "ssh-rsa", 1)}, ""},
-		"certificate":           {[]string{marshalHostKey(certificate)}, `key type "ssh-ed25519-cert-v01@openssh.com" is not accepted`},
+		"certificate":           {[]string{sshkey.Line(certificate)}, `key type "ssh-ed25519-cert-v01@openssh.com" is not accepted`},
 		"security key":          {[]string{rawLine(ssh.KeyAlgoSKED25519, nil, point, []byte("ssh:"))}, `key type "sk-ssh-ed25519@openssh.com" is not accepted`},
 		"DSA":                   {[]string{rawLine("ssh-dss", nil, modulus(1024), append([]byte{0}, bytes.Repeat([]byte{0xff}, 20)...), []byte{2}, []byte{3})}, `key type "ssh-dss" is not accepted`},
 		"RSA too small":         {[]string{rawLine(ssh.KeyAlgoRSA, nil, exponent, modulus(2040))}, "RSA key has 2040 bits"},
@@ -347,7 +348,7 @@ func TestOpenSSHAgrees(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			writeFile(t, dir, "allowed", "host "+marshalHostKey(signer.PublicKey())+"\n")
+			writeFile(t, dir, "allowed", "host "+sshkey.Line(signer.PublicKey())+"\n")
 			writeFile(t, dir, "ours.sig", armored)
 			openssh(t, dir, message, keygen, "-Y", "verify", "-f", "allowed", "-I", "host", "-n", protocol.SignatureNamespace, "-s", "ours.sig")
 
@@ -392,11 +393,11 @@ func writeFile(t *testing.T, dir, name, text string) {
 
 func FuzzParseHostKey(f *testing.F) {
 	for _, kind := range []string{"ed25519", "ecdsa-256", "rsa-2048"} {
-		f.Add(marshalHostKey(newHostKey(f, kind).PublicKey()))
+		f.Add(sshkey.Line(newHostKey(f, kind).PublicKey()))
 	}
 	f.Fuzz(func(t *testing.T, line string) {
 		key, err := parseHostKey(line)
-		if err == nil && marshalHostKey(key) != line {
+		if err == nil && sshkey.Line(key) != line {
 			t.Errorf("accepted %q, which is not the line of its key", line)
 		}
 	})

@@ -21,6 +21,8 @@ import (
 
 	packersdk "github.com/hashicorp/packer-plugin-sdk/packer"
 	"golang.org/x/crypto/ssh"
+
+	"github.com/hallmark-ssh/hallmark/internal/sshkey"
 )
 
 // program stands for hallmark: it notes how it was called, keeps what was there
@@ -65,7 +67,7 @@ func newProxy(t *testing.T, keys int) proxy {
 		if err != nil {
 			t.Fatal(err)
 		}
-		line := strings.TrimSpace(string(ssh.MarshalAuthorizedKey(key)))
+		line := sshkey.Line(key)
 		p.pins = append(p.pins, ssh.FingerprintSHA256(key))
 		p.lines += line + "\n"
 		fmt.Fprintf(&export, "cert-authority %s clustername=example.com&type=user\n", line)

@@ -16,6 +16,7 @@ import (
 	"github.com/hashicorp/packer-plugin-sdk/hcl2helper"
 
 	machineconfig "github.com/hallmark-ssh/hallmark/internal/machine/config"
+	"github.com/hallmark-ssh/hallmark/internal/sshkey"
 	"github.com/hallmark-ssh/hallmark/packer-plugin/programs"
 )
 
@@ -124,9 +125,8 @@ func (c *Config) checkPins() error {
 		return errors.New(`openssh_ca_pins is required: "SHA256:…" as ssh-keygen -l prints it ` +
 			"for the key of \"tctl auth export --type=openssh\"; or set skip_ca_pin = true")
 	}
-	form := regexp.MustCompile(`^SHA256:[A-Za-z0-9+/]{43}$`)
 	for _, pin := range c.OpenSSHCAPins {
-		if !form.MatchString(pin) && !unknown(pin) {
+		if !sshkey.IsFingerprint(pin) && !unknown(pin) {
 			return fmt.Errorf("openssh_ca_pins: %q is not \"SHA256:\" and 43 characters of base64, as ssh-keygen -l prints it", pin)
 		}
 	}

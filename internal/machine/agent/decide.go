@@ -14,6 +14,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/machine/signerclient"
 	"github.com/hallmark-ssh/hallmark/internal/machine/state"
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
+	"github.com/hallmark-ssh/hallmark/internal/sshkey"
 )
 
 // plan is what a run does.
@@ -87,9 +88,9 @@ func resigned(s *state.State, keys []hostkey.Key) string {
 		if key.Certificate == nil {
 			continue
 		}
-		signer := cafile.Line(key.Certificate.SignatureKey)
+		signer := sshkey.Line(key.Certificate.SignatureKey)
 		switch {
-		case !slices.Contains(cafile.Lines(hosts), signer):
+		case !slices.Contains(sshkey.Lines(hosts), signer):
 			return "the CA that signed " + key.CertificatePath() + " is no longer the cluster's"
 		case signer != s.HostCAs[0] && s.SignedUnder != s.HostCAs[0]:
 			return "Teleport signs host certificates with another key now"

@@ -6,13 +6,15 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/crypto/ssh"
+
 	"github.com/hallmark-ssh/hallmark/internal/machine/cafile"
 	"github.com/hallmark-ssh/hallmark/internal/machine/hostkey"
 	"github.com/hallmark-ssh/hallmark/internal/machine/imds"
 	"github.com/hallmark-ssh/hallmark/internal/machine/machinetest"
 	"github.com/hallmark-ssh/hallmark/internal/machine/state"
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
-	"golang.org/x/crypto/ssh"
+	"github.com/hallmark-ssh/hallmark/internal/sshkey"
 )
 
 // Each row changes one thing about a machine that has nothing to do.
@@ -72,7 +74,7 @@ func enrolledMachine(t *testing.T, now time.Time) (*state.State, observed, time.
 	s := &state.State{
 		Version: state.Version, Instance: instance, Config: "c",
 		Certificates: []state.Certificate{hostkey.StateOf(key, key.Certificate)},
-		OpenSSHCAs:   cafile.Lines([]ssh.PublicKey{ca}),
+		OpenSSHCAs:   sshkey.Lines([]ssh.PublicKey{ca}),
 		EnrolledAt:   now.Add(-time.Minute), RenewAfter: now.Add(20 * time.Minute),
 	}
 	caFile := cafile.Render([]ssh.PublicKey{ca})

@@ -16,11 +16,11 @@ import (
 
 	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 	"github.com/hallmark-ssh/hallmark/internal/hostcert"
-	"github.com/hallmark-ssh/hallmark/internal/machine/cafile"
 	"github.com/hallmark-ssh/hallmark/internal/machine/fault"
 	"github.com/hallmark-ssh/hallmark/internal/machine/machinetest"
 	"github.com/hallmark-ssh/hallmark/internal/machine/sshd"
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
+	"github.com/hallmark-ssh/hallmark/internal/sshkey"
 )
 
 func TestEnroll(t *testing.T) {
@@ -250,7 +250,7 @@ func TestEnrollBadAnswers(t *testing.T) {
 		{name: "no principals", mutate: func(c *ssh.Certificate) { c.ValidPrincipals = nil }, message: "matches every host"},
 		{name: "ended", mutate: func(c *ssh.Certificate) { c.ValidBefore = 1000 }, message: "ended"},
 		{name: "without end", mutate: func(c *ssh.Certificate) { c.ValidBefore = ssh.CertTimeInfinity }, message: "without an end"},
-		{name: "another Host CA", spoil: func(r *protocol.Response) { r.HostCAs = cafile.Lines([]ssh.PublicKey{other.PublicKey()}) }, message: "unknown CA"},
+		{name: "another Host CA", spoil: func(r *protocol.Response) { r.HostCAs = sshkey.Lines([]ssh.PublicKey{other.PublicKey()}) }, message: "unknown CA"},
 		{name: "no OpenSSH CA", spoil: func(r *protocol.Response) { r.OpenSSHCAs = nil }, message: "OpenSSH CAs: no keys"},
 		{name: "OpenSSH CA with a second line", spoil: func(r *protocol.Response) { r.OpenSSHCAs[0] += "\n" + r.HostCAs[0] }, message: "more than one line"},
 		{name: "no Host CA", spoil: func(r *protocol.Response) { r.HostCAs = nil }, message: "host CAs: no keys"},

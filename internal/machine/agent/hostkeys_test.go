@@ -12,14 +12,15 @@ import (
 	"syscall"
 	"testing"
 
-	"github.com/hallmark-ssh/hallmark/internal/machine/cafile"
+	"golang.org/x/crypto/ssh"
+
 	"github.com/hallmark-ssh/hallmark/internal/machine/config"
 	"github.com/hallmark-ssh/hallmark/internal/machine/fault"
 	"github.com/hallmark-ssh/hallmark/internal/machine/hostkey"
 	"github.com/hallmark-ssh/hallmark/internal/machine/imds"
 	"github.com/hallmark-ssh/hallmark/internal/machine/machinetest"
 	"github.com/hallmark-ssh/hallmark/internal/machine/state"
-	"golang.org/x/crypto/ssh"
+	"github.com/hallmark-ssh/hallmark/internal/sshkey"
 )
 
 // One of sshd's host keys is of no use to it. It runs with the others, and these are
@@ -181,7 +182,7 @@ func TestEnrollBesideAnotherCA(t *testing.T) {
 			}
 			// The proxy is Go's client, which takes the first type that it prefers.
 			checker := ssh.CertChecker{IsHostAuthority: func(key ssh.PublicKey, _ string) bool {
-				return cafile.Line(key) == cafile.Line(m.hosts.PublicKey())
+				return sshkey.Line(key) == sshkey.Line(m.hosts.PublicKey())
 			}}
 			if err := m.sshd.TryLogin(machinetest.UserCertificate(t, m.openSSHCA), checker.CheckHostKey); err != nil {
 				t.Errorf("a login as the proxy makes it: %v", err)
@@ -214,7 +215,7 @@ func TestEnrollReplacesTheCertificateOfAnotherCA(t *testing.T) {
 func TestExtraUserCAs(t *testing.T) {
 	m := newMachine(t)
 	other := machinetest.NewSigner(t)
-	m.Config.ExtraUserCAs = []string{cafile.Line(other.PublicKey()) + " old cluster"}
+	m.Config.ExtraUserCAs = []string{sshkey.Line(other.PublicKey()) + " old cluster"}
 	for _, what := range []string{"first", "rotated"} {
 		if _, err := m.Enroll(t.Context()); err != nil {
 			t.Fatal(what, err)

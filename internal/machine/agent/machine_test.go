@@ -25,7 +25,6 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 	"github.com/hallmark-ssh/hallmark/internal/identity"
 	"github.com/hallmark-ssh/hallmark/internal/identity/identitytest"
-	"github.com/hallmark-ssh/hallmark/internal/machine/cafile"
 	"github.com/hallmark-ssh/hallmark/internal/machine/config"
 	"github.com/hallmark-ssh/hallmark/internal/machine/imds"
 	"github.com/hallmark-ssh/hallmark/internal/machine/machinetest"
@@ -33,6 +32,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/machine/sshd"
 	"github.com/hallmark-ssh/hallmark/internal/machine/state"
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
+	"github.com/hallmark-ssh/hallmark/internal/sshkey"
 )
 
 const (
@@ -332,7 +332,7 @@ func (s *testSigner) answer(keys []ssh.PublicKey) *protocol.Response {
 func (s *testSigner) cas() protocol.CAs {
 	lines := func(all []ssh.Signer) (lines []string) {
 		for _, ca := range all {
-			lines = append(lines, cafile.Line(ca.PublicKey()))
+			lines = append(lines, sshkey.Line(ca.PublicKey()))
 		}
 		return lines
 	}
@@ -370,5 +370,5 @@ func (s *testSigner) certify(key ssh.PublicKey, principals []string, ca ssh.Sign
 	if err := cert.SignCert(rand.Reader, ca); err != nil {
 		s.t.Fatal(err)
 	}
-	return strings.TrimSpace(string(ssh.MarshalAuthorizedKey(cert)))
+	return sshkey.Line(cert)
 }

@@ -18,6 +18,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/machine/machinetest"
 	"github.com/hallmark-ssh/hallmark/internal/machine/state"
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
+	"github.com/hallmark-ssh/hallmark/internal/sshkey"
 )
 
 // enrolled returns a machine that enrolled some hours ago.
@@ -341,7 +342,7 @@ func TestBackOff(t *testing.T) {
 
 func TestResigned(t *testing.T) {
 	a, b, c := machinetest.NewSigner(t), machinetest.NewSigner(t), machinetest.NewSigner(t)
-	line := func(s ssh.Signer) string { return cafile.Line(s.PublicKey()) }
+	line := func(s ssh.Signer) string { return sshkey.Line(s.PublicKey()) }
 	for _, test := range []struct {
 		name        string
 		signer      ssh.Signer

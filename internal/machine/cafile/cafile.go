@@ -9,6 +9,8 @@ import (
 	"strings"
 
 	"golang.org/x/crypto/ssh"
+
+	"github.com/hallmark-ssh/hallmark/internal/sshkey"
 )
 
 // maxKeys bounds a list of CA keys. A rotation has two; clusters with HSMs
@@ -26,14 +28,12 @@ func ParseKeys(lines []string) ([]ssh.PublicKey, error) {
 		return nil, fmt.Errorf("%d keys, more than %d", len(lines), maxKeys)
 	}
 	var keys []ssh.PublicKey
-	seen := map[string]bool{}
 	for i, line := range lines {
 		key, err := parseKey(line)
 		if err != nil {
 			return nil, fmt.Errorf("key %d: %w", i+1, err)
 		}
-		if id := string(key.Marshal()); !seen[id] {
-			seen[id] = true
+		if !sshkey.Contains(keys, key) {
 			keys = append(keys, key)
 		}
 	}
@@ -41,22 +41,11 @@ func ParseKeys(lines []string) ([]ssh.PublicKey, error) {
 }
 
 func parseKey(line string) (ssh.PublicKey, error) {
-	// The parser passes over lines that it cannot read, so it gets only one.
-	if strings.ContainsAny(strings.TrimSpace(line), "\r\n") {
-		return nil, errors.New("more than one line")
-	}
-	key, _, options, _, err := ssh.ParseAuthorizedKey([]byte(line))
+	key, err := sshkey.Parse(line)
 	if err != nil {
 		return nil, err
 	}
-	if len(options) > 0 {
-		return nil, fmt.Errorf("option %q before the key", options[0])
-	}
-	switch key.Type() {
-	case ssh.KeyAlgoRSA, ssh.KeyAlgoED25519, ssh.KeyAlgoECDSA256, ssh.KeyAlgoECDSA384, ssh.KeyAlgoECDSA521:
-		return key, nil
-	}
-	return nil, fmt.Errorf("key type %q cannot be a CA's", key.Type())
+	return key, sshkey.CheckKind(key)
 }
 
 // Parse reads a CA file as sshd does: empty lines and comments do not
@@ -82,9 +71,7 @@ func Render(keys []ssh.PublicKey, extra ...ssh.PublicKey) []byte {
 	for _, key := range keys {
 		b.Write(ssh.MarshalAuthorizedKey(key))
 	}
-	extra = slices.DeleteFunc(slices.Clone(extra), func(e ssh.PublicKey) bool {
-		return slices.ContainsFunc(keys, func(k ssh.PublicKey) bool { return bytes.Equal(k.Marshal(), e.Marshal()) })
-	})
+	extra = slices.DeleteFunc(slices.Clone(extra), func(e ssh.PublicKey) bool { return sshkey.Contains(keys, e) })
 	if len(extra) > 0 {
 		b.WriteString("# Not the cluster's: extra_user_cas in /etc/hallmark/config.yaml.\n")
 	}
@@ -92,19 +79,6 @@ func Render(keys []ssh.PublicKey, extra ...ssh.PublicKey) []byte {
 		b.Write(ssh.MarshalAuthorizedKey(key))
 	}
 	return b.Bytes()
-}
-
-// Lines returns keys as lines of an authorized_keys file, without comments.
-func Lines(keys []ssh.PublicKey) (lines []string) {
-	for _, key := range keys {
-		lines = append(lines, Line(key))
-	}
-	return lines
-}
-
-// Line returns a key as a line of an authorized_keys file, without a comment.
-func Line(key ssh.PublicKey) string {
-	return string(bytes.TrimSpace(ssh.MarshalAuthorizedKey(key)))
 }
 
 // Compare returns the fingerprints of the keys that are new in a CA file, and of
@@ -125,13 +99,10 @@ func Compare(before, after []byte) (trusted, retired []string) {
 }
 
 // Fingerprints returns the SHA-256 fingerprints of the keys in a CA file, in its order.
-func Fingerprints(caFile []byte) (all []string) {
+func Fingerprints(caFile []byte) []string {
 	keys, err := Parse(caFile)
 	if err != nil {
 		return nil
 	}
-	for _, key := range keys {
-		all = append(all, ssh.FingerprintSHA256(key))
-	}
-	return all
+	return sshkey.Fingerprints(keys)
 }

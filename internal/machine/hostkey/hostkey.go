@@ -20,12 +20,12 @@ import (
 
 	"github.com/hallmark-ssh/hallmark/internal/hostcert"
 	"github.com/hallmark-ssh/hallmark/internal/identity"
-	"github.com/hallmark-ssh/hallmark/internal/machine/cafile"
 	"github.com/hallmark-ssh/hallmark/internal/machine/config"
 	"github.com/hallmark-ssh/hallmark/internal/machine/fault"
 	"github.com/hallmark-ssh/hallmark/internal/machine/sshd"
 	"github.com/hallmark-ssh/hallmark/internal/machine/state"
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
+	"github.com/hallmark-ssh/hallmark/internal/sshkey"
 )
 
 // Key is one of sshd's host keys that can have a certificate.
@@ -38,7 +38,7 @@ type Key struct {
 
 // Line returns the public key in authorized_keys form, without comment.
 func (k Key) Line() string {
-	return strings.TrimSuffix(string(ssh.MarshalAuthorizedKey(k.Public)), "\n")
+	return sshkey.Line(k.Public)
 }
 
 // CertificatePath is derived from the key's own path and nothing else: no answer
@@ -195,7 +195,7 @@ func (s Selection) isHallmarks(file string, cert *ssh.Certificate) bool {
 		return false
 	}
 	if s.State != nil {
-		if slices.Contains(s.State.HostCAs, cafile.Line(cert.SignatureKey)) {
+		if slices.Contains(s.State.HostCAs, sshkey.Line(cert.SignatureKey)) {
 			return true
 		}
 		for _, c := range s.State.Certificates {

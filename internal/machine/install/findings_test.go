@@ -9,11 +9,11 @@ import (
 
 	"golang.org/x/crypto/ssh"
 
-	"github.com/hallmark-ssh/hallmark/internal/machine/cafile"
 	"github.com/hallmark-ssh/hallmark/internal/machine/fault"
 	"github.com/hallmark-ssh/hallmark/internal/machine/machinetest"
 	"github.com/hallmark-ssh/hallmark/internal/machine/sshd"
 	"github.com/hallmark-ssh/hallmark/internal/machine/sshdconf"
+	"github.com/hallmark-ssh/hallmark/internal/sshkey"
 )
 
 func TestInstallRefusesWhatCannotWork(t *testing.T) {
@@ -118,7 +118,7 @@ func TestAcceptedConfigurationsLetPeopleIn(t *testing.T) {
 	s := machinetest.NewSSHD(t, machinetest.FindSSHD(t), t.TempDir(), ca.PublicKey())
 	s.Write("principals", "somebody\n"+me.Username+"\n")
 	s.Write("principals."+me.Username, me.Username+"\n")
-	s.Write("revoked", "# nobody\n"+cafile.Line(machinetest.NewSigner(t).PublicKey())+"\n")
+	s.Write("revoked", "# nobody\n"+sshkey.Line(machinetest.NewSigner(t).PublicKey())+"\n")
 	s.Stop()
 	tried := 0
 	for n, lines := range accepted {
@@ -126,7 +126,7 @@ func TestAcceptedConfigurationsLetPeopleIn(t *testing.T) {
 		t.Run(fmt.Sprintf("%d %s", n, strings.TrimSpace(lines)), func(t *testing.T) {
 			s.SkipUnknown(t, lines)
 			i := newImage(t, "")
-			i.give("openssh_ca.pub", cafile.Line(ca.PublicKey())+"\n")
+			i.give("openssh_ca.pub", sshkey.Line(ca.PublicKey())+"\n")
 			i.server = &sshd.Server{Program: s.Program, Config: filepath.Join(i.root, sshdconf.MainConfig)}
 			i.write(sshdconf.MainConfig, string(machinetest.ReadFile(t, s.Config)))
 			if _, err := i.Install(t.Context(), i.from); err != nil {

@@ -10,9 +10,9 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/hallmark-ssh/hallmark/internal/machine/cafile"
 	"github.com/hallmark-ssh/hallmark/internal/machine/machinetest"
 	"github.com/hallmark-ssh/hallmark/internal/machine/sshdconf"
+	"github.com/hallmark-ssh/hallmark/internal/sshkey"
 )
 
 // An installation that is killed at any step leaves sshd's old settings or its new ones,
@@ -24,7 +24,7 @@ func TestKilledInstall(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			ca := cafile.Line(machinetest.NewSigner(t).PublicKey())
+			ca := sshkey.Line(machinetest.NewSigner(t).PublicKey())
 			for step := 1; ; step++ {
 				i := newImage(t, config)
 				i.give("openssh_ca.pub", ca+"\n")

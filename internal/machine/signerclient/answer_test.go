@@ -16,6 +16,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/machine/imds"
 	"github.com/hallmark-ssh/hallmark/internal/machine/machinetest"
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
+	"github.com/hallmark-ssh/hallmark/internal/sshkey"
 )
 
 const (
@@ -137,9 +138,9 @@ func goodAnswer(t testing.TB, host ssh.Signer, now time.Time) []byte {
 		Version: protocol.Version, RequestID: "r",
 		Node:         protocol.Node{ID: id, Hostname: testName, Address: "10.0.0.7:22", Cluster: testCluster},
 		Principals:   names,
-		Certificates: []string{cafile.Line(certificate)},
-		OpenSSHCAs:   []string{cafile.Line(machinetest.SeededSigner(t, 3).PublicKey())},
-		HostCAs:      []string{cafile.Line(ca.PublicKey())},
+		Certificates: []string{sshkey.Line(certificate)},
+		OpenSSHCAs:   []string{sshkey.Line(machinetest.SeededSigner(t, 3).PublicKey())},
+		HostCAs:      []string{sshkey.Line(ca.PublicKey())},
 		RenewAfter:   now.Add(8 * time.Hour),
 	})
 	if err != nil {

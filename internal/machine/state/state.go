@@ -12,11 +12,11 @@ import (
 
 	"golang.org/x/crypto/ssh"
 
-	"github.com/hallmark-ssh/hallmark/internal/machine/cafile"
 	"github.com/hallmark-ssh/hallmark/internal/machine/fault"
 	"github.com/hallmark-ssh/hallmark/internal/machine/imds"
 	"github.com/hallmark-ssh/hallmark/internal/machine/replace"
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
+	"github.com/hallmark-ssh/hallmark/internal/sshkey"
 )
 
 // Dir is the folder of all that a machine's runs keep.
@@ -106,7 +106,7 @@ func (s *State) marshal() ([]byte, error) {
 // Learn takes over the CAs, and knows the entity tag of a signer's answer
 // that names just these.
 func (s *State) Learn(openSSH, hosts []ssh.PublicKey) {
-	s.OpenSSHCAs, s.HostCAs = cafile.Lines(openSSH), cafile.Lines(hosts)
+	s.OpenSSHCAs, s.HostCAs = sshkey.Lines(openSSH), sshkey.Lines(hosts)
 	s.CAsETag = ""
 	if body, err := (protocol.CAs{Version: protocol.CAsVersion, OpenSSHCAs: s.OpenSSHCAs, HostCAs: s.HostCAs}).Encode(); err == nil {
 		s.CAsETag = protocol.ETag(body)

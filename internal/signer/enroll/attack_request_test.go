@@ -18,6 +18,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/identity/identitytest"
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
 	"github.com/hallmark-ssh/hallmark/internal/signer/entry"
+	"github.com/hallmark-ssh/hallmark/internal/sshkey"
 )
 
 // insert puts text behind the first brace of a JSON object.
@@ -91,11 +92,11 @@ func requestAttacks() map[string]attack {
 			a.keys[1] = a.keys[0]
 		}, protocol.CodeHostKeyInvalid, untilNothing, nil},
 		"a short RSA key": {func(w *world, a *attempt) {
-			a.payload.HostKeys = []string{line(a.keys[0].PublicKey()), line(newRSA(w.t, 1024).PublicKey())}
+			a.payload.HostKeys = []string{sshkey.Line(a.keys[0].PublicKey()), sshkey.Line(newRSA(w.t, 1024).PublicKey())}
 		}, protocol.CodeHostKeyInvalid, untilNothing, nil},
 		"a certificate as host key": {func(w *world, a *attempt) {
 			certificate := must(fakeCluster{w}.SignHostKey(w.t.Context(), a.keys[0].PublicKey(), []string{"*"}, time.Hour))
-			a.payload.HostKeys = []string{line(certificate), line(a.keys[1].PublicKey())}
+			a.payload.HostKeys = []string{sshkey.Line(certificate), sshkey.Line(a.keys[1].PublicKey())}
 			w.calls = nil
 		}, protocol.CodeHostKeyInvalid, untilNothing, nil},
 
@@ -162,7 +163,7 @@ func requestAttacks() map[string]attack {
 		"SPIRE x509pop before 1.13.4: a key that is costly to verify with": {keyLine(func(string) string { return hugeRSA() }),
 			protocol.CodeHostKeyInvalid, untilNothing, nil},
 		"the cluster's CA key, without its private key": {func(w *world, a *attempt) {
-			a.payload.HostKeys = []string{line(a.keys[0].PublicKey()), line(w.hostCA.PublicKey())}
+			a.payload.HostKeys = []string{sshkey.Line(a.keys[0].PublicKey()), sshkey.Line(w.hostCA.PublicKey())}
 		}, protocol.CodeHostKeyUnproved, untilNothing, nil},
 	}
 }
@@ -266,7 +267,7 @@ func reportAttacks() map[string]attack {
 // keyLine changes the line of the second host key.
 func keyLine(change func(string) string) func(*world, *attempt) {
 	return func(_ *world, a *attempt) {
-		a.payload.HostKeys = []string{line(a.keys[0].PublicKey()), change(line(a.keys[1].PublicKey()))}
+		a.payload.HostKeys = []string{sshkey.Line(a.keys[0].PublicKey()), change(sshkey.Line(a.keys[1].PublicKey()))}
 	}
 }
 
@@ -278,13 +279,13 @@ func securityKey() string {
 		Key         []byte
 		Application string
 	}{ssh.KeyAlgoSKED25519, make([]byte, 32), "ssh:"})
-	return line(must(ssh.ParsePublicKey(blob)))
+	return sshkey.Line(must(ssh.ParsePublicKey(blob)))
 }
 
 // hugeRSA has 16384 bits: verifying with it takes longer than making it up.
 func hugeRSA() string {
 	modulus := append([]byte{0}, bytes.Repeat([]byte{0xff}, 2048)...)
-	return line(must(ssh.ParsePublicKey(ssh.Marshal(struct {
+	return sshkey.Line(must(ssh.ParsePublicKey(ssh.Marshal(struct {
 		Type string
 		E, N []byte
 	}{ssh.KeyAlgoRSA, []byte{1, 0, 1}, modulus}))))
@@ -491,7 +492,7 @@ func hostKeyAttacks() map[string]attack {
 			}
 		}, protocol.CodeHostKeyUnproved, untilNothing, nil},
 		"somebody else's host key": {func(w *world, a *attempt) {
-			a.payload.HostKeys = []string{line(a.keys[0].PublicKey()), line(newKey(w.t).PublicKey())}
+			a.payload.HostKeys = []string{sshkey.Line(a.keys[0].PublicKey()), sshkey.Line(newKey(w.t).PublicKey())}
 		}, protocol.CodeHostKeyUnproved, untilNothing, nil},
 		"signatures of another binding": {func(_ *world, a *attempt) {
 			a.binding = func(protocol.Binding) protocol.Binding { return protocol.Bind([]byte("another payload")) }

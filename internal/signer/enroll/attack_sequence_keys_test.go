@@ -9,6 +9,7 @@ import (
 
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
+	"github.com/hallmark-ssh/hallmark/internal/sshkey"
 )
 
 // permit lets the machine come with the first of its keys.
@@ -63,7 +64,7 @@ func keySequences() map[string]sequence {
 			s.honest.permit()
 			thief := s.honest.intruder()
 			thief.change = func(a *attempt) {
-				a.payload.HostKeys = []string{line(s.honest.keys[0].PublicKey()), line(a.keys[1].PublicKey())}
+				a.payload.HostKeys = []string{sshkey.Line(s.honest.keys[0].PublicKey()), sshkey.Line(a.keys[1].PublicKey())}
 			}
 			thief.mustFail(protocol.CodeHostKeyUnproved)
 			s.honest.holdsOnly(old...)

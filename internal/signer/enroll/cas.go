@@ -13,6 +13,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/signer/emf"
 	"github.com/hallmark-ssh/hallmark/internal/signer/entry"
 	"github.com/hallmark-ssh/hallmark/internal/signer/teleport"
+	"github.com/hallmark-ssh/hallmark/internal/sshkey"
 )
 
 // The CA list is public, and callers who ask for it prove nothing. So its cost must not
@@ -106,7 +107,7 @@ func encodeCAs(cas teleport.CAs) ([]byte, error) {
 	if len(cas.OpenSSH) == 0 || len(cas.Host) == 0 {
 		return nil, errors.New("the cluster has no OpenSSH CA or no Host CA")
 	}
-	return protocol.CAs{Version: protocol.CAsVersion, OpenSSHCAs: lines(cas.OpenSSH), HostCAs: lines(cas.Host)}.Encode()
+	return protocol.CAs{Version: protocol.CAsVersion, OpenSSHCAs: sshkey.Lines(cas.OpenSSH), HostCAs: sshkey.Lines(cas.Host)}.Encode()
 }
 
 // errResting says that the cluster did not answer a moment ago.

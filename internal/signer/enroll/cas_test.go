@@ -15,6 +15,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/signer/emf/emftest"
 	"github.com/hallmark-ssh/hallmark/internal/signer/entry"
 	"github.com/hallmark-ssh/hallmark/internal/signer/teleport"
+	"github.com/hallmark-ssh/hallmark/internal/sshkey"
 )
 
 // newAsked is a world whose cluster has CAs of both kinds.
@@ -41,7 +42,7 @@ func TestCAs(t *testing.T) {
 	if err := json.Unmarshal(answer.Body, &got); answer.Status != http.StatusOK || err != nil {
 		t.Fatalf("status %d, body %q, error %v", answer.Status, answer.Body, err)
 	}
-	if !slices.Equal(got.OpenSSHCAs, lines(cas.OpenSSH)) || !slices.Equal(got.HostCAs, lines(cas.Host)) || got.Version != protocol.CAsVersion {
+	if !slices.Equal(got.OpenSSHCAs, sshkey.Lines(cas.OpenSSH)) || !slices.Equal(got.HostCAs, sshkey.Lines(cas.Host)) || got.Version != protocol.CAsVersion {
 		t.Errorf("got %+v", got)
 	}
 	etag := answer.Header["ETag"]

@@ -20,6 +20,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/signer/node"
 	"github.com/hallmark-ssh/hallmark/internal/signer/policy"
 	"github.com/hallmark-ssh/hallmark/internal/signer/teleport"
+	"github.com/hallmark-ssh/hallmark/internal/sshkey"
 )
 
 // maxClaims bounds how often an instance gives way to others: once where all is
@@ -54,7 +55,7 @@ func newGrant(k ask, cluster Cluster, now time.Time) grant {
 	g := grant{
 		claim: ledger.Claim{
 			Instance:     instance,
-			Fingerprints: fingerprints(k.caller.keys),
+			Fingerprints: sshkey.Fingerprints(k.caller.keys),
 			Hostname:     d.Hostname,
 			Names:        d.Names,
 			Image:        k.facts.Image,

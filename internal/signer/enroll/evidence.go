@@ -15,6 +15,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/identity"
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
 	"github.com/hallmark-ssh/hallmark/internal/signer/entry"
+	"github.com/hallmark-ssh/hallmark/internal/sshkey"
 )
 
 // caller is who has proved to be calling, and with which host keys.
@@ -64,7 +65,7 @@ func (s *Signer) examine(r entry.Request, a *audit) (*evidence, *identity.Docume
 	if err != nil {
 		return nil, nil, err
 	}
-	a.keys = fingerprints(e.keys)
+	a.keys = sshkey.Fingerprints(e.keys)
 	document, err := s.verifyDocument(e.payload.IdentityDocument)
 	if err != nil {
 		return nil, nil, err
@@ -196,12 +197,4 @@ func refuseCaller(err error) error {
 		return refuse(protocol.CodeCallerProofInvalid, err)
 	}
 	return unanswered(serviceSTS, err)
-}
-
-func fingerprints(keys []ssh.PublicKey) []string {
-	list := make([]string, len(keys))
-	for i, key := range keys {
-		list[i] = ssh.FingerprintSHA256(key)
-	}
-	return list
 }

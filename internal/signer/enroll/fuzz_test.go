@@ -18,6 +18,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/signer/entry"
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
 	"github.com/hallmark-ssh/hallmark/internal/signer/teleport"
+	"github.com/hallmark-ssh/hallmark/internal/sshkey"
 )
 
 // FuzzEnroll sends any body from anywhere. Only the one payload that the machine
@@ -111,7 +112,7 @@ func fuzzRequest(t testing.TB, now time.Time) protocol.Request {
 	for _, seed := range []string{"a", "b"} {
 		key := must(ssh.NewSignerFromKey(ed25519.NewKeyFromSeed([]byte(strings.Repeat(seed, ed25519.SeedSize)))))
 		keys = append(keys, key)
-		payload.HostKeys = append(payload.HostKeys, line(key.PublicKey()))
+		payload.HostKeys = append(payload.HostKeys, sshkey.Line(key.PublicKey()))
 	}
 	text := must(json.Marshal(payload))
 	binding := protocol.Bind(text)

@@ -14,6 +14,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
 	"github.com/hallmark-ssh/hallmark/internal/signer/inventory"
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
+	"github.com/hallmark-ssh/hallmark/internal/sshkey"
 )
 
 // A lifecycle policy deregisters images while their instances run on.
@@ -82,7 +83,7 @@ func TestARecordLearnsItsImage(t *testing.T) {
 	a := newAttempt(t, w.now)
 	w.setPolicy(`{name: web, match: {image_owners: ["` + testOwner + `"], max_age: 1h}}`)
 	i := inTestAccount(testInstance)
-	c := ledger.Claim{Instance: i, Fingerprints: fingerprints([]ssh.PublicKey{a.keys[0].PublicKey(), a.keys[1].PublicKey()}), Hostname: testHostname, ImageOwner: testOwner, ValidUntil: w.now.Add(time.Hour)}
+	c := ledger.Claim{Instance: i, Fingerprints: sshkey.Fingerprints([]ssh.PublicKey{a.keys[0].PublicKey(), a.keys[1].PublicKey()}), Hostname: testHostname, ImageOwner: testOwner, ValidUntil: w.now.Add(time.Hour)}
 	g, err := w.ledger.Claim(t.Context(), c, w.now)
 	if err == nil {
 		err = w.ledger.Confirm(t.Context(), c, g, w.now)

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
 	"time"
 
 	"golang.org/x/crypto/ssh"
@@ -14,6 +13,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
 	"github.com/hallmark-ssh/hallmark/internal/signer/teleport"
+	"github.com/hallmark-ssh/hallmark/internal/sshkey"
 )
 
 // issue registers the node, has the keys signed, and confirms the claim.
@@ -174,26 +174,13 @@ func newResponse(g grant, i issued, requestID string) *protocol.Response {
 			Cluster:  g.cluster,
 		},
 		Principals: g.principals,
-		OpenSSHCAs: lines(i.cas.OpenSSH),
-		HostCAs:    lines(i.cas.Host),
+		OpenSSHCAs: sshkey.Lines(i.cas.OpenSSH),
+		HostCAs:    sshkey.Lines(i.cas.Host),
 		// The machine adds the jitter: only it knows how many others there are.
 		RenewAfter: g.start.Add(g.lifetime / 3).UTC().Truncate(time.Second),
 	}
 	for _, certificate := range i.certificates {
-		r.Certificates = append(r.Certificates, line(certificate))
+		r.Certificates = append(r.Certificates, sshkey.Line(certificate))
 	}
 	return r
-}
-
-// line returns a key or certificate in authorized_keys form.
-func line(key ssh.PublicKey) string {
-	return strings.TrimSuffix(string(ssh.MarshalAuthorizedKey(key)), "\n")
-}
-
-func lines(keys []ssh.PublicKey) []string {
-	list := make([]string, len(keys))
-	for i, key := range keys {
-		list[i] = line(key)
-	}
-	return list
 }

@@ -16,6 +16,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
 	"github.com/hallmark-ssh/hallmark/internal/signer/entry"
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
+	"github.com/hallmark-ssh/hallmark/internal/sshkey"
 )
 
 // How often an instance may ask. A machine that is well asks every few days, and
@@ -101,7 +102,7 @@ func (s *Signer) holdsRecorded(ctx context.Context, i ec2ref.Instance, keys []ss
 		}
 		return record.Fingerprints, err
 	})
-	return slices.ContainsFunc(fingerprints(keys), func(f string) bool { return slices.Contains(recorded, f) })
+	return slices.ContainsFunc(sshkey.Fingerprints(keys), func(f string) bool { return slices.Contains(recorded, f) })
 }
 
 func limited(wait time.Duration, whose string) error {

@@ -30,6 +30,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/signer/node"
 	"github.com/hallmark-ssh/hallmark/internal/signer/policy"
 	"github.com/hallmark-ssh/hallmark/internal/signer/teleport"
+	"github.com/hallmark-ssh/hallmark/internal/sshkey"
 )
 
 const (
@@ -403,7 +404,7 @@ func (a *attempt) build(t testing.TB) entry.Request {
 	a.payload.IdentityDocument = string(text)
 	if a.payload.HostKeys == nil {
 		for _, key := range a.keys {
-			a.payload.HostKeys = append(a.payload.HostKeys, line(key.PublicKey()))
+			a.payload.HostKeys = append(a.payload.HostKeys, sshkey.Line(key.PublicKey()))
 		}
 	}
 	payload := must(json.Marshal(a.payload))
@@ -632,7 +633,7 @@ func TestCAsThatRotateMeanwhileAreReadAgain(t *testing.T) {
 	if status != http.StatusOK {
 		t.Fatalf("status %d, %+v", status, refused)
 	}
-	if want := []string{line(w.hostCA.PublicKey())}; !slices.Equal(got.HostCAs, want) {
+	if want := []string{sshkey.Line(w.hostCA.PublicKey())}; !slices.Equal(got.HostCAs, want) {
 		t.Errorf("host CAs %q, want %q", got.HostCAs, want)
 	}
 }

@@ -25,6 +25,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
 	"github.com/hallmark-ssh/hallmark/internal/signer/policy"
 	"github.com/hallmark-ssh/hallmark/internal/signer/teleport"
+	"github.com/hallmark-ssh/hallmark/internal/sshkey"
 )
 
 const (
@@ -92,7 +93,7 @@ func (f *fixed) request(n int, key, to string, now time.Time) (entry.Request, er
 	if r, made := f.requests[name]; made {
 		return r, nil
 	}
-	line := strings.TrimSpace(string(ssh.MarshalAuthorizedKey(f.keys[key].PublicKey())))
+	line := sshkey.Line(f.keys[key].PublicKey())
 	payload, err := json.Marshal(protocol.Payload{
 		Version: protocol.Version, Audience: to, IssuedAt: now, HostKeys: []string{line},
 		IdentityDocument: base64.StdEncoding.EncodeToString([]byte(ref(n).ID)),

@@ -12,6 +12,7 @@ import (
 
 	"github.com/hallmark-ssh/hallmark/internal/cli"
 	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
+	"github.com/hallmark-ssh/hallmark/internal/sshkey"
 )
 
 // maxOrdersBytes bounds the file of permit-rekey --from: some ten thousand lines.
@@ -90,7 +91,7 @@ func parseOrder(text string, at ec2ref.Instance) (rekeyOrder, error) {
 	if err != nil {
 		return rekeyOrder{}, err
 	}
-	if !isFingerprint(fields[1]) {
+	if !sshkey.IsFingerprint(fields[1]) {
 		return rekeyOrder{}, fmt.Errorf("%.64q is not a fingerprint (SHA256:…)", fields[1])
 	}
 	at.ID = id

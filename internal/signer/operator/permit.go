@@ -2,10 +2,8 @@ package operator
 
 import (
 	"context"
-	"encoding/base64"
 	"errors"
 	"fmt"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -14,6 +12,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 	"github.com/hallmark-ssh/hallmark/internal/signer/deployment"
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
+	"github.com/hallmark-ssh/hallmark/internal/sshkey"
 )
 
 const permitRekeyLong = `Lets an instance in the ledger enroll once with other host keys than the recorded ones, for
@@ -75,22 +74,12 @@ func (r rekey) check(cmd *cobra.Command) error {
 	switch {
 	case r.from != "" && (r.instance.ID != "" || r.fingerprint != ""):
 		return cli.Usagef(cmd, "--from names the instances and fingerprints; remove --instance and --fingerprint")
-	case r.from == "" && !isFingerprint(r.fingerprint):
+	case r.from == "" && !sshkey.IsFingerprint(r.fingerprint):
 		return cli.Usagef(cmd, "--fingerprint: %q does not look like SHA256:..., as ssh-keygen -l prints it", r.fingerprint)
 	case r.lasts < time.Second || r.lasts > maxPermit:
 		return cli.Usagef(cmd, "--hours: want more than 0 and at most %g", maxPermit.Hours())
 	}
 	return nil
-}
-
-// isFingerprint knows the form of OpenSSH: unpadded base64 of a SHA-256 hash.
-func isFingerprint(text string) bool {
-	encoded, ok := strings.CutPrefix(text, "SHA256:")
-	if !ok {
-		return false
-	}
-	sum, err := base64.RawStdEncoding.Strict().DecodeString(encoded)
-	return err == nil && len(sum) == 32
 }
 
 func runPermitRekey(cmd *cobra.Command, r rekey) error {

@@ -1,7 +1,6 @@
 package teleport
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -13,6 +12,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/hallmark-ssh/hallmark/internal/hostcert"
+	"github.com/hallmark-ssh/hallmark/internal/sshkey"
 )
 
 // CAs are the public keys of a cluster's CAs. The first of each list is
@@ -66,20 +66,13 @@ func (c *Client) ca(ctx context.Context, api *client.Client, kind types.CertAuth
 	return trusted, nil
 }
 
-// parseCA reads one plain key. The library would pass over what it cannot
-// read to a key on a later line, and over options, which sshd would obey.
+// parseCA reads one plain key.
 func parseCA(line []byte) (ssh.PublicKey, error) {
-	key, _, options, rest, err := ssh.ParseAuthorizedKey(line)
+	key, err := sshkey.Parse(string(line))
 	if err != nil {
 		return nil, err
 	}
-	if len(options) > 0 || len(rest) > 0 || !bytes.HasPrefix(line, []byte(key.Type()+" ")) {
-		return nil, errors.New("not exactly one public key")
-	}
-	if _, ok := key.(*ssh.Certificate); ok {
-		return nil, errors.New("a certificate, not a key")
-	}
-	return key, nil
+	return key, sshkey.CheckKind(key)
 }
 
 // SignHostKey has the Host CA certify the key for the principals and for ttl, with one

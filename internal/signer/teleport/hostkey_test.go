@@ -3,10 +3,11 @@ package teleport
 import (
 	"crypto/ed25519"
 	"crypto/rand"
-	"strings"
 	"testing"
 
 	"golang.org/x/crypto/ssh"
+
+	"github.com/hallmark-ssh/hallmark/internal/sshkey"
 )
 
 // Each row is what an auth service gone wrong could give for a CA's public key.
@@ -19,7 +20,7 @@ func TestAttackCALine(t *testing.T) {
 	if err := certificate.SignCert(rand.Reader, signer); err != nil {
 		t.Fatal(err)
 	}
-	key := strings.TrimSpace(string(ssh.MarshalAuthorizedKey(signer.PublicKey())))
+	key := sshkey.Line(signer.PublicKey())
 	for name, line := range map[string]string{
 		"option":                "cert-authority " + key,
 		"forced command":        `command="/bin/sh" ` + key,

@@ -1,7 +1,6 @@
 package teleporttest
 
 import (
-	"bytes"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/ed25519"
@@ -24,6 +23,8 @@ import (
 	"github.com/gravitational/teleport/api/types"
 	"github.com/gravitational/teleport/api/utils"
 	"golang.org/x/crypto/ssh"
+
+	"github.com/hallmark-ssh/hallmark/internal/sshkey"
 )
 
 // KeyType is the type of an SSH CA's key.
@@ -438,14 +439,10 @@ func (a *caSet) identityFile(user string, ttl time.Duration) ([]byte, error) {
 func knownHostsLines(cluster string, keys []ssh.PublicKey) [][]byte {
 	var lines [][]byte
 	for _, key := range keys {
-		line := fmt.Appendf(nil, "@cert-authority %s,*.%s %s type=host\n", cluster, cluster, authorizedKey(key))
+		line := fmt.Appendf(nil, "@cert-authority %s,*.%s %s type=host\n", cluster, cluster, sshkey.Line(key))
 		lines = append(lines, line)
 	}
 	return lines
-}
-
-func authorizedKey(key ssh.PublicKey) string {
-	return string(bytes.TrimSpace(ssh.MarshalAuthorizedKey(key)))
 }
 
 // resource is the CA as the auth service shows it: public keys only.

@@ -7,6 +7,8 @@ import (
 
 	"github.com/gravitational/teleport/api/client/webclient"
 	"github.com/gravitational/trace"
+
+	"github.com/hallmark-ssh/hallmark/internal/sshkey"
 )
 
 // webHandler is the proxy's public web API. It needs no login.
@@ -50,7 +52,7 @@ func (c *Cluster) export(w http.ResponseWriter, r *http.Request) {
 	switch kind := r.URL.Query().Get("type"); kind {
 	case "openssh":
 		for _, key := range c.ca.openssh.trusted() {
-			fmt.Fprintf(w, "cert-authority %s clustername=%s&type=user\n", authorizedKey(key), c.Name())
+			fmt.Fprintf(w, "cert-authority %s clustername=%s&type=user\n", sshkey.Line(key), c.Name())
 		}
 	case "host":
 		for _, line := range knownHostsLines(c.Name(), c.ca.host.trusted()) {
