@@ -1,0 +1,195 @@
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"hash/fnv"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/crypto/ssh"
+
+	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
+	"github.com/hallmark-ssh/hallmark/internal/hostcert"
+	"github.com/hallmark-ssh/hallmark/internal/identity"
+	"github.com/hallmark-ssh/hallmark/internal/protocol"
+	"github.com/hallmark-ssh/hallmark/internal/signer/inventory"
+	"github.com/hallmark-ssh/hallmark/internal/signer/teleport"
+)
+
+// services stand in for AWS and Teleport. Each call takes some of the simulated time.
+type services struct {
+	mu        sync.Mutex
+	now       time.Time
+	request   string  // the id of the request under way
+	load      float64 // how much slower than usual everything is
+	down      bool    // Teleport does not answer
+	policy    []byte
+	instances map[ec2ref.InstanceID]*inventory.Instance
+	nodes     map[string]teleport.Node
+	hostCA    ssh.Signer
+}
+
+func (s *services) clock() time.Time {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.now
+}
+
+// take lets a call take about its usual time. How long exactly depends on the request and
+// the call alone, so calls side by side add up to the same time in every order.
+func (s *services) take(call string, usual time.Duration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	h := fnv.New64a()
+	fmt.Fprint(h, s.request, call)
+	spread := 0.6 + 0.8*float64(h.Sum64()%1000)/1000
+	if h.Sum64()%97 == 0 {
+		spread *= 3
+	}
+	s.now = s.now.Add(time.Duration(float64(usual) * spread * s.load).Truncate(time.Millisecond))
+}
+
+// documents take the id of an instance for its identity document.
+type documents struct{ *services }
+
+func (s documents) Verify(message []byte) (*identity.Document, error) {
+	i, ok := s.instances[ec2ref.InstanceID(message)]
+	if !ok {
+		return nil, errors.New("not signed")
+	}
+	return &identity.Document{
+		Instance:         ec2ref.Instance{Account: account, Region: region, ID: i.ID},
+		AvailabilityZone: i.AvailabilityZone, ImageID: i.ImageID, InstanceType: "t4g.small", Architecture: "arm64",
+		PrivateIP: i.PrivateIP, PendingTime: i.LaunchTime, Content: []byte("{}"),
+	}, nil
+}
+
+type sts struct{ *services }
+
+func (s sts) Verify(context.Context, protocol.CallerProof, protocol.Binding, ec2ref.Instance) error {
+	s.take("STS", 35*time.Millisecond)
+	return nil
+}
+
+type ec2 struct{ *services }
+
+func (s ec2) Instance(_ context.Context, i ec2ref.Instance) (*inventory.Instance, error) {
+	s.take("DescribeInstances", 90*time.Millisecond)
+	if found, ok := s.instances[i.ID]; ok {
+		return found, nil
+	}
+	return nil, inventory.ErrNotFound
+}
+
+func (s ec2) Instances(_ context.Context, _ ec2ref.Place, ids []ec2ref.InstanceID) (map[ec2ref.InstanceID]*inventory.Instance, error) {
+	s.take("DescribeInstances", 120*time.Millisecond)
+	found := make(map[ec2ref.InstanceID]*inventory.Instance)
+	for _, id := range ids {
+		if i, ok := s.instances[id]; ok {
+			found[id] = i
+		}
+	}
+	return found, nil
+}
+
+func (s ec2) All(context.Context, ec2ref.Place) (map[ec2ref.InstanceID]*inventory.Instance, error) {
+	s.take("DescribeInstances", 400*time.Millisecond)
+	return maps.Clone(s.instances), nil
+}
+
+func (ec2) CheckAccount(context.Context, ec2ref.Account) error { return nil }
+
+var errTimeout = errors.New("dial tcp 192.0.2.10:443: i/o timeout")
+
+// connect fails while Teleport is down.
+func (s *services) connect() (cluster, error) {
+	if s.down {
+		s.take("dial", 5*time.Second)
+		return cluster{}, errTimeout
+	}
+	return cluster{s}, nil
+}
+
+type cluster struct{ *services }
+
+func (cluster) ClusterName() string { return "teleport.example.com" }
+func (cluster) ProxyName() string   { return "teleport.example.com" }
+
+func (s cluster) Node(_ context.Context, id string) (*teleport.Node, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if node, ok := s.nodes[id]; ok {
+		return &node, nil
+	}
+	return nil, teleport.ErrNotFound
+}
+
+func (s cluster) NodesNamed(_ context.Context, hostnames ...string) ([]teleport.Node, error) {
+	s.take("lookup", 15*time.Millisecond)
+	return s.nodesThat(func(n teleport.Node) bool { return slices.Contains(hostnames, n.Hostname) }), nil
+}
+
+func (s cluster) NodesWith(_ context.Context, labels map[string]string) ([]teleport.Node, error) {
+	return s.nodesThat(func(n teleport.Node) bool {
+		for key, value := range labels {
+			if n.Labels[key] != value {
+				return false
+			}
+		}
+		return true
+	}), nil
+}
+
+// nodesThat returns copies of the nodes whose lease has not ended, in a fixed order.
+func (s *services) nodesThat(match func(teleport.Node) bool) []teleport.Node {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var list []teleport.Node
+	for _, node := range s.nodes {
+		if node.Expires.After(s.now) && match(node) {
+			node.Labels = maps.Clone(node.Labels)
+			list = append(list, node)
+		}
+	}
+	slices.SortFunc(list, func(a, b teleport.Node) int { return strings.Compare(a.ID, b.ID) })
+	return list
+}
+
+func (s cluster) UpsertNode(_ context.Context, node teleport.Node) error {
+	s.take("upsert", 25*time.Millisecond)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.nodes[node.ID] = node
+	return nil
+}
+
+func (s cluster) DeleteNode(_ context.Context, id string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if _, ok := s.nodes[id]; !ok {
+		return teleport.ErrNotFound
+	}
+	delete(s.nodes, id)
+	return nil
+}
+
+func (s cluster) SignHostKey(_ context.Context, key ssh.PublicKey, principals []string, ttl time.Duration) (*ssh.Certificate, error) {
+	s.take("sign", 60*time.Millisecond)
+	now := s.clock()
+	certificate := &ssh.Certificate{
+		Key: key, CertType: ssh.HostCert, Serial: 1<<63 + 1, ValidPrincipals: principals,
+		ValidAfter: uint64(now.Add(-time.Minute).Unix()), ValidBefore: uint64(now.Add(ttl).Unix()),
+		Permissions: ssh.Permissions{Extensions: map[string]string{hostcert.RoleExtension: "ProvisionToken"}},
+	}
+	return certificate, certificate.SignCert(rand.Reader, s.hostCA)
+}
+
+func (s cluster) CAs(context.Context) (teleport.CAs, error) {
+	return teleport.CAs{OpenSSH: []ssh.PublicKey{s.hostCA.PublicKey()}, Host: []ssh.PublicKey{s.hostCA.PublicKey()}}, nil
+}
