@@ -32,7 +32,7 @@ type deployment struct {
 	Accounts               accounts          `yaml:"accounts"`
 	Regions                []ec2ref.Region   `yaml:"regions"`
 	RegionCertificates     map[string]string `yaml:"region_certificates"`
-	MaxCertificateLifetime time.Duration     `yaml:"max_certificate_lifetime"`
+	MaxCertificateLifetime policy.Duration   `yaml:"max_certificate_lifetime"`
 	Teleport               struct {
 		Address   string `yaml:"address"`
 		RootsFile string `yaml:"roots_file"`
@@ -63,7 +63,7 @@ const (
 
 // limits are what the deployment leaves to the policy.
 func (d *deployment) limits() policy.Limits {
-	return policy.Limits{Accounts: d.Accounts.ids(), Regions: d.Regions, MaxLifetime: d.MaxCertificateLifetime}
+	return policy.Limits{Accounts: d.Accounts.ids(), Regions: d.Regions, MaxLifetime: time.Duration(d.MaxCertificateLifetime)}
 }
 
 // Limits returns what a deployment.yaml leaves to the policy, and the names that the
@@ -96,7 +96,7 @@ func readDeployment(path string) (*deployment, error) {
 
 // parseDeployment decodes strictly and checks what needs no other file.
 func parseDeployment(data []byte) (*deployment, error) {
-	d := &deployment{MaxCertificateLifetime: policy.LongestLifetime, URLAuth: urlAuthNone}
+	d := &deployment{MaxCertificateLifetime: policy.Duration(policy.LongestLifetime), URLAuth: urlAuthNone}
 	decoder := yaml.NewDecoder(bytes.NewReader(data))
 	decoder.KnownFields(true)
 	if err := decoder.Decode(d); err != nil {
@@ -148,7 +148,7 @@ func (d *deployment) check() error {
 	if d.URLAuth != urlAuthNone && d.URLAuth != urlAuthIAM {
 		return fmt.Errorf("url_auth: %q is neither %s nor %s", d.URLAuth, urlAuthNone, urlAuthIAM)
 	}
-	if m := d.MaxCertificateLifetime; m < policy.ShortestLifetime || m > policy.LongestLifetime {
+	if m := time.Duration(d.MaxCertificateLifetime); m < policy.ShortestLifetime || m > policy.LongestLifetime {
 		return fmt.Errorf("max_certificate_lifetime: %s is not in %s to %s", m, policy.ShortestLifetime, policy.LongestLifetime)
 	}
 	if _, _, err := net.SplitHostPort(d.Teleport.Address); err != nil {

@@ -23,7 +23,7 @@ const anyPolicy = "version: 1\nrules: [{name: a, match: {image_owners: [self], m
 
 func TestReadDeployment(t *testing.T) {
 	path := deploymenttest.Write(t, map[string]string{
-		"deployment.yaml": deploymenttest.Minimal + "max_certificate_lifetime: 48h\npolicy_file: policy.yaml\n",
+		"deployment.yaml": deploymenttest.Minimal + "max_certificate_lifetime: 2d\npolicy_file: policy.yaml\n",
 		"policy.yaml":     anyPolicy,
 		"identity.pem":    "identity",
 	})
@@ -31,7 +31,7 @@ func TestReadDeployment(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if d.Audience != "hallmark.example.com" || d.MaxCertificateLifetime != 48*time.Hour || d.policy == nil || d.keyring == nil {
+	if d.Audience != "hallmark.example.com" || time.Duration(d.MaxCertificateLifetime) != 48*time.Hour || d.policy == nil || d.keyring == nil {
 		t.Errorf("deployment %+v", d)
 	}
 	want := teleport.IdentityFile(filepath.Join(filepath.Dir(path), "identity.pem"))
@@ -45,7 +45,7 @@ func TestDeploymentDefaults(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if d.MaxCertificateLifetime != policy.LongestLifetime || d.policy.SHA256 == "" || d.sources != nil || d.URLAuth != urlAuthNone {
+	if d.MaxCertificateLifetime != policy.Duration(policy.LongestLifetime) || d.policy.SHA256 == "" || d.sources != nil || d.URLAuth != urlAuthNone {
 		t.Errorf("deployment %+v", d)
 	}
 }

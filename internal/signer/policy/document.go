@@ -32,7 +32,7 @@ type (
 		Port                *int             `yaml:"port"`
 		Principals          []principalKind  `yaml:"principals"`
 		Labels              labelsDocument   `yaml:"labels"`
-		CertificateLifetime *time.Duration   `yaml:"certificate_lifetime"`
+		CertificateLifetime *Duration        `yaml:"certificate_lifetime"`
 		WhenStopped         *string          `yaml:"when_stopped"`
 	}
 	matchDocument struct {
@@ -234,9 +234,9 @@ func (d matchDocument) provenance(limits Limits) ([]condition, error) {
 		return nil, in("max_age", errors.New("required: the longest time from launch to first enrollment, 24h for example; any waives it"))
 	}
 	if *d.MaxAge != anything {
-		longest, err := time.ParseDuration(*d.MaxAge)
+		longest, err := parseDuration(*d.MaxAge)
 		if err != nil || longest <= 0 {
-			return nil, in("max_age", fmt.Errorf("%s is neither a time (90m, 24h) nor any", quote(*d.MaxAge)))
+			return nil, in("max_age", fmt.Errorf("%s is neither a duration (90m, 24h, 7d) nor any", quote(*d.MaxAge)))
 		}
 		list = append(list, maxAge("max_age", longest))
 	}
@@ -340,11 +340,11 @@ func checkPrincipals(list []principalKind) error {
 	return nil
 }
 
-func lifetime(asked *time.Duration, longest time.Duration) (time.Duration, error) {
+func lifetime(asked *Duration, longest time.Duration) (time.Duration, error) {
 	if asked == nil {
 		return min(DefaultLifetime, longest), nil
 	}
-	switch d := *asked; {
+	switch d := time.Duration(*asked); {
 	case d < ShortestLifetime:
 		return 0, fmt.Errorf("%s is shorter than %s", d, ShortestLifetime)
 	case d > longest:

@@ -51,7 +51,7 @@ func TestParseRefuses(t *testing.T) {
 		"owner any and more":  {rules("{name: a, match: {image_owners: [any, self], max_age: any}}"), "match.image_owners:"},
 		"owner by name":       {rules("{name: a, match: {image_owners: [amazon], max_age: any}}"), "match.image_owners:"},
 		"no owner":            {rules("{name: a, match: {image_owners: [], max_age: any}}"), "matches nothing"},
-		"age of days":         {rules("name: a\n    match:\n      image_owners: [any]\n      max_age: 1d"), "line 6: rule \"a\": match.max_age:"},
+		"age of weeks":        {rules("name: a\n    match:\n      image_owners: [any]\n      max_age: 1w"), "line 6: rule \"a\": match.max_age:"},
 		"age zero":            {rules("{name: a, match: {image_owners: [any], max_age: 0s}}"), "match.max_age:"},
 		"age without unit":    {rules("{name: a, match: {image_owners: [any], max_age: 24}}"), "match.max_age:"},
 		"vpc":                 {rules("name: a\n    match:\n      ANY_BLOCK\n      vpcs:\n        - vpc-0a1b2c3d\n        - vpc-x"), `line 7: rule "a": match.vpcs: "vpc-x"`},
