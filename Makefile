@@ -162,6 +162,12 @@ test-faults: setup build bin/packer ## break a machine in every way that docs/re
 	$(STEP) "build faults.test" go test -c -tags e2e -o bin/faults.test ./e2e/faults
 	cd e2e/faults && $(STEP) "make test-faults" $(AS_ROOT) ../../bin/faults.test -test.v -test.timeout 40m
 
+# Builds its root file system first, once: one to four minutes. QEMU then emulates two boots.
+.PHONY: test-selinux
+test-selinux: setup build bin/packer ## run the whole path on a machine that enforces SELinux
+	$(STEP) "build selinux.test" go test -c -tags e2e -o bin/selinux.test ./e2e/selinux
+	cd e2e/selinux && $(STEP) "make test-selinux" $(AS_ROOT) ../../bin/selinux.test -test.v -test.timeout 40m
+
 .PHONY: test-sshd
 test-sshd: setup ## run the tests that use sshd with OpenSSH 8.4 and 10.0
 	$(STEP) "make test-sshd" $(AS_ROOT) e2e/sshd.sh

@@ -10,6 +10,7 @@ packages=(
   systemd-container mmdebstrap    # machines: nspawn on a Debian root file system
   debian-archive-keyring          # on Ubuntu: Debian's keys
   iproute2 dbus                   # network namespaces; systemd inside the machines
+  qemu-system-x86 e2fsprogs       # a machine with a kernel of its own, for SELinux
   shellcheck zip                  # lint; the size of the Lambda's package
   openjdk-17-jre-headless         # DynamoDB Local
 )

@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -57,7 +58,7 @@ func (l *Lab) BakeFrom(ctx context.Context, source Source, w io.Writer) (Image, 
 	}
 	err = builder.waitForSSH(ctx)
 	if err == nil {
-		err = l.provision(ctx, builder, source.ProxySources, w)
+		err = l.provision(ctx, provisioning{address: builder.Address, proxySources: source.ProxySources, clean: cleanUp}, w)
 	}
 	if err != nil {
 		var dump bytes.Buffer
@@ -67,21 +68,22 @@ func (l *Lab) BakeFrom(ctx context.Context, source Source, w io.Writer) (Image, 
 	if err := builder.PowerOff(ctx); err != nil {
 		return Image{}, err
 	}
-	return l.createImage(ctx, builder)
-}
-
-func (l *Lab) createImage(ctx context.Context, builder *Instance) (Image, error) {
 	disk, err := builder.Snapshot()
 	if err != nil {
 		return Image{}, err
 	}
+	return l.createImage(ctx, builder.ID, builder.Name, disk)
+}
+
+// createImage has EC2 record the image of an instance, which ends.
+func (l *Lab) createImage(ctx context.Context, instance, name string, disk machine.Image) (Image, error) {
 	image, err := l.EC2.CreateImage(ctx, &ec2.CreateImageInput{
-		InstanceId: aws.String(builder.ID), Name: aws.String("golden-" + builder.Name),
+		InstanceId: aws.String(instance), Name: aws.String("golden-" + name),
 	})
 	if err != nil {
 		return Image{}, err
 	}
-	_, err = l.EC2.TerminateInstances(ctx, &ec2.TerminateInstancesInput{InstanceIds: []string{builder.ID}})
+	_, err = l.EC2.TerminateInstances(ctx, &ec2.TerminateInstancesInput{InstanceIds: []string{instance}})
 	return Image{ID: aws.ToString(image.ImageId), Disk: disk}, err
 }
 
@@ -116,9 +118,28 @@ func (l *Lab) preparePacker(ctx context.Context, w io.Writer) error {
 func (l *Lab) bakeTemplate() string { return filepath.Join(l.dir, "bake.pkr.hcl") }
 func (l *Lab) proxyCA() string      { return filepath.Join(l.dir, "proxy_ca.pem") }
 
+// cleanUp is what Packer's amazon-ebs builder and a careful template do before the end.
+var cleanUp = []string{
+	// 2 says that cloud-init is done, and had something to warn about (from 23.4 on).
+	"sudo cloud-init status --wait >/dev/null || [ $? -eq 2 ]",
+	"sudo cloud-init clean --logs && sudo truncate --size=0 /etc/machine-id", // 20.4 knows no --machine-id
+	"sudo rm ~/.ssh/authorized_keys /root/.ssh/authorized_keys",
+}
+
+// provisioning says what Packer does to which machine.
+type provisioning struct {
+	address      netip.Addr
+	proxySources []string
+	clean        []string // shell commands before Hallmark's
+}
+
 // provision runs the real Packer.
-func (l *Lab) provision(ctx context.Context, builder *Instance, proxySources []string, w io.Writer) error {
-	sources, err := json.Marshal(proxySources) // HCL takes it for a list, or null
+func (l *Lab) provision(ctx context.Context, p provisioning, w io.Writer) error {
+	sources, err := json.Marshal(p.proxySources) // HCL takes it for a list, or null
+	if err != nil {
+		return err
+	}
+	clean, err := json.Marshal(p.clean)
 	if err != nil {
 		return err
 	}
@@ -126,7 +147,7 @@ func (l *Lab) provision(ctx context.Context, builder *Instance, proxySources []s
 		return err
 	}
 	return l.packer(ctx, w, "build", "-color=false",
-		"-var=host="+builder.Address.String(),
+		"-var=host="+p.address.String(),
 		"-var=username="+User,
 		"-var=private_key_file="+l.keys.keyPair,
 		"-var=proxy_address="+l.Cluster.Address(),
@@ -136,6 +157,7 @@ func (l *Lab) provision(ctx context.Context, builder *Instance, proxySources []s
 		"-var=signer_ca_file="+l.keys.webCA,
 		"-var=audience="+Audience,
 		"-var=proxy_sources="+string(sources),
+		"-var=clean="+string(clean),
 		l.bakeTemplate())
 }
 

@@ -42,6 +42,10 @@ variable "proxy_sources" {
   default = null
 }
 
+variable "clean" {
+  type = list(string)
+}
+
 source "null" "machine" {
   ssh_host             = var.host
   ssh_username         = var.username
@@ -52,14 +56,8 @@ source "null" "machine" {
 build {
   sources = ["source.null.machine"]
 
-  # What Packer's amazon-ebs builder and a careful template do before the end.
   provisioner "shell" {
-    inline = [
-      # 2 says that cloud-init is done, and had something to warn about (from 23.4 on).
-      "sudo cloud-init status --wait >/dev/null || [ $? -eq 2 ]",
-      "sudo cloud-init clean --logs && sudo truncate --size=0 /etc/machine-id", # 20.4 knows no --machine-id
-      "sudo rm ~/.ssh/authorized_keys /root/.ssh/authorized_keys",
-    ]
+    inline = var.clean
   }
 
   provisioner "hallmark" {

@@ -38,8 +38,12 @@ type Fleet struct {
 	group  string
 }
 
-// Image is a file system that machines boot from: a stack of layers, the topmost first.
-type Image struct{ layers []string }
+// Image is a file system that machines boot from: a stack of layers, the topmost first, or
+// a virtual machine's disk.
+type Image struct {
+	layers []string
+	disk   string // made from the one layer
+}
 
 // BaseImage returns the image of a freshly installed Debian. Main must have been called with
 // the release.

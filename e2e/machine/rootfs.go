@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -28,10 +29,15 @@ const (
 	Debian11 Release = "bullseye" // 20.4, 247, 8.4
 	Debian12 Release = "bookworm" // 22.4, 252, 9.2
 	Debian13 Release = "trixie"   // 25.1, 257, 10.0
+
+	// Debian12SELinux is Debian 12 with a kernel and Debian's SELinux policy, for virtual
+	// machines only. It has no cloud-init, whose generator that policy keeps from writing
+	// to /run.
+	Debian12SELinux = Debian12 + "-selinux"
 )
 
 // RootFS returns the folder of a release's root file system. The first call builds it, which
-// takes half a minute and the network. Later calls find it in the user's cache folder, by a
+// takes the network and half a minute, with a kernel two minutes. Later calls find it in the user's cache folder, by a
 // hash of its recipe.
 func RootFS(ctx context.Context, logger *log.Logger, release Release) (string, error) {
 	cache, err := os.UserCacheDir()
@@ -67,14 +73,25 @@ func build(ctx context.Context, release Release, dir string) error {
 	if err := os.RemoveAll(partial); err != nil {
 		return err
 	}
+	r := recipes(release)
+	early, err := os.MkdirTemp("", "rootfs-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(early)
+	if err := writeFiles(early, r.early); err != nil {
+		return err
+	}
 	cmd := exec.CommandContext(ctx, "mmdebstrap", "--quiet", "--variant=minbase",
 		"--dpkgopt=force-unsafe-io", // an interrupted build is thrown away
-		"--include="+strings.Join(packages(), ","), string(release), partial)
+		"--dpkgopt=force-confold",   // the early files stay
+		"--essential-hook=cp -R "+early+`/. "$1"`,
+		"--include="+strings.Join(r.packages, ","), r.suite, partial)
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
 	cmd.WaitDelay = 10 * time.Second
-	err := run(cmd)
+	err = run(cmd)
 	if err == nil {
-		err = configure(partial)
+		err = configure(ctx, partial, r)
 	}
 	if err == nil {
 		err = os.Rename(partial, dir)
@@ -85,45 +102,53 @@ func build(ctx context.Context, release Release, dir string) error {
 	return nil
 }
 
-// packages are the packages of Debian's EC2 image that matter here.
-func packages() []string {
-	return []string{
-		"ca-certificates", "cloud-init", "dbus", "iproute2", "openssh-server",
-		"python3-yaml", "sudo", "systemd-sysv",
-	}
+// recipe is what a root file system consists of.
+type recipe struct {
+	suite    string // name of the release in Debian's archive
+	packages []string
+	// early are files that packages read when they are installed.
+	early map[string]string
+	files map[string]string
+	units []string // that start at boot
+	// policy is the SELinux policy whose labels the files get; empty means none.
+	policy string
 }
 
-// files are written into the root file system.
-func files() map[string]string {
-	return map[string]string{
-		// A container has no DMI, from which cloud-init would recognize EC2.
-		"etc/cloud/ds-identify.cfg": "datasource: Ec2\npolicy: enabled\n",
-		"etc/cloud/cloud.cfg.d/90-fleet.cfg": `datasource_list: [Ec2, None]
+func recipes(release Release) recipe {
+	if release == Debian12SELinux {
+		return selinuxRecipe()
+	}
+	return recipe{
+		suite: string(release),
+		// The packages of Debian's EC2 image that matter here.
+		packages: []string{
+			"ca-certificates", "cloud-init", "dbus", "iproute2", "openssh-server",
+			"python3-yaml", "sudo", "systemd-sysv",
+		},
+		files: map[string]string{
+			// A container has no DMI, from which cloud-init would recognize EC2.
+			"etc/cloud/ds-identify.cfg": "datasource: Ec2\npolicy: enabled\n",
+			"etc/cloud/cloud.cfg.d/90-fleet.cfg": `datasource_list: [Ec2, None]
 datasource: {Ec2: {strict_id: false, max_wait: 10, timeout: 5}}
 network: {config: disabled}
 locale: false
 manage_etc_hosts: true
 `,
-		"etc/hostname":   "localhost\n",
-		"etc/machine-id": "",
-		// With an empty machine-id, systemd enables at first boot everything that no preset
-		// forbids. sshd should listen by itself, as on an installed Debian.
-		"etc/systemd/system-preset/50-fleet.preset": "disable ssh.socket\n",
-		// There is no DNS here, and cloud-init would wait a long time for an answer.
-		"etc/resolv.conf": "",
+			"etc/hostname":   "localhost\n",
+			"etc/machine-id": "",
+			// With an empty machine-id, systemd enables at first boot everything that no preset
+			// forbids. sshd should listen by itself, as on an installed Debian.
+			"etc/systemd/system-preset/50-fleet.preset": "disable ssh.socket\n",
+			// There is no DNS here, and cloud-init would wait a long time for an answer.
+			"etc/resolv.conf": "",
+		},
 	}
 }
 
 // configure turns a fresh Debian into an AMI: set up for EC2, and without an identity.
-func configure(root string) error {
-	for name, content := range files() {
-		path := filepath.Join(root, name)
-		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-			return err
-		}
-		if err := os.WriteFile(path, []byte(content), 0o644); err != nil {
-			return err
-		}
+func configure(ctx context.Context, root string, r recipe) error {
+	if err := writeFiles(root, r.files); err != nil {
+		return err
 	}
 	keys, err := filepath.Glob(filepath.Join(root, "etc/ssh/ssh_host_*"))
 	if err != nil {
@@ -134,27 +159,45 @@ func configure(root string) error {
 			return err
 		}
 	}
+	if len(r.units) > 0 {
+		if err := run(exec.CommandContext(ctx, "systemctl", append([]string{"--root=" + root, "enable"}, r.units...)...)); err != nil {
+			return err
+		}
+	}
+	if r.policy != "" {
+		return label(ctx, root, r.policy)
+	}
+	return nil
+}
+
+// writeFiles writes files into a root file system, by their paths inside it.
+func writeFiles(root string, files map[string]string) error {
+	for name, content := range files {
+		path := filepath.Join(root, name)
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			return err
+		}
+		if err := os.WriteFile(path, []byte(content), 0o644); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 
 // recipeHash changes with everything that goes into the root file system.
 func recipeHash(release Release) string {
-	contents := files()
+	r := recipes(release)
 	h := sha256.New()
-	fmt.Fprintln(h, release, packages())
-	for _, name := range sorted(contents) {
-		fmt.Fprintf(h, "%s %q\n", name, contents[name])
+	fmt.Fprintln(h, release, r.packages)
+	for _, files := range []map[string]string{r.files, r.early} {
+		for _, name := range slices.Sorted(maps.Keys(files)) {
+			fmt.Fprintf(h, "%s %q\n", name, files[name])
+		}
+	}
+	if len(r.units) > 0 {
+		fmt.Fprintln(h, r.units, r.policy)
 	}
 	return hex.EncodeToString(h.Sum(nil))[:12]
-}
-
-func sorted(m map[string]string) []string {
-	names := make([]string, 0, len(m))
-	for name := range m {
-		names = append(names, name)
-	}
-	slices.Sort(names)
-	return names
 }
 
 // lock waits for the file's lock, so that two runs build only once.
