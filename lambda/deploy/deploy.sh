@@ -49,10 +49,16 @@ check_settings() {
     fail "correct deployment/deployment.yaml, then try again"
 }
 
-# has_other_entry succeeds if machines do not call a function URL.
+# has_other_entry succeeds if machines do not call a function URL: as the parameter says, or
+# else as the stack is.
 has_other_entry() {
-  case " ${PARAMETERS:-} " in *" Entry=private-api "* | *" Entry=invoke "*) return 0 ;; esac
-  return 1
+  local entry
+  case " ${PARAMETERS:-} " in
+  *" Entry=private-api "* | *" Entry=invoke "*) return 0 ;;
+  *" Entry="*) return 1 ;;
+  esac
+  entry=$(stack "Parameters[?ParameterKey=='Entry'].ParameterValue | [0]") || return 1
+  [ "$entry" = private-api ] || [ "$entry" = invoke ]
 }
 
 check_account() {

@@ -3,6 +3,7 @@ package deploy
 
 import (
 	"bytes"
+	"cmp"
 	"fmt"
 	"io/fs"
 	"os"
@@ -32,6 +33,7 @@ func TestMain(m *testing.M) {
 //	bucket    exists if the bucket for packages does
 //	stack     the stack's status, if there is one
 //	reserved  what the stack has reserved
+//	entry     the stack's parameter Entry
 //	leftover  exists if an earlier stack left its policy
 //	broken    exists if CloudFormation fails to create the stack
 //	calls     what was called, to change something
@@ -199,6 +201,8 @@ func describeStack(line string) int {
 		fmt.Println(read("stack"))
 	case strings.Contains(line, "Outputs"):
 		fmt.Println("SignerUrl\thttps://abc.lambda-url.us-west-2.on.aws/")
+	case strings.Contains(line, "'Entry'"):
+		fmt.Println(cmp.Or(read("entry"), "None"))
 	case has("reserved"):
 		fmt.Println(read("reserved"))
 	default:
