@@ -81,7 +81,12 @@ func setUp(ctx context.Context, f *machine.Fleet) (err error) {
 // launch boots a machine of the golden image, which is powered off after the test.
 func launch(t *testing.T, template lab.Template) *lab.Instance {
 	t.Helper()
-	template.Image = shared.image
+	return launchOf(t, shared.image, template)
+}
+
+func launchOf(t *testing.T, image lab.Image, template lab.Template) *lab.Instance {
+	t.Helper()
+	template.Image = image
 	i, err := shared.lab.Launch(t.Context(), template)
 	if err != nil {
 		t.Fatal(err)

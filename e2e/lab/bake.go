@@ -33,6 +33,8 @@ type Source struct {
 	Release machine.Release
 	// ProxySources are the provisioner's proxy_sources.
 	ProxySources []string
+	// Endpoint is how machines of the image reach the signer; nil means its URL.
+	Endpoint *Endpoint
 	// Prepare changes the build machine's disk before it boots. It may be nil.
 	Prepare func(ctx context.Context, root string) error
 }
@@ -58,7 +60,9 @@ func (l *Lab) BakeFrom(ctx context.Context, source Source, w io.Writer) (Image, 
 	}
 	err = builder.waitForSSH(ctx)
 	if err == nil {
-		err = l.provision(ctx, provisioning{address: builder.Address, proxySources: source.ProxySources, clean: cleanUp}, w)
+		err = l.provision(ctx, provisioning{
+			address: builder.Address, proxySources: source.ProxySources, endpoint: source.Endpoint, clean: cleanUp,
+		}, w)
 	}
 	if err != nil {
 		var dump bytes.Buffer
@@ -130,6 +134,7 @@ var cleanUp = []string{
 type provisioning struct {
 	address      netip.Addr
 	proxySources []string
+	endpoint     *Endpoint
 	clean        []string // shell commands before Hallmark's
 }
 
@@ -146,6 +151,10 @@ func (l *Lab) provision(ctx context.Context, p provisioning, w io.Writer) error 
 	if err := l.preparePacker(ctx, w); err != nil {
 		return err
 	}
+	endpoint := Endpoint{SignerURL: l.SignerURL}
+	if p.endpoint != nil {
+		endpoint = *p.endpoint
+	}
 	return l.packer(ctx, w, "build", "-color=false",
 		"-var=host="+p.address.String(),
 		"-var=username="+User,
@@ -153,7 +162,9 @@ func (l *Lab) provision(ctx context.Context, p provisioning, w io.Writer) error 
 		"-var=proxy_address="+l.Cluster.Address(),
 		"-var=proxy_ca_file="+l.proxyCA(),
 		"-var=openssh_ca_pin="+ssh.FingerprintSHA256(l.Cluster.OpenSSHCA()),
-		"-var=signer_url="+l.SignerURL,
+		"-var=signer_url="+endpoint.SignerURL,
+		"-var=signer_function="+endpoint.SignerFunction,
+		"-var=signer_auth="+endpoint.SignerAuth,
 		"-var=signer_ca_file="+l.keys.webCA,
 		"-var=audience="+Audience,
 		"-var=proxy_sources="+string(sources),

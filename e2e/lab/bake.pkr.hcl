@@ -29,6 +29,14 @@ variable "signer_url" {
   type = string
 }
 
+variable "signer_function" {
+  type = string
+}
+
+variable "signer_auth" {
+  type = string
+}
+
 variable "signer_ca_file" {
   type = string
 }
@@ -62,6 +70,8 @@ build {
 
   provisioner "hallmark" {
     signer_url      = var.signer_url
+    signer_function = var.signer_function
+    signer_auth     = var.signer_auth
     signer_ca_file  = var.signer_ca_file
     audience        = var.audience
     proxy_address   = var.proxy_address

@@ -5,6 +5,7 @@ package lab
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/netip"
 	"path/filepath"
@@ -53,6 +54,15 @@ type embedded struct {
 	*teleporttest.Cluster
 	login      string // a person's private key with a user certificate of the cluster beside it
 	knownHosts string // the cluster's @cert-authority line, and nothing else
+}
+
+// RotateOpenSSH takes the embedded cluster's OpenSSH CA to a phase of its rotation.
+func (l *Lab) RotateOpenSSH(phase teleporttest.Phase) error {
+	e, ok := l.Cluster.(*embedded)
+	if !ok {
+		return errors.New("the lab's cluster is not the embedded one")
+	}
+	return e.RotateOpenSSH(phase)
 }
 
 func (l *Lab) startEmbedded(ctx context.Context) (*embedded, error) {

@@ -12,12 +12,13 @@ import (
 	"github.com/hallmark-ssh/hallmark/e2e/machine"
 )
 
-// front is the signer's function URL.
+// front is the signer's function URL, and the VPC endpoints that stand beside it.
 type front struct {
 	server *http.Server
 
-	mu      sync.Mutex
-	trouble FrontTrouble
+	mu        sync.Mutex
+	trouble   FrontTrouble
+	endpoints map[string]http.Handler // by host name
 }
 
 // FrontTrouble is a fault of the signer's URL.
@@ -42,6 +43,13 @@ func (f *front) now() FrontTrouble {
 	return f.trouble
 }
 
+// endpoint returns what answers for a host name, or nil if it is the function URL.
+func (f *front) endpoint(host string) http.Handler {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.endpoints[host]
+}
+
 // StartURL starts the signer's function URL.
 func (l *Lab) StartURL(ctx context.Context) error {
 	listener, err := new(net.ListenConfig).Listen(ctx, "tcp4", net.JoinHostPort(machine.Hub, "443"))
@@ -50,6 +58,10 @@ func (l *Lab) StartURL(ctx context.Context) error {
 	}
 	signer := l.Signer.FunctionURL()
 	answer := func(w http.ResponseWriter, r *http.Request) {
+		if endpoint := l.front.endpoint(r.Host); endpoint != nil {
+			endpoint.ServeHTTP(w, r)
+			return
+		}
 		handler := signer
 		if wrap := l.front.now().Wrap; wrap != nil {
 			handler = wrap(signer)

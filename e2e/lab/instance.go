@@ -48,6 +48,8 @@ type Template struct {
 	// Claim is the instance id that a machine unknown to EC2 pretends to have. Empty, as
 	// usual, lets EC2 pick one.
 	Claim string
+	// Profile gives it an instance profile.
+	Profile bool
 	// Trouble is the fault of its metadata service when it boots.
 	Trouble imds.Trouble
 	// BeforeBoot is called after EC2 knows the instance and before its machine boots.
@@ -96,15 +98,19 @@ func (l *Lab) newMetadata(id string, address netip.Addr, t Template) (*imds.Serv
 	if err != nil {
 		return nil, err
 	}
+	var profile imds.Credential
+	if t.Profile {
+		profile = l.newCredential(profileARN(id))
+	}
 	return imds.New(imds.Options{
-		Region: l.Region,
+		Region: l.Region, Profile: profile,
 		Instance: imds.Instance{
 			ID: id, AccountID: moto.Account, AvailabilityZone: zone, ImageID: t.Image.ID,
 			Type: string(types.InstanceTypeT3Micro), Architecture: "x86_64", PrivateIP: address.String(),
 			Hostname: fmt.Sprintf("ip-%s.%s.compute.internal", strings.ReplaceAll(address.String(), ".", "-"), Region),
 			Started:  time.Now(), Tags: t.Tags, PublicKey: strings.TrimSpace(string(publicKey)),
 		},
-		IdentityRole: l.newIdentityRole(id),
+		IdentityRole: l.newCredential("arn:aws:sts::" + moto.Account + ":assumed-role/aws:ec2-instance/" + id),
 	}), nil
 }
 
@@ -131,17 +137,22 @@ func (l *Lab) runInstance(ctx context.Context, t Template, address netip.Addr) (
 	return aws.ToString(out.Instances[0].InstanceId), nil
 }
 
-// newIdentityRole creates the credentials that AWS gives every instance, and registers
-// them with STS.
-func (l *Lab) newIdentityRole(instance string) imds.Credential {
+// profileARN is the session of an instance profile's role. EC2 names it by the instance.
+func profileARN(instance string) string {
+	return "arn:aws:sts::" + moto.Account + ":assumed-role/machine/" + instance
+}
+
+// newCredential creates credentials of an assumed role, and registers them with STS.
+func (l *Lab) newCredential(arn string) imds.Credential {
 	c := imds.Credential{
 		AccessKeyID: "ASIA" + rand.Text()[:16], SecretAccessKey: rand.Text(), SessionToken: rand.Text() + rand.Text(),
 		Expires: time.Now().Add(6 * time.Hour),
 	}
-	l.STS.Register(sts.Credential{
-		AccessKeyID: c.AccessKeyID, SecretAccessKey: c.SecretAccessKey, SessionToken: c.SessionToken, Expires: c.Expires,
-		ARN: fmt.Sprintf("arn:aws:sts::%s:assumed-role/aws:ec2-instance/%s", moto.Account, instance),
-	})
+	registered := sts.Credential{
+		AccessKeyID: c.AccessKeyID, SecretAccessKey: c.SecretAccessKey, SessionToken: c.SessionToken, Expires: c.Expires, ARN: arn,
+	}
+	l.STS.Register(registered)
+	l.credentials.Store(c.AccessKeyID, registered)
 	return c
 }
 

@@ -8,6 +8,7 @@ package lab
 import (
 	"context"
 	"fmt"
+	"maps"
 	"net"
 	"net/http"
 	"net/netip"
@@ -89,6 +90,8 @@ type Lab struct {
 
 	packerLock  sync.Mutex
 	packerReady bool
+
+	credentials sync.Map // of instances, by access key id
 
 	front  front
 	stsURL string
@@ -214,7 +217,7 @@ func serve(ctx context.Context, l net.Listener, h http.Handler) *http.Server {
 // configuration, a function, and its URL.
 func (l *Lab) startSigner(ctx context.Context) error {
 	root := filepath.Join(l.dir, "signer")
-	if err := l.writeDeployment(root); err != nil {
+	if err := l.writeDeployment(root, nil); err != nil {
 		return err
 	}
 	if l.config.Policy != "" {
@@ -256,7 +259,8 @@ func (l *Lab) environment(role sts.Credential) []string {
 	return environment
 }
 
-func (l *Lab) writeDeployment(root string) error {
+// writeDeployment writes a package's settings, with more of them.
+func (l *Lab) writeDeployment(root string, more map[string]any) error {
 	deployment := map[string]any{
 		"audience":            Audience,
 		"accounts":            []string{moto.Account},
@@ -269,6 +273,7 @@ func (l *Lab) writeDeployment(root string) error {
 			},
 		},
 	}
+	maps.Copy(deployment, more)
 	files := map[string][]byte{"ca.pem": l.Cluster.RootsPEM()}
 	encoded, err := yaml.Marshal(deployment)
 	if err != nil {

@@ -59,6 +59,9 @@ type Options struct {
 	Region *identitytest.Region
 	// IdentityRole are the credentials that prove which instance is calling.
 	IdentityRole Credential
+	// Profile are the credentials of the instance profile's role; the zero value means that
+	// the instance has no profile.
+	Profile Credential
 	// TokensRequired refuses version 1, as HttpTokens=required does.
 	TokensRequired bool
 	// Now is the clock; nil means time.Now.

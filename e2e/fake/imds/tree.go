@@ -41,15 +41,46 @@ func (s *Server) tree(trouble Trouble) (map[string]string, error) {
 	for key, value := range i.Tags {
 		tree["meta-data/tags/instance/"+key] = value
 	}
+	if s.options.Profile != (Credential{}) {
+		if err := s.addProfile(tree); err != nil {
+			return nil, err
+		}
+	}
 	if !trouble.NoIdentityRole {
 		return tree, s.addIdentityRole(tree)
 	}
 	return tree, nil
 }
 
+// profileRole is the name of the instance profile's role.
+const profileRole = "machine"
+
+func (s *Server) addProfile(tree map[string]string) error {
+	credentials, err := encodeCredentials(s.options.Profile, s.now())
+	if err != nil {
+		return err
+	}
+	tree["meta-data/iam/security-credentials/"+profileRole] = credentials
+	return nil
+}
+
+// encodeCredentials returns credentials as the service lays them out.
+func encodeCredentials(c Credential, now time.Time) (string, error) {
+	data, err := json.MarshalIndent(struct {
+		Code, LastUpdated, Type string
+		AccessKeyID             string `json:"AccessKeyId"`
+		SecretAccessKey, Token  string
+		Expiration              string
+	}{
+		"Success", now.UTC().Format(time.RFC3339), "AWS-HMAC", c.AccessKeyID, c.SecretAccessKey, c.SessionToken,
+		c.Expires.UTC().Format(time.RFC3339),
+	}, "", "  ")
+	return string(data), err
+}
+
 func (s *Server) addIdentityRole(tree map[string]string) error {
 	const base = "meta-data/identity-credentials/ec2/"
-	c, now := s.options.IdentityRole, s.now().UTC().Format(time.RFC3339)
+	now := s.now().UTC().Format(time.RFC3339)
 	info, err := json.MarshalIndent(struct {
 		Code, LastUpdated string
 		AccountID         string `json:"AccountId"`
@@ -57,17 +88,12 @@ func (s *Server) addIdentityRole(tree map[string]string) error {
 	if err != nil {
 		return err
 	}
-	credentials, err := json.MarshalIndent(struct {
-		Code, LastUpdated, Type string
-		AccessKeyID             string `json:"AccessKeyId"`
-		SecretAccessKey, Token  string
-		Expiration              string
-	}{"Success", now, "AWS-HMAC", c.AccessKeyID, c.SecretAccessKey, c.SessionToken, c.Expires.UTC().Format(time.RFC3339)}, "", "  ")
+	credentials, err := encodeCredentials(s.options.IdentityRole, s.now())
 	if err != nil {
 		return err
 	}
 	tree[base+"info"] = string(info)
-	tree[base+"security-credentials/ec2-instance"] = string(credentials)
+	tree[base+"security-credentials/ec2-instance"] = credentials
 	return nil
 }
 
