@@ -14,7 +14,6 @@
 //   - A retired instance stays retired.
 //   - Every operation is safe to repeat after a crash: it makes one write, and
 //     recognizes its own earlier write.
-
 package ledger
 
 import (
@@ -151,7 +150,6 @@ const MaxExpired = 100
 // replace the root volume of a running instance with one from any image
 // (CreateReplaceRootVolumeTask), and an image can be deregistered or made private at any
 // time. A record without an image id counts for any image.
-
 func (r Record) ImageOf(id, owner string, tags map[string]string) (knownOwner string, knownTags map[string]string) {
 	remembers := r.ImageOwner != "" && (r.Image == id || r.Image == "")
 	switch {
