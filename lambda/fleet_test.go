@@ -316,7 +316,7 @@ func TestOnlyWhatFailedComesAgain(t *testing.T) {
 	if w.labels(1) == nil {
 		t.Error("a question that failed was taken for an end")
 	}
-	if n := strings.Count(w.log.String(), "a message is dropped"); n != 2 {
+	if n := strings.Count(w.log.String(), "message dropped"); n != 2 {
 		t.Errorf("%d messages were dropped, want 2; log %s", n, w.log)
 	}
 }

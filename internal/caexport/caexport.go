@@ -130,7 +130,7 @@ func get(ctx context.Context, client *http.Client, from *url.URL) ([]byte, error
 			return fmt.Errorf("it redirects to %s://%s", next.URL.Scheme, next.URL.Host)
 		}
 		if len(via) >= 3 {
-			return errors.New("it redirects too often")
+			return errors.New("it redirects too many times")
 		}
 		return nil
 	}
@@ -142,7 +142,7 @@ func get(ctx context.Context, client *http.Client, from *url.URL) ([]byte, error
 	switch response.StatusCode {
 	case http.StatusOK:
 	case http.StatusTooManyRequests:
-		return nil, errors.New("it answers 429, too many requests from this address: try again in a minute")
+		return nil, errors.New("it answers 429, too many requests from this address: retry in a minute")
 	default:
 		return nil, fmt.Errorf("it answers %s: is that the address of a Teleport proxy?", response.Status)
 	}

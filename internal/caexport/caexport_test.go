@@ -90,7 +90,7 @@ func TestFetchRefuses(t *testing.T) {
 		{"good line, then garbage", answer(200, line+"oops\n"), "line 2"},
 		{"over-long", answer(200, strings.Repeat(line, 64<<10/len(line)+1)), "more than 65536 bytes"},
 		{"not found", answer(404, "404 page not found"), "404 Not Found: is that the address of a Teleport proxy?"},
-		{"too many requests", answer(429, ""), "try again in a minute"},
+		{"too many requests", answer(429, ""), "retry in a minute"},
 		{"server error", answer(500, "boom"), "500"},
 		{"redirect to another host", func(w http.ResponseWriter, r *http.Request) {
 			http.Redirect(w, r, "https://"+elsewhere+"/webapi/auth/export?type=openssh", http.StatusFound)
@@ -100,7 +100,7 @@ func TestFetchRefuses(t *testing.T) {
 		}, "it redirects to http://"},
 		{"redirects in a circle", func(w http.ResponseWriter, r *http.Request) {
 			http.Redirect(w, r, r.URL.String(), http.StatusFound)
-		}, "redirects too often"},
+		}, "redirects too many times"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

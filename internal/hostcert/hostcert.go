@@ -144,19 +144,19 @@ func checkRole(cert *ssh.Certificate, want Want, _ time.Time) error {
 // outlast the agreed lifetime: a host certificate cannot be revoked.
 func checkValidity(cert *ssh.Certificate, want Want, now time.Time) error {
 	if cert.ValidBefore == ssh.CertTimeInfinity {
-		return errors.New("validity: without an end")
+		return errors.New("validity: no expiry")
 	}
 	if cert.ValidBefore <= unix(now) {
-		return fmt.Errorf("validity: ended %s", timeOf(cert.ValidBefore))
+		return fmt.Errorf("validity: expired %s", timeOf(cert.ValidBefore))
 	}
 	if latest := now.Add(want.MaxLifetime + MaxClockSkew); cert.ValidBefore > unix(latest) {
-		return fmt.Errorf("validity: ends %s, later than %s from now", timeOf(cert.ValidBefore), want.MaxLifetime)
+		return fmt.Errorf("validity: expires %s, more than %s from now", timeOf(cert.ValidBefore), want.MaxLifetime)
 	}
 	if cert.ValidAfter > unix(now.Add(MaxClockSkew)) {
 		return fmt.Errorf("validity: starts %s, in the future (is the clock right?)", timeOf(cert.ValidAfter))
 	}
 	if cert.ValidAfter >= cert.ValidBefore {
-		return errors.New("validity: ends before it starts")
+		return errors.New("validity: expires before it starts")
 	}
 	return nil
 }

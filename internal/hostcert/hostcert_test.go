@@ -192,9 +192,9 @@ func TestCheck(t *testing.T) {
 			},
 			want: `host certificate: critical option "force-command"`,
 		}, {
-			name:   "without an end",
+			name:   "no expiry",
 			change: func(c *ssh.Certificate, _ *hostcert.Want) { c.ValidBefore = ssh.CertTimeInfinity },
-			want:   "without an end",
+			want:   "no expiry",
 		}, {
 			name:   "an end so far off that it wraps around",
 			change: func(c *ssh.Certificate, _ *hostcert.Want) { c.ValidBefore = ssh.CertTimeInfinity - 1 },
@@ -204,7 +204,7 @@ func TestCheck(t *testing.T) {
 			change: func(c *ssh.Certificate, _ *hostcert.Want) {
 				c.ValidBefore = at(week + hostcert.MaxClockSkew + time.Second)
 			},
-			want: "later than 168h0m0s from now",
+			want: "more than 168h0m0s from now",
 		}, {
 			name: "not yet good, beyond the skew",
 			change: func(c *ssh.Certificate, _ *hostcert.Want) {
@@ -218,13 +218,13 @@ func TestCheck(t *testing.T) {
 		}, {
 			name:   "expired",
 			change: func(c *ssh.Certificate, _ *hostcert.Want) { c.ValidBefore = at(0) },
-			want:   "ended 2026-05-04T03:02:01Z",
+			want:   "expired 2026-05-04T03:02:01Z",
 		}, {
-			name: "ends before it starts",
+			name: "expires before it starts",
 			change: func(c *ssh.Certificate, _ *hostcert.Want) {
 				c.ValidAfter, c.ValidBefore = at(2*time.Minute), at(time.Minute)
 			},
-			want: "ends before it starts",
+			want: "expires before it starts",
 		}, {
 			name:   "another CA",
 			signer: stranger,

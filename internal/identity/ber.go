@@ -63,7 +63,7 @@ func readElement(input []byte, depth int) (e element, rest []byte, err error) {
 	}
 	e.tag, rest = asn1.Tag(input[0]), input[1:]
 	if e.tag&0x1f == 0x1f || e.tag == 0 {
-		return element{}, nil, fmt.Errorf("tag %#x where none such belongs", uint8(e.tag))
+		return element{}, nil, fmt.Errorf("unexpected tag %#x", uint8(e.tag))
 	}
 	length, indefinite, rest, err := readLength(rest)
 	if err != nil {

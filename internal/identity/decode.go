@@ -26,7 +26,7 @@ func Decode(input []byte) ([]byte, error) {
 	case len(input) > 1 && input[0] == 0x30 && input[1] >= 0x80:
 		return input, nil // no text has a byte of 0x80 or more
 	case text[0] == '{':
-		return nil, failed(checkForm, fmt.Errorf("the document without a signature: %w", errForm))
+		return nil, failed(checkForm, fmt.Errorf("the document has no signature: %w", errForm))
 	case bytes.HasPrefix(text, []byte("-----BEGIN ")):
 		return decodePEM(text)
 	}

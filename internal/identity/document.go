@@ -163,7 +163,7 @@ func parseFields(content []byte) (fields, error) {
 		}
 		name, _ := token.(string)
 		if _, twice := members[name]; twice {
-			return nil, fmt.Errorf("%.64q is there twice", name)
+			return nil, fmt.Errorf("%.64q appears twice", name)
 		}
 		var value json.RawMessage
 		if err := decoder.Decode(&value); err != nil {

@@ -216,7 +216,7 @@ func parseAttributes(der []byte) (map[string]cryptobyte.String, error) {
 			return nil, errors.New("malformed attribute")
 		}
 		if _, twice := values[id.String()]; twice {
-			return nil, fmt.Errorf("attribute %s is there twice", id)
+			return nil, fmt.Errorf("attribute %s appears twice", id)
 		}
 		values[id.String()] = value
 	}

@@ -79,7 +79,7 @@ func (o object) read(d *json.Decoder, unknown unknownMember) error {
 		name, _ := token.(string) // within an object, the decoder lets nothing else through
 		target, known := o[name]
 		if seen[name] {
-			return fmt.Errorf("field %.64q is there twice", name)
+			return fmt.Errorf("field %.64q appears twice", name)
 		}
 		if !known {
 			if err := unknown(name, seen); err != nil {

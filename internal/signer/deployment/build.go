@@ -178,7 +178,7 @@ func (p *parts) logStart(ctx context.Context, log *slog.Logger, l login, more ..
 	} else {
 		attributes = append(attributes, slog.String("policy_sha256", d.policy.SHA256))
 	}
-	log.LogAttrs(ctx, slog.LevelInfo, "the signer starts", attributes...)
+	log.LogAttrs(ctx, slog.LevelInfo, "signer started", attributes...)
 }
 
 func newInventory(d *deployment, cfg aws.Config) *inventory.EC2 {

@@ -167,7 +167,7 @@ func (d *deployment) check() error {
 
 func checkList[T ~string](name string, list []T, parse func(string) (T, error), want string) error {
 	if len(list) == 0 {
-		return fmt.Errorf("%s: empty; list those whose instances may enroll", name)
+		return fmt.Errorf("%s: empty; list those that may enroll instances", name)
 	}
 	for i, value := range list {
 		if _, err := parse(string(value)); err != nil {

@@ -15,20 +15,20 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/signer/teleport"
 )
 
-// refusal is an error with two readers: the caller gets a code and a sentence,
-// the log gets the reason.
+// refusal is an error with two messages: the caller gets a code and a sentence, the log
+// gets the reason.
 type refusal struct {
 	code protocol.Code
-	// public replaces the code's own sentence.
+	// public replaces the code's default sentence.
 	public string
-	// retryAfter replaces the code's own time to wait.
+	// retryAfter replaces the code's default wait.
 	retryAfter time.Duration
 	// by is the service that did not answer, or empty.
 	by  service
 	err error
 }
 
-// service is what stands behind the signer, as the metrics name it.
+// service is a service that the signer calls, as the metrics name it.
 type service string
 
 const (
@@ -47,8 +47,8 @@ func (r *refusal) Unwrap() error { return r.err }
 
 func refuse(code protocol.Code, err error) *refusal { return &refusal{code: code, err: err} }
 
-// unanswered refuses a request for which a service did not do its part. What Teleport
-// refuses stays refused until an operator changes something, so asking again is of no use.
+// unanswered refuses a request because a service failed. If Teleport refused, a retry
+// does not help until an operator changes something.
 func unanswered(by service, err error) *refusal {
 	code := protocol.CodeUpstream
 	if errors.Is(err, teleport.ErrDenied) {
@@ -57,27 +57,28 @@ func unanswered(by service, err error) *refusal {
 	return &refusal{code: code, by: by, err: err}
 }
 
-// withMessage sets what the caller is told. Use it only for callers who are proved.
+// withMessage sets the caller's message. Use it only for callers that proved their
+// identity.
 func (r *refusal) withMessage(public string) *refusal {
 	r.public = public
 	return r
 }
 
-// after sets when it is worth to ask again.
+// after sets when the caller should retry.
 func (r *refusal) after(wait time.Duration) *refusal {
 	r.retryAfter = wait
 	return r
 }
 
-// outcome is how a code is answered.
+// outcome is the answer for a code.
 type outcome struct {
 	status     int
 	message    string
 	retryAfter time.Duration
 }
 
-// outcomes is the one table of codes. Its sentences are all that a caller who
-// has proved nothing learns.
+// outcomes is the only table of codes. A caller that has proved nothing learns nothing
+// but its sentences.
 func outcomes() map[protocol.Code]outcome {
 	return map[protocol.Code]outcome{
 		protocol.CodeMalformed:          {status: http.StatusBadRequest, message: "not an enrollment request"},
@@ -115,7 +116,7 @@ func codeOf(err error) protocol.Code {
 	return protocol.CodeInternal
 }
 
-// missing returns the service that an error blames for not answering, or "".
+// missing returns the service that did not answer according to the error, or "".
 func missing(err error) service {
 	if r, ok := errors.AsType[*refusal](err); ok {
 		return r.by

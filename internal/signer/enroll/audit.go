@@ -19,15 +19,15 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/signer/policy"
 )
 
-// codeGranted stands in the log where a refusal has its code.
+// codeGranted is the logged code of a granted request.
 const codeGranted = "granted"
 
-// maxLoggedError bounds what a caller's nonsense, or a policy of many rules, can put
-// into the log.
+// maxLoggedError bounds how much of a malformed request, or of a policy with many rules,
+// reaches the log.
 const maxLoggedError = 4 << 10
 
-// audit gathers what the one line about a request says (docs/audit.md). It has no
-// room for secrets: no token, no Authorization, no raw document, no tags.
+// audit collects the fields of a request's log line (docs/audit.md). It has no room for
+// secrets: no token, no Authorization, no raw document, no tags.
 type audit struct {
 	now     func() time.Time
 	signer  string // its audience
@@ -37,17 +37,17 @@ type audit struct {
 	keys         []string           // fingerprints, claimed until proved is set
 	document     *identity.Document // verified
 	proved       bool               // the caller is that instance and holds the keys
-	report       *protocol.Report   // what the instance says about itself, once it is proved
+	report       *protocol.Report   // the instance's report on itself, once its identity is proved
 	facts        *node.Facts        // agree with the document
 	record       ledger.Record
 	policy       string
 	decision     policy.Decision
-	heldBy       map[string]string // wanted names that others hold, and who
-	released     map[string]string // wanted names that were released, and who held them
-	grant        *grant            // what was claimed in the end
+	heldBy       map[string]string // requested names that other instances hold, with the holders
+	released     map[string]string // requested names that were released, with the former holders
+	grant        *grant            // the final claim
 	certificates []*ssh.Certificate
 
-	mu    sync.Mutex               // steps run side by side
+	mu    sync.Mutex               // steps run concurrently
 	steps map[string]time.Duration // how long each took
 }
 
@@ -58,7 +58,7 @@ func newAudit(signer string, r entry.Request, now func() time.Time) *audit {
 	}
 }
 
-// step runs one step under its own deadline and notes how long it took.
+// step runs one step with its own deadline and records how long it took.
 func (a *audit) step(ctx context.Context, name string, timeout time.Duration, run func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
@@ -71,7 +71,8 @@ func (a *audit) step(ctx context.Context, name string, timeout time.Duration, ru
 	return err
 }
 
-// noteHolders notes which names the instance does not get, and whose they are.
+// noteHolders records which names the instance does not get, and which instances hold
+// them.
 func (a *audit) noteHolders(err error) {
 	inUse, ok := errors.AsType[*ledger.NameInUseError](err)
 	if !ok {
@@ -82,7 +83,7 @@ func (a *audit) noteHolders(err error) {
 	}
 }
 
-// noteReleased notes that a name was taken from an instance that is no more.
+// noteReleased records that a name was taken from an instance that is gone.
 func (a *audit) noteReleased(h ledger.HeldName) {
 	delete(a.heldBy, h.Name)
 	a.released[h.Name] = string(h.Holder.ID)
@@ -100,15 +101,15 @@ func (a *audit) log(ctx context.Context, log *slog.Logger, status int, err error
 		return
 	}
 	end := a.now()
-	// The line has the time of the clock that decided.
+	// The line has the same time as the decision.
 	record := slog.NewRecord(end, level, "enroll", 0)
 	record.AddAttrs(a.line(status, err)...)
 	record.AddAttrs(a.metrics(end, status, err)...)
-	// Nobody is left to tell that a line could not be written.
+	// If writing the log line fails, there is nowhere to report it.
 	_ = log.Handler().Handle(ctx, record)
 }
 
-// line returns all that the line says, in its order.
+// line returns the line's attributes in order.
 func (a *audit) line(status int, err error) []slog.Attr {
 	var f fields
 	f.add("request_id", a.request.ID)
@@ -140,7 +141,7 @@ func codeText(err error) string {
 	return string(codeOf(err))
 }
 
-// addCaller says who asks, and of which keys.
+// addCaller adds the caller and its host keys.
 func (a *audit) addCaller(f *fields) {
 	f.list("host_keys", a.keys)
 	d := a.document
@@ -159,7 +160,7 @@ func (a *audit) addCaller(f *fields) {
 	}
 }
 
-// rejection is why the instance does not use what it was granted last, or nil.
+// rejection returns why the instance rejected its last certificates, or nil.
 func (a *audit) rejection() *protocol.Rejection {
 	if a.report == nil {
 		return nil
@@ -167,7 +168,7 @@ func (a *audit) rejection() *protocol.Rejection {
 	return a.report.Rejected
 }
 
-// addFacts says what the policy decided on, except for tags.
+// addFacts adds the facts that the policy decided on, except for tags.
 func (a *audit) addFacts(f *fields) {
 	if a.facts == nil {
 		return
@@ -182,7 +183,7 @@ func (a *audit) addFacts(f *fields) {
 	f.add("enrolled_before", a.facts.Enrolled)
 }
 
-// addDecision says what the policy decided, and what of it others hold.
+// addDecision adds the policy's decision, and the names in it that other instances hold.
 func (a *audit) addDecision(f *fields) {
 	f.text("policy_sha256", a.policy)
 	d := a.decision
@@ -207,7 +208,7 @@ func (a *audit) addDecision(f *fields) {
 	f.list("notes", d.Notes)
 }
 
-// addClaim says what of the decision the ledger granted.
+// addClaim adds what the ledger granted of the decision.
 func (a *audit) addClaim(f *fields) {
 	hostname := a.grant.node.Hostname
 	f.add("hostname", hostname)
@@ -221,17 +222,17 @@ func (a *audit) addClaim(f *fields) {
 	f.text("rekey_permitted_by", a.grant.held.PermittedBy)
 }
 
-// certificateLine is what the line says of one certificate.
+// certificateLine describes one certificate in the line.
 type certificateLine struct {
 	Fingerprint string `json:"fingerprint"` // of the host key
-	// Serial is text: JSON's numbers lose the last digits of 64 bits.
+	// Serial is text: JSON numbers lose the last digits of 64 bits.
 	Serial string    `json:"serial"`
 	KeyID  string    `json:"key_id"`
 	Until  time.Time `json:"valid_until"`
 }
 
-// addIssued says what the cluster signed. Only with the code granted was it handed
-// out.
+// addIssued adds the certificates that the cluster signed. The machine got them only if
+// the code is granted.
 func (a *audit) addIssued(f *fields) {
 	if len(a.certificates) == 0 {
 		return
@@ -243,14 +244,14 @@ func (a *audit) addIssued(f *fields) {
 			Fingerprint: ssh.FingerprintSHA256(c.Key),
 			Serial:      strconv.FormatUint(c.Serial, 10),
 			KeyID:       c.KeyId,
-			// Checked to be within bounds before it came here.
+			// hostcert.Check has bounded it.
 			Until: time.Unix(int64(c.ValidBefore), 0).UTC(), //nolint:gosec // see above
 		}
 	}
 	f.add("certificates", lines)
 }
 
-// fields are the attributes of a line. What is not known is left out.
+// fields are the attributes of a line. Unknown values are left out.
 type fields []slog.Attr
 
 func (f *fields) add(key string, value any) { *f = append(*f, slog.Any(key, value)) }
@@ -273,8 +274,8 @@ func (f *fields) time(key string, t time.Time) {
 	}
 }
 
-// isAlarm reports whether somebody should look at it now: a key conflict is
-// either an image with host keys in it or an attempt to pose as another machine.
+// isAlarm reports whether an operator should look at the error now: a key conflict means
+// either that an image contains host keys or that a machine poses as another.
 func isAlarm(err error) bool {
 	if err == nil {
 		return false

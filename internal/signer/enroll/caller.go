@@ -14,9 +14,9 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/signer/entry"
 )
 
-// checkDoor decides by what the network and Lambda say of a request, before a
-// byte of it is read. The answer is the one for an account that is not listed:
-// who may knock is the operator's business.
+// checkDoor checks what the network and Lambda say about a request before anything reads
+// its body. Its answer is the same as for an account that is not listed: the list of
+// allowed sources is the operator's business.
 func (s *Signer) checkDoor(r entry.Request) error {
 	if err := s.checkSource(r.Source); err != nil {
 		return refuse(protocol.CodeNotAllowed, err)
@@ -38,7 +38,7 @@ func (s *Signer) checkSource(source string) error {
 	if err != nil {
 		return fmt.Errorf("source address: %w", err)
 	}
-	// An IPv4 address may come as ::ffff:192.0.2.1, which no IPv4 prefix contains.
+	// An IPv4 address may arrive as ::ffff:192.0.2.1, which no IPv4 prefix contains.
 	address = address.Unmap()
 	if !slices.ContainsFunc(s.Sources, func(p netip.Prefix) bool { return p.Contains(address) }) {
 		return fmt.Errorf("source %s is not in the deployment's list", address)
@@ -46,8 +46,8 @@ func (s *Signer) checkSource(source string) error {
 	return nil
 }
 
-// checkIAM compares who signed the HTTP request with the instance of the document,
-// so that one account's credentials do not carry another account's document in.
+// checkIAM compares the IAM caller of the HTTP request with the instance in the document.
+// This stops one account's credentials from submitting another account's document.
 func checkIAM(c *entry.IAMCaller, d *identity.Document) error {
 	if c == nil {
 		return nil

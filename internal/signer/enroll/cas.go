@@ -110,8 +110,9 @@ func encodeCAs(cas teleport.CAs) ([]byte, error) {
 	return protocol.CAs{Version: protocol.CAsVersion, OpenSSHCAs: sshkey.Lines(cas.OpenSSH), HostCAs: sshkey.Lines(cas.Host)}.Encode()
 }
 
-// errResting says that the cluster did not answer a moment ago.
-var errResting = errors.New("the cluster did not answer a moment ago")
+// errResting says that the cluster did not answer the last read, so the signer waits
+// before the next one.
+var errResting = errors.New("the cluster did not answer the last read; retry in a few seconds")
 
 // caCache keeps the encoded list. The zero value is ready to use.
 type caCache struct {

@@ -23,27 +23,28 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/sshkey"
 )
 
-// maxClaims bounds how often an instance gives way to others: once where all is
-// quiet, once more if a name is taken just then, and once if it has had too many.
+// maxClaims bounds how often the signer repeats a claim without names that others hold:
+// once normally, once more if another instance takes a name meanwhile, and once if the
+// instance has had too many names.
 const maxClaims = 4
 
-// ask is who is to be enrolled, and as what.
+// ask is the instance to enroll, and the policy's decision.
 type ask struct {
 	caller   caller
 	facts    node.Facts
 	decision policy.Decision
-	// record is what the ledger knew of the instance when it was asked first.
+	// record is the ledger's record when the request first read it.
 	record ledger.Record
 }
 
-// grant is what the ledger holds for the instance, and what will be issued on it.
+// grant is what the ledger holds for the instance, which the certificates may contain.
 type grant struct {
 	claim      ledger.Claim
 	held       ledger.Grant
 	node       node.Node
 	cluster    string
 	keys       []ssh.PublicKey
-	names      []string // principals beside the host name and the node's id
+	names      []string // principals other than the host name and the node's id
 	principals []string
 	start      time.Time
 	lifetime   time.Duration
@@ -61,8 +62,8 @@ func newGrant(k ask, cluster Cluster, now time.Time) grant {
 			Image:        k.facts.Image,
 			ImageOwner:   k.facts.ImageOwner,
 			ImageTags:    k.facts.ImageTags,
-			// Teleport's clock sets the certificates' end; hostcert.Check lets it be off
-			// by this much. The claim must not end before they do.
+			// Teleport's clock sets the certificates' expiry, and hostcert.Check allows
+			// this much skew. The claim must not expire before the certificates.
 			ValidUntil: end.Add(hostcert.MaxClockSkew),
 			Lease:      end,
 			Signer:     d.Labels[node.SignerLabel],
@@ -72,8 +73,8 @@ func newGrant(k ask, cluster Cluster, now time.Time) grant {
 			Hostname: d.Hostname,
 			Address:  d.Address,
 			Labels:   d.Labels,
-			// The lease: if every event is lost, the node still goes when its
-			// certificates do.
+			// If every event is lost, this lease still removes the node when the
+			// certificates expire.
 			Expires: end,
 		},
 		cluster:  cluster.ClusterName(),
@@ -86,10 +87,10 @@ func newGrant(k ask, cluster Cluster, now time.Time) grant {
 	return g
 }
 
-// claim has the ledger hold keys and names for the instance. It gives way where others
-// hold a name, in Teleport or in the ledger: a machine must not be kept out because of
-// what another is called. Teleport is asked first, so that nothing is claimed that
-// cannot be had.
+// claim makes the ledger record keys and names for the instance. It drops names that
+// others hold, in Teleport or in the ledger: another instance's name must not keep a
+// machine out. It asks Teleport first, so that it never claims a name that a foreign node
+// has.
 func (s *Signer) claim(ctx context.Context, cluster Cluster, k ask, a *audit) (grant, error) {
 	checked := make(map[string]bool)
 	for attempt := 1; ; attempt++ {
@@ -124,7 +125,7 @@ func (s *Signer) claimOnce(ctx context.Context, cluster Cluster, k ask, a *audit
 	return g, err
 }
 
-// giveWay returns what to claim instead after a refusal, if there is anything.
+// giveWay returns a smaller claim after a refusal, if there is one.
 func giveWay(k ask, err error) (policy.Decision, bool) {
 	d := k.decision
 	if inUse, ok := errors.AsType[*ledger.NameInUseError](err); ok {
@@ -132,28 +133,29 @@ func giveWay(k ask, err error) (policy.Decision, bool) {
 	}
 	switch {
 	case errors.Is(err, ledger.ErrTooManyNames) && len(d.Names) > 0:
-		// An address that changes with every start must not keep a machine out.
+		// An address that changes at every start must not keep a machine out.
 		return leave(d, d.Names)
 	case errors.Is(err, ledger.ErrTooManyNames) && d.Hostname != string(k.caller.document.Instance.ID):
-		// Nor must a tag that changes every hour. The ledger always has room for this.
+		// Nor must a tag that changes every hour. The ledger always has room for the
+		// default name.
 		d.Hostname, d.Fallback = string(k.caller.document.Instance.ID), ""
 		return d, true
 	}
 	return d, false
 }
 
-// longExpired is how long ago the last certificate for a name must have ended before EC2
-// is asked about its holder. Until then the sweep has had its turn many times.
+// longExpired is how long ago the last certificate with a name must have expired before
+// the signer asks EC2 about the holder. Sweeps normally act much earlier.
 const longExpired = 14 * 24 * time.Hour
 
-// maxAsked bounds the questions to EC2 about holders in one request.
+// maxAsked bounds the calls to EC2 about holders in one request.
 const maxAsked = 2
 
-// releaseGone releases the names that kept a claim from being granted, if their holders
-// are no more: an instance whose event was lost and whose node's lease ended would keep
-// its names for good. It reports whether any name was released. EC2 forgets an instance
-// within the hour, so a holder that it does not know counts here; should it come back,
-// it is still enrolled and gets another name.
+// releaseGone releases names that blocked a claim if their holders are gone. Otherwise an
+// instance whose event was lost and whose node's lease ended would hold its names
+// forever. It reports whether it released any name. EC2 forgets an instance within an
+// hour, so an unknown holder counts as gone; if it comes back, it is still enrolled and
+// gets another name.
 func (s *Signer) releaseGone(ctx context.Context, refusal error, a *audit) bool {
 	inUse, ok := errors.AsType[*ledger.NameInUseError](refusal)
 	if !ok {
@@ -180,10 +182,10 @@ func (s *Signer) releaseGone(ctx context.Context, refusal error, a *audit) bool 
 	return released
 }
 
-// releasedBySigner stands in the ledger where an operator's name would.
+// releasedBySigner is what the ledger stores in place of an operator's name.
 const releasedBySigner = "the signer: EC2 does not have the holder"
 
-// isGone reports whether EC2 says that an instance is no more. An error says nothing.
+// isGone reports whether EC2 says that an instance is gone. An error does not say so.
 func (s *Signer) isGone(ctx context.Context, i ec2ref.Instance, a *audit) bool {
 	if !slices.Contains(s.Accounts, i.Account) || !slices.Contains(s.Regions, i.Region) {
 		return false
@@ -199,8 +201,8 @@ func (s *Signer) isGone(ctx context.Context, i ec2ref.Instance, a *audit) bool {
 	return found.State == inventory.StateTerminated
 }
 
-// leave returns the decision without the names that are taken, if there is another
-// host name to take, and whether that changes anything.
+// leave returns the decision without the taken names, if another host name is left, and
+// whether that changes anything.
 func leave(d policy.Decision, taken []string) (policy.Decision, bool) {
 	names := without(d.Names, taken)
 	changed := len(names) < len(d.Names)
@@ -232,15 +234,15 @@ func refuseLedger(err error) error {
 	case errors.Is(err, ledger.ErrTooManyNames):
 		return refuse(protocol.CodeNameInUse, err).withMessage("the instance has had too many names; ask the signer's operator")
 	case errors.Is(err, ledger.ErrOtherSigner):
-		return refuse(protocol.CodeNameInUse, err).withMessage("another signer enrolled the instance; enroll with that one, or wait until its certificates have ended")
+		return refuse(protocol.CodeNameInUse, err).withMessage("another signer enrolled the instance; enroll with that signer, or wait until its certificates expire")
 	case errors.Is(err, ledger.ErrRetired):
 		return refuse(protocol.CodeInstanceEnded, err)
 	}
 	return unanswered(serviceLedger, err)
 }
 
-// checkTeleport asks about the node's id and the decision's names at once, and returns
-// the decision without the names that other nodes bear.
+// checkTeleport checks the node's id and the decision's names concurrently, and returns
+// the decision without the names of other nodes.
 func (s *Signer) checkTeleport(ctx context.Context, cluster Cluster, k ask, checked map[string]bool, a *audit) (policy.Decision, error) {
 	group, ctx := errgroup.WithContext(ctx)
 	if len(checked) == 0 {
@@ -253,9 +255,9 @@ func (s *Signer) checkTeleport(ctx context.Context, cluster Cluster, k ask, chec
 	return d, err
 }
 
-// checkNode refuses a node id that another program writes. It is asked until a claim
-// has been confirmed, and again when the instance is renamed. A record that names no
-// signer, from before records did, has not shown whose the node is either.
+// checkNode refuses a node id that another program uses. It checks until a claim is
+// confirmed, and again when the instance is renamed. An old record without a signer does
+// not prove who wrote the node either.
 func (s *Signer) checkNode(ctx context.Context, cluster Cluster, k ask, a *audit) error {
 	if k.keepsHostname() && k.record.Signer != "" {
 		return nil
@@ -283,18 +285,17 @@ func (k ask) deciding(d policy.Decision) ask {
 	return k
 }
 
-// keepsHostname reports whether the instance is to have the host name of its last claim
-// that was confirmed, which it still holds. An attempt that failed halfway has shown
-// nothing.
+// keepsHostname reports whether the instance keeps the host name of its last confirmed
+// claim, which it still holds. A failed attempt proves nothing.
 func (k ask) keepsHostname() bool {
 	return k.record.ConfirmedHostname == k.decision.Hostname && !k.record.ValidUntil.IsZero()
 }
 
-// leaveForeign returns the decision without the names that other nodes in Teleport bear,
-// which may be older than the ledger or not of Hallmark's making: under Teleport's
-// routing the node with the latest expiry wins, so a host name would be taken away. It
-// asks once about each name. The present host name is not asked about; of the further
-// names nothing records that they once were free.
+// leaveForeign returns the decision without the names of other nodes in Teleport, which
+// may be older than the ledger or written by other programs. Teleport routes to the node
+// with the latest expiry, so sharing a host name would take it away from the other node.
+// It asks once about each name, but not about the current host name. The ledger does not
+// record that the other names were once free.
 func (s *Signer) leaveForeign(ctx context.Context, cluster Cluster, k ask, checked map[string]bool, a *audit) (policy.Decision, error) {
 	d := k.decision
 	for {
@@ -311,12 +312,12 @@ func (s *Signer) leaveForeign(ctx context.Context, cluster Cluster, k ask, check
 	}
 }
 
-// foreign returns those of the decision's names that another node bears, and which. A
-// host name counts as borne with and without the cluster's name after it, because the
+// foreign returns the decision's names that another node has, with those nodes. It
+// compares host names with and without the cluster's name after them, because the
 // certificate has both.
 func (s *Signer) foreign(ctx context.Context, cluster Cluster, k ask, checked map[string]bool, a *audit) (map[string]string, error) {
 	d, i := k.decision, k.caller.document
-	wanted := make(map[string]string) // what a node may be called, to the name of ours
+	wanted := make(map[string]string) // a node's possible name, to the instance's own name
 	for _, name := range d.Names {
 		wanted[strings.ToLower(name)] = name
 	}

@@ -18,14 +18,14 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/sshkey"
 )
 
-// caller is who has proved to be calling, and with which host keys.
+// caller is a caller that proved its identity, with its host keys.
 type caller struct {
 	document *identity.Document
 	keys     []ssh.PublicKey
-	version  int // of the protocol
+	version  int // protocol version
 }
 
-// evidence is a request taken apart, none of it proved.
+// evidence is a parsed request. Nothing in it is proved.
 type evidence struct {
 	proof      protocol.CallerProof
 	binding    protocol.Binding
@@ -34,7 +34,7 @@ type evidence struct {
 	keys       []ssh.PublicKey
 }
 
-// authenticate takes the steps up to STS.
+// authenticate takes the steps up to and including STS.
 func (s *Signer) authenticate(ctx context.Context, r entry.Request, a *audit) (caller, error) {
 	e, document, err := s.examine(r, a)
 	if err != nil {
@@ -56,7 +56,7 @@ func (s *Signer) authenticate(ctx context.Context, r entry.Request, a *audit) (c
 	return caller{document: document, keys: e.keys, version: e.payload.Version}, nil
 }
 
-// examine checks all that can be checked without calling anybody.
+// examine checks everything that needs no call to a service.
 func (s *Signer) examine(r entry.Request, a *audit) (*evidence, *identity.Document, error) {
 	if err := s.checkDoor(r); err != nil {
 		return nil, nil, err
@@ -83,7 +83,7 @@ func (s *Signer) examine(r entry.Request, a *audit) (*evidence, *identity.Docume
 	return e, document, checkSignatures(e)
 }
 
-// readEvidence checks all that needs neither a signature nor a clock.
+// readEvidence checks everything that needs neither a signature nor a clock.
 func (s *Signer) readEvidence(r entry.Request) (*evidence, error) {
 	if r.Method != http.MethodPost {
 		return nil, refuse(protocol.CodeMethodNotAllowed, fmt.Errorf("method %.16q", r.Method))
@@ -115,8 +115,8 @@ func (s *Signer) readEvidence(r entry.Request) (*evidence, error) {
 	}, nil
 }
 
-// readPayload looks at the version before anything else, so that a caller of
-// another version hears that rather than which fields it should not have sent.
+// readPayload checks the version first, so that a caller with another version learns that
+// instead of an error about its fields.
 func (s *Signer) readPayload(data []byte) (*protocol.Payload, error) {
 	var peek struct {
 		Version int `json:"version"`
@@ -128,7 +128,7 @@ func (s *Signer) readPayload(data []byte) (*protocol.Payload, error) {
 	if err != nil {
 		return nil, refuse(protocol.CodeMalformed, err)
 	}
-	// Evidence made for another signer, who could replay it here, ends here.
+	// This check stops evidence made for another signer, which could replay it here.
 	if payload.Audience != s.Audience {
 		return nil, refuse(protocol.CodeAudienceMismatch, fmt.Errorf("audience %.128q", payload.Audience))
 	}
@@ -147,9 +147,9 @@ func (s *Signer) verifyDocument(text string) (*identity.Document, error) {
 	return document, nil
 }
 
-// checkListed stops a stranger before anything is called on his behalf. Which of
-// account and region is not listed is for the log alone: the answer would tell
-// him whom this signer serves.
+// checkListed stops a caller from an unlisted account before the signer calls any
+// service. Only the log says whether the account or the region is not listed: the answer
+// must not reveal the deployment's lists.
 func (s *Signer) checkListed(d *identity.Document) error {
 	if !slices.Contains(s.Accounts, d.Instance.Account) {
 		return refuse(protocol.CodeNotAllowed, errors.New("account is not in the deployment's list"))
@@ -160,8 +160,8 @@ func (s *Signer) checkListed(d *identity.Document) error {
 	return nil
 }
 
-// checkTime bounds how long a captured request is of use, more narrowly than the
-// 15 minutes of STS, and ties the payload's time to the one that STS verifies.
+// checkTime bounds how long a captured request is useful, to less than the 15 minutes of
+// STS, and ties the payload's time to the one that STS verifies.
 func checkTime(e *evidence, now time.Time) error {
 	proved, err := identity.ProofTime(e.proof)
 	if err != nil {
@@ -177,9 +177,9 @@ func checkTime(e *evidence, now time.Time) error {
 	return nil
 }
 
-// checkSignatures stops a caller from enrolling a host key that he does not hold:
-// with a certificate for somebody else's key he could not pose as that host, but
-// that host could pose as his.
+// checkSignatures stops a caller from enrolling another host's key. With a certificate
+// for that key the caller could not pose as that host, but that host could pose as the
+// caller.
 func checkSignatures(e *evidence) error {
 	if len(e.signatures) != len(e.keys) {
 		return refuse(protocol.CodeHostKeyUnproved, fmt.Errorf("%d signatures for %d host keys", len(e.signatures), len(e.keys)))

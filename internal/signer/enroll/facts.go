@@ -13,10 +13,10 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/signer/node"
 )
 
-// inspect asks the ledger and then EC2 about the instance, and compares what EC2 says
-// with the document. The ledger comes first: a tag event that it has noted by then is in
-// EC2's answer, and one that it notes later is found when the claim is confirmed. And
-// nobody waits for EC2 to say that it does not know an instance that ended.
+// inspect asks the ledger and then EC2 about the instance, and compares EC2's answer with
+// the document. The ledger comes first: EC2's answer then includes every tag change that
+// the ledger has noted, and the confirmation detects later notes. Also, a retired
+// instance needs no call to EC2.
 func (s *Signer) inspect(ctx context.Context, d *identity.Document, a *audit) (node.Facts, error) {
 	record, err := s.recall(ctx, d, a)
 	if err != nil {
@@ -37,7 +37,7 @@ func (s *Signer) inspect(ctx context.Context, d *identity.Document, a *audit) (n
 	return facts, nil
 }
 
-// describe asks EC2 what it knows of the instance.
+// describe asks EC2 about the instance.
 func (s *Signer) describe(ctx context.Context, d *identity.Document, a *audit) (*inventory.Instance, error) {
 	var i *inventory.Instance
 	err := a.step(ctx, "ec2", ec2Timeout, func(ctx context.Context) (err error) {
@@ -53,9 +53,9 @@ func (s *Signer) describe(ctx context.Context, d *identity.Document, a *audit) (
 	return i, nil
 }
 
-// addLaunchImage fills in the owner of an image that EC2 does not show and the ledger does
-// not remember: the image of a first enrollment may be deregistered, or shared no longer,
-// before its instance has booted. Tags are not told, so they stay unknown.
+// addLaunchImage fills in the owner of an image that neither EC2 nor the ledger knows:
+// someone may deregister or unshare an image before the first enrollment of an instance
+// launched from it. EC2 does not report its tags, so they stay unknown.
 func (s *Signer) addLaunchImage(ctx context.Context, i *inventory.Instance, r ledger.Record, a *audit) error {
 	if owner, _ := r.ImageOf(i.ImageID, i.ImageOwner, i.ImageTags); owner != "" || i.ImageID == "" || s.LaunchImages == nil {
 		return nil
@@ -67,22 +67,23 @@ func (s *Signer) addLaunchImage(ctx context.Context, i *inventory.Instance, r le
 	})
 	switch {
 	case errors.Is(err, inventory.ErrNotPermitted):
-		// A member account's role from before this was asked: the policy decides without.
+		// A member account's role may be older than this permission: the policy then
+		// decides without it.
 		if _, seen := s.unpermitted.LoadOrStore(i.OwnerID, true); !seen {
-			s.Log.WarnContext(ctx, "the role may not ask about images that are gone: their owners are not known; permit ec2:DescribeInstanceImageMetadata",
+			s.Log.WarnContext(ctx, "the role may not look up deleted images, so their owners are unknown; allow ec2:DescribeInstanceImageMetadata",
 				slog.String("account", i.OwnerID.String()), slog.Any("error", err))
 		}
 	case errors.Is(err, inventory.ErrNotFound):
 	case err != nil:
 		return unanswered(serviceEC2, err)
-	case image.ID == i.ImageID: // of another image than EC2 says it runs, it says nothing
+	case image.ID == i.ImageID: // the instance now runs another image
 		i.ImageOwner = image.Owner
 	}
 	return nil
 }
 
-// recall reads what the ledger knows of the instance. One that was off-boarded ends
-// here: its document stays valid for ever, and EC2 may still show it as running.
+// recall reads the instance's record from the ledger. It stops an off-boarded instance:
+// its document stays valid forever, and EC2 may still show it as running.
 func (s *Signer) recall(ctx context.Context, d *identity.Document, a *audit) (ledger.Record, error) {
 	var record ledger.Record
 	err := a.step(ctx, "record", ledgerTimeout, func(ctx context.Context) (err error) {
@@ -101,14 +102,14 @@ func (s *Signer) recall(ctx context.Context, d *identity.Document, a *audit) (le
 	return record, refuseLedger(err)
 }
 
-// checkInstance compares EC2's answer with the document. Each line stands for
-// itself; none is skipped because another is absent or off. The launch time is not
-// among them: the document has the time of the last start, which need not be it.
+// checkInstance compares EC2's answer with the document. Each line is independent; none
+// is skipped because another is absent or disabled. It does not compare the launch time:
+// the document has the time of the last start, which may differ.
 func checkInstance(i *inventory.Instance, d *identity.Document) error {
 	agree := []struct{ what, ec2, document string }{
 		{"instance", i.ID.String(), d.Instance.ID.String()},
-		// A subnet can be shared and a role assumed: only the reservation's owner says
-		// whose instance it is.
+		// A subnet can be shared and a role can be assumed: only the reservation's owner
+		// says whose instance it is.
 		{"account", i.OwnerID.String(), d.Instance.Account.String()},
 		{"region", i.Region.String(), d.Instance.Region.String()},
 		{"availability zone", i.AvailabilityZone, d.AvailabilityZone},
@@ -121,7 +122,7 @@ func checkInstance(i *inventory.Instance, d *identity.Document) error {
 				fmt.Errorf("%s: EC2 says %q, the document %q", fact.what, fact.ec2, fact.document))
 		}
 	}
-	// The document of a machine that is gone stays valid for ever.
+	// The document of a terminated machine stays valid forever.
 	if i.State != inventory.StatePending && i.State != inventory.StateRunning {
 		err := fmt.Errorf("the instance is %s", i.State)
 		return refuse(protocol.CodeInstanceState, err).withMessage(err.Error())

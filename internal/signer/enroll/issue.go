@@ -18,13 +18,13 @@ import (
 
 // issue registers the node, has the keys signed, and confirms the claim.
 //
-// What a failure leaves behind:
+// A failure leaves behind:
 //
-//   - Before the node was written: the claim. It is the instance's own, and the next attempt
-//     finds it.
+//   - Before the node was written: the claim. It belongs to the instance, and the next
+//     attempt finds it.
 //   - After the node may have been written: see giveUp.
-//   - After the certificates but before the confirmation: certificates that nobody
-//     was given.
+//   - After the certificates but before the confirmation: certificates that the signer
+//     handed to no one.
 func (s *Signer) issue(ctx context.Context, cluster Cluster, g grant, a *audit) (*protocol.Response, error) {
 	i, record, err := s.issueAndConfirm(ctx, cluster, g, a)
 	if err != nil {
@@ -58,14 +58,14 @@ func (s *Signer) issueAndConfirm(ctx context.Context, cluster Cluster, g grant, 
 	return i, record, err
 }
 
-// issued is what the cluster answered.
+// issued is the cluster's answer.
 type issued struct {
-	written      bool               // the node is known to be written
-	certificates []*ssh.Certificate // in the order of the keys
+	written      bool               // the node was written
+	certificates []*ssh.Certificate // in the keys' order
 	cas          teleport.CAs
 }
 
-// register writes the node, has every key signed and reads the CAs, all at once.
+// register writes the node, has every key signed and reads the CAs, all concurrently.
 func register(ctx context.Context, cluster Cluster, g grant) (issued, error) {
 	group, ctx := errgroup.WithContext(ctx)
 	i := issued{certificates: make([]*ssh.Certificate, len(g.keys))}
@@ -94,9 +94,9 @@ func register(ctx context.Context, cluster Cluster, g grant) (issued, error) {
 	return i, err
 }
 
-// checkIssued refuses to hand out a certificate that is not what was asked for.
-// The CAs were read while the keys were signed: a rotation in between is no
-// reason to fail, so they are read again before one is called unknown.
+// checkIssued refuses certificates that differ from the request. The CAs were read while
+// the keys were signed. A rotation in between is no reason to fail, so checkIssued reads
+// them again before it calls a CA unknown.
 func (s *Signer) checkIssued(ctx context.Context, cluster Cluster, g grant, i *issued) error {
 	err := checkCertificates(g, i, s.now())
 	if errors.Is(err, hostcert.ErrUnknownCA) {
@@ -113,13 +113,13 @@ func (s *Signer) checkIssued(ctx context.Context, cluster Cluster, g grant, i *i
 	return nil
 }
 
-// outlast extends the claim if a certificate ends after it, as one does when Teleport's
-// clock is ahead by all that is accepted and signing took a while. Until the certificate
-// ends, nobody else must get its names.
+// outlast extends the claim if a certificate expires after it. That happens if Teleport's
+// clock is ahead by the whole accepted skew and signing took a while. No other instance
+// may get the names until the certificate expires.
 func (s *Signer) outlast(ctx context.Context, g grant, i issued, a *audit) error {
 	end := g.claim.ValidUntil
 	for _, certificate := range i.certificates {
-		// Checked to be within bounds before it came here.
+		// hostcert.Check has bounded it.
 		if last := time.Unix(int64(certificate.ValidBefore), 0).UTC(); last.After(end) { //nolint:gosec // see above
 			end = last
 		}
@@ -133,7 +133,7 @@ func (s *Signer) outlast(ctx context.Context, g grant, i issued, a *audit) error
 		return err
 	})
 	if errors.Is(err, ledger.ErrRetired) {
-		return nil // the confirmation finds that too, and undoes what was written
+		return nil // the confirmation fails, too, and undoes the write
 	}
 	return refuseLedger(err)
 }
@@ -163,7 +163,7 @@ func (s *Signer) confirm(ctx context.Context, g grant, a *audit) (ledger.Record,
 	return record, refuseLedger(err)
 }
 
-// newResponse returns the answer, but for its version.
+// newResponse returns the answer, except for its version.
 func newResponse(g grant, i issued, requestID string) *protocol.Response {
 	r := &protocol.Response{
 		RequestID: requestID,
@@ -176,7 +176,7 @@ func newResponse(g grant, i issued, requestID string) *protocol.Response {
 		Principals: g.principals,
 		OpenSSHCAs: sshkey.Lines(i.cas.OpenSSH),
 		HostCAs:    sshkey.Lines(i.cas.Host),
-		// The machine adds the jitter: only it knows how many others there are.
+		// The machine adds jitter: only it knows how many others there are.
 		RenewAfter: g.start.Add(g.lifetime / 3).UTC().Truncate(time.Second),
 	}
 	for _, certificate := range i.certificates {

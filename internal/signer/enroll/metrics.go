@@ -9,11 +9,11 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/signer/emf"
 )
 
-// isFailure reports whether a request failed for what is wrong on this side.
+// isFailure reports whether a request failed because of a fault on the signer's side.
 func isFailure(status int, err error) bool { return status >= 500 || missing(err) != "" }
 
-// metrics returns the members that make the line a metric record. Codes are a
-// dimension of one metric alone. Steps that were not taken have no time.
+// metrics returns the attributes that make the line a metric record. Codes are a
+// dimension of one metric only. Steps that did not run have no time.
 func (a *audit) metrics(end time.Time, status int, err error) []slog.Attr {
 	granted := err == nil
 	again := a.facts != nil && a.facts.Enrolled

@@ -13,32 +13,32 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/signer/teleport"
 )
 
-// This file keeps the node true while others write about the same instance: another
-// request of it, tag events, the sweep, the end. Each of them writes to the ledger
-// before it writes the node, so whoever reads a record that has changed since writes
-// the node once more. See "Concurrent operations" in docs/architecture.md.
+// This file keeps the node correct while others write about the same instance: another
+// request, tag events, the sweep, an off-boarding. Each of them writes to the ledger
+// before it writes the node. A writer that finds the record changed afterwards writes the
+// node again. See "Concurrent operations" in docs/architecture.md.
 
-// maxSettles bounds how often one request follows what others write meanwhile.
+// maxSettles bounds how often one request retries because of concurrent writes.
 const maxSettles = 3
 
 // errMoving says that others kept writing about an instance.
 var errMoving = errors.New("the instance's record kept changing while its node was written")
 
-// isQuiet reports whether nobody has written about the instance since this request read
+// isQuiet reports whether others have written about the instance since this request read
 // its record and asked EC2.
 func isQuiet(g grant, confirmed, read ledger.Record) bool {
 	return confirmed.Version == g.held.Version+1 && confirmed.TagsVersion == read.TagsVersion
 }
 
-// settle writes the node again from the record and from what EC2 says now, until the
-// record stays as it is. The certificates are good either way: unless the instance has
-// ended or the policy no longer admits it, what fails here is left to the sweep.
+// settle writes the node again from the record and EC2's current answer until the record
+// no longer changes. The certificates are good either way: a failure here is left to the
+// sweep, unless the instance is retired or the policy no longer admits it.
 func (s *Signer) settle(ctx context.Context, cluster Cluster, g grant, record ledger.Record, a *audit) error {
 	err := s.settleNode(ctx, cluster, g, record, a)
 	if err == nil || isFinal(err) {
 		return err
 	}
-	s.Log.LogAttrs(ctx, slog.LevelWarn, "the node may be out of date until the next sweep",
+	s.Log.LogAttrs(ctx, slog.LevelWarn, "node may be out of date until the next sweep",
 		slog.String("request_id", a.request.ID), slog.String("node_id", g.node.ID), slog.String("error", shorten(err.Error())))
 	return nil
 }
@@ -54,8 +54,8 @@ func (s *Signer) settleNode(ctx context.Context, cluster Cluster, g grant, recor
 		if record.Retired {
 			return undo(ctx, cluster, g, refuse(protocol.CodeInstanceEnded, ledger.ErrRetired))
 		}
-		// While this process was frozen, the claim may have run out and another signer may
-		// have enrolled the instance. The node is the other signer's then.
+		// While this process was frozen, the claim may have expired and another signer
+		// may have enrolled the instance. The node then belongs to that signer.
 		if record.Signer != "" && record.Signer != s.Audience {
 			return fmt.Errorf("%w: %q", ledger.ErrOtherSigner, record.Signer)
 		}
@@ -80,8 +80,8 @@ func (s *Signer) settleNode(ctx context.Context, cluster Cluster, g grant, recor
 	return errMoving
 }
 
-// renderAgain makes the node of the latest confirmed enrollment, with labels and address
-// as EC2 has them now.
+// renderAgain renders the node of the latest confirmed enrollment, with EC2's current
+// labels and address.
 func (s *Signer) renderAgain(ctx context.Context, cluster Cluster, g grant, record ledger.Record, a *audit) (node.Node, error) {
 	instance, err := s.describe(ctx, a.document, a)
 	if err != nil {
@@ -97,13 +97,15 @@ func (s *Signer) renderAgain(ctx context.Context, cluster Cluster, g grant, reco
 	return node.Confirmed(g.claim.Instance, record, decision.Address, decision.Labels), nil
 }
 
-// giveUp deals with a node that may have been written though the enrollment then failed.
-// If the instance has ended meanwhile, the node goes: whoever ended it may have looked
-// before it was written. If an earlier enrollment stands, the node becomes what that one
-// made it, or else it would bear a name that no certificate of the machine has. The node
-// of a first enrollment stays: the machine tries again, and the lease ends by itself.
+// giveUp handles a node that may have been written although the enrollment then failed.
+// If the instance was retired meanwhile, it deletes the node: the off-boarding may have
+// looked before the node existed. If an earlier enrollment is confirmed, it restores that
+// enrollment's node; otherwise the node would have a name that no certificate of the
+// machine has. The node of a first enrollment stays: the machine retries, and the lease
+// ends by itself.
 func (s *Signer) giveUp(ctx context.Context, cluster Cluster, g grant, i issued, a *audit, reason error) error {
-	// Even if the caller has gone or its time is up. What fails here is left to the sweep.
+	// Continue even if the caller has gone or its time is up. The sweep repairs what
+	// fails here.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
 	defer cancel()
 	record, err := s.Ledger.Announce(ctx, g.claim.Instance)
@@ -113,8 +115,8 @@ func (s *Signer) giveUp(ctx context.Context, cluster Cluster, g grant, i issued,
 	if !record.Retired && (record.ConfirmedHostname == "" || !record.Lease.After(s.now())) {
 		return reason
 	}
-	// In an outage, asking more only keeps the machine waiting. If the node was written all
-	// the same, the sweep restores it.
+	// In an outage, more calls only keep the machine waiting. If the node was written
+	// anyway, the sweep restores it.
 	if !record.Retired && !i.written && errors.Is(reason, teleport.ErrUnavailable) {
 		return reason
 	}

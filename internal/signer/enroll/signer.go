@@ -1,10 +1,9 @@
-// Package enroll decides on enrollment requests. It believes nothing before it is
-// proved, asks the policy and the ledger, and then registers the node and has its
-// host keys signed.
+// Package enroll decides on enrollment requests. It verifies the evidence, asks the
+// policy and the ledger, registers the node and has its host keys signed.
 //
-// The order of the steps is a security property (see Enroll): a caller who has
-// proved nothing costs no call to anything, and one who holds a stolen document
-// costs one call to STS.
+// The order of the steps is a security property (see Enroll): a caller that has proved
+// nothing causes no call to any service, and a caller with a stolen document causes one
+// call to STS.
 package enroll
 
 import (
@@ -27,32 +26,32 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/signer/teleport"
 )
 
-// DocumentVerifier verifies signed identity documents. *identity.Keyring is one.
+// DocumentVerifier verifies signed identity documents. *identity.Keyring implements it.
 type DocumentVerifier interface {
 	Verify(message []byte) (*identity.Document, error)
 }
 
-// CallerVerifier asks STS who signed a proof. *identity.CallerVerifier is one;
-// its errors are identity.ErrCallerProof and identity.ErrSTSUnavailable.
+// CallerVerifier asks STS who signed a proof. *identity.CallerVerifier implements it; its
+// errors are identity.ErrCallerProof and identity.ErrSTSUnavailable.
 type CallerVerifier interface {
 	Verify(ctx context.Context, proof protocol.CallerProof, b protocol.Binding, i ec2ref.Instance) error
 }
 
-// Inventory tells what EC2 knows of an instance. *inventory.EC2 is one; it fails
-// with inventory.ErrNotFound for an instance that EC2 does not know.
+// Inventory asks EC2 about an instance. *inventory.EC2 implements it; it fails with
+// inventory.ErrNotFound for an instance that EC2 does not know.
 type Inventory interface {
 	Instance(ctx context.Context, i ec2ref.Instance) (*inventory.Instance, error)
 }
 
-// LaunchImages tells which image an instance was launched from, also one that EC2 shows no
-// more. *inventory.EC2 is one; it fails with inventory.ErrNotFound and
-// inventory.ErrNotPermitted.
+// LaunchImages returns the image that an instance was launched from, even if EC2 no
+// longer shows the image. *inventory.EC2 implements it; it fails with
+// inventory.ErrNotFound and inventory.ErrNotPermitted.
 type LaunchImages interface {
 	LaunchImage(ctx context.Context, i ec2ref.Instance) (inventory.LaunchImage, error)
 }
 
-// Ledger remembers who holds which key and name. Package ledger has one, and
-// ledgertest says what each must do.
+// Ledger records which instance holds which keys and names. Package ledger implements it,
+// and ledgertest checks its rules.
 type Ledger interface {
 	Lookup(ctx context.Context, i ec2ref.Instance) (ledger.Record, error)
 	Claim(ctx context.Context, c ledger.Claim, now time.Time) (ledger.Grant, error)
@@ -61,14 +60,14 @@ type Ledger interface {
 	Release(ctx context.Context, name, by string, now time.Time) (ec2ref.Instance, error)
 }
 
-// Cluster is the Teleport cluster. *teleport.Client is one.
+// Cluster is the Teleport cluster. *teleport.Client implements it.
 type Cluster interface {
 	ClusterName() string
 	// ProxyName is the public host name of the proxy.
 	ProxyName() string
 	// Node fails with teleport.ErrNotFound.
 	Node(ctx context.Context, id string) (*teleport.Node, error)
-	// NodesNamed returns the nodes that have any of the host names.
+	// NodesNamed returns the nodes with any of the host names.
 	NodesNamed(ctx context.Context, hostnames ...string) ([]teleport.Node, error)
 	UpsertNode(ctx context.Context, node teleport.Node) error
 	DeleteNode(ctx context.Context, id string) error
@@ -76,54 +75,55 @@ type Cluster interface {
 	CAs(ctx context.Context) (teleport.CAs, error)
 }
 
-// Signer answers enrollment requests. All fields are required, unless they say
-// otherwise. It may be used by several goroutines at once.
+// Signer answers enrollment requests. All fields are required unless they say otherwise.
+// It is safe for concurrent use.
 type Signer struct {
-	// Audience is the signer's own name, which requests must be addressed to.
+	// Audience is the signer's own name. Requests must contain it.
 	Audience string
-	// Accounts and Regions are the deployment's lists of who may call.
+	// Accounts and Regions are the deployment's lists of accounts and regions that may
+	// call.
 	Accounts []ec2ref.Account
 	Regions  []ec2ref.Region
-	// Sources are the networks that requests may come from; without any, all may.
+	// Sources are the networks that requests may come from; empty allows all.
 	Sources []netip.Prefix
-	// Endpoints are the ids of the VPC endpoints that requests may come through; without
-	// any, all may.
+	// Endpoints are the ids of the VPC endpoints that requests may come through; empty
+	// allows all.
 	Endpoints []string
-	// RequireIAM refuses requests that carry no IAM caller.
+	// RequireIAM refuses requests without an IAM caller.
 	RequireIAM bool
 
 	Documents DocumentVerifier
 	Callers   CallerVerifier
 	Inventory Inventory
-	// LaunchImages is asked where EC2 does not show an image and the ledger does not
-	// remember it. Without it, such an image's owner is not known.
+	// LaunchImages is optional. The signer uses it if neither EC2 nor the ledger knows an
+	// image. Without it, the owner of such an image stays unknown.
 	LaunchImages LaunchImages
-	// Policy returns the policy in force. It is asked once for each request that is
-	// proved.
+	// Policy returns the current policy. The signer calls it once per request, after the
+	// proof.
 	Policy func(ctx context.Context) (*policy.Policy, error)
 	Ledger Ledger
-	// Connect returns the cluster, logged in. It is called once a caller is proved,
-	// so that a Teleport that is down costs an answer and not the process.
+	// Connect returns the cluster with a valid login. The signer calls it after the
+	// proof, so that an outage of Teleport costs an answer and not the process.
 	Connect func(ctx context.Context) (Cluster, error)
 
-	// Log gets the audit lines (docs/audit.md). For CloudWatch to find the metrics in
-	// them, it writes JSON, outside any group.
+	// Log receives the audit lines (docs/audit.md). CloudWatch finds the metrics in them
+	// only if the log writes JSON, outside any group.
 	Log *slog.Logger
 	Now func() time.Time
 
 	attempts    limiter // by instance and source
 	proved      limiter // by instance
 	recorded    recordedKeys
-	unpermitted sync.Map // accounts whose role may not tell launch images: each is logged once
+	unpermitted sync.Map // accounts whose role may not look up launch images; each is logged once
 	cas         caCache
 }
 
 // now is the time without its monotonic reading. Lambda freezes the process between
-// requests and the monotonic clock stands still meanwhile, so that a time stored by one
-// request would seem too young to a later one.
+// requests, and the monotonic clock stops meanwhile: a time stored by one request would
+// look too recent to a later one.
 func (s *Signer) now() time.Time { return s.Now().Round(0) }
 
-// How long each step may take, so that no one upstream uses up the whole request.
+// These timeouts bound each step, so that no single service uses up the whole request.
 // The request's own deadline bounds them together.
 const (
 	stsTimeout      = 5 * time.Second
@@ -133,25 +133,25 @@ const (
 	teleportTimeout = 8 * time.Second
 	undoTimeout     = 2 * time.Second
 
-	// requestTimeout bounds a request that comes without a deadline.
+	// requestTimeout bounds a request that has no deadline.
 	requestTimeout = 25 * time.Second
-	// reserve is kept of a deadline for undoing and answering: a Lambda that runs
-	// into its timeout answers nothing and loses the audit line.
+	// reserve is the part of the deadline that is kept for undoing and answering: a
+	// Lambda function that times out sends no answer and loses the audit line.
 	reserve = undoTimeout + time.Second
 )
 
-// Enroll answers one request and writes one audit line. The steps stand in the
-// order of the security rules, each only after the one before:
+// Enroll answers one request and writes one audit line. The steps follow the order of
+// the security rules; each runs only if the one before succeeded:
 //
-//  1. where the request comes from
+//  1. the source of the request
 //  2. shape and size, version, audience, number and size of host keys
 //  3. the identity document's signature
-//  4. account and region in the deployment's lists; who signed the HTTP request
+//  4. account and region in the deployment's lists; the IAM caller of the HTTP request
 //  5. the time, and each host key's signature of the binding
-//  6. how often that instance was asked for from there; if too often, whether a
-//     host key is recorded, which the ledger is asked once a minute and instance
-//  7. STS: is it that instance that calls, and how often it did
-//  8. EC2, and what the ledger knows; policy; claim; Teleport; confirm
+//  6. the rate for this instance and source; if it is exceeded, whether a host key is
+//     recorded, which costs one read of the ledger per minute and instance
+//  7. STS confirms that the instance is calling; the rate of its proved requests
+//  8. EC2 and the ledger; policy; claim; Teleport; confirm
 func (s *Signer) Enroll(ctx context.Context, r entry.Request) entry.Answer {
 	ctx, cancel := withDeadline(ctx)
 	defer cancel()
@@ -210,8 +210,8 @@ func (s *Signer) connect(ctx context.Context, a *audit) (Cluster, error) {
 	return cluster, nil
 }
 
-// decide asks the policy. What it says to a refused instance is for the log alone:
-// what would be admitted instead is the operator's business.
+// decide asks the policy. Its reason for a refusal goes only to the log: what it would
+// admit instead is the operator's business.
 func (s *Signer) decide(ctx context.Context, facts node.Facts, cluster Cluster, a *audit) (policy.Decision, error) {
 	var rules *policy.Policy
 	err := a.step(ctx, "policy", policyTimeout, func(ctx context.Context) (err error) {

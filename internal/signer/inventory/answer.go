@@ -33,7 +33,7 @@ type one[T any] struct {
 // UnmarshalXML implements xml.Unmarshaler.
 func (o *one[T]) UnmarshalXML(d *xml.Decoder, start xml.StartElement) error {
 	if o.there {
-		return fmt.Errorf("<%s> comes twice", start.Name.Local)
+		return fmt.Errorf("<%s> appears twice", start.Name.Local)
 	}
 	o.there = true
 	return d.DecodeElement(&o.value, &start)
@@ -124,7 +124,7 @@ func parseInstances(data []byte) (instancesAnswer, error) {
 			case id == "" || i.State.value == "":
 				err = fmt.Errorf("%w: an instance %.32q has no id or no state", errAnswer, id)
 			case seen[id]:
-				err = fmt.Errorf("%w: instance %.32q comes twice", errAnswer, id)
+				err = fmt.Errorf("%w: instance %.32q appears twice", errAnswer, id)
 			}
 			seen[i.ID.value] = true
 		}
@@ -142,7 +142,7 @@ func parseImages(data []byte) (imagesAnswer, error) {
 	seen := make(map[string]bool)
 	for _, i := range a.Images.value.Items {
 		if err == nil && seen[i.ID.value] {
-			err = fmt.Errorf("%w: image %.32q comes twice", errAnswer, i.ID.value)
+			err = fmt.Errorf("%w: image %.32q appears twice", errAnswer, i.ID.value)
 		}
 		seen[i.ID.value] = true
 	}

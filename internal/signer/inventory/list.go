@@ -136,7 +136,7 @@ func (e *EC2) pages(ctx context.Context, question url.Values, ask func(url.Value
 		case err != nil || next == "":
 			return err
 		case seen[next]:
-			return errors.New("EC2's pages go round in a circle")
+			return errors.New("EC2 returned the same page token twice")
 		}
 		seen[next] = true
 		question.Set("NextToken", next)

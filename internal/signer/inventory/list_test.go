@@ -265,7 +265,7 @@ func TestListsThatGoWrong(t *testing.T) {
 		"throttled":          {onPage(2, fault("RequestLimitExceeded")), "RequestLimitExceeded", 6},
 		"a token that ended": {onPage(2, fault("InvalidNextToken")), "InvalidNextToken", 2},
 		"another's account":  {onPage(2, "<DescribeInstancesResponse><reservationSet>"+reservationOf("i-1", "999999999999")+"</reservationSet></DescribeInstancesResponse>"), "999999999999", 2},
-		"pages in a circle":  {onPage(2, "<DescribeInstancesResponse><reservationSet/><nextToken>10</nextToken></DescribeInstancesResponse>"), "circle", 2},
+		"pages in a circle":  {onPage(2, "<DescribeInstancesResponse><reservationSet/><nextToken>10</nextToken></DescribeInstancesResponse>"), "same page token", 2},
 		"cut short":          {onPage(2, "<DescribeInstancesResponse><reservationSet>"), "decode", 2},
 		"an image's owner hides": {func(action string, _ int) string {
 			return map[string]string{"DescribeImages": fault("UnauthorizedOperation")}[action]

@@ -46,11 +46,11 @@ var (
 	// it has no node to update.
 	ErrSeen = errors.New("the instance never enrolled")
 	// ErrUnclaimed says that there is no claim to confirm.
-	ErrUnclaimed = errors.New("the instance holds no such claim")
+	ErrUnclaimed = errors.New("the instance no longer holds this claim")
 	// ErrNotHeld says that no instance holds the name.
 	ErrNotHeld = errors.New("no instance holds the name")
 	// ErrCertified says that a certificate with this name may still be valid.
-	ErrCertified = errors.New("a certificate still names it")
+	ErrCertified = errors.New("a certificate with this name may still be valid")
 )
 
 // These bounds stop an instance's root user, and anyone who may set its tags, from

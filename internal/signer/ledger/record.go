@@ -426,7 +426,7 @@ func (r record) release(name string, i ec2ref.Instance, now time.Time) (record, 
 	case !held:
 		return record{}, ErrNotHeld
 	case !now.After(end):
-		return record{}, fmt.Errorf("%w: %s holds it, and a certificate may name it until %s",
+		return record{}, fmt.Errorf("%w: %s holds it until %s",
 			ErrCertified, i.ID, end.UTC().Format(time.RFC3339))
 	case r.retired:
 		return record{}, ErrNotHeld // the name is free already
@@ -495,11 +495,11 @@ func (r record) validUntil() time.Time {
 }
 
 func tooManyKeys(n int) error {
-	return fmt.Errorf("%w: with these it would have %d, more than %d", ErrKeyConflict, n, MaxKeys)
+	return fmt.Errorf("%w: it would have %d keys, more than %d", ErrKeyConflict, n, MaxKeys)
 }
 
 func tooManyNames(n int) error {
-	return fmt.Errorf("%w: with these it would hold %d, more than %d", ErrTooManyNames, n, MaxNames)
+	return fmt.Errorf("%w: it would hold %d names, more than %d", ErrTooManyNames, n, MaxNames)
 }
 
 // union returns a new slice with each string of both once.

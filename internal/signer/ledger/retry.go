@@ -19,7 +19,7 @@ import (
 const attempts = 12
 
 // errBusy says that DynamoDB answered only part of a read.
-var errBusy = errors.New("DynamoDB left items unread")
+var errBusy = errors.New("DynamoDB did not return all items")
 
 // patiently reads, decides and writes again while others write the same items or
 // DynamoDB is busy. Neither is a refusal: they say nothing about who may hold what. The

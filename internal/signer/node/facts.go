@@ -142,7 +142,7 @@ func (f *Facts) read(d *json.Decoder) error {
 	return eachKey(d, func(key string) error {
 		field, ok := fields[key]
 		if !ok {
-			return errors.New("no such fact")
+			return errors.New("unknown fact")
 		}
 		if tags, ok := field.(*map[string]string); ok {
 			*tags = make(map[string]string)
@@ -174,7 +174,7 @@ func eachKey(d *json.Decoder, read func(key string) error) error {
 		}
 		key, _ := t.(string) // within an object, a decoder lets nothing else pass here
 		if seen[key] {
-			return fmt.Errorf("%.100q comes twice", key)
+			return fmt.Errorf("%.100q appears twice", key)
 		}
 		seen[key] = true
 		if err := read(key); err != nil {
@@ -191,14 +191,14 @@ func readValue(d *json.Decoder, value any) error {
 		return ended(err)
 	}
 	if bytes.Equal(raw, []byte("null")) {
-		return errors.New("null is no value; leave the key out")
+		return errors.New("null is not a value; remove the key")
 	}
 	return json.Unmarshal(raw, value)
 }
 
 func atEnd(d *json.Decoder) error {
 	if _, err := d.Token(); !errors.Is(err, io.EOF) {
-		return errors.New("something follows the JSON object")
+		return errors.New("unexpected data after the JSON object")
 	}
 	return nil
 }

@@ -37,7 +37,7 @@ func CheckHostname(name string, f Facts, c Cluster) error {
 		// So Teleport names the instances that it discovers itself.
 		return fmt.Errorf("%q has the form of Teleport's own names, <account>-i-…", name)
 	case isLoopbackName(name):
-		return fmt.Errorf("%q is every machine's own name", name)
+		return fmt.Errorf("%q is the name of every machine itself", name)
 	case isOrBegins(c.Name, name):
 		return fmt.Errorf("%q is the cluster's name", name)
 	case isOrBegins(c.Proxy, name):
@@ -95,7 +95,7 @@ func CheckDomain(domain string) error {
 		// inet_aton reads 10.1 and 10.0x1 as addresses; none has another last part.
 		return errors.New("the last label is a number: it could make an IP address")
 	case isLoopbackName(last) || regexpLocalDomain.MatchString(last):
-		return fmt.Errorf("names below %s are every machine's own (RFC 6761, section 6.3)", last)
+		return fmt.Errorf("names below %s always mean the machine itself (RFC 6761, section 6.3)", last)
 	}
 	return nil
 }

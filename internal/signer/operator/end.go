@@ -88,7 +88,7 @@ func runEnd(cmd *cobra.Command, e ending) error {
 		return printed
 	}
 	if err != nil {
-		return &cli.Error{Err: err, Code: cli.Failed, Hint: "the record has ended; to delete the node, run the command again, or 'tctl rm node/" + id + "'"}
+		return &cli.Error{Err: err, Code: cli.Failed, Hint: "the record is retired; to delete the node, run the command again, or 'tctl rm node/" + id + "'"}
 	}
 	if e.proxy == "" {
 		cli.Note(cmd, "the node stays until its lease ends; to delete it now: tctl rm node/%s", id)

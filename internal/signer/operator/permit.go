@@ -115,7 +115,7 @@ func (o operator) permitAll(cmd *cobra.Command, orders []rekeyOrder, r rekey) er
 	}
 	if failed > 0 {
 		return &cli.Error{Err: fmt.Errorf("permit-rekey: %d of %d permits were not given", failed, len(orders)), Code: cli.Failed,
-			Hint: "the lines above say why; the other permits were given, and giving them again only makes them last longer"}
+			Hint: "see the lines above; the other permits were given, and running the command again only extends them"}
 	}
 	return nil
 }
@@ -135,7 +135,7 @@ func permitFailure(err error) error {
 	case errors.Is(err, ledger.ErrUnclaimed):
 		return &cli.Error{Err: err, Code: cli.Failed, Hint: "an instance that never enrolled needs no permit; check --account, --region and --table"}
 	case errors.Is(err, ledger.ErrRetired):
-		return &cli.Error{Err: err, Code: cli.Failed, Hint: "an instance that was off-boarded stays so; launch another"}
+		return &cli.Error{Err: err, Code: cli.Failed, Hint: "an off-boarded instance cannot enroll again; launch a new one"}
 	}
 	return err
 }

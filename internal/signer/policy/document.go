@@ -334,7 +334,7 @@ func checkPrincipals(list []principalKind) error {
 			return fmt.Errorf("%s is none of %q", quote(string(kind)), principalKinds())
 		}
 		if slices.Contains(list[:i], kind) {
-			return fmt.Errorf("%s is there twice", kind)
+			return fmt.Errorf("%s appears twice", kind)
 		}
 	}
 	return nil
@@ -382,11 +382,11 @@ func (d labelsDocument) rules() (labelRules, error) {
 
 func checkTagPrefix(prefix string) error {
 	if yieldsReserved(prefix) {
-		return fmt.Errorf("%s lets a tag make a label that begins with %s, which are the signer's",
+		return fmt.Errorf("%s would let a tag set a label that begins with %s; the signer reserves those",
 			quote(prefix), strings.Join(node.ReservedPrefixes(), ", "))
 	}
 	if len(prefix) > node.MaxLabelKeyBytes/2 || !node.IsLabelKey(prefix) {
-		return fmt.Errorf("%s cannot begin a label's key", quote(prefix))
+		return fmt.Errorf("a label's key cannot begin with %s", quote(prefix))
 	}
 	return nil
 }
@@ -396,7 +396,7 @@ func checkStatic(key, value string) error {
 	case key == node.Wildcard:
 		return errors.New("the key * means any label in a Teleport role")
 	case node.IsReserved(key):
-		return errors.New("this key is the signer's to set")
+		return errors.New("the signer sets this label itself")
 	case !node.IsLabelKey(key):
 		return fmt.Errorf("not a label key that Teleport accepts: use 1 to %d letters, digits and characters of /._:*-", node.MaxLabelKeyBytes)
 	case !node.IsLabelValue(value):

@@ -76,7 +76,7 @@ func parse(data []byte, limits Limits) (*Policy, error) {
 		node := rules.Content[i]
 		r, err := b.rule(document)
 		if slices.ContainsFunc(p.rules, func(other rule) bool { return other.name == document.Name }) {
-			err = in("name", errors.New("another rule has it"))
+			err = in("name", errors.New("another rule has the same name"))
 		}
 		if err != nil {
 			return nil, fmt.Errorf("line %d: rule %s: %w", lineOf(node, pathOf(err)...), quote(document.Name), err)

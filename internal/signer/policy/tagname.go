@@ -51,7 +51,7 @@ func checkSuffix(suffix string) error {
 	// AWS gives these names to addresses and instances itself.
 	for _, taken := range []string{"ec2.internal", "compute.internal", "amazonaws.com", "amazonaws.com.cn"} {
 		if node.IsWithin(domain, taken) {
-			return fmt.Errorf("%s: names below %s are AWS's to give", quote(suffix), taken)
+			return fmt.Errorf("%s: AWS assigns the names below %s", quote(suffix), taken)
 		}
 	}
 	return nil
@@ -83,7 +83,7 @@ func (t *tagName) of(f node.Facts, c node.Cluster) (string, error) {
 	case dotted && !slices.Contains(t.suffixes, "."+domain):
 		return "", fmt.Errorf("%s: the rule has no such suffix", quote(name))
 	case regexpAddressName.MatchString(label) || regexpAWSName.MatchString(label):
-		return "", fmt.Errorf("%s is what EC2 calls an address", quote(name))
+		return "", fmt.Errorf("%s is the name EC2 gives an address", quote(name))
 	case regexpInstanceShape.MatchString(label) && !isOwnName(label, f):
 		return "", fmt.Errorf("%s begins like the id of another instance", quote(name))
 	case len(label) >= 4 && label[2:4] == "--":

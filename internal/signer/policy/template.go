@@ -81,7 +81,7 @@ func placeholder(name string) (func(node.Facts) string, error) {
 	case "vpc":
 		return func(f node.Facts) string { return f.VPC }, nil
 	}
-	return nil, fmt.Errorf("unknown placeholder {%s}: there are {tag:KEY}, {account}, {region}, {vpc}, and %s at the end", name, idPlaceholder)
+	return nil, fmt.Errorf("unknown placeholder {%s}: use {tag:KEY}, {account}, {region}, {vpc}, and %s at the end", name, idPlaceholder)
 }
 
 // hostname renders the template. The part in front of the instance id is made to

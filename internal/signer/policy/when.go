@@ -128,7 +128,7 @@ func firstIssue(issues *cel.Issues) string {
 
 // errUnknown is the outcome of an expression that depends on what nobody knows of the
 // image. An owner that is not known is not "", and tags that are not known may be there.
-var errUnknown = errors.New("it depends on the image's owner or tags, and nobody knows them")
+var errUnknown = errors.New("it depends on the image's owner or tags, which are unknown")
 
 // unknown are the variables whose values nobody knows.
 func unknown(f node.Facts) []*cel.AttributePatternType {

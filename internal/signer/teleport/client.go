@@ -309,7 +309,7 @@ func (c *Client) renew(ctx context.Context, now time.Time) (changed bool, err er
 	// work today: until then the old login serves.
 	if old != nil && now.Before(old.expires) {
 		old.renew = now.Add(renewPause)
-		c.config.Log.LogAttrs(ctx, slog.LevelWarn, "logging in to Teleport again failed; the old login serves until it ends",
+		c.config.Log.LogAttrs(ctx, slog.LevelWarn, "logging in to Teleport again failed; the old login works until it expires",
 			slog.Time("end", old.expires), slog.String("error", err.Error()))
 		return false, nil
 	}

@@ -96,7 +96,7 @@ func (c *connection) post(ctx context.Context, body []byte) (line string, err er
 	switch {
 	case response.StatusCode == http.StatusNotFound:
 		// It has neither way.
-		return "", fmt.Errorf("%w: this Teleport does not sign host keys for us: Hallmark works with versions %d to 19", ErrDenied, oldest)
+		return "", fmt.Errorf("%w: this Teleport version does not sign host keys for Hallmark, which works with versions %d to 19", ErrDenied, oldest)
 	case response.StatusCode == http.StatusBadGateway, response.StatusCode == http.StatusServiceUnavailable:
 		return "", trace.ConnectionProblem(nil, "HTTP status %s", response.Status)
 	case response.StatusCode != http.StatusOK:

@@ -81,7 +81,7 @@ func parseCA(line []byte) (ssh.PublicKey, error) {
 func (c *Client) SignHostKey(ctx context.Context, key ssh.PublicKey, principals []string, ttl time.Duration) (*ssh.Certificate, error) {
 	switch {
 	case ttl <= 0:
-		return nil, errors.New("sign host key: no lifetime, which Teleport takes for unlimited")
+		return nil, errors.New("sign host key: no lifetime, which Teleport treats as unlimited")
 	case len(principals) == 0:
 		return nil, errors.New("sign host key: no principals, which would match every host")
 	}

@@ -122,7 +122,7 @@ func newIdentity(certificate tls.Certificate, roots *x509.CertPool, now time.Tim
 		return nil, fmt.Errorf("expired at %s; make a new one", leaf.NotAfter.UTC().Format(time.RFC3339))
 	}
 	if now.Before(leaf.NotBefore) {
-		return nil, fmt.Errorf("it begins at %s, and here it is %s: set the clock",
+		return nil, fmt.Errorf("it is valid from %s, but this clock says %s: set the clock",
 			leaf.NotBefore.UTC().Format(time.RFC3339), now.UTC().Format(time.RFC3339))
 	}
 	if len(leaf.Issuer.Organization) == 0 {

@@ -48,7 +48,7 @@ func (c *connection) signHostKey(ctx context.Context, request hostCertRequest) (
 		}
 		return line, err
 	}
-	return "", fmt.Errorf("%w: this Teleport knows none of the roles %s: update Hallmark: %w", ErrDenied, types.SystemRoles(roles), err)
+	return "", fmt.Errorf("%w: this Teleport version has none of the roles %s: update Hallmark: %w", ErrDenied, types.SystemRoles(roles), err)
 }
 
 // isUnknownRole reports whether the server has no such system role. Teleport has no

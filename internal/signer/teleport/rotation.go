@@ -27,7 +27,7 @@ func (c *Client) followRotation(ctx context.Context, now time.Time) {
 	c.looked = now
 	retiring, err := c.loginRetires(ctx)
 	if err != nil {
-		c.config.Log.LogAttrs(ctx, slog.LevelWarn, "cannot see whether Teleport rotates the CAs of this login", slog.String("error", err.Error()))
+		c.config.Log.LogAttrs(ctx, slog.LevelWarn, "cannot check whether Teleport is rotating this login's CAs", slog.String("error", err.Error()))
 		return
 	}
 	if !retiring {
@@ -40,7 +40,7 @@ func (c *Client) followRotation(ctx context.Context, now time.Time) {
 		return
 	}
 	if c.identity.equal(old) {
-		c.config.Log.LogAttrs(ctx, slog.LevelWarn, "Teleport is rotating the CAs of this login: renew it before the rotation ends",
+		c.config.Log.LogAttrs(ctx, slog.LevelWarn, "Teleport is rotating this login's CAs; renew the login before the rotation ends",
 			slog.Time("end", old.expires))
 	}
 }

@@ -53,7 +53,7 @@ func checkClientVersion(ctx context.Context, config Config) error {
 	if err != nil || majorOf(find.MinClientVersion) <= majorOf(api.Version) {
 		return nil //nolint:nilerr // no answer, no opinion
 	}
-	return fmt.Errorf("%w: the cluster runs Teleport %s, which takes clients of %s or later, and this Hallmark speaks as %s: update Hallmark",
+	return fmt.Errorf("%w: the cluster runs Teleport %s, which accepts clients of %s or later, and this Hallmark identifies as %s: update Hallmark",
 		ErrDenied, find.ServerVersion, find.MinClientVersion, api.Version)
 }
 

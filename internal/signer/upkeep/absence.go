@@ -13,36 +13,37 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/signer/inventory"
 )
 
-// An instance that EC2 reports as shutting down or terminated is gone. One that is missing
-// from an answer may be gone: EC2 forgets a terminated instance after about an hour. But it
-// may also be hidden, by a role that sees another account, by a proxy, by an EC2 that went
-// wrong. So it has to be missing twice, with time in between, and no more than so many end
-// this way within a day.
+// An instance that EC2 reports as shutting down or terminated is gone. An instance that
+// is missing from EC2's answer may be gone: EC2 forgets a terminated instance after about
+// an hour. But a role for another account, a proxy or a fault in EC2 may also hide it. So
+// an instance counts as gone only if it is missing twice, some time apart, and only a
+// limited number may be off-boarded this way per day.
 
 const (
-	// absenceTime is how long an instance must be missing before its record ends.
+	// absenceTime is how long an instance must be missing before its record is retired.
 	absenceTime = 15 * time.Minute
-	// limitTime is what the limit counts over.
+	// limitTime is the period of the limit.
 	limitTime = 24 * time.Hour
-	// maxAbsences bounds what is remembered, at about 75 bytes each, below the 400 KB that a
-	// DynamoDB item may have. What does not fit waits.
+	// maxAbsences bounds the remembered instances. At about 75 bytes each they stay below
+	// the 400 KB of a DynamoDB item. The rest waits.
 	maxAbsences = 4000
-	// smallPlace is how many nodes an account and region has at most to count as small.
+	// smallPlace is the largest number of nodes at which an account and region counts as
+	// small.
 	smallPlace = 40
 )
 
-// Notes keep a text durably. stored.Text is one, and *stored.Memory for tests.
+// Notes store a text durably. *stored.Text implements it, and *stored.Memory for tests.
 type Notes interface {
-	// Update replaces the text by what change makes of it, which may be called several
+	// Update replaces the text with the result of change, which it may call several
 	// times.
 	Update(ctx context.Context, change func(text []byte) ([]byte, error)) error
 }
 
-// absences are the instances that EC2 did not show. The keys are those of absenceKey.
+// absences are the instances that EC2 did not show, by absenceKey.
 type absences struct {
-	// Missing has since when each is missing.
+	// Missing says since when each instance is missing.
 	Missing map[string]time.Time `json:"missing,omitempty"`
-	// Ended has when each was given up, within limitTime.
+	// Retired says when each instance was given up, within limitTime.
 	Retired map[string]time.Time `json:"ended,omitempty"`
 }
 
@@ -59,9 +60,9 @@ func parseAbsences(text []byte, now time.Time) (absences, error) {
 	return a, nil
 }
 
-// note records that instances of a place are missing, and forgets the others of the place
-// that isShown tells. It returns those that have been missing for long enough, or have been
-// given up already.
+// note records the missing instances of a place. It forgets the place's other instances
+// for which isShown returns true. It returns the instances that have been missing for
+// long enough or were given up earlier.
 func (a absences) note(at ec2ref.Place, missing []ec2ref.Instance, isShown func(key string) bool, now time.Time) (due []ec2ref.Instance) {
 	keys := make(map[string]bool, len(missing))
 	for _, i := range missing {
@@ -82,11 +83,11 @@ func (a absences) note(at ec2ref.Place, missing []ec2ref.Instance, isShown func(
 	return due
 }
 
-// size is how many nodes there are, in all and in one place.
+// size is the number of nodes, in total and in one place.
 type size struct{ all, here int }
 
-// giveUp moves instances from the missing to the ended, all or none, and reports whether
-// they are within the limit. A limit that a person set counts for this once, instead.
+// giveUp moves instances from missing to retired, all or none, and reports whether the
+// limit allows it. A limit given by an operator replaces the usual one this time.
 func (a absences) giveUp(at ec2ref.Place, due []ec2ref.Instance, n size, limit *int, now time.Time) bool {
 	here := 0
 	for key := range a.Retired {
@@ -118,12 +119,12 @@ func (a absences) giveUp(at ec2ref.Place, due []ec2ref.Instance, n size, limit *
 	return true
 }
 
-// DefaultLimit is how many nodes of missing instances may go within a day of so many: a
-// tenth of them, or 20 if that is more. What is above it needs a person: a whole fleet that
-// is gone at once looks just like an EC2 that went wrong.
+// DefaultLimit is how many nodes of missing instances Hallmark may delete per day: a
+// tenth of them, but at least 20. Above that, an operator must decide: a fleet that
+// disappears at once looks just like a fault in EC2.
 func DefaultLimit(nodes int) int { return max(20, nodes/10) }
 
-// placeLimit is how many of them may be in one account and region with so many nodes.
+// placeLimit is how many of them may be in an account and region with this many nodes.
 func placeLimit(nodes int) int {
 	if nodes >= smallPlace {
 		return nodes
@@ -131,14 +132,14 @@ func placeLimit(nodes int) int {
 	return max(1, nodes/2)
 }
 
-// absent notes instances of a place that EC2 does not show, and returns those that are to
-// be taken for gone, and how many wait for a second look or for a person. n is called only
+// absent notes the instances of a place that EC2 does not show. It returns the ones to
+// treat as gone, and how many wait for a second look or for an operator. It calls n only
 // if some have been missing for long enough.
 func (f *Fleet) absent(ctx context.Context, at ec2ref.Place, missing []ec2ref.Instance, isShown func(key string) bool,
 	n func() (size, error), limit *int,
 ) (gone []ec2ref.Instance, waiting, overLimit int, err error) {
 	if len(missing) > 0 {
-		// Credentials of another account would make everything missing.
+		// With another account's credentials, every instance would be missing.
 		if err := f.Inventory.CheckAccount(ctx, at.Account); err != nil {
 			return nil, 0, 0, err
 		}
@@ -160,7 +161,7 @@ func (f *Fleet) absent(ctx context.Context, at ec2ref.Place, missing []ec2ref.In
 	if within {
 		return due, len(missing) - len(due), 0, nil
 	}
-	f.Log.ErrorContext(ctx, "too many instances are missing from EC2's answers: none is taken for gone here; look at EC2, then sweep with a higher limit",
+	f.Log.ErrorContext(ctx, "too many instances are missing from EC2's answers; none off-boarded here; check EC2, then sweep with a higher limit",
 		slog.Any("", at), slog.Int("missing", len(due)),
 		slog.Int("nodes", nodes.all), slog.Int("nodes_here", nodes.here), slog.Bool("alarm", true))
 	return nil, len(missing) - len(due), len(due), nil
@@ -180,8 +181,8 @@ func (f *Fleet) noteAbsences(ctx context.Context, now time.Time, change func(abs
 	})
 }
 
-// isGone reports whether an instance will never run again. Only EC2 says so: one that is
-// missing from an answer (nil) may be hidden.
+// isGone reports whether an instance will never run again. Only EC2 can say so: an
+// instance that is missing from its answer (nil) may be hidden.
 func isGone(i *inventory.Instance) bool {
 	return i != nil && (i.State == inventory.StateShuttingDown || i.State == inventory.StateTerminated)
 }

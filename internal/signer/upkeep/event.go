@@ -9,33 +9,32 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 )
 
-// MaxEventBytes bounds an event. EventBridge's own bound is 256 KiB.
+// MaxEventBytes bounds an event. EventBridge's own limit is 256 KiB.
 const MaxEventBytes = 1 << 20
 
-// Event is what happened, as far as it matters here. Exactly one field is set.
+// Event is an event, reduced to what Hallmark needs. Exactly one field is set.
 type Event struct {
-	// StateChanged is an instance that is said to have stopped or to be gone.
+	// StateChanged is an instance that stopped or is gone, according to the event.
 	StateChanged *ec2ref.Instance
 	TagsChanged  *TagChange
-	// Sweep is the schedule's event, or a person's.
+	// Sweep is a sweep requested by the schedule or an operator.
 	Sweep *SweepRequest
-	// Ignored says why there is nothing to do.
+	// Ignored says why the event needs no action.
 	Ignored string
 }
 
 // SweepRequest asks for a sweep.
 type SweepRequest struct {
-	// Limit is how many nodes of missing instances may be deleted by this sweep; 0 means
-	// the limits of a day.
+	// Limit is how many nodes of missing instances this sweep may delete; 0 means the
+	// daily limit.
 	Limit int `json:"limit"`
 }
 
-// ErrEvent says that something is no event that this package acts on.
+// ErrEvent says that this package does not act on the input.
 var ErrEvent = errors.New("not an event for the fleet")
 
-// envelope is an event of EventBridge (Amazon EventBridge User Guide, "Event
-// structure"). AWS sets account and region; for the sources that begin with "aws."
-// nobody else can.
+// envelope is an event of EventBridge (Amazon EventBridge User Guide, "Event structure").
+// AWS sets account and region. Only AWS can use sources that begin with "aws.".
 type envelope struct {
 	DetailType string          `json:"detail-type"`
 	Source     string          `json:"source"`
@@ -43,13 +42,13 @@ type envelope struct {
 	Region     string          `json:"region"`
 	Resources  []string        `json:"resources"`
 	Detail     json.RawMessage `json:"detail"`
-	// Sweep is what a person invokes the function with: {"sweep":{"limit":500}}. An
-	// event of a bus has no such field: EventBridge makes the envelope.
+	// Sweep is the input of an operator's invocation: {"sweep":{"limit":500}}. An event
+	// from a bus cannot have this field, because EventBridge writes the envelope.
 	Sweep *SweepRequest `json:"sweep"`
 }
 
-// ParseEvent reads an event. It fails with ErrEvent for what is none: trying again
-// would not help.
+// ParseEvent reads an event. It fails with ErrEvent for anything else; a retry cannot
+// help then.
 func ParseEvent(data []byte) (Event, error) {
 	if len(data) > MaxEventBytes {
 		return Event{}, fmt.Errorf("%w: %d bytes, more than %d", ErrEvent, len(data), MaxEventBytes)
@@ -115,8 +114,8 @@ func tagChange(e envelope) (Event, error) {
 	return Event{TagsChanged: &TagChange{Instance: i, Version: detail.Version}}, nil
 }
 
-// instanceOf reads the ARN of an instance. It must agree with the envelope: a
-// member account's event must not name another account's instance.
+// instanceOf reads the ARN of an instance. It must match the envelope: a member account's
+// event must not name another account's instance.
 func (e envelope) instanceOf(arn string) (ec2ref.Instance, error) {
 	parts := strings.SplitN(arn, ":", 6)
 	if len(parts) != 6 || parts[0] != "arn" || parts[2] != "ec2" || parts[3] != e.Region || parts[4] != e.Account {

@@ -15,58 +15,60 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
 )
 
-// An instance may end without an event and without a node: the event was lost, and the
-// node's lease ran out before a sweep. Its record stays, and holds its names. So the
-// ledger is walked in small steps, one with each sweep, for records whose certificates
-// have all ended, and EC2 is asked about their instances. No node hangs on these records,
-// but a machine that was stopped for long does: to end its record keeps it out for good.
-// So the rules for missing instances count here, too, with a limit of their own, which
-// takes nothing from that of the nodes.
+// An instance may disappear without an event and without a node: the event was lost, and
+// the node's lease ended before a sweep. Its record then keeps its names. So each sweep
+// also takes a small step through the ledger's records whose certificates have all
+// expired, and asks EC2 about their instances. These records have no nodes, but some
+// belong to machines that were stopped for a long time: retiring such a record would lock
+// the machine out. So the rules for missing instances apply here, too, with a separate
+// limit.
 
-// forgetAbsence is how long an instance is remembered as missing without being looked at
-// again: longer than a walk through any ledger takes.
+// forgetAbsence is how long the walk remembers a missing instance between two looks:
+// longer than a walk through any ledger takes.
 const forgetAbsence = 60 * 24 * time.Hour
 
-// Records walks the records whose certificates have all ended. *ledger.DynamoDB is one.
+// Records walks the records whose certificates have all expired. *ledger.DynamoDB
+// implements it.
 type Records interface {
-	// Expired returns one step of the walk, from what an earlier step named as Next.
+	// Expired returns one step of the walk. From is the Next of an earlier step.
 	Expired(ctx context.Context, from string, now time.Time) (ledger.Expired, error)
-	// RetireExpired ends a record if it is still expired, and reports whether it did.
+	// RetireExpired retires a record if it is still expired, and reports whether it did.
 	RetireExpired(ctx context.Context, i ec2ref.Instance, now time.Time) (bool, error)
 }
 
-// walk is where the walk stands, and which instances EC2 did not show on the way.
+// walk is the position of the walk and the missing instances found so far.
 type walk struct {
-	// Next is where the next step begins; empty is the beginning.
+	// Next is where the next step begins; empty means from the start.
 	Next string `json:"next,omitempty"`
 	absences
 }
 
-// ExpiredReport is what one step of the walk came to.
+// ExpiredReport is the result of one step of the walk.
 type ExpiredReport struct {
-	// Records are the expired records of the step that are ours to ask about.
+	// Records counts the expired records in this step that belong to this signer.
 	Records int
-	// Retired are those whose instances are gone.
+	// Retired counts records retired because their instances are gone.
 	Retired int
-	// Missing are those that EC2 does not show, and that have to be missing again later.
+	// Missing counts instances that EC2 does not show and that must be missing again
+	// later.
 	Missing int
-	// OverLimit are those that wait because as many as may have ended within a day.
+	// OverLimit counts instances that wait because of the daily limit.
 	OverLimit int
-	// Failed are the accounts and regions that could not be asked about, and records that
-	// could not be ended. The walk comes back to them.
+	// Failed counts the accounts and regions that EC2 did not answer for, and the records
+	// that could not be retired. The walk comes back to them.
 	Failed int
 }
 
-// step is one step of the walk on its way.
+// step is one step of the walk in progress.
 type step struct {
 	*Fleet
 	now    time.Time
 	report *ExpiredReport
 }
 
-// RetireExpired makes one step of the walk through expired records, and ends those whose
-// instances are gone. It asks EC2 once about each account and region in the step, which
-// has at most ledger.MaxExpired records.
+// RetireExpired takes one step of the walk through expired records, and retires those
+// whose instances are gone. It asks EC2 once for each account and region in the step,
+// which has at most ledger.MaxExpired records.
 func (f *Fleet) RetireExpired(ctx context.Context) (ExpiredReport, error) {
 	now := f.Now().UTC().Round(0)
 	var from string
@@ -82,7 +84,7 @@ func (f *Fleet) RetireExpired(ctx context.Context) (ExpiredReport, error) {
 	for at, instances := range s.ownRecords(found.Records) {
 		if err := s.settle(ctx, at, instances); err != nil && ctx.Err() == nil {
 			report.Failed++
-			f.Log.ErrorContext(ctx, "expired records could not be judged: they stay as they are", slog.Any("", at), slog.Int("records", len(instances)), slog.Any("error", err))
+			f.Log.ErrorContext(ctx, "cannot check expired records; left unchanged", slog.Any("", at), slog.Int("records", len(instances)), slog.Any("error", err))
 		}
 	}
 	if ctx.Err() == nil { // or the same step comes again
@@ -92,8 +94,8 @@ func (f *Fleet) RetireExpired(ctx context.Context) (ExpiredReport, error) {
 	return report, errors.Join(err, ctx.Err())
 }
 
-// ownRecords groups records by account and region. It leaves out what cannot be asked about, and
-// what another signer with the same ledger enrolled, which asks itself.
+// ownRecords groups this signer's records by account and region. It leaves out accounts
+// and regions that are not listed, and records of another signer that shares the ledger.
 func (s step) ownRecords(records map[ec2ref.Instance]ledger.Record) map[ec2ref.Place][]ec2ref.Instance {
 	byPlace := make(map[ec2ref.Place][]ec2ref.Instance)
 	for i, r := range records {
@@ -128,7 +130,7 @@ func (s step) settle(ctx context.Context, at ec2ref.Place, instances []ec2ref.In
 		}
 	}
 	if len(missing) > 0 {
-		// Credentials of another account would make everything missing.
+		// With another account's credentials, every instance would be missing.
 		if err := s.Inventory.CheckAccount(ctx, at.Account); err != nil {
 			return err
 		}
@@ -145,8 +147,8 @@ func (s step) settle(ctx context.Context, at ec2ref.Place, instances []ec2ref.In
 	return nil
 }
 
-// due notes which instances are missing, forgets those that are shown, and returns those
-// that are to be taken for gone: as many as the limit leaves.
+// due notes missing instances, forgets those that EC2 shows, and returns the ones to
+// treat as gone, within the limit.
 func (s step) due(ctx context.Context, at ec2ref.Place, missing, asked []ec2ref.Instance) (due []ec2ref.Instance, err error) {
 	isAsked := make(map[string]bool, len(asked))
 	for _, i := range asked {
@@ -167,7 +169,7 @@ func (s step) due(ctx context.Context, at ec2ref.Place, missing, asked []ec2ref.
 	nodes.here += len(asked)
 	all := due
 	err = s.noteWalk(ctx, s.now, func(w *walk) {
-		// One after the other: a whole step that is over the limit must not wait for ever.
+		// One at a time: a whole step above the limit must not wait forever.
 		due = nil
 		for _, i := range all {
 			left := size{nodes.all - len(due), nodes.here - len(due)}
@@ -187,12 +189,12 @@ func (s step) retire(ctx context.Context, i ec2ref.Instance) error {
 	}
 	if retired {
 		s.report.Retired++
-		s.Log.InfoContext(ctx, "an instance is gone and had no node: its record ends, and its names are free", slog.Any("", i))
+		s.Log.InfoContext(ctx, "instance is gone and had no node; record retired, names released", slog.Any("", i))
 	}
 	return nil
 }
 
-// noteWalk changes what is remembered of the walk.
+// noteWalk updates the stored state of the walk.
 func (f *Fleet) noteWalk(ctx context.Context, now time.Time, change func(*walk)) error {
 	return f.Walk.Update(ctx, func(text []byte) ([]byte, error) {
 		w, err := parseWalk(text, now)
@@ -221,7 +223,7 @@ func parseWalk(text []byte, now time.Time) (walk, error) {
 	return w, nil
 }
 
-// logExpired writes a line about a step that found anything.
+// logExpired logs a step that found anything.
 func (f *Fleet) logExpired(ctx context.Context, r ExpiredReport) {
 	if r == (ExpiredReport{}) {
 		return

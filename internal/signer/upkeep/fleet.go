@@ -1,12 +1,11 @@
-// Package upkeep keeps Teleport true to EC2 after machines have enrolled: it
-// off-boards those that are gone, lets labels follow tags, and sweeps up what
-// events missed.
+// Package upkeep keeps Teleport in step with EC2 after machines have enrolled: it
+// off-boards instances that are gone, updates labels from tags, and repairs what events
+// missed.
 //
-// Events are hints. Whoever may put an event on a bus could write one, and they
-// come late, twice and out of order. So an event names an instance and nothing
-// more; what became of it is EC2's to say. And an event never makes a node: what is
-// written is rendered from the ledger and EC2, never from a node read back, and only
-// for an instance whose enrollment went through.
+// Events are hints. Anyone who may write to an event bus can forge one, and events arrive
+// late, twice and out of order. So an event only names an instance; EC2 says what
+// happened to it. An event never creates a node. Hallmark renders nodes from the ledger
+// and EC2, never from a node read back, and only for enrolled instances.
 package upkeep
 
 import (
@@ -24,74 +23,75 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/signer/teleport"
 )
 
-// Inventory tells what EC2 knows of instances. *inventory.EC2 is one.
+// Inventory asks EC2 about instances. *inventory.EC2 implements it.
 type Inventory interface {
-	// Instances returns those of the instances that EC2 knows, by id. It fails
-	// rather than leave out what it could not ask about.
+	// Instances returns the given instances that EC2 knows, by id. It fails rather than
+	// leave out instances it could not ask about.
 	Instances(ctx context.Context, at ec2ref.Place, ids []ec2ref.InstanceID) (map[ec2ref.InstanceID]*inventory.Instance, error)
 	// All returns all instances of an account in a region, by id.
 	All(ctx context.Context, at ec2ref.Place) (map[ec2ref.InstanceID]*inventory.Instance, error)
-	// CheckAccount fails unless EC2 is asked about the account with its own credentials.
+	// CheckAccount fails unless the EC2 client uses credentials of this account.
 	CheckAccount(ctx context.Context, account ec2ref.Account) error
 }
 
-// Ledger remembers who holds what. *ledger.DynamoDB is one.
+// Ledger records which instance holds which keys and names. *ledger.DynamoDB implements
+// it.
 type Ledger interface {
 	Lookup(ctx context.Context, i ec2ref.Instance) (ledger.Record, error)
-	// End records that an instance is gone for good, whether or not it is known.
+	// Retire records that an instance is gone for good, even an unknown one.
 	Retire(ctx context.Context, i ec2ref.Instance) error
 	LookupAll(ctx context.Context, instances []ec2ref.Instance) (map[ec2ref.Instance]ledger.Record, error)
-	// Announce notes that an instance's tags may have changed, or that its node is about
-	// to be written, and returns the record after the note.
+	// Announce notes that an instance's tags may have changed, or that a write of its
+	// node is coming, and returns the record after the note.
 	Announce(ctx context.Context, i ec2ref.Instance) (ledger.Record, error)
 }
 
-// Cluster is the Teleport cluster. *teleport.Client is one.
+// Cluster is the Teleport cluster. *teleport.Client implements it.
 type Cluster interface {
 	ClusterName() string
 	ProxyName() string
 	// Node fails with teleport.ErrNotFound.
 	Node(ctx context.Context, id string) (*teleport.Node, error)
-	// NodesWith returns the nodes that bear all the labels.
+	// NodesWith returns the nodes that have all the labels.
 	NodesWith(ctx context.Context, labels map[string]string) ([]teleport.Node, error)
 	UpsertNode(ctx context.Context, node teleport.Node) error
 	// DeleteNode fails with teleport.ErrNotFound.
 	DeleteNode(ctx context.Context, id string) error
 }
 
-// Fleet acts on events and sweeps. All fields are required. It may be used by
-// several goroutines at once.
+// Fleet acts on events and sweeps. All fields are required. It is safe for concurrent
+// use.
 type Fleet struct {
-	// Audience is the signer's own name: nodes with another are not touched.
+	// Audience is the signer's own name. Nodes of other signers stay untouched.
 	Audience string
-	// Accounts and Regions are the deployment's lists. Nothing outside is touched.
+	// Accounts and Regions are the deployment's lists. Everything outside them stays
+	// untouched.
 	Accounts []ec2ref.Account
 	Regions  []ec2ref.Region
 
 	Inventory Inventory
 	Ledger    Ledger
-	// Missing remembers which instances EC2 does not show.
+	// Missing stores which instances EC2 does not show.
 	Missing Notes
-	// Records and Walk are what RetireExpired needs: the ledger, and what is remembered of the
-	// walk through it.
+	// Records and Walk are for RetireExpired: the ledger, and the stored state of the
+	// walk.
 	Records Records
 	Walk    Notes
 	Policy  func(ctx context.Context) (*policy.Policy, error)
-	// Connect returns the cluster, logged in.
+	// Connect returns the cluster with a valid login.
 	Connect func(ctx context.Context) (Cluster, error)
 
 	Log *slog.Logger
 	Now func() time.Time
 }
 
-// serves stops an event of a stranger's account, which any account that may put
-// events on the bus can write, before anything is called for it. To ask again would
-// not help.
+// serves rejects events from accounts or regions that are not listed, before any call.
+// Any account that may put events on the bus can write them, and a retry would not help.
 func (f *Fleet) serves(ctx context.Context, i ec2ref.Instance) bool {
 	if slices.Contains(f.Accounts, i.Account) && slices.Contains(f.Regions, i.Region) {
 		return true
 	}
-	f.Log.WarnContext(ctx, "an event of an account or region that is not listed",
+	f.Log.WarnContext(ctx, "event from an account or region that is not listed",
 		slog.Any("", i))
 	return false
 }
@@ -105,7 +105,7 @@ func (f *Fleet) instance(ctx context.Context, i ec2ref.Instance) (*inventory.Ins
 	return found[i.ID], nil
 }
 
-// ask asks EC2 about the instances of a group, all of one account and region.
+// ask asks EC2 about a group of instances in one account and region.
 func (f *Fleet) ask(ctx context.Context, at ec2ref.Place, instances []ec2ref.Instance, group []int) (map[ec2ref.InstanceID]*inventory.Instance, error) {
 	ids := make([]ec2ref.InstanceID, len(group))
 	for k, n := range group {
@@ -118,11 +118,10 @@ func (f *Fleet) ask(ctx context.Context, at ec2ref.Place, instances []ec2ref.Ins
 	return found, nil
 }
 
-// isStopped reports whether an instance is stopped, and may be started again.
+// isStopped reports whether an instance is stopped and could start again.
 func isStopped(i *inventory.Instance) bool { return i != nil && i.State == inventory.StateStopped }
 
-// pass is what some nodes are held against: one policy for all of them, and one
-// cluster.
+// pass is the policy and the cluster that several nodes are checked against.
 type pass struct {
 	*Fleet
 	rules   *policy.Policy
@@ -141,7 +140,7 @@ func (f *Fleet) newPass(ctx context.Context) (pass, error) {
 	return pass{f, rules, cluster}, nil
 }
 
-// render makes the node of an enrolled instance as it should be now. Its error is
+// render returns the node that an enrolled instance should have now. Its error is
 // policy.ErrRefused or policy.ErrIncomplete.
 func (p pass) render(i *inventory.Instance, r ledger.Record) (node.Node, error) {
 	names := node.Cluster{Name: p.cluster.ClusterName(), Proxy: p.cluster.ProxyName(), Signer: p.Audience}
@@ -153,7 +152,7 @@ func (p pass) render(i *inventory.Instance, r ledger.Record) (node.Node, error) 
 	return node.Confirmed(of, r, decision.Address, decision.Labels), nil
 }
 
-// factsOf takes the instance for enrolled: a node of it is there, or was.
+// factsOf treats the instance as enrolled: it has, or had, a node.
 func factsOf(i *inventory.Instance, r ledger.Record) node.Facts {
 	facts := node.FactsOf(i, r)
 	facts.Enrolled = true

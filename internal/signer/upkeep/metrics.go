@@ -14,24 +14,24 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/signer/teleport"
 )
 
-// kinds counts a batch's messages by what they say.
+// kinds counts a batch's messages by type.
 type kinds struct{ states, tags, ignored, dropped int }
 
-// tally counts what happens to nodes, and what the services that the fleet asks take
-// and fail at. Calls may run side by side.
+// tally counts changes of nodes, and the time and errors of the services that the fleet
+// function calls. Calls may be concurrent.
 type tally struct {
 	deleted, written      atomic.Int64
 	ec2, ledger, teleport service
 }
 
-// service is what calling one of them came to.
+// service is the time and errors of the calls to one service.
 type service struct {
 	took   atomic.Int64 // nanoseconds
 	errors atomic.Int64
 }
 
-// watch times a call and counts its error, but for those that are answers. A call that
-// the caller's own time cut short says nothing about the service.
+// watch times a call and counts its error, unless the error is an answer such as "not
+// found". A call cut short by the caller's own deadline says nothing about the service.
 func (s *service) watch(ctx context.Context, now func() time.Time, answers error, call func() error) error {
 	start := now()
 	err := call()
@@ -42,7 +42,7 @@ func (s *service) watch(ctx context.Context, now func() time.Time, answers error
 	return err
 }
 
-// addTo adds what it came to to a line's metrics.
+// addTo adds the service's numbers to a log line's metrics.
 func (s *service) addTo(m *emf.Set, name string) {
 	m.Milliseconds("fleet_"+name+"_ms", time.Duration(s.took.Load()))
 	m.Count(name+"_errors", int(s.errors.Load()))
@@ -54,8 +54,8 @@ func (t *tally) addTo(m *emf.Set) {
 	t.teleport.addTo(m, "teleport")
 }
 
-// watchedCluster is a cluster that counts what went through, whoever asked for it: the
-// metrics then say what was done, not what was meant.
+// watchedCluster is a cluster that counts successful calls, from any caller: the metrics
+// then report what was done, not what was planned.
 type watchedCluster struct {
 	Cluster
 	tally *tally
@@ -140,7 +140,7 @@ func (l watchedLedger) Announce(ctx context.Context, i ec2ref.Instance) (record 
 	return record, err
 }
 
-// watched returns the same fleet, which keeps a tally of what it does.
+// watched returns the same fleet with a tally of its calls.
 func (f *Fleet) watched() (*Fleet, *tally) {
 	t, copied := new(tally), *f
 	copied.Inventory = watchedInventory{f.Inventory, &t.ec2, f.Now}
@@ -155,7 +155,7 @@ func (f *Fleet) watched() (*Fleet, *tally) {
 	return &copied, t
 }
 
-// logBatch writes the line about a batch (docs/audit.md).
+// logBatch logs a batch (docs/audit.md).
 func (f *Fleet) logBatch(ctx context.Context, start time.Time, k kinds, t *tally, failures int) {
 	m := emf.By("signer")
 	m.Count("state_events", k.states)
@@ -169,10 +169,10 @@ func (f *Fleet) logBatch(ctx context.Context, start time.Time, k kinds, t *tally
 	f.logLine(ctx, "events", failures+k.dropped > 0, start, m, "events_ms")
 }
 
-// logSweep writes the line about a sweep that began.
+// logSweep logs a sweep.
 func (f *Fleet) logSweep(ctx context.Context, start time.Time, r Report, t *tally, err error) {
 	m := emf.By("signer")
-	// Whether all accounts and regions had their turn.
+	// Whether the sweep covered all accounts and regions.
 	m.Happened("sweeps", err == nil && r.Next == "")
 	m.Count("sweep_nodes", r.Nodes)
 	m.Count("sweep_deleted", r.Deleted)
@@ -206,11 +206,11 @@ func (f *Fleet) logLine(ctx context.Context, message string, wrong bool, start t
 	if !f.Log.Enabled(ctx, level) {
 		return
 	}
-	// The line has the time of the clock that the metrics have.
+	// The line has the same time as the metrics.
 	record := slog.NewRecord(end, level, message, 0)
 	record.AddAttrs(slog.String("signer", f.Audience))
 	record.AddAttrs(attrs...)
 	record.AddAttrs(emf.Attrs(end, m)...)
-	// Nobody is left to tell that a line could not be written.
+	// If writing the log line fails, there is nowhere to report it.
 	_ = f.Log.Handler().Handle(ctx, record)
 }

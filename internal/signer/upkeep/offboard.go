@@ -13,15 +13,16 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/signer/teleport"
 )
 
-// StatesChanged acts on events that say that instances' states have changed, with one
-// question to EC2 for all instances of an account and region. If EC2 agrees that an
-// instance is gone, it ends the ledger's record and deletes the node; one that EC2 does not
-// show has to be missing for a while first. It may be called
-// any number of times, in any order, and in the middle of an enrollment: the record
-// ends first, so an enrollment that is under way finds it ended when it confirms, and
-// deletes the node itself. An instance that is stopped keeps its record, and its node
-// too unless the policy says otherwise. It returns an error for each instance, nil
-// where it is done or there is nothing to do.
+// StatesChanged acts on events about changed instance states, with one call to EC2 for
+// all instances of an account and region. If EC2 confirms that an instance is gone,
+// StatesChanged retires its record and deletes its node. If EC2 does not show the
+// instance, it must first be missing for a while.
+//
+// It may run any number of times, in any order, and during an enrollment: it retires the
+// record first, so an enrollment in progress finds the record retired when it confirms,
+// and deletes the node itself. A stopped instance keeps its record, and its node unless
+// the policy says otherwise. StatesChanged returns an error for each instance, nil if it
+// is done or nothing needs to be done.
 func (f *Fleet) StatesChanged(ctx context.Context, instances []ec2ref.Instance) []error {
 	errs := make([]error, len(instances))
 	byPlace := make(map[ec2ref.Place][]int)
@@ -49,8 +50,8 @@ func (f *Fleet) StatesChanged(ctx context.Context, instances []ec2ref.Instance) 
 	return errs
 }
 
-// missing acts on events about instances that EC2 does not show. One that never enrolled
-// may be so young that EC2 does not show it yet: nothing ends for that.
+// missing acts on events about instances that EC2 does not show. An instance that never
+// enrolled may be too new for EC2 to show, so its record is not retired.
 func (f *Fleet) missing(ctx context.Context, at ec2ref.Place, instances []ec2ref.Instance, group []int, found map[ec2ref.InstanceID]*inventory.Instance, errs []error) {
 	byInstance := make(map[ec2ref.Instance][]int)
 	var known []ec2ref.Instance
@@ -66,7 +67,7 @@ func (f *Fleet) missing(ctx context.Context, at ec2ref.Place, instances []ec2ref
 		case record.Retired:
 			_, errs[n] = f.offboard(ctx, i)
 		case record.Generation == 0:
-			f.Log.InfoContext(ctx, "EC2 does not show an instance that never enrolled: nothing to do",
+			f.Log.InfoContext(ctx, "EC2 does not show the instance, which never enrolled; nothing to do",
 				slog.Any("", i))
 		default:
 			known = append(known, i)
@@ -82,9 +83,9 @@ func (f *Fleet) missing(ctx context.Context, at ec2ref.Place, instances []ec2ref
 		if slices.Contains(gone, i) {
 			var deleted bool
 			deleted, end = f.offboard(ctx, i)
-			f.Log.InfoContext(ctx, "missing for long enough: off-boarded", slog.Any("", i), slog.String("node_id", i.NodeID()), slog.Bool("node_deleted", deleted))
+			f.Log.InfoContext(ctx, "instance missing for long enough; off-boarded", slog.Any("", i), slog.String("node_id", i.NodeID()), slog.Bool("node_deleted", deleted))
 		} else if err == nil {
-			f.Log.WarnContext(ctx, "EC2 does not show the instance: the next sweeps decide", slog.Any("", i))
+			f.Log.WarnContext(ctx, "EC2 does not show the instance; the next sweeps decide", slog.Any("", i))
 		}
 		for _, n := range byInstance[i] {
 			errs[n] = end
@@ -92,7 +93,7 @@ func (f *Fleet) missing(ctx context.Context, at ec2ref.Place, instances []ec2ref
 	}
 }
 
-// size counts our nodes.
+// size counts this signer's nodes.
 func (f *Fleet) size(ctx context.Context, at ec2ref.Place) (size, error) {
 	p, err := f.newPass(ctx)
 	if err != nil {
@@ -125,8 +126,8 @@ func (f *Fleet) stateChanged(ctx context.Context, i ec2ref.Instance, found *inve
 	return nil
 }
 
-// stopped deletes the node of an instance that is stopped, if the policy says so. The
-// ledger's record stays: the instance may be started again, with its keys and names.
+// stopped deletes the node of a stopped instance if the policy says so. The ledger keeps
+// the record: the instance may start again with its keys and names.
 func (f *Fleet) stopped(ctx context.Context, i ec2ref.Instance, found *inventory.Instance, log *slog.Logger) error {
 	record, err := f.Ledger.Lookup(ctx, i)
 	if err != nil {
@@ -152,7 +153,7 @@ func (f *Fleet) stopped(ctx context.Context, i ec2ref.Instance, found *inventory
 	return nil
 }
 
-// offboard ends the record, then deletes the node if it is ours.
+// offboard retires the record, then deletes the node if this signer wrote it.
 func (f *Fleet) offboard(ctx context.Context, i ec2ref.Instance) (deleted bool, err error) {
 	if err := f.Ledger.Retire(ctx, i); err != nil {
 		return false, err
@@ -164,19 +165,20 @@ func (f *Fleet) offboard(ctx context.Context, i ec2ref.Instance) (deleted bool, 
 	return f.deleteOwn(ctx, cluster, i.NodeID())
 }
 
-// deleteOwn deletes a node if it bears our label, and reports whether there was one.
+// deleteOwn deletes a node if it has this signer's label, and reports whether there was
+// one.
 func (f *Fleet) deleteOwn(ctx context.Context, cluster Cluster, id string) (bool, error) {
 	there, err := cluster.Node(ctx, id)
 	switch {
 	case errors.Is(err, teleport.ErrNotFound):
-		// Teleport reads from a cache that lags: a node written just now may not show.
-		// The enrollment that wrote it finds the record ended; for all else there is the
-		// sweep.
+		// Teleport reads from a cache that lags, so a new node may not show yet. The
+		// enrollment that wrote it finds the record retired; the sweep handles everything
+		// else.
 		return false, nil
 	case err != nil:
 		return false, err
 	case there.Signer() != f.Audience:
-		return false, nil // somebody else's, whatever its id
+		return false, nil // another program's node, even with this id
 	}
 	err = cluster.DeleteNode(ctx, id)
 	if errors.Is(err, teleport.ErrNotFound) {

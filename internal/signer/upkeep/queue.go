@@ -10,33 +10,33 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 )
 
-// Batch is what Lambda hands over from a queue (AWS Lambda Developer Guide, "Using
-// Lambda with Amazon SQS").
+// Batch is a batch of messages that Lambda passes from a queue (AWS Lambda Developer
+// Guide, "Using Lambda with Amazon SQS").
 type Batch struct {
 	Records []Message `json:"Records"`
 }
 
-// Message is an event of EventBridge in a queue.
+// Message is a queue message with an event from EventBridge.
 type Message struct {
 	ID     string `json:"messageId"`
 	Source string `json:"eventSource"`
 	Body   string `json:"body"`
 }
 
-// BatchAnswer names the messages that are to come again (the same guide, "Reporting
-// batch item failures").
+// BatchAnswer lists the messages to deliver again (the same guide, "Reporting batch item
+// failures").
 type BatchAnswer struct {
 	Failures []Failure `json:"batchItemFailures"`
 }
 
-// Failure is a message that could not be acted on yet.
+// Failure is a message that failed and should come again.
 type Failure struct {
 	ID string `json:"itemIdentifier"`
 }
 
-// Handle acts on a batch. Its events share their questions to EC2. A message that
-// is no event is logged and dropped, since it would not get better; one that failed
-// comes again, alone. One line of the log says what the batch came to.
+// Handle acts on a batch. Its events share calls to EC2. It logs and drops messages that
+// are not events: a retry would not help. A failed message comes again alone. One log
+// line sums up the batch.
 func (f *Fleet) Handle(ctx context.Context, batch Batch) BatchAnswer {
 	start := f.Now()
 	watched, t := f.watched()
@@ -47,7 +47,7 @@ func (f *Fleet) Handle(ctx context.Context, batch Batch) BatchAnswer {
 
 func (f *Fleet) handle(ctx context.Context, batch Batch) (BatchAnswer, kinds) {
 	var k kinds
-	answer := BatchAnswer{Failures: []Failure{}} // Lambda takes a missing list for a failure of all
+	answer := BatchAnswer{Failures: []Failure{}} // Lambda treats a missing list as a failure of all
 	var changes []TagChange
 	var instances []ec2ref.Instance
 	var changed, moved []Message
@@ -56,7 +56,7 @@ func (f *Fleet) handle(ctx context.Context, batch Batch) (BatchAnswer, kinds) {
 		switch {
 		case err != nil:
 			k.dropped++
-			f.Log.ErrorContext(ctx, "a message is dropped", slog.String("message_id", m.ID), slog.Any("error", err))
+			f.Log.ErrorContext(ctx, "message dropped", slog.String("message_id", m.ID), slog.Any("error", err))
 		case e.TagsChanged != nil:
 			k.tags++
 			changes, changed = append(changes, *e.TagsChanged), append(changed, m)
@@ -64,10 +64,10 @@ func (f *Fleet) handle(ctx context.Context, batch Batch) (BatchAnswer, kinds) {
 			k.states++
 			instances, moved = append(instances, *e.StateChanged), append(moved, m)
 		case e.Sweep != nil:
-			// A person or the schedule asks for it directly; whoever may only write to the
-			// queue may not.
+			// An operator or the schedule requests a sweep directly. A principal that may
+			// only write to the queue may not.
 			k.dropped++
-			f.Log.ErrorContext(ctx, "a message is dropped: a sweep is not asked for through the queue", slog.String("message_id", m.ID))
+			f.Log.ErrorContext(ctx, "message dropped: the queue may not request a sweep", slog.String("message_id", m.ID))
 		default:
 			k.ignored++
 		}

@@ -17,70 +17,71 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/signer/teleport"
 )
 
-// Report is what a sweep came to.
+// Report is the result of a sweep.
 type Report struct {
-	Nodes int // of ours, in the listed accounts and regions
-	// Deleted are nodes of instances that are gone, or that are stopped where the policy
-	// wants the nodes of such removed.
+	Nodes int // this signer's, in the listed accounts and regions
+	// Deleted counts nodes of instances that are gone, or that are stopped if the policy
+	// removes the nodes of stopped instances.
 	Deleted int
-	// Repaired are nodes that were not as they should be: labels, address, host name,
-	// lease, or there at all though the instance's record had ended.
+	// Repaired counts nodes that differed from what they should be: in labels, address,
+	// host name or lease, or because the instance's record was retired.
 	Repaired int `json:"Mended"`
-	// Refused are nodes of instances that run and that the policy no longer admits. They
-	// stay until their leases end, which no renewal puts off: a policy that went wrong
-	// must not empty a cluster.
+	// Refused counts nodes of running instances that the policy no longer admits. They
+	// stay until their leases end, and cannot be renewed: a mistake in a policy must not
+	// empty a cluster.
 	Refused int
-	// Incomplete are nodes of instances that run and of which EC2 does not show now what
-	// the policy needs, an address or the image. They stay as they are.
+	// Incomplete counts nodes of running instances for which EC2 does not show something
+	// that the policy needs, such as an address or the image. They stay unchanged.
 	Incomplete int
-	// Unenrolled are live instances that have no node.
+	// Unenrolled counts running instances without a node.
 	Unenrolled int
-	// Foreign are nodes that bear our signer's label but no instance of a listed
-	// account and region, or another's id. They are never touched.
+	// Foreign counts nodes with this signer's label that do not belong to an instance of
+	// a listed account and region, or that have another instance's id. They stay
+	// unchanged.
 	Foreign int
-	// Missing are nodes of instances that EC2 does not show, and that have to be missing
+	// Missing counts nodes of instances that EC2 does not show and that must be missing
 	// again in a later sweep.
 	Missing int
-	// OverLimit is how many nodes of missing instances were left alone because they were
-	// too many.
+	// OverLimit counts nodes of missing instances that stay because there are more than
+	// the limit allows.
 	OverLimit int
-	// Failed are the accounts and regions that EC2 did not answer for, and nodes that
-	// could not be deleted or mended.
+	// Failed counts the accounts and regions that EC2 did not answer for, and nodes that
+	// could not be deleted or repaired.
 	Failed int
-	// Next is the account and region to begin with next time, empty if all were done.
+	// Next is the account and region where the next sweep begins, empty if all were
+	// covered.
 	Next string
 }
 
-// ownNode is one of our nodes.
+// ownNode is a node that this signer wrote.
 type ownNode struct {
 	instance ec2ref.Instance
 	node     teleport.Node
 }
 
-// survey is what was found out of one account and region.
+// survey sorts the nodes of one account and region.
 type survey struct {
 	dead    []ownNode // EC2 says so
 	missing []ownNode // EC2 does not show them
 	stopped []ownNode // and the policy wants the node removed
-	suspect []ownNode // not as they should be, perhaps
+	suspect []ownNode // may differ from what they should be
 }
 
-// run is a sweep on its way.
+// run is a sweep in progress.
 type run struct {
 	pass
-	limit *int // what a person's limit has left, nil if nobody set one
-	// removable is how many nodes of stopped instances may go yet.
+	limit *int // what is left of an operator's limit, nil without one
+	// removable is how many nodes of stopped instances this sweep may still delete.
 	removable *int
 	noted     map[ec2ref.Place]bool // where instances were missing before
 	report    *Report
 }
 
-// Sweep compares all of our nodes with EC2: those of instances that are gone are
-// off-boarded, the others mended. Of instances that are just missing, limit may be
-// off-boarded; if it is 0, so many as the limits of a day leave. It begins with the account
-// and region that an earlier report named as Next, and stops when the context ends:
-// what is left of that account and region is found again when its turn comes.
-// One line of the log says what it came to.
+// Sweep compares all of this signer's nodes with EC2. It off-boards instances that are
+// gone and repairs the other nodes. It may also off-board up to limit missing instances,
+// or as many as the daily limit allows if limit is 0. It begins with the account and
+// region that an earlier report named as Next, and stops when the context ends; the next
+// sweep of that account and region finds the rest. One log line sums up the sweep.
 func (f *Fleet) Sweep(ctx context.Context, from string, limit int) (Report, error) {
 	start := f.Now()
 	watched, t := f.watched()
@@ -115,17 +116,17 @@ func (f *Fleet) sweep(ctx context.Context, from string, limit int) (Report, erro
 	for n, at := range places {
 		if r.sweepPlace(ctx, at, byPlace[at]); ctx.Err() != nil {
 			if n == 0 {
-				n = 1 % len(places) // one that takes all the time must not keep the others from their turn
+				n = 1 % len(places) // a slow one must not block the others forever
 			}
 			report.Next = places[n].String()
 			break
 		}
-		delete(byPlace, at) // the memory is needed for the next
+		delete(byPlace, at) // free the memory for the next
 	}
 	return report, nil
 }
 
-// placesFrom returns the places in order, beginning with the one that is named.
+// placesFrom returns the places in order, beginning with the given one.
 func placesFrom(byPlace map[ec2ref.Place][]ownNode, from string) []ec2ref.Place {
 	places := slices.SortedFunc(maps.Keys(byPlace), func(a, b ec2ref.Place) int { return cmp.Compare(a.String(), b.String()) })
 	if start := slices.IndexFunc(places, func(p ec2ref.Place) bool { return p.String() >= from }); start > 0 {
@@ -137,7 +138,7 @@ func placesFrom(byPlace map[ec2ref.Place][]ownNode, from string) []ec2ref.Place 
 func (r run) sweepPlace(ctx context.Context, at ec2ref.Place, nodes []ownNode) {
 	s, err := r.survey(ctx, at, nodes)
 	if err != nil {
-		// What could not be asked about is as it was: nothing of it is touched.
+		// EC2 did not answer for this place: change nothing there.
 		if ctx.Err() == nil { // or it is only late
 			r.report.Failed++
 			r.Log.ErrorContext(ctx, "EC2 could not be asked", slog.Any("", at), slog.Any("error", err))
@@ -146,11 +147,11 @@ func (r run) sweepPlace(ctx context.Context, at ec2ref.Place, nodes []ownNode) {
 	}
 	if err := r.settle(ctx, at, &s, len(nodes)); err != nil && ctx.Err() == nil {
 		r.report.Failed++
-		r.Log.ErrorContext(ctx, "instances that EC2 does not show could not be judged: their nodes stay", slog.Any("", at), slog.Int("missing", len(s.missing)), slog.Any("error", err))
+		r.Log.ErrorContext(ctx, "cannot check instances that EC2 does not show; their nodes stay", slog.Any("", at), slog.Int("missing", len(s.missing)), slog.Any("error", err))
 	}
 	if len(s.stopped) > *r.removable {
 		r.report.OverLimit += len(s.stopped)
-		r.Log.ErrorContext(ctx, "too many nodes of stopped instances to delete in one sweep: none deleted here; look at the policy, then sweep with a higher limit",
+		r.Log.ErrorContext(ctx, "too many nodes of stopped instances to delete in one sweep; none deleted here; check the policy, then sweep with a higher limit",
 			slog.Any("", at), slog.Int("stopped", len(s.stopped)), slog.Bool("alarm", true))
 		s.stopped = nil
 	}
@@ -158,7 +159,7 @@ func (r run) sweepPlace(ctx context.Context, at ec2ref.Place, nodes []ownNode) {
 	r.tidy(ctx, at, s)
 }
 
-// settle decides which of the missing are taken for gone.
+// settle decides which of the missing instances count as gone.
 func (r run) settle(ctx context.Context, at ec2ref.Place, s *survey, nodes int) error {
 	if len(s.missing) == 0 && !r.noted[at] {
 		return nil
@@ -181,7 +182,7 @@ func (r run) settle(ctx context.Context, at ec2ref.Place, s *survey, nodes int) 
 	return err
 }
 
-// notedPlaces returns the accounts and regions that instances are noted of as missing.
+// notedPlaces returns the accounts and regions with instances noted as missing.
 func (f *Fleet) notedPlaces(ctx context.Context) (map[ec2ref.Place]bool, error) {
 	var noted map[ec2ref.Place]bool
 	err := f.noteAbsences(ctx, f.Now(), func(a absences) {
@@ -195,9 +196,8 @@ func (f *Fleet) notedPlaces(ctx context.Context) (map[ec2ref.Place]bool, error) 
 	return noted, err
 }
 
-// sort groups our nodes by account and region, and leaves out those that are none of
-// our business: of an account or region that is not listed, or with labels that do
-// not fit their id.
+// sort groups this signer's nodes by account and region. It leaves out nodes of unlisted
+// accounts and regions, and nodes whose labels do not match their id.
 func (f *Fleet) sort(ctx context.Context, nodes []teleport.Node, report *Report) map[ec2ref.Place][]ownNode {
 	byPlace := make(map[ec2ref.Place][]ownNode)
 	for _, account := range f.Accounts {
@@ -210,7 +210,7 @@ func (f *Fleet) sort(ctx context.Context, nodes []teleport.Node, report *Report)
 		p := i.Place()
 		if _, listed := byPlace[p]; !listed || found.Signer() != f.Audience || i.NodeID() != found.ID {
 			report.Foreign++
-			f.Log.WarnContext(ctx, "a node with our label that is not ours to touch", slog.String("node_id", found.ID),
+			f.Log.WarnContext(ctx, "node with this signer's label belongs to no listed instance; left unchanged", slog.String("node_id", found.ID),
 				slog.Any("", i))
 			continue
 		}
@@ -253,13 +253,13 @@ func (r run) survey(ctx context.Context, at ec2ref.Place, nodes []ownNode) (surv
 	return s, err
 }
 
-// judge sorts a node into the survey by what EC2 and the ledger list of its instance.
-// Both are asked again before anything is written. An error is policy.ErrRefused or
-// policy.ErrIncomplete, about an instance that runs.
+// judge sorts a node into the survey, based on the listings of EC2 and the ledger. The
+// sweep asks both again before it writes. An error is policy.ErrRefused or
+// policy.ErrIncomplete, and concerns a running instance.
 func (r run) judge(o ownNode, i *inventory.Instance, record ledger.Record, s *survey) error {
 	switch {
 	case record.Retired:
-		s.suspect = append(s.suspect, o) // whoever ended it, or wrote the node, died halfway
+		s.suspect = append(s.suspect, o) // the process that retired it, or wrote the node, died halfway
 		return nil
 	case isGone(i):
 		s.dead = append(s.dead, o)
@@ -271,7 +271,7 @@ func (r run) judge(o ownNode, i *inventory.Instance, record ledger.Record, s *su
 	want, err := r.render(i, record)
 	switch {
 	case err == nil && record.ConfirmedHostname == "":
-		// An enrollment under way, or one that died halfway: the next attempt or the end of
+		// An enrollment is in progress, or died halfway: its next attempt or the end of
 		// the lease settles it.
 	case err == nil && !isSame(want, o.node, record):
 		s.suspect = append(s.suspect, o)
@@ -284,22 +284,22 @@ func (r run) judge(o ownNode, i *inventory.Instance, record ledger.Record, s *su
 // incomplete counts an instance that the policy cannot decide on now.
 func (r run) incomplete(ctx context.Context, o ownNode, reason error) {
 	r.report.Incomplete++
-	r.Log.InfoContext(ctx, "EC2 does not show all that the policy needs: the node stays as it is", slog.Any("", o.instance), slog.String("node_id", o.node.ID), slog.Any("reason", reason))
+	r.Log.InfoContext(ctx, "EC2 does not show every fact that the policy needs; node left unchanged", slog.Any("", o.instance), slog.String("node_id", o.node.ID), slog.Any("reason", reason))
 }
 
-// refuse counts the refusals of one account and region, with one line of the log: they
-// may be thousands, for one reason.
+// refuse counts the refusals in one account and region, with one log line: there may be
+// thousands, all for one reason.
 func (r run) refuse(ctx context.Context, at ec2ref.Place, reasons []error) {
 	if len(reasons) == 0 {
 		return
 	}
 	r.report.Refused += len(reasons)
-	r.Log.WarnContext(ctx, "the policy no longer admits instances that have enrolled: their nodes stay until their leases end",
+	r.Log.WarnContext(ctx, "policy no longer admits enrolled instances; their nodes stay until their leases end",
 		slog.Any("", at), slog.Int("instances", len(reasons)), slog.Any("first", reasons[0]))
 }
 
-// confirm asks about instances by id that a listing did not have: an instance that starts
-// while pages are read may be on none of them.
+// confirm asks EC2 by id about instances that a listing lacked: an instance that starts
+// while EC2 sends pages may be on none of them.
 func (r run) confirm(ctx context.Context, at ec2ref.Place, missing []ownNode, s *survey) error {
 	if len(missing) == 0 {
 		return nil
@@ -335,7 +335,7 @@ func idsOf(list []ownNode) []ec2ref.InstanceID {
 	return ids
 }
 
-// tidy acts on what was found, as far as time allows: what is left is found again.
+// tidy acts on the survey as far as time allows; the next sweep finds the rest.
 func (r run) tidy(ctx context.Context, at ec2ref.Place, s survey) {
 	for _, o := range s.dead {
 		if ctx.Err() != nil {
@@ -354,13 +354,13 @@ func (r run) tidy(ctx context.Context, at ec2ref.Place, s survey) {
 	}
 }
 
-// refreshBatch is how many instances EC2 is asked about at once before their nodes
-// are written: as many as one call may be about, and few enough that its answer is
-// still fresh for the last of them.
+// refreshBatch is how many instances the sweep asks EC2 about before it writes their
+// nodes: as many as one call allows, and few enough that the answer is still fresh for
+// the last of them.
 const refreshBatch = 200
 
 // refresh asks the ledger and then EC2 again before it writes. The listing may be older
-// than the latest event, and an instance that was stopped may run again.
+// than the latest event, and a stopped instance may be running again.
 func (r run) refresh(ctx context.Context, at ec2ref.Place, batch []ownNode) {
 	records := make(map[ec2ref.InstanceID]ledger.Record, len(batch))
 	var known []ownNode
@@ -407,8 +407,8 @@ func (r run) repair(ctx context.Context, o ownNode, record ledger.Record, i *inv
 	}
 }
 
-// note reports whether something was done, and counts and logs it if not. What time
-// did not suffice for is left to the next sweep, and is no failure.
+// note reports whether an action succeeded, and counts and logs failures. An action that
+// ran out of time is left to the next sweep, and is no failure.
 func (r run) note(ctx context.Context, what string, o ownNode, err error) bool {
 	if err != nil && ctx.Err() == nil {
 		r.report.Failed++

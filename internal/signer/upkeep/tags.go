@@ -16,19 +16,19 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/signer/teleport"
 )
 
-// TagChange is an event that says that an instance's tags have changed.
+// TagChange is an event about a change of an instance's tags.
 type TagChange struct {
 	Instance ec2ref.Instance
-	// Version is the event's own count of the changes. It is a hint and decides nothing.
+	// Version is the event's own count of changes. It is a hint and decides nothing.
 	Version uint64
 }
 
-// TagsChanged brings the labels of the instances' nodes up to date, with one
-// question to EC2 for all instances of an account and region. It returns an error
-// for each change, nil where it is done or there is nothing to do.
+// TagsChanged updates the labels of the instances' nodes, with one call to EC2 for all
+// instances of an account and region. It returns an error for each change, nil if it is
+// done or nothing needs to be done.
 //
-// No event is skipped for its version: whoever can write to the queue chooses it, and
-// one that is far ahead would hide every true change after it.
+// It skips no event because of its version: anyone who can write to the queue chooses the
+// version, and a very high one would hide every later change.
 func (f *Fleet) TagsChanged(ctx context.Context, changes []TagChange) []error {
 	errs := make([]error, len(changes))
 	instances := make([]ec2ref.Instance, len(changes))
@@ -39,7 +39,7 @@ func (f *Fleet) TagsChanged(ctx context.Context, changes []TagChange) []error {
 		if instances[n] = i; !f.serves(ctx, i) {
 			continue
 		}
-		// Announced before EC2 is asked: an enrollment that read the old tags finds the
+		// Announce before asking EC2: an enrollment that read the old tags then finds the
 		// note when it confirms.
 		record, err := f.Ledger.Announce(ctx, i)
 		switch {
@@ -75,25 +75,25 @@ func (p pass) tagsChanged(ctx context.Context, of ec2ref.Instance, record ledger
 	if !errors.Is(err, policy.ErrIncomplete) {
 		return err
 	}
-	// It passes by itself, and the sweep then brings the node up to date.
-	p.Log.InfoContext(ctx, "EC2 does not show all that the policy needs: the node stays as it is", slog.Any("", of), slog.String("reason", err.Error()))
+	// This state is temporary; the sweep then updates the node.
+	p.Log.InfoContext(ctx, "EC2 does not show every fact that the policy needs; node left unchanged", slog.Any("", of), slog.String("reason", err.Error()))
 	return nil
 }
 
-// maxRelabels bounds how often one event follows changes that happen while it writes.
+// maxRelabels bounds how often one event retries because of concurrent changes.
 const maxRelabels = 3
 
 // errMoving says that others kept writing about an instance.
 var errMoving = errors.New("the instance's record kept changing while its node was written")
 
-// follower keeps the node of one instance as it should be.
+// follower keeps one instance's node up to date.
 type follower struct {
 	pass
 	of ec2ref.Instance
-	// dismisses says that the node goes if the policy no longer admits the instance: who
-	// tags a machine out of reach means it.
+	// dismisses says that the follower deletes the node if the policy no longer admits
+	// the instance: an operator who changes tags that way intends it.
 	dismisses bool
-	// dismissed says that the follower deleted the node, and so may write it again.
+	// dismissed says that the follower deleted the node, so it may write the node again.
 	dismissed bool
 }
 
@@ -101,17 +101,17 @@ func (p pass) follow(of ec2ref.Instance, dismisses bool) *follower {
 	return &follower{pass: p, of: of, dismisses: dismisses}
 }
 
-// relabel writes the node of an enrolled instance as it should be, deletes that of one
-// that ended, and reports whether it had to. It fails with policy.ErrRefused for an
-// instance that runs and that the policy does not admit, unless it dismisses, and with
-// policy.ErrIncomplete. An instance that is not enrolled, or has no node of ours, is
-// left alone.
+// relabel writes the node of an enrolled instance as it should be, or deletes the node of
+// a retired one, and reports whether it changed anything. It fails with
+// policy.ErrIncomplete, and with policy.ErrRefused for a running instance that the policy
+// does not admit unless it dismisses. It changes nothing for an instance that is not
+// enrolled or has no node of this signer.
 //
-// The record is from when the write was announced, before EC2 was asked. Others may
-// write meanwhile: events of the same instance, an enrollment, the end. Each of them
-// writes to the ledger before it writes the node. So after a write the record is read
-// again, and if it has changed, what was written may be old: it is all done again.
-// Nodes that are read back decide nothing but whose they are, for reads lag behind.
+// The record is from the announcement of the write, before the call to EC2. Meanwhile
+// others may write: events about the same instance, an enrollment, an off-boarding. Each
+// of them writes to the ledger before it writes the node. So relabel reads the record
+// again after its write, and starts over if the record has changed. Teleport's reads lag,
+// so they only decide who owns the node.
 func (w *follower) relabel(ctx context.Context, record ledger.Record, i *inventory.Instance) (written bool, err error) {
 	for range maxRelabels {
 		wrote, err := w.once(ctx, record, i)
@@ -133,7 +133,7 @@ func (w *follower) relabel(ctx context.Context, record ledger.Record, i *invento
 	return written, fmt.Errorf("%w: %s", errMoving, w.of.ID)
 }
 
-// once does what one reading of ledger and EC2 says.
+// once makes one attempt, based on one read of the ledger and EC2.
 func (w *follower) once(ctx context.Context, record ledger.Record, i *inventory.Instance) (wrote bool, err error) {
 	switch {
 	case record.Retired:
@@ -157,7 +157,7 @@ func (w *follower) once(ctx context.Context, record ledger.Record, i *inventory.
 	want, err := w.render(i, record)
 	switch {
 	case err != nil && i.State != inventory.StateRunning:
-		return false, nil // it may lack an address because it does not run
+		return false, nil // it may lack an address because it is not running
 	case errors.Is(err, policy.ErrRefused) && w.dismisses:
 		return w.dismiss(ctx, err)
 	case err != nil:
@@ -173,21 +173,21 @@ func (w *follower) write(ctx context.Context, want teleport.Node) (bool, error) 
 		return false, err
 	}
 	w.dismissed = false
-	w.Log.InfoContext(ctx, "the node was brought up to date", slog.Any("", w.of), slog.String("node_id", want.ID), slog.String("hostname", want.Hostname),
+	w.Log.InfoContext(ctx, "node updated", slog.Any("", w.of), slog.String("node_id", want.ID), slog.String("hostname", want.Hostname),
 		slog.String("address", want.Address), slog.Any("labels", want.Labels))
 	return true, nil
 }
 
 // dismiss deletes the node of an instance that the policy no longer admits.
 func (w *follower) dismiss(ctx context.Context, reason error) (bool, error) {
-	w.Log.WarnContext(ctx, "the policy no longer admits the instance: its node goes", slog.Any("", w.of), slog.String("node_id", w.of.NodeID()), slog.String("reason", reason.Error()))
+	w.Log.WarnContext(ctx, "policy no longer admits the instance; its node will be deleted", slog.Any("", w.of), slog.String("node_id", w.of.NodeID()), slog.String("reason", reason.Error()))
 	deleted, err := w.deleteOwn(ctx, w.cluster, w.of.NodeID())
 	w.dismissed = w.dismissed || deleted
 	return deleted, err
 }
 
-// isSame compares all that a node says. The ledger keeps whole seconds of a lease, and
-// older records none.
+// isSame compares all fields of a node. The ledger stores leases in whole seconds, and
+// old records store none.
 func isSame(want, node teleport.Node, r ledger.Record) bool {
 	lease := r.Lease.IsZero() || want.Expires.Sub(node.Expires).Abs() < time.Second
 	return lease && want.Hostname == node.Hostname && want.Address == node.Address && maps.Equal(want.Labels, node.Labels)

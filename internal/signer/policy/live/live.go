@@ -152,7 +152,7 @@ func (p *Policy) refresh(ctx context.Context, before *policy.Policy) (*policy.Po
 	}
 	p.checkReset(ctx, before, found.SHA256)
 	if before == nil || before.SHA256 != found.SHA256 {
-		p.config.Log.InfoContext(ctx, "a policy comes into force", slog.String("policy_sha256", found.SHA256))
+		p.config.Log.InfoContext(ctx, "policy loaded", slog.String("policy_sha256", found.SHA256))
 	}
 	p.save(ctx, text, found.SHA256)
 	return found, nil
@@ -212,10 +212,10 @@ func (p *Policy) restore(ctx context.Context, last func() ([]byte, error), reaso
 	}
 	found, err := policy.Parse(text, p.config.Limits)
 	if err != nil {
-		return nil, errors.Join(reason, fmt.Errorf("the last good policy does not fit the deployment any more: %w", err))
+		return nil, errors.Join(reason, fmt.Errorf("the last good policy no longer fits the deployment: %w", err))
 	}
 	p.stored = found.SHA256
-	p.config.Log.WarnContext(ctx, "the last good policy comes into force", slog.String("policy_sha256", found.SHA256))
+	p.config.Log.WarnContext(ctx, "last good policy loaded", slog.String("policy_sha256", found.SHA256))
 	return found, nil
 }
 
@@ -224,7 +224,7 @@ func (p *Policy) note(ctx context.Context, last func() ([]byte, error)) {
 	text, err := last()
 	switch {
 	case err != nil:
-		p.config.Log.WarnContext(ctx, "the last good policy cannot be read", slog.Any("error", err))
+		p.config.Log.WarnContext(ctx, "cannot read the last good policy", slog.Any("error", err))
 	case text != nil:
 		p.stored = digest(text)
 	}
@@ -239,7 +239,7 @@ func (p *Policy) save(ctx context.Context, text []byte, sum string) {
 	ctx, cancel := context.WithTimeout(ctx, saveTimeout)
 	defer cancel()
 	if err := p.config.LastGood.Save(ctx, text); err != nil {
-		p.config.Log.WarnContext(ctx, "the policy cannot be stored as the last good one",
+		p.config.Log.WarnContext(ctx, "cannot store the policy as the last good one",
 			slog.String("policy_sha256", sum), slog.Any("error", err))
 		return
 	}
@@ -265,7 +265,7 @@ func (p *Policy) checkReset(ctx context.Context, before *policy.Policy, sum stri
 	if err != nil || builtIn.SHA256 != sum {
 		return // a deployment that the built-in policy does not fit has not got it
 	}
-	p.config.Log.ErrorContext(ctx, "the built-in policy replaced another; put the last one back if nobody meant to",
+	p.config.Log.ErrorContext(ctx, "the built-in policy replaced another; if this is not intended, restore the last one",
 		slog.String("event", EventReset), slog.Bool("alarm", true),
 		slog.String("policy_sha256", sum), slog.String("replaced_sha256", replaced))
 }

@@ -120,16 +120,16 @@ func members(data []byte) (map[string]json.RawMessage, error) {
 		t, err := d.Token()
 		name, _ := t.(string)
 		if _, twice := object[name]; err != nil || twice {
-			return nil, errors.New("a name is broken or comes twice")
+			return nil, errors.New("a key is malformed or appears twice")
 		}
 		var value json.RawMessage
 		if d.Decode(&value) != nil {
-			return nil, errors.New("a value is broken")
+			return nil, errors.New("a value is malformed")
 		}
 		object[name] = value
 	}
 	if _, err := d.Token(); err != nil {
-		return nil, errors.New("it ends too early")
+		return nil, errors.New("it is cut off")
 	}
 	if _, err := d.Token(); !errors.Is(err, io.EOF) {
 		return nil, errors.New("something follows it")
