@@ -13,54 +13,53 @@ import (
 )
 
 const (
-	// spare is what a sweep leaves of an invocation's time to finish the machine it is
-	// at and to note where the next sweep begins.
+	// spare is the part of an invocation's time that a sweep leaves for finishing the
+	// current instance and storing where the next sweep begins.
 	spare = 20 * time.Second
-	// batchTime bounds a batch of events. The queue keeps a message hidden for six times
-	// as long (template.yaml), so that nobody else works on it meanwhile.
+	// batchTime bounds a batch of events. The queue hides a message for six times as long
+	// (template.yaml), so that no other invocation handles it meanwhile.
 	batchTime = time.Minute
-	// bookmarkTime bounds the question where the last sweep stopped.
+	// bookmarkTime bounds reading where the last sweep stopped.
 	bookmarkTime = 3 * time.Second
-	// walkTime bounds a step of the walk through expired records, which comes before each
-	// sweep: an EC2 that hangs must leave the sweep its time.
+	// walkTime bounds a step of the walk through expired records, which runs before each
+	// sweep: a hanging EC2 must leave the sweep enough time.
 	walkTime = 45 * time.Second
 )
 
-// bookmark remembers where the next sweep begins. stored.Text is one.
+// bookmark stores where the next sweep begins. *stored.Text implements it.
 type bookmark interface {
 	Load(ctx context.Context) ([]byte, error)
 	Save(ctx context.Context, next []byte) error
 }
 
-// fleetHandler is the function "fleet". It is a lambda.Handler.
+// fleetHandler is the function "fleet". It implements lambda.Handler.
 type fleetHandler struct {
 	fleet    *upkeep.Fleet
-	bookmark bookmark // nil: every sweep begins at the beginning
+	bookmark bookmark // nil: every sweep starts from the beginning
 	log      *slog.Logger
 }
 
-// newFleetHandler makes the function that the deployment describes. It calls nobody.
+// newFleetHandler builds the function that the deployment describes. It makes no calls.
 func newFleetHandler(ctx context.Context, log *slog.Logger) (fleetHandler, error) {
 	u, err := deployment.NewUpkeep(ctx, log)
 	if err != nil {
 		return fleetHandler{}, err
 	}
 	h := fleetHandler{fleet: u.Fleet, log: log}
-	if u.Bookmark != nil { // a nil of a type is no nil bookmark
+	if u.Bookmark != nil { // a typed nil is not a nil interface
 		h.bookmark = u.Bookmark
 	}
 	return h, nil
 }
 
-// refusal answers an event that the function does not act on.
+// refusal is the answer to an event that the function does not act on.
 type refusal struct {
 	Error string `json:"error"`
 }
 
-// Invoke acts on one event: a batch of the queue, the schedule, or a person's
-// {"sweep":{"limit":500}}. What is none of these is refused, with an answer and not
-// with an error: Lambda runs a function again after an error, and such an event
-// would not get better.
+// Invoke acts on one event: a batch from the queue, the schedule, or an operator's
+// {"sweep":{"limit":500}}. It refuses anything else with an answer, not with an error:
+// Lambda would run the function again after an error, and a retry cannot help.
 func (h fleetHandler) Invoke(ctx context.Context, event []byte) ([]byte, error) {
 	batch, isBatch, err := upkeep.ParseBatch(event)
 	switch {
@@ -76,13 +75,13 @@ func (h fleetHandler) Invoke(ctx context.Context, event []byte) ([]byte, error) 
 		return h.refuse(ctx, err)
 	}
 	if e.Sweep == nil {
-		// A rule that was pointed at the function by hand: through the queue an event that
-		// fails comes again by itself, and is kept if it goes on failing.
+		// Someone pointed a rule at the function by hand. An event through the queue
+		// would come again by itself after a failure, and be kept if it keeps failing.
 		return h.refuse(ctx, errors.New("events about instances come through the queue"))
 	}
 	report, err := h.sweep(ctx, e.Sweep.Limit)
 	if err != nil {
-		return nil, err // Lambda tries again, and then tells the queue for what failed
+		return nil, err // Lambda retries, and then sends the event to the queue for failures
 	}
 	return json.Marshal(report)
 }
@@ -92,8 +91,8 @@ func (h fleetHandler) refuse(ctx context.Context, reason error) ([]byte, error) 
 	return json.Marshal(refusal{reason.Error()})
 }
 
-// walk makes a step of the walk through expired records. The next one makes up for one
-// that fails, and the sweep goes on.
+// walk takes a step of the walk through expired records. If it fails, the sweep still
+// runs, and the next step makes up for it.
 func (h fleetHandler) walk(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, walkTime)
 	defer cancel()
@@ -102,7 +101,7 @@ func (h fleetHandler) walk(ctx context.Context) {
 	}
 }
 
-// sweep sweeps for as long as the invocation lasts, from where the last one stopped.
+// sweep sweeps for as long as the invocation lasts, starting where the last one stopped.
 func (h fleetHandler) sweep(ctx context.Context, limit int) (upkeep.Report, error) {
 	h.walk(ctx)
 	from := h.begin(ctx)
@@ -116,14 +115,14 @@ func (h fleetHandler) sweep(ctx context.Context, limit int) (upkeep.Report, erro
 		return report, nil
 	}
 	if err := h.bookmark.Save(ctx, []byte(report.Next)); err != nil {
-		// The sweep is done; the next one begins elsewhere than it might.
+		// The sweep is done; only the next one's starting point is wrong.
 		h.log.WarnContext(ctx, "where the next sweep begins could not be noted", slog.Any("error", err))
 	}
 	return report, nil
 }
 
-// begin returns where to begin. That is a matter of fairness alone: without it a
-// sweep begins at the beginning.
+// begin returns where to begin. It only matters for fairness: without it, a sweep starts
+// from the beginning.
 func (h fleetHandler) begin(ctx context.Context) string {
 	if h.bookmark == nil {
 		return ""

@@ -12,16 +12,16 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/signer/entry"
 )
 
-// handler turns the events of an entry into requests to the signer, and its answers back.
-// It is a lambda.Handler.
+// handler translates events of an entry into requests to the signer, and its answers
+// back. It implements lambda.Handler.
 type handler struct {
 	entry  entry.Kind
 	enroll func(context.Context, entry.Request) entry.Answer
 	log    *slog.Logger
 }
 
-// Invoke answers one event. An event of another form can only come from somebody who may
-// invoke the function directly. It is refused like a malformed request.
+// Invoke answers one event. An event of another form can only come from someone who may
+// invoke the function directly. It gets the same refusal as a malformed request.
 func (h handler) Invoke(ctx context.Context, event []byte) ([]byte, error) {
 	request, err := h.entry.Request(event)
 	request.ID = requestID(ctx, request.ID)
@@ -47,7 +47,7 @@ func malformed(requestID string) entry.Answer {
 	}
 }
 
-// requestID is the one under which Lambda's own log lines stand.
+// requestID returns the id that Lambda's own log lines have.
 func requestID(ctx context.Context, events string) string {
 	if l, ok := lambdacontext.FromContext(ctx); ok && l.AwsRequestID != "" {
 		return l.AwsRequestID

@@ -1,8 +1,8 @@
-// Command bootstrap is Hallmark's signer on AWS Lambda. It is deployed as two
-// functions, told apart by their handler setting: "enroll", which instances call at
-// its URL or by one of the other entries, and "fleet", which keeps Teleport true to EC2 afterwards.
-// Neither does the other's work, so that a flood of requests cannot stop
-// off-boarding, and nobody who sends requests can have a node deleted.
+// Command bootstrap is Hallmark's signer on AWS Lambda. It is deployed as two functions;
+// the handler setting selects which: "enroll", which instances call at its URL or through
+// another entry, and "fleet", which then keeps Teleport in step with EC2. Neither does the
+// other's work. So a flood of requests cannot stop off-boarding, and a caller who sends
+// requests cannot have a node deleted.
 //
 // The functions take their settings from the file that HALLMARK_DEPLOYMENT names, by
 // default deployment.yaml beside the program, from HALLMARK_LEDGER_TABLE,
@@ -30,14 +30,14 @@ func main() {
 	}
 	h, err := newFunction(ctx, os.Getenv("_HANDLER"), log)
 	if err != nil {
-		// Lambda reports the exit; this line says why.
+		// Lambda reports only the exit; this line gives the reason.
 		log.Error("the signer cannot start", slog.Any("error", err))
 		os.Exit(1)
 	}
 	lambda.Start(h)
 }
 
-// newFunction makes the function of that name.
+// newFunction builds the function with that name.
 func newFunction(ctx context.Context, name string, log *slog.Logger) (lambda.Handler, error) {
 	switch name {
 	case "enroll":
@@ -52,7 +52,7 @@ func newFunction(ctx context.Context, name string, log *slog.Logger) (lambda.Han
 	return nil, fmt.Errorf("_HANDLER is %q; the function's handler setting must be enroll or fleet (template.yaml has both)", name)
 }
 
-// newLog writes JSON in the names by which Lambda filters by level.
+// newLog returns a JSON log whose field names Lambda can filter by level.
 func newLog() *slog.Logger {
 	return slog.New(slog.NewJSONHandler(os.Stdout, &slog.HandlerOptions{
 		ReplaceAttr: func(groups []string, a slog.Attr) slog.Attr {

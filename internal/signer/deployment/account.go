@@ -13,9 +13,9 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/signer/inventory"
 )
 
-// account is an AWS account whose instances may enroll: its number alone, or with
-// the role to assume there. The role belongs to the deployment and not to the
-// policy: who names the role names whose word the signer takes for EC2's.
+// account is an AWS account whose instances may enroll: its number, optionally with the
+// role to assume there. The role belongs to the deployment and not to the policy: it
+// determines which account's EC2 the signer trusts.
 type account struct {
 	ID         ec2ref.Account `yaml:"id"`
 	Role       string         `yaml:"role"`
@@ -25,8 +25,8 @@ type account struct {
 // accounts is the deployment's list.
 type accounts []account
 
-// UnmarshalYAML reads either form. It looks for unknown keys itself, because a
-// decoder that is asked from here has forgotten that it should.
+// UnmarshalYAML reads either form. It checks for unknown keys itself, because the decoder
+// does not pass on that setting.
 func (a *account) UnmarshalYAML(n *yaml.Node) error {
 	if n.Kind == yaml.ScalarNode {
 		return n.Decode(&a.ID)
@@ -49,8 +49,8 @@ var (
 	regexpExternalID = regexp.MustCompile(`^[A-Za-z0-9_+=,.@:/-]{2,}$`)
 )
 
-// The most that AssumeRole takes, and that a role's path and name have together.
-// To count in a regular expression costs time at every cold start.
+// These are AssumeRole's limits, and the limit for a role's path and name together.
+// Counting in a regular expression would slow down every cold start.
 const (
 	maxExternalID = 1224
 	maxRole       = len("role/") + 511 + 64
@@ -72,7 +72,7 @@ func (list accounts) inventory() []inventory.Account {
 	return converted
 }
 
-// check says which entry is wrong. The region is one of the signer's.
+// check names the wrong entry. The region is one of the signer's.
 func (list accounts) check(region ec2ref.Region) error {
 	if err := checkList("accounts", list.ids(), ec2ref.ParseAccount, "twelve digits, in quotes"); err != nil {
 		return err
@@ -108,7 +108,8 @@ func (a account) check(partition ec2ref.Partition) error {
 	if err != nil || role.Service != "iam" || role.Region != "" || !regexpRole.MatchString(role.Resource) || len(role.Resource) > maxRole {
 		return fmt.Errorf("role: %q is not the ARN of an IAM role", a.Role)
 	}
-	// A role elsewhere would have another account's EC2 vouch for this one's instances.
+	// With a role in another account, that account's EC2 could confirm this account's
+	// instances.
 	if role.AccountID != string(a.ID) {
 		return fmt.Errorf("role: %s is in account %s", a.Role, role.AccountID)
 	}

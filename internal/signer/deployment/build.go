@@ -24,7 +24,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/signer/upkeep"
 )
 
-// parts are what both functions are made of.
+// parts are the parts that both functions need.
 type parts struct {
 	deployment *deployment
 	env        environment
@@ -34,8 +34,8 @@ type parts struct {
 	policy     func(context.Context) (*policy.Policy, error)
 }
 
-// load makes what both functions need as the deployment describes it. It calls
-// nobody.
+// load builds the parts that both functions need, as the deployment describes them. It
+// makes no calls.
 func load(ctx context.Context, log *slog.Logger) (*parts, error) {
 	d, err := readDeployment(deploymentPath())
 	if err != nil {
@@ -48,9 +48,9 @@ func load(ctx context.Context, log *slog.Logger) (*parts, error) {
 	if err := env.checkAudience(d.Audience); err != nil {
 		return nil, err
 	}
-	// One HTTP client for all of AWS. Given one of this type, the SDK adds to it the
-	// private CA of the environment (AWS_CA_BUNDLE); given none, it makes one only
-	// where there is such a CA.
+	// All AWS clients share one HTTP client. The SDK adds the private CA of the
+	// environment (AWS_CA_BUNDLE) to a client of this type. Without one, it creates a
+	// client only if there is such a CA.
 	cfg, err := config.LoadDefaultConfig(ctx, config.WithHTTPClient(awshttp.NewBuildableClient()))
 	if err != nil {
 		return nil, fmt.Errorf("load the AWS configuration: %w", err)
@@ -61,8 +61,8 @@ func load(ctx context.Context, log *slog.Logger) (*parts, error) {
 	return p, err
 }
 
-// NewSigner makes the signer that the deployment describes, for the function "enroll", and
-// returns the entry by which requests reach it. It calls nobody.
+// NewSigner builds the signer that the deployment describes, for the function "enroll",
+// and returns the entry through which requests reach it. It makes no calls.
 func NewSigner(ctx context.Context, log *slog.Logger) (*enroll.Signer, entry.Kind, error) {
 	p, err := load(ctx, log)
 	if err != nil {
@@ -98,27 +98,27 @@ func NewSigner(ctx context.Context, log *slog.Logger) (*enroll.Signer, entry.Kin
 	}, p.env.entry, nil
 }
 
-// Upkeep is what the function "fleet" runs.
+// Upkeep is the content of the function "fleet".
 type Upkeep struct {
 	Fleet *upkeep.Fleet
 	// Bookmark is where the next sweep begins; nil if the ledger is in memory.
 	Bookmark *stored.Text
 }
 
-// The names of what upkeep notes in the ledger's table.
+// These are the names of upkeep's items in the ledger's table.
 const (
 	// sweepItem is the name of the bookmark.
 	sweepItem = "sweep"
 	// missingItem begins the name of the list of instances that EC2 does not show; the
-	// signer's audience follows. Signers that share a ledger see other nodes.
+	// signer's audience follows. Signers that share a ledger have different nodes.
 	missingItem = "missing/"
-	// expiredItem begins the name of where the walk through expired records stands, and the
-	// audience follows, too.
+	// expiredItem begins the name of the state of the walk through expired records; the
+	// audience follows here, too.
 	expiredItem = "expired/"
 )
 
-// NewUpkeep makes the upkeep that the deployment describes, for the function "fleet". It
-// calls nobody.
+// NewUpkeep builds the upkeep that the deployment describes, for the function "fleet". It
+// makes no calls.
 func NewUpkeep(ctx context.Context, log *slog.Logger) (Upkeep, error) {
 	p, err := load(ctx, log)
 	if err != nil {
@@ -155,7 +155,7 @@ func NewUpkeep(ctx context.Context, log *slog.Logger) (Upkeep, error) {
 	return u, nil
 }
 
-// notes returns where this signer's upkeep keeps the notes of that name.
+// notes returns this signer's notes with that name.
 func (p *parts) notes(name string) upkeep.Notes {
 	if p.table == nil {
 		return new(stored.Memory)

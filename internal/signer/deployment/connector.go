@@ -9,9 +9,8 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/signer/upkeep"
 )
 
-// connector logs in to Teleport at the first request that needs it, and keeps the
-// client for the life of the process. A login that failed is tried again by the
-// next request.
+// connector logs in to Teleport at the first request that needs it, and keeps the client
+// for the life of the process. After a failed login, the next request tries again.
 type connector struct {
 	config teleport.Config
 
@@ -36,7 +35,7 @@ func (c *connector) connect(ctx context.Context) (*teleport.Client, error) {
 func (c *connector) signer(ctx context.Context) (enroll.Cluster, error) {
 	client, err := c.connect(ctx)
 	if err != nil {
-		return nil, err // not client, which would be a nil of a type
+		return nil, err // not client: a typed nil is not a nil interface
 	}
 	return client, nil
 }

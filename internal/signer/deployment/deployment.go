@@ -1,5 +1,5 @@
-// Package deployment makes the signer's functions as their deployment describes them:
-// deployment.yaml and the files that it names, and the environment.
+// Package deployment builds the signer's functions from deployment.yaml, the files it
+// names, and the environment.
 package deployment
 
 import (
@@ -24,9 +24,10 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/signer/policy"
 )
 
-// deployment is the configuration that changes only by deploying: whom the signer
-// serves, whom it believes, and which Teleport it logs in to. The policy is apart,
-// because whoever may edit that must not be able to point the signer elsewhere.
+// deployment is the configuration that changes only by deploying: which accounts the
+// signer serves, which keys and roles it trusts, and which Teleport it logs in to. The
+// policy is separate, because a person who may edit it must not be able to point the
+// signer elsewhere.
 type deployment struct {
 	Audience               string            `yaml:"audience"`
 	Accounts               accounts          `yaml:"accounts"`
@@ -37,13 +38,14 @@ type deployment struct {
 		Address   string `yaml:"address"`
 		RootsFile string `yaml:"roots_file"`
 		Login     login  `yaml:"login"`
-		// FleetLogin is the function fleet's; nil means the default (fleetLogin).
+		// FleetLogin is the login of the function fleet; nil means the default
+		// (fleetLogin).
 		FleetLogin *login `yaml:"fleet_login"`
 	} `yaml:"teleport"`
 	PolicyFile string `yaml:"policy_file"`
-	// AllowSources are the networks and the VPC endpoints that may call; nil means all. A
-	// request must come from one of the networks, and through one of the endpoints, as far
-	// as any are listed.
+	// AllowSources are the networks and VPC endpoints that may call; nil means all. A
+	// request must come from a listed network, if there are any, and through a listed
+	// endpoint, if there are any.
 	AllowSources []string `yaml:"allow_sources"`
 	// URLAuth is the function URL's AuthType: urlAuthNone or urlAuthIAM.
 	URLAuth string `yaml:"url_auth"`
@@ -61,13 +63,13 @@ const (
 	urlAuthIAM  = "aws_iam"
 )
 
-// limits are what the deployment leaves to the policy.
+// limits are the limits that the deployment sets for the policy.
 func (d *deployment) limits() policy.Limits {
 	return policy.Limits{Accounts: d.Accounts.ids(), Regions: d.Regions, MaxLifetime: time.Duration(d.MaxCertificateLifetime)}
 }
 
-// Limits returns what a deployment.yaml leaves to the policy, and the names that the
-// deployment goes by. It reads no other file.
+// Limits returns the limits that a deployment.yaml sets for the policy, and the names of
+// its cluster. It reads no other file.
 func Limits(data []byte) (policy.Limits, node.Cluster, error) {
 	d, err := parseDeployment(data)
 	if err != nil {
@@ -77,7 +79,7 @@ func Limits(data []byte) (policy.Limits, node.Cluster, error) {
 	return d.limits(), node.Cluster{Signer: d.Audience, Proxy: proxy}, err
 }
 
-// readDeployment reads the file and all that it names; paths in it start from its
+// readDeployment reads the file and all files it names; relative paths start from its
 // folder. Errors name the setting.
 func readDeployment(path string) (*deployment, error) {
 	data, err := os.ReadFile(path)
@@ -94,7 +96,7 @@ func readDeployment(path string) (*deployment, error) {
 	return d, nil
 }
 
-// parseDeployment decodes strictly and checks what needs no other file.
+// parseDeployment decodes strictly and checks everything that needs no other file.
 func parseDeployment(data []byte) (*deployment, error) {
 	d := &deployment{MaxCertificateLifetime: policy.Duration(policy.LongestLifetime), URLAuth: urlAuthNone}
 	decoder := yaml.NewDecoder(bytes.NewReader(data))
@@ -128,7 +130,7 @@ func parseDeployment(data []byte) (*deployment, error) {
 
 var regexpAudience = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9.:/_-]*$`)
 
-// maxAudience is compared apart: to count in a regular expression costs time at
+// maxAudience is checked separately: counting in a regular expression would slow down
 // every cold start.
 const maxAudience = 253
 
@@ -182,8 +184,8 @@ func checkList[T ~string](name string, list []T, parse func(string) (T, error), 
 
 var regexpEndpoint = regexp.MustCompile(`^vpce-([0-9a-f]{8}|[0-9a-f]{17})$`)
 
-// parseSources reads networks in CIDR notation and ids of VPC endpoints. A list that is
-// there and empty is an error: it reads like nobody, and would mean everybody.
+// parseSources reads networks in CIDR notation and ids of VPC endpoints. An empty list is
+// an error: it looks like "nobody" but would mean "everybody".
 func parseSources(list []string) (networks []netip.Prefix, endpoints []string, err error) {
 	if list != nil && len(list) == 0 {
 		return nil, nil, errors.New("empty; leave it out to admit every address")
@@ -205,8 +207,8 @@ func parseSources(list []string) (networks []netip.Prefix, endpoints []string, e
 	return networks, endpoints, nil
 }
 
-// checkPartition keeps a signer within one partition: account numbers are only
-// unique, and EC2 can only be asked, within one.
+// checkPartition keeps a signer within one partition: account numbers are unique only
+// within one, and so is access to EC2.
 func checkPartition(regions []ec2ref.Region) error {
 	first, err := regions[0].Partition()
 	if err != nil {
@@ -224,7 +226,7 @@ func checkPartition(regions []ec2ref.Region) error {
 	return nil
 }
 
-// newKeyring adds regions to the shipped ones, and overrides none of them.
+// newKeyring adds regions to the shipped ones, and replaces none of them.
 func newKeyring(certificates map[string]string) (*identity.Keyring, error) {
 	keyring, err := identity.Regions()
 	if err != nil {
@@ -256,8 +258,8 @@ func (d *deployment) readFiles(folder string) error {
 	return d.readPolicy(folder)
 }
 
-// find looks for the file of method identity-file. Teleport's client reads it at
-// each call; that it is missing is better known at the start.
+// find checks that the file of method identity-file exists. Teleport's client reads it at
+// each call; a missing file should show at the start.
 func (l *login) find(folder string) error {
 	if l.Method != loginFile {
 		return nil

@@ -21,25 +21,24 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/signer/upkeep"
 )
 
-// environment is what the function is told beside deployment.yaml: the names of
-// what the same template creates.
+// environment is the configuration outside deployment.yaml: the names of resources that
+// the same template creates.
 type environment struct {
-	// table is the ledger's DynamoDB table, by name or, for one in another region of the
-	// account, by ARN. Empty means that the ledger is in memory.
+	// table is the ledger's DynamoDB table, by name, or by ARN if it is in another region
+	// of the account. Empty means that the ledger is in memory.
 	table string
 	// parameter is the SSM parameter that holds the policy, by name or ARN. Empty means
 	// that the policy is deployed with the program.
 	parameter string
-	// entry is how requests reach the function, by default its URL.
+	// entry is how requests reach the function; the default is its URL.
 	entry entry.Kind
-	// audience is what the stack takes the audience to be, for its alarms. Empty means
-	// that it does not say.
+	// audience is the audience that the stack's alarms assume. Empty means unknown.
 	audience string
 }
 
-// readEnvironment refuses a memory ledger inside Lambda: it would forget with every
-// cold start, and each of the function's environments would have its own, so that a
-// stolen identity role or a copied host key could be enrolled through another.
+// readEnvironment refuses a memory ledger inside Lambda: each cold start would lose it,
+// and each of the function's environments would have its own. A stolen identity role or a
+// copied host key could then enroll through another environment.
 func readEnvironment() (environment, error) {
 	e := environment{
 		table:     os.Getenv("HALLMARK_LEDGER_TABLE"),
@@ -63,8 +62,8 @@ func readEnvironment() (environment, error) {
 	return e, nil
 }
 
-// checkAudience keeps the stack's alarms from watching metrics of another name, which
-// would never tell anything.
+// checkAudience stops the stack's alarms from watching metrics of another audience, which
+// would never fire.
 func (e environment) checkAudience(audience string) error {
 	if e.audience != "" && e.audience != audience {
 		return fmt.Errorf("the stack's parameter Audience (HALLMARK_AUDIENCE) is %q, and audience in deployment.yaml is %q: make them the same",
@@ -73,8 +72,8 @@ func (e environment) checkAudience(audience string) error {
 	return nil
 }
 
-// checkEntry refuses settings that the entry cannot keep: they would seem to protect the
-// function and do nothing.
+// checkEntry refuses settings that do not work with the entry: they would only seem to
+// protect the function.
 func (d *deployment) checkEntry(kind entry.Kind) error {
 	switch {
 	case kind == entry.Invoke && len(d.AllowSources) > 0:
@@ -109,7 +108,7 @@ func OpenLedger(cfg aws.Config, table string) *ledger.DynamoDB {
 	return ledger.NewDynamoDB(newDynamoDB(cfg, table), tableName(table), Now)
 }
 
-// policy returns what gives the policy in force.
+// policy returns the source of the current policy.
 func (e environment) policy(d *deployment, cfg aws.Config, table *dynamoDB, log *slog.Logger) (func(context.Context) (*policy.Policy, error), error) {
 	if e.parameter == "" {
 		return func(context.Context) (*policy.Policy, error) { return d.policy, nil }, nil
@@ -131,8 +130,8 @@ func (e environment) policy(d *deployment, cfg aws.Config, table *dynamoDB, log 
 	}).Current, nil
 }
 
-// endpoint returns the URL of an AWS service in a region, or what the SDK's variable for
-// the service says instead.
+// endpoint returns the URL of an AWS service in a region, or the value of the SDK's
+// variable for the service.
 func endpoint(service ec2ref.Service, region ec2ref.Region) (string, error) {
 	if other := os.Getenv("AWS_ENDPOINT_URL_" + strings.ToUpper(string(service))); other != "" {
 		return other, nil
@@ -149,9 +148,9 @@ func tableName(table string) string {
 	return table
 }
 
-// RegionOf returns the region in an ARN, or the other one if the name is no ARN.
-// There is one ledger in one home region for all signers of a cluster: a table that
-// is replicated between regions takes the last of two claims, not the first.
+// RegionOf returns the region in an ARN, or the given default if the name is not an ARN.
+// All signers of a cluster share one ledger in one home region: in a table replicated
+// between regions, the last of two claims wins, not the first.
 func RegionOf(name, otherwise string) string {
 	if parsed, err := arn.Parse(name); err == nil && parsed.Region != "" {
 		return parsed.Region

@@ -24,16 +24,17 @@ const (
 	loginSecret = "identity-secret" // with a file in Secrets Manager
 )
 
-// login is how a function becomes somebody in Teleport.
+// login is how a function logs in to Teleport.
 type login struct {
 	Method string `yaml:"method"`
 
-	// With method iam: the names of the join token and of the role to work in, and the
-	// region whose STS confirms the role, by default its own.
+	// With method iam: the names of the join token and of the bot's role, and the region
+	// whose STS confirms the AWS role, by default the function's own.
 	Token  string        `yaml:"token,omitempty"`
 	Role   string        `yaml:"role,omitempty"`
 	Region ec2ref.Region `yaml:"region,omitempty"`
-	// FIPS has Teleport ask STS's FIPS endpoint: an auth service in FIPS mode takes no other.
+	// FIPS makes Teleport ask STS's FIPS endpoint: an auth service in FIPS mode accepts
+	// no other.
 	FIPS bool `yaml:"fips,omitempty"`
 
 	File   string `yaml:"file,omitempty"`   // with method identity-file
@@ -42,7 +43,7 @@ type login struct {
 
 var regexpSecret = regexp.MustCompile(`^arn:aws[a-z-]*:secretsmanager:[a-z0-9-]+:[0-9]{12}:secret:.+$`)
 
-// check says which setting is wrong, by its name.
+// check names the wrong setting.
 func (l login) check() error {
 	uses := map[string][]string{
 		loginIAM: {"token", "role", "region"}, loginFile: {"file"}, loginSecret: {"secret"},
@@ -76,9 +77,9 @@ func (l login) check() error {
 // The role and token of templates/teleport for the fleet's upkeep.
 const fleetRole = "hallmark-fleet"
 
-// fleetLogin returns how the function "fleet" logs in: as it is told, or with the
-// bot of the templates. It never falls back to the other function's login, which may
-// sign host certificates.
+// fleetLogin returns how the function "fleet" logs in: as configured, or with the bot of
+// the templates. It never falls back to the other function's login, which may sign host
+// certificates.
 func (d *deployment) fleetLogin() (login, error) {
 	switch l := d.Teleport.Login; {
 	case d.Teleport.FleetLogin != nil:
@@ -90,20 +91,21 @@ func (d *deployment) fleetLogin() (login, error) {
 	}
 }
 
-// teleport is how the deployment reaches Teleport with one of its logins.
+// teleport returns the Teleport client's configuration with one of the deployment's
+// logins.
 func (d *deployment) teleport(setting string, l login, cfg aws.Config, log *slog.Logger) (teleport.Config, error) {
 	with, err := l.with(cfg)
 	if err != nil {
 		return teleport.Config{}, fmt.Errorf("teleport.%s.%w", setting, err)
 	}
 	c := teleport.Config{Address: d.Teleport.Address, RootsPEM: d.roots, Login: with, Log: log}
-	if l.Method != loginIAM { // a bot gets a new one every hour by itself
+	if l.Method != loginIAM { // a bot renews its login every hour by itself
 		c.LoggedIn = (&loginWatch{signer: d.Audience, log: log, now: Now}).loggedIn
 	}
 	return c, nil
 }
 
-// loginWatch tells how long a login is good for that somebody has to replace.
+// loginWatch logs how long a login that somebody must replace is still valid.
 type loginWatch struct {
 	signer string
 	log    *slog.Logger
@@ -113,7 +115,7 @@ type loginWatch struct {
 	warned time.Time
 }
 
-// loginPause is how often that is told: a file is read at every call.
+// loginPause is the least time between two such log lines: a file is read at every call.
 const loginPause = 5 * time.Minute
 
 func (w *loginWatch) loggedIn(end time.Time) {

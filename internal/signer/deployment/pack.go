@@ -17,7 +17,7 @@ import (
 // settingsFile is the name of the settings in a function's package.
 const settingsFile = "deployment.yaml"
 
-// Summary is what a checked deployment says about itself.
+// Summary describes a checked deployment.
 type Summary struct {
 	Audience string
 	Accounts []ec2ref.Account
@@ -26,9 +26,9 @@ type Summary struct {
 	PolicySHA256 string
 }
 
-// Check reads a deployment.yaml and every file that it names, as the functions do at their
-// start, and wants all of them in its folder, which is what gets packed. Errors name the
-// setting.
+// Check reads a deployment.yaml and every file that it names, as the functions do when
+// they start. It requires all of them in the file's folder, because only that is packed.
+// Errors name the setting.
 func Check(path string) (Summary, error) {
 	d, err := readDeployment(path)
 	if err != nil {
@@ -41,7 +41,7 @@ func Check(path string) (Summary, error) {
 	if err != nil {
 		return Summary{}, err
 	}
-	named, err := parseDeployment(data) // with file names as they are written
+	named, err := parseDeployment(data) // with file names as written in the file
 	if err != nil {
 		return Summary{}, err
 	}
@@ -60,9 +60,10 @@ func Check(path string) (Summary, error) {
 	return Summary{d.Audience, d.Accounts.ids(), d.Regions, d.policy.SHA256}, nil
 }
 
-// Pack writes into a folder what the package of a function, "enroll" or "fleet", holds
-// beside the program: its settings, and the files that they name. Neither function gets the
-// other's login: whoever reads the package of one must not become the other.
+// Pack writes the content of a function's package, "enroll" or "fleet", except for the
+// program, into a folder: its settings and the files that they name. Neither function
+// gets the other's login: a reader of one package must not be able to act as the other
+// function.
 func Pack(path, handler, folder string) error {
 	if _, err := Check(path); err != nil {
 		return err
@@ -103,7 +104,7 @@ func Pack(path, handler, folder string) error {
 	return nil
 }
 
-// narrow leaves in the settings what a function needs, and returns its login.
+// narrow keeps only the settings that a function needs, and returns its login.
 func (d *deployment) narrow(settings *yaml.Node, handler string) (login, error) {
 	teleport := valueOf(settings, "teleport")
 	switch handler {
@@ -115,7 +116,7 @@ func (d *deployment) narrow(settings *yaml.Node, handler string) (login, error) 
 		if err != nil {
 			return login{}, err
 		}
-		// The login of the function enroll is a required setting; here it is the fleet's own.
+		// A login is a required setting for enroll; here it is the fleet's own.
 		var own yaml.Node
 		if err := own.Encode(l); err != nil {
 			return login{}, err
@@ -131,7 +132,7 @@ func (d *deployment) narrow(settings *yaml.Node, handler string) (login, error) 
 	}
 }
 
-// valueOf returns a mapping's value for a key that it has.
+// valueOf returns the value of a key that the mapping has.
 func valueOf(mapping *yaml.Node, key string) *yaml.Node {
 	for i := 0; i < len(mapping.Content); i += 2 {
 		if mapping.Content[i].Value == key {
@@ -141,7 +142,7 @@ func valueOf(mapping *yaml.Node, key string) *yaml.Node {
 	return new(yaml.Node)
 }
 
-// remove takes a key and its value out of a mapping.
+// remove removes a key and its value from a mapping.
 func remove(mapping *yaml.Node, key string) {
 	for i := 0; i < len(mapping.Content); i += 2 {
 		if mapping.Content[i].Value == key {
@@ -159,5 +160,5 @@ func copyFile(from, to string) error {
 	if err := os.MkdirAll(filepath.Dir(to), 0o755); err != nil {
 		return err
 	}
-	return os.WriteFile(to, data, 0o644) // Lambda runs the function as a user of its own
+	return os.WriteFile(to, data, 0o644) // Lambda runs the function as another user
 }

@@ -7,11 +7,11 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/dynamodb"
 )
 
-// dynamoDB is as much of DynamoDB as the ledger and the last good policy need.
+// dynamoDB is the part of DynamoDB that the ledger and the last good policy need.
 //
-// It holds functions, not the SDK's client: beside Teleport's library, which uses
-// templates, the linker keeps every method of a type that becomes an interface's
-// value. All of DynamoDB would be linked, which made bootstrap 1.6 MB larger.
+// It holds functions, not the SDK's client: because Teleport's library uses templates,
+// the linker keeps every method of a type stored in an interface. It would link all of
+// DynamoDB, which made bootstrap 1.6 MB larger.
 type dynamoDB struct {
 	batchGet operation[dynamodb.BatchGetItemInput, dynamodb.BatchGetItemOutput]
 	get      operation[dynamodb.GetItemInput, dynamodb.GetItemOutput]
@@ -22,8 +22,8 @@ type dynamoDB struct {
 
 type operation[In, Out any] func(context.Context, *In, ...func(*dynamodb.Options)) (*Out, error)
 
-// newDynamoDB returns the DynamoDB of the region where the table is, which may be
-// named by its ARN.
+// newDynamoDB returns the DynamoDB of the table's region. The table may be given by its
+// ARN.
 func newDynamoDB(cfg aws.Config, table string) *dynamoDB {
 	c := dynamodb.NewFromConfig(cfg, func(o *dynamodb.Options) { o.Region = RegionOf(table, o.Region) })
 	return &dynamoDB{batchGet: c.BatchGetItem, get: c.GetItem, put: c.PutItem, scan: c.Scan, transact: c.TransactWriteItems}

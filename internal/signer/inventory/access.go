@@ -14,46 +14,46 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 )
 
-// ErrNotListed says that an account is none of those that may be asked about.
-// Nobody was called.
+// ErrNotListed says that the account is not in the deployment's list. Nothing was called.
 var ErrNotListed = errors.New("the account is not listed")
 
 const (
-	// sessionName is what the member account's CloudTrail shows of the signer.
+	// sessionName is the signer's session name in the member account's CloudTrail.
 	sessionName = "hallmark-signer"
-	// renewBefore is how long before their end credentials are replaced, so that
-	// none end between being signed with and being looked at.
+	// renewBefore is how long before their expiry credentials are replaced, so that none
+	// expire between signing and use.
 	renewBefore = 5 * time.Minute
-	// assumeTimeout bounds the call of STS, which several requests may wait for and
-	// which therefore ends with none of them.
+	// assumeTimeout bounds the call of STS. Several requests may wait for the call, so it
+	// does not end with any one of them.
 	assumeTimeout = 5 * time.Second
 )
 
-// Account is an AWS account whose instances may be asked about.
+// Account is an AWS account whose instances the signer may ask about.
 type Account struct {
 	ID ec2ref.Account
-	// Role is the ARN of the role in that account to ask with. Empty means that the
-	// credentials at hand are of that account already.
+	// Role is the ARN of the role to assume in that account. Empty means that the
+	// signer's own credentials are for that account.
 	Role string
-	// ExternalID is what the role's trust policy asks for, so that nobody else can
-	// have the signer use the role for him (IAM User Guide, "The confused deputy
+	// ExternalID is the external id in the role's trust policy. It stops others from
+	// making the signer use the role for them (IAM User Guide, "The confused deputy
 	// problem").
 	ExternalID string
 }
 
-// RoleAssumer gives credentials for a role. *sts.Client is one.
+// RoleAssumer returns credentials for a role. *sts.Client implements it.
 type RoleAssumer interface {
 	AssumeRole(ctx context.Context, in *sts.AssumeRoleInput, options ...func(*sts.Options)) (*sts.AssumeRoleOutput, error)
 }
 
-// CallerIdentifier says whose the credentials at hand are. *sts.Client is one.
+// CallerIdentifier says which account the signer's own credentials are for. *sts.Client
+// implements it.
 type CallerIdentifier interface {
 	GetCallerIdentity(ctx context.Context, in *sts.GetCallerIdentityInput, options ...func(*sts.Options)) (*sts.GetCallerIdentityOutput, error)
 }
 
-// CheckAccount fails unless the credentials for the account are the account's own: those of
-// another see none of its instances, which then look gone. STS named the account of a role
-// when it was assumed; for the credentials at hand it is asked once.
+// CheckAccount fails unless the credentials for the account belong to it: with those of
+// another account, all its instances would look gone. STS named a role's account when the
+// signer assumed it; for its own credentials, CheckAccount asks STS once.
 func (e *EC2) CheckAccount(ctx context.Context, account ec2ref.Account) error {
 	if _, listed := e.credentials[account]; !listed {
 		return ErrNotListed
@@ -92,10 +92,9 @@ func ownAccount(accounts []Account) ec2ref.Account {
 	return ""
 }
 
-// newCredentials returns the credentials to use for each account, by its id. Each
-// account with a role has a cache of its own, which asks STS once for all who
-// wait: credentials are never found by a role's name alone, which many accounts
-// have, but by the account's number.
+// newCredentials returns the credentials for each account, by its id. Each account with a
+// role has its own cache, which asks STS once for all waiting requests. It looks
+// credentials up by account number, never by the role's name, which many accounts share.
 func newCredentials(own aws.CredentialsProvider, assumer RoleAssumer, accounts []Account) map[ec2ref.Account]aws.CredentialsProvider {
 	byAccount := make(map[ec2ref.Account]aws.CredentialsProvider, len(accounts))
 	for _, account := range accounts {
@@ -134,9 +133,9 @@ func (r assumedRole) Retrieve(ctx context.Context) (aws.Credentials, error) {
 	return c, nil
 }
 
-// credentials believes STS's answer only if it names a session of a role in the
-// account: whatever else they were for, EC2 would answer for another account, and
-// tell of an instance of the same id there.
+// credentials accepts STS's answer only if it names a session of a role in the account.
+// With any other credentials, EC2 would answer for another account, where an instance may
+// have the same id.
 func (r assumedRole) credentials(out *sts.AssumeRoleOutput) (aws.Credentials, error) {
 	if out.AssumedRoleUser == nil || out.Credentials == nil || out.Credentials.Expiration == nil {
 		return aws.Credentials{}, errors.New("STS answered without an identity, credentials or their end")

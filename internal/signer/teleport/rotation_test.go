@@ -135,7 +135,7 @@ func TestRotationOfIdentityFile(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if n := strings.Count(log.String(), "renew it before the rotation ends"); n != 1 {
+	if n := strings.Count(log.String(), "renew the login before the rotation ends"); n != 1 {
 		t.Errorf("%d warnings, want 1; log: %s", n, &log)
 	}
 }
