@@ -21,24 +21,24 @@ import (
 )
 
 const (
-	// botLifetime is asked for the certificates of a bot. They are never renewed, only
-	// replaced: the shorter, the less a leaked one is worth.
+	// botLifetime is the lifetime to request for a bot's certificates. They are replaced,
+	// never renewed: the shorter they live, the less a leaked one is worth.
 	botLifetime = time.Hour
 
-	// newKeyFields is the first major version that takes SSH and TLS keys apart. Those
-	// before know one key for both.
+	// newKeyFields is the first major version that takes separate SSH and TLS keys. Older
+	// versions take one key for both.
 	newKeyFields = 17
 )
 
-// Bot is a Machine ID bot that joins by the AWS role which it runs in, so that
-// nothing secret is stored: Teleport's join method "iam". It takes part with a
-// certificate for Role, renewed when two thirds of its life are over.
+// Bot is a Machine ID bot that joins with the AWS role it runs in (Teleport's join method
+// "iam"), so nothing secret is stored. It works with a certificate for Role and renews it
+// when two thirds of its lifetime are over.
 type Bot struct {
 	// Token is the name of the join token; it is no secret.
 	Token string
-	// Role is the role to work in, one of those that the bot may use.
+	// Role is the bot's working role, one of those it may use.
 	Role string
-	// Credentials are those of the AWS role.
+	// Credentials are the credentials of the AWS role.
 	Credentials aws.CredentialsProvider
 	// Region is the one whose STS confirms the role, and STSHost its host name.
 	// Teleport knows those of its time.
@@ -108,13 +108,14 @@ func (k *botKey) identity(c *certified, now time.Time) (*identity, error) {
 	return id, nil
 }
 
-// certified is what Teleport answers to a request for certificates, as far as we use it.
+// certified is the part of Teleport's answer to a certificate request that the client
+// uses.
 type certified struct {
 	certificate []byte         // of TLS, DER
 	roots       *x509.CertPool // of the auth service's certificate
 }
 
-// certifiedPEM reads an answer of Teleport's older calls.
+// certifiedPEM reads an answer to Teleport's older calls.
 func certifiedPEM(certs *proto.Certs, moreRoots ...[]byte) (*certified, error) {
 	block, _ := pem.Decode(certs.TLS)
 	if block == nil {
@@ -127,7 +128,7 @@ func certifiedPEM(certs *proto.Certs, moreRoots ...[]byte) (*certified, error) {
 	return &certified{block.Bytes, roots}, nil
 }
 
-// becomeRole has Teleport make a certificate for the bot's working role.
+// becomeRole requests a certificate for the bot's working role.
 func (b Bot) becomeRole(ctx context.Context, config Config, joined *identity, key *botKey, now time.Time) (*identity, error) {
 	conn, err := connect(ctx, config, joined)
 	if err != nil {

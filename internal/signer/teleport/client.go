@@ -24,13 +24,13 @@ const (
 	// callTimeout bounds each call, and each dial, that comes without a deadline.
 	callTimeout = 15 * time.Second
 
-	// idleLimit is how long a connection may rest before it is dialed again. A
-	// function that was frozen holds connections whose other end is long gone
-	// without anybody having said so; a call on one would hang.
+	// idleLimit is how long a connection may be idle before the client dials again. A
+	// function that was frozen holds connections whose other end closed long ago without
+	// notice; a call on one would hang.
 	idleLimit = time.Minute
 
-	// While a login is good, getting its successor may take renewLimit of a call's
-	// time; if that was not enough, the next try is renewPause away.
+	// While a login is valid, replacing it may use renewLimit of a call's time. If that
+	// is not enough, the next attempt waits for renewPause.
 	renewLimit = 3 * time.Second
 	renewPause = 30 * time.Second
 )
@@ -40,43 +40,43 @@ type Config struct {
 	// Address is host:port of the cluster's proxy (where its web interface is), or
 	// of its auth service.
 	Address string
-	// RootsPEM are certificates of CAs to trust beside the system's for the
-	// proxy's certificate, and beside the login's own for the auth service's: after a
-	// rotation of the cluster's TLS CA an identity file may not know the new
-	// one. Optional.
+	// RootsPEM are CA certificates to trust in addition to the system's for the proxy's
+	// certificate, and in addition to the login's own for the auth service's: after a
+	// rotation of the cluster's TLS CA, an identity file may not have the new one.
+	// Optional.
 	RootsPEM []byte
 	// Login says who calls.
 	Login Login
-	// LoggedIn is called with the end of each login that was got; it must not block.
-	// Optional.
+	// LoggedIn is called with the expiry of each new login; it must not block. Optional.
 	LoggedIn func(end time.Time)
 	// Now is the clock; nil means time.Now.
 	Now func() time.Time
-	// Log gets warnings of what will fail one day. Optional.
+	// Log receives warnings about future failures. Optional.
 	Log *slog.Logger
 
-	// learned is of the server. Dial makes it, for all of the client's logins.
+	// learned is what the client knows about the server. Dial creates it for all of the
+	// client's logins.
 	learned *learned
 }
 
-// learned is what a client remembers of its server.
+// learned is what a client remembers about its server.
 type learned struct {
-	// oldJoin says that it has only the join service from before Teleport 18.
+	// oldJoin says that the server has only the join service from before Teleport 18.
 	oldJoin atomic.Bool
-	// version is the one that warnOutdated looked at last.
+	// version is the version that warnOutdated checked last.
 	version atomic.Pointer[string]
 }
 
-// Client talks to one cluster. It may be used by many goroutines and for as long
-// as the login can be renewed: it dials again by itself.
+// Client talks to one cluster. It is safe for concurrent use, and works as long as the
+// login can be renewed: it reconnects by itself.
 type Client struct {
 	config  Config
 	cluster string
 	proxy   string
 
-	// turn holds one token: who has it may touch what follows. Unlike with a mutex,
-	// others wait for it no longer than they have time; and however many need a
-	// login at once, one gets it for all.
+	// turn holds one token, whose owner may use the fields below. Unlike with a mutex,
+	// callers stop waiting at their deadline. If several need a login at once, one gets
+	// it for all.
 	turn     chan struct{}
 	identity *identity
 	live     *connection
@@ -85,9 +85,9 @@ type Client struct {
 	closed   bool
 }
 
-// Dial connects to the cluster and learns its name. It fails with ErrDenied if
-// the login is not good, or the cluster is too old, and with ErrUnavailable if
-// nothing at the address lets it in. The error says what to change.
+// Dial connects to the cluster and reads its name. It fails with ErrDenied if the login
+// is not valid or the cluster is too old, and with ErrUnavailable if no service at the
+// address accepts the client. The error says what to change.
 func Dial(ctx context.Context, config Config) (*Client, error) {
 	if config.Login == nil {
 		return nil, errors.New("connect to Teleport: no login")
@@ -134,9 +134,9 @@ func (c *Client) Close() error {
 	return c.live.close()
 }
 
-// do calls with a connection. If by now one side does not believe the other's
-// certificate, as after a rotation of the cluster's CAs, it calls once more
-// with a new login. doing is for the error.
+// do makes a call on a connection. If one side rejects the other's certificate, as after
+// a rotation of the cluster's CAs, it logs in again and retries once. doing is for the
+// error.
 func (c *Client) do(ctx context.Context, doing string, call func(ctx context.Context, live *connection) error) error {
 	ctx, cancel := withDeadline(ctx)
 	defer cancel()
@@ -160,13 +160,13 @@ func (c *Client) do(ctx context.Context, doing string, call func(ctx context.Con
 	return failed(doing, err)
 }
 
-// drop has the next call dial again. Left to itself, gRPC would do so only after a
-// pause, which has grown to minutes when a Teleport that was down comes back.
+// drop makes the next call dial again. gRPC itself would first wait, and after a long
+// outage that wait has grown to minutes.
 func (c *Client) drop(live *connection) {
 	select {
 	case c.turn <- struct{}{}:
 	default:
-		return // somebody is dialing just now
+		return // another call is dialing now
 	}
 	defer func() { <-c.turn }()
 	if c.live == live && !c.closed {
@@ -175,14 +175,13 @@ func (c *Client) drop(live *connection) {
 	}
 }
 
-// leave closes a connection when the calls that may be on it have ended. Whatever
-// Close says: a connection left behind has nothing to report.
+// leave closes a connection when the calls that may use it have ended. It ignores the
+// error of Close: nothing depends on the connection any more.
 func leave(live *connection) {
 	time.AfterFunc(callTimeout, func() { _ = live.close() })
 }
 
-// conn returns a connection that is fresh enough to be alive, with a login that
-// is good.
+// conn returns a connection that is recent enough to be alive, with a valid login.
 func (c *Client) conn(ctx context.Context) (*connection, error) {
 	done, err := c.takeTurn(ctx)
 	if err != nil {
@@ -197,7 +196,7 @@ func (c *Client) conn(ctx context.Context) (*connection, error) {
 	return c.live, nil
 }
 
-// open sees to it that there is such a connection. If that fails, the old one stays.
+// open makes sure that there is such a connection. If that fails, the old one stays.
 func (c *Client) open(ctx context.Context, now time.Time) error {
 	changed, err := c.renew(ctx, now)
 	if err != nil {
@@ -214,14 +213,14 @@ func (c *Client) open(ctx context.Context, now time.Time) error {
 		}
 	}
 	if err != nil {
-		// Whatever is wrong, another login may do: the next call gets one.
+		// A new login may help in any case: the next call gets one.
 		c.identity = nil
 	}
 	return err
 }
 
-// connInPlaceOf returns a connection with another login than that of the old one,
-// which failed for the cause. Of many who ask for the same, one gets it for all.
+// connInPlaceOf returns a connection with a new login instead of the old one, which
+// failed for the given cause. If several callers ask for the same, one gets it for all.
 func (c *Client) connInPlaceOf(ctx context.Context, old *connection, cause error) (*connection, error) {
 	done, err := c.takeTurn(ctx)
 	if err != nil {
@@ -241,7 +240,7 @@ func (c *Client) connInPlaceOf(ctx context.Context, old *connection, cause error
 	return c.live, nil
 }
 
-// takeTurn waits for the turn, and returns what ends it.
+// takeTurn waits for the turn, and returns the function that ends it.
 func (c *Client) takeTurn(ctx context.Context) (done func(), err error) {
 	select {
 	case c.turn <- struct{}{}:
@@ -268,8 +267,8 @@ func (c *Client) connect(ctx context.Context, now time.Time) error {
 	return nil
 }
 
-// replace gets a login in place of one that is no longer believed. There may be no
-// other, of a file for example: then the cause is all there is to say.
+// replace gets a new login after a server rejected the old one. There may be no other,
+// for example with a file; it then returns the cause.
 func (c *Client) replace(ctx context.Context, cause error) error {
 	fresh, err := c.config.Login.identity(ctx, c.config)
 	if err != nil {
@@ -282,8 +281,7 @@ func (c *Client) replace(ctx context.Context, cause error) error {
 	return nil
 }
 
-// renew sees to it that the login is good, and reports whether it is another than
-// before.
+// renew makes sure that the login is valid, and reports whether it is a new one.
 func (c *Client) renew(ctx context.Context, now time.Time) (changed bool, err error) {
 	old := c.identity
 	if old != nil && now.Before(old.renew) {
@@ -305,8 +303,8 @@ func (c *Client) renew(ctx context.Context, now time.Time) (changed bool, err er
 		}
 		return changed, nil
 	}
-	// Renewing begins well before the end, so that there is time for what does not
-	// work today: until then the old login serves.
+	// Renewal begins well before the expiry, so there is time to fix what fails: until
+	// then the old login works.
 	if old != nil && now.Before(old.expires) {
 		old.renew = now.Add(renewPause)
 		c.config.Log.LogAttrs(ctx, slog.LevelWarn, "logging in to Teleport again failed; the old login works until it expires",
@@ -317,10 +315,9 @@ func (c *Client) renew(ctx context.Context, now time.Time) (changed bool, err er
 	return false, err
 }
 
-// wallClock returns the clock, by default time.Now, without its monotonic reading. A
-// function is frozen between its calls, and the monotonic clock stands still meanwhile:
-// by it, a connection that has rested for an hour would seem fresh, and a login whose
-// time is up good.
+// wallClock returns the clock, by default time.Now, without its monotonic reading. Lambda
+// freezes a function between its calls, and the monotonic clock stops meanwhile: a
+// connection idle for an hour would seem recent, and an expired login valid.
 func wallClock(now func() time.Time) func() time.Time {
 	if now == nil {
 		now = time.Now
@@ -328,8 +325,8 @@ func wallClock(now func() time.Time) func() time.Time {
 	return func() time.Time { return now().Round(0) }
 }
 
-// isRecent reports whether a connection was used within idleLimit. By a clock that was
-// put back it was not.
+// isRecent reports whether a connection was used within idleLimit. If the clock was set
+// back, it was not.
 func isRecent(used, now time.Time) bool {
 	rested := now.Sub(used)
 	return rested >= 0 && rested < idleLimit

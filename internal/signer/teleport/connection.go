@@ -30,13 +30,14 @@ const (
 	alpnHTTP2 = "h2"
 )
 
-// connection is an open way to the auth service.
+// connection is an open connection to the auth service.
 type connection struct {
 	api *client.Client
-	// http reaches the same service by HTTP, for what older servers have only there.
+	// http reaches the same service over HTTP, for calls that older servers have only
+	// there.
 	http *http.Client
-	// overHTTP says that host certificates are to be had over http: the server said
-	// so once.
+	// overHTTP says that the server signs host certificates only over HTTP, as it
+	// answered once.
 	overHTTP atomic.Bool
 	// hostRole is the index in hostRoles of the role that the server issued last.
 	hostRole atomic.Int32
@@ -47,19 +48,19 @@ func (c *connection) close() error {
 	return c.api.Close()
 }
 
-// route is how TLS connections with the auth service are made.
+// route says how to make TLS connections to the auth service.
 type route struct {
 	address string
 	dialer  client.ContextDialer // to address; it knows HTTPS_PROXY
 	tls     *tls.Config
-	// cluster has a proxy with TLS routing pass the connection on, unopened, to the
-	// auth service of that cluster. An auth service takes no notice. If it is empty,
-	// the connection is with what is at the address.
+	// cluster makes a proxy with TLS routing pass the connection, unopened, to the auth
+	// service of that cluster. An auth service ignores it. If it is empty, the connection
+	// ends at the address.
 	cluster string
 }
 
-// dial makes a connection and sees the handshake through, so that its errors are
-// known for what they are.
+// dial makes a connection and completes the handshake, so that its errors have a known
+// cause.
 func (r route) dial(ctx context.Context, protocols ...string) (*tls.Conn, error) {
 	raw, err := r.dialer.DialContext(ctx, "tcp", r.address)
 	if err != nil {
@@ -82,9 +83,9 @@ func (r route) dial(ctx context.Context, protocols ...string) (*tls.Conn, error)
 func connect(ctx context.Context, config Config, id *identity) (*connection, error) {
 	r := route{address: config.Address, dialer: newDialer(ctx, false), tls: id.tlsConfig(config.RootsPEM), cluster: id.cluster}
 	first, err := dialPatiently(ctx, r, alpnHTTP2)
-	// A load balancer that ends TLS shows its own certificate, and does not know what
-	// the proxy behind it could do with the rest. Proxies take the same connection
-	// inside of another, too.
+	// A load balancer that ends TLS presents its own certificate, and ignores the
+	// protocols that only the proxy behind it understands. Proxies therefore also accept
+	// the same connection inside another one.
 	if (certificateError(err) || protocolError(err)) && behindBalancer(ctx, webRoute(ctx, config)) {
 		r.dialer = newDialer(ctx, true)
 		first, err = dialPatiently(ctx, r, alpnHTTP2)
@@ -95,10 +96,10 @@ func connect(ctx context.Context, config Config, id *identity) (*connection, err
 	api, err := client.New(ctx, client.Config{
 		Dialer:      &dialer{route: r, protocols: []string{alpnHTTP2}, first: only(first)},
 		Credentials: []client.Credentials{client.LoadTLS(r.tls)},
-		// Nothing is left to wait for: the first connection is open.
+		// Nothing needs to be waited for: the first connection is open.
 		DialInBackground: true,
-		// A breaker that stays open across invocations would turn one bad minute of
-		// Teleport's into a longer one of ours.
+		// A circuit breaker that stays open across invocations would turn a minute's
+		// outage of Teleport into a longer one of the signer.
 		CircuitBreakerConfig: breaker.NoopBreakerConfig(),
 		DialOpts: []grpc.DialOption{
 			grpc.WithTransportCredentials(handshaken{}),
@@ -115,7 +116,7 @@ func connect(ctx context.Context, config Config, id *identity) (*connection, err
 	}}}, nil
 }
 
-// webRoute is the way to what is at the address: a proxy, or a load balancer.
+// webRoute is the route to the service at the address: a proxy or a load balancer.
 func webRoute(ctx context.Context, config Config) route {
 	return route{
 		address: config.Address,
@@ -128,9 +129,9 @@ func webRoute(ctx context.Context, config Config) route {
 	}
 }
 
-// behindBalancer reports whether a load balancer ends TLS at the address: it
-// knows none of the protocols that proxies do. Teleport's own variable for where
-// this guesses wrong, TELEPORT_TLS_ROUTING_CONN_UPGRADE, comes first.
+// behindBalancer reports whether a load balancer ends TLS at the address: it supports
+// none of the protocols that proxies do. Teleport's own variable for wrong guesses,
+// TELEPORT_TLS_ROUTING_CONN_UPGRADE, takes precedence.
 func behindBalancer(ctx context.Context, web route) bool {
 	if required, ok := client.OverwriteALPNConnUpgradeRequirementByEnv(web.address); ok {
 		return required
@@ -143,8 +144,8 @@ func behindBalancer(ctx context.Context, web route) bool {
 	return conn.ConnectionState().NegotiatedProtocol == ""
 }
 
-// isTeleportsOwn reports whether the certificate is one of those that a cluster
-// makes for its own services.
+// isTeleportsOwn reports whether the certificate is one that a cluster issues to its own
+// services.
 func isTeleportsOwn(state tls.ConnectionState) bool {
 	return slices.Contains(state.PeerCertificates[0].DNSNames, constants.APIDomain)
 }
@@ -158,8 +159,7 @@ func newDialer(ctx context.Context, upgrade bool) client.ContextDialer {
 		client.WithALPNConnUpgrade(upgrade))
 }
 
-// dialPatiently dials until it works, the time is up, or the answer is one that
-// will not change.
+// dialPatiently dials until it succeeds, the time is up, or the error is permanent.
 func dialPatiently(ctx context.Context, r route, protocols ...string) (*tls.Conn, error) {
 	var conn *tls.Conn
 	err := retry(ctx, func() (err error) {
@@ -169,8 +169,8 @@ func dialPatiently(ctx context.Context, r route, protocols ...string) (*tls.Conn
 	return conn, err
 }
 
-// dialer makes TLS connections for those who bring an address of their own. If
-// there is one in first, it is open already and is given out before others.
+// dialer makes TLS connections for callers that bring their own address. If first holds a
+// connection, the dialer returns that one first.
 type dialer struct {
 	route
 	protocols []string
@@ -192,12 +192,12 @@ func (d *dialer) DialContext(ctx context.Context, _, _ string) (net.Conn, error)
 	}
 	conn, err := d.dial(ctx, d.protocols...)
 	if err != nil {
-		return nil, err // not conn, which would be a nil of a type
+		return nil, err // not conn: a typed nil is not a nil interface
 	}
 	return conn, nil
 }
 
-// handshaken are gRPC credentials for TLS connections that are open already.
+// handshaken are gRPC credentials for TLS connections that are already open.
 type handshaken struct{}
 
 func (handshaken) ClientHandshake(_ context.Context, _ string, conn net.Conn) (net.Conn, credentials.AuthInfo, error) {
@@ -223,8 +223,8 @@ func (h handshaken) Clone() credentials.TransportCredentials { return h }
 
 func (handshaken) OverrideServerName(string) error { return nil }
 
-// retryLimit is how often something is tried. The pauses between are fixed, so that
-// docs/teleport.md can say how long they last together.
+// retryLimit is the number of attempts. The pauses between them are fixed, so that
+// docs/teleport.md can state their total.
 const retryLimit = 4
 
 // retry calls try until it works, its error will not pass, or time or patience is
@@ -237,9 +237,8 @@ func retry(ctx context.Context, try func() error, passes func(error) bool) error
 	})
 }
 
-// call bounds a call, and repeats it if the cluster was not available. All calls
-// of this package may be repeated: they read, or put the same record again, or sign
-// once more.
+// call bounds a call, and repeats it if the cluster was unavailable. All calls of this
+// package are safe to repeat: they read, put the same record, or sign again.
 func call(ctx context.Context, method string, request, reply any, conn *grpc.ClientConn, invoke grpc.UnaryInvoker, options ...grpc.CallOption) error {
 	ctx, cancel := withDeadline(ctx)
 	defer cancel()
@@ -250,25 +249,25 @@ func call(ctx context.Context, method string, request, reply any, conn *grpc.Cli
 	})
 }
 
-// mayPass reports whether a dial that ended so may work in a moment: not if
-// somebody answered who is not whom we mean.
+// mayPass reports whether a dial error may be temporary. It is not if the wrong server
+// answered.
 func mayPass(err error) bool {
 	return !certificateError(err) && !protocolError(err) && !isNoSuchHost(err) && !isA[tls.RecordHeaderError](err)
 }
 
-// certificateError reports whether err is the other side's certificate.
+// certificateError reports whether err is about the other side's certificate.
 func certificateError(err error) bool {
 	return isA[*tls.CertificateVerificationError](err)
 }
 
-// protocolError reports whether the other side knows none of the protocols that
-// it was offered. Go has no type for the alert that says so.
+// protocolError reports whether the other side supports none of the offered protocols. Go
+// has no type for that alert.
 func protocolError(err error) bool {
 	return err != nil && strings.Contains(err.Error(), "tls: no application protocol")
 }
 
-// turnedAway reports whether one side does not believe the other's certificate. With
-// TLS 1.3 a client may hear that only in its first call, and gRPC passes it on as text.
+// turnedAway reports whether one side rejects the other's certificate. With TLS 1.3 a
+// client may learn that only from its first call, and gRPC passes it on as text.
 func turnedAway(err error) bool {
 	if err == nil || protocolError(err) {
 		return false
@@ -283,7 +282,7 @@ func isNoSuchHost(err error) bool {
 	return ok && lookup.IsNotFound
 }
 
-// rootPool returns the system's CAs, or those of base, with more.
+// rootPool returns the system's CAs, or those of base, plus the given ones.
 func rootPool(base *x509.CertPool, morePEM []byte) *x509.CertPool {
 	var pool *x509.CertPool
 	if base != nil {

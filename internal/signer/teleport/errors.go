@@ -16,27 +16,26 @@ import (
 )
 
 var (
-	// ErrNotFound says that the cluster does not have what was asked for, or does
-	// not show it to this login.
+	// ErrNotFound says that the cluster does not have the requested object, or does not
+	// show it to this login.
 	ErrNotFound = errors.New("not found in Teleport")
 
-	// ErrUnavailable says that the cluster did not answer, or was too busy to: the
-	// same call may work later.
+	// ErrUnavailable says that the cluster did not answer or was too busy: the same call
+	// may work later.
 	ErrUnavailable = errors.New("no answer from Teleport")
 
-	// ErrDenied says that the login is not good, or not good for this: it stays so
-	// until somebody changes it.
+	// ErrDenied says that the login is not valid, or not valid for this call, until
+	// somebody changes it.
 	ErrDenied = errors.New("refused by Teleport")
 )
 
-// failed adds to an error of the api library what was being done, which kind of
-// error it is, if callers can do something about that kind, and what to change.
+// failed adds to an error of Teleport's API library what was being done, the kind of
+// error if callers can act on it, and what to change.
 func failed(doing string, err error) error {
 	return explain(doing, kindOf(err), err)
 }
 
-// unreachable is failed for errors of which we know no more than that there is no
-// connection.
+// unreachable is failed for errors that only say that there is no connection.
 func unreachable(doing string, err error) error {
 	kind := kindOf(err)
 	if kind == nil {
@@ -69,26 +68,27 @@ func kindOf(err error) error {
 	return nil
 }
 
-// isLost reports whether nobody may be left at the other end of the connection.
+// isLost reports whether the other end of the connection may be gone.
 func isLost(err error) bool {
 	return trace.IsConnectionProblem(err) || isTimeout(err) || hasCode(err, codes.DeadlineExceeded, codes.Unavailable)
 }
 
-// isTimeout reports whether the time was up, here or, a moment earlier, there: a
-// server says so without the code for it.
+// isTimeout reports whether the time was up, here or slightly earlier on the server,
+// which reports it without the code for it.
 func isTimeout(err error) bool {
 	return errors.Is(err, context.DeadlineExceeded) || strings.HasSuffix(err.Error(), context.DeadlineExceeded.Error())
 }
 
-// hasCode reports whether err has one of the codes, be it in the text: what the
-// auth service says to a join, a proxy passes on in an error of its own.
+// hasCode reports whether err has one of the codes, even if only in its text: a proxy
+// wraps the auth service's answer to a join in its own error.
 func hasCode(err error, any ...codes.Code) bool {
 	return slices.ContainsFunc(any, func(code codes.Code) bool {
 		return status.Code(err) == code || strings.Contains(err.Error(), "rpc error: code = "+code.String()+" desc = ")
 	})
 }
 
-// legacyJoinOff is what Teleport 18 and 19 say of their old join service if it is off.
+// legacyJoinOff is the message of Teleport 18 and 19 if their old join service is
+// disabled.
 const legacyJoinOff = "legacy join service has been disabled"
 
 const (
@@ -98,8 +98,8 @@ const (
 
 const notTeleport = "what answers there is no Teleport: teleport.address takes the port of the proxy's web interface, or of the auth service"
 
-// advice says what to change, as far as the error tells; the settings are those
-// of deployment.yaml and of the templates in templates/teleport.
+// advice says what to change, as far as the error shows it. The settings it names are in
+// deployment.yaml and in templates/teleport.
 func advice(err error) string {
 	invalid, rejected := errors.AsType[x509.CertificateInvalidError](err)
 	network, failed := errors.AsType[*net.OpError](err)
@@ -127,8 +127,8 @@ func isA[E error](err error) bool {
 	return ok
 }
 
-// remoteAdvice knows what Teleport says. It has no codes for it; the texts are those of
-// 13.3.8, 18.3.0 and 19.0.0-prealpha.2. One that is missed costs the advice alone.
+// remoteAdvice recognizes Teleport's messages, which have no codes. The texts are from
+// 13.3.8, 18.3.0 and 19.0.0-prealpha.2. If a text changes, only the advice is missing.
 func remoteAdvice(text string) string {
 	for _, known := range []struct{ part, hint string }{
 		{"non-FIPS", useFIPS},

@@ -16,17 +16,17 @@ import (
 )
 
 const (
-	// hostCertURL is where Teleport 13 and 14 sign host keys. Every auth service has
-	// that host name.
+	// hostCertURL is where Teleport 13 and 14 sign host keys. Every auth service has this
+	// host name.
 	hostCertURL = "https://teleport.cluster.local/v2/ca/host/certs"
 
 	// maxAnswer bounds the answer: a certificate, or an error with its trace.
 	maxAnswer = 64 << 10
 )
 
-// hostCertRequest is the body of a request to hostCertURL. With a host ID,
-// Teleport would add localhost, 127.0.0.1 and ::1 to the principals: then each
-// machine could pass for the next one's loopback. So both are always empty.
+// hostCertRequest is the body of a request to hostCertURL. With a host ID, Teleport would
+// add localhost, 127.0.0.1 and ::1 to the principals, and each machine could pose as
+// another's loopback. So both fields are always empty.
 type hostCertRequest struct {
 	Key         []byte             `json:"key"`
 	HostID      string             `json:"hostname"`
@@ -37,8 +37,8 @@ type hostCertRequest struct {
 	TTL         time.Duration      `json:"ttl"`
 }
 
-// signOnce asks for a host certificate of the one role in the request and returns it as
-// one line. Newer servers are asked over gRPC, and those that do not know it over HTTP.
+// signOnce requests a host certificate with the role in the request and returns it as one
+// line. It asks newer servers over gRPC, and those without that call over HTTP.
 func (c *connection) signOnce(ctx context.Context, request hostCertRequest) (string, error) {
 	if c.overHTTP.Load() {
 		return c.postHostKey(ctx, request)
@@ -62,8 +62,8 @@ func (c *connection) signOnce(ctx context.Context, request hostCertRequest) (str
 	return string(response.SshCertificate), nil
 }
 
-// postHostKey is signOnce over HTTP. Like a gRPC call it is tried again if the
-// server is not to be reached.
+// postHostKey is signOnce over HTTP. Like a gRPC call it retries if the server cannot be
+// reached.
 func (c *connection) postHostKey(ctx context.Context, request hostCertRequest) (line string, err error) {
 	ctx, cancel := withDeadline(ctx)
 	defer cancel()
@@ -95,7 +95,7 @@ func (c *connection) post(ctx context.Context, body []byte) (line string, err er
 	}
 	switch {
 	case response.StatusCode == http.StatusNotFound:
-		// It has neither way.
+		// The server supports neither.
 		return "", fmt.Errorf("%w: this Teleport version does not sign host keys for Hallmark, which works with versions %d to 19", ErrDenied, oldest)
 	case response.StatusCode == http.StatusBadGateway, response.StatusCode == http.StatusServiceUnavailable:
 		return "", trace.ConnectionProblem(nil, "HTTP status %s", response.Status)

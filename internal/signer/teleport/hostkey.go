@@ -15,10 +15,10 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/sshkey"
 )
 
-// CAs are the public keys of a cluster's CAs. The first of each list is
-// the one that Teleport signs with; others are trusted while a rotation lasts.
+// CAs are the public keys of a cluster's CAs. Teleport signs with the first of each list;
+// it trusts the others during a rotation.
 type CAs struct {
-	// OpenSSH signs the user certificates that OpenSSH servers are shown.
+	// OpenSSH signs the user certificates that people present to OpenSSH servers.
 	OpenSSH []ssh.PublicKey
 	// Host signs host certificates.
 	Host []ssh.PublicKey
@@ -45,8 +45,8 @@ func (c *Client) CAs(ctx context.Context) (CAs, error) {
 	return cas, nil
 }
 
-// ca reads the keys of our own cluster's CA. A list of all that the
-// cluster knows would hold those of trusted clusters too.
+// ca reads the keys of the cluster's own CA. A list of all CAs that the cluster knows
+// would include those of trusted clusters.
 func (c *Client) ca(ctx context.Context, api *client.Client, kind types.CertAuthType) ([]ssh.PublicKey, error) {
 	ca, err := api.GetCertAuthority(ctx, types.CertAuthID{Type: kind, DomainName: c.cluster}, false)
 	if err != nil {
@@ -75,9 +75,9 @@ func parseCA(line []byte) (ssh.PublicKey, error) {
 	return key, sshkey.CheckKind(key)
 }
 
-// SignHostKey has the Host CA certify the key for the principals and for ttl, with one
-// of HostRoles. It does not judge what comes back: the caller asks hostcert.Check, with
-// CAs that it read at the same time.
+// SignHostKey makes the Host CA certify the key for the principals and for ttl, with one
+// of HostRoles. It does not check the result: the caller uses hostcert.Check, with CAs
+// that it read at the same time.
 func (c *Client) SignHostKey(ctx context.Context, key ssh.PublicKey, principals []string, ttl time.Duration) (*ssh.Certificate, error) {
 	switch {
 	case ttl <= 0:

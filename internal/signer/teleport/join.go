@@ -24,22 +24,23 @@ import (
 )
 
 const (
-	// alpnJoin is how a proxy with TLS routing recognizes calls of its join services, which
-	// take no client certificate.
+	// alpnJoin is how a proxy with TLS routing recognizes calls to its join services,
+	// which need no client certificate.
 	alpnJoin = "teleport-proxy-grpc"
 
 	methodIAM = "iam"
 
-	// maxJoinMessage bounds what a join service may answer at once. Certificates with
-	// dozens of CAs need less.
+	// maxJoinMessage bounds one message of a join service. Certificates with dozens of
+	// CAs need less.
 	maxJoinMessage = 256 << 10
 
-	// givingUpTime is how long the server has to take note that we give up.
+	// givingUpTime is how long the client waits for the server to receive that it gives
+	// up.
 	givingUpTime = time.Second
 )
 
-// join proves the AWS role and returns the identity of the bot itself, which may
-// do little more than ask for one in another role.
+// join proves the AWS role and returns the bot's own identity, which may do little more
+// than request a certificate for another role.
 func (b Bot) join(ctx context.Context, config Config, key *botKey) (*identity, error) {
 	ctx, cancel := withDeadline(ctx)
 	defer cancel()
@@ -65,8 +66,8 @@ func (b Bot) join(ctx context.Context, config Config, key *botKey) (*identity, e
 	return id, nil
 }
 
-// joinOver joins by the join service of Teleport 18 and later, and where there is none by
-// the one before, which 20 drops.
+// joinOver joins through the join service of Teleport 18 and later, or else through the
+// older one, which Teleport 20 drops.
 func (b Bot) joinOver(ctx context.Context, conn *grpc.ClientConn, config Config, key *botKey) (*certified, error) {
 	if !config.learned.oldJoin.Load() {
 		answer, err := b.joinNew(ctx, conn, key, config.Now)
@@ -87,8 +88,8 @@ func isUnimplemented(err error) bool {
 	return err != nil && (trace.IsNotImplemented(err) || hasCode(err, codes.Unimplemented))
 }
 
-// joinNew joins by teleport.join.v1: who we are, the keys, the solved challenge, and for
-// each the answer.
+// joinNew joins through teleport.join.v1: it sends the token, the keys and the solved
+// challenge, and reads an answer to each.
 func (b Bot) joinNew(ctx context.Context, conn *grpc.ClientConn, key *botKey, now func() time.Time) (*certified, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel() // ends the stream
@@ -138,7 +139,7 @@ func (b Bot) joinNew(ctx context.Context, conn *grpc.ClientConn, key *botKey, no
 
 // exchange sends a message and returns the answer to it.
 func exchange(stream joinv1.ClientStream, request *joinv1.JoinRequest) (*joinv1.JoinResponse, error) {
-	// EOF means that the server has ended the stream. Recv says why.
+	// EOF means that the server has ended the stream. Recv returns the reason.
 	if err := stream.Send(request); err != nil && !errors.Is(err, io.EOF) {
 		return nil, err
 	}
@@ -149,14 +150,15 @@ func exchange(stream joinv1.ClientStream, request *joinv1.JoinRequest) (*joinv1.
 	return response, err
 }
 
-// unexpected describes a message by its type alone: a server that breaks the protocol does
-// not get to fill the log.
+// unexpected describes a message only by its type: a server that breaks the protocol must
+// not fill the log.
 func unexpected(response *joinv1.JoinResponse, want string) error {
 	return fmt.Errorf("the join service answered with %T, want %s", response.GetPayload(), want)
 }
 
-// sendGivingUp tells the server why no answer will come. The reason is enough: the error
-// may be about our AWS credentials. It returns when the server has ended the stream.
+// sendGivingUp tells the server that no answer will come. It sends only the reason: the
+// error may contain details about AWS credentials. It returns when the server has ended
+// the stream.
 func sendGivingUp(stream joinv1.ClientStream, reason joinv1.GivingUp_Reason, err error) {
 	message := &joinv1.GivingUp{Reason: reason}
 	if reason != joinv1.GivingUp_REASON_CHALLENGE_SOLUTION_FAILED {
@@ -164,7 +166,7 @@ func sendGivingUp(stream joinv1.ClientStream, reason joinv1.GivingUp_Reason, err
 	}
 	request := &joinv1.JoinRequest{Payload: &joinv1.JoinRequest_GivingUp{GivingUp: message}}
 	if stream.Send(request) == nil && stream.CloseSend() == nil {
-		// Whatever it answers: the join has failed already.
+		// Ignore the answer: the join has already failed.
 		_, _ = stream.Recv()
 	}
 }
@@ -234,9 +236,8 @@ func (b Bot) joinOld(ctx context.Context, conn *grpc.ClientConn, key *botKey, no
 	return certifiedPEM(certs)
 }
 
-// dialJoin connects to the join service, which is at proxies and auth services.
-// Who answers is checked by its certificate: whoever stands between could have the
-// bot's certificates for himself.
+// dialJoin connects to the join service of a proxy or an auth service. It verifies the
+// server's certificate: an attacker in between could get the bot's certificates.
 func dialJoin(ctx context.Context, config Config) (*grpc.ClientConn, error) {
 	r, first, err := joinRoute(ctx, config)
 	if err != nil {
@@ -254,7 +255,7 @@ func joinOptions() grpc.DialOption {
 	return grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxJoinMessage))
 }
 
-// joinRoute finds out what is at the address, and returns the way to it with a
+// joinRoute finds out which service is at the address, and returns the route to it with a
 // first connection.
 func joinRoute(ctx context.Context, config Config) (route, *tls.Conn, error) {
 	proxy := webRoute(ctx, config)
@@ -266,7 +267,7 @@ func joinRoute(ctx context.Context, config Config) (route, *tls.Conn, error) {
 			return auth, conn, nil
 		}
 	case err == nil && isTeleportsOwn(conn.ConnectionState()):
-		// An auth service, known by another of its names.
+		// An auth service, under another of its names.
 	case (err == nil || protocolError(err)) && behindBalancer(ctx, proxy):
 		if err == nil {
 			_ = conn.Close()
@@ -278,8 +279,8 @@ func joinRoute(ctx context.Context, config Config) (route, *tls.Conn, error) {
 	return proxy, conn, err
 }
 
-// authRoute is for an auth service at the address. Its certificate is for a name
-// of Teleport's own, so it must be signed by a CA that we were given.
+// authRoute is the route to an auth service at the address. Its certificate has one of
+// Teleport's own names, so a configured CA must have signed it.
 func authRoute(r route, rootsPEM []byte) route {
 	r.tls = r.tls.Clone()
 	r.tls.ServerName = constants.APIDomain
@@ -288,8 +289,8 @@ func authRoute(r route, rootsPEM []byte) route {
 	return r
 }
 
-// balancerRoute is for a proxy behind a load balancer that ends TLS: a connection
-// inside of another. The outer one is verified as usual.
+// balancerRoute is the route to a proxy behind a load balancer that ends TLS: one
+// connection inside another. It verifies the outer one as usual.
 func balancerRoute(ctx context.Context, r route) route {
 	r.dialer = newDialer(ctx, true)
 	r.tls = r.tls.Clone()
@@ -298,9 +299,9 @@ func balancerRoute(ctx context.Context, r route) route {
 	return r
 }
 
-// verifyBehindBalancer looks at the certificate of a proxy behind a load balancer.
-// The balancer has shown a certificate for its name, inside of which this one
-// cannot be verified before the bot has joined: it is the cluster's own.
+// verifyBehindBalancer checks the certificate of a proxy behind a load balancer. The
+// balancer has already presented a certificate for its name. The inner certificate is the
+// cluster's own, so the client cannot verify it before the bot has joined.
 func verifyBehindBalancer(state tls.ConnectionState) error {
 	if !isTeleportsOwn(state) {
 		return &tls.CertificateVerificationError{

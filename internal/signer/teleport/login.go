@@ -14,10 +14,10 @@ import (
 	"github.com/gravitational/teleport/api/identityfile"
 )
 
-// Login is a way to be somebody in a cluster: IdentityFile, IdentitySecret or Bot.
+// Login is a way to log in to a cluster: IdentityFile, IdentitySecret or Bot.
 type Login interface {
-	// identity gets credentials that are good now. It is asked again from their time
-	// of renewal on, and its errors say what to change.
+	// identity returns credentials that are valid now. The client calls it again when
+	// they are due for renewal. Its errors say what to change.
 	identity(ctx context.Context, config Config) (*identity, error)
 }
 
@@ -25,33 +25,34 @@ type Login interface {
 type identity struct {
 	certificate tls.Certificate
 	leaf        *x509.Certificate // its first
-	roots       *x509.CertPool    // that the auth service's certificate is signed by
+	roots       *x509.CertPool    // that sign the auth service's certificate
 	cluster     string
 	expires     time.Time
-	renew       time.Time // from then on, ask for another
+	renew       time.Time // when to request a new one
 }
 
-// equal reports whether the two are the same certificate. A nil other is not.
+// equal reports whether both are the same certificate. A nil other is not.
 func (id *identity) equal(other *identity) bool {
 	return other != nil && bytes.Equal(id.certificate.Certificate[0], other.certificate.Certificate[0])
 }
 
-// tlsConfig is how the auth service is called with this identity.
+// tlsConfig returns the TLS configuration for calls to the auth service with this
+// identity.
 func (id *identity) tlsConfig(moreRootsPEM []byte) *tls.Config {
 	return &tls.Config{
 		MinVersion: tls.VersionTLS12,
 		ServerName: constants.APIDomain, // a name that all auth services have
 		RootCAs:    rootPool(id.roots, moreRootsPEM),
-		// Not Certificates, of which Go shows none that the server's list of CAs
-		// does not name: during a rotation that list may be old.
+		// Not Certificates: Go would present none that the server's list of CAs does not
+		// include, and during a rotation that list may be outdated.
 		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
 			return &id.certificate, nil
 		},
 	}
 }
 
-// IdentityFile is the path of an identity file, as `tctl auth sign` and tbot
-// write it. It is read at every call, so that a new one is used at once.
+// IdentityFile is the path of an identity file, as written by `tctl auth sign` and tbot.
+// The client reads it at every call, so it uses a new file at once.
 type IdentityFile string
 
 func (path IdentityFile) identity(_ context.Context, config Config) (*identity, error) {
@@ -69,12 +70,11 @@ func (path IdentityFile) identity(_ context.Context, config Config) (*identity, 
 	return id, nil
 }
 
-// secretRefresh is how long the content of a secret is used before it is read
+// secretRefresh is how long the client uses the content of a secret before it reads it
 // again.
 const secretRefresh = 5 * time.Minute
 
-// IdentitySecret is an identity file that is kept elsewhere, and read again every
-// few minutes.
+// IdentitySecret is an identity file stored elsewhere, and read again every few minutes.
 type IdentitySecret struct {
 	Name string // for messages
 	// Read returns the file's content.
@@ -98,8 +98,8 @@ func (s IdentitySecret) identity(ctx context.Context, config Config) (*identity,
 	return id, nil
 }
 
-// parseIdentity reads an identity file and checks it here, where the reason can
-// be told: to a client with an expired certificate, a server just hangs up.
+// parseIdentity reads an identity file and checks it, so that the error can say what is
+// wrong: a server only hangs up on a client with an expired certificate.
 func parseIdentity(data []byte, now time.Time) (*identity, error) {
 	file, err := identityfile.FromString(string(data))
 	if err != nil {
@@ -112,7 +112,7 @@ func parseIdentity(data []byte, now time.Time) (*identity, error) {
 	return newIdentity(config.Certificates[0], config.RootCAs, now)
 }
 
-// newIdentity returns an identity that is to be renewed at once.
+// newIdentity returns an identity that is due for renewal at once.
 func newIdentity(certificate tls.Certificate, roots *x509.CertPool, now time.Time) (*identity, error) {
 	leaf, err := x509.ParseCertificate(certificate.Certificate[0])
 	if err != nil {

@@ -20,15 +20,14 @@ import (
 // Node is the record of an OpenSSH server.
 type Node = node.Node
 
-// hostnamePattern is Teleport's own rule. Its newer servers store something else
-// in place of a name that breaks it, without an error, and the certificate would
-// no longer fit the node.
+// hostnamePattern is Teleport's own rule. Its newer servers replace a name that breaks
+// it, without an error, and the certificate would no longer match the node.
 var hostnamePattern = regexp.MustCompile(`^[a-zA-Z0-9]+[a-zA-Z0-9.-]*$`)
 
 const maxHostnameLength = 256
 
-// Node returns the node of that ID. It fails with ErrNotFound if there is none,
-// and may do so for a while after UpsertNode: Teleport reads from a cache.
+// Node returns the node with that ID. It fails with ErrNotFound if there is none, and may
+// do so for a while after UpsertNode: Teleport reads from a cache.
 func (c *Client) Node(ctx context.Context, id string) (*Node, error) {
 	var server types.Server
 	err := c.do(ctx, "read node "+id, func(ctx context.Context, live *connection) (err error) {
@@ -42,13 +41,13 @@ func (c *Client) Node(ctx context.Context, id string) (*Node, error) {
 	return &node, nil
 }
 
-// maxNamed bounds the nodes that are read of those with the host names. More is no
-// better answer to the question whether there are any.
+// maxNamed bounds how many nodes with the host names the client reads. More would not
+// change the answer to whether there are any.
 const maxNamed = 100
 
-// NodesNamed returns nodes that have any of the host names, maxNamed at most, whoever
-// registered them. Names match as given, and in lower or upper case throughout, or with
-// a capital first letter. Like Node it may not yet know of recent nodes.
+// NodesNamed returns nodes that have any of the host names, at most maxNamed, from any
+// program. Names match as given, in all lower or upper case, or with a capital first
+// letter. Like Node, it may not yet show recent nodes.
 func (c *Client) NodesNamed(ctx context.Context, hostnames ...string) ([]Node, error) {
 	if len(hostnames) == 0 {
 		return nil, nil
@@ -75,9 +74,9 @@ func (c *Client) NodesNamed(ctx context.Context, hostnames ...string) ([]Node, e
 	return nodes, nil
 }
 
-// nameExpression selects nodes by their host names, which is what "name" means there of
-// nodes (Teleport documentation, "Predicate Language"). Matching on the server keeps it
-// from sending every node with a label that contains the name.
+// nameExpression selects nodes by host name, which is what "name" means for nodes
+// (Teleport documentation, "Predicate Language"). Matching on the server saves reading
+// every node with a label that contains the name.
 func nameExpression(hostnames []string) string {
 	var terms []string
 	for _, name := range hostnames {
@@ -91,8 +90,8 @@ func nameExpression(hostnames []string) string {
 	return strings.Join(terms, " || ")
 }
 
-// NodesWith returns the nodes that bear all the labels, whoever registered them.
-// Like Node it may not yet know of recent ones.
+// NodesWith returns the nodes that have all the labels, from any program. Like Node, it
+// may not yet show recent nodes.
 func (c *Client) NodesWith(ctx context.Context, labels map[string]string) ([]Node, error) {
 	var servers []types.Server
 	err := c.do(ctx, "list nodes by their labels", func(ctx context.Context, live *connection) (err error) {
@@ -113,8 +112,8 @@ func (c *Client) NodesWith(ctx context.Context, labels map[string]string) ([]Nod
 	return nodes, nil
 }
 
-// UpsertNode creates the node or replaces it, whoever it belongs to: the caller
-// knows that it is ours.
+// UpsertNode creates or replaces the node, even another program's: the caller must know
+// that this signer owns it.
 func (c *Client) UpsertNode(ctx context.Context, node Node) error {
 	server, err := serverOf(node)
 	if err != nil {
@@ -146,11 +145,12 @@ func nodeOf(server types.Server) Node {
 func serverOf(node Node) (*types.ServerV2, error) {
 	switch {
 	case node.ID == "":
-		return nil, errors.New("no ID") // the library would make one up
+		return nil, errors.New("no ID") // the library would generate one
 	case len(node.Hostname) > maxHostnameLength || !hostnamePattern.MatchString(node.Hostname):
 		return nil, fmt.Errorf("host name %q is not one that Teleport keeps", node.Hostname)
 	case node.Expires.IsZero():
-		// It would outlive its machine for good if every event about that is lost.
+		// The node would outlive its machine forever if every event about the machine is
+		// lost.
 		return nil, errors.New("no time of expiry")
 	}
 	expires := node.Expires.UTC()

@@ -20,8 +20,8 @@ func hostRoles() []types.SystemRole {
 	return []types.SystemRole{"ProvisionToken", "Nop", "Signup"}
 }
 
-// HostRoles returns the values that extension x-teleport-role of our host
-// certificates may have. Teleport 13 writes Password if asked for Signup.
+// HostRoles returns the possible values of the extension x-teleport-role in the signer's
+// host certificates. Teleport 13 writes Password if asked for Signup.
 func HostRoles() []string {
 	roles := []string{"Password"}
 	for _, role := range hostRoles() {
@@ -30,7 +30,7 @@ func HostRoles() []string {
 	return roles
 }
 
-// signHostKey asks for a host certificate of the first role that the server knows, and
+// signHostKey requests a host certificate with the first role that the server knows, and
 // returns it as one line. It starts with the role that worked last on this connection.
 func (c *connection) signHostKey(ctx context.Context, request hostCertRequest) (string, error) {
 	roles, first := hostRoles(), int(c.hostRole.Load())

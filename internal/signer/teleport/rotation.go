@@ -12,14 +12,14 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// rotationPause is how often a login is compared with the cluster's CAs. A phase of
-// a rotation lasts hours; whoever goes through it faster locks others out, too.
+// rotationPause is how often the client compares a login with the cluster's CAs. A phase
+// of a rotation lasts hours; a faster rotation locks others out, too.
 const rotationPause = 5 * time.Minute
 
-// followRotation logs in again if the cluster is rotating the CAs of this login,
-// while both the old and the new ones are trusted. From Teleport 18 on connections survive a
-// rotation, so that none would break in time to tell. If anything of it fails, the old
-// connection serves.
+// followRotation logs in again if the cluster is rotating the CAs of this login, while it
+// trusts both the old and the new ones. From Teleport 18 on, connections survive a
+// rotation, so none would break in time as a warning. If any of this fails, the client
+// keeps the old connection.
 func (c *Client) followRotation(ctx context.Context, now time.Time) {
 	if now.Sub(c.looked) < rotationPause {
 		return
@@ -45,8 +45,8 @@ func (c *Client) followRotation(ctx context.Context, now time.Time) {
 	}
 }
 
-// loginRetires reports whether another key than that of the login signs logins now, or the
-// cluster trusts a CA of servers that the login does not know.
+// loginRetires reports whether the cluster now signs logins with a key other than this
+// login's, or trusts a server CA that the login does not have.
 func (c *Client) loginRetires(ctx context.Context) (bool, error) {
 	ctx, cancel := context.WithTimeout(ctx, renewLimit)
 	defer cancel()
@@ -66,8 +66,8 @@ func (c *Client) loginRetires(ctx context.Context) (bool, error) {
 	return !signedByAny(c.identity.leaf, signing) || !knowsAll(rootPool(c.identity.roots, c.config.RootsPEM), servers), nil
 }
 
-// certificatesOf leaves out what is no certificate: what Teleport itself cannot use is no
-// reason to log in again.
+// certificatesOf leaves out entries that are not certificates: Teleport cannot use them
+// either, so they are no reason to log in again.
 func certificatesOf(pairs []*types.TLSKeyPair) []*x509.Certificate {
 	var all []*x509.Certificate
 	for _, pair := range pairs {
@@ -82,8 +82,8 @@ func certificatesOf(pairs []*types.TLSKeyPair) []*x509.Certificate {
 	return all
 }
 
-// signedByAny reports whether one of the CAs signed the certificate. Where none is
-// known, nobody can tell.
+// signedByAny reports whether one of the CAs signed the certificate. Without any CA, it
+// reports true.
 func signedByAny(leaf *x509.Certificate, cas []*x509.Certificate) bool {
 	for _, ca := range cas {
 		if leaf.CheckSignatureFrom(ca) == nil {
@@ -93,8 +93,8 @@ func signedByAny(leaf *x509.Certificate, cas []*x509.Certificate) bool {
 	return len(cas) == 0
 }
 
-// knowsAll reports whether each of the CAs is one of the roots. Their time does not
-// matter here.
+// knowsAll reports whether each of the CAs is one of the roots. It ignores their validity
+// periods.
 func knowsAll(roots *x509.CertPool, cas []*x509.Certificate) bool {
 	for _, ca := range cas {
 		_, err := ca.Verify(x509.VerifyOptions{

@@ -14,7 +14,7 @@ import (
 )
 
 const (
-	// callerIdentity is the body that Teleport insists on, byte by byte.
+	// callerIdentity is the body that Teleport requires, byte for byte.
 	callerIdentity = "Action=GetCallerIdentity&Version=2011-06-15"
 
 	challengeHeader = "X-Teleport-Challenge"
@@ -23,8 +23,8 @@ const (
 // maxChallenge bounds a challenge, in bytes. Teleport's have 43.
 const maxChallenge = 1024
 
-// checkChallenge refuses what does not belong into a header of a signed request, such as
-// a line break with another header after it.
+// checkChallenge refuses characters that must not be in a header of a signed request,
+// such as a line break followed by another header.
 func checkChallenge(challenge string) error {
 	if challenge == "" || len(challenge) > maxChallenge {
 		return fmt.Errorf("the server's challenge has %d bytes, want 1 to %d", len(challenge), maxChallenge)
@@ -37,9 +37,9 @@ func checkChallenge(challenge string) error {
 	return nil
 }
 
-// signChallenge returns a request of STS GetCallerIdentity in the bytes of HTTP
-// 1.1, signed with the challenge among its headers. Teleport sends it, and reads
-// from the answer who signed.
+// signChallenge returns an STS GetCallerIdentity request as HTTP/1.1 bytes, signed with
+// the challenge among its headers. Teleport sends it, and learns from the answer who
+// signed it.
 func (b Bot) signChallenge(ctx context.Context, challenge string, now time.Time) ([]byte, error) {
 	if err := checkChallenge(challenge); err != nil {
 		return nil, err
@@ -52,7 +52,7 @@ func (b Bot) signChallenge(ctx context.Context, challenge string, now time.Time)
 	if err != nil {
 		return nil, err
 	}
-	request.Header.Set("Accept", "application/json") // Teleport reads no XML
+	request.Header.Set("Accept", "application/json") // Teleport does not parse XML
 	request.Header.Set("Content-Type", "application/x-www-form-urlencoded; charset=utf-8")
 	request.Header.Set(challengeHeader, challenge)
 	sum := sha256.Sum256([]byte(callerIdentity))

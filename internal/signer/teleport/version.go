@@ -13,7 +13,7 @@ import (
 	"github.com/gravitational/teleport/api"
 )
 
-// oldest is the first major version that Hallmark works with.
+// oldest is the oldest major version that Hallmark supports.
 const oldest = 13
 
 var majorVersion = regexp.MustCompile(`^v?(\d+)\.`)
@@ -26,9 +26,9 @@ func checkVersion(version string) error {
 	return nil
 }
 
-// warnOutdated warns if the server is the last major version that takes our client
-// library, once for each version. A server takes clients of the major version before its
-// own, so that only newer ones than the library need be asked.
+// warnOutdated warns once per version if the server is the last major version that
+// accepts this client library. A server accepts clients of the previous major version, so
+// only servers newer than the library matter.
 func warnOutdated(ctx context.Context, config Config, version string) {
 	before := config.learned.version.Swap(&version)
 	if majorOf(version) <= majorOf(api.Version) || before != nil && *before == version {
@@ -45,19 +45,19 @@ func warnOutdated(ctx context.Context, config Config, version string) {
 		slog.String("teleport_version", version), slog.String("oldest_client", oldestClient), slog.String("client_version", api.Version))
 }
 
-// checkClientVersion asks a proxy which clients it takes, and returns an error if
-// ours is too old. Teleport hangs up on such clients without a word; so this is
-// for when it did. Where there is no proxy, there is no answer.
+// checkClientVersion asks a proxy which clients it accepts, and returns an error if this
+// one is too old. Teleport hangs up on such clients without a message, so the client
+// calls this afterwards. Without a proxy there is no answer.
 func checkClientVersion(ctx context.Context, config Config) error {
 	find, err := askProxy(ctx, config)
 	if err != nil || majorOf(find.MinClientVersion) <= majorOf(api.Version) {
-		return nil //nolint:nilerr // no answer, no opinion
+		return nil //nolint:nilerr // without an answer, assume it is accepted
 	}
 	return fmt.Errorf("%w: the cluster runs Teleport %s, which accepts clients of %s or later, and this Hallmark identifies as %s: update Hallmark",
 		ErrDenied, find.ServerVersion, find.MinClientVersion, api.Version)
 }
 
-// versions is what a proxy says to everybody.
+// versions is what a proxy tells every caller.
 type versions struct {
 	ServerVersion    string `json:"server_version"`
 	MinClientVersion string `json:"min_client_version"`
@@ -86,7 +86,7 @@ func askProxy(ctx context.Context, config Config) (versions, error) {
 	return v, nil
 }
 
-// majorOf returns the major version, or 0 if the text is no version.
+// majorOf returns the major version, or 0 if the text is not a version.
 func majorOf(version string) int {
 	match := majorVersion.FindStringSubmatch(version)
 	if match == nil {
