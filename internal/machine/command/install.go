@@ -16,7 +16,7 @@ func installCommand() *cobra.Command {
 		Use: "install --from FOLDER", Short: "install hallmark, its configuration and sshd's settings into a machine or image",
 		Long: `Installs the program, its configuration, the OpenSSH CA, sshd's settings and the systemd units.
 If sshd would not accept the settings, or nobody could log in with a certificate, nothing
-changes.`,
+changes. Prints each file that it wrote, replaced or removed.`,
 		Args: cli.NoArgs, ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if from == "" {
@@ -42,13 +42,16 @@ func runInstall(cmd *cobra.Command, from, root string) error {
 	if err != nil {
 		return asFailure(err)
 	}
-	changed, err := installer.Install(cmd.Context(), from)
+	changes, err := installer.Install(cmd.Context(), from)
 	if err != nil {
 		return asFailure(err)
 	}
-	if !changed {
+	if len(changes) == 0 {
 		cli.Note(cmd, "already installed, nothing changed")
 		return nil
+	}
+	for _, line := range changes {
+		cli.Note(cmd, "%s", line)
 	}
 	cli.Note(cmd, "installed; the machine enrolls at its next boot, or now if you run 'systemctl start hallmark.timer hallmark-renew.timer'")
 	return nil

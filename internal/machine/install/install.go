@@ -113,46 +113,46 @@ func enableTimers(ctx context.Context, root string) error {
 
 // Install copies this program, the configuration, the CAs and sshd's settings from the
 // folder to their places, and enables the timers. sshd judges the settings before anything
-// is in place; sshd's configuration changes last, and by one rename. Install reports
-// whether it changed anything.
-func (in *Installer) Install(ctx context.Context, from string) (changed bool, err error) {
+// is in place; sshd's configuration changes last, and by one rename. Install returns
+// a line for each file that it changed.
+func (in *Installer) Install(ctx context.Context, from string) (changes []string, err error) {
 	files, options, cas, err := in.read(from)
 	if err != nil {
-		return false, err
+		return nil, err
 	}
 	stateDir, err := in.path(state.Dir)
 	if err != nil {
-		return false, err
+		return nil, err
 	}
 	unlock, err := state.Lock(stateDir, time.Now())
 	if err != nil {
-		return false, err
+		return nil, err
 	}
 	defer unlock()
 	before, err := in.server.Logins(ctx)
 	if errors.Is(err, sshd.ErrNoHostKeys) {
-		return false, fault.Newf(fault.Failed, "run 'ssh-keygen -A' first, and 'hallmark seal' at the end", "read sshd's configuration: %w", err)
+		return nil, fault.Newf(fault.Failed, "run 'ssh-keygen -A' first, and 'hallmark seal' at the end", "read sshd's configuration: %w", err)
 	}
 	if err != nil {
-		return false, fault.Newf(fault.Failed, hintBroken, "read sshd's configuration: %w", err)
+		return nil, fault.Newf(fault.Failed, hintBroken, "read sshd's configuration: %w", err)
 	}
 	if err := in.checkTrust(before); err != nil {
-		return false, err
+		return nil, err
 	}
 	if err := in.exemptProxies(ctx, &options, before); err != nil {
-		return false, err
+		return nil, err
 	}
 	options.HostCertificates = certificatesFor(before, options.HostCertificates)
 	plan, err := in.plan(options)
 	if err != nil {
-		return false, err
+		return nil, err
 	}
 	after, err := in.try(ctx, plan)
 	if err == nil {
 		err = verify(options, before, after)
 	}
 	if err != nil {
-		return false, fault.Newf(fault.Failed, "nothing was changed; check sshd_config and the files that it includes", "set sshd's settings: %w", err)
+		return nil, fault.Newf(fault.Failed, "nothing was changed; check sshd_config and the files that it includes", "set sshd's settings: %w", err)
 	}
 	want := sshd.Want{
 		CAFile: options.TrustedUserCAKeys, CAs: cas, MaxStartups: options.MaxStartups,
@@ -160,7 +160,7 @@ func (in *Installer) Install(ctx context.Context, from string) (changed bool, er
 		Extra:        append(in.otherCertificates(before, options.HostCertificates), in.hiddenKeys(after)...),
 	}
 	if err := in.judge(ctx, after, want); err != nil {
-		return false, err
+		return nil, err
 	}
 	if err := in.observe(ctx); err != nil {
 		in.log("warning: save what sshd has loaded: %v", err)
@@ -225,31 +225,30 @@ func usualTypes() map[string]string {
 
 // put puts everything in place. Until sshd's settings are, which come last, nothing of it
 // has an effect on sshd.
-func (in *Installer) put(ctx context.Context, files []file, plan plan) (changed bool, err error) {
+func (in *Installer) put(ctx context.Context, files []file, plan plan) (changes []string, err error) {
 	change := &replace.Change{}
 	defer func() { err = errors.Join(err, change.Close()) }()
 	for _, f := range append(files, file{path: sshdconf.DropIn}) { // its own, unlike the main file
 		if err := in.tidy(f.path); err != nil {
-			return false, err
+			return nil, err
 		}
 	}
 	for _, f := range files {
 		if err := in.stage(change, f); err != nil {
-			return false, err
+			return nil, err
 		}
 	}
 	if err := in.stagePlan(change, plan); err != nil {
-		return false, err
+		return nil, err
 	}
-	changed = change.Changed()
 	if err := change.Commit(); err != nil {
-		return false, err
+		return nil, err
 	}
 	if err := in.enable(ctx); err != nil {
-		return false, err
+		return nil, err
 	}
 	change.Keep()
-	return changed, nil
+	return change.Lines(), nil
 }
 
 // tidy removes what an installation that was killed left beside a file.

@@ -163,9 +163,9 @@ func (i *image) tree() map[string]string {
 
 func TestInstall(t *testing.T) {
 	i := newImage(t, withInclude)
-	changed, err := i.Install(t.Context(), i.from)
-	if err != nil || !changed || i.enabled != 1 {
-		t.Fatalf("changed %v, enabled %d, %v", changed, i.enabled, err)
+	changes, err := i.Install(t.Context(), i.from)
+	if err != nil || i.enabled != 1 {
+		t.Fatalf("enabled %d, %v", i.enabled, err)
 	}
 	files := i.tree()
 	if got := files[Program]; got != "-rwxr-xr-x program" {
@@ -181,6 +181,17 @@ func TestInstall(t *testing.T) {
 		}
 		delete(files, path)
 	}
+	var want []string
+	for _, path := range []string{
+		Program, config.File, sshdconf.CAFile, sshdconf.DropIn,
+		"/etc/systemd/system/hallmark.service", "/etc/systemd/system/hallmark.timer",
+		"/etc/systemd/system/hallmark-renew.timer",
+	} {
+		want = append(want, "wrote "+filepath.Join(i.root, path))
+	}
+	if got := slices.Sorted(slices.Values(changes)); !slices.Equal(got, slices.Sorted(slices.Values(want))) {
+		t.Errorf("changes %q, want %q", got, want)
+	}
 	if len(files) != 1 {
 		t.Errorf("more was installed: %v", files)
 	}
@@ -189,9 +200,15 @@ func TestInstall(t *testing.T) {
 	}
 
 	before := i.tree()
-	changed, err = i.Install(t.Context(), i.from)
-	if err != nil || changed || !equal(i.tree(), before) {
-		t.Errorf("the second run changed something: %v, %v", changed, err)
+	changes, err = i.Install(t.Context(), i.from)
+	if err != nil || len(changes) > 0 || !equal(i.tree(), before) {
+		t.Errorf("the second run changed something: %v, %v", changes, err)
+	}
+
+	i.give("config.yaml", "signer_url: https://signer.example.com/\naudience: other.example.com\n")
+	changes, err = i.Install(t.Context(), i.from)
+	if want := []string{"replaced " + filepath.Join(i.root, config.File)}; err != nil || !slices.Equal(changes, want) {
+		t.Errorf("changes %q, %v; want %q", changes, err, want)
 	}
 }
 
@@ -210,8 +227,8 @@ func TestInstallWithoutInclude(t *testing.T) {
 	if i.read(sshdconf.DropIn) != "" {
 		t.Error("a drop-in was written that nobody includes")
 	}
-	if changed, err := i.Install(t.Context(), i.from); err != nil || changed {
-		t.Errorf("the second run: changed %v, %v", changed, err)
+	if changes, err := i.Install(t.Context(), i.from); err != nil || len(changes) > 0 {
+		t.Errorf("the second run: %v, %v", changes, err)
 	}
 }
 
@@ -414,8 +431,8 @@ func TestInstallExemptsProxies(t *testing.T) {
 				t.Errorf("installed %q, want %q", got, test.want)
 			}
 			before := i.tree()
-			if changed, err := i.Install(t.Context(), i.from); err != nil || changed || !equal(i.tree(), before) {
-				t.Errorf("the second run: changed %v, %v", changed, err)
+			if changes, err := i.Install(t.Context(), i.from); err != nil || len(changes) > 0 || !equal(i.tree(), before) {
+				t.Errorf("the second run: %v, %v", changes, err)
 			}
 			// What is not a proxy any more is no longer exempt; what was before ours still is.
 			i.give("config.yaml", strings.ReplaceAll(withSources, "192.0.2.7, ", ""))

@@ -55,9 +55,9 @@ func TestInstallOnSUSE(t *testing.T) {
 		i.suse("UsePAM yes\n")
 		vendor := i.read(sshdconf.VendorConfig)
 		for _, changes := range []bool{true, false} {
-			changed, err := i.Install(t.Context(), i.from)
-			if err != nil || changed != changes {
-				t.Fatal(changed, err)
+			lines, err := i.Install(t.Context(), i.from)
+			if err != nil || (len(lines) > 0) != changes {
+				t.Fatal(lines, err)
 			}
 		}
 		got := i.read(sshdconf.MainConfig)

@@ -69,8 +69,21 @@ func (c *Change) StageRemoval(path string) error {
 	return nil
 }
 
-// Changed reports whether anything has been staged.
-func (c *Change) Changed() bool { return len(c.files) > 0 }
+// Lines returns one line for each file that Commit changes, in its order: "wrote", "replaced"
+// or "removed", and the path. A file that was left alone has none. After Close there are none.
+func (c *Change) Lines() (lines []string) {
+	for _, f := range c.files {
+		did := "replaced"
+		switch {
+		case f.staged == "":
+			did = "removed"
+		case f.saved == "":
+			did = "wrote"
+		}
+		lines = append(lines, did+" "+f.path)
+	}
+	return lines
+}
 
 func helperFile(path, what string) string {
 	return filepath.Join(filepath.Dir(path), "."+filepath.Base(path)+".hallmark-"+what)

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 )
 
@@ -60,6 +61,10 @@ func TestChangeKept(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.Keep()
+	lines := []string{"replaced " + filepath.Join(dir, "old"), "wrote " + filepath.Join(dir, "new"), "removed " + filepath.Join(dir, "gone")}
+	if got := c.Lines(); !slices.Equal(got, lines) {
+		t.Errorf("changes %q, want %q", got, lines)
+	}
 	if err := c.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -135,8 +140,8 @@ func TestChangeOfNothing(t *testing.T) {
 	dir := newFolder(t)
 	c := &Change{}
 	err := errors.Join(c.Stage(filepath.Join(dir, "old"), []byte("before"), 0o600), c.StageRemoval(filepath.Join(dir, "none")))
-	if err != nil || c.Changed() {
-		t.Errorf("changed %v, %v", c.Changed(), err)
+	if err != nil || len(c.Lines()) > 0 {
+		t.Errorf("changed %v, %v", c.Lines(), err)
 	}
 }
 
