@@ -19,6 +19,11 @@ func TestCertificatesHideNoPinnedKey(t *testing.T) {
 	without := func(m *machine, kind string) string {
 		return strings.ReplaceAll(m.sshd.HallmarkLines(), "HostCertificate "+m.sshd.KeyPath(kind)+hostkey.CertificateSuffix+"\n", "")
 	}
+	theirs := func(m *machine, kind string) string {
+		file := m.sshd.KeyPath(kind) + "-theirs"
+		m.certifyByOther(kind, file)
+		return "HostCertificate " + file + "\n"
+	}
 	const plainEd25519 = "HostKeyAlgorithms rsa-sha2-512-cert-v01@openssh.com,rsa-sha2-512,ssh-ed25519\n"
 	for _, test := range []struct {
 		name  string
@@ -41,6 +46,19 @@ func TestCertificatesHideNoPinnedKey(t *testing.T) {
 			machinetest.WriteHostKey(m.t, "ed25519", other)
 			return without(m, "ed25519") + "HostKey " + m.sshd.KeyPath("ed25519") + "\nHostKey " + other + "\nHostCertificate " + other + hostkey.CertificateSuffix + "\n"
 		}, nil, "no line HostCertificate"},
+		{"another CA's certificate for Ed25519", func(m *machine) string {
+			return theirs(m, "ed25519") + without(m, "ed25519")
+		}, []string{"rsa", "ecdsa"}, "no line HostCertificate"},
+		{"another CA's certificate for the first of two Ed25519 keys", func(m *machine) string {
+			other := m.sshd.KeyPath("other")
+			machinetest.WriteHostKey(m.t, "ed25519", other)
+			return theirs(m, "ed25519") + without(m, "ed25519") + "HostKey " + m.sshd.KeyPath("ed25519") + "\nHostKey " + other + "\nHostCertificate " + other + hostkey.CertificateSuffix + "\n"
+		}, []string{"rsa", "ecdsa"}, "has the same type"},
+		{"another CA's certificate for the second of two Ed25519 keys", func(m *machine) string {
+			other := m.sshd.KeyPath("other")
+			machinetest.WriteHostKey(m.t, "ed25519", other)
+			return without(m, "ed25519") + "HostKey " + m.sshd.KeyPath("ed25519") + "\nHostKey " + other + "\n" + theirs(m, "other")
+		}, []string{"rsa", "ecdsa"}, "no line HostCertificate"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
@@ -53,8 +71,13 @@ func TestCertificatesHideNoPinnedKey(t *testing.T) {
 			keys := []string{m.sshd.KeyPath("rsa"), m.sshd.KeyPath("ecdsa"), m.sshd.KeyPath("ed25519")}
 			before := m.sshd.Pins(keys...)
 			o, err := m.Enroll(t.Context())
-			if after := m.sshd.Pins(keys...); !slices.Equal(after, before) {
-				t.Errorf("a client that knows one key gets in with %q, before with %q", after, before)
+			// More may work than before: with OpenSSH 8.4, another CA's Ed25519 certificate hides
+			// the ECDSA key until that has a certificate, too.
+			after := m.sshd.Pins(keys...)
+			for _, key := range before {
+				if !slices.Contains(after, key) {
+					t.Errorf("a client that knows one key gets in with %q, before with %q", after, before)
+				}
 			}
 			if test.want == nil {
 				machinetest.WantError(t, err, fault.Misconfigured, test.says, "nothing was changed")

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 )
 
@@ -133,6 +134,35 @@ func TestChangeFailsAsAWhole(t *testing.T) {
 	}
 	if got, want := folder(t, dir), folder(t, newFolder(t)); got != want {
 		t.Errorf("got\n%swant\n%s", got, want)
+	}
+}
+
+// The caller chooses an order in which any part of the change is safe, and going back the
+// same way is safe, too.
+func TestRollbackGoesBackward(t *testing.T) {
+	dir := t.TempDir()
+	var change Change
+	names := []string{"first", "second", "third"}
+	for _, name := range names {
+		if err := change.Stage(filepath.Join(dir, name), []byte("new"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := change.Commit(); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range names {
+		if err := os.Remove(filepath.Join(dir, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	err := change.Rollback() // names each file that it cannot remove, in its order
+	if err == nil {
+		t.Fatal("no error")
+	}
+	first, second, third := strings.Index(err.Error(), "/first"), strings.Index(err.Error(), "/second"), strings.Index(err.Error(), "/third")
+	if third < 0 || third > second || second > first {
+		t.Errorf("put back in another order than last to first: %v", err)
 	}
 }
 
