@@ -27,7 +27,7 @@ func enrolledState(t *testing.T, i *lab.Instance) *state.State {
 	return must[*state.State](t)(i.State(t.Context()))
 }
 
-// checkLogin logs in by a certificate of the cluster, and sees whom it reached.
+// checkLogin logs in with a certificate of the cluster, and checks which machine it reached.
 func checkLogin(t *testing.T, i *lab.Instance, hostname string) {
 	t.Helper()
 	out := must[string](t)(shared.lab.SSH(t.Context(), i, hostname, "cat /run/cloud-init/.instance-id"))

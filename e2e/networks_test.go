@@ -70,7 +70,7 @@ func TestPrivateNetworks(t *testing.T) {
 	}
 }
 
-// checkArrival sees what the signer was told of the instance's request.
+// checkArrival checks what the signer learned about the instance's request.
 func checkArrival(t *testing.T, kind entry.Kind, i *lab.Instance) {
 	t.Helper()
 	for line := range strings.Lines(shared.lab.SignerLog()) {

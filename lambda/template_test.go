@@ -57,7 +57,7 @@ func golden(t *testing.T, name, got string) {
 		t.Fatal(err)
 	}
 	if got != string(want) {
-		t.Errorf("%s is another; if that is meant, run the test with -update, and read what changes.\n%s", path, got)
+		t.Errorf("%s differs; if this is intended, run the test with -update, and read the changes.\n%s", path, got)
 	}
 }
 

@@ -122,8 +122,8 @@ func get(ctx context.Context, client *http.Client, from *url.URL) ([]byte, error
 	if err != nil {
 		return nil, err
 	}
-	// A redirect to another host would take the keys from somebody whom nobody
-	// named; one to plain HTTP from anybody.
+	// After a redirect to another host, the keys would come from a server that the caller
+	// did not name; after one to plain HTTP, from anyone on the path.
 	own := *client
 	own.CheckRedirect = func(next *http.Request, via []*http.Request) error {
 		if next.URL.Scheme != "https" || next.URL.Host != from.Host {

@@ -1,4 +1,4 @@
-// Package ec2ref says which EC2 instance is meant: its account, region and id, as
+// Package ec2ref identifies EC2 instances: its account, region and id, as
 // types that cannot be swapped.
 //
 // Text from outside becomes one of these types through a Parse function. A

@@ -273,7 +273,7 @@ func TestVerifyTruncated(t *testing.T) {
 	}
 }
 
-// Any change of one byte is refused, with one exception, which is meant: the
+// Any change of one byte is refused, with one intended exception: the
 // certificate that the signer names (bytes 552 to 656 of the message) is
 // neither signed nor read, because AWS issues new certificates for a key. The
 // document stays what it was.

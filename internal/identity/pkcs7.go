@@ -109,8 +109,8 @@ func parseContent(in cryptobyte.String) ([]byte, error) {
 	return content, nil
 }
 
-// parseSigners reads the only SignerInfo. With two of them, one that verifies
-// would vouch for what the other says.
+// parseSigners reads the only SignerInfo. With two of them, one with a valid signature
+// would give weight to what the other says.
 func parseSigners(in cryptobyte.String) (attributes, signature []byte, err error) {
 	var info cryptobyte.String
 	if in.Empty() {

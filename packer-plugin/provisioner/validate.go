@@ -20,7 +20,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/packer-plugin/programs"
 )
 
-// validate returns all that is wrong with c, so that a template is mended in one
+// validate returns every error in c, so that users can fix a template in one
 // round.
 func (c *Config) validate() []error {
 	problems := append(c.checkMachineKeys(),

@@ -77,7 +77,7 @@ func (f sweepFigures) String() string {
 	for _, name := range slices.Sorted(maps.Keys(f.calls)) {
 		calls = append(calls, fmt.Sprintf("%d %s", f.calls[name], name))
 	}
-	return fmt.Sprintf("%.2f s, %.0f MB; %d deleted, %d mended; calls: %s",
+	return fmt.Sprintf("%.2f s, %.0f MB; %d deleted, %d repaired; calls: %s",
 		f.elapsed.Seconds(), f.peak, f.report.Deleted, f.report.Repaired, strings.Join(calls, ", "))
 }
 

@@ -196,7 +196,7 @@ func short(v float64) string {
 }
 
 // path draws a line through the values. It leaves out points in the middle of a level
-// stretch, and starts anew after a gap.
+// stretch, and starts again after a gap.
 func path(values []float64, left, right, y, plot int, top float64) string {
 	var b strings.Builder
 	gap := true

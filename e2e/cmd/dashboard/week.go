@@ -43,7 +43,7 @@ const (
 	// Teleport answers nothing on Thursday from one to four.
 	outageStart, outageEnd = 3*24*time.Hour + 13*time.Hour, 3*24*time.Hour + 16*time.Hour
 	stormStart, stormEnd   = 2*24*time.Hour + 9*time.Hour, 2*24*time.Hour + 18*time.Hour
-	// Somebody breaks the policy on Sunday at ten, and nobody mends it.
+	// Somebody breaks the policy on Sunday at ten, and nobody fixes it.
 	broken = 6*24*time.Hour + 10*time.Hour
 )
 

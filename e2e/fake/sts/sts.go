@@ -136,7 +136,7 @@ func (s *Server) passOn(w http.ResponseWriter, r *http.Request, action string, b
 	}
 }
 
-// authenticate returns whose signature the request bears.
+// authenticate returns the credential that signed the request.
 func (s *Server) authenticate(r *http.Request, body []byte) (Credential, *fault) {
 	if len(r.Header.Values("Authorization")) == 0 {
 		return Credential{}, &fault{http.StatusForbidden, "MissingAuthenticationToken", "Request is missing Authentication Token"}

@@ -87,7 +87,7 @@ func TestNextRequestTellsWhatWasRejected(t *testing.T) {
 	}
 }
 
-// Certificates that are in place and of no use are told of as well, at the next renewal.
+// The machine also reports installed certificates that do not work, at the next renewal.
 func TestNextRequestTellsOfUselessCertificates(t *testing.T) {
 	for _, test := range []struct {
 		name   string

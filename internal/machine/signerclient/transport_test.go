@@ -12,7 +12,7 @@ import (
 	"testing"
 )
 
-// The system's roots are asked when those of signer_ca_file do not vouch for the signer,
+// The machine uses the system's roots if those of signer_ca_file do not verify the signer,
 // and the request arrives whole, once.
 func TestRootsOnDemand(t *testing.T) {
 	requests := 0

@@ -29,7 +29,7 @@ const (
 // atSTS is what an attack at STS can change. The signer's own verifier asks an STS
 // that verifies signatures as AWS does.
 type atSTS struct {
-	// arn is whom STS names for the credentials.
+	// arn is the ARN that STS returns for the credentials.
 	arn string
 	// proof changes what the machine signed.
 	proof func(*protocol.CallerProof)

@@ -111,8 +111,8 @@ func TestCAsWithoutTeleport(t *testing.T) {
 	}
 }
 
-// Each failure to read the list is told and counted once, whether or not somebody goes
-// without, and none is told of for those who ask meanwhile.
+// Each failed read of the list is logged and counted once, even if the cached list still
+// serves. Requests that wait meanwhile add nothing.
 func TestFailedCAReadsAreCounted(t *testing.T) {
 	w, _ := newAsked(t)
 	w.get("")

@@ -245,7 +245,7 @@ func TestTheLedgerIsReadOnceAMinuteBeforeSTS(t *testing.T) {
 	}
 }
 
-// While the ledger does not answer, the keys that it last told of count.
+// While the ledger does not answer, its last answer counts.
 func TestRecordedKeysOutlastTheLedger(t *testing.T) {
 	var r recordedKeys
 	i, now := inTestAccount(testInstance), time.Unix(1_700_000_000, 0)

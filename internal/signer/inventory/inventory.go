@@ -71,7 +71,7 @@ const (
 	maxImages = 256
 	// imageLife is how long an image is not asked about again, so that a fleet that
 	// boots at once asks about its image once. An image never changes its owner, but
-	// its tags, or whom it is shared with.
+	// its tags, or which accounts it is shared with.
 	imageLife = time.Minute
 	// attempts bounds how often EC2 is asked one question.
 	attempts = 5
@@ -113,7 +113,7 @@ type EC2 struct {
 	ownChecked bool
 }
 
-// Config says whom to ask, and as whom. All fields are required, but Identity only for
+// Config says which EC2 to ask, and with which credentials. All fields are required, but Identity only for
 // CheckAccount.
 type Config struct {
 	// AWS has the HTTP client, and the credentials for accounts without a role.

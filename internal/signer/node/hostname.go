@@ -31,7 +31,7 @@ func CheckHostname(name string, f Facts, c Cluster) error {
 		// are no labels.
 		return fmt.Errorf("%q is a notation of an IP address", name)
 	case isUUID(name):
-		// Teleport dials a UUID as a node's name, whoever bears it as a host name.
+		// Teleport dials a UUID as a node's name, even if another node has it as a host name.
 		return fmt.Errorf("%q is a UUID", name)
 	case regexpDiscovery.MatchString(name):
 		// So Teleport names the instances that it discovers itself.
@@ -117,7 +117,7 @@ func IsWithin(name, domain string) bool {
 
 // Fallback returns the host name for when another instance holds name: the same with
 // the instance's id at the end of the first label, or the id alone if that may not
-// be. It is empty if the name bears the id already.
+// be. It is empty if the name already contains the id.
 func Fallback(name string, f Facts, c Cluster) string {
 	label, domain, dotted := strings.Cut(name, ".")
 	if strings.HasSuffix(label, f.InstanceID) {

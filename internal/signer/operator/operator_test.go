@@ -158,7 +158,7 @@ func (f fakeAWS) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		f.answer(w, struct{}{})
 	case "DynamoDB_20120810.TransactWriteItems":
 		if all := fmt.Sprint(in.TransactItems); !strings.Contains(all, operatorARN) {
-			f.t.Errorf("write %s does not say by whom", all)
+			f.t.Errorf("write %s does not name the operator", all)
 		}
 		f.answer(w, struct{}{})
 	default:

@@ -26,9 +26,9 @@ func parseAddress(text *string) (addressKind, error) {
 	}
 }
 
-// of returns the instance's address of this kind, as host:port. An instance
-// without one is refused: a node that nobody can dial helps nobody, and falling
-// back to another address could lead outside the network that the rule means.
+// of returns the instance's address of this kind, as host:port. It refuses an instance
+// without one: nobody could dial the node, and another address could lead outside the
+// network that the rule intends.
 func (k addressKind) of(f node.Facts, port int) (string, error) {
 	address := map[addressKind]string{
 		addressPrivate: f.PrivateIP,

@@ -14,8 +14,8 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/signer/node"
 )
 
-// The file's own form. A pointer or a nil slice tells "not set" from "set to
-// nothing", which are different things in a policy. The JSON schema for editors
+// These types mirror the file. A pointer or a nil slice distinguishes "not set" from "set
+// to nothing", which differ in a policy. The JSON schema for editors
 // (templates/policy/policy.schema.json) says the same; a test compares them.
 type (
 	fileDocument struct {
@@ -59,11 +59,11 @@ type (
 	}
 )
 
-// builder makes rules of documents: it checks them and fills in the defaults.
+// builder turns documents into rules: it checks them and fills in defaults.
 type builder struct {
 	limits Limits
-	// env is what conditions are compiled in, made for the first: a policy without
-	// conditions pays nothing for them.
+	// env is the environment for compiling conditions. It is created for the first one: a
+	// policy without conditions pays nothing for it.
 	env *cel.Env
 }
 
@@ -139,8 +139,8 @@ func (b *builder) expression(text *string) (_ *expression, err error) {
 	return compile(b.env, *text)
 }
 
-// conditions returns what a rule asks, in the order in which a refusal names it:
-// where the instance is, what it runs, and last what people say of it.
+// conditions returns a rule's conditions in the order in which a refusal names them:
+// where the instance is, what it runs, and last its tags.
 func (d matchDocument) conditions(limits Limits) ([]condition, error) {
 	place, err := d.place(limits)
 	if err != nil {
@@ -210,9 +210,9 @@ func (d matchDocument) place(limits Limits) ([]condition, error) {
 	return list, nil
 }
 
-// provenance returns the conditions on the image and on the age. Every rule has to
-// say something of both: a rule that forgot them would admit any image that someone
-// in a listed account starts, and any old machine.
+// provenance returns the conditions on the image and the age. Every rule must set both: a
+// rule without them would admit any image that someone in a listed account starts, and
+// any old machine.
 func (d matchDocument) provenance(limits Limits) ([]condition, error) {
 	var list []condition
 	if d.ImageOwners == nil {
@@ -243,7 +243,7 @@ func (d matchDocument) provenance(limits Limits) ([]condition, error) {
 	return list, nil
 }
 
-// What AWS's identifiers look like: a mistyped one would never match.
+// These are the forms of AWS's identifiers: a mistyped one would never match.
 var (
 	regexpAccount    = regexp.MustCompile(`^[0-9]{12}$`)
 	regexpRegion     = regexp.MustCompile(`^[a-z0-9]+(-[a-z0-9]+)+$`)
@@ -272,8 +272,8 @@ func checkEntries(list []string, form *regexp.Regexp) error {
 	return nil
 }
 
-// narrows stops a policy from admitting what the deployment does not: whoever may
-// edit the policy must not be able to let a stranger's account in.
+// narrows stops a policy from admitting more than the deployment does: a person who may
+// edit the policy must not be able to admit another account.
 func texts[T ~string](list []T) []string {
 	plain := make([]string, len(list))
 	for n, value := range list {

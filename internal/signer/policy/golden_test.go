@@ -106,6 +106,6 @@ func compareGolden(t *testing.T, name string, e Explanation) {
 		t.Fatal(err)
 	}
 	if b.String() != string(want) {
-		t.Errorf("the decision differs from %s; if that is meant, run the test with -update.\n%s", golden, b.String())
+		t.Errorf("the decision differs from %s; if this is intended, run the test with -update.\n%s", golden, b.String())
 	}
 }

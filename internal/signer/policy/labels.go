@@ -14,13 +14,14 @@ const (
 	maxTagLabels     = 64 // an instance has at most 50 tags of its own
 )
 
-// yieldsReserved reports whether some tag key after the prefix gives a reserved label.
+// yieldsReserved reports whether some tag key after the prefix would make a reserved
+// label.
 func yieldsReserved(prefix string) bool {
 	return node.IsReserved(prefix) ||
 		slices.ContainsFunc(node.ReservedPrefixes(), func(p string) bool { return strings.HasPrefix(p, prefix) })
 }
 
-// labelRules say which labels a node gets besides the fixed ones.
+// labelRules say which labels a node gets in addition to the fixed ones.
 type labelRules struct {
 	static    map[string]string
 	tagPrefix string
@@ -28,9 +29,9 @@ type labelRules struct {
 	deny      []glob
 }
 
-// render returns the labels of tags and the static ones, which win, the keys of the
-// tags that were wanted but could not become labels, and a note for each tag that a
-// static label hides. Two tags never make the same label: all get the same prefix.
+// render returns the labels from tags and the static ones, which take precedence, the
+// keys of listed tags that cannot become labels, and a note for each tag that a static
+// label hides. Two tags never make the same label, because all get the same prefix.
 func (l labelRules) render(tags map[string]string) (labels map[string]string, skipped, notes []string) {
 	labels = make(map[string]string)
 	for _, key := range slices.Sorted(maps.Keys(tags)) {
@@ -52,13 +53,13 @@ func (l labelRules) render(tags map[string]string) (labels map[string]string, sk
 	return labels, skipped, notes
 }
 
-// isLabel reports whether a tag can be a label. Reserved keys are refused here
-// too, although no valid prefix gives one.
+// isLabel reports whether a tag can become a label. It refuses reserved keys, too,
+// although no valid prefix makes one.
 func isLabel(tag, label, value string) bool {
 	return tag != node.Wildcard && !node.IsReserved(label) && node.IsLabelKey(label) && node.IsLabelValue(value)
 }
 
-// glob is a pattern in which * stands for any run of characters, "/" too.
+// glob is a pattern in which * matches any characters, including "/".
 type glob string
 
 func (g glob) matches(s string) bool {

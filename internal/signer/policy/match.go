@@ -10,21 +10,21 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/signer/node"
 )
 
-// condition is one thing that a rule asks of an instance. It returns what is unmet, or
-// the zero value if it holds.
+// condition is one condition of a rule. It returns why an instance does not meet it, or
+// the zero value.
 type condition func(f node.Facts, now time.Time) unmet
 
 // unmet says why a condition does not hold, for the log.
 type unmet struct {
 	why string
-	// gap says that the condition might hold but for a fact that EC2 does not show now.
+	// gap says that the condition depends on a fact that EC2 does not show now.
 	gap bool
 }
 
 func not(why string) unmet { return unmet{why: why} }
 
-// ownAccount, listedAccounts and anything are the words of a policy for accounts
-// that it need not spell out, and for a condition that it waives.
+// These are a policy's keywords for the instance's own account, for the listed accounts,
+// and for waiving a condition.
 const (
 	ownAccount     = "self"
 	listedAccounts = "listed"
@@ -41,9 +41,8 @@ func oneOf(key string, list []string, fact func(node.Facts) string) condition {
 	}
 }
 
-// profiles holds for the instance-profile ARNs of a list. The last part of an entry
-// may be a pattern; it does not reach across a "/", so that a path of profiles
-// stays a border.
+// profiles holds for the instance-profile ARNs in a list. The last part of an entry may
+// be a pattern. It does not match "/", so it stays within one path of profiles.
 func profiles(key string, list []string) condition {
 	return func(f node.Facts, _ time.Time) unmet {
 		folder, name := splitLast(f.InstanceProfile)
@@ -66,9 +65,9 @@ func splitLast(arn string) (folder, name string) {
 	return arn[:i], arn[i:]
 }
 
-// imageOwners holds if the image is of an account of the list. A name and tags of
-// an image prove nothing, since anyone may give them to an image of his own; the
-// owner's account can't be forged. An owner whom nobody knows is not in any list.
+// imageOwners holds if an account in the list owns the image. An image's name and tags
+// prove nothing, because anyone can give them to their own image; the owner's account
+// can't be forged. An unknown owner is not in any list.
 func imageOwners(key string, list []string, limits Limits) condition {
 	return func(f node.Facts, _ time.Time) unmet {
 		owner := f.ImageOwner
@@ -84,9 +83,9 @@ func imageOwners(key string, list []string, limits Limits) condition {
 	}
 }
 
-// maxAge bounds the time since launch at the first enrollment: a document never
-// expires, so an old machine that was never enrolled may be anybody's by now. Later
-// the ledger stands in for the age.
+// maxAge bounds the time since launch at the first enrollment: a document never expires,
+// so an old machine that never enrolled may have been taken over. After that, the ledger
+// replaces this check.
 func maxAge(key string, longest time.Duration) condition {
 	return func(f node.Facts, now time.Time) unmet {
 		if f.Enrolled {
@@ -102,7 +101,7 @@ func maxAge(key string, longest time.Duration) condition {
 	}
 }
 
-// tagged holds if the tag is there and its value fits one of the patterns.
+// tagged holds if the tag exists and its value matches one of the patterns.
 func tagged(key, tag string, patterns []glob, tags func(node.Facts) map[string]string) condition {
 	return func(f node.Facts, _ time.Time) unmet {
 		value, ok := tags(f)[tag]
@@ -110,14 +109,15 @@ func tagged(key, tag string, patterns []glob, tags func(node.Facts) map[string]s
 		case !ok:
 			return not(fmt.Sprintf("%s: there is no tag %s", key, quote(tag)))
 		case !anyMatches(patterns, value):
-			// Not what it is: people put secrets into tags, and this goes into a log.
+			// Leave out the value: people put secrets into tags, and this goes into a
+			// log.
 			return not(fmt.Sprintf("%s: the value of %s is not listed", key, quote(tag)))
 		}
 		return unmet{}
 	}
 }
 
-// ofOwnImage returns the condition on image tags, behind ownImage.
+// ofOwnImage returns the condition on image tags, after ownImage.
 func ofOwnImage(holds condition) condition {
 	return func(f node.Facts, now time.Time) unmet {
 		if u := ownImage(f, now); u.why != "" {
@@ -127,9 +127,9 @@ func ofOwnImage(holds condition) condition {
 	}
 }
 
-// ownImage holds for images of the instance's own account whose tags are known. It stands
-// before every condition on image tags: AWS shows an image's tags to no other account, and
-// whoever copies the image gives the copy what tags he likes.
+// ownImage holds for images of the instance's own account whose tags are known. It
+// precedes every condition on image tags: AWS shows an image's tags to no other account,
+// and someone who copies the image can give the copy any tags.
 func ownImage(f node.Facts, _ time.Time) unmet {
 	switch {
 	case f.ImageOwner == "":
@@ -142,7 +142,7 @@ func ownImage(f node.Facts, _ time.Time) unmet {
 	return unmet{}
 }
 
-// quote makes text of others fit for a log line.
+// quote makes untrusted text safe for a log line.
 func quote(s string) string {
 	const longest = 100
 	if len(s) > longest {

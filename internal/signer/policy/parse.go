@@ -26,8 +26,8 @@ const (
 	defaultPort     = 22
 )
 
-// builtIn is the policy of a deployment without a policy file: all that the
-// deployment allows, from images of its own accounts, soon after launch.
+// builtIn is the policy of a deployment without a policy file: it admits everything that
+// the deployment allows, from images of its own accounts, soon after launch.
 const builtIn = `version: 1
 rules:
   - name: default
@@ -87,7 +87,7 @@ func parse(data []byte, limits Limits) (*Policy, error) {
 	return p, nil
 }
 
-// decode returns the file's content, and its tree for the lines.
+// decode returns the file's content, and its tree, which has the lines.
 func decode(data []byte) (file fileDocument, top *yaml.Node, err error) {
 	var root yaml.Node
 	if err := yaml.Unmarshal(data, &root); err != nil {
@@ -107,8 +107,8 @@ func decode(data []byte) (file fileDocument, top *yaml.Node, err error) {
 	return file, root.Content[0], nil
 }
 
-// plain says what a decoder's error means to the file's author, who knows nothing of
-// Go's types.
+// plain turns a decoder's error into one for the file's author, who does not know Go's
+// types.
 func plain(err error) error {
 	if errors.Is(err, io.EOF) {
 		return errors.New("the file is empty")
@@ -121,9 +121,9 @@ func plain(err error) error {
 
 var regexpGoType = regexp.MustCompile(` (in type|into) policy\.\w+`)
 
-// refuseLoose refuses what YAML allows and a policy is better without: a key
-// without a value, which would silently mean its default, and aliases and merge
-// keys, behind which a rule does not say what it does.
+// refuseLoose refuses YAML features that would make a policy ambiguous: a key without a
+// value, which would silently mean its default, and aliases and merge keys, which hide
+// what a rule does.
 func refuseLoose(n *yaml.Node) error {
 	switch {
 	case n.Kind == yaml.AliasNode || n.Anchor != "":
@@ -152,7 +152,7 @@ func entry(n *yaml.Node, key string) (k, value *yaml.Node) {
 	return nil, nil
 }
 
-// lineOf returns the line of the last key of a path that the file has.
+// lineOf returns the line of the last key of a path that the file contains.
 func lineOf(n *yaml.Node, path ...string) int {
 	line := n.Line
 	for _, key := range path {
@@ -165,7 +165,7 @@ func lineOf(n *yaml.Node, path ...string) int {
 	return line
 }
 
-// keyError is what is wrong with the value of a key, or below it.
+// keyError is an error in the value of a key, or below it.
 type keyError struct {
 	key string
 	err error

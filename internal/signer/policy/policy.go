@@ -1,10 +1,10 @@
-// Package policy decides how an instance appears in Teleport: which rule admits
-// it, its host name, address and labels, and how long its certificates last.
+// Package policy decides how an instance appears in Teleport: which rule admits it, its
+// host name, address and labels, and how long its certificates last.
 //
-// A policy is the operator's file, and it may be changed by people who may not
-// change the deployment. So it only narrows what the deployment allows: it never
-// adds an account, and never lengthens a certificate. Everything here is pure:
-// the same file, facts and cluster always give the same decision.
+// A policy is the operator's file. People who may not change the deployment may change
+// it. So it can only narrow what the deployment allows: it never adds an account, and
+// never lengthens a certificate. Everything here is pure: the same file, facts and
+// cluster always give the same decision.
 package policy
 
 import (
@@ -18,18 +18,18 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/signer/node"
 )
 
-// ErrRefused says that the policy does not admit the instance. The error that
-// wraps it says why; it is for the log.
+// ErrRefused says that the policy does not admit the instance. The wrapping error gives
+// the reason, for the log.
 var ErrRefused = errors.New("the policy refuses the instance")
 
 // ErrIncomplete says that the policy cannot decide on the instance, because EC2 does not
-// show a fact now that it showed before or may show later: an address while an Elastic IP
-// moves, an image that was deregistered. Nothing is granted, as with ErrRefused, but it is
-// no reason to take away what the instance has. The error that wraps it says which fact.
+// currently show a fact: an address while an Elastic IP moves, or a deregistered image.
+// As with ErrRefused, nothing is granted, but the instance keeps what it has. The
+// wrapping error names the fact.
 var ErrIncomplete = errors.New("EC2 does not show a fact that the policy needs")
 
 const (
-	// DefaultLifetime is how long certificates last where a rule says nothing.
+	// DefaultLifetime is how long certificates last if a rule does not say.
 	DefaultLifetime = 7 * 24 * time.Hour
 	// LongestLifetime bounds every certificate: none can be revoked.
 	LongestLifetime = 30 * 24 * time.Hour
@@ -37,7 +37,7 @@ const (
 	ShortestLifetime = time.Hour
 )
 
-// Limits are what the deployment allows, which a policy can only narrow.
+// Limits are the deployment's limits, which a policy can only narrow.
 type Limits struct {
 	// Accounts are the AWS accounts whose instances may enroll.
 	Accounts []ec2ref.Account
@@ -46,14 +46,14 @@ type Limits struct {
 	// MaxLifetime bounds the certificates.
 	MaxLifetime time.Duration
 
-	// unlimited leaves accounts and regions open.
+	// unlimited allows any account and region.
 	unlimited bool
 }
 
-// Unlimited returns limits that allow every account and region, and the longest
-// lifetime. They are for checking a policy without its deployment, and for nothing
-// else: a signer with them would admit any account that the policy doesn't exclude.
-// Under them, the image owner "listed" means any account that is known.
+// Unlimited returns limits that allow every account and region, and the longest lifetime.
+// Use them only to check a policy without its deployment: a signer with them would admit
+// any account that the policy doesn't exclude. With them, the image owner "listed" means
+// any known account.
 func Unlimited() Limits {
 	return Limits{MaxLifetime: LongestLifetime, unlimited: true}
 }
@@ -65,24 +65,23 @@ type Decision struct {
 	// Hostname is a lower-case DNS label that ends in the instance's id, or, where the
 	// rule allows that, a name from the tag TeleportHostname, which may have dots.
 	Hostname string
-	// Fallback is the host name to take if another instance holds Hostname. It ends
-	// in the instance's id, and is empty if Hostname does already.
+	// Fallback is the host name to use if another instance holds Hostname. It ends in the
+	// instance's id, and is empty if Hostname already does.
 	Fallback string
-	// Names are further principals, addresses for example, each the instance's own.
+	// Names are other principals, such as addresses, that belong to the instance.
 	Names []string
-	// Address is where the proxy dials: host:port.
+	// Address is the host:port that the proxy dials.
 	Address string
 	// Labels are all of the node's labels.
 	Labels map[string]string
-	// SkippedTags are the keys of tags that a label could not be made of, sorted.
+	// SkippedTags are the keys of tags that cannot become labels, sorted.
 	SkippedTags []string
-	// Notes say what the rule would have given but for this instance's tags or
-	// addresses. They are for the log.
+	// Notes say what this instance's tags or addresses prevented. They are for the log.
 	Notes []string
 	// Lifetime is how long the certificates last.
 	Lifetime time.Duration
-	// RemoveWhenStopped says that the node goes when the instance is stopped, rather
-	// than when its lease ends.
+	// RemoveWhenStopped says that the node is deleted when the instance is stopped,
+	// rather than when its lease ends.
 	RemoveWhenStopped bool
 }
 
@@ -90,7 +89,7 @@ type Decision struct {
 type Policy struct {
 	// SHA256 is the hash of the file's exact bytes, in hexadecimal.
 	SHA256 string
-	// Size is how many bytes the file has.
+	// Size is the file's size in bytes.
 	Size int
 
 	rules []rule
@@ -113,7 +112,7 @@ type rule struct {
 	removeWhenStopped bool
 }
 
-// Outcome says what became of a rule.
+// Outcome is the result of a rule.
 type Outcome string
 
 // The outcomes of a rule.
@@ -124,7 +123,7 @@ const (
 	NotReached Outcome = "was not reached" // a rule before it decided
 )
 
-// Verdict is what became of one rule.
+// Verdict is the result of one rule for an instance.
 type Verdict struct {
 	Rule    string
 	Line    int // on which the rule starts
@@ -134,27 +133,26 @@ type Verdict struct {
 	Why string
 }
 
-// Explanation is a decision and the way to it.
+// Explanation is a decision with the result of each rule.
 type Explanation struct {
-	// Rules are all of the policy's, in their order.
+	// Rules are the policy's rules, in order.
 	Rules []Verdict
-	// Decision is what is granted, if Err is nil.
+	// Decision is the decision if Err is nil.
 	Decision Decision
 	// Err is the refusal. It wraps ErrRefused or ErrIncomplete.
 	Err error
 }
 
-// Decide applies the first rule that matches the instance. Its errors wrap
-// ErrRefused or ErrIncomplete, and say of the rules why they don't match; their length is bounded.
+// Decide applies the first rule that matches the instance. Its errors wrap ErrRefused or
+// ErrIncomplete, and say why each rule does not match. Their length is bounded.
 func (p *Policy) Decide(f node.Facts, c node.Cluster, now time.Time) (Decision, error) {
 	e := p.Explain(f, c, now)
 	return e.Decision, e.Err
 }
 
-// RemovesStopped reports what Decision.RemoveWhenStopped of the instance would be.
-// Unlike Decide it answers for an instance that has lost its address by being
-// stopped, as public ones are lost. An instance that the policy refuses, or cannot decide
-// on, is left alone.
+// RemovesStopped returns the RemoveWhenStopped that Decide would return for the instance.
+// Unlike Decide, it works for an instance that lost its public address when it stopped.
+// It returns false for an instance that the policy refuses or cannot decide on.
 func (p *Policy) RemovesStopped(f node.Facts, now time.Time) bool {
 	for _, r := range p.rules {
 		if outcome, unmet := r.judge(f, now); outcome != Unmatched || unmet.gap {
@@ -164,7 +162,7 @@ func (p *Policy) RemovesStopped(f node.Facts, now time.Time) bool {
 	return false
 }
 
-// Explain decides as Decide does, and says what became of each rule.
+// Explain decides as Decide does, and adds the result of each rule.
 func (p *Policy) Explain(f node.Facts, c node.Cluster, now time.Time) Explanation {
 	e := Explanation{Rules: make([]Verdict, len(p.rules))}
 	decided, refusal := false, ErrRefused
@@ -183,8 +181,8 @@ func (p *Policy) Explain(f node.Facts, c node.Cluster, now time.Time) Explanatio
 		if v.Outcome == Matched {
 			e.Decision, e.Err = r.decide(f, c)
 		}
-		// A condition that can't be evaluated ends it. Were the rule passed over, a tag
-		// that breaks it would choose a laxer rule further down.
+		// A condition that can't be evaluated ends the search. If it were skipped, a tag
+		// that breaks it would select a laxer rule further down.
 		if v.Outcome == Failed {
 			e.Err = fmt.Errorf("%w: rule %q: %s", refusal, r.name, v.Why)
 		}
@@ -195,8 +193,8 @@ func (p *Policy) Explain(f node.Facts, c node.Cluster, now time.Time) Explanatio
 	return e
 }
 
-// judge asks the rule's conditions in their order, and says of the first that does not
-// hold why. Whether that may change by itself (a gap), all of them say: a condition that
+// judge checks the rule's conditions in order, and returns the first that does not hold.
+// It checks all of them for whether that may change by itself (a gap): a condition that
 // cannot hold outweighs one about a fact that EC2 does not show now.
 func (r rule) judge(f node.Facts, now time.Time) (Outcome, unmet) {
 	var first unmet
@@ -237,7 +235,7 @@ func outcomeOf(u unmet) Outcome {
 	return Matched
 }
 
-// maxSummaryBytes bounds what a refusal says of the rules: it goes into a log line.
+// maxSummaryBytes bounds what a refusal says about the rules: it goes into a log line.
 const maxSummaryBytes = 2048
 
 func summary(rules []Verdict) string {
@@ -283,9 +281,9 @@ func (r rule) decide(f node.Facts, c node.Cluster) (Decision, error) {
 	return d, nil
 }
 
-// hostnameOf returns the name from the tag TeleportHostname where the rule lets the
-// tag choose and its value is fit, and the template's otherwise: an unlucky tag
-// must not keep a machine out.
+// hostnameOf returns the name from the tag TeleportHostname if the rule allows the tag
+// and its value is valid, and the template's name otherwise: a bad tag must not keep a
+// machine out.
 func (r rule) hostnameOf(f node.Facts, c node.Cluster) (name string, notes []string, err error) {
 	if r.tagName != nil {
 		name, err := r.tagName.of(f, c)

@@ -8,8 +8,8 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/signer/node"
 )
 
-// principalKind names a fact that a certificate may carry beside the host name.
-// Each is the instance's own by EC2's word, and can't be chosen by a tag.
+// principalKind names a fact that a certificate may contain in addition to the host name.
+// EC2 confirms that each belongs to the instance, and no tag can set it.
 type principalKind string
 
 const (
@@ -23,9 +23,9 @@ func principalKinds() []principalKind {
 	return []principalKind{principalPrivateIP, principalPublicIP, principalIPv6, principalPrivateDNS}
 }
 
-// names returns the facts of these kinds that the instance has, and notes on those
-// that it has but that may not be in a certificate. The ledger claims them like host
-// names, since addresses repeat across VPCs and pass from one machine to the next.
+// names returns the instance's facts of these kinds, and notes on those that a
+// certificate must not contain. The ledger claims them like host names, because addresses
+// repeat across VPCs and pass from one machine to the next.
 func names(kinds []principalKind, f node.Facts, c node.Cluster) (list, notes []string) {
 	for _, kind := range kinds {
 		name, err := kind.of(f, c)
@@ -39,8 +39,8 @@ func names(kinds []principalKind, f node.Facts, c node.Cluster) (list, notes []s
 	return list, notes
 }
 
-// of returns the fact in the form in which people type it, or nothing if the
-// instance has none.
+// of returns the fact in the form in which people type it, or "" if the instance has
+// none.
 func (k principalKind) of(f node.Facts, c node.Cluster) (string, error) {
 	var text string
 	switch k {

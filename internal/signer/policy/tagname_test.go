@@ -165,7 +165,7 @@ func TestFallback(t *testing.T) {
 		"x-" + ownID:           "",
 		ownID:                  "",
 		"x-" + ownID + ".lan":  "",
-		"10.0.0.1":             "", // the template's name, which bears the id
+		"10.0.0.1":             "", // the template's name, which contains the id
 	} {
 		f := facts()
 		f.Tags[hostnameTag] = value

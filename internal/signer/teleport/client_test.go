@@ -508,7 +508,7 @@ func TestIdentitySecret(t *testing.T) {
 	clock.advance(12 * time.Hour)
 	expect(t, call(), teleport.ErrUnavailable, "secret:signer (teleport.login.secret)")
 	if len(ends) != 2 || !ends[0].After(time.Now()) {
-		t.Errorf("told of logins that end at %v, want two of them", ends)
+		t.Errorf("notified of logins that end at %v, want two of them", ends)
 	}
 }
 

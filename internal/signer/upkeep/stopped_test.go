@@ -182,7 +182,7 @@ func TestSweepReportsWhatThePolicyRefuses(t *testing.T) {
 	}
 }
 
-// The policy is read once, and one question to EC2 serves all nodes to be mended.
+// The policy is read once, and one question to EC2 serves all nodes to repair.
 func TestSweepSharesItsQuestions(t *testing.T) {
 	w := newWorld(t)
 	const nodes = 450

@@ -402,7 +402,7 @@ func (r run) repair(ctx context.Context, o ownNode, record ledger.Record, i *inv
 		r.refuse(ctx, o.instance.Place(), []error{err})
 	case errors.Is(err, policy.ErrIncomplete):
 		r.incomplete(ctx, o, err)
-	case r.note(ctx, "mend", o, err) && written:
+	case r.note(ctx, "repair", o, err) && written:
 		r.report.Repaired++
 	}
 }

@@ -33,7 +33,7 @@ func nameTests() map[string]func(*testing.T, *fixture) {
 		"its own id is always to be had":            testOwnID,
 		"an operator releases a name":               testRelease,
 		"a name with a certificate stays":           testReleaseCertified,
-		"a released name is checked anew":           testReleasePresentName,
+		"a released name is checked again":          testReleasePresentName,
 		"an operator ends an instance":              testRetireBy,
 	}
 }

@@ -63,6 +63,6 @@ func (c *Cluster) legacyHostCert(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	w.Header().Set("Content-Type", "application/json")
-	// Headers are out: nobody is left to tell of an error.
+	// The headers are sent: an error can no longer be reported.
 	_ = json.NewEncoder(w).Encode(string(cert))
 }

@@ -28,7 +28,7 @@ func (c *Cluster) webHandler() http.Handler {
 
 func (c *Cluster) find(w http.ResponseWriter, _ *http.Request) {
 	w.Header().Set("Content-Type", "application/json")
-	// Headers are out: nobody is left to tell of an error.
+	// The headers are sent: an error can no longer be reported.
 	_ = json.NewEncoder(w).Encode(webclient.PingResponse{
 		ServerVersion:    c.options.Generation.version(),
 		MinClientVersion: c.options.MinClientVersion,
