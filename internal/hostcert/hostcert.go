@@ -1,6 +1,6 @@
-// Package hostcert decides whether a host certificate is the one that was asked
-// for. The signer asks it before it hands a certificate out, and the machine
-// again before it installs one, so that neither has to trust the other.
+// Package hostcert checks that a host certificate matches the request for it. The signer
+// checks before it hands a certificate out, and the machine before it installs one, so
+// neither has to trust the other.
 package hostcert
 
 import (
@@ -15,20 +15,20 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/sshkey"
 )
 
-// MaxClockSkew is how far the clock of whoever checks may be from the clock of
-// whoever signed, in either direction.
+// MaxClockSkew is the largest accepted difference, in either direction, between the
+// clocks of the checking and the signing side.
 const MaxClockSkew = 5 * time.Minute
 
 // maxLineBytes bounds a certificate line. An RSA-4096 certificate of an RSA-4096
 // CA with twenty principals needs less than 4 KiB.
 const maxLineBytes = 32 << 10
 
-// ErrUnknownCA says that a certificate was signed by a key that is not
-// among the wanted ones. Between two readings of a cluster's keys they may have
-// been rotated, so a caller may read them again and check once more.
+// ErrUnknownCA says that a key other than the given CAs signed a certificate. The cluster
+// may have rotated its CAs since they were read, so a caller may read them again and
+// repeat the check.
 var ErrUnknownCA = errors.New("signed by an unknown CA")
 
-// Want is what a host certificate has to be.
+// Want describes the expected host certificate.
 type Want struct {
 	// Key is the host's own public key.
 	Key ssh.PublicKey
@@ -36,16 +36,15 @@ type Want struct {
 	Principals []string
 	// CAs are the public keys of the cluster's Host CA.
 	CAs []ssh.PublicKey
-	// MaxLifetime bounds the certificate's end, counted from the time of the
-	// check; MaxClockSkew is added to it.
+	// MaxLifetime bounds the certificate's expiry, from the time of the check, plus
+	// MaxClockSkew.
 	MaxLifetime time.Duration
-	// Roles are the Teleport roles of which the certificate must have exactly one. Nil
-	// means any: only the signer knows what it asked for.
+	// Roles are the accepted Teleport roles; the certificate must have exactly one. Nil
+	// means any: only the signer knows which role it requested.
 	Roles []string
 }
 
-// RoleExtension is the extension in which Teleport names the system role of a host
-// certificate.
+// RoleExtension is the extension with the Teleport system role of a host certificate.
 const RoleExtension = "x-teleport-role"
 
 // Parse reads one certificate in authorized_keys form, as ssh-keygen writes it
@@ -66,9 +65,9 @@ func Parse(line string) (*ssh.Certificate, error) {
 	return cert, nil
 }
 
-// Check returns nil if the certificate is what want describes and is good now,
-// and otherwise an error that names the first property that is not. It fails
-// with ErrUnknownCA if that property is the signing key.
+// Check returns nil if the certificate matches want and is valid now. Otherwise its error
+// names the first property that does not match. It fails with ErrUnknownCA if that
+// property is the signing key.
 func Check(cert *ssh.Certificate, want Want, now time.Time) error {
 	checks := []func(*ssh.Certificate, Want, time.Time) error{
 		checkType, checkKey, checkPrincipals, checkOptions, checkRole, checkValidity, checkCA, checkNotCA, checkSignature,
@@ -81,7 +80,8 @@ func Check(cert *ssh.Certificate, want Want, now time.Time) error {
 	return nil
 }
 
-// checkType refuses user certificates: one would log its holder in elsewhere.
+// checkType refuses user certificates: a user certificate lets its holder log in
+// elsewhere.
 func checkType(cert *ssh.Certificate, _ Want, _ time.Time) error {
 	if cert.CertType != ssh.HostCert {
 		return fmt.Errorf("certificate type %d is not host (%d)", cert.CertType, ssh.HostCert)
@@ -98,8 +98,8 @@ func checkKey(cert *ssh.Certificate, want Want, _ time.Time) error {
 	return nil
 }
 
-// checkPrincipals refuses names that nobody asked for, and above all an empty
-// list, which OpenSSH and this package's library both take to match every host.
+// checkPrincipals refuses unexpected names, and above all an empty list, which OpenSSH
+// and this package's library treat as matching every host.
 func checkPrincipals(cert *ssh.Certificate, want Want, _ time.Time) error {
 	if len(cert.ValidPrincipals) == 0 || len(want.Principals) == 0 {
 		return errors.New("principals: an empty list, which matches every host")
@@ -125,8 +125,8 @@ func checkOptions(cert *ssh.Certificate, _ Want, _ time.Time) error {
 	return nil
 }
 
-// checkRole refuses certificates of roles that are more than a host's name: the proxy
-// lets the holder of a Node certificate in as an agent, from anywhere.
+// checkRole refuses certificates for roles with more power than a host's name: the proxy
+// accepts the holder of a Node certificate as an agent, from anywhere.
 func checkRole(cert *ssh.Certificate, want Want, _ time.Time) error {
 	role, ok := cert.Extensions[RoleExtension]
 	switch {
@@ -173,8 +173,8 @@ func timeOf(seconds uint64) string {
 }
 
 // checkCA refuses certificates that the cluster's Host CA did not sign itself. A
-// certificate in the place of the CA's key verifies like the key that it certifies, so
-// whoever has any certificate of the CA could sign in its place (CVE-2025-49825).
+// certificate in place of the CA's key verifies like the key it certifies, so a holder of
+// any certificate of the CA could sign in its place (CVE-2025-49825).
 func checkCA(cert *ssh.Certificate, want Want, _ time.Time) error {
 	if _, nested := cert.SignatureKey.(*ssh.Certificate); nested {
 		return errors.New("signed by a certificate, not by a CA's key")
@@ -187,8 +187,8 @@ func checkCA(cert *ssh.Certificate, want Want, _ time.Time) error {
 	return nil
 }
 
-// checkNotCA refuses a CA's own key as a host key. Whoever could
-// sign the request with it holds the cluster's Host CA; no machine does.
+// checkNotCA refuses a CA's own key as a host key. Anyone who can sign the request with
+// it holds the cluster's Host CA; no machine does.
 func checkNotCA(cert *ssh.Certificate, want Want, _ time.Time) error {
 	own := func(key ssh.PublicKey) bool { return bytes.Equal(key.Marshal(), cert.Key.Marshal()) }
 	if slices.ContainsFunc(want.CAs, own) {
@@ -205,8 +205,8 @@ func checkSignature(cert *ssh.Certificate, want Want, _ time.Time) error {
 		return fmt.Errorf("signature: algorithm %s uses SHA-1", cert.Signature.Format)
 	}
 	checker := ssh.CertChecker{
-		// checkValidity has judged the time, with the skew that CertChecker does not
-		// know: at its start the certificate is good.
+		// checkValidity has checked the time, with the skew that CertChecker does not
+		// support: at its start time the certificate is valid.
 		Clock: func() time.Time { return time.Unix(int64(cert.ValidAfter), 0) }, //nolint:gosec // checkValidity has bounded it
 	}
 	if err := checker.CheckCert(want.Principals[0], cert); err != nil {

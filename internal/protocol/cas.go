@@ -7,15 +7,14 @@ import (
 	"fmt"
 )
 
-// CAs is the signer's answer to a GET on its URL: the cluster's certificate
-// CAs as they are now. They are public. Machines ask every hour, so the
-// answer is one that a signer keeps at hand: it asks Teleport for it at most once in
-// a few minutes, whoever asks, and verifies nothing about the caller.
+// CAs is the signer's answer to a GET on its URL: the cluster's current CAs, which are
+// public. Machines ask every hour, so the signer answers from a cache: it asks Teleport
+// at most once in a few minutes, for any number of callers, and verifies nothing about
+// them.
 //
-// The answer carries the header ETag as ETag returns it. A request whose header
-// If-None-Match has the same value is answered 304 without a body (RFC 9110,
-// section 13.1.2). A signer that answers 404, 405 or 501 does not offer this, and
-// the machine learns of new CAs when it next enrolls.
+// The answer has the header ETag with the value of ETag. A request with the same value in
+// If-None-Match gets 304 without a body (RFC 9110, section 13.1.2). A signer that answers
+// 404, 405 or 501 does not offer this, and the machine gets new CAs when it next enrolls.
 type CAs struct {
 	Version int `json:"version"` // CAsVersion
 	// OpenSSHCAs and HostCAs are those of Response: plain keys in authorized_keys
@@ -24,11 +23,11 @@ type CAs struct {
 	HostCAs    []string `json:"hostCAs"`
 }
 
-// CAsVersion is the version of CAs. A GET says none, so every machine gets the same one.
+// CAsVersion is the version of CAs. A GET has no version, so every machine gets this one.
 const CAsVersion = 1
 
-// Encode returns the body of the answer. Everyone who encodes the same CAs
-// gets the same bytes: a machine knows the entity tag of what an enrollment told it.
+// Encode returns the body of the answer. The same CAs always encode to the same bytes, so
+// a machine can compute the entity tag from an enrollment's answer.
 func (c CAs) Encode() ([]byte, error) {
 	body, err := json.Marshal(c)
 	if err != nil {
