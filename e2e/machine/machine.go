@@ -187,7 +187,7 @@ func (m *Machine) findLeader(ctx context.Context) error {
 	return Poll(ctx, 30*time.Second, func() error {
 		select {
 		case <-m.exited:
-			return Fatal(fmt.Errorf("it ended while starting:\n%s", m.console()))
+			return Fatal(fmt.Errorf("it exited while starting:\n%s", m.console()))
 		default:
 		}
 		var err error

@@ -190,7 +190,7 @@ func (c *Cluster) start(ctx context.Context) error {
 	return machine.Poll(ctx, startLimit, func() error {
 		select {
 		case <-c.exited:
-			return machine.Fatal(errors.New("it ended while starting: see its log"))
+			return machine.Fatal(errors.New("it exited while starting: see its log"))
 		default:
 		}
 		_, err := os.Stat(c.ready())

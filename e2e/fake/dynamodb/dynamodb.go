@@ -120,7 +120,7 @@ func (l *Local) waitUntilServing(ctx context.Context, address string) error {
 		}
 		select {
 		case <-l.exited:
-			return errors.New("DynamoDB Local ended while starting, see its log")
+			return errors.New("DynamoDB Local exited while starting, see its log")
 		case <-ctx.Done():
 			return fmt.Errorf("DynamoDB Local does not answer: %w", err)
 		case <-tick.C:

@@ -81,7 +81,7 @@ func (e *emulator) answers(ctx context.Context) error {
 		select {
 		case <-time.After(10 * time.Millisecond):
 		case <-e.exited:
-			return &FunctionError{Reason: "the emulator ended"}
+			return &FunctionError{Reason: "the emulator exited"}
 		case <-ctx.Done():
 			return fmt.Errorf("wait for the emulator: %w", ctx.Err())
 		}

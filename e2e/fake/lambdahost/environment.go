@@ -83,7 +83,7 @@ func (h *Host) startProcess(ctx context.Context) (environment, error) {
 	case <-e.ready:
 		return e, nil
 	case <-e.exited:
-		err = &FunctionError{Reason: "the program ended before it asked for an event"}
+		err = &FunctionError{Reason: "the program exited before it asked for an event"}
 	case <-time.After(initLimit):
 		err = &FunctionError{Reason: fmt.Sprintf("no event asked for within %v", initLimit)}
 	case <-ctx.Done():
@@ -148,7 +148,7 @@ func (e *process) invoke(ctx context.Context, i invocation) ([]byte, error) {
 	case r := <-results:
 		return r.answer, r.err
 	case <-e.exited:
-		return nil, &FunctionError{Reason: "the program ended without an answer"}
+		return nil, &FunctionError{Reason: "the program exited without an answer"}
 	case <-ctx.Done():
 		e.close()
 		return nil, timedOut(ctx)

@@ -27,7 +27,7 @@ var ErrThrottled = errors.New("rate exceeded")
 
 // errEndedIdle says that a program had ended before it got the event, as one does
 // that has just panicked. Another can have it.
-var errEndedIdle = errors.New("the program ended while idle")
+var errEndedIdle = errors.New("the program exited while idle")
 
 // FunctionError says that the function failed. A refusal is an ordinary answer.
 type FunctionError struct{ Reason string }

@@ -87,7 +87,7 @@ func (s *Server) waitUntilServing(ctx context.Context) error {
 		}
 		select {
 		case <-s.exited:
-			return errors.New("moto ended while starting, see its log")
+			return errors.New("moto exited while starting, see its log")
 		case <-ctx.Done():
 			return fmt.Errorf("moto does not answer: %w", err)
 		case <-tick.C:
