@@ -248,8 +248,8 @@ func TestEnrollBadAnswers(t *testing.T) {
 			}
 		}, message: "not provably this machine's"},
 		{name: "no principals", mutate: func(c *ssh.Certificate) { c.ValidPrincipals = nil }, message: "matches every host"},
-		{name: "ended", mutate: func(c *ssh.Certificate) { c.ValidBefore = 1000 }, message: "ended"},
-		{name: "without end", mutate: func(c *ssh.Certificate) { c.ValidBefore = ssh.CertTimeInfinity }, message: "without an end"},
+		{name: "ended", mutate: func(c *ssh.Certificate) { c.ValidBefore = 1000 }, message: "expired"},
+		{name: "without end", mutate: func(c *ssh.Certificate) { c.ValidBefore = ssh.CertTimeInfinity }, message: "no expiry"},
 		{name: "another Host CA", spoil: func(r *protocol.Response) { r.HostCAs = sshkey.Lines([]ssh.PublicKey{other.PublicKey()}) }, message: "unknown CA"},
 		{name: "no OpenSSH CA", spoil: func(r *protocol.Response) { r.OpenSSHCAs = nil }, message: "OpenSSH CAs: no keys"},
 		{name: "OpenSSH CA with a second line", spoil: func(r *protocol.Response) { r.OpenSSHCAs[0] += "\n" + r.HostCAs[0] }, message: "more than one line"},
@@ -350,7 +350,10 @@ func TestEnrollGivesUp(t *testing.T) {
 		{"signer of another CA", func(m *machine) { m.connect("") }, fault.Temporary, "certificate", "signer_ca_file"},
 		{"signer slow", func(m *machine) {
 			m.signer.Attempt = 100 * time.Millisecond // it would not answer within any time
-			m.answerInstead = func(_ http.ResponseWriter, r *http.Request, _ int) bool { <-r.Context().Done(); return true }
+			m.answerInstead = func(_ http.ResponseWriter, r *http.Request, _ int) bool {
+				<-r.Context().Done()
+				panic(http.ErrAbortHandler) // an answer, also an empty one, could still arrive
+			}
 		}, fault.Temporary, "ask the signer", "sshd works as before"},
 		{"429", refuse(429, ""), fault.Temporary, "429", "sshd works as before"},
 		{"503", refuse(503, `{"error":{"code":"upstream_unavailable","message":"Teleport does not answer","requestId":"r9"}}`), fault.Temporary, "r9", "sshd works as before"},
