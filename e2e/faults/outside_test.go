@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -142,13 +143,15 @@ func edited(path, script string) func(*testing.T, *instance) func() {
 
 // twoRuns starts a second run by hand while the first waits for the signer.
 func twoRuns(t *testing.T) outcome {
+	forgetRequests()
 	m := shared.machine
 	name := m.hostname(t)
 	m.makeDue(t)
 	asked, release := make(chan struct{}), make(chan struct{})
+	first := sync.OnceFunc(func() { close(asked) })
 	shared.lab.SetFrontTrouble(lab.FrontTrouble{Wrap: func(signer http.Handler) http.Handler {
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			asked <- struct{}{}
+			first()
 			<-release
 			signer.ServeHTTP(w, r)
 		})
@@ -169,15 +172,15 @@ func twoRuns(t *testing.T) outcome {
 		t.Errorf("logins %s, and during a second run %s", before, during)
 	}
 	close(release)
-	first := m.end(t)
-	if first.exit != 0 {
-		t.Errorf("the first run ends with %d: %s", first.exit, strings.Join(first.lines, "\n"))
+	run := m.end(t)
+	if run.exit != 0 {
+		t.Errorf("the first run ends with %d: %s", run.exit, strings.Join(run.lines, "\n"))
 	}
 	if !m.renewed(t) {
 		t.Error("the first run did not renew the certificates")
 	}
 	second := report{lines: strings.Split(strings.TrimSpace(out), "\n")}
-	return outcome{logins: change(before, during), says: said(second), heals: "the first run", took: first.took}
+	return outcome{logins: change(before, during), says: said(second), heals: "the first run", took: run.took}
 }
 
 // metadataDownAtBoot boots a machine for the first time while its metadata service is down.
