@@ -95,7 +95,10 @@ func (c *Client) invoke(ctx context.Context, method string, header http.Header, 
 
 // notInvoked explains an answer of Lambda itself, whose errors it names in a header.
 func notInvoked(status int, name string) error {
-	name, _, _ = strings.Cut(name, ":") // a URL may follow
+	if err := badSignature(status, name); err != nil {
+		return err
+	}
+	name = errorType(name)
 	if temporary(status) {
 		return fault.Newf(fault.Temporary, hintSignerDown, "invoke signer_function: Lambda answered %d %.64q", status, name)
 	}

@@ -10,6 +10,8 @@ import (
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	v4 "github.com/aws/aws-sdk-go-v2/aws/signer/v4"
+
+	"github.com/hallmark-ssh/hallmark/internal/machine/fault"
 )
 
 // scope is the AWS service and the region that a request is signed for.
@@ -30,6 +32,24 @@ func scopeOf(host, own string) scope {
 		}
 	}
 	return scope{"lambda", own}
+}
+
+// badSignature returns an error if AWS refused a request's signature, and nil otherwise. name is
+// the header X-Amzn-Errortype. The clock may be wrong now and right in a minute, and the next
+// attempt asks for new credentials.
+func badSignature(status int, name string) error {
+	switch name = errorType(name); name {
+	case "InvalidSignatureException", "ExpiredTokenException", "RequestExpired":
+		return fault.Newf(fault.Temporary, "set the machine's clock, for example with chrony or systemd-timesyncd",
+			"AWS refused the signature of the request to the signer: %d %s", status, name)
+	}
+	return nil
+}
+
+// errorType returns the name in an X-Amzn-Errortype header, which a URL may follow.
+func errorType(header string) string {
+	name, _, _ := strings.Cut(header, ":")
+	return name
 }
 
 // signRequest signs a request with the credentials of the instance profile

@@ -310,6 +310,11 @@ func (c *Client) send(ctx context.Context, region, method string, header http.He
 	if err != nil {
 		return status{}, nil, err
 	}
+	if c.Auth == config.AuthIAM && code == http.StatusForbidden {
+		if err := badSignature(code, answer.Get("X-Amzn-Errortype")); err != nil {
+			return status{}, nil, err
+		}
+	}
 	return status{code, retryAfter(answer.Get("Retry-After"), c.now())}, data, nil
 }
 
