@@ -55,7 +55,7 @@ func TestReachedFromRootCluster(t *testing.T) {
 	})
 
 	// Trust must not make the root's CAs pass for the leaf's: machines would
-	// let in whoever the root's CA signs for.
+	// let in everyone with a certificate of the root's CA.
 	for kind, before := range keys {
 		if after := cas(t, leaf, kind); !slices.Equal(after, before) {
 			t.Errorf("%s CA %v, before it joined %v", kind, after, before)

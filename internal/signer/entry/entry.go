@@ -55,7 +55,7 @@ type Request struct {
 	// Endpoint is the id of the VPC endpoint that a request to a private API came through,
 	// and empty otherwise. Private addresses repeat, so that Source means little without it.
 	Endpoint string
-	// IAM is who signed the HTTP request, or nil if nobody needed to.
+	// IAM is who signed the HTTP request, or nil if the entry requires no signature.
 	IAM *IAMCaller
 }
 
