@@ -117,7 +117,7 @@ func TestStolenDocument(t *testing.T) {
 	binding := protocol.Bind(payload)
 	proof := must[protocol.CallerProof](t)(identity.SignCaller(t.Context(), identity.Credentials{
 		AccessKeyID: role.AccessKeyID, SecretAccessKey: role.SecretAccessKey, SessionToken: role.Token,
-	}, lab.Region, binding, now))
+	}, lab.Region, false, binding, now))
 	signature := must[string](t)(identity.SignBinding(key, binding))
 	body := must[[]byte](t)(json.Marshal(protocol.Request{Payload: payload, Caller: proof, Signatures: []string{signature}}))
 

@@ -167,7 +167,7 @@ func (w *world) post(audience string) (status int, body string) {
 		w.t.Fatal(err)
 	}
 	binding := protocol.Bind(payload)
-	proof, err := identity.SignCaller(w.t.Context(), w.creds, testRegion, binding, now)
+	proof, err := identity.SignCaller(w.t.Context(), w.creds, testRegion, false, binding, now)
 	if err != nil {
 		w.t.Fatal(err)
 	}

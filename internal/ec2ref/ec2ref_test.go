@@ -137,8 +137,10 @@ func TestHostRefuses(t *testing.T) {
 		if host, err := EC2.Host(region); err == nil {
 			t.Errorf("host in %q is %q, want an error", region, host)
 		}
-		if host, err := FIPSHost(region); err == nil {
-			t.Errorf("FIPS host in %q is %q, want an error", region, host)
+		for _, fips := range []bool{false, true} {
+			if host, err := STSHost(region, fips); err == nil {
+				t.Errorf("STS in %q (FIPS: %t) is %q, want an error", region, fips, host)
+			}
 		}
 		if partition, err := region.Partition(); err == nil {
 			t.Errorf("partition of %q is %q, want an error", region, partition)
@@ -146,7 +148,10 @@ func TestHostRefuses(t *testing.T) {
 	}
 }
 
-func TestFIPSHost(t *testing.T) {
+func TestSTSHost(t *testing.T) {
+	if host, err := STSHost("us-east-1", false); host != "sts.us-east-1.amazonaws.com" || err != nil {
+		t.Errorf("got %q, %v", host, err)
+	}
 	for region, want := range map[Region]string{
 		"us-east-1":     "sts-fips.us-east-1.amazonaws.com",
 		"us-west-2":     "sts-fips.us-west-2.amazonaws.com",
@@ -154,7 +159,7 @@ func TestFIPSHost(t *testing.T) {
 		"eu-west-1":     "",
 		"cn-north-1":    "",
 	} {
-		if host, err := FIPSHost(region); host != want || (err == nil) != (want != "") {
+		if host, err := STSHost(region, true); host != want || (err == nil) != (want != "") {
 			t.Errorf("FIPS host in %s: got %q, %v, want %q", region, host, err, want)
 		}
 	}

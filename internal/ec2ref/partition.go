@@ -75,18 +75,18 @@ func (s Service) Host(r Region) (string, error) {
 	return fmt.Sprintf("%s.%s.%s", s, r, p.dnsSuffix), nil
 }
 
-// FIPSHost returns the name of the FIPS endpoint of STS in the region
-// (https://docs.aws.amazon.com/general/latest/gr/sts.html). It fails for a region that
-// has none.
-func FIPSHost(r Region) (string, error) {
+// STSHost returns the name of STS's endpoint in the region, or of its FIPS endpoint
+// (https://docs.aws.amazon.com/general/latest/gr/sts.html). It fails for a malformed
+// region, and with fips for a region that has no FIPS endpoint.
+func STSHost(r Region, fips bool) (string, error) {
 	p, err := r.partition()
 	switch {
 	case err != nil:
 		return "", err
-	case p.name == govCloud: // where the ordinary endpoints are FIPS endpoints
+	case !fips, p.name == govCloud: // where the ordinary endpoints are FIPS endpoints
 		return STS.Host(r)
 	case !slices.Contains([]Region{"us-east-1", "us-east-2", "us-west-1", "us-west-2"}, r):
-		return "", fmt.Errorf("STS has no FIPS endpoint in %s; set region to us-east-1, us-east-2, us-west-1, us-west-2 or one of us-gov-*", r)
+		return "", fmt.Errorf("STS has no FIPS endpoint in %s; us-east-1, us-east-2, us-west-1, us-west-2 and us-gov-* have one", r)
 	}
 	return Service("sts-fips").Host(r)
 }

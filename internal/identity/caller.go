@@ -52,13 +52,14 @@ type Credentials struct {
 
 // SignCaller proves that the holder of creds is calling now, and for this
 // binding only: it signs, and does not send, a GetCallerIdentity request to the
-// region's STS with the binding in a signed header.
-func SignCaller(ctx context.Context, creds Credentials, region ec2ref.Region, b protocol.Binding, now time.Time) (protocol.CallerProof, error) {
+// region's STS with the binding in a signed header. With fips, the request is one to
+// the FIPS endpoint; SignCaller fails if the region has none.
+func SignCaller(ctx context.Context, creds Credentials, region ec2ref.Region, fips bool, b protocol.Binding, now time.Time) (protocol.CallerProof, error) {
 	var none protocol.CallerProof
 	if creds.AccessKeyID == "" || creds.SecretAccessKey == "" || creds.SessionToken == "" {
 		return none, errors.New("sign caller proof: credentials of the instance identity role are incomplete")
 	}
-	req, err := newCallerRequest(ctx, region, b, nil)
+	req, err := newCallerRequest(ctx, region, fips, b, nil)
 	if err != nil {
 		return none, fmt.Errorf("sign caller proof: %w", err)
 	}
@@ -75,13 +76,14 @@ func SignCaller(ctx context.Context, creds Credentials, region ec2ref.Region, b 
 		Authorization: req.Header.Get("Authorization"),
 		Date:          req.Header.Get("X-Amz-Date"),
 		SecurityToken: req.Header.Get("X-Amz-Security-Token"),
+		FIPS:          fips,
 	}, nil
 }
 
 // newCallerRequest builds the one request that is signed and sent: both sides
 // call it, so that nothing of it travels.
-func newCallerRequest(ctx context.Context, region ec2ref.Region, b protocol.Binding, body io.Reader) (*http.Request, error) {
-	host, err := ec2ref.STS.Host(region)
+func newCallerRequest(ctx context.Context, region ec2ref.Region, fips bool, b protocol.Binding, body io.Reader) (*http.Request, error) {
+	host, err := ec2ref.STSHost(region, fips)
 	if err != nil {
 		return nil, err
 	}
@@ -144,7 +146,8 @@ func (v *CallerVerifier) Verify(ctx context.Context, proof protocol.CallerProof,
 
 // rebuildCallerRequest writes the signed request again, from its parts. Forwarding what the
 // caller sent would let him choose action or host, and with them the answer
-// (CVE-2020-16250); only three checked values are his.
+// (CVE-2020-16250); only three checked values are his, and the choice between the region's
+// two endpoints, which the signature covers.
 func rebuildCallerRequest(ctx context.Context, proof protocol.CallerProof, b protocol.Binding, region ec2ref.Region) (*http.Request, error) {
 	if _, err := ProofTime(proof); err != nil {
 		return nil, err
@@ -156,7 +159,7 @@ func rebuildCallerRequest(ctx context.Context, proof protocol.CallerProof, b pro
 	if err != nil {
 		return nil, err
 	}
-	req, err := newCallerRequest(ctx, region, b, strings.NewReader(callerBody))
+	req, err := newCallerRequest(ctx, region, proof.FIPS, b, strings.NewReader(callerBody))
 	if err != nil {
 		return nil, err
 	}

@@ -54,7 +54,7 @@ type attempt struct {
 func newAttempt(t testing.TB) *attempt {
 	t.Helper()
 	b := protocol.Bind([]byte("payload"))
-	proof, err := SignCaller(t.Context(), callerCredentials(), callerRegion, b, callerNow)
+	proof, err := SignCaller(t.Context(), callerCredentials(), callerRegion, false, b, callerNow)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -73,7 +73,7 @@ func newAttempt(t testing.TB) *attempt {
 // verify runs the attempt against a real check of its signature.
 func (a *attempt) verify(t *testing.T) (calls int, err error) {
 	t.Helper()
-	endpoint := sts.New(sts.Options{Region: callerRegion, Now: func() time.Time { return a.stsTime }})
+	endpoint := sts.New(sts.Options{Region: string(a.instance.Region), Now: func() time.Time { return a.stsTime }})
 	endpoint.Register(a.registered)
 	server := httptest.NewServer(endpoint)
 	defer server.Close()
@@ -103,11 +103,52 @@ func TestGoodCallerProof(t *testing.T) {
 	}
 }
 
+// TestFIPSCallerProof signs for the FIPS endpoint. The signature covers the host, so that
+// nobody can move the proof from one endpoint to the other.
+func TestFIPSCallerProof(t *testing.T) {
+	for name, row := range map[string]struct {
+		signed, claimed bool
+		region          ec2ref.Region
+		calls           int
+		want            string
+	}{
+		"good":                         {signed: true, claimed: true, region: "us-east-1", calls: 1},
+		"ordinary endpoint":            {signed: false, claimed: false, region: "us-east-1", calls: 1},
+		"the claim removed":            {signed: true, claimed: false, region: "us-east-1", calls: 1, want: "SignatureDoesNotMatch"},
+		"the claim added":              {signed: false, claimed: true, region: "us-east-1", calls: 1, want: "SignatureDoesNotMatch"},
+		"a region without, claimed":    {signed: false, claimed: true, region: callerRegion, calls: 0, want: "no FIPS endpoint"},
+		"GovCloud, where they are one": {signed: false, claimed: true, region: "us-gov-west-1", calls: 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			a := newAttempt(t)
+			a.instance.Region = row.region
+			if row.region == "us-gov-west-1" {
+				a.registered.ARN = strings.Replace(callerARN, "arn:aws:", "arn:aws-us-gov:", 1)
+			}
+			var err error
+			if a.proof, err = SignCaller(t.Context(), callerCredentials(), row.region, row.signed, a.binding, callerNow); err != nil {
+				t.Fatal(err)
+			}
+			a.proof.FIPS = row.claimed
+			calls, err := a.verify(t)
+			if calls != row.calls {
+				t.Errorf("STS was called %d times, want %d", calls, row.calls)
+			}
+			if row.want == "" && err != nil || row.want != "" && (!errors.Is(err, ErrCallerProof) || !strings.Contains(err.Error(), row.want)) {
+				t.Errorf("error = %v, want %q", err, row.want)
+			}
+		})
+	}
+	if proof, err := SignCaller(t.Context(), callerCredentials(), callerRegion, true, protocol.Binding{}, callerNow); err == nil {
+		t.Errorf("a region without a FIPS endpoint: SignCaller = %v, want an error", proof)
+	}
+}
+
 // TestCallerProofWithLength accepts a client that signs the length of the body,
 // as the AWS SDKs do when they send the request themselves.
 func TestCallerProofWithLength(t *testing.T) {
 	a := newAttempt(t)
-	req, err := newCallerRequest(t.Context(), a.instance.Region, a.binding, strings.NewReader(callerBody))
+	req, err := newCallerRequest(t.Context(), a.instance.Region, false, a.binding, strings.NewReader(callerBody))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -249,7 +290,7 @@ func TestCallerProofRefusedBySTS(t *testing.T) {
 	sign := func(t *testing.T, a *attempt, creds Credentials, region ec2ref.Region) {
 		t.Helper()
 		var err error
-		if a.proof, err = SignCaller(t.Context(), creds, region, a.binding, callerNow); err != nil {
+		if a.proof, err = SignCaller(t.Context(), creds, region, false, a.binding, callerNow); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -392,7 +433,7 @@ func TestSignCallerRefuses(t *testing.T) {
 	} {
 		creds, region := callerCredentials(), ec2ref.Region(callerRegion)
 		change(&creds, &region)
-		if proof, err := SignCaller(t.Context(), creds, region, protocol.Binding{}, callerNow); err == nil {
+		if proof, err := SignCaller(t.Context(), creds, region, false, protocol.Binding{}, callerNow); err == nil {
 			t.Errorf("%s: SignCaller = %v, want an error", name, proof)
 		}
 	}
@@ -405,7 +446,7 @@ func TestProofTime(t *testing.T) {
 	}
 	// A clock in another zone signs the same instant.
 	zone := time.FixedZone("", 2*60*60)
-	proof, err := SignCaller(t.Context(), callerCredentials(), callerRegion, protocol.Binding{}, callerNow.In(zone))
+	proof, err := SignCaller(t.Context(), callerCredentials(), callerRegion, false, protocol.Binding{}, callerNow.In(zone))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -59,8 +59,8 @@ type Request struct {
 }
 
 // CallerProof is what the signer needs of an STS GetCallerIdentity request that
-// the instance signed with its identity role's credentials. Method, host, path
-// and body are fixed, and the signer writes them itself.
+// the instance signed with its identity role's credentials. Method, path and body
+// are fixed, the host is one of two, and the signer writes them itself.
 type CallerProof struct {
 	// Authorization is the value of the SigV4 Authorization header.
 	Authorization string `json:"authorization"`
@@ -68,6 +68,10 @@ type CallerProof struct {
 	Date string `json:"date"`
 	// SecurityToken is the value of the X-Amz-Security-Token header.
 	SecurityToken string `json:"securityToken"`
+	// FIPS says that the request was signed for the FIPS endpoint of STS. The signature
+	// covers the host, so that nobody can change it on the way. Signers before it existed
+	// refuse the member.
+	FIPS bool `json:"fips,omitempty"`
 }
 
 // Payload is what the instance states and every proof binds.
@@ -201,6 +205,7 @@ func ParseRequest(body []byte) (*Request, error) {
 			"authorization": &r.Caller.Authorization,
 			"date":          &r.Caller.Date,
 			"securityToken": &r.Caller.SecurityToken,
+			"fips":          &r.Caller.FIPS,
 		},
 		"signatures": &r.Signatures,
 	}.decode(body)

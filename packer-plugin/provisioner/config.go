@@ -27,6 +27,10 @@ type Config struct {
 	// or "aws_iam" for a function URL or a private API that requires it. The instances then
 	// need a profile whose role may call it.
 	SignerAuth string `mapstructure:"signer_auth"`
+	// Whether the machine proves itself to the FIPS endpoint of AWS STS. us-east-1,
+	// us-east-2, us-west-1, us-west-2 and GovCloud have one; instances in other regions
+	// cannot enroll with this setting. Default false.
+	FIPS bool `mapstructure:"fips"`
 
 	// When the machine starts to trust the cluster's OpenSSH CA: "at_boot", the
 	// default, bakes the CA into the image; "at_enrollment" leaves it to the

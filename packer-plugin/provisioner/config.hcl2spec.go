@@ -23,6 +23,7 @@ type FlatConfig struct {
 	Audience            *string           `mapstructure:"audience" required:"true" cty:"audience" hcl:"audience"`
 	SignerCAFile        *string           `mapstructure:"signer_ca_file" cty:"signer_ca_file" hcl:"signer_ca_file"`
 	SignerAuth          *string           `mapstructure:"signer_auth" cty:"signer_auth" hcl:"signer_auth"`
+	FIPS                *bool             `mapstructure:"fips" cty:"fips" hcl:"fips"`
 	Trust               *string           `mapstructure:"trust" cty:"trust" hcl:"trust"`
 	ProxyAddress        *string           `mapstructure:"proxy_address" cty:"proxy_address" hcl:"proxy_address"`
 	ProxyCAFile         *string           `mapstructure:"proxy_ca_file" cty:"proxy_ca_file" hcl:"proxy_ca_file"`
@@ -62,6 +63,7 @@ func (*FlatConfig) HCL2Spec() map[string]hcldec.Spec {
 		"audience":                   &hcldec.AttrSpec{Name: "audience", Type: cty.String, Required: false},
 		"signer_ca_file":             &hcldec.AttrSpec{Name: "signer_ca_file", Type: cty.String, Required: false},
 		"signer_auth":                &hcldec.AttrSpec{Name: "signer_auth", Type: cty.String, Required: false},
+		"fips":                       &hcldec.AttrSpec{Name: "fips", Type: cty.Bool, Required: false},
 		"trust":                      &hcldec.AttrSpec{Name: "trust", Type: cty.String, Required: false},
 		"proxy_address":              &hcldec.AttrSpec{Name: "proxy_address", Type: cty.String, Required: false},
 		"proxy_ca_file":              &hcldec.AttrSpec{Name: "proxy_ca_file", Type: cty.String, Required: false},

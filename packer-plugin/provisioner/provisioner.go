@@ -161,7 +161,7 @@ func (p *Provisioner) files(ctx context.Context, ui packersdk.Ui, arch string) (
 // machineConfig renders the machine's configuration.
 func (c *Config) machineConfig() ([]byte, error) {
 	m := machineconfig.Config{
-		SignerURL: c.SignerURL, SignerFunction: c.SignerFunction, Audience: c.Audience, SignerAuth: c.SignerAuth,
+		SignerURL: c.SignerURL, SignerFunction: c.SignerFunction, Audience: c.Audience, SignerAuth: c.SignerAuth, FIPS: c.FIPS,
 		HostCertificate: c.HostCertificate, ExtraUserCAs: c.ExtraUserCAs,
 		MaxStartups: c.MaxStartups, ProxySources: c.ProxySources,
 	}

@@ -119,6 +119,7 @@ func TestProvision(t *testing.T) {
 	block := block(m, p)
 	block["signer_ca_file"] = p.caFile
 	block["signer_auth"] = "aws_iam"
+	block["fips"] = true
 	block["host_certificate"] = "replace"
 	block["extra_user_cas"] = []string{otherCA}
 	said, err := provision(t, t.Context(), m, block)
@@ -136,7 +137,7 @@ func TestProvision(t *testing.T) {
 	if got := m.read(t, "staged/openssh_ca.pub"); got != p.lines {
 		t.Errorf("openssh_ca.pub = %q, want %q", got, p.lines)
 	}
-	if got := m.read(t, "staged/config.yaml"); !strings.Contains(got, "signer_ca_file: /etc/hallmark/signer_ca.pem\nsigner_auth: aws_iam\n") {
+	if got := m.read(t, "staged/config.yaml"); !strings.Contains(got, "signer_ca_file: /etc/hallmark/signer_ca.pem\nsigner_auth: aws_iam\nfips: true\n") {
 		t.Errorf("config.yaml = %q does not name the signer's CA", got)
 	}
 	if got := m.read(t, "staged/config.yaml"); !strings.Contains(got, "host_certificate: replace\n") || !strings.Contains(got, otherCA) {

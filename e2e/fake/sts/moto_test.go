@@ -52,7 +52,7 @@ func TestGetCallerIdentityContract(t *testing.T) {
 			binding := protocol.Bind([]byte("payload"))
 			c := testCredential()
 			creds := identity.Credentials{AccessKeyID: c.AccessKeyID, SecretAccessKey: c.SecretAccessKey, SessionToken: c.SessionToken}
-			proof, err := identity.SignCaller(t.Context(), creds, testRegion, binding, time.Now())
+			proof, err := identity.SignCaller(t.Context(), creds, testRegion, false, binding, time.Now())
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -9,6 +9,7 @@ import (
 
 	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 	"github.com/hallmark-ssh/hallmark/internal/identity"
+	"github.com/hallmark-ssh/hallmark/internal/machine/config"
 	"github.com/hallmark-ssh/hallmark/internal/machine/fault"
 	"github.com/hallmark-ssh/hallmark/internal/machine/hostkey"
 	"github.com/hallmark-ssh/hallmark/internal/machine/imds"
@@ -80,7 +81,10 @@ func (e *Enroller) newRequest(ctx context.Context, version int, region, document
 		return nil, fmt.Errorf("encode the request: %w", err)
 	}
 	binding := protocol.Bind(payload)
-	caller, err := identity.SignCaller(ctx, creds, ec2ref.Region(region), binding, now)
+	if _, err := ec2ref.STSHost(ec2ref.Region(region), e.Config.FIPS); err != nil {
+		return nil, fault.Newf(fault.Misconfigured, "remove fips from "+config.File+", or use a region that has a FIPS endpoint", "prove the caller: %w", err)
+	}
+	caller, err := identity.SignCaller(ctx, creds, ec2ref.Region(region), e.Config.FIPS, binding, now)
 	if err != nil {
 		return nil, fmt.Errorf("prove the caller: %w", err)
 	}

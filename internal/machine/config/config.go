@@ -44,6 +44,9 @@ type Config struct {
 	// SignerAuth is how requests to the signer are authenticated on their way: none,
 	// the default, or aws_iam for a function URL or a private API that requires it.
 	SignerAuth string `yaml:"signer_auth,omitempty"`
+	// FIPS makes the machine prove itself to the FIPS endpoint of STS, which some regions
+	// have (ec2ref.STSHost).
+	FIPS bool `yaml:"fips,omitempty"`
 	// MaxStartups is sshd's MaxStartups, which hallmark install sets. Empty means
 	// sshd.DefaultMaxStartups.
 	MaxStartups string `yaml:"max_startups,omitempty"`
@@ -237,6 +240,9 @@ func (c Config) Digest() string {
 	text := c.SignerURL + "\x00" + c.Audience
 	if c.SignerFunction != "" {
 		text += "\x00" + c.SignerFunction
+	}
+	if c.FIPS {
+		text += "\x00fips"
 	}
 	sum := sha256.Sum256([]byte(text))
 	return hex.EncodeToString(sum[:])

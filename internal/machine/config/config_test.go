@@ -12,7 +12,7 @@ func TestParseConfig(t *testing.T) {
 		name, text, want string // want is the whole error, or empty
 	}{
 		{"least", good, ""},
-		{"all", good + "signer_ca_file: /etc/hallmark/signer_ca.pem\nsigner_auth: aws_iam\nmax_startups: 10:30:60\nproxy_sources: [192.0.2.7, \"2001:db8::/32\"]\n", ""},
+		{"all", good + "signer_ca_file: /etc/hallmark/signer_ca.pem\nsigner_auth: aws_iam\nfips: true\nmax_startups: 10:30:60\nproxy_sources: [192.0.2.7, \"2001:db8::/32\"]\n", ""},
 		{"signer_auth none", good + "signer_auth: none\n", ""},
 		{"another signer_auth", good + "signer_auth: basic\n", `line 3: signer_auth: "basic" is neither none nor aws_iam`},
 		{"a function", "signer_function: arn:aws:lambda:us-west-2:111122223333:function:enroll\naudience: a\n", ""},

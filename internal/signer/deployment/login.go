@@ -156,15 +156,11 @@ func (l login) with(cfg aws.Config) (teleport.Login, error) {
 
 // stsHost returns the region's endpoint of STS, or its FIPS endpoint.
 func stsHost(region ec2ref.Region, fips bool) (string, error) {
-	if fips {
-		host, err := ec2ref.FIPSHost(region)
-		if err != nil {
-			return "", fmt.Errorf("fips: %w", err)
-		}
-		return host, nil
-	}
-	host, err := ec2ref.STS.Host(region)
-	if err != nil {
+	host, err := ec2ref.STSHost(region, fips)
+	switch {
+	case err != nil && fips:
+		return "", fmt.Errorf("fips: %w", err)
+	case err != nil:
 		return "", fmt.Errorf("region: %w", err)
 	}
 	return host, nil

@@ -69,7 +69,7 @@ func (s *atSTS) callerProof(ctx context.Context, b protocol.Binding, date time.T
 		proof = s.sign(b, date.UTC().Format("20060102T150405Z"))
 	} else {
 		creds := identity.Credentials{AccessKeyID: testAccessKey, SecretAccessKey: testSecretKey, SessionToken: testSecret}
-		proof = must(identity.SignCaller(ctx, creds, testRegion, b, date))
+		proof = must(identity.SignCaller(ctx, creds, testRegion, false, b, date))
 	}
 	if s.proof != nil {
 		s.proof(&proof)
