@@ -1,13 +1,11 @@
 package main
 
 import (
-	"bytes"
-	_ "embed"
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -17,6 +15,7 @@ import (
 
 	"go.yaml.in/yaml/v3"
 
+	"github.com/hallmark-ssh/hallmark/e2e/cfn"
 	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 	"github.com/hallmark-ssh/hallmark/internal/signer/policy"
 	"github.com/hallmark-ssh/hallmark/internal/signer/policy/live"
@@ -202,30 +201,18 @@ func TestTheLedgersTableIsKept(t *testing.T) {
 	}
 }
 
-//go:embed testdata/expand.py
-var expand string
-
 // expanded returns the template as AWS's own SAM transform makes it, which is what
 // gets deployed.
 func expanded(t *testing.T) []byte {
 	t.Helper()
-	var out, errs bytes.Buffer
-	cmd := exec.CommandContext(t.Context(), "python3", "-c", expand, filepath.Join("..", "template.yaml"))
-	cmd.Env = append(os.Environ(), "AWS_DEFAULT_REGION=us-west-2")
-	cmd.Stdout, cmd.Stderr = &out, &errs
-	err := cmd.Run()
-	switch {
-	case err == nil:
-		return out.Bytes()
-	case cmd.ProcessState == nil || cmd.ProcessState.ExitCode() == 3: // see expand.py
-		if os.Getenv("HALLMARK_TEST_STRICT") == "" {
-			t.Skipf("needs python3 with samtranslator, which 'make setup' installs: %v %s", err, errs.String())
-		}
-		t.Fatalf("python3 does not find samtranslator: run 'make setup': %v %s", err, errs.String())
-	default:
-		t.Fatalf("the SAM transform refuses template.yaml: %v\n%s", err, errs.String())
+	text, err := cfn.Transform(t.Context(), filepath.Join("..", "template.yaml"), nil)
+	if errors.Is(err, cfn.ErrNoTranslator) && os.Getenv("HALLMARK_TEST_STRICT") == "" {
+		t.Skip(err)
 	}
-	return nil
+	if err != nil {
+		t.Fatal(err)
+	}
+	return text
 }
 
 func TestExpandedTemplate(t *testing.T) {

@@ -1,5 +1,6 @@
 # Expands a SAM template as CloudFormation does, with AWS's own translator, and prints
-# the result as JSON. It calls nobody. Exit status 3 means that something is missing.
+# the result as JSON: expand.py TEMPLATE [PARAMETERS], a JSON object. It calls nobody. Exit
+# status 3 means that something is missing.
 import json
 import sys
 
@@ -14,12 +15,13 @@ except ImportError as missing:
 
 with open(sys.argv[1], encoding="utf-8") as f:
     template = yaml_parse(f.read())
+parameters = json.loads(sys.argv[2]) if len(sys.argv) > 2 else {}
 # As `sam package` leaves it.
 for resource in template["Resources"].values():
     if resource["Type"] == "AWS::Serverless::Function":
         resource["Properties"]["CodeUri"] = {"Bucket": "artifacts", "Key": "bootstrap.zip"}
 session = boto3.session.Session(region_name="us-west-2")
 translator = Translator({}, Parser(), boto_session=session)
-expanded = translator.translate(template, parameter_values={})
+expanded = translator.translate(template, parameter_values=parameters)
 json.dump(expanded, sys.stdout, indent=1, sort_keys=True)
 print()
