@@ -26,7 +26,6 @@ const (
 	// casKept is how long the signer serves the last list while Teleport does not answer.
 	// A machine waits at least this long after an enrollment before it asks, so it never
 	// gets a list older than the enrollment's.
-
 	casKept = 5 * time.Minute
 )
 

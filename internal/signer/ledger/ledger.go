@@ -31,7 +31,6 @@ var (
 	ErrKeyConflict = errors.New("the instance is known with other host keys")
 	// ErrKeyInUse says that another instance holds one of the host keys, for example
 	// because an image contains host keys.
-
 	ErrKeyInUse = errors.New("another instance holds one of the host keys")
 	// ErrNameInUse says that another instance holds the host name.
 	ErrNameInUse = errors.New("another instance holds the host name")
@@ -75,7 +74,6 @@ type Claim struct {
 	// Image is the id of the instance's image, ImageOwner the account that owns it, and
 	// ImageTags its tags, nil if unknown. The ledger records them together, and only if
 	// the owner is known; otherwise it keeps the recorded values.
-
 	Image      string
 	ImageOwner string
 	ImageTags  map[string]string
@@ -86,7 +84,6 @@ type Claim struct {
 	ValidUntil time.Time
 	// Lease is when the lease of the node written on this claim ends. Zero means
 	// ValidUntil.
-
 	Lease time.Time
 }
 
@@ -138,7 +135,6 @@ type Expired struct {
 	// although more follow.
 	Records map[ec2ref.Instance]Record
 	// Next is where the next step begins. It is empty after the last step.
-
 	Next string
 }
 
@@ -166,7 +162,6 @@ type Permit struct {
 	// Fingerprint is one of the new keys.
 	Fingerprint string
 	// ValidUntil is when an unused permit expires, in whole seconds.
-
 	ValidUntil time.Time
 	// By is the operator who gave it, for the log. It must not be empty.
 	By string
@@ -219,7 +214,6 @@ type Grant struct {
 	ConfirmedHostname string
 	// PermittedBy is the operator whose permit the claim used, and empty if it used
 	// none. Every claim of the new keys has it until one of them is confirmed.
-
 	PermittedBy string
 
 	// to is the instance. claimed is its record after the claim; a confirmation starts
