@@ -24,6 +24,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/identity/identitytest"
 	"github.com/hallmark-ssh/hallmark/internal/signer/deployment/deploymenttest"
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
+	"github.com/hallmark-ssh/hallmark/internal/signer/node"
 	"github.com/hallmark-ssh/hallmark/internal/signer/stored"
 	"github.com/hallmark-ssh/hallmark/internal/signer/teleport"
 	"github.com/hallmark-ssh/hallmark/internal/signer/teleport/teleporttest"
@@ -165,18 +166,18 @@ func (w *motoWorld) launch() string {
 	w.t.Helper()
 	id := w.run()
 	w.tag(id, "env", "test")
-	node := teleport.Node{
+	n := node.Node{
 		ID: ec2ref.Instance{Account: moto.Account, Region: testRegion, ID: ec2ref.InstanceID(id)}.NodeID(), Hostname: "web-" + id, Address: "10.0.0.7:22", Expires: time.Now().Add(time.Hour),
 		Labels: map[string]string{
 			"hallmark/signer": testAudience, "teleport.dev/account-id": moto.Account, "teleport.dev/aws-region": testRegion,
 			"teleport.dev/instance-id": id,
 		},
 	}
-	if err := w.nodes.UpsertNode(w.t.Context(), node); err != nil {
+	if err := w.nodes.UpsertNode(w.t.Context(), n); err != nil {
 		w.t.Fatal(err)
 	}
 	i := ec2ref.Instance{Account: moto.Account, Region: testRegion, ID: ec2ref.InstanceID(id)}
-	claim := ledger.Claim{Instance: i, Fingerprints: []string{"SHA256:" + id}, Hostname: node.Hostname, ImageOwner: moto.Account, ValidUntil: node.Expires}
+	claim := ledger.Claim{Instance: i, Fingerprints: []string{"SHA256:" + id}, Hostname: n.Hostname, ImageOwner: moto.Account, ValidUntil: n.Expires}
 	granted := check(w.ledger.Claim(w.t.Context(), claim, time.Now()))(w.t)
 	if err := w.ledger.Confirm(w.t.Context(), claim, granted, time.Now()); err != nil {
 		w.t.Fatal(err)

@@ -24,7 +24,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/signer/entry/entrytest"
 	"github.com/hallmark-ssh/hallmark/internal/signer/inventory"
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
-	"github.com/hallmark-ssh/hallmark/internal/signer/teleport"
+	"github.com/hallmark-ssh/hallmark/internal/signer/node"
 	"github.com/hallmark-ssh/hallmark/internal/signer/teleport/teleporttest"
 	"github.com/hallmark-ssh/hallmark/internal/signer/upkeep"
 )
@@ -152,13 +152,13 @@ func (w *fleetWorld) enroll(n int) {
 }
 
 // node writes the node of an instance.
-func (w *fleetWorld) node(n int) teleport.Node {
+func (w *fleetWorld) node(n int) node.Node {
 	w.t.Helper()
 	cluster, err := w.fleet.fleet.Connect(w.t.Context())
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	node := teleport.Node{
+	server := node.Node{
 		ID: ec2ref.Instance{Account: testAccount, Region: testRegion, ID: ec2ref.InstanceID(instanceID(n))}.NodeID(), Hostname: "web-" + instanceID(n), Address: "10.0.0.7:22",
 		Expires: time.Now().Add(time.Hour),
 		Labels: map[string]string{
@@ -166,10 +166,10 @@ func (w *fleetWorld) node(n int) teleport.Node {
 			"teleport.dev/instance-id": instanceID(n),
 		},
 	}
-	if err := cluster.UpsertNode(w.t.Context(), node); err != nil {
+	if err := cluster.UpsertNode(w.t.Context(), server); err != nil {
 		w.t.Fatal(err)
 	}
-	return node
+	return server
 }
 
 type claimer interface {
@@ -178,12 +178,12 @@ type claimer interface {
 }
 
 // enrolled notes in the ledger that the instance of a node has enrolled.
-func enrolled(t *testing.T, l claimer, node teleport.Node, i ec2ref.Instance) {
+func enrolled(t *testing.T, l claimer, n node.Node, i ec2ref.Instance) {
 	t.Helper()
-	claim := ledger.Claim{Instance: i, Fingerprints: []string{"SHA256:" + string(i.ID)}, Hostname: node.Hostname, ImageOwner: testAccount, ValidUntil: node.Expires}
+	claim := ledger.Claim{Instance: i, Fingerprints: []string{"SHA256:" + string(i.ID)}, Hostname: n.Hostname, ImageOwner: testAccount, ValidUntil: n.Expires}
 	at := time.Now()
-	if !node.Expires.IsZero() && !node.Expires.After(at) {
-		at = node.Expires.Add(-time.Hour) // an enrollment that has ended was granted before
+	if !n.Expires.IsZero() && !n.Expires.After(at) {
+		at = n.Expires.Add(-time.Hour) // an enrollment that has ended was granted before
 	}
 	granted, err := l.Claim(t.Context(), claim, at)
 	if err == nil {
@@ -196,9 +196,9 @@ func enrolled(t *testing.T, l claimer, node teleport.Node, i ec2ref.Instance) {
 
 // labels returns the labels of an instance's node, nil if there is none.
 func labels(cluster *teleporttest.Cluster, account string, n string) map[string]string {
-	for _, node := range cluster.Nodes() {
-		if id := (ec2ref.Instance{Account: ec2ref.Account(account), Region: testRegion, ID: ec2ref.InstanceID(n)}).NodeID(); node.GetName() == id {
-			return node.GetStaticLabels()
+	for _, server := range cluster.Nodes() {
+		if id := (ec2ref.Instance{Account: ec2ref.Account(account), Region: testRegion, ID: ec2ref.InstanceID(n)}).NodeID(); server.GetName() == id {
+			return server.GetStaticLabels()
 		}
 	}
 	return nil
@@ -342,7 +342,7 @@ func TestSweeps(t *testing.T) {
 // expire notes an enrollment whose certificates have ended, and whose node is gone.
 func expire(t *testing.T, l claimer, i ec2ref.Instance) {
 	t.Helper()
-	enrolled(t, l, teleport.Node{Hostname: string("web-" + i.ID), Expires: time.Now().Add(-time.Hour)}, i)
+	enrolled(t, l, node.Node{Hostname: string("web-" + i.ID), Expires: time.Now().Add(-time.Hour)}, i)
 }
 
 func TestASweepEndsExpiredRecords(t *testing.T) {

@@ -16,6 +16,7 @@ import (
 
 	"github.com/hallmark-ssh/hallmark/e2e/fake/sts"
 	"github.com/hallmark-ssh/hallmark/e2e/teleportd"
+	"github.com/hallmark-ssh/hallmark/internal/signer/node"
 	"github.com/hallmark-ssh/hallmark/internal/signer/teleport"
 )
 
@@ -97,7 +98,7 @@ func TestBot(t *testing.T) {
 func (b bots) enroll(t *testing.T, client *teleport.Client) {
 	t.Helper()
 	const id = "6f1c9e0a-0000-5000-8000-000000000001"
-	if err := client.UpsertNode(t.Context(), teleport.Node{
+	if err := client.UpsertNode(t.Context(), node.Node{
 		ID: id, Hostname: "web-1", Address: "192.0.2.1:22", Expires: time.Now().Add(time.Hour),
 	}); err != nil {
 		t.Error(err)

@@ -28,6 +28,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 	"github.com/hallmark-ssh/hallmark/internal/signer/inventory"
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
+	"github.com/hallmark-ssh/hallmark/internal/signer/node"
 	"github.com/hallmark-ssh/hallmark/internal/signer/policy"
 	"github.com/hallmark-ssh/hallmark/internal/signer/stored"
 	"github.com/hallmark-ssh/hallmark/internal/signer/teleport"
@@ -136,7 +137,7 @@ type sweepWorld struct {
 	mu        sync.Mutex
 	calls     map[string]int
 	instances map[string][]*sweepInstance // by account
-	nodes     map[string]teleport.Node
+	nodes     map[string]node.Node
 	ledger    ledger.Memory
 }
 
@@ -150,7 +151,7 @@ type sweepInstance struct {
 
 func newSweepWorld(ctx context.Context, nodes int) (*sweepWorld, error) {
 	w := &sweepWorld{
-		calls: make(map[string]int), instances: make(map[string][]*sweepInstance), nodes: make(map[string]teleport.Node),
+		calls: make(map[string]int), instances: make(map[string][]*sweepInstance), nodes: make(map[string]node.Node),
 		served: make(chan struct{}),
 	}
 	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", "127.0.0.1:0")
@@ -225,8 +226,8 @@ func (w *sweepWorld) enroll(ctx context.Context, i *sweepInstance) error {
 	if err := w.ledger.Confirm(ctx, claim, granted, time.Now()); err != nil {
 		return err
 	}
-	node := i.ref.NodeID()
-	w.nodes[node] = teleport.Node{ID: node, Hostname: claim.Hostname, Expires: end, Labels: map[string]string{
+	n := i.ref.NodeID()
+	w.nodes[n] = node.Node{ID: n, Hostname: claim.Hostname, Expires: end, Labels: map[string]string{
 		"hallmark/signer": sweepAudience, "hallmark/image-owner": account,
 		"teleport.dev/account-id": account, "teleport.dev/aws-region": sweepRegion, "teleport.dev/instance-id": id,
 	}}
@@ -364,40 +365,40 @@ type sweepCluster struct{ *sweepWorld }
 func (w sweepCluster) ClusterName() string { return "teleport.example.com" }
 func (w sweepCluster) ProxyName() string   { return "proxy.example.com" }
 
-func (w sweepCluster) Node(_ context.Context, id string) (*teleport.Node, error) {
+func (w sweepCluster) Node(_ context.Context, id string) (*node.Node, error) {
 	w.count("Teleport GetNode")
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	node, ok := w.nodes[id]
+	n, ok := w.nodes[id]
 	if !ok {
 		return nil, teleport.ErrNotFound
 	}
-	return &node, nil
+	return &n, nil
 }
 
 // NodesWith returns copies, like a client that decoded them. Teleport's client reads
 // pages of a thousand.
-func (w sweepCluster) NodesWith(context.Context, map[string]string) ([]teleport.Node, error) {
+func (w sweepCluster) NodesWith(context.Context, map[string]string) ([]node.Node, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	list := make([]teleport.Node, 0, len(w.nodes))
-	for _, node := range w.nodes {
-		labels := make(map[string]string, len(node.Labels))
-		for key, value := range node.Labels {
+	list := make([]node.Node, 0, len(w.nodes))
+	for _, n := range w.nodes {
+		labels := make(map[string]string, len(n.Labels))
+		for key, value := range n.Labels {
 			labels[strings.Clone(key)] = strings.Clone(value)
 		}
-		node.Labels = labels
-		list = append(list, node)
+		n.Labels = labels
+		list = append(list, n)
 	}
 	w.calls["Teleport ListResources"] += (len(list) + 999) / 1000
 	return list, nil
 }
 
-func (w sweepCluster) UpsertNode(_ context.Context, node teleport.Node) error {
+func (w sweepCluster) UpsertNode(_ context.Context, n node.Node) error {
 	w.count("Teleport UpsertNode")
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.nodes[node.ID] = node
+	w.nodes[n.ID] = n
 	return nil
 }
 

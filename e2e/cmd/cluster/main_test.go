@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/hallmark-ssh/hallmark/internal/signer/node"
 	"github.com/hallmark-ssh/hallmark/internal/signer/teleport"
 )
 
@@ -34,7 +35,7 @@ func TestCluster(t *testing.T) {
 	if client.ClusterName() != "c.example" {
 		t.Errorf("cluster name %q", client.ClusterName())
 	}
-	if err := client.UpsertNode(ctx, teleport.Node{
+	if err := client.UpsertNode(ctx, node.Node{
 		ID: "some-id", Hostname: "web-1", Address: "192.0.2.1:22", Expires: time.Now().Add(time.Hour),
 	}); err != nil {
 		t.Fatal(err)

@@ -19,6 +19,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/identity"
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
 	"github.com/hallmark-ssh/hallmark/internal/signer/inventory"
+	"github.com/hallmark-ssh/hallmark/internal/signer/node"
 	"github.com/hallmark-ssh/hallmark/internal/signer/teleport"
 )
 
@@ -31,7 +32,7 @@ type services struct {
 	down      bool    // Teleport does not answer
 	policy    []byte
 	instances map[ec2ref.InstanceID]*inventory.Instance
-	nodes     map[string]teleport.Node
+	nodes     map[string]node.Node
 	hostCA    ssh.Signer
 }
 
@@ -121,22 +122,22 @@ type cluster struct{ *services }
 func (cluster) ClusterName() string { return "teleport.example.com" }
 func (cluster) ProxyName() string   { return "teleport.example.com" }
 
-func (s cluster) Node(_ context.Context, id string) (*teleport.Node, error) {
+func (s cluster) Node(_ context.Context, id string) (*node.Node, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if node, ok := s.nodes[id]; ok {
-		return &node, nil
+	if n, ok := s.nodes[id]; ok {
+		return &n, nil
 	}
 	return nil, teleport.ErrNotFound
 }
 
-func (s cluster) NodesNamed(_ context.Context, hostnames ...string) ([]teleport.Node, error) {
+func (s cluster) NodesNamed(_ context.Context, hostnames ...string) ([]node.Node, error) {
 	s.take("lookup", 15*time.Millisecond)
-	return s.nodesThat(func(n teleport.Node) bool { return slices.Contains(hostnames, n.Hostname) }), nil
+	return s.nodesThat(func(n node.Node) bool { return slices.Contains(hostnames, n.Hostname) }), nil
 }
 
-func (s cluster) NodesWith(_ context.Context, labels map[string]string) ([]teleport.Node, error) {
-	return s.nodesThat(func(n teleport.Node) bool {
+func (s cluster) NodesWith(_ context.Context, labels map[string]string) ([]node.Node, error) {
+	return s.nodesThat(func(n node.Node) bool {
 		for key, value := range labels {
 			if n.Labels[key] != value {
 				return false
@@ -147,25 +148,25 @@ func (s cluster) NodesWith(_ context.Context, labels map[string]string) ([]telep
 }
 
 // nodesThat returns copies of the nodes whose lease has not ended, in a fixed order.
-func (s *services) nodesThat(match func(teleport.Node) bool) []teleport.Node {
+func (s *services) nodesThat(match func(node.Node) bool) []node.Node {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	var list []teleport.Node
-	for _, node := range s.nodes {
-		if node.Expires.After(s.now) && match(node) {
-			node.Labels = maps.Clone(node.Labels)
-			list = append(list, node)
+	var list []node.Node
+	for _, n := range s.nodes {
+		if n.Expires.After(s.now) && match(n) {
+			n.Labels = maps.Clone(n.Labels)
+			list = append(list, n)
 		}
 	}
-	slices.SortFunc(list, func(a, b teleport.Node) int { return strings.Compare(a.ID, b.ID) })
+	slices.SortFunc(list, func(a, b node.Node) int { return strings.Compare(a.ID, b.ID) })
 	return list
 }
 
-func (s cluster) UpsertNode(_ context.Context, node teleport.Node) error {
+func (s cluster) UpsertNode(_ context.Context, n node.Node) error {
 	s.take("upsert", 25*time.Millisecond)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.nodes[node.ID] = node
+	s.nodes[n.ID] = n
 	return nil
 }
 

@@ -25,10 +25,10 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/signer/entry"
 	"github.com/hallmark-ssh/hallmark/internal/signer/inventory"
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
+	"github.com/hallmark-ssh/hallmark/internal/signer/node"
 	"github.com/hallmark-ssh/hallmark/internal/signer/policy"
 	"github.com/hallmark-ssh/hallmark/internal/signer/policy/live"
 	"github.com/hallmark-ssh/hallmark/internal/signer/stored"
-	"github.com/hallmark-ssh/hallmark/internal/signer/teleport"
 	"github.com/hallmark-ssh/hallmark/internal/signer/upkeep"
 )
 
@@ -85,7 +85,7 @@ func newWeek() (*week, error) {
 	}
 	w := &week{
 		services: &services{
-			load: 1, instances: make(map[ec2ref.InstanceID]*inventory.Instance), nodes: make(map[string]teleport.Node), hostCA: hostCA,
+			load: 1, instances: make(map[ec2ref.InstanceID]*inventory.Instance), nodes: make(map[string]node.Node), hostCA: hostCA,
 		},
 		store: store{from: monday()}, random: rand.New(rand.NewPCG(7, 2026)),
 	}

@@ -16,6 +16,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/signer/entry"
 	"github.com/hallmark-ssh/hallmark/internal/signer/inventory"
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
+	"github.com/hallmark-ssh/hallmark/internal/signer/node"
 	"github.com/hallmark-ssh/hallmark/internal/signer/teleport"
 )
 
@@ -197,14 +198,14 @@ type endingCluster struct {
 	at func(string)
 }
 
-func (e endingCluster) Node(ctx context.Context, id string) (*teleport.Node, error) {
+func (e endingCluster) Node(ctx context.Context, id string) (*node.Node, error) {
 	e.at("lookup")
 	return e.Cluster.Node(ctx, id)
 }
 
-func (e endingCluster) UpsertNode(ctx context.Context, node teleport.Node) error {
+func (e endingCluster) UpsertNode(ctx context.Context, n node.Node) error {
 	e.at("upsert")
-	return e.Cluster.UpsertNode(ctx, node)
+	return e.Cluster.UpsertNode(ctx, n)
 }
 
 func (e endingCluster) SignHostKey(ctx context.Context, key ssh.PublicKey, principals []string, ttl time.Duration) (*ssh.Certificate, error) {
@@ -260,14 +261,14 @@ func nodeAttacks() map[string]attack {
 	return map[string]attack{
 		"the node is somebody else's": {func(w *world, _ *attempt) {
 			id := theInstance().NodeID()
-			w.nodes[id] = teleport.Node{ID: id, Labels: map[string]string{signerLabel: "another signer"}}
+			w.nodes[id] = node.Node{ID: id, Labels: map[string]string{node.SignerLabel: "another signer"}}
 		}, protocol.CodeNameInUse, untilLookup, nil},
 		"the node is nobody's": {func(w *world, _ *attempt) {
 			id := theInstance().NodeID()
-			w.nodes[id] = teleport.Node{ID: id}
+			w.nodes[id] = node.Node{ID: id}
 		}, protocol.CodeNameInUse, untilLookup, nil},
 		"another node has the name": {func(w *world, _ *attempt) {
-			w.nodes["other"] = teleport.Node{ID: "other", Hostname: testHostname, Labels: map[string]string{signerLabel: testAudience}}
+			w.nodes["other"] = node.Node{ID: "other", Hostname: testHostname, Labels: map[string]string{node.SignerLabel: testAudience}}
 		}, protocol.CodeNameInUse, untilLookup, nil},
 		"looking up fails": {func(w *world, _ *attempt) {
 			w.nodeErr = teleport.ErrUnavailable

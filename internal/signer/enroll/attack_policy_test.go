@@ -12,6 +12,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/signer/entry"
 	"github.com/hallmark-ssh/hallmark/internal/signer/inventory"
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
+	"github.com/hallmark-ssh/hallmark/internal/signer/node"
 	"github.com/hallmark-ssh/hallmark/internal/signer/teleport"
 )
 
@@ -167,7 +168,7 @@ func hostnameTagAttacks() map[string]attack {
 	rows := map[string]attack{
 		"tag TeleportHostname: a foreign node's, with the cluster's name": {func(w *world, a *attempt) {
 			hostnameTag("bastion")(w, a)
-			w.nodes["other"] = teleport.Node{ID: "other", Hostname: "Bastion." + testCluster}
+			w.nodes["other"] = node.Node{ID: "other", Hostname: "Bastion." + testCluster}
 		}, codeGranted, all, isNamed("bastion-" + testInstance)},
 		"tag TeleportHostname, which no rule takes": {tag("TeleportHostname", "bastion"), codeGranted, all, checkOwnNames},
 		"tag TeleportHostname that the pattern does not take": {func(w *world, _ *attempt) {
@@ -178,13 +179,13 @@ func hostnameTagAttacks() map[string]attack {
 		"tag TeleportHostname with a fit suffix": {hostnameTag("web1.corp.example.net"), codeGranted, all, isNamed("web1.corp.example.net")},
 		"tag TeleportHostname: a foreign node's": {func(w *world, a *attempt) {
 			hostnameTag("bastion")(w, a)
-			w.nodes["other"] = teleport.Node{ID: "other", Hostname: "bastion"}
+			w.nodes["other"] = node.Node{ID: "other", Hostname: "bastion"}
 		}, codeGranted, all, isNamed("bastion-" + testInstance)},
 		"tag TeleportHostname: a foreign node's, at a renaming": {func(w *world, a *attempt) {
 			hostnameTag("web1")(w, a)
 			w.earlier(a)
 			hostnameTag("bastion")(w, a)
-			w.nodes["other"] = teleport.Node{ID: "other", Hostname: "bastion"}
+			w.nodes["other"] = node.Node{ID: "other", Hostname: "bastion"}
 		}, codeGranted, all, isNamed("bastion-" + testInstance)},
 	}
 	for what, value := range map[string]string{
@@ -339,7 +340,7 @@ func principalAttacks() map[string]attack {
 			w.endOf(otherInstance)
 		}), codeGranted, all, with("10.0.0.7")},
 		"an address that is a foreign node's name": {withAddresses(func(w *world) {
-			w.nodes["other"] = teleport.Node{ID: "other", Hostname: "10.0.0.7"}
+			w.nodes["other"] = node.Node{ID: "other", Hostname: "10.0.0.7"}
 		}), codeGranted, all, with()},
 		"a host name that is a neighbor's address in DNS": {withAddresses(func(w *world) {
 			w.instance.PrivateDNS = "ip-10-0-0-7.hm-test-1.compute.internal"

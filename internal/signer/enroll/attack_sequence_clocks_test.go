@@ -11,8 +11,8 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/hostcert"
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
+	"github.com/hallmark-ssh/hallmark/internal/signer/node"
 	"github.com/hallmark-ssh/hallmark/internal/signer/policy"
-	"github.com/hallmark-ssh/hallmark/internal/signer/teleport"
 )
 
 // clockSequences set clocks wrong, and have Teleport answer oddly.
@@ -51,7 +51,7 @@ func clockSequences() map[string]sequence {
 		}},
 		"the function is frozen before it confirms, until another signer has enrolled the machine": {play: func(s *stage) {
 			s.honest.mustEnroll()
-			var theirs teleport.Node
+			var theirs node.Node
 			s.beforeOK = func() {
 				s.beforeOK = nil
 				s.wait(policy.DefaultLifetime + time.Hour)
@@ -64,12 +64,12 @@ func clockSequences() map[string]sequence {
 					s.t.Fatal(err)
 				}
 				theirs, _ = s.node()
-				theirs.Labels = map[string]string{signerLabel: c.Signer}
+				theirs.Labels = map[string]string{node.SignerLabel: c.Signer}
 				s.nodes[theirs.ID] = theirs
 			}
 			s.honest.mustFail(protocol.CodeUpstream)
-			if node, _ := s.node(); !reflect.DeepEqual(node, theirs) || s.honest.record().Signer != "second.example.com" {
-				s.t.Errorf("node %+v, want the other signer's %+v; record %+v", node, theirs, s.honest.record())
+			if n, _ := s.node(); !reflect.DeepEqual(n, theirs) || s.honest.record().Signer != "second.example.com" {
+				s.t.Errorf("node %+v, want the other signer's %+v; record %+v", n, theirs, s.honest.record())
 			}
 			s.wait(policy.DefaultLifetime + time.Hour) // the other signer's claims and node end
 			delete(s.nodes, theirs.ID)

@@ -10,6 +10,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
 	"github.com/hallmark-ssh/hallmark/internal/signer/inventory"
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
+	"github.com/hallmark-ssh/hallmark/internal/signer/node"
 )
 
 // hasNode checks whether the machine has a node.
@@ -427,7 +428,7 @@ func signerSequences() map[string]sequence {
 			second := *s.honest
 			second.change = func(a *attempt) { a.payload.Audience = "second.example.com" }
 			second.mustFail(protocol.CodeNameInUse)
-			s.honest.label(signerLabel, testAudience)
+			s.honest.label(node.SignerLabel, testAudience)
 			s.signer.Audience = testAudience
 		}},
 		"a second signer wants a machine whose record is from before records named signers": {play: func(s *stage) {
@@ -442,7 +443,7 @@ func signerSequences() map[string]sequence {
 			second := *s.honest
 			second.change = func(a *attempt) { a.payload.Audience = "second.example.com" }
 			second.mustFail(protocol.CodeNameInUse)
-			s.honest.label(signerLabel, testAudience)
+			s.honest.label(node.SignerLabel, testAudience)
 			s.signer.Audience = testAudience
 		}},
 		"a second signer's sweep meets our nodes": {play: func(s *stage) {

@@ -7,7 +7,7 @@ import (
 	"time"
 
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
-	"github.com/hallmark-ssh/hallmark/internal/signer/teleport"
+	"github.com/hallmark-ssh/hallmark/internal/signer/node"
 )
 
 // chosen lets the tag TeleportHostname choose a machine's host name.
@@ -28,14 +28,14 @@ func (m *machine) tag(key, value string) *machine {
 
 // foreign puts a node that is not ours into Teleport.
 func (s *stage) foreign(id, hostname string) {
-	s.nodes[id] = teleport.Node{ID: id, Hostname: hostname, Labels: map[string]string{"team": "other"}}
+	s.nodes[id] = node.Node{ID: id, Hostname: hostname, Labels: map[string]string{"team": "other"}}
 }
 
 // untouched checks that the node that is not ours is as it was.
 func (s *stage) untouched(id, hostname string) {
 	s.t.Helper()
-	if node, there := s.nodes[id]; !there || node.Hostname != hostname || node.Labels["team"] != "other" {
-		s.t.Errorf("the node %s that is not ours is now %+v", id, node)
+	if n, there := s.nodes[id]; !there || n.Hostname != hostname || n.Labels["team"] != "other" {
+		s.t.Errorf("the node %s that is not ours is now %+v", id, n)
 	}
 }
 
@@ -203,12 +203,12 @@ func nameSequences() map[string]sequence {
 		"a node of ours is handed over to somebody else in Teleport": {play: func(s *stage) {
 			s.honest.mustEnroll()
 			mine := s.nodes[s.honest.node()]
-			node := mine
-			node.Labels = map[string]string{signerLabel: "second.example.com", "team": "other"}
-			s.nodes[node.ID] = node
+			server := mine
+			server.Labels = map[string]string{node.SignerLabel: "second.example.com", "team": "other"}
+			s.nodes[server.ID] = server
 			s.honest.tag("Name", "renamed").mustFail(protocol.CodeNameInUse)
-			s.untouched(node.ID, mine.Hostname)
-			delete(s.nodes, node.ID) // the operator settles it
+			s.untouched(server.ID, mine.Hostname)
+			delete(s.nodes, server.ID) // the operator settles it
 		}},
 	}
 }

@@ -18,6 +18,7 @@ import (
 
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger/ledgertest"
+	"github.com/hallmark-ssh/hallmark/internal/signer/node"
 	"github.com/hallmark-ssh/hallmark/internal/signer/teleport"
 )
 
@@ -78,19 +79,19 @@ type countedCluster struct {
 	*counter
 }
 
-func (c countedCluster) Node(ctx context.Context, id string) (*teleport.Node, error) {
+func (c countedCluster) Node(ctx context.Context, id string) (*node.Node, error) {
 	c.count("Node")
 	return c.fakeCluster.Node(ctx, id)
 }
 
-func (c countedCluster) NodesNamed(ctx context.Context, hostnames ...string) ([]teleport.Node, error) {
+func (c countedCluster) NodesNamed(ctx context.Context, hostnames ...string) ([]node.Node, error) {
 	c.count("NodesNamed")
 	return c.fakeCluster.NodesNamed(ctx, hostnames...)
 }
 
-func (c countedCluster) UpsertNode(ctx context.Context, node teleport.Node) error {
+func (c countedCluster) UpsertNode(ctx context.Context, n node.Node) error {
 	c.count("UpsertNode")
-	return c.fakeCluster.UpsertNode(ctx, node)
+	return c.fakeCluster.UpsertNode(ctx, n)
 }
 
 func (c countedCluster) SignHostKey(ctx context.Context, key ssh.PublicKey, principals []string, ttl time.Duration) (*ssh.Certificate, error) {

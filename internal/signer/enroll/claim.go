@@ -249,8 +249,8 @@ func (s *Signer) checkTeleport(ctx context.Context, cluster Cluster, k ask, chec
 		group.Go(func() error { return s.checkNode(ctx, cluster, k, a) })
 	}
 	d, err := s.leaveForeign(ctx, cluster, k, checked, a)
-	if node := group.Wait(); node != nil {
-		return d, node
+	if refusal := group.Wait(); refusal != nil {
+		return d, refusal
 	}
 	return d, err
 }
@@ -264,9 +264,9 @@ func (s *Signer) checkNode(ctx context.Context, cluster Cluster, k ask, a *audit
 	}
 	i := k.caller.document
 	id := i.Instance.NodeID()
-	var node *teleport.Node
+	var n *node.Node
 	err := a.step(ctx, "lookup", teleportTimeout, func(ctx context.Context) (err error) {
-		node, err = cluster.Node(ctx, id)
+		n, err = cluster.Node(ctx, id)
 		return err
 	})
 	switch {
@@ -274,8 +274,8 @@ func (s *Signer) checkNode(ctx context.Context, cluster Cluster, k ask, a *audit
 		return nil
 	case err != nil:
 		return unanswered(serviceTeleport, fmt.Errorf("look up node %s: %w", id, err))
-	case node.Signer() != s.Audience:
-		return refuse(protocol.CodeNameInUse, fmt.Errorf("node %s exists and is of signer %q", id, node.Signer()))
+	case n.Signer() != s.Audience:
+		return refuse(protocol.CodeNameInUse, fmt.Errorf("node %s exists and is of signer %q", id, n.Signer()))
 	}
 	return nil
 }
@@ -329,7 +329,7 @@ func (s *Signer) foreign(ctx context.Context, cluster Cluster, k ask, checked ma
 	if len(wanted) == 0 {
 		return nil, nil
 	}
-	var nodes []teleport.Node
+	var nodes []node.Node
 	err := a.step(ctx, "lookup", teleportTimeout, func(ctx context.Context) (err error) {
 		nodes, err = cluster.NodesNamed(ctx, slices.Sorted(maps.Keys(wanted))...)
 		return err
@@ -341,10 +341,10 @@ func (s *Signer) foreign(ctx context.Context, cluster Cluster, k ask, checked ma
 		checked[name] = true
 	}
 	taken := make(map[string]string)
-	for _, node := range nodes {
-		name, own := wanted[strings.ToLower(node.Hostname)]
-		if own && node.ID != i.Instance.NodeID() {
-			taken[name] = "node " + node.ID
+	for _, n := range nodes {
+		name, own := wanted[strings.ToLower(n.Hostname)]
+		if own && n.ID != i.Instance.NodeID() {
+			taken[name] = "node " + n.ID
 		}
 	}
 	return taken, nil

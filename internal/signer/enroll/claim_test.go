@@ -17,7 +17,6 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
 	"github.com/hallmark-ssh/hallmark/internal/signer/node"
 	"github.com/hallmark-ssh/hallmark/internal/signer/policy"
-	"github.com/hallmark-ssh/hallmark/internal/signer/teleport"
 )
 
 func TestLeave(t *testing.T) {
@@ -199,7 +198,7 @@ func TestNamesOfForeignNodesAreLeft(t *testing.T) {
 	if err := w.ledger.Confirm(t.Context(), g.claim, g.held, w.now); err != nil {
 		t.Fatal(err)
 	}
-	w.nodes["other"] = teleport.Node{ID: "other", Hostname: "10.0.0.7"}
+	w.nodes["other"] = node.Node{ID: "other", Hostname: "10.0.0.7"}
 	g, a, err := w.claim(k)
 	if err != nil {
 		t.Fatal(err)
@@ -216,7 +215,7 @@ func TestNamesOfForeignNodesAreLeft(t *testing.T) {
 // the instance gets that one: whoever sets a tag must not keep a machine out.
 func TestAForeignNodeKeepsItsHostname(t *testing.T) {
 	w := newWorld(t)
-	w.nodes["other"] = teleport.Node{ID: "other", Hostname: "web"}
+	w.nodes["other"] = node.Node{ID: "other", Hostname: "web"}
 	k := w.wants(t)
 	g, _, err := w.claim(k)
 	if err != nil || g.node.Hostname != "web-"+testInstance {
@@ -237,7 +236,7 @@ func TestATagWithAForeignNameSquatsNothing(t *testing.T) {
 		t.Fatalf("%+v", refused)
 	}
 	hostnameTag("bastion")(w, a)
-	w.nodes["other"] = teleport.Node{ID: "other", Hostname: "bastion"}
+	w.nodes["other"] = node.Node{ID: "other", Hostname: "bastion"}
 	for range 5 {
 		w.pass(a, 3*24*time.Hour)
 		if status, got, refused := w.enroll(a); status != http.StatusOK || got.Node.Hostname != "bastion-"+testInstance {

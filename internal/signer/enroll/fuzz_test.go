@@ -17,7 +17,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
 	"github.com/hallmark-ssh/hallmark/internal/signer/entry"
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
-	"github.com/hallmark-ssh/hallmark/internal/signer/teleport"
+	"github.com/hallmark-ssh/hallmark/internal/signer/node"
 	"github.com/hallmark-ssh/hallmark/internal/sshkey"
 )
 
@@ -81,7 +81,7 @@ func (w *world) reset(t *testing.T, now time.Time) {
 	w.signer.Documents = oneDocument{}
 	w.signer.attempts, w.signer.proved = limiter{}, limiter{}
 	w.ledger = ledger.Memory{}
-	w.nodes = make(map[string]teleport.Node)
+	w.nodes = make(map[string]node.Node)
 	w.calls, w.claimed = nil, nil
 	w.log.Reset()
 }

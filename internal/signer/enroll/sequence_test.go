@@ -18,9 +18,9 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/signer/entry"
 	"github.com/hallmark-ssh/hallmark/internal/signer/inventory"
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
+	"github.com/hallmark-ssh/hallmark/internal/signer/node"
 	"github.com/hallmark-ssh/hallmark/internal/signer/policy"
 	"github.com/hallmark-ssh/hallmark/internal/signer/stored"
-	"github.com/hallmark-ssh/hallmark/internal/signer/teleport"
 	"github.com/hallmark-ssh/hallmark/internal/signer/upkeep"
 )
 
@@ -73,8 +73,8 @@ func (row sequence) run(t *testing.T) {
 	}
 	s.honest.mustEnroll()
 	s.check()
-	if node, there := s.nodes[s.honest.node()]; !there || node.Labels["aws/Name"] != s.honest.ec2().Tags["Name"] {
-		t.Errorf("after a renewal the honest machine's node is %+v", node)
+	if n, there := s.nodes[s.honest.node()]; !there || n.Labels["aws/Name"] != s.honest.ec2().Tags["Name"] {
+		t.Errorf("after a renewal the honest machine's node is %+v", n)
 	}
 }
 
@@ -301,17 +301,17 @@ func (s *stage) faults() (faults []string) {
 			}
 		}
 	}
-	for id, node := range s.nodes {
-		if node.Labels[signerLabel] != testAudience {
+	for id, n := range s.nodes {
+		if n.Labels[node.SignerLabel] != testAudience {
 			continue
 		}
-		instance := node.Labels["teleport.dev/instance-id"]
+		instance := n.Labels["teleport.dev/instance-id"]
 		record := must(s.ledger.Lookup(s.t.Context(), inTestAccount(instance)))
 		if record.Retired {
 			fault("node %s of %s, which has ended", id, instance)
 		}
-		if record.ConfirmedHostname != "" && node.Hostname != record.ConfirmedHostname {
-			fault("the node of %s is named %s, the ledger says %s", instance, node.Hostname, record.ConfirmedHostname)
+		if record.ConfirmedHostname != "" && n.Hostname != record.ConfirmedHostname {
+			fault("the node of %s is named %s, the ledger says %s", instance, n.Hostname, record.ConfirmedHostname)
 		}
 	}
 	return faults
@@ -323,9 +323,9 @@ func TestTheStageFindsFaults(t *testing.T) {
 		"two holders":                          func(s *stage) { s.granted = append(s.granted, issuedTo{otherInstance, s.granted[0].certificate}) },
 		"a node of an instance that has ended": func(s *stage) { s.end() },
 		"a node under another name": func(s *stage) {
-			node := s.nodes[s.honest.node()]
-			node.Hostname = "other"
-			s.nodes[node.ID] = node
+			n := s.nodes[s.honest.node()]
+			n.Hostname = "other"
+			s.nodes[n.ID] = n
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -389,14 +389,14 @@ func cloneInstance(i *inventory.Instance) *inventory.Instance {
 // stageCluster is the fake cluster, with what the fleet function needs of it.
 type stageCluster struct{ fakeCluster }
 
-func (f stageCluster) NodesWith(_ context.Context, labels map[string]string) ([]teleport.Node, error) {
+func (f stageCluster) NodesWith(_ context.Context, labels map[string]string) ([]node.Node, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	var list []teleport.Node
+	var list []node.Node
 	for _, id := range slices.Sorted(maps.Keys(f.nodes)) {
-		node := f.nodes[id]
-		if !slices.ContainsFunc(slices.Collect(maps.Keys(labels)), func(key string) bool { return node.Labels[key] != labels[key] }) {
-			list = append(list, node)
+		n := f.nodes[id]
+		if !slices.ContainsFunc(slices.Collect(maps.Keys(labels)), func(key string) bool { return n.Labels[key] != labels[key] }) {
+			list = append(list, n)
 		}
 	}
 	return list, nil

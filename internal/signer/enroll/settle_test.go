@@ -15,6 +15,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
 	"github.com/hallmark-ssh/hallmark/internal/signer/inventory"
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
+	"github.com/hallmark-ssh/hallmark/internal/signer/node"
 	"github.com/hallmark-ssh/hallmark/internal/signer/teleport"
 )
 
@@ -29,9 +30,9 @@ func (e snapshotEC2) Instance(ctx context.Context, of ec2ref.Instance) (*invento
 	return i, err
 }
 
-func (w *world) node() (teleport.Node, bool) {
-	node, ok := w.nodes[theInstance().NodeID()]
-	return node, ok
+func (w *world) node() (node.Node, bool) {
+	n, ok := w.nodes[theInstance().NodeID()]
+	return n, ok
 }
 
 // retag changes the tags and has the event handled, for a node that the handler does not
@@ -62,8 +63,8 @@ func TestATagEventDuringAnEnrollment(t *testing.T) {
 				return nil
 			}
 			status, _, refused := w.enroll(a)
-			if node, _ := w.node(); status != http.StatusOK || node.Labels["aws/env"] != "" {
-				t.Errorf("status %d, code %q, labels %v", status, refused.Code, node.Labels)
+			if n, _ := w.node(); status != http.StatusOK || n.Labels["aws/env"] != "" {
+				t.Errorf("status %d, code %q, labels %v", status, refused.Code, n.Labels)
 			}
 		})
 	}
@@ -113,8 +114,8 @@ func TestAnEnrollmentThatFailsAfterTheEndLeavesNoNode(t *testing.T) {
 			ending("claimed")(w, a)
 			fail(w)
 			_, _, refused := w.enroll(a)
-			if node, there := w.node(); there || refused.Code != protocol.CodeInstanceEnded {
-				t.Errorf("code %q, node %+v, is there: %v", refused.Code, node, there)
+			if n, there := w.node(); there || refused.Code != protocol.CodeInstanceEnded {
+				t.Errorf("code %q, node %+v, is there: %v", refused.Code, n, there)
 			}
 		})
 	}
@@ -134,8 +135,8 @@ func TestARenewalThatFailsLeavesTheNodeAsItWas(t *testing.T) {
 	if _, _, refused := w.enroll(a); refused.Code != protocol.CodeUpstream {
 		t.Fatalf("code %q", refused.Code)
 	}
-	if node, _ := w.node(); node.Hostname != before.Hostname || node.Expires.Sub(before.Expires).Abs() >= time.Second {
-		t.Errorf("node %s until %s, want %s until %s", node.Hostname, node.Expires, before.Hostname, before.Expires)
+	if n, _ := w.node(); n.Hostname != before.Hostname || n.Expires.Sub(before.Expires).Abs() >= time.Second {
+		t.Errorf("node %s until %s, want %s until %s", n.Hostname, n.Expires, before.Hostname, before.Expires)
 	}
 	w.signErr = nil
 	if status, _, refused := w.enroll(a); status != http.StatusOK {
@@ -157,8 +158,8 @@ func TestASecondSignerLeavesTheNodesOfTheFirst(t *testing.T) {
 	if refused.Code != protocol.CodeNameInUse || !strings.Contains(refused.Message, "another signer") || w.upstream() != untilSTS {
 		t.Errorf("code %q, message %q after calls %q", refused.Code, refused.Message, w.upstream())
 	}
-	if node, _ := w.node(); node.Labels[signerLabel] != before.Labels[signerLabel] {
-		t.Errorf("the node is of signer %q now", node.Labels[signerLabel])
+	if n, _ := w.node(); n.Labels[node.SignerLabel] != before.Labels[node.SignerLabel] {
+		t.Errorf("the node is of signer %q now", n.Labels[node.SignerLabel])
 	}
 	if after := must(w.ledger.Lookup(t.Context(), inTestAccount(testInstance))); after.Version != record.Version {
 		t.Errorf("the record was written: %+v", after)
@@ -185,13 +186,13 @@ func TestTheLastConfirmedRequestWritesTheNode(t *testing.T) {
 		if err := w.ledger.Confirm(t.Context(), c, g, w.now); err != nil {
 			t.Error(err)
 		}
-		node, _ := w.node()
-		node.Hostname, node.Expires = c.Hostname, c.Lease
-		w.nodes[node.ID] = node
+		n, _ := w.node()
+		n.Hostname, n.Expires = c.Hostname, c.Lease
+		w.nodes[n.ID] = n
 	}
 	status, granted, refused := w.enroll(a)
 	record := must(w.ledger.Lookup(t.Context(), inTestAccount(testInstance)))
-	if node, _ := w.node(); status != http.StatusOK || node.Hostname != granted.Node.Hostname || node.Hostname != record.ConfirmedHostname {
-		t.Errorf("status %d, code %q, node %s, ledger %s", status, refused.Code, node.Hostname, record.ConfirmedHostname)
+	if n, _ := w.node(); status != http.StatusOK || n.Hostname != granted.Node.Hostname || n.Hostname != record.ConfirmedHostname {
+		t.Errorf("status %d, code %q, node %s, ledger %s", status, refused.Code, n.Hostname, record.ConfirmedHostname)
 	}
 }

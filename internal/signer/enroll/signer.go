@@ -66,10 +66,10 @@ type Cluster interface {
 	// ProxyName is the public host name of the proxy.
 	ProxyName() string
 	// Node fails with teleport.ErrNotFound.
-	Node(ctx context.Context, id string) (*teleport.Node, error)
+	Node(ctx context.Context, id string) (*node.Node, error)
 	// NodesNamed returns the nodes with any of the host names.
-	NodesNamed(ctx context.Context, hostnames ...string) ([]teleport.Node, error)
-	UpsertNode(ctx context.Context, node teleport.Node) error
+	NodesNamed(ctx context.Context, hostnames ...string) ([]node.Node, error)
+	UpsertNode(ctx context.Context, n node.Node) error
 	DeleteNode(ctx context.Context, id string) error
 	SignHostKey(ctx context.Context, key ssh.PublicKey, principals []string, ttl time.Duration) (*ssh.Certificate, error)
 	CAs(ctx context.Context) (teleport.CAs, error)

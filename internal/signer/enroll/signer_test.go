@@ -60,9 +60,6 @@ var regions = sync.OnceValue(func() map[string]*identitytest.Region {
 })
 
 // world is a signer and all that it calls, faked, with a note of each call.
-// Variables of the tests are named node, too.
-const signerLabel = node.SignerLabel
-
 type world struct {
 	t      testing.TB
 	now    time.Time
@@ -88,7 +85,7 @@ type world struct {
 	onClaim   func(c ledger.Claim) error // refuses a claim
 	beforeOK  func()                     // runs before a claim is confirmed
 	dialErr   error
-	nodes     map[string]teleport.Node
+	nodes     map[string]node.Node
 	nodeErr   error
 	upsertErr error
 	signErr   error
@@ -117,7 +114,7 @@ func newWorld(t testing.TB) *world {
 	w := &world{
 		t:      t,
 		now:    now,
-		nodes:  make(map[string]teleport.Node),
+		nodes:  make(map[string]node.Node),
 		hostCA: newKey(t),
 		instance: inventory.Instance{
 			ID: testInstance, OwnerID: testAccount, Region: testRegion, AvailabilityZone: testRegion + "a",
@@ -290,39 +287,39 @@ type fakeCluster struct{ *world }
 func (f fakeCluster) ClusterName() string { return testCluster }
 func (f fakeCluster) ProxyName() string   { return "proxy.example.com" }
 
-func (f fakeCluster) Node(_ context.Context, id string) (*teleport.Node, error) {
+func (f fakeCluster) Node(_ context.Context, id string) (*node.Node, error) {
 	f.note("lookup")
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.nodeErr != nil {
 		return nil, f.nodeErr
 	}
-	node, ok := f.nodes[id]
+	n, ok := f.nodes[id]
 	if !ok {
 		return nil, teleport.ErrNotFound
 	}
-	return &node, nil
+	return &n, nil
 }
 
-func (f fakeCluster) NodesNamed(_ context.Context, hostnames ...string) ([]teleport.Node, error) {
+func (f fakeCluster) NodesNamed(_ context.Context, hostnames ...string) ([]node.Node, error) {
 	f.note("lookup")
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	var named []teleport.Node
-	for _, node := range f.nodes {
-		if slices.ContainsFunc(hostnames, func(h string) bool { return strings.EqualFold(h, node.Hostname) }) {
-			named = append(named, node)
+	var named []node.Node
+	for _, n := range f.nodes {
+		if slices.ContainsFunc(hostnames, func(h string) bool { return strings.EqualFold(h, n.Hostname) }) {
+			named = append(named, n)
 		}
 	}
 	return named, nil
 }
 
-func (f fakeCluster) UpsertNode(_ context.Context, node teleport.Node) error {
+func (f fakeCluster) UpsertNode(_ context.Context, n node.Node) error {
 	f.note("issue")
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.upsertErr == nil {
-		f.nodes[node.ID] = node
+		f.nodes[n.ID] = n
 	}
 	return f.upsertErr
 }
@@ -509,12 +506,12 @@ func TestEnroll(t *testing.T) {
 	}
 	checkCertificateLines(t, w, a, got)
 
-	node := w.nodes[id]
-	if !node.Expires.Equal(w.now.Add(policy.DefaultLifetime)) {
-		t.Errorf("lease ends %s, not with the certificates", node.Expires)
+	n := w.nodes[id]
+	if !n.Expires.Equal(w.now.Add(policy.DefaultLifetime)) {
+		t.Errorf("lease ends %s, not with the certificates", n.Expires)
 	}
-	if node.Labels[signerLabel] != testAudience || node.Labels["hallmark/image-owner"] != testOwner || node.Labels["aws/Name"] != "web" {
-		t.Errorf("labels %v", node.Labels)
+	if n.Labels[node.SignerLabel] != testAudience || n.Labels["hallmark/image-owner"] != testOwner || n.Labels["aws/Name"] != "web" {
+		t.Errorf("labels %v", n.Labels)
 	}
 }
 
@@ -570,7 +567,7 @@ func TestForeignNodesAreLookedUpUntilConfirmed(t *testing.T) {
 		t.Fatalf("status %d, %+v", status, refused)
 	}
 	w.nodeErr = nil
-	w.nodes["other"] = teleport.Node{ID: "other", Hostname: testHostname}
+	w.nodes["other"] = node.Node{ID: "other", Hostname: testHostname}
 	if _, _, refused := w.enroll(a); refused.Code != protocol.CodeNameInUse {
 		t.Errorf("code %q, want %q", refused.Code, protocol.CodeNameInUse)
 	}
@@ -583,7 +580,7 @@ func TestForeignNodesAreLookedUpWhenRenamed(t *testing.T) {
 		t.Fatalf("status %d, %+v", status, refused)
 	}
 	w.instance.Tags["Name"] = "db"
-	w.nodes["other"] = teleport.Node{ID: "other", Hostname: "db-" + testInstance}
+	w.nodes["other"] = node.Node{ID: "other", Hostname: "db-" + testInstance}
 	if _, _, refused := w.enroll(a); refused.Code != protocol.CodeNameInUse {
 		t.Errorf("code %q, want %q", refused.Code, protocol.CodeNameInUse)
 	}

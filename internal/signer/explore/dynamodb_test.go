@@ -63,7 +63,7 @@ func TestDynamoDB(t *testing.T) {
 }
 
 // compare runs the graph's path with a ledger in a new table.
-func (o *outside) compare(url, table string, g *graph, want *node) error {
+func (o *outside) compare(url, table string, g *graph, want *vertex) error {
 	w := newWorld(g.fixed)
 	w.inPlace = true
 	client := dynamodb.Client(url, region)

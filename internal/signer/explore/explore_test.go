@@ -100,14 +100,14 @@ type findings struct {
 func explore(t *testing.T, f *fixed, p pair, all bool) (found findings, err error) {
 	synctest.Test(t, func(*testing.T) {
 		var g *graph
-		var first *node
+		var first *vertex
 		if g, first, err = newGraph(f, p, all); err != nil {
 			return
 		}
 		defer g.close()
-		o := &orders{graph: g, all: all, ends: make(map[*node]bool), most: *most}
+		o := &orders{graph: g, all: all, ends: make(map[*vertex]bool), most: *most}
 		found.orders, err = o.count(first, sleepers{})
-		found.states, found.moves, found.runs = len(g.nodes), len(g.steps), g.runs
+		found.states, found.moves, found.runs = len(g.vertices), len(g.steps), g.runs
 		found.ends = make(map[string]bool)
 		for n := range o.ends {
 			found.ends[n.text()] = true
@@ -117,7 +117,7 @@ func explore(t *testing.T, f *fixed, p pair, all bool) (found findings, err erro
 }
 
 // text says how an order ended.
-func (n *node) text() string {
+func (n *vertex) text() string {
 	return fmt.Sprintln(n.world.text(), n.ops[0].err, n.ops[1].err)
 }
 
@@ -172,10 +172,10 @@ func TestIndependence(t *testing.T) {
 					t.Fatal(err)
 				}
 				defer g.close()
-				if _, err := (&orders{graph: g, all: true, ends: make(map[*node]bool), most: math.MaxInt}).count(first, sleepers{}); err != nil {
+				if _, err := (&orders{graph: g, all: true, ends: make(map[*vertex]bool), most: math.MaxInt}).count(first, sleepers{}); err != nil {
 					t.Fatal(err)
 				}
-				for _, n := range slices.Collect(maps.Values(g.nodes)) {
+				for _, n := range slices.Collect(maps.Values(g.vertices)) {
 					if err := g.checkIndependence(n, kinds); err != nil {
 						t.Fatal(err)
 					}
@@ -189,7 +189,7 @@ func TestIndependence(t *testing.T) {
 	}
 }
 
-func (g *graph) checkIndependence(n *node, kinds map[string]bool) error {
+func (g *graph) checkIndependence(n *vertex, kinds map[string]bool) error {
 	g.expand(n)
 	moves := n.moves
 	for k, a := range moves {
@@ -225,7 +225,7 @@ func (t *transition) kind() string {
 }
 
 // both makes two transitions.
-func (g *graph) both(n *node, a, b *transition) (*node, error) {
+func (g *graph) both(n *vertex, a, b *transition) (*vertex, error) {
 	for _, t := range []*transition{a, b} {
 		g.expand(n)
 		move := slices.IndexFunc(n.moves, t.is)
@@ -242,7 +242,7 @@ func (g *graph) both(n *node, a, b *transition) (*node, error) {
 
 // isLike compares states. A process that was answered in another order is another history:
 // what it does next is compared.
-func (n *node) isLike(m *node) bool {
+func (n *vertex) isLike(m *vertex) bool {
 	for k, h := range n.ops {
 		i := m.ops[k]
 		if names(h.calls) != names(i.calls) || fmt.Sprint(h.err) != fmt.Sprint(i.err) || h.died != i.died {
@@ -287,7 +287,7 @@ func TestReplay(t *testing.T) {
 }
 
 // walk takes one order at random to its end.
-func (g *graph) walk(n *node, by *rand.Rand) (*node, error) {
+func (g *graph) walk(n *vertex, by *rand.Rand) (*vertex, error) {
 	g.path = nil
 	for {
 		if g.expand(n); len(n.moves) == 0 {

@@ -34,21 +34,21 @@ const (
 	misled          // something read an old state, where that counts
 )
 
-// node is a state, and what is known of it.
-type node struct {
+// vertex is a state, and what is known of it.
+type vertex struct {
 	state
-	moves  []*transition // what may happen there, while the node is being looked at
-	next   []*node       // after each of the moves; nil if not known yet
+	moves  []*transition // what may happen there, while the vertex is being looked at
+	next   []*vertex     // after each of the moves; nil if not known yet
 	counts []counted
 }
 
-// counted is how many orders there are from a node on.
+// counted is how many orders there are from a vertex on.
 type counted struct {
 	asleep sleepers
 	orders uint64
 }
 
-func (n *node) ended() bool { return n.ops[0].retired() && n.ops[1].retired() }
+func (n *vertex) ended() bool { return n.ops[0].retired() && n.ops[1].retired() }
 
 // died is the history of a process that died.
 func (h *history) death() *history { return &history{run: h.run, died: true, err: errDied} }
@@ -67,16 +67,16 @@ type taken struct {
 // graph is all states of a pair that were reached.
 type graph struct {
 	histories
-	pair   pair
-	worlds map[string]*world
-	nodes  map[state]*node
-	steps  map[taking]taken
-	moves  []*transition // by number, of each kind one
-	free   []sleepers    // by number, which others may happen in either order
-	clock  []*transition
-	dead   [2]*history
-	judge  *judge
-	path   []*transition
+	pair     pair
+	worlds   map[string]*world
+	vertices map[state]*vertex
+	steps    map[taking]taken
+	moves    []*transition // by number, of each kind one
+	free     []sleepers    // by number, which others may happen in either order
+	clock    []*transition
+	dead     [2]*history
+	judge    *judge
+	path     []*transition
 }
 
 func (g *graph) intern(w *world) (*world, bool) {
@@ -88,21 +88,21 @@ func (g *graph) intern(w *world) (*world, bool) {
 	return w, true
 }
 
-func (g *graph) node(s state) *node {
-	if n, ok := g.nodes[s]; ok {
+func (g *graph) vertex(s state) *vertex {
+	if n, ok := g.vertices[s]; ok {
 		return n
 	}
-	n := &node{state: s}
-	g.nodes[s] = n
+	n := &vertex{state: s}
+	g.vertices[s] = n
 	return n
 }
 
-// newGraph returns the graph of a pair, and its first node. If it keeps each order, it
+// newGraph returns the graph of a pair, and its first vertex. If it keeps each order, it
 // merges nothing and leaves nothing out.
-func newGraph(f *fixed, p pair, each bool) (*graph, *node, error) {
+func newGraph(f *fixed, p pair, each bool) (*graph, *vertex, error) {
 	g := &graph{
 		histories: histories{fixed: f, answers: make(map[*history]answer), endings: make(map[ending]*history), each: each},
-		pair:      p, worlds: make(map[string]*world), nodes: make(map[state]*node), steps: make(map[taking]taken), judge: newJudge(),
+		pair:      p, worlds: make(map[string]*world), vertices: make(map[state]*vertex), steps: make(map[taking]taken), judge: newJudge(),
 	}
 	w, err := p.world(f)
 	if err != nil {
@@ -118,13 +118,13 @@ func newGraph(f *fixed, p pair, each bool) (*graph, *node, error) {
 		s.ops[n] = g.begin(op.run, w.now)
 		g.dead[n] = s.ops[n].death()
 	}
-	return g, g.node(s), nil
+	return g, g.vertex(s), nil
 }
 
 func operationName(n int) string { return string(rune('A' + n)) }
 
 // expand finds what may happen.
-func (g *graph) expand(n *node) {
+func (g *graph) expand(n *vertex) {
 	if n.moves != nil || n.ended() {
 		return
 	}
@@ -149,7 +149,7 @@ func (g *graph) expand(n *node) {
 	if clock {
 		n.moves = append(n.moves, g.clock...)
 	}
-	n.next = make([]*node, len(n.moves))
+	n.next = make([]*vertex, len(n.moves))
 }
 
 // isAlone reports whether nothing that the other operation may still do matters to the
@@ -211,7 +211,7 @@ func (g *graph) add(t *transition) {
 }
 
 // follow makes one of the moves.
-func (g *graph) follow(n *node, move int) (*node, error) {
+func (g *graph) follow(n *vertex, move int) (*vertex, error) {
 	if n.next[move] != nil {
 		return n.next[move], nil
 	}
@@ -219,7 +219,7 @@ func (g *graph) follow(n *node, move int) (*node, error) {
 	if err != nil {
 		return nil, err
 	}
-	n.next[move] = g.node(next)
+	n.next[move] = g.vertex(next)
 	return n.next[move], nil
 }
 
@@ -285,14 +285,14 @@ func (g *graph) handOut(w *world, certificates []*ssh.Certificate, instance int)
 	return next, errors.Join(g.judge.world(next), next.checkHeld(instance))
 }
 
-// orders counts the orders from a node on, without those of which the first transition
+// orders counts the orders from a vertex on, without those of which the first transition
 // may happen later as well: of orders that differ only in what is independent, one is
 // counted (sleep sets: P. Godefroid, Partial-Order Methods for the Verification of
-// Concurrent Systems, 1996). It visits each node with each sleep set once.
+// Concurrent Systems, 1996). It visits each vertex with each sleep set once.
 type orders struct {
 	*graph
 	all  bool // also those that differ only in what is independent
-	ends map[*node]bool
+	ends map[*vertex]bool
 	most int // states to look at before the rest is left
 }
 
@@ -321,13 +321,13 @@ func (s sleepers) with(t *transition) sleepers {
 	return s
 }
 
-func (o *orders) count(n *node, asleep sleepers) (uint64, error) {
+func (o *orders) count(n *vertex, asleep sleepers) (uint64, error) {
 	for _, c := range n.counts {
 		if c.asleep == asleep {
 			return c.orders, nil
 		}
 	}
-	if len(o.nodes) > o.most {
+	if len(o.vertices) > o.most {
 		return 0, errTooMany
 	}
 	o.expand(n)
@@ -336,11 +336,11 @@ func (o *orders) count(n *node, asleep sleepers) (uint64, error) {
 		return 0, err
 	}
 	n.counts = append(n.counts, counted{asleep, total})
-	n.moves, n.next = nil, nil // found again if need be: there are many nodes
+	n.moves, n.next = nil, nil // found again if need be: there are many vertices
 	return total, nil
 }
 
-func (o *orders) countMoves(n *node, asleep sleepers) (total uint64, err error) {
+func (o *orders) countMoves(n *vertex, asleep sleepers) (total uint64, err error) {
 	if n.ended() {
 		return 1, o.retire(n)
 	}
@@ -370,7 +370,7 @@ func (o *orders) countMoves(n *node, asleep sleepers) (total uint64, err error) 
 	return total, nil
 }
 
-func (o *orders) retire(n *node) error {
+func (o *orders) retire(n *vertex) error {
 	if o.ends[n] {
 		return nil
 	}
@@ -382,7 +382,7 @@ func (o *orders) retire(n *node) error {
 }
 
 // still returns which of the sleepers may as well happen after a transition.
-func (o *orders) still(n *node, asleep sleepers, t *transition) (sleepers, error) {
+func (o *orders) still(n *vertex, asleep sleepers, t *transition) (sleepers, error) {
 	still := asleep.and(o.free[t.number])
 	for _, s := range n.moves {
 		if s.operation != t.operation || !still.has(s) {
@@ -397,10 +397,10 @@ func (o *orders) still(n *node, asleep sleepers, t *transition) (sleepers, error
 	return still, nil
 }
 
-// independentAt reports whether two transitions that are possible at a node may happen in
+// independentAt reports whether two transitions that are possible at a vertex may happen in
 // either order with the same result. Those of one operation may if it waits for both
 // answers, whichever comes first.
-func (g *graph) independentAt(n *node, s, t *transition) (bool, error) {
+func (g *graph) independentAt(n *vertex, s, t *transition) (bool, error) {
 	if !g.pair.independent(s, t) || s.operation != t.operation {
 		return g.pair.independent(s, t), nil
 	}

@@ -8,7 +8,7 @@ import (
 	"time"
 
 	"github.com/hallmark-ssh/hallmark/internal/signer/inventory"
-	"github.com/hallmark-ssh/hallmark/internal/signer/teleport"
+	"github.com/hallmark-ssh/hallmark/internal/signer/node"
 )
 
 // judge holds worlds against the invariants of docs/architecture.md.
@@ -110,11 +110,11 @@ func (w *world) checkStrangers() error {
 // instances that are both good.
 func (w *world) checkNames() error {
 	nodes := make(map[string]string)
-	for id, node := range w.nodes {
-		if other, taken := nodes[node.Hostname]; taken {
-			return fmt.Errorf("%s and %s are both named %s", id, other, node.Hostname)
+	for id, n := range w.nodes {
+		if other, taken := nodes[n.Hostname]; taken {
+			return fmt.Errorf("%s and %s are both named %s", id, other, n.Hostname)
 		}
-		nodes[node.Hostname] = id
+		nodes[n.Hostname] = id
 	}
 	for _, name := range w.certifiedNames(1) {
 		if slices.Contains(w.certifiedNames(2), name) {
@@ -158,32 +158,32 @@ func (w *world) checkHeld(n int) error {
 // checkNode compares a node with the ledger's latest confirmed enrollment and with EC2.
 func (w *world) checkNode(n int) error {
 	record := w.record(n)
-	node, there := w.nodes[nodeOf(n)]
+	server, there := w.nodes[nodeOf(n)]
 	i := w.ec2[string(ref(n).ID)]
 	switch {
 	case record.Retired || i.State == inventory.StateTerminated:
 		if there {
-			return fmt.Errorf("instance %d has ended, and its node is still there: %s", n, nodeText(node))
+			return fmt.Errorf("instance %d has ended, and its node is still there: %s", n, nodeText(server))
 		}
 	case record.ConfirmedHostname == "" || !record.Lease.After(w.now):
 		// The node of an attempt that failed may be there. Its lease ends by itself.
 	case !there:
 		return fmt.Errorf("instance %d is enrolled and has no node", n)
 	default:
-		return w.compare(n, node)
+		return w.compare(n, server)
 	}
 	return nil
 }
 
-func (w *world) compare(n int, node teleport.Node) error {
+func (w *world) compare(n int, server node.Node) error {
 	record, i := w.record(n), w.ec2[string(ref(n).ID)]
 	switch {
-	case node.Hostname != record.ConfirmedHostname || node.Expires.Sub(record.Lease).Abs() >= time.Second:
-		return fmt.Errorf("instance %d: node %s until %s, ledger %s until %s", n, node.Hostname, node.Expires, record.ConfirmedHostname, record.Lease)
-	case node.Address != i.PrivateIP+":22" || node.Labels["aws/env"] != i.Tags["env"]:
-		return fmt.Errorf("instance %d: address %s, labels %v; EC2 has %s, %v", n, node.Address, node.Labels, i.PrivateIP, i.Tags)
-	case node.Labels["hallmark/signer"] != record.Signer:
-		return fmt.Errorf("instance %d: node of signer %s, ledger %s", n, node.Labels["hallmark/signer"], record.Signer)
+	case server.Hostname != record.ConfirmedHostname || server.Expires.Sub(record.Lease).Abs() >= time.Second:
+		return fmt.Errorf("instance %d: node %s until %s, ledger %s until %s", n, server.Hostname, server.Expires, record.ConfirmedHostname, record.Lease)
+	case server.Address != i.PrivateIP+":22" || server.Labels["aws/env"] != i.Tags["env"]:
+		return fmt.Errorf("instance %d: address %s, labels %v; EC2 has %s, %v", n, server.Address, server.Labels, i.PrivateIP, i.Tags)
+	case server.Labels["hallmark/signer"] != record.Signer:
+		return fmt.Errorf("instance %d: node of signer %s, ledger %s", n, server.Labels["hallmark/signer"], record.Signer)
 	}
 	return nil
 }
@@ -229,8 +229,8 @@ func checkStep(before, after *world) error {
 			return fmt.Errorf("instance %d went from signer %s to %s while certificates are good", n, was.Signer, is.Signer)
 		}
 		old, there := before.nodes[nodeOf(n)]
-		if node, still := after.nodes[nodeOf(n)]; there && still && node.Labels["hallmark/signer"] != old.Labels["hallmark/signer"] {
-			return fmt.Errorf("the node of instance %d went from signer %s to %s", n, old.Labels["hallmark/signer"], node.Labels["hallmark/signer"])
+		if server, still := after.nodes[nodeOf(n)]; there && still && server.Labels["hallmark/signer"] != old.Labels["hallmark/signer"] {
+			return fmt.Errorf("the node of instance %d went from signer %s to %s", n, old.Labels["hallmark/signer"], server.Labels["hallmark/signer"])
 		}
 	}
 	return nil

@@ -7,7 +7,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/hallmark-ssh/hallmark/internal/signer/teleport"
+	"github.com/hallmark-ssh/hallmark/internal/signer/node"
 )
 
 // replaying runs both operations of a pair at once, in a given order of their calls. It
@@ -127,7 +127,7 @@ func (p *process) result() error {
 // Operations with faults.
 
 func takeStranger(ctx context.Context, p *process) error {
-	return cluster{p}.UpsertNode(ctx, teleport.Node{ID: foreign, Hostname: "shared"})
+	return cluster{p}.UpsertNode(ctx, node.Node{ID: foreign, Hostname: "shared"})
 }
 
 func lookForever(ctx context.Context, p *process) error {

@@ -17,6 +17,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/signer/enroll"
 	"github.com/hallmark-ssh/hallmark/internal/signer/inventory"
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
+	"github.com/hallmark-ssh/hallmark/internal/signer/node"
 	"github.com/hallmark-ssh/hallmark/internal/signer/policy"
 	"github.com/hallmark-ssh/hallmark/internal/signer/stored"
 	"github.com/hallmark-ssh/hallmark/internal/signer/teleport"
@@ -229,30 +230,30 @@ func (p *process) connect(ctx context.Context) error {
 func (cluster) ClusterName() string { return "teleport.example.com" }
 func (cluster) ProxyName() string   { return "proxy.example.com" }
 
-func (c cluster) Node(ctx context.Context, id string) (*teleport.Node, error) {
-	found, err := wait(c.to(ctx, inTeleport, "Node "+id).reads("node/"+id), nodeText, func(w *world) (teleport.Node, error) {
-		node, there := w.nodes[id]
+func (c cluster) Node(ctx context.Context, id string) (*node.Node, error) {
+	found, err := wait(c.to(ctx, inTeleport, "Node "+id).reads("node/"+id), nodeText, func(w *world) (node.Node, error) {
+		n, there := w.nodes[id]
 		if !there {
-			return teleport.Node{}, teleport.ErrNotFound
+			return node.Node{}, teleport.ErrNotFound
 		}
-		return node, nil
+		return n, nil
 	})
 	return &found, err
 }
 
-func (c cluster) list(ctx context.Context, name string, want func(teleport.Node) bool) ([]teleport.Node, error) {
-	text := func(found []teleport.Node) string {
+func (c cluster) list(ctx context.Context, name string, want func(node.Node) bool) ([]node.Node, error) {
+	text := func(found []node.Node) string {
 		var b strings.Builder
 		for _, n := range found {
 			fmt.Fprintln(&b, nodeText(n))
 		}
 		return b.String()
 	}
-	found, err := wait(c.to(ctx, inTeleport, name).reads("node/"+nodeOf(1), "node/"+nodeOf(2)), text, func(w *world) ([]teleport.Node, error) {
-		var found []teleport.Node
+	found, err := wait(c.to(ctx, inTeleport, name).reads("node/"+nodeOf(1), "node/"+nodeOf(2)), text, func(w *world) ([]node.Node, error) {
+		var found []node.Node
 		for _, id := range []string{nodeOf(1), nodeOf(2), foreign, stranger} {
-			if node, there := w.nodes[id]; there && want(node) {
-				found = append(found, node)
+			if server, there := w.nodes[id]; there && want(server) {
+				found = append(found, server)
 			}
 		}
 		return found, nil
@@ -260,17 +261,17 @@ func (c cluster) list(ctx context.Context, name string, want func(teleport.Node)
 	return slices.Clone(found), err
 }
 
-func (c cluster) NodesNamed(ctx context.Context, hostnames ...string) ([]teleport.Node, error) {
-	return c.list(ctx, fmt.Sprint("NodesNamed ", hostnames), func(n teleport.Node) bool { return slices.Contains(hostnames, n.Hostname) })
+func (c cluster) NodesNamed(ctx context.Context, hostnames ...string) ([]node.Node, error) {
+	return c.list(ctx, fmt.Sprint("NodesNamed ", hostnames), func(n node.Node) bool { return slices.Contains(hostnames, n.Hostname) })
 }
 
-func (c cluster) NodesWith(ctx context.Context, labels map[string]string) ([]teleport.Node, error) {
-	return c.list(ctx, "NodesWith", func(n teleport.Node) bool { return n.Labels["hallmark/signer"] == labels["hallmark/signer"] })
+func (c cluster) NodesWith(ctx context.Context, labels map[string]string) ([]node.Node, error) {
+	return c.list(ctx, "NodesWith", func(n node.Node) bool { return n.Labels["hallmark/signer"] == labels["hallmark/signer"] })
 }
 
-func (c cluster) UpsertNode(ctx context.Context, node teleport.Node) error {
-	return c.to(ctx, inTeleport, "UpsertNode "+node.ID).writes("node/" + node.ID).refusable().done(func(w *world) error {
-		w.put(node)
+func (c cluster) UpsertNode(ctx context.Context, n node.Node) error {
+	return c.to(ctx, inTeleport, "UpsertNode "+n.ID).writes("node/" + n.ID).refusable().done(func(w *world) error {
+		w.put(n)
 		return nil
 	})
 }

@@ -23,8 +23,8 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/signer/entry"
 	"github.com/hallmark-ssh/hallmark/internal/signer/inventory"
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
+	"github.com/hallmark-ssh/hallmark/internal/signer/node"
 	"github.com/hallmark-ssh/hallmark/internal/signer/policy"
-	"github.com/hallmark-ssh/hallmark/internal/signer/teleport"
 	"github.com/hallmark-ssh/hallmark/internal/sshkey"
 )
 
@@ -136,8 +136,8 @@ type world struct {
 	now    time.Time
 	ec2    map[string]inventory.Instance
 	ledger store
-	nodes  map[string]teleport.Node
-	before map[string]*teleport.Node // as they were before they were last written
+	nodes  map[string]node.Node
+	before map[string]*node.Node // as they were before they were last written
 	// certified is until when certificates are good, which Teleport signed.
 	certified map[certificate]time.Time
 
@@ -172,8 +172,8 @@ const (
 
 func newWorld(f *fixed) *world {
 	w := &world{
-		fixed: f, now: f.epoch, ec2: make(map[string]inventory.Instance), nodes: make(map[string]teleport.Node),
-		before: make(map[string]*teleport.Node), certified: make(map[certificate]time.Time),
+		fixed: f, now: f.epoch, ec2: make(map[string]inventory.Instance), nodes: make(map[string]node.Node),
+		before: make(map[string]*node.Node), certified: make(map[certificate]time.Time),
 	}
 	w.ledger = &ledger.Memory{Now: w.clock}
 	for n := 1; n <= 2; n++ {
@@ -189,9 +189,9 @@ func newWorld(f *fixed) *world {
 }
 
 // strangers are nodes that no signer here may touch.
-func strangers(now time.Time) map[string]teleport.Node {
+func strangers(now time.Time) map[string]node.Node {
 	far := now.Add(365 * 24 * time.Hour)
-	return map[string]teleport.Node{
+	return map[string]node.Node{
 		foreign:  {ID: foreign, Hostname: "nobodys", Expires: far},
 		stranger: {ID: stranger, Hostname: "strangers", Expires: far, Labels: map[string]string{"hallmark/signer": "stranger.example.com"}},
 	}
@@ -225,8 +225,8 @@ func (w *world) text() string {
 		fmt.Fprintln(&b, nodeText(w.nodes[id]))
 	}
 	for _, id := range slices.Sorted(maps.Keys(w.before)) {
-		if node := w.before[id]; node != nil {
-			fmt.Fprintln(&b, "before", nodeText(*node))
+		if server := w.before[id]; server != nil {
+			fmt.Fprintln(&b, "before", nodeText(*server))
 		} else {
 			fmt.Fprintln(&b, "before", id)
 		}
@@ -247,7 +247,7 @@ func (w *world) ledgerText() string {
 	return w.inLedger
 }
 
-func nodeText(n teleport.Node) string {
+func nodeText(n node.Node) string {
 	return fmt.Sprint(n.ID, " ", n.Hostname, " ", n.Address, " ", n.Expires.UnixNano(), " ", n.Labels)
 }
 
@@ -267,7 +267,7 @@ func (w *world) certifiedNames(n int) []string {
 func (w *world) advance(d time.Duration) {
 	w.now = w.now.Add(d)
 	clear(w.before)
-	maps.DeleteFunc(w.nodes, func(_ string, n teleport.Node) bool { return !n.Expires.After(w.now) })
+	maps.DeleteFunc(w.nodes, func(_ string, n node.Node) bool { return !n.Expires.After(w.now) })
 	maps.DeleteFunc(w.certified, func(_ certificate, end time.Time) bool { return !end.After(w.now) })
 }
 
@@ -290,9 +290,9 @@ func (w *world) terminate(n int) {
 	w.ec2[string(i.ID)] = i
 }
 
-func (w *world) put(node teleport.Node) {
-	w.remember(node.ID)
-	w.nodes[node.ID] = node
+func (w *world) put(n node.Node) {
+	w.remember(n.ID)
+	w.nodes[n.ID] = n
 }
 
 func (w *world) remember(id string) {

@@ -22,6 +22,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/cli/clitest"
 	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 	"github.com/hallmark-ssh/hallmark/internal/signer/deployment"
+	"github.com/hallmark-ssh/hallmark/internal/signer/node"
 	"github.com/hallmark-ssh/hallmark/internal/signer/teleport"
 	"github.com/hallmark-ssh/hallmark/internal/signer/teleport/teleporttest"
 )
@@ -80,7 +81,7 @@ func withTeleport(env *testscript.Env) error {
 	}
 	defer func() { _ = client.Close() }()
 	parts := strings.Split(knownHolder, "/")
-	return client.UpsertNode(ctx, teleport.Node{
+	return client.UpsertNode(ctx, node.Node{
 		ID: ec2ref.Instance{Account: ec2ref.Account(parts[0]), Region: ec2ref.Region(parts[1]), ID: ec2ref.InstanceID(parts[2])}.NodeID(), Hostname: "web", Address: "10.0.0.7:22",
 		Labels: map[string]string{"hallmark/signer": "signer.example.com"}, Expires: deployment.Now().Add(time.Hour),
 	})

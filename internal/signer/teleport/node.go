@@ -17,9 +17,6 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/signer/node"
 )
 
-// Node is the record of an OpenSSH server.
-type Node = node.Node
-
 // hostnamePattern is Teleport's own rule. Its newer servers replace a name that breaks
 // it, without an error, and the certificate would no longer match the node.
 var hostnamePattern = regexp.MustCompile(`^[a-zA-Z0-9]+[a-zA-Z0-9.-]*$`)
@@ -28,7 +25,7 @@ const maxHostnameLength = 256
 
 // Node returns the node with that ID. It fails with ErrNotFound if there is none, and may
 // do so for a while after UpsertNode: Teleport reads from a cache.
-func (c *Client) Node(ctx context.Context, id string) (*Node, error) {
+func (c *Client) Node(ctx context.Context, id string) (*node.Node, error) {
 	var server types.Server
 	err := c.do(ctx, "read node "+id, func(ctx context.Context, live *connection) (err error) {
 		server, err = live.api.GetNode(ctx, defaults.Namespace, id)
@@ -37,8 +34,8 @@ func (c *Client) Node(ctx context.Context, id string) (*Node, error) {
 	if err != nil {
 		return nil, err
 	}
-	node := nodeOf(server)
-	return &node, nil
+	n := nodeOf(server)
+	return &n, nil
 }
 
 // maxNamed bounds how many nodes with the host names the client reads. More would not
@@ -48,7 +45,7 @@ const maxNamed = 100
 // NodesNamed returns nodes that have any of the host names, at most maxNamed, from any
 // program. Names match as given, in all lower or upper case, or with a capital first
 // letter. Like Node, it may not yet show recent nodes.
-func (c *Client) NodesNamed(ctx context.Context, hostnames ...string) ([]Node, error) {
+func (c *Client) NodesNamed(ctx context.Context, hostnames ...string) ([]node.Node, error) {
 	if len(hostnames) == 0 {
 		return nil, nil
 	}
@@ -65,7 +62,7 @@ func (c *Client) NodesNamed(ctx context.Context, hostnames ...string) ([]Node, e
 	if err != nil {
 		return nil, err
 	}
-	var nodes []Node
+	var nodes []node.Node
 	for _, resource := range page.Resources {
 		if server, ok := resource.(types.Server); ok {
 			nodes = append(nodes, nodeOf(server))
@@ -92,7 +89,7 @@ func nameExpression(hostnames []string) string {
 
 // NodesWith returns the nodes that have all the labels, from any program. Like Node, it
 // may not yet show recent nodes.
-func (c *Client) NodesWith(ctx context.Context, labels map[string]string) ([]Node, error) {
+func (c *Client) NodesWith(ctx context.Context, labels map[string]string) ([]node.Node, error) {
 	var servers []types.Server
 	err := c.do(ctx, "list nodes by their labels", func(ctx context.Context, live *connection) (err error) {
 		servers, err = client.GetAllResources[types.Server](ctx, live.api, &proto.ListResourcesRequest{
@@ -105,7 +102,7 @@ func (c *Client) NodesWith(ctx context.Context, labels map[string]string) ([]Nod
 	if err != nil {
 		return nil, err
 	}
-	nodes := make([]Node, 0, len(servers))
+	nodes := make([]node.Node, 0, len(servers))
 	for _, server := range servers {
 		nodes = append(nodes, nodeOf(server))
 	}
@@ -114,12 +111,12 @@ func (c *Client) NodesWith(ctx context.Context, labels map[string]string) ([]Nod
 
 // UpsertNode creates or replaces the node, even another program's: the caller must know
 // that this signer owns it.
-func (c *Client) UpsertNode(ctx context.Context, node Node) error {
-	server, err := serverOf(node)
+func (c *Client) UpsertNode(ctx context.Context, n node.Node) error {
+	server, err := serverOf(n)
 	if err != nil {
-		return fmt.Errorf("write node %s: %w", node.ID, err)
+		return fmt.Errorf("write node %s: %w", n.ID, err)
 	}
-	return c.do(ctx, "write node "+node.ID, func(ctx context.Context, live *connection) error {
+	return c.do(ctx, "write node "+n.ID, func(ctx context.Context, live *connection) error {
 		_, err := live.api.UpsertNode(ctx, server)
 		return err
 	})
@@ -132,8 +129,8 @@ func (c *Client) DeleteNode(ctx context.Context, id string) error {
 	})
 }
 
-func nodeOf(server types.Server) Node {
-	return Node{
+func nodeOf(server types.Server) node.Node {
+	return node.Node{
 		ID:       server.GetName(),
 		Hostname: server.GetHostname(),
 		Address:  server.GetAddr(),
@@ -142,29 +139,29 @@ func nodeOf(server types.Server) Node {
 	}
 }
 
-func serverOf(node Node) (*types.ServerV2, error) {
+func serverOf(n node.Node) (*types.ServerV2, error) {
 	switch {
-	case node.ID == "":
+	case n.ID == "":
 		return nil, errors.New("no ID") // the library would generate one
-	case len(node.Hostname) > maxHostnameLength || !hostnamePattern.MatchString(node.Hostname):
-		return nil, fmt.Errorf("host name %q is not one that Teleport keeps", node.Hostname)
-	case node.Expires.IsZero():
+	case len(n.Hostname) > maxHostnameLength || !hostnamePattern.MatchString(n.Hostname):
+		return nil, fmt.Errorf("host name %q is not one that Teleport keeps", n.Hostname)
+	case n.Expires.IsZero():
 		// The node would outlive its machine forever if every event about the machine is
 		// lost.
 		return nil, errors.New("no time of expiry")
 	}
-	expires := node.Expires.UTC()
+	expires := n.Expires.UTC()
 	server := &types.ServerV2{
 		Kind:    types.KindNode,
 		SubKind: types.SubKindOpenSSHNode,
 		Version: types.V2,
 		Metadata: types.Metadata{
-			Name:      node.ID,
+			Name:      n.ID,
 			Namespace: defaults.Namespace,
-			Labels:    node.Labels,
+			Labels:    n.Labels,
 			Expires:   &expires,
 		},
-		Spec: types.ServerSpecV2{Addr: node.Address, Hostname: node.Hostname},
+		Spec: types.ServerSpecV2{Addr: n.Address, Hostname: n.Hostname},
 	}
 	return server, server.CheckAndSetDefaults()
 }

@@ -20,7 +20,6 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
 	"github.com/hallmark-ssh/hallmark/internal/signer/node"
 	"github.com/hallmark-ssh/hallmark/internal/signer/policy"
-	"github.com/hallmark-ssh/hallmark/internal/signer/teleport"
 )
 
 // Inventory asks EC2 about instances. *inventory.EC2 implements it.
@@ -51,10 +50,10 @@ type Cluster interface {
 	ClusterName() string
 	ProxyName() string
 	// Node fails with teleport.ErrNotFound.
-	Node(ctx context.Context, id string) (*teleport.Node, error)
+	Node(ctx context.Context, id string) (*node.Node, error)
 	// NodesWith returns the nodes that have all the labels.
-	NodesWith(ctx context.Context, labels map[string]string) ([]teleport.Node, error)
-	UpsertNode(ctx context.Context, node teleport.Node) error
+	NodesWith(ctx context.Context, labels map[string]string) ([]node.Node, error)
+	UpsertNode(ctx context.Context, n node.Node) error
 	// DeleteNode fails with teleport.ErrNotFound.
 	DeleteNode(ctx context.Context, id string) error
 }

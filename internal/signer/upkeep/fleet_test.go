@@ -30,14 +30,6 @@ const (
 )
 
 // world is a fleet and all that it calls, faked, with a note of each call.
-// Variables of the tests are named node, too.
-const (
-	signerLabel   = node.SignerLabel
-	accountLabel  = node.AccountLabel
-	regionLabel   = node.RegionLabel
-	instanceLabel = node.InstanceLabel
-)
-
 type world struct {
 	t     *testing.T
 	fleet *Fleet
@@ -52,9 +44,9 @@ type world struct {
 	accountErr error
 	before     func() // runs before EC2 answers
 	ledger     ledger.Memory
-	nodes      map[string]teleport.Node
+	nodes      map[string]node.Node
 	deleteErr  error
-	onUpsert   func(teleport.Node)
+	onUpsert   func(node.Node)
 	onWrite    func() // runs after a node was written or deleted
 	onAll      func(region string)
 }
@@ -63,7 +55,7 @@ func newWorld(t *testing.T) *world {
 	t.Helper()
 	w := &world{
 		t: t, now: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC),
-		instances: make(map[ec2ref.InstanceID]*inventory.Instance), nodes: make(map[string]teleport.Node),
+		instances: make(map[ec2ref.InstanceID]*inventory.Instance), nodes: make(map[string]node.Node),
 	}
 	w.fleet = &Fleet{
 		Audience: testAudience, Accounts: []ec2ref.Account{testAccount}, Regions: []ec2ref.Region{testRegion},
@@ -139,16 +131,16 @@ func (w *world) enrollInstance(n int, i *inventory.Instance) {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	node, err := p.render(i, record)
+	server, err := p.render(i, record)
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	w.nodes[node.ID] = node
+	w.nodes[server.ID] = server
 }
 
-func (w *world) node(n int) (teleport.Node, bool) {
-	node, ok := w.nodes[ref(n).NodeID()]
-	return node, ok
+func (w *world) node(n int) (node.Node, bool) {
+	server, ok := w.nodes[ref(n).NodeID()]
+	return server, ok
 }
 
 type fakeEC2 struct{ *world }
@@ -193,36 +185,36 @@ type fakeCluster struct{ *world }
 func (f fakeCluster) ClusterName() string { return "teleport.example.com" }
 func (f fakeCluster) ProxyName() string   { return "proxy.example.com" }
 
-func (f fakeCluster) Node(_ context.Context, id string) (*teleport.Node, error) {
+func (f fakeCluster) Node(_ context.Context, id string) (*node.Node, error) {
 	f.note("node")
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	node, ok := f.nodes[id]
+	n, ok := f.nodes[id]
 	if !ok {
 		return nil, teleport.ErrNotFound
 	}
-	return &node, nil
+	return &n, nil
 }
 
-func (f fakeCluster) NodesWith(_ context.Context, labels map[string]string) ([]teleport.Node, error) {
+func (f fakeCluster) NodesWith(_ context.Context, labels map[string]string) ([]node.Node, error) {
 	f.note("nodes")
-	var list []teleport.Node
-	for _, node := range f.nodes {
-		if node.Labels[signerLabel] == labels[signerLabel] {
-			list = append(list, node)
+	var list []node.Node
+	for _, n := range f.nodes {
+		if n.Labels[node.SignerLabel] == labels[node.SignerLabel] {
+			list = append(list, n)
 		}
 	}
 	return list, nil
 }
 
-func (f fakeCluster) UpsertNode(_ context.Context, node teleport.Node) error {
+func (f fakeCluster) UpsertNode(_ context.Context, n node.Node) error {
 	f.note("upsert")
 	if f.onUpsert != nil {
-		f.onUpsert(node)
+		f.onUpsert(n)
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.nodes[node.ID] = node
+	f.nodes[n.ID] = n
 	if f.onWrite != nil {
 		f.onWrite()
 	}
@@ -298,14 +290,14 @@ func TestStateChanged(t *testing.T) {
 func (w *world) terminate(n int) { w.instances[ref(n).ID].State = inventory.StateTerminated }
 
 func (w *world) relabel(n int, signer string) {
-	node := w.nodes[ref(n).NodeID()]
+	server := w.nodes[ref(n).NodeID()]
 	labels := make(map[string]string)
-	for key, value := range node.Labels {
+	for key, value := range server.Labels {
 		labels[key] = value
 	}
-	labels[signerLabel] = signer
-	node.Labels = labels
-	w.nodes[node.ID] = node
+	labels[node.SignerLabel] = signer
+	server.Labels = labels
+	w.nodes[server.ID] = server
 }
 
 // The event may come before the enrollment that it must stop has claimed anything.
@@ -356,7 +348,7 @@ func TestTagsChanged(t *testing.T) {
 	if after.Labels["aws/team"] != "a" || after.Labels["aws/Name"] != "db" || after.Labels["aws/env"] != "" {
 		t.Errorf("labels %v", after.Labels)
 	}
-	for _, key := range []string{signerLabel, accountLabel, regionLabel, instanceLabel, "hallmark/account"} {
+	for _, key := range []string{node.SignerLabel, node.AccountLabel, node.RegionLabel, node.InstanceLabel, "hallmark/account"} {
 		if after.Labels[key] != before.Labels[key] {
 			t.Errorf("%s is %q, was %q", key, after.Labels[key], before.Labels[key])
 		}
@@ -395,8 +387,8 @@ func TestVersionsOfTagEventsDecideNothing(t *testing.T) {
 	for n, version := range []uint64{5, 4, 5, math.MaxUint64, 6, 7, 0} {
 		i.Tags["n"] = strconv.Itoa(n)
 		w.tagsChanged(TagChange{ref(1), version})
-		if node, _ := w.node(1); node.Labels["aws/n"] != strconv.Itoa(n) {
-			t.Errorf("version %d: labels %v", version, node.Labels)
+		if server, _ := w.node(1); server.Labels["aws/n"] != strconv.Itoa(n) {
+			t.Errorf("version %d: labels %v", version, server.Labels)
 		}
 	}
 }
@@ -408,15 +400,15 @@ func TestATagEventKeepsWhatARenewalWrote(t *testing.T) {
 	w.now = w.now.Add(6 * 24 * time.Hour)
 	renewed := w.now.Add(policy.DefaultLifetime)
 	i.Tags["env"] = "staging"
-	w.onUpsert = func(node teleport.Node) {
+	w.onUpsert = func(n node.Node) {
 		w.onUpsert = nil
 		w.renew(1, "db-"+string(i.ID), renewed)
-		node.Hostname, node.Expires = "db-"+string(i.ID), renewed
-		w.nodes[node.ID] = node
+		n.Hostname, n.Expires = "db-"+string(i.ID), renewed
+		w.nodes[n.ID] = n
 	}
 	w.tagsChanged(TagChange{ref(1), 5})
-	if node, _ := w.node(1); node.Hostname != "db-"+string(i.ID) || !node.Expires.Equal(renewed) || node.Labels["aws/env"] != "staging" {
-		t.Errorf("node %+v, want the name and the lease of the renewal, until %s", node, renewed)
+	if n, _ := w.node(1); n.Hostname != "db-"+string(i.ID) || !n.Expires.Equal(renewed) || n.Labels["aws/env"] != "staging" {
+		t.Errorf("node %+v, want the name and the lease of the renewal, until %s", n, renewed)
 	}
 }
 
@@ -444,7 +436,7 @@ func TestATagEventThatDiesDoesNotBringANodeBack(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t)
 			w.enroll(1).Tags["env"] = "staging"
-			w.onUpsert = func(teleport.Node) { // off-boarded meanwhile
+			w.onUpsert = func(node.Node) { // off-boarded meanwhile
 				w.onUpsert = nil
 				if err := w.ledger.Retire(t.Context(), ref(1)); err != nil {
 					t.Fatal(err)
@@ -488,8 +480,8 @@ func TestAMachineThatIsAdmittedAgainKeepsItsNode(t *testing.T) {
 		}
 	}
 	w.tagsChanged(TagChange{ref(1), 1})
-	if node, ok := w.node(1); !ok || node.Labels["aws/env"] != "prod" {
-		t.Errorf("node %+v, is there: %v", node, ok)
+	if n, ok := w.node(1); !ok || n.Labels["aws/env"] != "prod" {
+		t.Errorf("node %+v, is there: %v", n, ok)
 	}
 }
 
@@ -497,7 +489,7 @@ func TestATagEventThatIsNeverDoneComesAgain(t *testing.T) {
 	w := newWorld(t)
 	i := w.enroll(1)
 	n := 0
-	w.onUpsert = func(teleport.Node) {
+	w.onUpsert = func(node.Node) {
 		n++
 		i.Tags = map[string]string{"n": strconv.Itoa(n)}
 		if err := w.ledger.SeeTags(t.Context(), ref(1), 2); err != nil {
@@ -515,21 +507,21 @@ func TestRacingTagEventsEndWithTheLatestTags(t *testing.T) {
 	w := newWorld(t)
 	i := w.enroll(1)
 	i.Tags["v"] = "1"
-	w.onUpsert = func(teleport.Node) {
+	w.onUpsert = func(node.Node) {
 		w.onUpsert = nil
 		i.Tags = map[string]string{"v": "2"}
 		w.tagsChanged(TagChange{ref(1), 2})
 	}
 	w.tagsChanged(TagChange{ref(1), 1})
-	if node, _ := w.node(1); node.Labels["aws/v"] != "2" {
-		t.Errorf("labels %v", node.Labels)
+	if n, _ := w.node(1); n.Labels["aws/v"] != "2" {
+		t.Errorf("labels %v", n.Labels)
 	}
 }
 
 func TestATagEventDoesNotBringANodeBack(t *testing.T) {
 	w := newWorld(t)
 	w.enroll(1).Tags["x"] = "y"
-	w.onUpsert = func(teleport.Node) {
+	w.onUpsert = func(node.Node) {
 		w.onUpsert = nil
 		w.terminate(1)
 		if err := w.stateChanged(ref(1)); err != nil {
@@ -537,8 +529,8 @@ func TestATagEventDoesNotBringANodeBack(t *testing.T) {
 		}
 	}
 	w.tagsChanged(TagChange{ref(1), 1})
-	if node, ok := w.node(1); ok {
-		t.Errorf("node %v", node)
+	if n, ok := w.node(1); ok {
+		t.Errorf("node %v", n)
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/signer/emf"
 	"github.com/hallmark-ssh/hallmark/internal/signer/inventory"
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
+	"github.com/hallmark-ssh/hallmark/internal/signer/node"
 	"github.com/hallmark-ssh/hallmark/internal/signer/teleport"
 )
 
@@ -66,12 +67,12 @@ func (c watchedCluster) watch(ctx context.Context, call func() error) error {
 	return c.tally.teleport.watch(ctx, c.now, teleport.ErrNotFound, call)
 }
 
-func (c watchedCluster) Node(ctx context.Context, id string) (node *teleport.Node, err error) {
-	err = c.watch(ctx, func() (err error) { node, err = c.Cluster.Node(ctx, id); return err })
-	return node, err
+func (c watchedCluster) Node(ctx context.Context, id string) (n *node.Node, err error) {
+	err = c.watch(ctx, func() (err error) { n, err = c.Cluster.Node(ctx, id); return err })
+	return n, err
 }
 
-func (c watchedCluster) NodesWith(ctx context.Context, labels map[string]string) (nodes []teleport.Node, err error) {
+func (c watchedCluster) NodesWith(ctx context.Context, labels map[string]string) (nodes []node.Node, err error) {
 	err = c.watch(ctx, func() (err error) { nodes, err = c.Cluster.NodesWith(ctx, labels); return err })
 	return nodes, err
 }
@@ -84,8 +85,8 @@ func (c watchedCluster) DeleteNode(ctx context.Context, id string) error {
 	return err
 }
 
-func (c watchedCluster) UpsertNode(ctx context.Context, node teleport.Node) error {
-	err := c.watch(ctx, func() error { return c.Cluster.UpsertNode(ctx, node) })
+func (c watchedCluster) UpsertNode(ctx context.Context, n node.Node) error {
+	err := c.watch(ctx, func() error { return c.Cluster.UpsertNode(ctx, n) })
 	if err == nil {
 		c.tally.written.Add(1)
 	}

@@ -19,7 +19,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 	"github.com/hallmark-ssh/hallmark/internal/signer/emf/emftest"
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
-	"github.com/hallmark-ssh/hallmark/internal/signer/teleport"
+	"github.com/hallmark-ssh/hallmark/internal/signer/node"
 )
 
 var update = flag.Bool("update", false, "rewrite the golden files")
@@ -82,7 +82,7 @@ func TestLineOfABatch(t *testing.T) {
 	w.enroll(2).Tags["secret"] = "tags are not in the line"
 	w.enroll(3)
 	w.before = func() { w.now = w.now.Add(40 * time.Millisecond) }
-	w.onUpsert = func(node teleport.Node) { w.log.Reset() } // its own line has the labels
+	w.onUpsert = func(n node.Node) { w.log.Reset() } // its own line has the labels
 	w.fleet.Handle(t.Context(), Batch{Records: []Message{
 		message("m1", about(stateEvent, 1)),
 		message("m2", about(stateEvent, 3)),
@@ -164,7 +164,7 @@ type failingCluster struct {
 	err error
 }
 
-func (f failingCluster) Node(context.Context, string) (*teleport.Node, error) { return nil, f.err }
+func (f failingCluster) Node(context.Context, string) (*node.Node, error) { return nil, f.err }
 
 type failingLedger struct {
 	Ledger

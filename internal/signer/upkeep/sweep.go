@@ -14,7 +14,6 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
 	"github.com/hallmark-ssh/hallmark/internal/signer/node"
 	"github.com/hallmark-ssh/hallmark/internal/signer/policy"
-	"github.com/hallmark-ssh/hallmark/internal/signer/teleport"
 )
 
 // Report is the result of a sweep.
@@ -56,7 +55,7 @@ type Report struct {
 // ownNode is a node that this signer wrote.
 type ownNode struct {
 	instance ec2ref.Instance
-	node     teleport.Node
+	node     node.Node
 }
 
 // survey sorts the nodes of one account and region.
@@ -198,7 +197,7 @@ func (f *Fleet) notedPlaces(ctx context.Context) (map[ec2ref.Place]bool, error) 
 
 // sort groups this signer's nodes by account and region. It leaves out nodes of unlisted
 // accounts and regions, and nodes whose labels do not match their id.
-func (f *Fleet) sort(ctx context.Context, nodes []teleport.Node, report *Report) map[ec2ref.Place][]ownNode {
+func (f *Fleet) sort(ctx context.Context, nodes []node.Node, report *Report) map[ec2ref.Place][]ownNode {
 	byPlace := make(map[ec2ref.Place][]ownNode)
 	for _, account := range f.Accounts {
 		for _, region := range f.Regions {

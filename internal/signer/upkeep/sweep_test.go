@@ -10,7 +10,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 	"github.com/hallmark-ssh/hallmark/internal/signer/inventory"
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
-	"github.com/hallmark-ssh/hallmark/internal/signer/teleport"
+	"github.com/hallmark-ssh/hallmark/internal/signer/node"
 )
 
 func (w *world) sweep(limit int) Report {
@@ -42,11 +42,11 @@ func TestSweep(t *testing.T) {
 			t.Errorf("instance %d: node is there %v, ended %v", n, ok, w.retired(n))
 		}
 	}
-	if node, _ := w.node(4); node.Labels["aws/new"] != "tag" {
-		t.Errorf("labels %v", node.Labels)
+	if server, _ := w.node(4); server.Labels["aws/new"] != "tag" {
+		t.Errorf("labels %v", server.Labels)
 	}
-	if node, _ := w.node(5); node.Address != "10.9.9.9:22" {
-		t.Errorf("address %s", node.Address)
+	if server, _ := w.node(5); server.Address != "10.9.9.9:22" {
+		t.Errorf("address %s", server.Address)
 	}
 	w.calls = nil
 	if got, want := w.sweep(0), (Report{Nodes: 4, Unenrolled: 1}); got != want {
@@ -62,18 +62,18 @@ func TestSweepMendsHostNameAndLease(t *testing.T) {
 	w := newWorld(t)
 	i := w.enroll(1)
 	want, _ := w.node(1)
-	for name, change := range map[string]func(*teleport.Node){
-		"host name": func(n *teleport.Node) { n.Hostname = "another" },
-		"lease":     func(n *teleport.Node) { n.Expires = n.Expires.Add(-time.Hour) },
+	for name, change := range map[string]func(*node.Node){
+		"host name": func(n *node.Node) { n.Hostname = "another" },
+		"lease":     func(n *node.Node) { n.Expires = n.Expires.Add(-time.Hour) },
 	} {
-		node := want
-		change(&node)
-		w.nodes[node.ID] = node
+		server := want
+		change(&server)
+		w.nodes[server.ID] = server
 		if got, want := w.sweep(0), (Report{Nodes: 1, Repaired: 1}); got != want {
 			t.Errorf("%s: got %+v, want %+v", name, got, want)
 		}
-		if node, _ = w.node(1); node.Hostname != want.Hostname || !node.Expires.Equal(want.Expires) {
-			t.Errorf("%s: node %+v, want %+v", name, node, want)
+		if server, _ = w.node(1); server.Hostname != want.Hostname || !server.Expires.Equal(want.Expires) {
+			t.Errorf("%s: node %+v, want %+v", name, server, want)
 		}
 	}
 	if w.calls = nil; w.sweep(0) != (Report{Nodes: 1}) || len(w.calls) != 2 {
@@ -122,17 +122,17 @@ func TestSweepAsksAgainAboutWhatTheListingMissed(t *testing.T) {
 
 func TestSweepLeavesForeignNodesAlone(t *testing.T) {
 	w := newWorld(t)
-	for n, change := range map[int]func(*teleport.Node){
-		1: func(n *teleport.Node) { n.Labels[signerLabel] = "another signer" },
-		2: func(n *teleport.Node) { n.Labels[accountLabel] = "999999999999" },
-		3: func(n *teleport.Node) { n.Labels[regionLabel] = "eu-west-1" },
-		4: func(n *teleport.Node) { n.Labels[instanceLabel] = string(ref(5).ID) },
-		6: func(n *teleport.Node) { delete(n.Labels, instanceLabel) },
+	for n, change := range map[int]func(*node.Node){
+		1: func(n *node.Node) { n.Labels[node.SignerLabel] = "another signer" },
+		2: func(n *node.Node) { n.Labels[node.AccountLabel] = "999999999999" },
+		3: func(n *node.Node) { n.Labels[node.RegionLabel] = "eu-west-1" },
+		4: func(n *node.Node) { n.Labels[node.InstanceLabel] = string(ref(5).ID) },
+		6: func(n *node.Node) { delete(n.Labels, node.InstanceLabel) },
 	} {
 		w.enroll(n)
 		delete(w.instances, ref(n).ID)
-		node, _ := w.node(n)
-		change(&node)
+		server, _ := w.node(n)
+		change(&server)
 	}
 	if got, want := w.sweep(0), (Report{Foreign: 4}); got != want {
 		t.Errorf("got %+v, want %+v", got, want)

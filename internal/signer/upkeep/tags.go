@@ -168,7 +168,7 @@ func (w *follower) once(ctx context.Context, record ledger.Record, i *inventory.
 	return w.write(ctx, want)
 }
 
-func (w *follower) write(ctx context.Context, want teleport.Node) (bool, error) {
+func (w *follower) write(ctx context.Context, want node.Node) (bool, error) {
 	if err := w.cluster.UpsertNode(ctx, want); err != nil {
 		return false, err
 	}
@@ -188,7 +188,7 @@ func (w *follower) dismiss(ctx context.Context, reason error) (bool, error) {
 
 // isSame compares all fields of a node. The ledger stores leases in whole seconds, and
 // old records store none.
-func isSame(want, node teleport.Node, r ledger.Record) bool {
-	lease := r.Lease.IsZero() || want.Expires.Sub(node.Expires).Abs() < time.Second
-	return lease && want.Hostname == node.Hostname && want.Address == node.Address && maps.Equal(want.Labels, node.Labels)
+func isSame(want, n node.Node, r ledger.Record) bool {
+	lease := r.Lease.IsZero() || want.Expires.Sub(n.Expires).Abs() < time.Second
+	return lease && want.Hostname == n.Hostname && want.Address == n.Address && maps.Equal(want.Labels, n.Labels)
 }

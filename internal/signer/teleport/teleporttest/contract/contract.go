@@ -18,6 +18,7 @@ import (
 
 	"github.com/hallmark-ssh/hallmark/internal/caexport"
 	"github.com/hallmark-ssh/hallmark/internal/hostcert"
+	"github.com/hallmark-ssh/hallmark/internal/signer/node"
 	"github.com/hallmark-ssh/hallmark/internal/signer/teleport"
 	"github.com/hallmark-ssh/hallmark/internal/signer/teleport/teleporttest"
 )
@@ -69,72 +70,72 @@ func testNames(t *testing.T, c *teleport.Client) {
 }
 
 func testNodeLife(t *testing.T, c *teleport.Client) {
-	node := newNode(t, c, time.Hour)
+	server := newNode(t, c, time.Hour)
 	ctx := deadline(t)
-	if _, err := c.Node(ctx, node.ID); !errors.Is(err, teleport.ErrNotFound) {
+	if _, err := c.Node(ctx, server.ID); !errors.Is(err, teleport.ErrNotFound) {
 		t.Fatalf("before it is written: got %v, want ErrNotFound", err)
 	}
-	check(t, c.UpsertNode(ctx, node))
-	got := await(t, c, node.ID, func(n *teleport.Node) bool { return n != nil })
-	if got.ID != node.ID || got.Hostname != node.Hostname || got.Address != node.Address ||
-		!got.Expires.Equal(node.Expires) || !maps.Equal(got.Labels, node.Labels) {
-		t.Errorf("read back %+v, want %+v", *got, node)
+	check(t, c.UpsertNode(ctx, server))
+	got := await(t, c, server.ID, func(n *node.Node) bool { return n != nil })
+	if got.ID != server.ID || got.Hostname != server.Hostname || got.Address != server.Address ||
+		!got.Expires.Equal(server.Expires) || !maps.Equal(got.Labels, server.Labels) {
+		t.Errorf("read back %+v, want %+v", *got, server)
 	}
-	check(t, c.DeleteNode(ctx, node.ID))
-	await(t, c, node.ID, func(n *teleport.Node) bool { return n == nil })
-	if err := c.DeleteNode(ctx, node.ID); !errors.Is(err, teleport.ErrNotFound) {
+	check(t, c.DeleteNode(ctx, server.ID))
+	await(t, c, server.ID, func(n *node.Node) bool { return n == nil })
+	if err := c.DeleteNode(ctx, server.ID); !errors.Is(err, teleport.ErrNotFound) {
 		t.Errorf("delete it again: got %v, want ErrNotFound", err)
 	}
 }
 
 func testNodeTwice(t *testing.T, c *teleport.Client) {
-	node := newNode(t, c, time.Hour)
+	server := newNode(t, c, time.Hour)
 	ctx := deadline(t)
-	check(t, c.UpsertNode(ctx, node))
-	node.Address, node.Expires = "192.0.2.2:2222", node.Expires.Add(time.Hour)
-	delete(node.Labels, "aws/Name")
-	check(t, c.UpsertNode(ctx, node))
-	got := await(t, c, node.ID, func(n *teleport.Node) bool { return n != nil && n.Address == node.Address })
-	if !maps.Equal(got.Labels, node.Labels) || !got.Expires.Equal(node.Expires) {
-		t.Errorf("read back %+v, want %+v", *got, node)
+	check(t, c.UpsertNode(ctx, server))
+	server.Address, server.Expires = "192.0.2.2:2222", server.Expires.Add(time.Hour)
+	delete(server.Labels, "aws/Name")
+	check(t, c.UpsertNode(ctx, server))
+	got := await(t, c, server.ID, func(n *node.Node) bool { return n != nil && n.Address == server.Address })
+	if !maps.Equal(got.Labels, server.Labels) || !got.Expires.Equal(server.Expires) {
+		t.Errorf("read back %+v, want %+v", *got, server)
 	}
 }
 
 func testNodeExpiry(t *testing.T, c *teleport.Client) {
-	node := newNode(t, c, 2*time.Second)
-	check(t, c.UpsertNode(deadline(t), node))
-	await(t, c, node.ID, func(n *teleport.Node) bool { return n == nil && time.Now().After(node.Expires) })
+	server := newNode(t, c, 2*time.Second)
+	check(t, c.UpsertNode(deadline(t), server))
+	await(t, c, server.ID, func(n *node.Node) bool { return n == nil && time.Now().After(server.Expires) })
 }
 
 // An address that means the host itself never stays: Teleport takes it for that of
 // the caller, which for an agent is the machine, and here is the signer.
 func testNodeLoopback(t *testing.T, c *teleport.Client) {
-	node := newNode(t, c, time.Hour)
-	node.Address = "127.66.66.66:22"
-	check(t, c.UpsertNode(deadline(t), node))
-	got := await(t, c, node.ID, func(n *teleport.Node) bool { return n != nil })
-	if got.Address == node.Address || !strings.HasSuffix(got.Address, ":22") {
+	server := newNode(t, c, time.Hour)
+	server.Address = "127.66.66.66:22"
+	check(t, c.UpsertNode(deadline(t), server))
+	got := await(t, c, server.ID, func(n *node.Node) bool { return n != nil })
+	if got.Address == server.Address || !strings.HasSuffix(got.Address, ":22") {
 		t.Errorf("address %s, want that of the caller", got.Address)
 	}
 }
 
 func testNodesNamed(t *testing.T, c *teleport.Client) {
-	node, other := newNode(t, c, time.Hour), newNode(t, c, time.Hour)
-	other.Hostname = node.Hostname + "-2" // a keyword finds it too, and its label names the first
-	other.Labels["aws/Name"] = node.Hostname
+	server, other := newNode(t, c, time.Hour), newNode(t, c, time.Hour)
+	other.Hostname = server.Hostname + "-2" // a keyword finds it too, and its label names the first
+	other.Labels["aws/Name"] = server.Hostname
 	ctx := deadline(t)
-	check(t, c.UpsertNode(ctx, node))
+	check(t, c.UpsertNode(ctx, server))
 	check(t, c.UpsertNode(ctx, other))
-	await(t, c, node.ID, func(n *teleport.Node) bool { return n != nil })
-	await(t, c, other.ID, func(n *teleport.Node) bool { return n != nil })
-	for _, name := range []string{node.Hostname, strings.ToUpper(node.Hostname)} {
+	await(t, c, server.ID, func(n *node.Node) bool { return n != nil })
+	await(t, c, other.ID, func(n *node.Node) bool { return n != nil })
+	for _, name := range []string{server.Hostname, strings.ToUpper(server.Hostname)} {
 		nodes, err := c.NodesNamed(ctx, name)
 		check(t, err)
-		if len(nodes) != 1 || nodes[0].ID != node.ID {
-			t.Errorf("nodes named %s: got %+v, want just %s", name, nodes, node.ID)
+		if len(nodes) != 1 || nodes[0].ID != server.ID {
+			t.Errorf("nodes named %s: got %+v, want just %s", name, nodes, server.ID)
 		}
 	}
-	nodes, err := c.NodesNamed(ctx, "nobody", other.Hostname, node.Hostname+"."+c.ClusterName(), node.Hostname)
+	nodes, err := c.NodesNamed(ctx, "nobody", other.Hostname, server.Hostname+"."+c.ClusterName(), server.Hostname)
 	check(t, err)
 	if len(nodes) != 2 {
 		t.Errorf("nodes of two names: %+v", nodes)
@@ -147,35 +148,35 @@ func testNodesNamed(t *testing.T, c *teleport.Client) {
 }
 
 func testNodesWith(t *testing.T, c *teleport.Client) {
-	node, other := newNode(t, c, time.Hour), newNode(t, c, time.Hour)
+	server, other := newNode(t, c, time.Hour), newNode(t, c, time.Hour)
 	mark := uuid.NewString()
-	node.Labels["hallmark/signer"], node.Labels["aws/mark"] = "contract", mark
+	server.Labels["hallmark/signer"], server.Labels["aws/mark"] = "contract", mark
 	other.Labels["hallmark/signer"], other.Labels["aws/mark"] = "another", mark
 	ctx := deadline(t)
-	check(t, c.UpsertNode(ctx, node))
+	check(t, c.UpsertNode(ctx, server))
 	check(t, c.UpsertNode(ctx, other))
-	await(t, c, node.ID, func(n *teleport.Node) bool { return n != nil })
-	await(t, c, other.ID, func(n *teleport.Node) bool { return n != nil })
+	await(t, c, server.ID, func(n *node.Node) bool { return n != nil })
+	await(t, c, other.ID, func(n *node.Node) bool { return n != nil })
 	nodes, err := c.NodesWith(ctx, map[string]string{"hallmark/signer": "contract", "aws/mark": mark})
 	check(t, err)
-	if len(nodes) != 1 || nodes[0].ID != node.ID || !maps.Equal(nodes[0].Labels, node.Labels) {
-		t.Errorf("got %+v, want just %s", nodes, node.ID)
+	if len(nodes) != 1 || nodes[0].ID != server.ID || !maps.Equal(nodes[0].Labels, server.Labels) {
+		t.Errorf("got %+v, want just %s", nodes, server.ID)
 	}
 }
 
 func testNodeRefused(t *testing.T, c *teleport.Client) {
-	for name, change := range map[string]func(*teleport.Node){
-		"no ID":               func(n *teleport.Node) { n.ID = "" },
-		"no expiry":           func(n *teleport.Node) { n.Expires = time.Time{} },
-		"no host name":        func(n *teleport.Node) { n.Hostname = "" },
-		"bad host name":       func(n *teleport.Node) { n.Hostname = "web_1" },
-		"over-long host name": func(n *teleport.Node) { n.Hostname = strings.Repeat("a", 257) },
-		"address, no port":    func(n *teleport.Node) { n.Address = "192.0.2.1" },
-		"bad label key":       func(n *teleport.Node) { n.Labels["a key"] = "" },
+	for name, change := range map[string]func(*node.Node){
+		"no ID":               func(n *node.Node) { n.ID = "" },
+		"no expiry":           func(n *node.Node) { n.Expires = time.Time{} },
+		"no host name":        func(n *node.Node) { n.Hostname = "" },
+		"bad host name":       func(n *node.Node) { n.Hostname = "web_1" },
+		"over-long host name": func(n *node.Node) { n.Hostname = strings.Repeat("a", 257) },
+		"address, no port":    func(n *node.Node) { n.Address = "192.0.2.1" },
+		"bad label key":       func(n *node.Node) { n.Labels["a key"] = "" },
 	} {
-		node := newNode(t, c, time.Hour)
-		change(&node)
-		if err := c.UpsertNode(deadline(t), node); err == nil {
+		server := newNode(t, c, time.Hour)
+		change(&server)
+		if err := c.UpsertNode(deadline(t), server); err == nil {
 			t.Errorf("%s: accepted", name)
 		}
 	}
@@ -217,14 +218,14 @@ func testConcurrency(t *testing.T, c *teleport.Client) {
 	ctx, key := deadline(t), newHostKey(t)
 	var group sync.WaitGroup
 	for range 8 {
-		node := newNode(t, c, time.Hour)
+		n := newNode(t, c, time.Hour)
 		group.Go(func() {
-			if err := c.UpsertNode(ctx, node); err != nil {
+			if err := c.UpsertNode(ctx, n); err != nil {
 				t.Errorf("upsert: %v", err)
 			}
 		})
 		group.Go(func() {
-			if _, err := c.SignHostKey(ctx, key, []string{node.ID}, time.Hour); err != nil {
+			if _, err := c.SignHostKey(ctx, key, []string{n.ID}, time.Hour); err != nil {
 				t.Errorf("sign: %v", err)
 			}
 		})
@@ -240,7 +241,7 @@ func testClosed(t *testing.T, c *teleport.Client) {
 }
 
 // newNode returns a node of our own making, removed when the test ends.
-func newNode(t *testing.T, c *teleport.Client, ttl time.Duration) teleport.Node {
+func newNode(t *testing.T, c *teleport.Client, ttl time.Duration) node.Node {
 	id := uuid.NewString()
 	t.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
@@ -248,7 +249,7 @@ func newNode(t *testing.T, c *teleport.Client, ttl time.Duration) teleport.Node 
 		// Most tests wrote it, some deleted it, one closed the client.
 		_ = c.DeleteNode(ctx, id)
 	})
-	return teleport.Node{
+	return node.Node{
 		ID:       id,
 		Hostname: "contract-" + id[:8],
 		Address:  "192.0.2.1:22",
@@ -267,23 +268,23 @@ func newHostKey(t *testing.T) ssh.PublicKey {
 }
 
 // await reads the node, nil if there is none, until it is as it should be.
-func await(t *testing.T, c *teleport.Client, id string, ok func(*teleport.Node) bool) *teleport.Node {
+func await(t *testing.T, c *teleport.Client, id string, ok func(*node.Node) bool) *node.Node {
 	t.Helper()
 	ctx := deadline(t)
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
 	for {
-		node, err := c.Node(ctx, id)
+		n, err := c.Node(ctx, id)
 		if err != nil && !errors.Is(err, teleport.ErrNotFound) {
 			t.Fatal(err)
 		}
-		if ok(node) {
-			return node
+		if ok(n) {
+			return n
 		}
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
-			t.Fatalf("node %s is still %+v", id, node)
+			t.Fatalf("node %s is still %+v", id, n)
 		}
 	}
 }
