@@ -7,7 +7,7 @@ variable "audience" {
 }
 
 variable "alarm_email" {
-  description = "Who gets the alarms by e-mail"
+  description = "E-mail address for the alarms"
   type        = string
   default     = null
 }
@@ -25,7 +25,7 @@ variable "vpc_endpoint_ids" {
 }
 
 variable "url_auth_type" {
-  description = "Does Lambda require a signature with IAM credentials?"
+  description = "Require a signature with IAM credentials?"
   type        = string
   default     = null
 }
@@ -145,7 +145,7 @@ variable "alarm_login_seconds" {
 }
 
 variable "alarm_concurrency" {
-  description = "Concurrent functions of the account"
+  description = "Concurrent executions in the account"
   type        = number
   default     = null
 }
