@@ -92,6 +92,7 @@ func NewSigner(ctx context.Context, log *slog.Logger) (*enroll.Signer, entry.Kin
 		LaunchImages: ec2,
 		Policy:       p.policy,
 		Ledger:       p.ledger,
+		Refusals:     p.ledger,
 		Connect:      cluster.signer,
 		Log:          log,
 		Now:          Now,

@@ -90,6 +90,7 @@ func (d *deployment) checkEntry(kind entry.Kind) error {
 // ledgers is a ledger for either function.
 type ledgers interface {
 	enroll.Ledger
+	enroll.Refusals
 	upkeep.Ledger
 	upkeep.Records
 }

@@ -67,6 +67,7 @@ func newGrant(k ask, cluster Cluster, now time.Time) grant {
 			ValidUntil: end.Add(hostcert.MaxClockSkew),
 			Lease:      end,
 			Signer:     d.Labels[node.SignerLabel],
+			Rule:       d.Rule,
 		},
 		node: node.Node{
 			ID:       instance.NodeID(),

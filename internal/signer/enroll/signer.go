@@ -102,6 +102,8 @@ type Signer struct {
 	// proof.
 	Policy func(ctx context.Context) (*policy.Policy, error)
 	Ledger Ledger
+	// Refusals is optional. Without it, no refused request is noted.
+	Refusals Refusals
 	// Connect returns the cluster with a valid login. The signer calls it after the
 	// proof, so that an outage of Teleport costs an answer and not the process.
 	Connect func(ctx context.Context) (Cluster, error)
@@ -158,6 +160,7 @@ func (s *Signer) Enroll(ctx context.Context, r entry.Request) entry.Answer {
 	a := newAudit(s.Audience, r, s.now)
 	response, err := s.enroll(ctx, r, a)
 	answer := newAnswer(response, err, r.ID, s.now())
+	s.noteRefusal(ctx, a, answer.Status, err)
 	a.log(ctx, s.Log, answer.Status, err)
 	return answer
 }

@@ -31,6 +31,8 @@ import (
 //	permit     M     fingerprint (S), end (N), by (S): a permitted re-key
 //	signer     S     audience of the signer that claimed last
 //	lease      N     when the node's lease ends, according to the last confirmed claim
+//	renewed    N     when that claim was confirmed
+//	rule       S     rule of the policy that admitted it
 //	tags       N     counts the events about changes of the instance's tags
 //	rekeyed_by S     operator who permitted the keys of this generation, until confirmed
 //	ended      BOOL  true once the record is retired
@@ -53,6 +55,15 @@ import (
 // instance that never claimed anything only notes an event about its tags; it has
 // generation 0 and stays for an hour.
 //
+// The latest refused request of an instance that proved its identity is an item of its own,
+// so that it neither changes the record's version nor needs a record:
+//
+//	pk         S     refused#<account>/<region>/<instance id>
+//	refused_at N     when
+//	code       S     the error code in the answer
+//	reason     S     why, for operators
+//	expires    N
+//
 // Package stored keeps its own items in the table, under other partition keys.
 const (
 	attrPK         = "pk"
@@ -67,6 +78,8 @@ const (
 	attrPermit     = "permit"
 	attrSigner     = "signer"
 	attrLease      = "lease"
+	attrRenewed    = "renewed"
+	attrRule       = "rule"
 	attrTags       = "tags"
 	attrRekeyedBy  = "rekeyed_by"
 	attrRetired    = "ended"
@@ -74,6 +87,10 @@ const (
 	attrReleasedBy = "released_by"
 	attrExpires    = "expires"
 	attrHolder     = "holder"
+
+	attrRefusedAt     = "refused_at"
+	attrRefusalCode   = "code"
+	attrRefusalReason = "reason"
 
 	attrPermitKey        = "fingerprint"
 	attrPermitValidUntil = "end"
@@ -93,7 +110,11 @@ type item = map[string]types.AttributeValue
 // instancePrefix begins the key of an instance's item.
 const instancePrefix = "instance#"
 
+// refusedPrefix begins the key of the item that notes a refused request.
+const refusedPrefix = "refused#"
+
 func instancePK(i ec2ref.Instance) string { return instancePrefix + i.String() }
+func refusedPK(i ec2ref.Instance) string  { return refusedPrefix + i.String() }
 func keyPK(fingerprint string) string     { return "key#" + fingerprint }
 func namePK(name string) string           { return "name#" + name }
 func text(s string) types.AttributeValue  { return &types.AttributeValueMemberS{Value: s} }
@@ -114,7 +135,7 @@ func formatRecord(i ec2ref.Instance, r record) item {
 	it[attrNames] = formatNames(r.names)
 	for name, value := range map[string]string{
 		attrConfirmed: r.confirmedHostname, attrOwner: r.imageOwner, attrImage: r.image, attrSigner: r.signer,
-		attrRekeyedBy: r.rekeyedBy, attrRetiredBy: r.retiredBy,
+		attrRekeyedBy: r.rekeyedBy, attrRetiredBy: r.retiredBy, attrRule: r.rule,
 	} {
 		if value != "" {
 			it[name] = text(value)
@@ -135,7 +156,7 @@ func formatRecord(i ec2ref.Instance, r record) item {
 	if r.tagsVersion > 0 {
 		it[attrTags] = number(r.tagsVersion)
 	}
-	for name, value := range map[string]time.Time{attrLease: r.lease, attrExpires: r.expires} {
+	for name, value := range map[string]time.Time{attrLease: r.lease, attrExpires: r.expires, attrRenewed: r.renewed} {
 		if !value.IsZero() {
 			it[name] = number(value.Unix())
 		}
@@ -170,6 +191,8 @@ func parseRecord(it item) (record, error) {
 		imageOwner:        p.text(attrOwner),
 		signer:            p.text(attrSigner),
 		lease:             p.time(attrLease),
+		renewed:           p.time(attrRenewed),
+		rule:              p.text(attrRule),
 		tagsVersion:       p.count(attrTags),
 		rekeyedBy:         p.text(attrRekeyedBy),
 		retired:           p.bool(attrRetired),

@@ -19,7 +19,8 @@ func TestRecordItemRoundTrip(t *testing.T) {
 			confirmedHostname: "web", image: "ami-1", imageOwner: "111122223333", rekeyedBy: "an operator",
 			imageTags: map[string]string{"release": "stable", "empty": ""},
 			permit:    Permit{Fingerprint: "SHA256:c", ValidUntil: end, By: "another"},
-			retired:   true, retiredBy: "a third",
+			renewed:   end, rule: "web",
+			retired: true, retiredBy: "a third",
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -49,6 +50,8 @@ func TestRecordEqual(t *testing.T) {
 		"imageTags":         {imageTags: map[string]string{}},
 		"signer":            {signer: "hallmark.example.com"},
 		"lease":             {lease: time.Unix(1, 0)},
+		"renewed":           {renewed: time.Unix(1, 0)},
+		"rule":              {rule: "web"},
 		"expires":           {expires: time.Unix(1, 0)},
 		"permit":            {permit: Permit{By: "me"}},
 		"tagsVersion":       {tagsVersion: 1},

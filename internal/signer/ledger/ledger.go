@@ -85,6 +85,8 @@ type Claim struct {
 	// Lease is when the lease of the node written on this claim ends. Zero means
 	// ValidUntil.
 	Lease time.Time
+	// Rule is the rule of the policy that admitted the instance, for reports.
+	Rule string
 }
 
 // Record is the ledger's record of an instance. The zero value stands for an unknown
@@ -115,6 +117,10 @@ type Record struct {
 	// Lease is when the node's lease ends, according to the last confirmed claim. Old
 	// records lack it.
 	Lease time.Time
+	// Renewed is when the last claim was confirmed, in whole seconds, and Rule the rule of
+	// the policy that admitted it. They are for reports only. Old records lack both.
+	Renewed time.Time
+	Rule    string
 	// TagsVersion counts the notes that the instance's tags may have changed.
 	TagsVersion uint64
 	// Retired says that the instance is gone for good. It can never enroll again.

@@ -30,13 +30,14 @@ type Memory struct {
 	instances map[ec2ref.Instance]record
 	keys      map[string]ec2ref.Instance // by fingerprint
 	names     map[string]ec2ref.Instance
+	refusals  map[ec2ref.Instance]Refusal
 }
 
 // Clone returns a separate ledger with the same contents and no clock.
 func (m *Memory) Clone() *Memory {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return &Memory{instances: maps.Clone(m.instances), keys: maps.Clone(m.keys), names: maps.Clone(m.names)}
+	return &Memory{instances: maps.Clone(m.instances), keys: maps.Clone(m.keys), names: maps.Clone(m.names), refusals: maps.Clone(m.refusals)}
 }
 
 // String returns the ledger's whole content. Ledgers with the same text behave alike.
@@ -140,6 +141,46 @@ func (m *Memory) LookupAll(ctx context.Context, instances []ec2ref.Instance) (ma
 		records[i] = record
 	}
 	return records, nil
+}
+
+// Each visits every record and every refusal, in no order. It stops at the visitor's first
+// error and returns it.
+func (m *Memory) Each(ctx context.Context, v Visitor) error {
+	err := ctx.Err()
+	m.mu.Lock()
+	records, refusals := maps.Clone(m.instances), maps.Clone(m.refusals)
+	m.mu.Unlock()
+	for i, r := range records {
+		if err == nil && r.isKnown() {
+			err = v.Record(i, r.exported())
+		}
+	}
+	for i, r := range refusals {
+		if err == nil {
+			err = v.Refusal(i, r)
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("read all records: %w", err)
+	}
+	return nil
+}
+
+// NoteRefusal notes that a request of the instance was refused.
+func (m *Memory) NoteRefusal(ctx context.Context, i ec2ref.Instance, r Refusal) error {
+	if err := ctx.Err(); err != nil {
+		return fmt.Errorf("note the refusal of %s: %w", i.ID, err)
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if r = r.bounded(); !r.At.After(m.refusals[i].At) {
+		return nil
+	}
+	if m.refusals == nil {
+		m.refusals = make(map[ec2ref.Instance]Refusal)
+	}
+	m.refusals[i] = r
+	return nil
 }
 
 // Expired returns records that are not retired although all their certificates have

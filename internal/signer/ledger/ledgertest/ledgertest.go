@@ -25,6 +25,8 @@ type Ledger interface {
 	RetireBy(ctx context.Context, i ec2ref.Instance, by string) error
 	Expired(ctx context.Context, from string, now time.Time) (ledger.Expired, error)
 	RetireExpired(ctx context.Context, i ec2ref.Instance, now time.Time) (bool, error)
+	Each(ctx context.Context, v ledger.Visitor) error
+	NoteRefusal(ctx context.Context, i ec2ref.Instance, r ledger.Refusal) error
 	Release(ctx context.Context, name, by string, now time.Time) (ec2ref.Instance, error)
 	Permit(ctx context.Context, i ec2ref.Instance, p ledger.Permit) error
 	Announce(ctx context.Context, i ec2ref.Instance) (ledger.Record, error)
@@ -36,7 +38,7 @@ const lifetime = 7 * 24 * time.Hour
 
 // Run runs the contract tests. Open returns an empty ledger each time.
 func Run(t *testing.T, open func(*testing.T) Ledger) {
-	for _, tests := range []map[string]func(*testing.T, *fixture){claimTests(), nameTests(), permitTests(), expiredTests(), raceTests()} {
+	for _, tests := range []map[string]func(*testing.T, *fixture){claimTests(), nameTests(), permitTests(), expiredTests(), eachTests(), raceTests()} {
 		for name, test := range tests {
 			t.Run(name, func(t *testing.T) { test(t, newFixture(t, open(t))) })
 		}
@@ -344,6 +346,7 @@ func testLookup(t *testing.T, f *fixture) {
 		t.Fatal(err)
 	}
 	want.Version, want.ConfirmedHostname, want.ValidUntil, want.Lease = 2, "web", f.now.Add(lifetime), f.now.Add(lifetime)
+	want.Renewed = f.now
 	compare("its confirmation")
 	f.claim(nil, 1, "www", "k1", "k0")
 	want.Version, want.Fingerprints = 3, []string{"k0", "k1", "k2"}

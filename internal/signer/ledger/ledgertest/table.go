@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"maps"
 	"slices"
 	"strings"
@@ -81,24 +82,31 @@ func (t *Table) PutItem(ctx context.Context, in *dynamodb.PutItemInput, _ ...fun
 	return &dynamodb.PutItemOutput{}, nil
 }
 
-// Scan implements ledger.DynamoDBClient. It wants a bounded page and named attributes, and
-// goes through the items in the order of their keys.
+// Scan implements ledger.DynamoDBClient. It goes through the items in the order of their keys.
+// It wants a bounded page and named attributes, or one segment with all of them.
 func (t *Table) Scan(ctx context.Context, in *dynamodb.ScanInput, _ ...func(*dynamodb.Options)) (*dynamodb.ScanOutput, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	if in.Limit == nil || in.Select != types.SelectSpecificAttributes || in.FilterExpression == nil || in.ProjectionExpression == nil {
-		return nil, errors.New("a scan without limit, filter or named attributes")
+	limit, segments := int32(segmentPage), aws.ToInt32(in.TotalSegments)
+	switch {
+	case in.FilterExpression == nil:
+		return nil, errors.New("a scan without filter")
+	case segments > 0 && in.Segment != nil && in.ProjectionExpression == nil:
+	case in.Limit == nil || in.Select != types.SelectSpecificAttributes || in.ProjectionExpression == nil:
+		return nil, errors.New("a scan without segments, limit or named attributes")
+	default:
+		limit, segments = *in.Limit, 1
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	out, read := new(dynamodb.ScanOutput), int32(0)
 	from := primaryKey(in.ExclusiveStartKey)
 	for _, pk := range slices.Sorted(maps.Keys(t.items)) {
-		if pk <= from {
+		if pk <= from || segmentOf(pk, segments) != aws.ToInt32(in.Segment) {
 			continue
 		}
-		if read++; read > *in.Limit {
+		if read++; read > limit {
 			out.LastEvaluatedKey = map[string]types.AttributeValue{"pk": &types.AttributeValueMemberS{Value: from}}
 			break
 		}
@@ -108,16 +116,28 @@ func (t *Table) Scan(ctx context.Context, in *dynamodb.ScanInput, _ ...func(*dyn
 			return nil, err
 		}
 		if holds {
-			out.Items = append(out.Items, project(t.items[pk], *in.ProjectionExpression))
+			out.Items = append(out.Items, project(t.items[pk], in.ProjectionExpression))
 		}
 	}
 	return out, nil
 }
 
-// project returns the attributes of an item that are named.
-func project(item map[string]types.AttributeValue, names string) map[string]types.AttributeValue {
+// segmentPage is how many items this table puts on a page of a segment: few, so that tests
+// need several.
+const segmentPage = 10
+
+// segmentOf returns the segment of an item.
+func segmentOf(pk string, segments int32) int32 {
+	return int32(crc32.ChecksumIEEE([]byte(pk)) % uint32(segments)) //nolint:gosec // both are small
+}
+
+// project returns the attributes of an item that are named, or all without names.
+func project(item map[string]types.AttributeValue, names *string) map[string]types.AttributeValue {
+	if names == nil {
+		return maps.Clone(item)
+	}
 	projected := make(map[string]types.AttributeValue)
-	for name := range strings.SplitSeq(names, ", ") {
+	for name := range strings.SplitSeq(*names, ", ") {
 		if value, there := item[name]; there {
 			projected[name] = value
 		}
