@@ -141,15 +141,15 @@ func (i *VirtualInstance) knownHosts(ctx context.Context) (string, error) {
 	return path, os.WriteFile(path, []byte(i.ID+" "+key), 0o600)
 }
 
-// State asks the machine what it is enrolled as.
+// State returns what the machine's last enrollment left.
 func (i *VirtualInstance) State(ctx context.Context) (*state.State, error) {
-	out, err := i.Run(ctx, "hallmark status --json")
+	out, err := i.Run(ctx, "cat "+state.Path(state.Dir))
 	if err != nil {
 		return nil, err
 	}
 	enrolled := new(state.State)
 	if err := json.Unmarshal([]byte(out), enrolled); err != nil {
-		return nil, fmt.Errorf("%s: hallmark status: %w", i.Name, err)
+		return nil, fmt.Errorf("%s: read the state: %w", i.Name, err)
 	}
 	return enrolled, nil
 }

@@ -50,6 +50,10 @@ func loadInstance(dir string, slept time.Duration) (i imds.Instance, ok bool) {
 	return b.Instance, awake && b.AccountID != "" && b.Region != "" && b.InstanceID != ""
 }
 
+// KnownInstance returns the instance that a run has noted in a folder since the last boot or
+// hibernation.
+func KnownInstance(runDir string) (imds.Instance, bool) { return loadInstance(runDir, suspended()) }
+
 func saveInstance(dir string, i bootInstance) error {
 	data, err := json.Marshal(i)
 	if err != nil {

@@ -9,6 +9,7 @@ import (
 	"golang.org/x/crypto/ssh"
 
 	"github.com/hallmark-ssh/hallmark/internal/machine/cafile"
+	"github.com/hallmark-ssh/hallmark/internal/machine/config"
 	"github.com/hallmark-ssh/hallmark/internal/machine/hostkey"
 	"github.com/hallmark-ssh/hallmark/internal/machine/imds"
 	"github.com/hallmark-ssh/hallmark/internal/machine/signerclient"
@@ -97,6 +98,30 @@ func resigned(s *state.State, keys []hostkey.Key) string {
 		}
 	}
 	return ""
+}
+
+// Found is what a run would find on the machine.
+type Found struct {
+	State    *state.State
+	Instance imds.Instance // zero if it is not known
+	Config   config.Config
+	Keys     []hostkey.Key
+	CAFile   []byte
+}
+
+// Due returns why a run would ask for certificates, or "". Without the instance it goes by
+// everything else.
+func Due(f Found, now time.Time) (string, error) {
+	extra, err := f.Config.ExtraCAs()
+	if err != nil {
+		return "", err
+	}
+	if f.State != nil && f.Instance == (imds.Instance{}) {
+		f.Instance = f.State.Instance
+	}
+	return stale(&observed{
+		state: f.State, config: f.Config.Digest(), instance: f.Instance, keys: f.Keys, caFile: f.CAFile, extra: extra,
+	}, now), nil
 }
 
 func staleFiles(seen *observed, now time.Time) string {

@@ -39,6 +39,24 @@ type failure struct {
 	Futile string `json:"futile,omitempty"`
 }
 
+// Setback says why the last run failed, and until when runs of the timer wait.
+type Setback struct {
+	Failures  int // in a row
+	NotBefore time.Time
+	Kind      fault.Kind
+	// Reason is the error, and Hint what to do about it.
+	Reason, Hint string
+}
+
+// LastSetback returns the setback in a folder of states, or nil if the last run succeeded.
+func LastSetback(dir string) *Setback {
+	f := loadFailure(dir)
+	if f == nil {
+		return nil
+	}
+	return &Setback{Failures: f.Failures, NotBefore: f.NotBefore, Kind: f.Kind, Reason: f.Reason, Hint: f.Hint}
+}
+
 const (
 	// firstBackoff is what the first wait is at most. The unit's RestartSec makes it
 	// that at least, too.

@@ -15,6 +15,8 @@ import (
 const (
 	exitConfig    = 3  // the configuration is missing or wrong
 	exitTemporary = 75 // something did not answer; try again later (EX_TEMPFAIL of sysexits.h)
+	// exitPermission says that checks need root, and that all others pass (EX_NOPERM).
+	exitPermission = 77
 )
 
 // New returns hallmark.

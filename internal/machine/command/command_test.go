@@ -7,12 +7,10 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"github.com/hallmark-ssh/hallmark/internal/cli"
-	"github.com/hallmark-ssh/hallmark/internal/machine/state"
 )
 
 func TestMain(m *testing.M) {
@@ -65,11 +63,5 @@ func TestRoot(t *testing.T) {
 		if code != cli.Failed || !strings.HasPrefix(errs.String(), "hallmark: error: "+name+want) {
 			t.Errorf("%s: exit code %d, %s", name, code, &errs)
 		}
-	}
-}
-
-func TestStatusWithoutCertificates(t *testing.T) {
-	if err := inUse(new(state.State), time.Now()); err == nil || strings.Contains(err.Error(), "0001") {
-		t.Errorf("error %v", err)
 	}
 }

@@ -13,7 +13,6 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/cli/clitest"
 	"github.com/hallmark-ssh/hallmark/internal/machine/agent"
 	"github.com/hallmark-ssh/hallmark/internal/machine/fault"
-	"github.com/hallmark-ssh/hallmark/internal/machine/imds"
 	"github.com/hallmark-ssh/hallmark/internal/machine/state"
 )
 
@@ -76,31 +75,5 @@ func TestReportOutcome(t *testing.T) {
 	}
 	if !slices.Equal(lines, want) {
 		t.Errorf("got %q, want %q", lines, want)
-	}
-}
-
-func TestPrintState(t *testing.T) {
-	end := time.Date(2026, 3, 8, 12, 0, 0, 0, time.UTC)
-	s := &state.State{
-		Instance:     imds.Instance{AccountID: "111122223333", Region: "us-west-2", InstanceID: "i-0"},
-		Certificates: []state.Certificate{{Path: "/etc/ssh/k-cert.pub", ValidBefore: end}},
-		OpenSSHCAs:   []string{"a", "b"}, EnrolledAt: end.Add(-time.Hour), RenewAfter: end.Add(-time.Minute),
-	}
-	s.Node.Cluster, s.Node.Hostname, s.Node.ID = "example.com", "web-i-0", "uuid"
-	var b bytes.Buffer
-	if err := printState(&b, s, false); err != nil {
-		t.Fatal(err)
-	}
-	const want = `cluster      example.com
-host name    web-i-0
-node         uuid
-instance     i-0 in us-west-2, account 111122223333
-certificate  /etc/ssh/k-cert.pub until 2026-03-08T12:00:00Z
-trusted CAs  2
-enrolled     2026-03-08T11:00:00Z
-renewal      2026-03-08T11:59:00Z
-`
-	if b.String() != want {
-		t.Errorf("got\n%s\nwant\n%s", b.String(), want)
 	}
 }

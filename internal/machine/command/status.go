@@ -1,96 +1,210 @@
 package command
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/crypto/ssh"
 
+	"github.com/hallmark-ssh/hallmark/internal/buildinfo"
 	"github.com/hallmark-ssh/hallmark/internal/cli"
+	"github.com/hallmark-ssh/hallmark/internal/machine/cafile"
+	"github.com/hallmark-ssh/hallmark/internal/machine/doctor"
+	"github.com/hallmark-ssh/hallmark/internal/machine/hostkey"
 	"github.com/hallmark-ssh/hallmark/internal/machine/state"
 )
+
+// lookTimeout bounds a look at the machine, whatever hangs.
+const lookTimeout = 4 * time.Second
 
 func statusCommand() *cobra.Command {
 	var asJSON bool
 	cmd := &cobra.Command{
-		Use: "status", Short: "show what this machine is enrolled as",
-		Long: `Shows what this machine is enrolled as. Fails if it is not enrolled, or if the certificate
-in use has expired.`,
+		Use: "status", Short: "show what this machine is enrolled as, and whether it works",
+		Long: `Shows what this machine is enrolled as, its certificates on disk and as sshd presents them, the
+trusted CAs, the last run and the next renewal. Exits with 0 only if every local check passes;
+warnings pass. Without root, exits with 77 if the checks that need root are the only ones that
+did not pass. Asks neither the metadata service nor the signer: 'hallmark doctor' does.`,
 		Args: cli.NoArgs, ValidArgsFunction: cobra.NoFileCompletions,
-		RunE: func(cmd *cobra.Command, _ []string) error { return runStatus(cmd.OutOrStdout(), asJSON) },
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			ctx, cancel := context.WithTimeout(cmd.Context(), lookTimeout)
+			defer cancel()
+			facts := doctor.ThisMachine().Look(ctx)
+			return showStatus(cmd.OutOrStdout(), facts, asJSON)
+		},
 	}
-	cmd.Flags().BoolVar(&asJSON, "json", false, "print the state as JSON")
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print one JSON object")
 	return cmd
 }
 
-func runStatus(w io.Writer, asJSON bool) error {
-	s, err := state.Load(state.Dir)
-	if err != nil {
-		return asFailure(err)
-	}
-	if s == nil {
-		return notInUse("not enrolled")
-	}
-	if err := printState(w, s, asJSON); err != nil {
+// showStatus prints the status, also of a machine that fails.
+func showStatus(w io.Writer, facts *doctor.Facts, asJSON bool) error {
+	s := newStatus(facts)
+	if asJSON {
+		if err := printJSON(w, s); err != nil {
+			return err
+		}
+	} else if err := printStatus(w, s, styleOf(w)); err != nil {
 		return err
 	}
-	return inUse(s, time.Now())
+	return verdict(s.Findings)
 }
 
-// notInUse returns the error of a machine that nobody can log in to through Teleport.
-func notInUse(format string, args ...any) error {
-	return &cli.Error{
-		Err: fmt.Errorf(format, args...), Code: cli.Failed,
-		Hint: "see 'journalctl -u hallmark.service', or run 'hallmark enroll'",
-	}
+func printJSON(w io.Writer, value any) error {
+	encoder := json.NewEncoder(w)
+	encoder.SetIndent("", "  ")
+	encoder.SetEscapeHTML(false)
+	return encoder.Encode(value)
 }
 
-// inUse returns an error if sshd presents no certificate that is still good.
-func inUse(s *state.State, now time.Time) error {
-	if w := s.Waiting; w != nil {
-		if now.Before(w.AccessEnds) {
-			return nil
-		}
-		return &cli.Error{
-			Err:  errors.New(w.Access(now)),
-			Code: cli.Failed, Hint: "reload sshd once the pending change may take effect, or run 'hallmark enroll --reload'",
-		}
+// verdict returns nil if every check passed, and otherwise the first finding as an error.
+func verdict(findings []doctor.Finding) error {
+	if len(findings) == 0 {
+		return nil
 	}
-	switch end := s.End(); {
-	case end.IsZero():
-		return notInUse("no certificates")
-	case !now.Before(end):
-		return notInUse("a certificate expired %s", end.Format(time.RFC3339))
+	first := findings[0]
+	switch doctor.Worst(findings) {
+	case doctor.Failure:
+		return &cli.Error{Err: fmt.Errorf("%s: %s", first.Check, first.Text), Code: cli.Failed, Hint: advice(first)}
+	case doctor.Unknown:
+		return &cli.Error{Err: errors.New("some checks need root"), Code: exitPermission, Hint: "run it with sudo"}
+	case doctor.Warning:
+		for _, f := range findings {
+			if f.Level == doctor.Unknown {
+				return &cli.Error{Err: errors.New("some checks need root"), Code: exitPermission, Hint: "run it with sudo"}
+			}
+		}
+	case doctor.OK:
 	}
 	return nil
 }
 
-func printState(w io.Writer, s *state.State, asJSON bool) error {
-	if asJSON {
-		encoder := json.NewEncoder(w)
-		encoder.SetIndent("", "  ")
-		return encoder.Encode(s)
+// advice returns what to do about a finding, on one line.
+func advice(f doctor.Finding) string {
+	switch {
+	case f.Command == "":
+		return f.Fix
+	case f.Elsewhere:
+		return f.Fix + "; with AWS credentials: " + f.Command
 	}
-	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintf(t, "cluster\t%s\n", s.Node.Cluster)
-	fmt.Fprintf(t, "host name\t%s\n", s.Node.Hostname)
-	fmt.Fprintf(t, "node\t%s\n", s.Node.ID)
-	fmt.Fprintf(t, "instance\t%s in %s, account %s\n", s.Instance.InstanceID, s.Instance.Region, s.Instance.AccountID)
-	for _, c := range s.Certificates {
-		fmt.Fprintf(t, "certificate\t%s until %s\n", c.Path, c.ValidBefore.Format(time.RFC3339))
+	return f.Fix + ": " + f.Command
+}
+
+// status is what 'hallmark status --json' prints. The members of the state keep their names
+// and places; a machine without a state has none of them.
+type status struct {
+	*state.State
+	Healthy    bool             `json:"healthy"`
+	Program    string           `json:"program"`
+	At         time.Time        `json:"at"`
+	Root       bool             `json:"root"`
+	Files      []certificate    `json:"files"`
+	Listeners  []listener       `json:"listeners"`
+	TrustedCAs []string         `json:"trustedCAs"`
+	LastRun    *lastRun         `json:"lastRun"`
+	Backoff    *backoff         `json:"backoff"`
+	Units      []doctor.Unit    `json:"units"`
+	Findings   []doctor.Finding `json:"findings"`
+}
+
+// certificate is a certificate on disk.
+type certificate struct {
+	Path        string    `json:"path"`
+	Error       string    `json:"error,omitempty"`
+	Serial      uint64    `json:"serial,omitempty"`
+	ValidAfter  time.Time `json:"validAfter,omitzero"`
+	ValidBefore time.Time `json:"validBefore,omitzero"`
+	CA          string    `json:"ca,omitempty"`
+}
+
+// listener is an address of sshd, and what it presents there.
+type listener struct {
+	Address string  `json:"address"`
+	Offers  []offer `json:"offers"`
+}
+
+// offer is what sshd presents for one certified host key.
+type offer struct {
+	Path        string    `json:"path"`
+	Same        bool      `json:"same"`
+	Error       string    `json:"error,omitempty"`
+	Serial      uint64    `json:"serial,omitempty"`
+	ValidBefore time.Time `json:"validBefore,omitzero"`
+}
+
+// lastRun is how hallmark.service ended last, since the boot.
+type lastRun struct {
+	Result   string    `json:"result"`
+	ExitCode int       `json:"exitCode"`
+	Signal   bool      `json:"signal"`
+	Ended    time.Time `json:"ended,omitzero"`
+}
+
+// backoff is the pause after failed runs.
+type backoff struct {
+	Failures int       `json:"failures"`
+	Reason   string    `json:"reason"`
+	Hint     string    `json:"hint"`
+	Until    time.Time `json:"until"`
+}
+
+func newStatus(f *doctor.Facts) status {
+	findings := doctor.Local(f)
+	s := status{
+		State: f.State, Program: buildinfo.Version(), At: f.Now.UTC().Truncate(time.Second), Root: f.Root,
+		Healthy: verdict(findings) == nil, Findings: findings,
+		Files: []certificate{}, Listeners: []listener{}, TrustedCAs: []string{}, Units: []doctor.Unit{},
 	}
-	fmt.Fprintf(t, "trusted CAs\t%d\n", len(s.OpenSSHCAs))
-	fmt.Fprintf(t, "enrolled\t%s\n", s.EnrolledAt.Format(time.RFC3339))
-	fmt.Fprintf(t, "renewal\t%s\n", s.RenewAfter.Format(time.RFC3339))
-	if s.NotVerified != "" {
-		fmt.Fprintf(t, "not verified\t%s\n", s.NotVerified)
+	for _, file := range f.Files {
+		s.Files = append(s.Files, certificateOf(file))
 	}
-	if s.Waiting != nil {
-		fmt.Fprintf(t, "waiting\t%s, since %s; %s\n", s.Waiting, s.Waiting.Since.Format(time.RFC3339), s.Waiting.Access(time.Now()))
+	for _, l := range f.Listeners {
+		s.Listeners = append(s.Listeners, listenerOf(l))
 	}
-	return t.Flush()
+	s.TrustedCAs = append(s.TrustedCAs, cafile.Fingerprints(f.CAs)...)
+	for _, name := range []string{doctor.BootTimer, doctor.RenewTimer, doctor.ServiceUnit} {
+		if u, ok := f.Units[name]; ok {
+			s.Units = append(s.Units, u)
+		}
+	}
+	if u := f.Units[doctor.ServiceUnit]; !u.Ended.IsZero() {
+		s.LastRun = &lastRun{Result: u.Result, ExitCode: u.ExitCode, Signal: u.Signal, Ended: u.Ended}
+	}
+	if b := f.Setback; b != nil {
+		s.Backoff = &backoff{Failures: b.Failures, Reason: b.Reason, Hint: b.Hint, Until: b.NotBefore}
+	}
+	return s
+}
+
+func certificateOf(file doctor.File) certificate {
+	c := certificate{Path: file.Path}
+	if file.Err != nil {
+		c.Error = file.Err.Error()
+	}
+	if cert := file.Certificate; cert != nil {
+		c.Serial, c.ValidBefore = cert.Serial, hostkey.FirstEnd([]*ssh.Certificate{cert}).UTC()
+		c.ValidAfter = time.Unix(int64(cert.ValidAfter), 0).UTC() //nolint:gosec // a time
+		c.CA = ssh.FingerprintSHA256(cert.SignatureKey)
+	}
+	return c
+}
+
+func listenerOf(l doctor.Listener) listener {
+	all := listener{Address: l.Address, Offers: []offer{}}
+	for _, o := range l.Offers {
+		one := offer{Path: o.Path, Same: o.Same}
+		if o.Err != nil {
+			one.Error = o.Err.Error()
+		}
+		if o.Certificate != nil {
+			one.Serial, one.ValidBefore = o.Certificate.Serial, hostkey.FirstEnd([]*ssh.Certificate{o.Certificate}).UTC()
+		}
+		all.Offers = append(all.Offers, one)
+	}
+	return all
 }

@@ -32,6 +32,9 @@ var (
 // instance without CPU credits has a twentieth of one, and at boot shares it with everything else.
 const commandTimeout = time.Minute
 
+// outputDelay is how long output may come after a program has ended or was stopped.
+const outputDelay = time.Second
+
 // Server is an installed OpenSSH server.
 type Server struct {
 	// Program is the absolute path of sshd, inside Root.
@@ -176,6 +179,8 @@ func command(ctx context.Context, root, program string, args ...string) ([]byte,
 	cmd := exec.CommandContext(ctx, program, args...)
 	cmd.Env = append(os.Environ(), "LC_ALL=C")
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	// A child of the program may hold its output open. It must not keep this waiting.
+	cmd.WaitDelay = outputDelay
 	if root != "" && root != "/" {
 		cmd.SysProcAttr = &syscall.SysProcAttr{Chroot: root}
 		cmd.Dir = "/"
