@@ -9,7 +9,7 @@ set -eu
 cd "$(dirname "$0")/.."
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/hallmark
 mkdir -p "$cache" bin/sshd
-for part in agent install sshd; do
+for part in agent findings install sshd; do
 	CGO_ENABLED=0 go test -c -o "bin/sshd/$part.test" "./internal/machine/$part"
 done
 
@@ -28,7 +28,7 @@ for suite in bullseye trixie; do
 		mount --bind /dev "$root/dev"
 		mount -t proc proc "$root/proc"
 		for folder in run tmp srv; do mount -t tmpfs tmpfs "$root/$folder"; done
-		for part in agent install sshd; do
+		for part in agent findings install sshd; do
 			mkdir -p "$root/srv/internal/machine/$part"
 			cp "bin/sshd/$part.test" "$root/srv/internal/machine/$part/"
 		done
@@ -38,7 +38,9 @@ for suite in bullseye trixie; do
 		cp -R docs templates "$root/srv/"
 		echo "$suite: $(chroot "$root" dpkg-query -W openssh-server)"
 		export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root HALLMARK_TEST_STRICT=1
-		chroot "$root" sh -euc "cd /srv/internal/machine/sshd && ./sshd.test"
+		for part in sshd findings; do
+			chroot "$root" sh -euc "cd /srv/internal/machine/$part && ./$part.test"
+		done
 		for part in install agent; do
 			chroot "$root" sh -euc "cd /srv/internal/machine/$part && exec ./$part.test \"\$@\"" sh -test.skip "NoHerd|TestKilled" "$@"
 		done

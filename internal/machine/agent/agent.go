@@ -12,6 +12,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/backoff"
 	"github.com/hallmark-ssh/hallmark/internal/machine/config"
 	"github.com/hallmark-ssh/hallmark/internal/machine/fault"
+	"github.com/hallmark-ssh/hallmark/internal/machine/findings"
 	"github.com/hallmark-ssh/hallmark/internal/machine/imds"
 	"github.com/hallmark-ssh/hallmark/internal/machine/loaded"
 	"github.com/hallmark-ssh/hallmark/internal/machine/signerclient"
@@ -22,10 +23,8 @@ import (
 
 // server is the OpenSSH server of this machine.
 type server interface {
-	Logins(ctx context.Context) ([]sshd.Login, error)
-	Findings(ctx context.Context, logins []sshd.Login, want sshd.Want) ([]sshd.Finding, error)
-	ViewOf(conf *sshd.Effective, logins []sshd.Login) (sshd.View, []sshd.Changed)
-	LastLoad(ctx context.Context, pidFile string) (sshd.Load, error)
+	findings.Server
+	loaded.Server
 	Effective(ctx context.Context) (*sshd.Effective, error)
 	Running(ctx context.Context, conf *sshd.Effective) (*sshd.Running, error)
 	Reload(ctx context.Context, pidFile string) error

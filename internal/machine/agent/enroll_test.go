@@ -17,6 +17,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 	"github.com/hallmark-ssh/hallmark/internal/hostcert"
 	"github.com/hallmark-ssh/hallmark/internal/machine/fault"
+	"github.com/hallmark-ssh/hallmark/internal/machine/handshake"
 	"github.com/hallmark-ssh/hallmark/internal/machine/machinetest"
 	"github.com/hallmark-ssh/hallmark/internal/machine/sshd"
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
@@ -505,7 +506,7 @@ func TestEnrollAsksEveryAddress(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, address := range []netip.AddrPort{m.sshd.Address, second} {
-		key, err := sshd.Presented(t.Context(), address, []string{ssh.CertAlgoED25519v01})
+		key, err := handshake.HostKey(t.Context(), address, []string{ssh.CertAlgoED25519v01})
 		if _, ok := key.(*ssh.Certificate); err != nil || !ok {
 			t.Errorf("%s presents %T: %v", address, key, err)
 		}

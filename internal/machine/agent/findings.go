@@ -4,6 +4,7 @@ import (
 	"context"
 
 	"github.com/hallmark-ssh/hallmark/internal/machine/fault"
+	"github.com/hallmark-ssh/hallmark/internal/machine/findings"
 	"github.com/hallmark-ssh/hallmark/internal/machine/sshd"
 	"github.com/hallmark-ssh/hallmark/internal/machine/state"
 	"golang.org/x/crypto/ssh"
@@ -13,7 +14,7 @@ import (
 // work it is an error, although all is in place: once the setting is corrected, people can
 // log in. Settings that wait for a reload, as the state says, keep nobody out yet.
 func (e *Enroller) reportFindings(ctx context.Context, logins []sshd.Login, cas []ssh.PublicKey, in *state.State) error {
-	findings, err := e.server.Findings(ctx, logins, sshd.Want{
+	found, err := findings.Of(ctx, e.server, logins, findings.Want{
 		CAFile: e.caFile, CAs: cas, MaxStartups: e.Config.SSHDOptions().MaxStartups,
 		ProxySources: e.Config.ProxySources,
 	})
@@ -21,7 +22,7 @@ func (e *Enroller) reportFindings(ctx context.Context, logins []sshd.Login, cas 
 		e.note("judge sshd's settings", err)
 		return nil
 	}
-	for _, f := range findings {
+	for _, f := range found {
 		switch {
 		case in.Waiting != nil:
 			e.retry.Log("warning: once sshd is reloaded: %s", f)
@@ -29,9 +30,9 @@ func (e *Enroller) reportFindings(ctx context.Context, logins []sshd.Login, cas 
 			e.retry.Log("warning: %s", f)
 		}
 	}
-	if blocking := sshd.Blocking(findings); len(blocking) > 0 && in.Waiting == nil {
+	if blocking := findings.Blocking(found); len(blocking) > 0 && in.Waiting == nil {
 		return fault.Newf(fault.Misconfigured, "correct sshd's configuration as the message says, and reload sshd",
-			"the certificates are in place, but nobody can log in with one: %w", sshd.JoinFindings(blocking))
+			"the certificates are in place, but nobody can log in with one: %w", findings.Join(blocking))
 	}
 	return nil
 }

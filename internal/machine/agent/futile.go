@@ -7,7 +7,7 @@ import (
 	"errors"
 	"fmt"
 
-	"github.com/hallmark-ssh/hallmark/internal/machine/sshd"
+	"github.com/hallmark-ssh/hallmark/internal/machine/handshake"
 )
 
 // futileReloadError says that sshd was reloaded and did not present the certificates all the
@@ -46,7 +46,7 @@ func (i *installation) wasFutile(ctx context.Context) error {
 
 // markFutile adds to an error which sshd it was that a reload did not help.
 func (i *installation) markFutile(ctx context.Context, cause, err error) error {
-	if !i.reloaded || !errors.Is(cause, sshd.ErrNotPresented) && !errors.Is(cause, errAnother) {
+	if !i.reloaded || !errors.Is(cause, handshake.ErrNotPresented) && !errors.Is(cause, errAnother) {
 		return err
 	}
 	mark, markErr := i.mark(ctx)

@@ -15,6 +15,7 @@ import (
 
 	"github.com/hallmark-ssh/hallmark/internal/backoff"
 	"github.com/hallmark-ssh/hallmark/internal/machine/fault"
+	"github.com/hallmark-ssh/hallmark/internal/machine/handshake"
 	"github.com/hallmark-ssh/hallmark/internal/machine/hostkey"
 	"github.com/hallmark-ssh/hallmark/internal/machine/replace"
 	"github.com/hallmark-ssh/hallmark/internal/machine/sshd"
@@ -228,9 +229,9 @@ func (i *installation) look(ctx context.Context) (view, error) {
 			return presentsThem, nil
 		case ctx.Err() != nil:
 			return hidden, err
-		case errors.Is(err, sshd.ErrNotPresented), errors.Is(err, errAnother):
+		case errors.Is(err, handshake.ErrNotPresented), errors.Is(err, errAnother):
 			return presentsOthers, nil
-		case n == looks, errors.Is(err, sshd.ErrNoAnswer) && n > 1, errors.Is(err, sshd.ErrNoCommonAlgorithm):
+		case n == looks, errors.Is(err, handshake.ErrNoAnswer) && n > 1, errors.Is(err, handshake.ErrNoCommonAlgorithm):
 			i.notVerified = err.Error()
 			return hidden, nil
 		}
@@ -300,8 +301,8 @@ func (i *installation) presents(ctx context.Context, key hostkey.Key) error {
 	var got ssh.PublicKey
 	var err error
 	for n, listener := range i.listeners {
-		got, err = sshd.Presented(ctx, listener, key.Algorithms)
-		if err == nil || errors.Is(err, sshd.ErrNotPresented) {
+		got, err = handshake.HostKey(ctx, listener, key.Algorithms)
+		if err == nil || errors.Is(err, handshake.ErrNotPresented) {
 			i.listeners[0], i.listeners[n] = listener, i.listeners[0]
 			break
 		}
@@ -362,8 +363,8 @@ func (i *installation) answers(ctx context.Context) error {
 	if i.notVerified != "" {
 		return i.listens(ctx)
 	}
-	_, err := sshd.Presented(ctx, i.listeners[0], nil)
-	if errors.Is(err, sshd.ErrNotPresented) {
+	_, err := handshake.HostKey(ctx, i.listeners[0], nil)
+	if errors.Is(err, handshake.ErrNotPresented) {
 		return nil
 	}
 	return err

@@ -14,7 +14,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/machine/hostkey"
 	"github.com/hallmark-ssh/hallmark/internal/machine/loaded"
 	"github.com/hallmark-ssh/hallmark/internal/machine/machinetest"
-	"github.com/hallmark-ssh/hallmark/internal/machine/sshd"
+	"github.com/hallmark-ssh/hallmark/internal/machine/sshdconf"
 )
 
 // withoutHallmark has sshd run without hallmark's lines, so that a first enrollment has to
@@ -143,7 +143,7 @@ func (m *machine) putBlock(t *testing.T) {
 	m.sshd.Configure("")
 	config, err := os.ReadFile(m.sshd.Config)
 	if err == nil {
-		config, err = sshd.WithBlock(config, []byte(m.sshd.HallmarkLines()))
+		config, err = sshdconf.WithBlock(config, []byte(m.sshd.HallmarkLines()))
 	}
 	if err != nil {
 		t.Fatal(err)

@@ -3,7 +3,7 @@ package agent
 import (
 	"errors"
 
-	"github.com/hallmark-ssh/hallmark/internal/machine/sshd"
+	"github.com/hallmark-ssh/hallmark/internal/machine/handshake"
 	"github.com/hallmark-ssh/hallmark/internal/machine/state"
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
 )
@@ -35,7 +35,7 @@ func rejectionOf(err error) protocol.RejectionCode {
 	switch {
 	case errors.Is(err, errNotAccepted):
 		return protocol.RejectedBySSHD
-	case errors.Is(err, sshd.ErrNotPresented), errors.Is(err, errAnother), errors.Is(err, errFutile):
+	case errors.Is(err, handshake.ErrNotPresented), errors.Is(err, errAnother), errors.Is(err, errFutile):
 		return protocol.RejectedNotPresented
 	}
 	return protocol.RejectedNotInstalled

@@ -14,10 +14,10 @@ import (
 	"golang.org/x/crypto/ssh"
 
 	"github.com/hallmark-ssh/hallmark/internal/machine/fault"
+	"github.com/hallmark-ssh/hallmark/internal/machine/handshake"
 	"github.com/hallmark-ssh/hallmark/internal/machine/hostkey"
 	"github.com/hallmark-ssh/hallmark/internal/machine/loaded"
 	"github.com/hallmark-ssh/hallmark/internal/machine/machinetest"
-	"github.com/hallmark-ssh/hallmark/internal/machine/sshd"
 	"github.com/hallmark-ssh/hallmark/internal/machine/sshdconf"
 	"github.com/hallmark-ssh/hallmark/internal/machine/state"
 )
@@ -299,7 +299,7 @@ func TestEnrollWithAnotherConfiguration(t *testing.T) {
 				if err != nil || !o.State.Presented || o.State.NotVerified != "" {
 					t.Errorf("%+v %v", o, err)
 				}
-				key, err := sshd.Presented(t.Context(), m.sshd.Address, []string{ssh.CertAlgoED25519v01})
+				key, err := handshake.HostKey(t.Context(), m.sshd.Address, []string{ssh.CertAlgoED25519v01})
 				if _, ok := key.(*ssh.Certificate); err != nil || !ok {
 					t.Errorf("sshd presents %T: %v", key, err)
 				}

@@ -14,8 +14,8 @@ const exemptKeyword = "persourcepenaltyexemptlist"
 // because sshd takes the first list only. Where sshd knows no penalties (OpenSSH before
 // 9.8) it sets nothing. logins are those of the configuration as it is.
 func (in *Installer) exemptProxies(ctx context.Context, options *sshdconf.Options, logins []sshd.Login) error {
-	if _, known := sshd.ExemptSources(logins); !known || len(options.ProxySources) == 0 {
-		return nil // sshd.Assess warns about the latter
+	if _, known := exemptSources(logins); !known || len(options.ProxySources) == 0 {
+		return nil // findings.Assess warns about the latter
 	}
 	value, err := in.exemptByOthers(ctx, *options)
 	if err != nil {
@@ -36,6 +36,18 @@ func (in *Installer) exemptByOthers(ctx context.Context, options sshdconf.Option
 	if err != nil {
 		return "", err
 	}
-	value, _ := sshd.ExemptSources(logins)
+	value, _ := exemptSources(logins)
 	return value, nil
+}
+
+// exemptSources returns the value of a PerSourcePenaltyExemptList that holds in all of the
+// logins' settings, and whether this sshd has that keyword: OpenSSH 9.8 and later do. The
+// keyword is one of those that Match blocks cannot set, so every login has the same.
+func exemptSources(logins []sshd.Login) (value string, known bool) {
+	for _, login := range logins {
+		if settings := sshd.ParseSettings(login.Settings); len(settings[exemptKeyword]) > 0 {
+			return settings.Optional(exemptKeyword), true
+		}
+	}
+	return "", false
 }

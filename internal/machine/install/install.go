@@ -21,9 +21,11 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/machine/cafile"
 	"github.com/hallmark-ssh/hallmark/internal/machine/config"
 	"github.com/hallmark-ssh/hallmark/internal/machine/fault"
+	"github.com/hallmark-ssh/hallmark/internal/machine/findings"
 	"github.com/hallmark-ssh/hallmark/internal/machine/hostkey"
 	"github.com/hallmark-ssh/hallmark/internal/machine/loaded"
 	"github.com/hallmark-ssh/hallmark/internal/machine/replace"
+	"github.com/hallmark-ssh/hallmark/internal/machine/rooted"
 	"github.com/hallmark-ssh/hallmark/internal/machine/sshd"
 	"github.com/hallmark-ssh/hallmark/internal/machine/sshdconf"
 	"github.com/hallmark-ssh/hallmark/internal/machine/state"
@@ -44,11 +46,10 @@ const unitDir = "/etc/systemd/system"
 
 // judge is sshd as far as an installation needs it.
 type judge interface {
+	findings.Server
 	Logins(ctx context.Context) ([]sshd.Login, error)
 	LoginsWith(ctx context.Context, name string) ([]sshd.Login, error)
 	Trial(main, dropIn []byte) []byte
-	Lines() []sshd.Line
-	Findings(ctx context.Context, logins []sshd.Login, want sshd.Want) ([]sshd.Finding, error)
 }
 
 // Installer puts hallmark on a machine or into an image. It starts nothing.
@@ -154,7 +155,7 @@ func (in *Installer) Install(ctx context.Context, from string) (changes []string
 	if err != nil {
 		return nil, fault.Newf(fault.Failed, "nothing was changed; check sshd_config and the files that it includes", "set sshd's settings: %w", err)
 	}
-	want := sshd.Want{
+	want := findings.Want{
 		CAFile: options.TrustedUserCAKeys, CAs: cas, MaxStartups: options.MaxStartups,
 		ProxySources: options.ProxySources,
 		Extra:        append(in.otherCertificates(before, options.HostCertificates), in.hiddenKeys(after)...),
@@ -170,9 +171,9 @@ func (in *Installer) Install(ctx context.Context, from string) (changes []string
 
 // otherCertificates are findings for the HostCertificate lines of somebody else. The keys
 // of an image are not those of its machines, so which are certified shows there.
-func (in *Installer) otherCertificates(logins []sshd.Login, own []string) (findings []sshd.Finding) {
+func (in *Installer) otherCertificates(logins []sshd.Login, own []string) (found []findings.Finding) {
 	for _, path := range sshd.Values(logins[0].Settings, "hostcertificate") {
-		f := sshd.Finding{
+		f := findings.Finding{
 			Keyword: "HostCertificate", Value: path,
 			Consequence: "another CA certifies a host key, and a host key has one certificate; hallmark certifies those that Teleport's proxy prefers to it",
 			Remedy:      "see that there is an RSA host key for hallmark, or remove that line",
@@ -183,15 +184,15 @@ func (in *Installer) otherCertificates(logins []sshd.Login, own []string) (findi
 			}
 		}
 		if !slices.Contains(own, path) {
-			findings = append(findings, f)
+			found = append(found, f)
 		}
 	}
-	return findings
+	return found
 }
 
 // hiddenKeys are findings for types of host keys that sshd may present without a certificate
 // only, while it presents certificates for others: hallmark enroll refuses to hide such keys.
-func (in *Installer) hiddenKeys(logins []sshd.Login) (findings []sshd.Finding) {
+func (in *Installer) hiddenKeys(logins []sshd.Login) (found []findings.Finding) {
 	value := strings.Join(sshd.Values(logins[0].Settings, "hostkeyalgorithms"), "")
 	e := sshd.Effective{HostKeyAlgorithms: strings.Split(value, ",")}
 	if value == "" || !strings.Contains(value, "-cert-v01@openssh.com") {
@@ -202,7 +203,7 @@ func (in *Installer) hiddenKeys(logins []sshd.Login) (findings []sshd.Finding) {
 		if keyType == "" || !e.PresentsPlain(keyType) || len(e.CertAlgorithms(keyType)) > 0 {
 			continue
 		}
-		f := sshd.Finding{
+		f := findings.Finding{
 			Keyword: "HostKeyAlgorithms", Value: value, Blocks: true,
 			Consequence: "certificates for the other host keys would lock out people whose known_hosts has " + path + " only, so hallmark enroll would refuse",
 			Remedy:      "add " + keyType + "-cert-v01@openssh.com, or remove " + keyType,
@@ -212,9 +213,9 @@ func (in *Installer) hiddenKeys(logins []sshd.Login) (findings []sshd.Finding) {
 				f.Places = append(f.Places, line)
 			}
 		}
-		findings = append(findings, f)
+		found = append(found, f)
 	}
-	return findings
+	return found
 }
 
 // usualTypes are the types that clients prefer, by the files in which OpenSSH and cloud-init
@@ -295,16 +296,16 @@ func unitFor(certificates []string) []file {
 }
 
 // judge refuses an sshd with which certificates can never work, and logs what else is found.
-func (in *Installer) judge(ctx context.Context, logins []sshd.Login, want sshd.Want) error {
-	findings, err := in.server.Findings(ctx, logins, want)
+func (in *Installer) judge(ctx context.Context, logins []sshd.Login, want findings.Want) error {
+	found, err := findings.Of(ctx, in.server, logins, want)
 	if err != nil {
 		return fmt.Errorf("judge sshd's settings: %w", err)
 	}
-	if blocking := sshd.Blocking(findings); len(blocking) > 0 {
+	if blocking := findings.Blocking(found); len(blocking) > 0 {
 		return fault.Newf(fault.Failed, "nothing was changed; correct sshd's configuration as the message says, then install again",
-			"no certificate of the cluster could log in: %w", sshd.JoinFindings(blocking))
+			"no certificate of the cluster could log in: %w", findings.Join(blocking))
 	}
-	for _, f := range findings {
+	for _, f := range found {
 		in.log("warning: %s", f)
 	}
 	return nil
@@ -493,7 +494,7 @@ func (in *Installer) find(keyword string) (places []string) {
 
 // path returns where a file of the root is. Links in the way are the root's own.
 func (in *Installer) path(p string) (string, error) {
-	folder, err := sshd.Resolve(in.root, filepath.Dir(p))
+	folder, err := rooted.Resolve(in.root, filepath.Dir(p))
 	if err != nil {
 		return "", fmt.Errorf("find %s: %w", p, err)
 	}
@@ -525,8 +526,8 @@ type plan struct {
 // top of the main configuration. SUSE's own main file is not changed: one in /etc that
 // includes it takes its place.
 func (in *Installer) plan(options sshdconf.Options) (plan, error) {
-	name := sshd.FindMainConfig(in.root)
-	file, err := sshd.Resolve(in.root, name)
+	name := sshdconf.FindMainConfig(in.root)
+	file, err := rooted.Resolve(in.root, name)
 	if err != nil {
 		return plan{}, fmt.Errorf("find sshd's configuration: %w", err)
 	}
@@ -534,12 +535,12 @@ func (in *Installer) plan(options sshdconf.Options) (plan, error) {
 	if err != nil {
 		return plan{}, fmt.Errorf("read sshd's configuration: %w", err)
 	}
-	rest, err := sshd.WithoutBlock(config)
+	rest, err := sshdconf.WithoutBlock(config)
 	if err != nil {
 		return plan{}, fmt.Errorf("%s: %w", filepath.Join(in.root, name), err)
 	}
 	body := options.Render()
-	if sshd.IncludesFirst(rest, sshdconf.DropIn) {
+	if sshdconf.IncludesFirst(rest, sshdconf.DropIn) {
 		p := plan{main: file, dropIn: body, config: rest, trial: in.server.Trial(rest, body)}
 		if name == sshdconf.VendorConfig {
 			p.main = ""
@@ -549,7 +550,7 @@ func (in *Installer) plan(options sshdconf.Options) (plan, error) {
 	if name == sshdconf.VendorConfig {
 		file, rest = sshdconf.MainConfig, []byte("Include "+sshdconf.VendorConfig+"\n")
 	}
-	if config, err = sshd.WithBlock(rest, body); err != nil {
+	if config, err = sshdconf.WithBlock(rest, body); err != nil {
 		return plan{}, fmt.Errorf("%s: %w", filepath.Join(in.root, name), err)
 	}
 	return plan{main: file, config: config, trial: in.server.Trial(config, nil)}, nil
@@ -613,7 +614,7 @@ func verify(want sshdconf.Options, before, after []sshd.Login) error {
 			return fmt.Errorf("HostCertificate %s is not in effect", path)
 		}
 	}
-	if exempt, _ := sshd.ExemptSources(after); want.PenaltyExempt != "" && exempt != want.PenaltyExempt {
+	if exempt, _ := exemptSources(after); want.PenaltyExempt != "" && exempt != want.PenaltyExempt {
 		return fmt.Errorf("PerSourcePenaltyExemptList is %q, not %s", exempt, want.PenaltyExempt)
 	}
 	if drift := sshd.Drift(before, after, "trustedusercakeys", "hostcertificate", "maxstartups", exemptKeyword); drift != "" {

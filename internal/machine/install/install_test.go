@@ -15,6 +15,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/machine/config"
 	"github.com/hallmark-ssh/hallmark/internal/machine/hostkey"
 	"github.com/hallmark-ssh/hallmark/internal/machine/machinetest"
+	"github.com/hallmark-ssh/hallmark/internal/machine/rooted"
 	"github.com/hallmark-ssh/hallmark/internal/machine/sshd"
 	"github.com/hallmark-ssh/hallmark/internal/machine/sshdconf"
 	"github.com/hallmark-ssh/hallmark/internal/machine/state"
@@ -88,7 +89,7 @@ func (i *image) read(path string) string {
 
 // Logins are those of one account, whose settings are the configuration's lines.
 func (i *image) Logins(ctx context.Context) ([]sshd.Login, error) {
-	main, err := sshd.Resolve(i.root, sshd.FindMainConfig(i.root))
+	main, err := rooted.Resolve(i.root, sshdconf.FindMainConfig(i.root))
 	if err != nil {
 		return nil, err
 	}
@@ -134,10 +135,11 @@ func (i *image) Trial(main, dropIn []byte) []byte {
 
 func (i *image) Lines() []sshd.Line { return (&sshd.Server{Root: i.root}).Lines() }
 
-// Findings are those of the settings that the configuration's lines come to.
-func (i *image) Findings(_ context.Context, logins []sshd.Login, want sshd.Want) ([]sshd.Finding, error) {
-	return sshd.Assess(sshd.Facts{Want: want, Logins: logins, Lines: i.Lines()}), nil
-}
+func (i *image) Accounts() ([]sshd.Account, error) { return nil, nil }
+
+func (i *image) Absent(context.Context, string, []string) []string { return nil }
+
+func (i *image) Files([]string) map[string][]byte { return nil }
 
 // tree returns every file below the root with its mode and content.
 func (i *image) tree() map[string]string {
@@ -488,7 +490,7 @@ func TestInstallExemptsProxiesWithRealSSHD(t *testing.T) {
 		if own != "" {
 			want = "10.9.8.0/24,192.0.2.7,2001:db8::/64"
 		}
-		if got, known := sshd.ExemptSources(logins); got != want || known != (own != "") {
+		if got, known := exemptSources(logins); got != want || known != (own != "") {
 			t.Errorf("sshd exempts %q (%v), want %q", got, known, want)
 		}
 	}

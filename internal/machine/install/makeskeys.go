@@ -10,7 +10,7 @@ import (
 
 	"go.yaml.in/yaml/v3"
 
-	"github.com/hallmark-ssh/hallmark/internal/machine/sshd"
+	"github.com/hallmark-ssh/hallmark/internal/machine/rooted"
 )
 
 // makesHostKeys reports whether something in the file system at root makes host keys at
@@ -113,7 +113,7 @@ func isSSHModule(module any) bool {
 }
 
 func exists(root, path string) bool {
-	resolved, err := sshd.Resolve(root, path)
+	resolved, err := rooted.Resolve(root, path)
 	if err != nil {
 		return false
 	}
@@ -122,7 +122,7 @@ func exists(root, path string) bool {
 }
 
 func readFolder(root, path string) ([]fs.DirEntry, error) {
-	resolved, err := sshd.Resolve(root, path)
+	resolved, err := rooted.Resolve(root, path)
 	if err != nil {
 		return nil, err
 	}
@@ -132,7 +132,7 @@ func readFolder(root, path string) ([]fs.DirEntry, error) {
 // readInside reads a file of some size that is inside a root, wherever links lead.
 func readInside(root, path string) ([]byte, error) {
 	const most = 1 << 20
-	resolved, err := sshd.Resolve(root, path)
+	resolved, err := rooted.Resolve(root, path)
 	if err != nil {
 		return nil, err
 	}

@@ -11,6 +11,7 @@ import (
 
 	"github.com/hallmark-ssh/hallmark/internal/machine/fault"
 	"github.com/hallmark-ssh/hallmark/internal/machine/hostkey"
+	"github.com/hallmark-ssh/hallmark/internal/machine/rooted"
 	"github.com/hallmark-ssh/hallmark/internal/machine/sshd"
 	"github.com/hallmark-ssh/hallmark/internal/machine/state"
 )
@@ -130,8 +131,8 @@ type sealing struct {
 // remove removes what a path names and, if that is a link, what it leads to inside the
 // root: the link is not what must not be in an image, the key is.
 func (s *sealing) remove(path string) {
-	target, err := sshd.Resolve(s.root, path)
-	folder, err2 := sshd.Resolve(s.root, filepath.Dir(path))
+	target, err := rooted.Resolve(s.root, path)
+	folder, err2 := rooted.Resolve(s.root, filepath.Dir(path))
 	if err = errors.Join(err, err2); err != nil {
 		s.errs = append(s.errs, fmt.Errorf("seal: %w", err))
 		return
@@ -167,7 +168,7 @@ func (s *sealing) unlink(path string, remove func(string) error) {
 // removeMatching removes what patterns name, with what is in it.
 func (s *sealing) removeMatching(patterns ...string) {
 	for _, pattern := range patterns {
-		folder, err := sshd.Resolve(s.root, filepath.Dir(pattern))
+		folder, err := rooted.Resolve(s.root, filepath.Dir(pattern))
 		if err != nil {
 			s.errs = append(s.errs, fmt.Errorf("seal: %w", err))
 			continue

@@ -30,34 +30,34 @@ type Tracker struct {
 // Pending returns what a reload would put into effect beside hallmark's own settings, or
 // "". It remembers what the running sshd has for as long as that does not change.
 func (t Tracker) Pending(ctx context.Context, conf *sshd.Effective, logins []sshd.Login) (string, error) {
-	facts, err := t.loadFacts(ctx, conf, logins)
+	f, err := t.look(ctx, conf, logins)
 	if err != nil {
 		return "", err
 	}
-	t.remember(facts)
-	return facts.Pending(), nil
+	t.remember(f)
+	return f.pending(), nil
 }
 
-func (t Tracker) loadFacts(ctx context.Context, conf *sshd.Effective, logins []sshd.Login) (sshd.LoadFacts, error) {
+func (t Tracker) look(ctx context.Context, conf *sshd.Effective, logins []sshd.Login) (facts, error) {
 	load, err := t.Server.LastLoad(ctx, conf.PIDFile)
 	if err != nil {
-		return sshd.LoadFacts{}, fmt.Errorf("find when sshd last read its configuration: %w", err)
+		return facts{}, fmt.Errorf("find when sshd last read its configuration: %w", err)
 	}
-	facts := sshd.LoadFacts{Load: load, Snapshot: LoadSnapshot(t.Dir)}
-	facts.Files, facts.Changed = t.Server.ViewOf(conf, logins)
-	return facts, nil
+	f := facts{Load: load, Snapshot: LoadSnapshot(t.Dir)}
+	f.Files, f.Changed = t.Server.ViewOf(conf, logins)
+	return f, nil
 }
 
 // remember saves what the running sshd has, if that is known and not saved yet.
-func (t Tracker) remember(facts sshd.LoadFacts) {
-	if facts.Load.Stamp == "" || facts.Snapshot != nil && facts.Snapshot.Stamp == facts.Load.Stamp {
+func (t Tracker) remember(f facts) {
+	if f.Load.Stamp == "" || f.Snapshot != nil && f.Snapshot.Stamp == f.Load.Stamp {
 		return
 	}
-	running, _ := facts.Running()
+	running, _ := f.running()
 	if running == nil || t.Dir == "" {
 		return
 	}
-	if err := saveSnapshot(t.Dir, sshd.Snapshot{Stamp: facts.Load.Stamp, View: *running}); err != nil {
+	if err := saveSnapshot(t.Dir, Snapshot{Stamp: f.Load.Stamp, View: *running}); err != nil {
 		t.Log("save what sshd has loaded: %v", err)
 	}
 }
@@ -91,19 +91,19 @@ func Path(dir string) string { return filepath.Join(dir, "sshd.json") }
 const maxSnapshotBytes = 4 << 20
 
 // LoadSnapshot returns nil if there is none that can be understood.
-func LoadSnapshot(dir string) *sshd.Snapshot {
+func LoadSnapshot(dir string) *Snapshot {
 	if dir == "" {
 		return nil
 	}
 	data, err := os.ReadFile(Path(dir))
-	var s sshd.Snapshot
+	var s Snapshot
 	if err != nil || len(data) > maxSnapshotBytes || json.Unmarshal(data, &s) != nil || s.Stamp == "" {
 		return nil
 	}
 	return &s
 }
 
-func saveSnapshot(dir string, s sshd.Snapshot) error {
+func saveSnapshot(dir string, s Snapshot) error {
 	data, err := json.Marshal(s)
 	if err != nil {
 		return fmt.Errorf("encode: %w", err)

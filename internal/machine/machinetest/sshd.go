@@ -23,6 +23,7 @@ import (
 
 	"github.com/hallmark-ssh/hallmark/internal/machine/cafile"
 	"github.com/hallmark-ssh/hallmark/internal/machine/fault"
+	"github.com/hallmark-ssh/hallmark/internal/machine/handshake"
 	"github.com/hallmark-ssh/hallmark/internal/machine/sshd"
 	"github.com/hallmark-ssh/hallmark/internal/machine/sshdconf"
 	"golang.org/x/crypto/ssh"
@@ -147,8 +148,8 @@ func (s *SSHD) Run() {
 	ctx, cancel := context.WithTimeout(s.t.Context(), time.Minute)
 	defer cancel()
 	err = waitFor(ctx, func(ctx context.Context) error {
-		_, err := sshd.Presented(ctx, s.Address, nil)
-		if s.blind && !errors.Is(err, sshd.ErrRefused) {
+		_, err := handshake.HostKey(ctx, s.Address, nil)
+		if s.blind && !errors.Is(err, handshake.ErrRefused) {
 			return nil
 		}
 		return err
@@ -357,7 +358,7 @@ func WantError(t testing.TB, err error, kind fault.Kind, message, hint string) {
 // Presents reports whether sshd has a plain host key of a type.
 func (s *SSHD) Presents(algorithm string) bool {
 	s.t.Helper()
-	_, err := sshd.Presented(s.t.Context(), s.Address, []string{algorithm})
+	_, err := handshake.HostKey(s.t.Context(), s.Address, []string{algorithm})
 	return err == nil
 }
 

@@ -23,9 +23,9 @@ type Account struct {
 	LogsIn bool
 }
 
-// accounts returns the local accounts. Those of a directory service are not asked for: it
+// Accounts returns the local accounts. Those of a directory service are not asked for: it
 // may be slow, or have a million.
-func (s *Server) accounts() ([]Account, error) {
+func (s *Server) Accounts() ([]Account, error) {
 	passwd, err := os.ReadFile(filepath.Join("/", s.Root, "etc/passwd"))
 	if errors.Is(err, fs.ErrNotExist) {
 		return []Account{{Name: rootHere().User, Home: "/root", LogsIn: true}}, nil
@@ -76,10 +76,10 @@ func parseAccounts(passwd, group string) []Account {
 	return accounts
 }
 
-// absent returns which of the names no account, or no group, has: database is "passwd" or
+// Absent returns which of the names no account, or no group, has: database is "passwd" or
 // "group". Only the running machine can tell, as directory services hold some, and only
 // as long as getent(1) says so: an image may get its accounts at boot.
-func (s *Server) absent(ctx context.Context, database string, names []string) (absent []string) {
+func (s *Server) Absent(ctx context.Context, database string, names []string) (absent []string) {
 	if filepath.Join("/", s.Root) != "/" {
 		return nil
 	}

@@ -1,4 +1,3 @@
-// Package sshd changes the configuration of an OpenSSH server without making it
-// worse: what is written is rendered by pure functions, replaced as a whole,
-// judged by sshd itself, and put back if sshd does not answer as it should.
+// Package sshd is the OpenSSH server of a machine or an image: what it settles on for each
+// login, what it reads, where it listens, and how it is reloaded.
 package sshd

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/hallmark-ssh/hallmark/internal/machine/rooted"
 	"github.com/hallmark-ssh/hallmark/internal/machine/sshdconf"
 )
 
@@ -61,7 +62,7 @@ func (s *Server) mainConfig() string {
 	if n := slices.Index(s.running, "-f"); n >= 0 && n+1 < len(s.running) {
 		return s.running[n+1]
 	}
-	return cmp.Or(s.Config, FindMainConfig(filepath.Join("/", s.Root)))
+	return cmp.Or(s.Config, sshdconf.FindMainConfig(filepath.Join("/", s.Root)))
 }
 
 type lineReader struct {
@@ -78,7 +79,7 @@ type lineReader struct {
 // read appends the lines of a file, which begins in a Match block if match is not nil.
 func (r *lineReader) read(file string, match []string, depth int) {
 	r.files = append(r.files, file)
-	path, err := Resolve(r.root, file)
+	path, err := rooted.Resolve(r.root, file)
 	if err != nil || depth > maxIncludes {
 		r.mayMatch = true
 		return
@@ -92,12 +93,12 @@ func (r *lineReader) read(file string, match []string, depth int) {
 	for text := range strings.Lines(string(data)) {
 		number++
 		switch strings.TrimSpace(text) {
-		case blockBegin:
+		case sshdconf.BlockBegin:
 			own = true
-		case blockEnd:
+		case sshdconf.BlockEnd:
 			own = false
 		}
-		keyword, arguments := splitDirective(text)
+		keyword, arguments := sshdconf.SplitDirective(text)
 		r.mayMatch = r.mayMatch || mentions(text, "match") ||
 			keyword != "include" && mentions(text, "include") || len(r.lines) >= maxLines
 		if keyword == "" || len(r.lines) >= maxLines {
@@ -128,9 +129,9 @@ func (r *lineReader) glob(patterns []string) (files []string) {
 	for _, pattern := range patterns {
 		// glob(7) has [!a], where Go has [^a], and ~ for a home.
 		r.mayMatch = r.mayMatch || strings.ContainsAny(pattern, `[]{}~\`)
-		folder, name := filepath.Split(absolutePattern(pattern))
+		folder, name := filepath.Split(sshdconf.AbsolutePattern(pattern))
 		r.folders = append(r.folders, filepath.Clean(folder))
-		if resolved, err := Resolve(r.root, folder); err == nil && !isPattern(folder) {
+		if resolved, err := rooted.Resolve(r.root, folder); err == nil && !sshdconf.IsPattern(folder) {
 			folder = resolved
 		}
 		found, _ := filepath.Glob(filepath.Join(r.root, folder, name))

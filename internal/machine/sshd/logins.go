@@ -44,6 +44,9 @@ func (p probe) spec() string {
 	return spec
 }
 
+// IsLocal reports whether the login comes from this machine itself.
+func (c Connection) IsLocal() bool { return c.Address == here }
+
 // Login is what sshd settles on for one connection.
 type Login struct {
 	Connection
@@ -56,7 +59,7 @@ type Login struct {
 // It returns the first error: a Match block may hold one that no other login meets. Without
 // a Match block all logins have the same settings, and sshd runs once.
 func (s *Server) Logins(ctx context.Context) ([]Login, error) {
-	accounts, err := s.accounts()
+	accounts, err := s.Accounts()
 	if err != nil {
 		return nil, err
 	}

@@ -4,48 +4,9 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+
+	"github.com/hallmark-ssh/hallmark/internal/machine/sshdconf"
 )
-
-// matchPattern is PATTERNS of ssh_config(5): "*" for any characters, "?" for one.
-func matchPattern(pattern, s string) bool {
-	for {
-		switch {
-		case pattern == "":
-			return s == ""
-		case pattern[0] == '*':
-			pattern = strings.TrimLeft(pattern, "*")
-			if pattern == "" {
-				return true
-			}
-			for n := range len(s) {
-				if matchPattern(pattern, s[n:]) {
-					return true
-				}
-			}
-			return false
-		case s == "" || pattern[0] != '?' && pattern[0] != s[0]:
-			return false
-		}
-		pattern, s = pattern[1:], s[1:]
-	}
-}
-
-// matchAny reports whether one of the patterns names s, and none rules it out by "!".
-func matchAny(patterns []string, s string) bool {
-	found := false
-	for _, pattern := range patterns {
-		if negated, ok := strings.CutPrefix(pattern, "!"); ok {
-			if matchPattern(negated, s) {
-				return false
-			}
-			continue
-		}
-		found = found || matchPattern(pattern, s)
-	}
-	return found
-}
-
-func isPattern(s string) bool { return strings.ContainsAny(s, "*?!") }
 
 // probe is a login made up so that it meets a Match block.
 type probe struct {
@@ -83,7 +44,7 @@ func probeFor(criteria []string, accounts []Account) (p probe, ok bool) {
 		patterns := strings.Split(list, ",")
 		switch name {
 		case "user":
-			if !matchAny(patterns, p.User) {
+			if !sshdconf.MatchAny(patterns, p.User) {
 				p.User = example(patterns)
 			}
 		case "group":
@@ -129,7 +90,7 @@ func lastLogin(accounts []Account) string {
 
 func memberOf(patterns []string, accounts []Account) string {
 	for _, a := range accounts {
-		if a.LogsIn && slices.ContainsFunc(a.Groups, func(g string) bool { return matchAny(patterns, g) }) {
+		if a.LogsIn && slices.ContainsFunc(a.Groups, func(g string) bool { return sshdconf.MatchAny(patterns, g) }) {
 			return a.Name
 		}
 	}
@@ -141,7 +102,7 @@ func memberOf(patterns []string, accounts []Account) string {
 func example(patterns []string) string {
 	for _, pattern := range patterns {
 		word := strings.ReplaceAll(strings.ReplaceAll(pattern, "*", "x"), "?", "x")
-		if matchAny(patterns, word) && !strings.ContainsAny(word, ", =") {
+		if sshdconf.MatchAny(patterns, word) && !strings.ContainsAny(word, ", =") {
 			return word
 		}
 	}
@@ -153,7 +114,7 @@ func matchAddress(patterns []string, address string) bool {
 	found := false
 	for _, pattern := range patterns {
 		pattern, negated := strings.CutPrefix(pattern, "!")
-		matches := matchPattern(pattern, address)
+		matches := sshdconf.MatchPattern(pattern, address)
 		network, err := netip.ParsePrefix(pattern)
 		if a, err2 := netip.ParseAddr(address); err == nil && err2 == nil {
 			matches = network.Contains(a)

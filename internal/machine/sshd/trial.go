@@ -20,13 +20,13 @@ func (s *Server) Trial(main, body []byte) []byte {
 	r := lineReader{root: filepath.Join("/", s.Root)}
 	var b strings.Builder
 	for line := range strings.Lines(string(main)) {
-		keyword, arguments := splitDirective(line)
+		keyword, arguments := sshdconf.SplitDirective(line)
 		if keyword != "include" {
 			b.WriteString(line)
 			continue
 		}
 		for _, argument := range arguments {
-			body = includeEach(&b, r.glob([]string{argument}), includes([]string{argument}, sshdconf.DropIn), body)
+			body = includeEach(&b, r.glob([]string{argument}), sshdconf.Includes([]string{argument}, sshdconf.DropIn), body)
 		}
 	}
 	return []byte(b.String())

@@ -1,5 +1,5 @@
-// Package sshdconf is what Hallmark sets in sshd's configuration. It builds wherever the
-// Packer plugin does.
+// Package sshdconf is the language of sshd's configuration, and what Hallmark writes in it.
+// It builds wherever the Packer plugin does.
 package sshdconf
 
 import (

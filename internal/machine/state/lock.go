@@ -12,7 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/hallmark-ssh/hallmark/internal/machine/fault"
-	"github.com/hallmark-ssh/hallmark/internal/machine/sshd"
+	"github.com/hallmark-ssh/hallmark/internal/machine/rooted"
 )
 
 // ErrRunning says that another run has the lock.
@@ -86,7 +86,7 @@ func held(file *os.File, now time.Time) error {
 
 // LockInside locks the file system at root, if hallmark has run there.
 func LockInside(root string) (unlock func(), err error) {
-	dir, err := sshd.Resolve(root, Dir)
+	dir, err := rooted.Resolve(root, Dir)
 	if err != nil {
 		return nil, fmt.Errorf("find the state folder: %w", err)
 	}

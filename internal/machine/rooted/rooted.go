@@ -1,4 +1,5 @@
-package sshd
+// Package rooted finds files below another root folder, such as an image's.
+package rooted
 
 import (
 	"errors"

@@ -1,4 +1,5 @@
-package sshd
+// Package handshake asks an SSH server which host key or certificate it presents.
+package handshake
 
 import (
 	"context"
@@ -32,10 +33,10 @@ var (
 	ErrNoCommonAlgorithm = errors.New("no common algorithm")
 )
 
-// handshakeTimeout bounds one handshake on the machine itself.
-const handshakeTimeout = 5 * time.Second
+// timeout bounds one handshake on the machine itself.
+const timeout = 5 * time.Second
 
-// Presented connects to an sshd, permits it the given host key algorithms only,
+// HostKey connects to an sshd, permits it the given host key algorithms only,
 // and returns the key or certificate that it proves to hold. It does not log in.
 // No algorithms means any that the library knows.
 //
@@ -45,8 +46,8 @@ const handshakeTimeout = 5 * time.Second
 // OpenSSH 9.8 and later counts a connection without a login against its source address
 // (PerSourcePenalties noauth). The connection comes from an address of its own, if it can,
 // so that it never counts against those from which people log in.
-func Presented(ctx context.Context, address netip.AddrPort, algorithms []string) (ssh.PublicKey, error) {
-	ctx, cancel := context.WithTimeout(ctx, handshakeTimeout)
+func HostKey(ctx context.Context, address netip.AddrPort, algorithms []string) (ssh.PublicKey, error) {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	conn, err := connect(ctx, address)
 	if err != nil {

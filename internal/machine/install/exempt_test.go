@@ -1,6 +1,10 @@
-package sshd
+package install
 
-import "testing"
+import (
+	"testing"
+
+	"github.com/hallmark-ssh/hallmark/internal/machine/sshd"
+)
 
 func TestExemptSources(t *testing.T) {
 	for settings, want := range map[string]struct {
@@ -12,7 +16,7 @@ func TestExemptSources(t *testing.T) {
 		"port 22\npersourcepenaltyexemptlist a,b\n": {"a,b", true},
 		"persourcepenaltyexemptlistish 192.0.2.7\n": {"", false},
 	} {
-		value, known := ExemptSources([]Login{{Settings: []byte(settings)}})
+		value, known := exemptSources([]sshd.Login{{Settings: []byte(settings)}})
 		if value != want.value || known != want.known {
 			t.Errorf("%q: got %q, %v, want %q, %v", settings, value, known, want.value, want.known)
 		}

@@ -1,4 +1,4 @@
-package sshd
+package findings
 
 import (
 	"bytes"
@@ -13,6 +13,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/hallmark-ssh/hallmark/internal/machine/sshd"
 	"github.com/hallmark-ssh/hallmark/internal/machine/sshdconf"
 	"golang.org/x/crypto/ssh"
 )
@@ -38,6 +39,12 @@ func newCA(t *testing.T, kind string) ssh.Signer {
 	}
 	return signer
 }
+
+// The addresses for which sshd.Server.Logins asks.
+const (
+	here      = "127.0.0.1"
+	elsewhere = "192.0.2.1"
+)
 
 // hardened is what sshd prints where nothing keeps a certificate from working.
 const hardened = `pubkeyauthentication yes
@@ -147,8 +154,8 @@ func TestAssess(t *testing.T) {
 			}
 			findings := Assess(Facts{
 				Want:     Want{CAFile: "/ca", CAs: append([]ssh.PublicKey{ca}, test.more...), MaxStartups: sshdconf.DefaultMaxStartups, ProxySources: test.proxies},
-				Logins:   []Login{{Connection{"root", here}, []byte(settings)}, {Connection{"root", elsewhere}, []byte(settings)}},
-				Accounts: []Account{{Name: "root", Home: "/root", Groups: []string{"root", "wheel"}, LogsIn: true}, {Name: "daemon"}},
+				Logins:   []sshd.Login{{Connection: sshd.Connection{User: "root", Address: here}, Settings: []byte(settings)}, {Connection: sshd.Connection{User: "root", Address: elsewhere}, Settings: []byte(settings)}},
+				Accounts: []sshd.Account{{Name: "root", Home: "/root", Groups: []string{"root", "wheel"}, LogsIn: true}, {Name: "daemon"}},
 				Files:    test.files, Absent: test.absent,
 			})
 			var got []string
@@ -172,19 +179,21 @@ func TestAssess(t *testing.T) {
 // What one login meets is a finding for that login, and blocks nobody else.
 func TestAssessMatch(t *testing.T) {
 	no := set("pubkeyauthentication no")
-	login := func(user, address, settings string) Login { return Login{Connection{user, address}, []byte(settings)} }
+	login := func(user, address, settings string) sshd.Login {
+		return sshd.Login{Connection: sshd.Connection{User: user, Address: address}, Settings: []byte(settings)}
+	}
 	for _, test := range []struct {
 		name   string
-		logins []Login
+		logins []sshd.Login
 		blocks bool
 		users  string
 	}{
-		{"one account", []Login{login("root", elsewhere, hardened), login("git", here, no), login("git", elsewhere, no)}, false, "git"},
-		{"this machine", []Login{login("root", here, no), login("root", elsewhere, hardened)}, false, "root from 127.0.0.1"},
-		{"all but this machine", []Login{login("root", here, hardened), login("root", elsewhere, no)}, true, "root from 192.0.2.1"},
-		{"all but a network", []Login{login("root", elsewhere, no), login("root", "10.0.0.1", hardened)}, false, "root from 192.0.2.1"},
+		{"one account", []sshd.Login{login("root", elsewhere, hardened), login("git", here, no), login("git", elsewhere, no)}, false, "git"},
+		{"this machine", []sshd.Login{login("root", here, no), login("root", elsewhere, hardened)}, false, "root from 127.0.0.1"},
+		{"all but this machine", []sshd.Login{login("root", here, hardened), login("root", elsewhere, no)}, true, "root from 192.0.2.1"},
+		{"all but a network", []sshd.Login{login("root", elsewhere, no), login("root", "10.0.0.1", hardened)}, false, "root from 192.0.2.1"},
 	} {
-		findings := Assess(Facts{Logins: test.logins, Lines: []Line{
+		findings := Assess(Facts{Logins: test.logins, Lines: []sshd.Line{
 			{File: "/etc/ssh/sshd_config", Number: 3, Keyword: "pubkeyauthentication", Arguments: []string{"yes"}},
 			{File: "/etc/ssh/sshd_config", Number: 9, Keyword: "pubkeyauthentication", Arguments: []string{"no"}, Match: []string{"User", "git"}},
 		}})
@@ -199,7 +208,7 @@ func TestAssessMatch(t *testing.T) {
 }
 
 func TestPlaces(t *testing.T) {
-	lines := []Line{
+	lines := []sshd.Line{
 		{File: "a", Number: 1, Keyword: "maxstartups", Arguments: []string{"100:30:200"}},
 		{File: "b", Number: 2, Keyword: "maxstartups", Arguments: []string{"10:30:100"}},
 		{File: "b", Number: 3, Keyword: "pubkeyacceptedkeytypes", Arguments: []string{"-*cert*"}},
@@ -281,86 +290,4 @@ func FuzzRevokes(f *testing.F) {
 			t.Fatal("both revoked and an error")
 		}
 	})
-}
-
-func TestProbes(t *testing.T) {
-	accounts := []Account{{Name: "root", LogsIn: true}, {Name: "git", Groups: []string{"git", "sftp"}, LogsIn: true}, {Name: "daemon"}}
-	for match, want := range map[string]string{
-		"all":                           "",
-		"User git":                      "",
-		"User root":                     "",
-		"User deploy":                   "user=deploy,host=192.0.2.1,addr=192.0.2.1,laddr=127.0.0.1,lport=22",
-		"User ops*":                     "user=opsx,host=192.0.2.1,addr=192.0.2.1,laddr=127.0.0.1,lport=22",
-		"User !root,*":                  "",
-		"Group sftp":                    "",
-		"Group nobody":                  "",
-		"Address 10.0.0.0/8":            "user=git,host=10.0.0.1,addr=10.0.0.1,laddr=127.0.0.1,lport=22",
-		"address=10.1.*":                "user=git,host=10.1.1.1,addr=10.1.1.1,laddr=127.0.0.1,lport=22",
-		"Address 2001:db8::/32":         "user=git,host=2001:db8::1,addr=2001:db8::1,laddr=127.0.0.1,lport=22",
-		"Address 127.0.0.1":             "",
-		"Address !10.0.0.1,*":           "",
-		"Host *.example.com":            "user=git,host=x.example.com,addr=192.0.2.1,laddr=127.0.0.1,lport=22",
-		"LocalPort 2222":                "user=git,host=192.0.2.1,addr=192.0.2.1,laddr=127.0.0.1,lport=2222",
-		"LocalAddress 10.0.0.7":         "user=git,host=192.0.2.1,addr=192.0.2.1,laddr=10.0.0.7,lport=22",
-		"User root Address 10.0.0.0/24": "user=root,host=10.0.0.1,addr=10.0.0.1,laddr=127.0.0.1,lport=22",
-		"RDomain blue":                  "user=git,host=192.0.2.1,addr=192.0.2.1,laddr=127.0.0.1,lport=22,rdomain=blue",
-		"Invalid-User":                  "",
-	} {
-		_, arguments := splitDirective("Match " + match)
-		got := ""
-		for _, p := range probes([]Line{{Keyword: "match", Arguments: arguments}, {Keyword: "match", Arguments: arguments}}, accounts) {
-			got += p.spec()
-		}
-		if got != want {
-			t.Errorf("Match %s: %q, want %q", match, got, want)
-		}
-	}
-}
-
-func TestMatchPattern(t *testing.T) {
-	for _, test := range []struct {
-		pattern, s string
-		want       bool
-	}{
-		{"", "", true}, {"", "a", false}, {"a", "a", true}, {"a", "b", false}, {"*", "", true}, {"*", "abc", true},
-		{"a*", "abc", true}, {"*c", "abc", true}, {"a*c", "abbc", true}, {"a*b", "abbc", false}, {"a?c", "abc", true}, {"?", "", false},
-		{"**a", "ba", true},
-	} {
-		if got := matchPattern(test.pattern, test.s); got != test.want {
-			t.Errorf("%q on %q: %v", test.pattern, test.s, got)
-		}
-	}
-}
-
-// Lines follow Include as sshd does, with Match blocks that end with their file.
-func TestLines(t *testing.T) {
-	root := t.TempDir()
-	for file, content := range map[string]string{
-		"etc/ssh/sshd_config":               "Include sshd_config.d/*.conf\nUsePAM yes\nMatch User git\n\tBanner \"a b\"\nInclude /etc/ssh/more\nX11Forwarding=no\n",
-		"etc/ssh/sshd_config.d/b.conf":      "PermitRootLogin no\n",
-		"etc/ssh/sshd_config.d/a.conf":      "Match all\nMaxAuthTries 3\n",
-		"etc/ssh/sshd_config.d/ignored.bak": "Port 1\n",
-		"etc/ssh/more":                      "Include /etc/ssh/more\nMaxSessions 2\n",
-	} {
-		path := filepath.Join(root, file)
-		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	var got []string
-	for _, l := range (&Server{Root: root}).Lines() {
-		if l.Keyword != "include" && l.Keyword != "match" && l.File != "/etc/ssh/more" {
-			got = append(got, l.String()+" "+l.Keyword)
-		}
-	}
-	want := []string{
-		"/etc/ssh/sshd_config.d/a.conf:2 (Match all) maxauthtries", "/etc/ssh/sshd_config.d/b.conf:1 permitrootlogin",
-		"/etc/ssh/sshd_config:2 usepam", "/etc/ssh/sshd_config:4 (Match User git) banner", "/etc/ssh/sshd_config:6 (Match User git) x11forwarding",
-	}
-	if strings.Join(got, "\n") != strings.Join(want, "\n") {
-		t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
-	}
 }

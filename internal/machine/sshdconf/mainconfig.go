@@ -1,4 +1,4 @@
-package sshd
+package sshdconf
 
 import (
 	"bytes"
@@ -7,18 +7,16 @@ import (
 	"path"
 	"path/filepath"
 	"strings"
-
-	"github.com/hallmark-ssh/hallmark/internal/machine/sshdconf"
 )
 
-// The markers stand around the lines that Hallmark adds to a main configuration
+// BlockBegin and BlockEnd stand around the lines that Hallmark adds to a main configuration
 // file that includes no drop-ins (OpenSSH before 8.2, on Amazon Linux 2).
 const (
-	blockBegin = "# BEGIN hallmark"
-	blockEnd   = "# END hallmark"
+	BlockBegin = "# BEGIN hallmark"
+	BlockEnd   = "# END hallmark"
 )
 
-var errBlock = errors.New("the lines between " + blockBegin + " and " + blockEnd +
+var errBlock = errors.New("the lines between " + BlockBegin + " and " + BlockEnd +
 	" are damaged: make them one pair, or remove them")
 
 // IncludesFirst reports whether the main configuration includes the drop-in
@@ -26,22 +24,22 @@ var errBlock = errors.New("the lines between " + blockBegin + " and " + blockEnd
 // then can no Match block of the main configuration swallow them.
 func IncludesFirst(config []byte, dropIn string) bool {
 	for line := range strings.Lines(string(config)) {
-		keyword, arguments := splitDirective(line)
+		keyword, arguments := SplitDirective(line)
 		switch {
 		case keyword == "":
 			continue
 		case keyword != "include":
 			return false
-		case includes(arguments, dropIn):
+		case Includes(arguments, dropIn):
 			return true
 		}
 	}
 	return false
 }
 
-// splitDirective reads a line as sshd does: keywords in any case, then white
-// space or one "=", then arguments that may stand in double quotes.
-func splitDirective(line string) (keyword string, arguments []string) {
+// SplitDirective reads a line as sshd does: a keyword in any case, returned in lower case,
+// then white space or one "=", then arguments that may stand in double quotes.
+func SplitDirective(line string) (keyword string, arguments []string) {
 	line = strings.TrimSpace(line)
 	if line == "" || strings.HasPrefix(line, "#") {
 		return "", nil
@@ -73,22 +71,23 @@ func splitArguments(s string) (arguments []string) {
 	}
 }
 
-func includes(patterns []string, file string) bool {
+// Includes reports whether one of the patterns of an Include names the file.
+func Includes(patterns []string, file string) bool {
 	for _, pattern := range patterns {
-		if ok, err := path.Match(absolutePattern(pattern), file); err == nil && ok {
+		if ok, err := path.Match(AbsolutePattern(pattern), file); err == nil && ok {
 			return true
 		}
 	}
 	return false
 }
 
-// absolutePattern returns a pattern of an Include as sshd_config(5) takes it: one that is
+// AbsolutePattern returns a pattern of an Include as sshd_config(5) takes it: one that is
 // not absolute stands for files in /etc/ssh, wherever the configuration is.
-func absolutePattern(pattern string) string {
+func AbsolutePattern(pattern string) string {
 	if path.IsAbs(pattern) {
 		return pattern
 	}
-	return path.Join(path.Dir(sshdconf.MainConfig), pattern)
+	return path.Join(path.Dir(MainConfig), pattern)
 }
 
 // WithBlock returns the configuration with body in one marked block at its top,
@@ -100,12 +99,12 @@ func WithBlock(config, body []byte) ([]byte, error) {
 		return nil, err
 	}
 	var b bytes.Buffer
-	b.WriteString(blockBegin + "\n")
+	b.WriteString(BlockBegin + "\n")
 	b.Write(body)
 	if len(body) > 0 && body[len(body)-1] != '\n' {
 		b.WriteByte('\n')
 	}
-	b.WriteString(blockEnd + "\n")
+	b.WriteString(BlockEnd + "\n")
 	b.Write(rest)
 	return b.Bytes(), nil
 }
@@ -118,9 +117,9 @@ func WithoutBlock(config []byte) ([]byte, error) {
 	var begins, ends int
 	for line := range strings.Lines(string(config)) {
 		switch strings.TrimSpace(line) {
-		case blockBegin:
+		case BlockBegin:
 			begins++
-		case blockEnd:
+		case BlockEnd:
 			ends++
 		default:
 			if begins == ends {
@@ -140,10 +139,10 @@ func WithoutBlock(config []byte) ([]byte, error) {
 // FindMainConfig returns the main configuration file in the file system at root, as sshd
 // there names it: SUSE keeps its own below /usr/etc, which counts while /etc has none.
 func FindMainConfig(root string) string {
-	for _, file := range []string{sshdconf.MainConfig, sshdconf.VendorConfig} {
+	for _, file := range []string{MainConfig, VendorConfig} {
 		if _, err := os.Lstat(filepath.Join(root, file)); err == nil {
 			return file
 		}
 	}
-	return sshdconf.MainConfig
+	return MainConfig
 }

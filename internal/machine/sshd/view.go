@@ -6,13 +6,13 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"maps"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
 
+	"github.com/hallmark-ssh/hallmark/internal/machine/rooted"
 	"github.com/hallmark-ssh/hallmark/internal/machine/sshdconf"
 	"golang.org/x/crypto/ssh"
 	"golang.org/x/sys/unix"
@@ -34,152 +34,10 @@ type View struct {
 	Own []string `json:"own"`
 }
 
-// Snapshot is a View that the running sshd has.
-type Snapshot struct {
-	Stamp string `json:"stamp"` // of the Load
-	View
-}
-
 // Changed says when a file or folder that sshd reads last changed.
 type Changed struct {
 	Path string
 	At   time.Time
-}
-
-// LoadFacts are what is known about the running sshd and the files that a reload would
-// have it read.
-type LoadFacts struct {
-	Load     Load
-	Snapshot *Snapshot // that was saved last, or nil
-	Files    View
-	Changed  []Changed
-}
-
-// Running returns what the running sshd has. If it is not known, why says so.
-//
-// A snapshot of the same load is right whatever the clock says and the files hold. Without
-// one sshd has what the files hold if none of them changed since the load.
-func (f LoadFacts) Running() (v *View, why string) {
-	if f.Snapshot != nil && f.Load.Stamp != "" && f.Snapshot.Stamp == f.Load.Stamp {
-		return &f.Snapshot.View, ""
-	}
-	if f.Load.At.IsZero() {
-		return nil, "hallmark cannot tell when sshd last read its configuration"
-	}
-	for _, c := range f.Changed {
-		if !c.At.Before(f.Load.At) {
-			return nil, fmt.Sprintf("%s changed at %s, after sshd last read its configuration at %s",
-				c.Path, c.At.UTC().Format(time.RFC3339), f.Load.At.UTC().Format(time.RFC3339))
-		}
-	}
-	return &f.Files, ""
-}
-
-// Pending returns what a reload would put into effect beside hallmark's own lines, or "".
-// It errs on the side of saying that there is something.
-func (f LoadFacts) Pending() string {
-	if f.Load.Stamp == "" {
-		return ""
-	}
-	running, why := f.Running()
-	if running == nil {
-		return why
-	}
-	return running.difference(f.Files)
-}
-
-// difference returns what of the settings becomes different, or "". Lines that come to
-// the same for every login do not count.
-func (v View) difference(next View) string {
-	for _, path := range slices.Sorted(maps.Keys(next.Keys)) {
-		if before, ok := v.Keys[path]; !ok || before != next.Keys[path] {
-			return path + " is not the one that sshd has loaded"
-		}
-	}
-	for _, path := range slices.Sorted(maps.Keys(v.Keys)) {
-		if _, ok := next.Keys[path]; !ok {
-			return path + " is no longer there"
-		}
-	}
-	if slices.Equal(v.Directives, next.Directives) {
-		return ""
-	}
-	compared, own := 0, slices.Concat(v.Own, next.Own)
-	for _, login := range slices.Sorted(maps.Keys(next.Logins)) {
-		before, ok := v.settings(login)
-		after, ok2 := next.settings(login)
-		if !ok || !ok2 {
-			continue
-		}
-		compared++
-		if d := firstChange(withoutOwn(before, own), withoutOwn(after, own)); d != "" {
-			return d + ", for " + login
-		}
-	}
-	// Who a Match block is for may be nobody who was asked about.
-	if compared == 0 {
-		return firstChange(v.Directives, next.Directives)
-	}
-	return firstChange(inMatch(v.Directives), inMatch(next.Directives))
-}
-
-func (v View) settings(login string) (text string, ok bool) {
-	n, ok := v.Logins[login]
-	if !ok || n < 0 || n >= len(v.Settings) {
-		return "", false
-	}
-	return v.Settings[n], true
-}
-
-// firstChange says what of the lines became different, or "".
-func firstChange(was, is []string) string {
-	if slices.Equal(was, is) {
-		return ""
-	}
-	gone, added := missingFrom(is, was), missingFrom(was, is)
-	switch {
-	case gone != "" && added != "":
-		return fmt.Sprintf("%q became %q", gone, added)
-	case gone != "":
-		return fmt.Sprintf("%q was removed", gone)
-	case added != "":
-		return fmt.Sprintf("%q was added", added)
-	}
-	return "the order of lines changed"
-}
-
-// missingFrom returns the first of the lines that the others lack.
-func missingFrom(others, lines []string) string {
-	for _, line := range lines {
-		if !slices.Contains(others, line) {
-			return line
-		}
-	}
-	return ""
-}
-
-// withoutOwn returns the lines of "sshd -T" that are not hallmark's.
-func withoutOwn(settings string, own []string) (lines []string) {
-	for line := range strings.Lines(settings) {
-		line = strings.TrimSpace(line)
-		keyword, _, _ := strings.Cut(line, " ")
-		if !slices.Contains(own, keyword) && !slices.Contains(own, line) {
-			lines = append(lines, line)
-		}
-	}
-	return lines
-}
-
-// matchMark begins a directive that stands in a Match block.
-const matchMark = "match "
-
-func inMatch(directives []string) (some []string) {
-	for _, d := range directives {
-		if strings.HasPrefix(d, matchMark) {
-			some = append(some, d)
-		}
-	}
-	return some
 }
 
 // ViewOf returns what a reload would have sshd read, and when the files of it changed. The
@@ -223,6 +81,19 @@ func (s *Server) ViewOf(conf *Effective, logins []Login) (View, []Changed) {
 	return v, append(s.changes(others), s.folderChanges(r.folders, conf)...)
 }
 
+// matchMark begins a directive that stands in a Match block.
+const matchMark = "match "
+
+// InMatch returns the directives that stand in Match blocks.
+func (v View) InMatch() (some []string) {
+	for _, d := range v.Directives {
+		if strings.HasPrefix(d, matchMark) {
+			some = append(some, d)
+		}
+	}
+	return some
+}
+
 // directive returns a line without its place, as sshd understands it.
 func (l Line) directive() string {
 	var b strings.Builder
@@ -263,7 +134,7 @@ func (v *View) add(login Login) {
 func (s *Server) folderChanges(folders []string, conf *Effective) (changed []Changed) {
 	for _, folder := range folders {
 		written := slices.ContainsFunc(conf.HostKeys, func(path string) bool { return filepath.Dir(path) == folder })
-		if written || isPattern(folder) {
+		if written || sshdconf.IsPattern(folder) {
 			continue
 		}
 		own := s.changes([]string{filepath.Join(folder, filepath.Base(sshdconf.DropIn))})
@@ -280,7 +151,7 @@ func (s *Server) folderChanges(folders []string, conf *Effective) (changed []Cha
 // program sets. Files that do not exist have none.
 func (s *Server) changes(files []string) (changed []Changed) {
 	for _, file := range files {
-		path, err := Resolve(filepath.Join("/", s.Root), file)
+		path, err := rooted.Resolve(filepath.Join("/", s.Root), file)
 		if err != nil {
 			continue
 		}

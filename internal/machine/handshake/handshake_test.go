@@ -1,4 +1,4 @@
-package sshd
+package handshake
 
 import (
 	"context"
@@ -37,7 +37,7 @@ func serve(t *testing.T, answer func(net.Conn)) netip.AddrPort {
 }
 
 // What a handshake that fails says about the server decides what happens to it.
-func TestPresentedTellsFailuresApart(t *testing.T) {
+func TestHostKeyTellsFailuresApart(t *testing.T) {
 	speak := func(config ssh.Config) func(net.Conn) {
 		return func(conn net.Conn) {
 			server := &ssh.ServerConfig{Config: config, NoClientAuth: true}
@@ -82,7 +82,7 @@ func TestPresentedTellsFailuresApart(t *testing.T) {
 			if !errors.Is(test.want, ErrNotPresented) {
 				algorithms = nil
 			}
-			_, err := Presented(ctx, test.address, algorithms)
+			_, err := HostKey(ctx, test.address, algorithms)
 			if !errors.Is(err, test.want) || !strings.Contains(err.Error(), test.message) {
 				t.Errorf("%v, want %v with %q", err, test.want, test.message)
 			}
@@ -91,13 +91,13 @@ func TestPresentedTellsFailuresApart(t *testing.T) {
 }
 
 // Each connection comes from another address, so that none counts against 127.0.0.1.
-func TestPresentedComesFromAnAddressOfItsOwn(t *testing.T) {
+func TestHostKeyComesFromAnAddressOfItsOwn(t *testing.T) {
 	seen := make(chan netip.Addr, 2)
 	address := serve(t, func(c net.Conn) {
 		seen <- netip.MustParseAddrPort(c.RemoteAddr().String()).Addr()
 	})
 	for range 2 {
-		_, err := Presented(t.Context(), address, nil)
+		_, err := HostKey(t.Context(), address, nil)
 		if !errors.Is(err, ErrClosed) {
 			t.Fatal(err)
 		}

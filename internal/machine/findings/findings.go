@@ -1,18 +1,18 @@
-package sshd
+// Package findings judges sshd's settings: what keeps certificates from working, and what
+// makes logins through Teleport's proxy unreliable.
+package findings
 
 import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
-	"io/fs"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 
 	"golang.org/x/crypto/ssh"
+
+	"github.com/hallmark-ssh/hallmark/internal/machine/sshd"
+	"github.com/hallmark-ssh/hallmark/internal/machine/sshdconf"
 )
 
 // Finding is one setting of sshd that keeps certificates from working, or that makes
@@ -22,9 +22,9 @@ type Finding struct {
 	Value   string
 	// Places are where it is set. They are empty if no file sets it: it is then OpenSSH's
 	// default, or comes from a crypto policy or sshd's command line.
-	Places []Line
+	Places []sshd.Line
 	// Logins are those that the setting affects, or nil for all.
-	Logins []Connection
+	Logins []sshd.Connection
 	// Consequence says what does not work, Remedy what to write instead.
 	Consequence, Remedy string
 	// Blocks says that because of this, alone or with others that say so, no certificate
@@ -93,8 +93,8 @@ func Blocking(findings []Finding) (blocking []Finding) {
 	return blocking
 }
 
-// JoinFindings makes one error of findings.
-func JoinFindings(findings []Finding) error {
+// Join makes one error of findings.
+func Join(findings []Finding) error {
 	var texts []string
 	for _, f := range findings {
 		texts = append(texts, f.String())
@@ -120,9 +120,9 @@ type Want struct {
 // Facts are all that Assess goes by.
 type Facts struct {
 	Want
-	Logins   []Login
-	Lines    []Line // of the configuration
-	Accounts []Account
+	Logins   []sshd.Login
+	Lines    []sshd.Line // of the configuration
+	Accounts []sshd.Account
 	// Absent are users and groups that AllowUsers and AllowGroups name and that nothing on
 	// this machine knows. Others, without an account of their own yet, may get one at boot.
 	Absent []string
@@ -152,7 +152,7 @@ func Assess(f Facts) []Finding {
 			works = works && (!p.severe || p.open)
 		}
 		// Teleport's proxy is on another machine.
-		reachable = reachable || works && login.Address != here
+		reachable = reachable || works && !login.IsLocal()
 	}
 	findings := collected.findings(!reachable && len(f.Logins) > 0)
 	findings = append(findings, f.Extra...)
@@ -175,17 +175,17 @@ type collection struct {
 
 type collected struct {
 	problem
-	logins []Connection
+	logins []sshd.Connection
 }
 
-func (c *collection) add(login Connection, p problem) {
+func (c *collection) add(login sshd.Connection, p problem) {
 	for _, known := range c.all {
 		if known.Keyword == p.Keyword && known.Value == p.Value && known.Consequence == p.Consequence {
 			known.logins = append(known.logins, login)
 			return
 		}
 	}
-	c.all = append(c.all, &collected{p, []Connection{login}})
+	c.all = append(c.all, &collected{p, []sshd.Connection{login}})
 }
 
 func (c *collection) findings(nobody bool) (findings []Finding) {
@@ -212,9 +212,9 @@ func aliases(keyword string) []string {
 
 // places returns the lines that set what a finding is about: those in Match blocks if it
 // is about some logins only, the others if it is about all.
-func places(lines []Line, f Finding) (found []Line) {
+func places(lines []sshd.Line, f Finding) (found []sshd.Line) {
 	keyword := strings.ToLower(f.Keyword)
-	var inMatch, global []Line
+	var inMatch, global []sshd.Line
 	for _, l := range lines {
 		switch {
 		case l.Keyword != keyword && !slices.Contains(aliases(keyword), l.Keyword):
@@ -239,8 +239,8 @@ func places(lines []Line, f Finding) (found []Line) {
 
 // sameValue prefers the lines that have just the value that sshd prints. Lists, which sshd
 // expands, mostly have none.
-func sameValue(lines []Line, value string) []Line {
-	var same []Line
+func sameValue(lines []sshd.Line, value string) []sshd.Line {
+	var same []sshd.Line
 	for _, l := range lines {
 		if strings.EqualFold(strings.Join(l.Arguments, " "), value) {
 			same = append(same, l)
@@ -263,107 +263,43 @@ func accumulates(keyword string) bool {
 	return false
 }
 
-// settings are what "sshd -T" prints for one login.
-type settings map[string][]string
-
-func parseSettings(output []byte) settings {
-	s := settings{}
-	for line := range strings.Lines(string(output)) {
-		keyword, value, _ := strings.Cut(strings.TrimSpace(line), " ")
-		s[keyword] = append(s[keyword], value)
-	}
-	return s
+// Server is the OpenSSH server that is judged.
+type Server interface {
+	// Lines returns the directives of its configuration.
+	Lines() []sshd.Line
+	Accounts() ([]sshd.Account, error)
+	// Absent returns which of the names no account ("passwd") or group ("group") has.
+	Absent(ctx context.Context, database string, names []string) []string
+	// Files reads files by the patterns that name them.
+	Files(patterns []string) map[string][]byte
 }
 
-// Values returns what "sshd -T" prints for a keyword, given in lower case.
-func Values(output []byte, keyword string) []string { return parseSettings(output)[keyword] }
-
-// value returns the one value of a keyword, or "" if sshd does not print it: not every
-// version knows all.
-func (s settings) value(keywords ...string) string {
-	for _, keyword := range keywords {
-		if values := s[keyword]; len(values) > 0 {
-			return values[0]
-		}
-	}
-	return ""
-}
-
-func (s settings) list(keyword string) []string {
-	value := s.value(keyword)
-	if value == "" {
-		return nil
-	}
-	return strings.Split(value, ",")
-}
-
-// Findings gathers what there is to know about the logins that Logins returned, and has
-// Assess judge it. It runs sshd no more.
-func (s *Server) Findings(ctx context.Context, logins []Login, want Want) ([]Finding, error) {
-	accounts, err := s.accounts()
+// Of gathers what there is to know about the logins that Logins returned, and has Assess
+// judge it. It does not run sshd.
+func Of(ctx context.Context, server Server, logins []sshd.Login, want Want) ([]Finding, error) {
+	accounts, err := server.Accounts()
 	if err != nil {
 		return nil, err
 	}
-	f := Facts{Want: want, Logins: logins, Lines: s.Lines(), Accounts: accounts, Files: map[string][]byte{}}
-	f.Absent = append(s.absent(ctx, "passwd", f.unknown("allowusers")), s.absent(ctx, "group", f.unknown("allowgroups"))...)
-	for _, file := range s.existing(f.filesOf()) {
-		if data, err := readBounded(filepath.Join("/", s.Root, file)); err == nil {
-			f.Files[file] = data
-		}
-	}
+	f := Facts{Want: want, Logins: logins, Lines: server.Lines(), Accounts: accounts}
+	f.Absent = append(server.Absent(ctx, "passwd", f.unknown("allowusers")), server.Absent(ctx, "group", f.unknown("allowgroups"))...)
+	f.Files = server.Files(f.filesOf())
 	return Assess(f), nil
-}
-
-// existing returns the files that patterns name, up to a number, as sshd names them. A
-// name without wildcards stays, whether it exists or not.
-func (s *Server) existing(patterns []string) (files []string) {
-	const most = 256
-	root := filepath.Join("/", s.Root)
-	for _, pattern := range patterns {
-		if !isPattern(pattern) {
-			files = append(files, pattern)
-			continue
-		}
-		found, _ := filepath.Glob(filepath.Join(root, pattern))
-		for _, file := range found[:min(len(found), most)] {
-			files = append(files, filepath.Join("/", strings.TrimPrefix(file, root)))
-		}
-	}
-	return files
 }
 
 // unknown returns the names in AllowUsers or AllowGroups that are no local account's or
 // group's.
 func (f Facts) unknown(keyword string) (names []string) {
 	for _, login := range f.Logins {
-		for _, pattern := range parseSettings(login.Settings)[keyword] {
+		for _, pattern := range sshd.ParseSettings(login.Settings)[keyword] {
 			name, _, _ := strings.Cut(pattern, "@")
-			local := slices.ContainsFunc(f.Accounts, func(a Account) bool {
+			local := slices.ContainsFunc(f.Accounts, func(a sshd.Account) bool {
 				return keyword == "allowusers" && a.Name == name || keyword == "allowgroups" && slices.Contains(a.Groups, name)
 			})
-			if !local && !isPattern(name) && !slices.Contains(names, name) {
+			if !local && !sshdconf.IsPattern(name) && !slices.Contains(names, name) {
 				names = append(names, name)
 			}
 		}
 	}
 	return names
-}
-
-// readBounded reads a file that decides about logins. What is no regular file, as
-// /dev/null, or longer than any such list counts as empty.
-func readBounded(path string) ([]byte, error) {
-	const most = 64 << 20
-	file, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
-	if err != nil {
-		return nil, err
-	}
-	defer file.Close()
-	info, err := file.Stat()
-	if err != nil || info.IsDir() {
-		return nil, errors.Join(err, fs.ErrInvalid)
-	}
-	if !info.Mode().IsRegular() || info.Size() > most {
-		return nil, nil
-	}
-	return io.ReadAll(io.LimitReader(file, most))
 }

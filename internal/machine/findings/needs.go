@@ -1,4 +1,4 @@
-package sshd
+package findings
 
 import (
 	"cmp"
@@ -8,14 +8,15 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/hallmark-ssh/hallmark/internal/machine/sshd"
 	"github.com/hallmark-ssh/hallmark/internal/machine/sshdconf"
 	"golang.org/x/crypto/ssh"
 )
 
 // problems returns what keeps a login by certificate from working.
-func (f Facts) problems(login Login) (all []problem) {
-	s := parseSettings(login.Settings)
-	for _, check := range []func(Login, settings) []problem{
+func (f Facts) problems(login sshd.Login) (all []problem) {
+	s := sshd.ParseSettings(login.Settings)
+	for _, check := range []func(sshd.Login, sshd.Settings) []problem{
 		f.publicKeys, f.certificateTypes, f.trustedCAs, f.revocation, f.principals, f.methods,
 		f.admission, f.hostAlgorithms, f.transport, f.limits,
 	} {
@@ -32,8 +33,8 @@ func risk(keyword, value, consequence, remedy string) []problem {
 	return []problem{{Finding: Finding{Keyword: keyword, Value: value, Consequence: consequence, Remedy: remedy}}}
 }
 
-func (Facts) publicKeys(_ Login, s settings) []problem {
-	if value := s.value("pubkeyauthentication"); value == "no" {
+func (Facts) publicKeys(_ sshd.Login, s sshd.Settings) []problem {
+	if value := s.Value("pubkeyauthentication"); value == "no" {
 		return severe("PubkeyAuthentication", value, "sshd accepts no certificates", "write PubkeyAuthentication yes")
 	}
 	return nil
@@ -47,26 +48,26 @@ func userCertificates() []string {
 	}
 }
 
-func (Facts) certificateTypes(_ Login, s settings) (all []problem) {
+func (Facts) certificateTypes(_ sshd.Login, s sshd.Settings) (all []problem) {
 	keyword, printed := "PubkeyAcceptedAlgorithms", "pubkeyacceptedalgorithms"
-	if s.value(printed) == "" { // before OpenSSH 8.5
+	if s.Value(printed) == "" { // before OpenSSH 8.5
 		keyword, printed = "PubkeyAcceptedKeyTypes", "pubkeyacceptedkeytypes"
 	}
-	if accepted := s.list(printed); accepted != nil {
+	if accepted := s.List(printed); accepted != nil {
 		missing := without(userCertificates(), accepted)
 		remedy := "add " + strings.Join(userCertificates(), ",")
 		switch {
 		case len(missing) == len(userCertificates()):
-			all = append(all, severe(keyword, s.value(printed), "sshd accepts plain keys but no certificates", remedy)...)
+			all = append(all, severe(keyword, s.Value(printed), "sshd accepts plain keys but no certificates", remedy)...)
 		case !slices.Contains(accepted, ssh.CertAlgoED25519v01) || !slices.Contains(accepted, ssh.CertAlgoECDSA256v01) ||
 			!slices.Contains(accepted, ssh.CertAlgoRSASHA512v01) && !slices.Contains(accepted, ssh.CertAlgoRSASHA256v01):
-			all = append(all, risk(keyword, s.value(printed),
+			all = append(all, risk(keyword, s.Value(printed),
 				"which certificates work depends on the cluster's signature algorithm suite: sshd does not accept "+strings.Join(missing, ", "), remedy)...)
 		}
 	}
 	const teleportRSA = 2048 // bits of the keys that Teleport makes
-	if size, err := strconv.Atoi(s.value("requiredrsasize")); err == nil && size > teleportRSA {
-		all = append(all, risk("RequiredRSASize", s.value("requiredrsasize"),
+	if size, err := strconv.Atoi(s.Value("requiredrsasize")); err == nil && size > teleportRSA {
+		all = append(all, risk("RequiredRSASize", s.Value("requiredrsasize"),
 			"sshd refuses certificates for RSA keys of 2048 bits, which clusters with the signature algorithm suite legacy issue",
 			"write RequiredRSASize 2048, or change the cluster's suite")...)
 	}
@@ -78,13 +79,13 @@ func without(all, some []string) []string {
 	return slices.DeleteFunc(slices.Clone(all), func(s string) bool { return slices.Contains(some, s) })
 }
 
-func (f Facts) trustedCAs(_ Login, s settings) (all []problem) {
-	if value := s.value("trustedusercakeys"); f.CAFile != "" && value != "" && value != f.CAFile {
+func (f Facts) trustedCAs(_ sshd.Login, s sshd.Settings) (all []problem) {
+	if value := s.Value("trustedusercakeys"); f.CAFile != "" && value != "" && value != f.CAFile {
 		// Those may be the cluster's as well: what is in that file is somebody else's matter.
 		all = append(all, risk("TrustedUserCAKeys", value,
 			"sshd trusts the CAs in this file, not hallmark's: the cluster's certificates do not work there", "remove that line")...)
 	}
-	accepted := s.list("casignaturealgorithms")
+	accepted := s.List("casignaturealgorithms")
 	if accepted == nil { // before OpenSSH 7.9
 		return all
 	}
@@ -101,9 +102,9 @@ func (f Facts) trustedCAs(_ Login, s settings) (all []problem) {
 	consequence := "sshd refuses certificates of the cluster's CA " + strings.Join(refused, " and ")
 	remedy := "add " + strings.Join(slices.Compact(wanted), ",")
 	if len(refused) == len(f.CAs) {
-		return append(all, severe("CASignatureAlgorithms", s.value("casignaturealgorithms"), consequence, remedy)...)
+		return append(all, severe("CASignatureAlgorithms", s.Value("casignaturealgorithms"), consequence, remedy)...)
 	}
-	return append(all, risk("CASignatureAlgorithms", s.value("casignaturealgorithms"), consequence, remedy)...)
+	return append(all, risk("CASignatureAlgorithms", s.Value("casignaturealgorithms"), consequence, remedy)...)
 }
 
 // signatureAlgorithm returns how a CA signs. Teleport signs by RSA with SHA-512.
@@ -114,8 +115,8 @@ func signatureAlgorithm(ca ssh.PublicKey) string {
 	return ca.Type()
 }
 
-func (f Facts) revocation(_ Login, s settings) []problem {
-	value := noneIsEmpty(s.value("revokedkeys"))
+func (f Facts) revocation(_ sshd.Login, s sshd.Settings) []problem {
+	value := s.Optional("revokedkeys")
 	if value == "" {
 		return nil
 	}
@@ -143,13 +144,13 @@ func (f Facts) revocation(_ Login, s settings) []problem {
 	return severe("RevokedKeys", value, consequence, "remove it from the file")
 }
 
-func (f Facts) principals(login Login, s settings) []problem {
+func (f Facts) principals(login sshd.Login, s sshd.Settings) []problem {
 	const consequence = "a Teleport certificate has the login as its principal, but sshd looks for principals elsewhere"
-	if value := noneIsEmpty(s.value("authorizedprincipalscommand")); value != "" {
+	if value := s.Optional("authorizedprincipalscommand"); value != "" {
 		return risk("AuthorizedPrincipalsCommand", value, consequence,
 			"make the command print the login's own name, or write AuthorizedPrincipalsCommand none")
 	}
-	value := noneIsEmpty(s.value("authorizedprincipalsfile"))
+	value := s.Optional("authorizedprincipalsfile")
 	if value == "" {
 		return nil
 	}
@@ -166,7 +167,7 @@ func (f Facts) principals(login Login, s settings) []problem {
 func (f Facts) hasOther(value string) bool {
 	for file := range f.Files {
 		user, ok := userOf(value, file)
-		if ok && !slices.ContainsFunc(f.Accounts, func(a Account) bool { return a.Name == user }) {
+		if ok && !slices.ContainsFunc(f.Accounts, func(a sshd.Account) bool { return a.Name == user }) {
 			return true
 		}
 	}
@@ -219,11 +220,11 @@ func permits(content, user string) bool {
 // patterns.
 func (f Facts) filesOf() (files []string) {
 	for _, login := range f.Logins {
-		s := parseSettings(login.Settings)
-		if value := noneIsEmpty(s.value("revokedkeys")); value != "" {
+		s := sshd.ParseSettings(login.Settings)
+		if value := s.Optional("revokedkeys"); value != "" {
 			files = append(files, value)
 		}
-		if value := noneIsEmpty(s.value("authorizedprincipalsfile")); value != "" {
+		if value := s.Optional("authorizedprincipalsfile"); value != "" {
 			if file, known := f.expand(value, login.User); known {
 				files = append(files, file)
 			}
@@ -236,8 +237,8 @@ func (f Facts) filesOf() (files []string) {
 	return slices.Compact(files)
 }
 
-func (Facts) methods(_ Login, s settings) []problem {
-	value := s.value("authenticationmethods")
+func (Facts) methods(_ sshd.Login, s sshd.Settings) []problem {
+	value := s.Value("authenticationmethods")
 	lists := strings.Fields(value)
 	if len(lists) == 0 || slices.Contains(lists, "any") || slices.Contains(lists, "publickey") {
 		return nil
@@ -247,7 +248,7 @@ func (Facts) methods(_ Login, s settings) []problem {
 }
 
 // admission judges AllowUsers and its like, in sshd's order.
-func (f Facts) admission(login Login, s settings) []problem {
+func (f Facts) admission(login sshd.Login, s sshd.Settings) []problem {
 	const consequence, remedy = "sshd admits nobody to this account", "admit the accounts that people log in to"
 	var groups []string
 	for _, a := range f.Accounts {
@@ -256,7 +257,7 @@ func (f Facts) admission(login Login, s settings) []problem {
 		}
 	}
 	inGroup := func(patterns []string) bool {
-		return slices.ContainsFunc(groups, func(g string) bool { return matchAny(patterns, g) })
+		return slices.ContainsFunc(groups, func(g string) bool { return sshdconf.MatchAny(patterns, g) })
 	}
 	for _, c := range []struct {
 		keyword string
@@ -282,14 +283,14 @@ func (f Facts) admission(login Login, s settings) []problem {
 func denies(patterns []string, user string) bool {
 	return slices.ContainsFunc(patterns, func(p string) bool {
 		name, host, found := strings.Cut(p, "@")
-		return matchPattern(name, user) && (!found || host == "*")
+		return sshdconf.MatchPattern(name, user) && (!found || host == "*")
 	})
 }
 
 func admits(patterns []string, user string) bool {
 	return slices.ContainsFunc(patterns, func(p string) bool {
 		name, _, _ := strings.Cut(p, "@")
-		return !strings.HasPrefix(p, "!") && matchPattern(name, user)
+		return !strings.HasPrefix(p, "!") && sshdconf.MatchPattern(name, user)
 	})
 }
 
@@ -301,22 +302,22 @@ func (f Facts) open(keyword string, patterns []string) bool {
 	}
 	for _, p := range patterns {
 		name, _, _ := strings.Cut(p, "@")
-		exists := slices.ContainsFunc(f.Accounts, func(a Account) bool { return a.Name == name })
+		exists := slices.ContainsFunc(f.Accounts, func(a sshd.Account) bool { return a.Name == name })
 		switch {
 		case slices.Contains(f.Absent, name):
-		case keyword == "AllowGroups", isPattern(name), !exists:
+		case keyword == "AllowGroups", sshdconf.IsPattern(name), !exists:
 			return true
 		}
 	}
 	return false
 }
 
-func (Facts) hostAlgorithms(_ Login, s settings) []problem {
-	accepted := s.list("hostkeyalgorithms")
+func (Facts) hostAlgorithms(_ sshd.Login, s sshd.Settings) []problem {
+	accepted := s.List("hostkeyalgorithms")
 	if accepted == nil || len(without(hostCertificates(), accepted)) < len(hostCertificates()) {
 		return nil
 	}
-	return severe("HostKeyAlgorithms", s.value("hostkeyalgorithms"), "sshd presents plain host keys but no certificate, so Teleport's proxy refuses this host",
+	return severe("HostKeyAlgorithms", s.Value("hostkeyalgorithms"), "sshd presents plain host keys but no certificate, so Teleport's proxy refuses this host",
 		"add "+strings.Join(hostCertificates(), ","))
 }
 
@@ -328,7 +329,7 @@ func hostCertificates() []string {
 	}
 }
 
-func (Facts) transport(_ Login, s settings) (all []problem) {
+func (Facts) transport(_ sshd.Login, s sshd.Settings) (all []problem) {
 	// What Teleport's proxy offers when it connects to a host: Go's x/crypto/ssh without
 	// SHA-1. A cluster's configuration may name others (kex_algos, ciphers, mac_algos).
 	proxyKeyExchanges := []string{
@@ -343,18 +344,18 @@ func (Facts) transport(_ Login, s settings) (all []problem) {
 		"hmac-sha2-256-etm@openssh.com", "hmac-sha2-512-etm@openssh.com", "hmac-sha2-256", "hmac-sha2-512",
 	}
 	none := func(keyword string, offered ...string) []problem {
-		value := s.value(strings.ToLower(keyword))
+		value := s.Value(strings.ToLower(keyword))
 		return severe(keyword, value, "Teleport's proxy offers none of these", "add one of "+strings.Join(offered, ","))
 	}
 	offers := func(keyword string, offered []string) bool {
-		accepted := s.list(keyword)
+		accepted := s.List(keyword)
 		return accepted == nil || len(without(offered, accepted)) < len(offered)
 	}
 	if !offers("kexalgorithms", proxyKeyExchanges) {
 		if !offers("kexalgorithms", newKeyExchanges) {
 			all = append(all, none("KexAlgorithms", proxyKeyExchanges...)...)
 		} else {
-			all = append(all, risk("KexAlgorithms", s.value("kexalgorithms"), "older proxies, such as Teleport 13's, offer none of these",
+			all = append(all, risk("KexAlgorithms", s.Value("kexalgorithms"), "older proxies, such as Teleport 13's, offer none of these",
 				"add one of "+strings.Join(proxyKeyExchanges, ","))...)
 		}
 	}
@@ -370,15 +371,15 @@ func (Facts) transport(_ Login, s settings) (all []problem) {
 	return all
 }
 
-func (f Facts) limits(_ Login, s settings) (all []problem) {
+func (f Facts) limits(_ sshd.Login, s sshd.Settings) (all []problem) {
 	proxy := "Teleport's proxy is one source address for everybody"
-	effective, wanted := s.value("maxstartups"), f.MaxStartups
+	effective, wanted := s.Value("maxstartups"), f.MaxStartups
 	if effective != "" && wanted != "" && startsBelow(effective, wanted) {
 		all = append(all, risk("MaxStartups", effective, "sshd drops connections when the proxy opens many at once: the last line wins, not hallmark's "+wanted,
 			"remove that line, or write MaxStartups "+wanted)...)
 	}
 	full, _, _ := strings.Cut(wanted, ":")
-	if value := noneIsEmpty(s.value("persourcemaxstartups")); value != "" && value != maxInt && below(value, cmp.Or(full, "100")) {
+	if value := s.Optional("persourcemaxstartups"); value != "" && value != maxInt && below(value, cmp.Or(full, "100")) {
 		all = append(all, risk("PerSourceMaxStartups", value, proxy+", and sshd drops its connections beyond this number",
 			"write PerSourceMaxStartups none")...)
 	}
@@ -386,9 +387,9 @@ func (f Facts) limits(_ Login, s settings) (all []problem) {
 }
 
 // penalties compares the sources that sshd exempts with those of the proxies.
-func (f Facts) penalties(s settings, consequence string) []problem {
+func (f Facts) penalties(s sshd.Settings, consequence string) []problem {
 	const remedy = "set proxy_sources to the addresses that the proxies connect from, and install again"
-	penalties, exempt := s.value("persourcepenalties"), noneIsEmpty(s.value(exemptKeyword))
+	penalties, exempt := s.Value("persourcepenalties"), s.Optional("persourcepenaltyexemptlist")
 	missing := slices.DeleteFunc(slices.Clone(f.ProxySources), func(source string) bool { return sshdconf.Covers(exempt, source) })
 	switch {
 	case penalties == "", penalties == "no":

@@ -1,0 +1,104 @@
+package sshdconf
+
+import (
+	"bytes"
+	"testing"
+)
+
+func TestIncludesFirst(t *testing.T) {
+	for _, test := range []struct {
+		name, config string
+		want         bool
+	}{
+		{"Debian", "# comment\n\nInclude /etc/ssh/sshd_config.d/*.conf\nPort 22\n", true},
+		{"the file itself", "Include /etc/ssh/sshd_config.d/00-hallmark.conf\n", true},
+		{"relative", "include sshd_config.d/*.conf\n", true},
+		{"quoted, with equals sign", "INCLUDE=\"/etc/ssh/sshd_config.d/*.conf\"\n", true},
+		{"second pattern", "Include /etc/a /etc/ssh/sshd_config.d/*.conf\n", true},
+		{"second include", "Include /etc/a\nInclude /etc/ssh/sshd_config.d/*.conf\n", true},
+		{"commented out", "#Include /etc/ssh/sshd_config.d/*.conf\n", false},
+		{"in a comment behind", "Include /etc/a # /etc/ssh/sshd_config.d/*.conf\n", false},
+		{"another folder", "Include /etc/ssh/other.d/*.conf\n", false},
+		{"not first", "Port 22\nInclude /etc/ssh/sshd_config.d/*.conf\n", false},
+		{"inside Match", "Match User git\nInclude /etc/ssh/sshd_config.d/*.conf\n", false},
+		{"other names only", "Include /etc/ssh/sshd_config.d/[1-9]*.conf\n", false},
+		{"bad pattern", "Include /etc/ssh/sshd_config.d/[\n", false},
+		{"empty", "", false},
+		{"without argument", "Include\n", false},
+	} {
+		if got := IncludesFirst([]byte(test.config), DropIn); got != test.want {
+			t.Errorf("%s: %v, want %v", test.name, got, test.want)
+		}
+	}
+}
+
+func TestBlock(t *testing.T) {
+	const block = "# BEGIN hallmark\nA 1\n# END hallmark\n"
+	for _, test := range []struct {
+		name, config, with, without string
+	}{
+		{"empty", "", block, ""},
+		{"plain", "Port 22\n", block + "Port 22\n", "Port 22\n"},
+		{"Match at the end", "Port 22\nMatch User a\n X no\n", block + "Port 22\nMatch User a\n X no\n", "Port 22\nMatch User a\n X no\n"},
+		{"no line break at the end", "Port 22", block + "Port 22", "Port 22"},
+		{"the same block", block + "Port 22\n", block + "Port 22\n", "Port 22\n"},
+		{"an older block", "# BEGIN hallmark\nB 2\nC 3\n# END hallmark\nPort 22\n", block + "Port 22\n", "Port 22\n"},
+		{"a block that was moved", "Port 22\n# BEGIN hallmark\nB 2\n# END hallmark\nUsePAM yes\n", block + "Port 22\nUsePAM yes\n", "Port 22\nUsePAM yes\n"},
+		{"Windows line ends", "# BEGIN hallmark\r\nB 2\r\n# END hallmark\r\nPort 22\r\n", block + "Port 22\r\n", "Port 22\r\n"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			with, err := WithBlock([]byte(test.config), []byte("A 1\n"))
+			if err != nil || string(with) != test.with {
+				t.Errorf("with: %q, %v, want %q", with, err, test.with)
+			}
+			without, err := WithoutBlock([]byte(test.config))
+			if err != nil || string(without) != test.without {
+				t.Errorf("without: %q, %v, want %q", without, err, test.without)
+			}
+		})
+	}
+	for name, config := range map[string]string{
+		"no end":         "# BEGIN hallmark\nPort 22\n",
+		"no beginning":   "Port 22\n# END hallmark\n",
+		"wrong order":    "# END hallmark\n# BEGIN hallmark\n",
+		"two":            block + block,
+		"one in another": "# BEGIN hallmark\n" + block + "# END hallmark\n",
+	} {
+		if got, err := WithBlock([]byte(config), nil); err == nil {
+			t.Errorf("%s: %q, want an error", name, got)
+		}
+	}
+}
+
+func FuzzBlock(f *testing.F) {
+	f.Add("Port 22\n# BEGIN hallmark\nB 2\n# END hallmark\n")
+	f.Fuzz(func(t *testing.T, config string) {
+		with, err := WithBlock([]byte(config), []byte("A 1"))
+		if err != nil {
+			return
+		}
+		rest, err := WithoutBlock([]byte(config))
+		if err != nil {
+			t.Fatalf("%q takes a block but cannot lose one: %v", config, err)
+		}
+		again, err := WithoutBlock(with)
+		if err != nil || !bytes.Equal(again, rest) {
+			t.Fatalf("%q became %q, %v, want %q", config, again, err, rest)
+		}
+	})
+}
+
+func TestMatchPattern(t *testing.T) {
+	for _, test := range []struct {
+		pattern, s string
+		want       bool
+	}{
+		{"", "", true}, {"", "a", false}, {"a", "a", true}, {"a", "b", false}, {"*", "", true}, {"*", "abc", true},
+		{"a*", "abc", true}, {"*c", "abc", true}, {"a*c", "abbc", true}, {"a*b", "abbc", false}, {"a?c", "abc", true}, {"?", "", false},
+		{"**a", "ba", true},
+	} {
+		if got := MatchPattern(test.pattern, test.s); got != test.want {
+			t.Errorf("%q on %q: %v", test.pattern, test.s, got)
+		}
+	}
+}
