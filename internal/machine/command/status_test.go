@@ -25,6 +25,8 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/machine/config"
 	"github.com/hallmark-ssh/hallmark/internal/machine/doctor"
 	"github.com/hallmark-ssh/hallmark/internal/machine/fault"
+	"github.com/hallmark-ssh/hallmark/internal/machine/findings"
+	"github.com/hallmark-ssh/hallmark/internal/machine/handshake"
 	"github.com/hallmark-ssh/hallmark/internal/machine/hostkey"
 	"github.com/hallmark-ssh/hallmark/internal/machine/imds"
 	"github.com/hallmark-ssh/hallmark/internal/machine/sshd"
@@ -161,13 +163,13 @@ var broken = []struct {
 		f.Listeners[1].Offers[0] = doctor.Offer{Path: certPath, Certificate: certify(t, now.Add(time.Hour))}
 	}, cli.Failed, "presented", "[::1]:22 presents another certificate"},
 	{"sshd presents none", func(_ *testing.T, f *doctor.Facts) {
-		f.Listeners[0].Offers[0] = doctor.Offer{Path: certPath, Err: sshd.ErrNotPresented}
+		f.Listeners[0].Offers[0] = doctor.Offer{Path: certPath, Err: handshake.ErrNotPresented}
 	}, cli.Failed, "presented", "does not present"},
 	{"sshd hangs", func(_ *testing.T, f *doctor.Facts) {
-		f.Listeners[0].Offers[0] = doctor.Offer{Path: certPath, Err: sshd.ErrNoAnswer}
+		f.Listeners[0].Offers[0] = doctor.Offer{Path: certPath, Err: handshake.ErrNoAnswer}
 	}, cli.Failed, "presented", "does not answer"},
 	{"TCP wrappers", func(_ *testing.T, f *doctor.Facts) {
-		f.Listeners[0].Offers[0] = doctor.Offer{Path: certPath, Err: sshd.ErrClosed}
+		f.Listeners[0].Offers[0] = doctor.Offer{Path: certPath, Err: handshake.ErrClosed}
 	}, cli.OK, "presented", "does not let this machine see"},
 	{"sshd is stopped", func(_ *testing.T, f *doctor.Facts) { f.Listeners = nil }, cli.Failed, "sshd", "does not run"},
 	{"no sshd", func(_ *testing.T, f *doctor.Facts) {
@@ -180,13 +182,13 @@ var broken = []struct {
 	{"no TrustedUserCAKeys", func(_ *testing.T, f *doctor.Facts) { f.Settings.TrustedUserCAKeys = "" }, cli.Failed, "settings", "trusts no CA"},
 	{"another TrustedUserCAKeys", func(_ *testing.T, f *doctor.Facts) { f.Settings.TrustedUserCAKeys = "/ca" }, cli.Failed, "settings", "trusts the CAs in /ca"},
 	{"a setting that blocks", func(_ *testing.T, f *doctor.Facts) {
-		f.Problems = []sshd.Finding{{
+		f.Problems = []findings.Finding{{
 			Keyword: "PubkeyAuthentication", Value: "no", Blocks: true, Consequence: "sshd accepts no certificates",
 			Remedy: "write PubkeyAuthentication yes", Places: []sshd.Line{{File: "/etc/ssh/sshd_config", Number: 3}},
 		}}
 	}, cli.Failed, "settings", "PubkeyAuthentication no"},
 	{"a setting that limits", func(_ *testing.T, f *doctor.Facts) {
-		f.Problems = []sshd.Finding{{Keyword: "PerSourceMaxStartups", Value: "1", Remedy: "write PerSourceMaxStartups none"}}
+		f.Problems = []findings.Finding{{Keyword: "PerSourceMaxStartups", Value: "1", Remedy: "write PerSourceMaxStartups none"}}
 	}, cli.OK, "settings", "PerSourceMaxStartups 1"},
 	{"no key to certify", func(_ *testing.T, f *doctor.Facts) { f.Keys, f.KeysErr = nil, errors.New("none can be certified") }, cli.Failed, "host keys", "none can be certified"},
 	{"a timer is disabled", func(_ *testing.T, f *doctor.Facts) {
@@ -227,7 +229,7 @@ var broken = []struct {
 	}, cli.Failed, "certificates", "is missing"},
 	{"several faults", func(_ *testing.T, f *doctor.Facts) {
 		f.Files[0] = doctor.File{Path: certPath, Err: fs.ErrNotExist}
-		f.Listeners[0].Offers[0] = doctor.Offer{Path: certPath, Err: sshd.ErrNotPresented}
+		f.Listeners[0].Offers[0] = doctor.Offer{Path: certPath, Err: handshake.ErrNotPresented}
 		f.State.RenewAfter = now.Add(-72 * time.Hour)
 		f.Setback = &agent.Setback{Failures: 9, Kind: fault.Temporary, Reason: "no answer", Hint: "wait", NotBefore: now.Add(time.Hour)}
 	}, cli.Failed, "certificates", "is missing"},

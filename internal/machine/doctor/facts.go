@@ -7,6 +7,7 @@ import (
 
 	"github.com/hallmark-ssh/hallmark/internal/machine/agent"
 	"github.com/hallmark-ssh/hallmark/internal/machine/config"
+	"github.com/hallmark-ssh/hallmark/internal/machine/findings"
 	"github.com/hallmark-ssh/hallmark/internal/machine/hostkey"
 	"github.com/hallmark-ssh/hallmark/internal/machine/imds"
 	"github.com/hallmark-ssh/hallmark/internal/machine/sshd"
@@ -48,7 +49,7 @@ type Facts struct {
 	Keys        []hostkey.Key // those that Hallmark certifies
 	KeysErr     error
 	// Problems are what in sshd's settings gets in the way of certificates.
-	Problems    []sshd.Finding
+	Problems    []findings.Finding
 	ProblemsErr error
 	Others      []string // host certificates and CA lines that are somebody else's
 

@@ -14,6 +14,8 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/machine/agent"
 	"github.com/hallmark-ssh/hallmark/internal/machine/cafile"
 	"github.com/hallmark-ssh/hallmark/internal/machine/fault"
+	"github.com/hallmark-ssh/hallmark/internal/machine/findings"
+	"github.com/hallmark-ssh/hallmark/internal/machine/handshake"
 	"github.com/hallmark-ssh/hallmark/internal/machine/hostkey"
 	"github.com/hallmark-ssh/hallmark/internal/machine/imds"
 	"github.com/hallmark-ssh/hallmark/internal/machine/sshd"
@@ -161,7 +163,7 @@ func checkSettings(f *Facts) (findings []Finding) {
 }
 
 // problem turns a finding about sshd's settings into one of this package.
-func problem(name string, p sshd.Finding) Finding {
+func problem(name string, p findings.Finding) Finding {
 	f := Finding{Check: name, Level: Warning, Text: p.String(), Fix: p.Remedy + ", then reload sshd", Command: reloadSSHD}
 	if p.Blocks {
 		f.Level = Failure
@@ -350,9 +352,9 @@ func judgeOffer(o Offer) (string, Level) {
 		return "", OK
 	case o.Err == nil:
 		return "presents another certificate than " + o.Path, Failure
-	case errors.Is(o.Err, sshd.ErrNotPresented):
+	case errors.Is(o.Err, handshake.ErrNotPresented):
 		return "does not present " + o.Path, Failure
-	case errors.Is(o.Err, sshd.ErrNoAnswer):
+	case errors.Is(o.Err, handshake.ErrNoAnswer):
 		return fmt.Sprintf("does not answer: %v", o.Err), Failure
 	}
 	// TCP wrappers or a firewall may admit others and not this machine itself.

@@ -19,6 +19,8 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/machine/agent"
 	"github.com/hallmark-ssh/hallmark/internal/machine/cafile"
 	"github.com/hallmark-ssh/hallmark/internal/machine/config"
+	"github.com/hallmark-ssh/hallmark/internal/machine/findings"
+	"github.com/hallmark-ssh/hallmark/internal/machine/handshake"
 	"github.com/hallmark-ssh/hallmark/internal/machine/hostkey"
 	"github.com/hallmark-ssh/hallmark/internal/machine/sshd"
 	"github.com/hallmark-ssh/hallmark/internal/machine/sshdconf"
@@ -155,7 +157,7 @@ type settingsOf struct {
 	conf        *sshd.Effective
 	keys        []hostkey.Key
 	keysErr     error
-	problems    []sshd.Finding
+	problems    []findings.Finding
 	problemsErr error
 	others      []string
 }
@@ -171,7 +173,7 @@ func (m *Machine) lookAtSSHD(ctx context.Context, f *Facts) {
 	settingsCtx, cancel := part(ctx, 2, 3)
 	defer cancel()
 	selection := hostkey.Selection{State: f.State, Replace: f.Config.HostCertificate == config.ReplaceCertificate}
-	want := sshd.Want{CAFile: m.CAFile, MaxStartups: f.Config.SSHDOptions().MaxStartups, ProxySources: f.Config.ProxySources}
+	want := findings.Want{CAFile: m.CAFile, MaxStartups: f.Config.SSHDOptions().MaxStartups, ProxySources: f.Config.ProxySources}
 	if f.State != nil {
 		want.CAs, _ = cafile.ParseKeys(f.State.OpenSSHCAs) // an old state may have none
 	}
@@ -194,7 +196,7 @@ func part(ctx context.Context, numerator, denominator time.Duration) (context.Co
 }
 
 // settings runs sshd on a copy of the server: if it hangs, the copy goes on alone.
-func (m *Machine) settings(ctx context.Context, selection hostkey.Selection, want sshd.Want) (s settingsOf, err error) {
+func (m *Machine) settings(ctx context.Context, selection hostkey.Selection, want findings.Want) (s settingsOf, err error) {
 	server := *m.Server
 	if s.conf, err = server.Effective(ctx); err != nil {
 		return s, err
@@ -206,7 +208,7 @@ func (m *Machine) settings(ctx context.Context, selection hostkey.Selection, wan
 	if err != nil {
 		return s, err
 	}
-	s.problems, s.problemsErr = server.Findings(ctx, logins, want)
+	s.problems, s.problemsErr = findings.Of(ctx, &server, logins, want)
 	return s, nil
 }
 
@@ -246,7 +248,7 @@ func (m *Machine) listeners(ctx context.Context, conf *sshd.Effective, keys []ho
 				continue
 			}
 			var key ssh.PublicKey
-			if key, o.Err = sshd.Presented(ctx, address, algorithms); o.Err == nil {
+			if key, o.Err = handshake.HostKey(ctx, address, algorithms); o.Err == nil {
 				o.Certificate, _ = key.(*ssh.Certificate)
 				o.Same = file.Certificate != nil && bytes.Equal(key.Marshal(), file.Certificate.Marshal())
 			}
