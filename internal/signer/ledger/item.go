@@ -37,6 +37,9 @@ import (
 //	rekeyed_by S     operator who permitted the keys of this generation, until confirmed
 //	ended      BOOL  true once the record is retired
 //	ended_by   S     operator who retired it, if one did
+//	health     S     what the machine last said about itself
+//	health_at  N     when it said so
+//	unreachable BOOL true while upkeep cannot connect to the machine
 //	expires    N     only if it is retired, or never claimed anything
 //
 // Each key and each name has an item that only names its holder. The holder's item says
@@ -88,6 +91,10 @@ const (
 	attrExpires    = "expires"
 	attrHolder     = "holder"
 
+	attrHealth      = "health"
+	attrHealthAt    = "health_at"
+	attrUnreachable = "unreachable"
+
 	attrRefusedAt     = "refused_at"
 	attrRefusalCode   = "code"
 	attrRefusalReason = "reason"
@@ -136,6 +143,7 @@ func formatRecord(i ec2ref.Instance, r record) item {
 	for name, value := range map[string]string{
 		attrConfirmed: r.confirmedHostname, attrOwner: r.imageOwner, attrImage: r.image, attrSigner: r.signer,
 		attrRekeyedBy: r.rekeyedBy, attrRetiredBy: r.retiredBy, attrRule: r.rule,
+		attrHealth: r.health.Reported,
 	} {
 		if value != "" {
 			it[name] = text(value)
@@ -156,10 +164,15 @@ func formatRecord(i ec2ref.Instance, r record) item {
 	if r.tagsVersion > 0 {
 		it[attrTags] = number(r.tagsVersion)
 	}
-	for name, value := range map[string]time.Time{attrLease: r.lease, attrExpires: r.expires, attrRenewed: r.renewed} {
+	for name, value := range map[string]time.Time{
+		attrLease: r.lease, attrExpires: r.expires, attrRenewed: r.renewed, attrHealthAt: r.health.ReportedAt,
+	} {
 		if !value.IsZero() {
 			it[name] = number(value.Unix())
 		}
+	}
+	if r.health.Unreachable {
+		it[attrUnreachable] = &types.AttributeValueMemberBOOL{Value: true}
 	}
 	if r.retired {
 		it[attrRetired] = &types.AttributeValueMemberBOOL{Value: true}
@@ -198,6 +211,7 @@ func parseRecord(it item) (record, error) {
 		retired:           p.bool(attrRetired),
 		retiredBy:         p.text(attrRetiredBy),
 		expires:           p.time(attrExpires),
+		health:            Health{Reported: p.text(attrHealth), ReportedAt: p.time(attrHealthAt), Unreachable: p.bool(attrUnreachable)},
 	}
 	names := p.nested(attrNames)
 	for name := range names.item {

@@ -21,6 +21,7 @@ func TestRecordItemRoundTrip(t *testing.T) {
 			permit:    Permit{Fingerprint: "SHA256:c", ValidUntil: end, By: "another"},
 			renewed:   end, rule: "web",
 			retired: true, retiredBy: "a third",
+			health: Health{Reported: "ok", ReportedAt: end, Unreachable: true},
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -58,6 +59,7 @@ func TestRecordEqual(t *testing.T) {
 		"rekeyedBy":         {rekeyedBy: "me"},
 		"retired":           {retired: true},
 		"retiredBy":         {retiredBy: "me"},
+		"health":            {health: Health{Unreachable: true}},
 	}
 	for n := range fields.NumField() {
 		name := fields.Field(n).Name

@@ -132,6 +132,8 @@ type Record struct {
 	PermittedKey string
 	// RetiredBy is the operator who retired the record, empty if an event did.
 	RetiredBy string
+	// Health is for display only. Old records lack it.
+	Health Health
 }
 
 // Expired is one step of a walk through the records that are not retired although all

@@ -46,6 +46,8 @@ type record struct {
 	retired   bool
 	// retiredBy is the operator who retired it, empty if an event did.
 	retiredBy string
+	// health is for display only.
+	health Health
 	// expires is when the ledger may forget the record; zero means never. Every write
 	// keeps it, so a late event cannot make a tombstone permanent.
 	expires time.Time
@@ -57,7 +59,7 @@ func (r record) exported() Record {
 		ConfirmedHostname: r.confirmedHostname, Signer: r.signer, Retired: r.retired,
 		Image: r.image, ImageOwner: r.imageOwner, ImageTags: maps.Clone(r.imageTags),
 		ValidUntil: r.names[r.confirmedHostname], Lease: r.lease, Renewed: r.renewed, Rule: r.rule, TagsVersion: r.tagsVersion,
-		PermittedKey: r.permit.Fingerprint, RetiredBy: r.retiredBy, Expires: r.expires,
+		PermittedKey: r.permit.Fingerprint, RetiredBy: r.retiredBy, Expires: r.expires, Health: r.health,
 	}
 }
 
@@ -69,10 +71,11 @@ func (r record) text(i ec2ref.Instance) string {
 	}
 	slices.Sort(names)
 	return fmt.Sprintf("%s version %d.%d keys %q names %q confirmed %q lease %d signer %q tags %d "+
-		"image %q %q %t%q permit %q %d %q re-keyed %q ended %t %q expires %d renewed %d rule %q",
+		"image %q %q %t%q permit %q %d %q re-keyed %q ended %t %q expires %d renewed %d rule %q health %q %d %t",
 		instancePK(i), r.version, r.generation, r.keys, names, r.confirmedHostname, r.lease.Unix(), r.signer, r.tagsVersion,
 		r.image, r.imageOwner, r.imageTags == nil, r.imageTags, r.permit.Fingerprint, r.permit.ValidUntil.Unix(), r.permit.By, r.rekeyedBy,
-		r.retired, r.retiredBy, r.expires.Unix(), r.renewed.Unix(), r.rule)
+		r.retired, r.retiredBy, r.expires.Unix(), r.renewed.Unix(), r.rule,
+		r.health.Reported, r.health.ReportedAt.Unix(), r.health.Unreachable)
 }
 
 // isKnown reports whether the instance ever claimed anything or was retired. A record
@@ -87,7 +90,7 @@ func (r record) equal(s record) bool {
 		r.image == s.image && r.imageOwner == s.imageOwner && sameTags(r.imageTags, s.imageTags) &&
 		r.tagsVersion == s.tagsVersion &&
 		r.permit.equal(s.permit) && r.rekeyedBy == s.rekeyedBy && r.retired == s.retired && r.retiredBy == s.retiredBy &&
-		r.expires.Equal(s.expires) && r.renewed.Equal(s.renewed) && r.rule == s.rule
+		r.expires.Equal(s.expires) && r.renewed.Equal(s.renewed) && r.rule == s.rule && r.health.equal(s.health)
 }
 
 func (p Permit) equal(q Permit) bool {

@@ -31,6 +31,8 @@ type Ledger interface {
 	Permit(ctx context.Context, i ec2ref.Instance, p ledger.Permit) error
 	Announce(ctx context.Context, i ec2ref.Instance) (ledger.Record, error)
 	SeeTags(ctx context.Context, i ec2ref.Instance, version uint64) error
+	ReportHealth(ctx context.Context, i ec2ref.Instance, report ledger.HealthReport) (bool, error)
+	NoteProbe(ctx context.Context, i ec2ref.Instance, unreachable bool) (bool, error)
 }
 
 // lifetime is how long the certificates of the tests last.
@@ -38,7 +40,7 @@ const lifetime = 7 * 24 * time.Hour
 
 // Run runs the contract tests. Open returns an empty ledger each time.
 func Run(t *testing.T, open func(*testing.T) Ledger) {
-	for _, tests := range []map[string]func(*testing.T, *fixture){claimTests(), nameTests(), permitTests(), expiredTests(), eachTests(), raceTests()} {
+	for _, tests := range []map[string]func(*testing.T, *fixture){claimTests(), nameTests(), permitTests(), expiredTests(), eachTests(), raceTests(), healthTests()} {
 		for name, test := range tests {
 			t.Run(name, func(t *testing.T) { test(t, newFixture(t, open(t))) })
 		}
