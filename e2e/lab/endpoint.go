@@ -105,7 +105,7 @@ func (l *Lab) api(signer *lambdahost.Host) http.Handler {
 		}
 		source, _, _ := net.SplitHostPort(r.RemoteAddr)
 		event, err := entrytest.Event(entry.PrivateAPI, entry.Request{
-			ID: uuid.NewString(), Method: r.Method, ContentType: r.Header.Get("Content-Type"), IfNoneMatch: r.Header.Get("If-None-Match"),
+			ID: uuid.NewString(), Method: r.Method, ContentType: r.Header.Get("Content-Type"), IfNoneMatch: r.Header.Get("If-None-Match"), Health: r.Header.Get(protocol.HealthHeader),
 			Body: body, Source: source, Endpoint: VPCEndpoint, IAM: &entry.IAMCaller{Account: moto.Account, ARN: caller.ARN},
 		})
 		var response []byte

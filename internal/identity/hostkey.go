@@ -105,10 +105,20 @@ func checkRSASize(key ssh.PublicKey) error {
 // "ssh-keygen -Y sign -n hallmark-enroll" does over the binding's text
 // (OpenSSH PROTOCOL.sshsig).
 func SignBinding(signer ssh.Signer, b protocol.Binding) (armored string, err error) {
+	return signIn(protocol.SignatureNamespace, signer, b)
+}
+
+// SignHealth signs the binding of a health report, as SignBinding does that of a request,
+// in a namespace of its own.
+func SignHealth(signer ssh.Signer, b protocol.Binding) (armored string, err error) {
+	return signIn(protocol.HealthNamespace, signer, b)
+}
+
+func signIn(namespace string, signer ssh.Signer, b protocol.Binding) (armored string, err error) {
 	if err := checkHostKey(signer.PublicKey()); err != nil {
 		return "", fmt.Errorf("sign binding: %w", err)
 	}
-	sig, err := sshsig.Sign(bytes.NewReader(b.Message()), signer, sshsigHash, protocol.SignatureNamespace)
+	sig, err := sshsig.Sign(bytes.NewReader(b.Message()), signer, sshsigHash, namespace)
 	if err != nil {
 		return "", fmt.Errorf("sign binding: %w", err)
 	}
@@ -119,6 +129,15 @@ func SignBinding(signer ssh.Signer, b protocol.Binding) (armored string, err err
 // accepts one form only: SHA-512, the namespace protocol.SignatureNamespace, this
 // very key inside the signature, and nothing besides.
 func VerifyBinding(key ssh.PublicKey, b protocol.Binding, armored string) error {
+	return verifyIn(protocol.SignatureNamespace, key, b, armored)
+}
+
+// VerifyHealth is VerifyBinding for a signature of SignHealth.
+func VerifyHealth(key ssh.PublicKey, b protocol.Binding, armored string) error {
+	return verifyIn(protocol.HealthNamespace, key, b, armored)
+}
+
+func verifyIn(namespace string, key ssh.PublicKey, b protocol.Binding, armored string) error {
 	if err := checkHostKey(key); err != nil {
 		return err
 	}
@@ -137,7 +156,7 @@ func VerifyBinding(key ssh.PublicKey, b protocol.Binding, armored string) error 
 	if key.Type() == ssh.KeyAlgoRSA && sig.Signature.Format != sshsigRSASignature {
 		return fmt.Errorf("SSH signature has format %.32q, not %q", sig.Signature.Format, sshsigRSASignature)
 	}
-	if err := sshsig.Verify(bytes.NewReader(b.Message()), sig, key, sshsigHash, protocol.SignatureNamespace); err != nil {
+	if err := sshsig.Verify(bytes.NewReader(b.Message()), sig, key, sshsigHash, namespace); err != nil {
 		return fmt.Errorf("SSH signature: %w", err)
 	}
 	return nil

@@ -14,6 +14,9 @@ type Invocation struct {
 	Method string `json:"method"`
 	// IfNoneMatch is an entity tag, for GET.
 	IfNoneMatch string `json:"if_none_match,omitempty"`
+	// Health is the value of HealthHeader, for GET. Signers that do not know it refuse the
+	// event.
+	Health string `json:"health,omitempty"`
 	// Body is a Request, for POST.
 	Body string `json:"body,omitempty"`
 }

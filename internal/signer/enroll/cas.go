@@ -38,12 +38,16 @@ func (s *Signer) Answer(ctx context.Context, r entry.Request) entry.Answer {
 	return s.Enroll(ctx, r)
 }
 
-// CAs answers with protocol.CAs, or with 304 if the caller already has them. It logs only
-// failures: a fleet asks every hour.
+// CAs answers with protocol.CAs, or with 304 if the caller already has them, and records
+// the health report that came with the request. It logs only failures and changes: a fleet
+// asks every hour.
 func (s *Signer) CAs(ctx context.Context, r entry.Request) entry.Answer {
 	ctx, cancel := withDeadline(ctx)
 	defer cancel()
 	body, err := s.caList(ctx, r)
+	if r.Health != "" && err == nil {
+		s.noteHealth(ctx, r, body)
+	}
 	if err != nil {
 		answer := refusalAnswer(err, r.ID, s.now())
 		s.Log.LogAttrs(ctx, slog.LevelWarn, "authorities",

@@ -84,6 +84,7 @@ func newGrant(k ask, cluster Cluster, now time.Time) grant {
 		start:    now,
 		lifetime: d.Lifetime,
 	}
+	g.node = g.node.WithHealth(k.record.Health, now)
 	g.principals = node.Principals(g.node.Hostname, g.node.ID, g.cluster, g.names)
 	return g
 }

@@ -94,7 +94,7 @@ func (s *Signer) renderAgain(ctx context.Context, cluster Cluster, g grant, reco
 	if err != nil {
 		return node.Node{}, err
 	}
-	return node.Confirmed(g.claim.Instance, record, decision.Address, decision.Labels), nil
+	return node.Confirmed(g.claim.Instance, record, decision.Address, decision.Labels).WithHealth(record.Health, s.now()), nil
 }
 
 // giveUp handles a node that may have been written although the enrollment then failed.

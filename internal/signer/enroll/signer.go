@@ -60,6 +60,11 @@ type Ledger interface {
 	Release(ctx context.Context, name, by string, now time.Time) (ec2ref.Instance, error)
 }
 
+// HealthLedger records what machines say about themselves. Package ledger implements it.
+type HealthLedger interface {
+	ReportHealth(ctx context.Context, i ec2ref.Instance, report ledger.HealthReport) (bool, error)
+}
+
 // Cluster is the Teleport cluster. *teleport.Client implements it.
 type Cluster interface {
 	ClusterName() string
@@ -107,12 +112,15 @@ type Signer struct {
 	// Connect returns the cluster with a valid login. The signer calls it after the
 	// proof, so that an outage of Teleport costs an answer and not the process.
 	Connect func(ctx context.Context) (Cluster, error)
+	// Health is optional. Without it, the signer ignores health reports.
+	Health HealthLedger
 
 	// Log receives the audit lines (docs/audit.md). CloudWatch finds the metrics in them
 	// only if the log writes JSON, outside any group.
 	Log *slog.Logger
 	Now func() time.Time
 
+	healthSeen  limiter // by instance
 	attempts    limiter // by instance and source
 	proved      limiter // by instance
 	recorded    recordedKeys

@@ -7,6 +7,8 @@ import (
 	"strings"
 
 	"github.com/aws/aws-lambda-go/events"
+
+	"github.com/hallmark-ssh/hallmark/internal/protocol"
 )
 
 // apiEvent is an event of a private REST API with proxy integration
@@ -45,6 +47,7 @@ func apiRequest(event []byte) (Request, error) {
 	r.Method = e.Method
 	r.ContentType = header(e.Headers, "Content-Type")
 	r.IfNoneMatch = header(e.Headers, "If-None-Match")
+	r.Health = header(e.Headers, protocol.HealthHeader)
 	r.Body = body(e.Body, e.IsBase64Encoded)
 	r.Source, r.Endpoint = identity.SourceIP, identity.Endpoint
 	if identity.UserARN != "" {

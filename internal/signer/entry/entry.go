@@ -47,6 +47,9 @@ type Request struct {
 	ContentType string
 	// IfNoneMatch is the header of that name.
 	IfNoneMatch string
+	// Health is the header protocol.HealthHeader: a claim that anyone can write, until its
+	// signature is verified.
+	Health string
 	// Body may be cut at one byte more than protocol.MaxRequestBytes.
 	Body []byte
 	// Source is the caller's address as AWS saw it, never as a header says. It is empty

@@ -17,7 +17,7 @@ import (
 
 func request() entry.Request {
 	return entry.Request{
-		ID: "from-the-event", Method: http.MethodPost, ContentType: "application/json", IfNoneMatch: `"tag"`, Body: []byte("body"),
+		ID: "from-the-event", Method: http.MethodPost, ContentType: "application/json", IfNoneMatch: `"tag"`, Health: "report", Body: []byte("body"),
 		Source: "192.0.2.1", Endpoint: "vpce-0a1b2c3d4e5f60718",
 		IAM: &entry.IAMCaller{Account: "111122223333", ARN: "arn:aws:sts::111122223333:assumed-role/web/i-0a1b2c3d4e5f60718"},
 	}

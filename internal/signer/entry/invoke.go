@@ -27,7 +27,7 @@ func invokeRequest(event []byte) (Request, error) {
 		return Request{}, fmt.Errorf("form %d, method %.16q", e.Hallmark, e.Method)
 	}
 	return Request{
-		Method: e.Method, ContentType: "application/json", IfNoneMatch: e.IfNoneMatch, Body: body(e.Body, false),
+		Method: e.Method, ContentType: "application/json", IfNoneMatch: e.IfNoneMatch, Health: e.Health, Body: body(e.Body, false),
 	}, nil
 }
 

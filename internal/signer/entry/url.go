@@ -3,8 +3,11 @@ package entry
 import (
 	"encoding/json"
 	"fmt"
+	"strings"
 
 	"github.com/aws/aws-lambda-go/events"
+
+	"github.com/hallmark-ssh/hallmark/internal/protocol"
 )
 
 // urlRequest reads an event of a function URL, payload format 2.0
@@ -23,6 +26,7 @@ func urlRequest(event []byte) (Request, error) {
 	r.Method = e.RequestContext.HTTP.Method
 	r.ContentType = e.Headers["content-type"] // function URLs send names in lower case
 	r.IfNoneMatch = e.Headers["if-none-match"]
+	r.Health = e.Headers[strings.ToLower(protocol.HealthHeader)]
 	r.Body = body(e.Body, e.IsBase64Encoded)
 	r.Source = e.RequestContext.HTTP.SourceIP
 	if a := e.RequestContext.Authorizer; a != nil && a.IAM != nil {

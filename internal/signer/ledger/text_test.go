@@ -18,7 +18,7 @@ func TestRecordTextSaysAll(t *testing.T) {
 		"image": {image: "ami-1"}, "imageOwner": {imageOwner: "111122223333"}, "imageTags": {imageTags: map[string]string{}},
 		"signer": {signer: "hallmark.example.com"}, "lease": {lease: end}, "renewed": {renewed: end}, "rule": {rule: "web"}, "tagsVersion": {tagsVersion: 1},
 		"permit": {permit: Permit{Fingerprint: "SHA256:c"}}, "rekeyedBy": {rekeyedBy: "an operator"},
-		"retired": {retired: true}, "retiredBy": {retiredBy: "an operator"}, "expires": {expires: end},
+		"retired": {retired: true}, "retiredBy": {retiredBy: "an operator"}, "expires": {expires: end}, "health": {health: Health{Unreachable: true}},
 	}
 	fields := reflect.TypeFor[record]()
 	seen := map[string]string{record{}.text(ec2ref.Instance{}): "nothing"}
@@ -34,6 +34,11 @@ func TestRecordTextSaysAll(t *testing.T) {
 			t.Errorf("%s changes the text as little as %s: %s", name, other, text)
 		}
 		seen[text] = name
+	}
+	for name, h := range map[string]Health{"report": {Reported: "ok"}, "time": {ReportedAt: end}} {
+		if text := (record{health: h}).text(ec2ref.Instance{}); seen[text] != "" {
+			t.Errorf("%s of the health does not change the text", name)
+		}
 	}
 	for name, p := range map[string]Permit{"end": {ValidUntil: end}, "by": {By: "an operator"}} {
 		if text := (record{permit: p}).text(ec2ref.Instance{}); seen[text] != "" {

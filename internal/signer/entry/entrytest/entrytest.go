@@ -22,7 +22,7 @@ func Event(k entry.Kind, r entry.Request) ([]byte, error) {
 		return json.Marshal(APIEvent(r))
 	case entry.Invoke:
 		return json.Marshal(protocol.Invocation{
-			Hallmark: protocol.InvocationVersion, Method: r.Method, IfNoneMatch: r.IfNoneMatch, Body: string(r.Body),
+			Hallmark: protocol.InvocationVersion, Method: r.Method, IfNoneMatch: r.IfNoneMatch, Health: r.Health, Body: string(r.Body),
 		})
 	}
 	return nil, fmt.Errorf("unknown entry %q", k)
@@ -71,6 +71,9 @@ func headers(r entry.Request) map[string]string {
 	}
 	if r.IfNoneMatch != "" {
 		h["If-None-Match"] = r.IfNoneMatch
+	}
+	if r.Health != "" {
+		h[protocol.HealthHeader] = r.Health
 	}
 	return h
 }
