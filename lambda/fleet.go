@@ -74,6 +74,13 @@ func (h fleetHandler) Invoke(ctx context.Context, event []byte) ([]byte, error) 
 	if err != nil {
 		return h.refuse(ctx, err)
 	}
+	if e.Health {
+		report, err := h.checkHealth(ctx)
+		if err != nil {
+			return nil, err
+		}
+		return json.Marshal(report)
+	}
 	if e.Sweep == nil {
 		// Someone pointed a rule at the function by hand. An event through the queue
 		// would come again by itself after a failure, and be kept if it keeps failing.
@@ -117,6 +124,17 @@ func (h fleetHandler) sweep(ctx context.Context, limit int) (upkeep.Report, erro
 	if err := h.bookmark.Save(ctx, []byte(report.Next)); err != nil {
 		// The sweep is done; only the next one's starting point is wrong.
 		h.log.WarnContext(ctx, "where the next sweep begins could not be noted", slog.Any("error", err))
+	}
+	return report, nil
+}
+
+// checkHealth checks for as long as the invocation lasts.
+func (h fleetHandler) checkHealth(ctx context.Context) (upkeep.HealthReport, error) {
+	ctx, cancel := withSpare(ctx)
+	defer cancel()
+	report, err := h.fleet.CheckHealth(ctx)
+	if err != nil {
+		return report, fmt.Errorf("check the nodes' health: %w", err)
 	}
 	return report, nil
 }

@@ -39,6 +39,7 @@ resource "aws_cloudformation_stack" "hallmark" {
       UrlOrganizationId        = var.url_organization_id
       VpcSubnetIds             = try(join(",", var.vpc_subnet_ids), null)
       VpcSecurityGroupIds      = try(join(",", var.vpc_security_group_ids), null)
+      ProbeMachines            = var.probe_machines
       TeleportSecretArn        = var.teleport_secret_arn
       FleetSecretArn           = var.fleet_secret_arn
       MemberRoleArns           = try(join(",", var.member_role_arns), null)

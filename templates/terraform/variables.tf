@@ -48,6 +48,12 @@ variable "vpc_security_group_ids" {
   default     = null
 }
 
+variable "probe_machines" {
+  description = "Whether the fleet function probes the machines' SSH port: yes or no"
+  type        = string
+  default     = null
+}
+
 variable "teleport_secret_arn" {
   description = "Secret with the enroll function's identity file"
   type        = string

@@ -92,6 +92,7 @@ func NewSigner(ctx context.Context, log *slog.Logger) (*enroll.Signer, entry.Kin
 		LaunchImages: ec2,
 		Policy:       p.policy,
 		Ledger:       p.ledger,
+		Health:       p.ledger,
 		Refusals:     p.ledger,
 		Connect:      cluster.signer,
 		Log:          log,
@@ -142,6 +143,7 @@ func NewUpkeep(ctx context.Context, log *slog.Logger) (Upkeep, error) {
 		Regions:   d.Regions,
 		Inventory: newInventory(d, p.aws),
 		Ledger:    p.ledger,
+		Health:    p.ledger,
 		Missing:   p.notes(missingItem),
 		Records:   p.ledger,
 		Walk:      p.notes(expiredItem),
@@ -150,6 +152,9 @@ func NewUpkeep(ctx context.Context, log *slog.Logger) (Upkeep, error) {
 		Log:       log,
 		Now:       Now,
 	}}
+	if p.env.probes {
+		u.Fleet.Probe = upkeep.Probe
+	}
 	if p.table != nil {
 		u.Bookmark = &stored.Text{Client: p.table, Table: tableName(p.env.table), Name: sweepItem}
 	}

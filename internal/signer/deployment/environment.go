@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"strconv"
 	"strings"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
@@ -34,6 +35,8 @@ type environment struct {
 	entry entry.Kind
 	// audience is the audience that the stack's alarms assume. Empty means unknown.
 	audience string
+	// probes says that the fleet function has a route to the machines, and probes them.
+	probes bool
 }
 
 // readEnvironment refuses a memory ledger inside Lambda: each cold start would lose it,
@@ -50,6 +53,12 @@ func readEnvironment() (environment, error) {
 		var err error
 		if e.entry, err = entry.Parse(text); err != nil {
 			return e, fmt.Errorf("HALLMARK_ENTRY: %w", err)
+		}
+	}
+	if text := os.Getenv("HALLMARK_PROBE_MACHINES"); text != "" {
+		var err error
+		if e.probes, err = strconv.ParseBool(text); err != nil {
+			return e, fmt.Errorf("HALLMARK_PROBE_MACHINES: %q is neither true nor false", text)
 		}
 	}
 	if function := os.Getenv("AWS_LAMBDA_FUNCTION_NAME"); function != "" && e.table == "" {
@@ -93,6 +102,8 @@ type ledgers interface {
 	enroll.Refusals
 	upkeep.Ledger
 	upkeep.Records
+	upkeep.HealthLedger
+	enroll.HealthLedger
 }
 
 // ledger returns the ledger, and the client of its table, nil if it is in memory.

@@ -19,6 +19,8 @@ type Event struct {
 	TagsChanged  *TagChange
 	// Sweep is a sweep requested by the schedule or an operator.
 	Sweep *SweepRequest
+	// Health is a health check requested by its schedule or an operator.
+	Health bool
 	// Ignored says why the event needs no action.
 	Ignored string
 }
@@ -45,6 +47,8 @@ type envelope struct {
 	// Sweep is the input of an operator's invocation: {"sweep":{"limit":500}}. An event
 	// from a bus cannot have this field, because EventBridge writes the envelope.
 	Sweep *SweepRequest `json:"sweep"`
+	// Health is the schedule's input for a health check: {"health":{}}.
+	Health *struct{} `json:"health"`
 }
 
 // ParseEvent reads an event. It fails with ErrEvent for anything else; a retry cannot
@@ -58,6 +62,8 @@ func ParseEvent(data []byte) (Event, error) {
 		return Event{}, fmt.Errorf("%w: %w", ErrEvent, err)
 	}
 	switch {
+	case e.Health != nil && e.Source == "" && e.DetailType == "":
+		return Event{Health: true}, nil
 	case e.Sweep != nil && e.Source == "" && e.DetailType == "":
 		if e.Sweep.Limit < 0 {
 			return Event{}, fmt.Errorf("%w: a limit of %d", ErrEvent, e.Sweep.Limit)

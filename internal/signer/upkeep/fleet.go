@@ -58,8 +58,8 @@ type Cluster interface {
 	DeleteNode(ctx context.Context, id string) error
 }
 
-// Fleet acts on events and sweeps. All fields are required. It is safe for concurrent
-// use.
+// Fleet acts on events and sweeps. All fields are required unless they say otherwise. It is
+// safe for concurrent use.
 type Fleet struct {
 	// Audience is the signer's own name. Nodes of other signers stay untouched.
 	Audience string
@@ -79,6 +79,10 @@ type Fleet struct {
 	Policy  func(ctx context.Context) (*policy.Policy, error)
 	// Connect returns the cluster with a valid login.
 	Connect func(ctx context.Context) (Cluster, error)
+	// Probe connects to a node's address, host:port, and fails if sshd does not answer. It
+	// is optional: the function may have no route to the machines. It needs Health.
+	Probe  func(ctx context.Context, address string) error
+	Health HealthLedger
 
 	Log *slog.Logger
 	Now func() time.Time

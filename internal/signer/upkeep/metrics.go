@@ -189,6 +189,7 @@ func (f *Fleet) logSweep(ctx context.Context, start time.Time, r Report, t *tall
 		failed++
 	}
 	m.Count("sweep_failed", failed)
+	m.Count("health_changed_percent", changedPercent(r.HealthChanged, r.Nodes))
 	t.addTo(m)
 	attrs := []slog.Attr{}
 	if r.Next != "" {

@@ -47,6 +47,8 @@ type Report struct {
 	// Failed counts the accounts and regions that EC2 did not answer for, and nodes that
 	// could not be deleted or repaired.
 	Failed int
+	// HealthChanged counts nodes whose health label was out of date.
+	HealthChanged int
 	// Next is the account and region where the next sweep begins, empty if all were
 	// covered.
 	Next string
@@ -273,6 +275,9 @@ func (r run) judge(o ownNode, i *inventory.Instance, record ledger.Record, s *su
 		// An enrollment is in progress, or died halfway: its next attempt or the end of
 		// the lease settles it.
 	case err == nil && !isSame(want, o.node, record):
+		if !o.isShown(record.Health, r.Now()) {
+			r.report.HealthChanged++
+		}
 		s.suspect = append(s.suspect, o)
 	case err != nil && i.State == inventory.StateRunning: // others may just lack an address
 		return err

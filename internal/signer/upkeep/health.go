@@ -1,0 +1,248 @@
+package upkeep
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"slices"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
+	"github.com/hallmark-ssh/hallmark/internal/signer/emf"
+	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
+	"github.com/hallmark-ssh/hallmark/internal/signer/node"
+)
+
+// HealthLedger records the results of probes. Package ledger implements it.
+type HealthLedger interface {
+	// NoteProbe reports whether the result differs from the recorded one.
+	NoteProbe(ctx context.Context, i ec2ref.Instance, unreachable bool) (bool, error)
+}
+
+// HealthReport is the result of a health check.
+type HealthReport struct {
+	Nodes   int // this signer's, in the listed accounts and regions
+	Probed  int
+	Changed int // nodes whose label was out of date
+	// Suspected counts nodes that could not be reached any more, all at once. Their labels
+	// stay: that many rather mean that upkeep's own network is at fault.
+	Suspected int
+	Failed    int
+}
+
+// probes bounds how many nodes are probed at the same time. A Lambda function has 1,024
+// file descriptors.
+const probes = 256
+
+// manyNodes is how many nodes must change at once before their share of the fleet counts:
+// in a small fleet, one machine is a large share.
+const manyNodes = 5
+
+// many reports whether n of all nodes are more than a fifth, and more than a few.
+func many(n, all int) bool { return n >= manyNodes && n*5 > all }
+
+// CheckHealth probes all of this signer's nodes and updates the labels of those whose health
+// has changed. It changes nothing else about a node, and never deletes one because of its
+// health. It stops when the context ends; the next check finds the rest. One log line sums
+// up the check.
+func (f *Fleet) CheckHealth(ctx context.Context) (HealthReport, error) {
+	start := f.Now()
+	watched, t := f.watched()
+	report, err := watched.checkHealth(ctx)
+	f.logHealth(ctx, start, report, t, err)
+	return report, err
+}
+
+func (f *Fleet) checkHealth(ctx context.Context) (HealthReport, error) {
+	p, err := f.newPass(ctx)
+	if err != nil {
+		return HealthReport{}, err
+	}
+	found, err := p.cluster.NodesWith(ctx, map[string]string{node.SignerLabel: f.Audience})
+	if err != nil {
+		return HealthReport{}, fmt.Errorf("list our nodes: %w", err)
+	}
+	own := f.listed(found)
+	report := HealthReport{Nodes: len(own)}
+	records, err := f.Ledger.LookupAll(ctx, instancesOf(own))
+	if err != nil {
+		return report, err
+	}
+	own = slices.DeleteFunc(own, func(o ownNode) bool {
+		return records[o.instance].Retired || records[o.instance].ConfirmedHostname == ""
+	})
+	f.noteProbes(ctx, own, records, f.probeAll(ctx, own), &report)
+	p.showHealth(ctx, own, records, &report)
+	return report, nil
+}
+
+// listed returns the nodes that belong to an instance of a listed account and region.
+func (f *Fleet) listed(nodes []node.Node) []ownNode {
+	var own []ownNode
+	for _, n := range nodes {
+		i := n.Instance()
+		if slices.Contains(f.Accounts, i.Account) && slices.Contains(f.Regions, i.Region) && n.Signer() == f.Audience && i.NodeID() == n.ID {
+			own = append(own, ownNode{i, n})
+		}
+	}
+	return own
+}
+
+// probeAll returns whether each node could be reached. It leaves out nodes that it could not
+// probe in time.
+func (f *Fleet) probeAll(ctx context.Context, own []ownNode) map[ec2ref.Instance]bool {
+	if f.Probe == nil {
+		return nil
+	}
+	var mu sync.Mutex
+	reached := make(map[ec2ref.Instance]bool, len(own))
+	var group errgroup.Group
+	group.SetLimit(probes)
+	for _, o := range own {
+		group.Go(func() error {
+			err := f.Probe(ctx, o.node.Address)
+			if ctx.Err() != nil {
+				return nil // says nothing about the machine
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			reached[o.instance] = err == nil
+			return nil
+		})
+	}
+	_ = group.Wait() // no probe fails as a whole
+	return reached
+}
+
+// noteProbes records the results that differ from the recorded ones, unless too many nodes
+// became unreachable at once.
+func (f *Fleet) noteProbes(ctx context.Context, own []ownNode, records map[ec2ref.Instance]ledger.Record, reached map[ec2ref.Instance]bool, report *HealthReport) {
+	report.Probed = len(reached)
+	lost := func(o ownNode) bool {
+		ok, probed := reached[o.instance]
+		return probed && !ok && !records[o.instance].Health.Unreachable
+	}
+	if n := count(own, lost); many(n, len(reached)) {
+		report.Suspected = n
+		f.Log.ErrorContext(ctx, "too many nodes became unreachable at once; none marked; check the network of the fleet function", slog.Int("unreachable", n), slog.Int("probed", len(reached)))
+	}
+	for _, o := range own {
+		ok, probed := reached[o.instance]
+		if !probed || records[o.instance].Health.Unreachable == !ok || report.Suspected > 0 && !ok || ctx.Err() != nil {
+			continue
+		}
+		if _, err := f.Health.NoteProbe(ctx, o.instance, !ok); err != nil {
+			report.Failed++
+			f.Log.ErrorContext(ctx, "record a probe failed", slog.Any("", o.instance), slog.Any("error", err))
+			continue
+		}
+		r := records[o.instance]
+		r.Health.Unreachable = !ok
+		records[o.instance] = r
+	}
+}
+
+func count(own []ownNode, is func(ownNode) bool) (n int) {
+	for _, o := range own {
+		if is(o) {
+			n++
+		}
+	}
+	return n
+}
+
+// showHealth writes the nodes whose label is out of date, as the sweep writes a node that
+// differs from what it should be.
+func (p pass) showHealth(ctx context.Context, own []ownNode, records map[ec2ref.Instance]ledger.Record, report *HealthReport) {
+	byPlace := make(map[ec2ref.Place][]ownNode)
+	for _, o := range own {
+		if o.isShown(records[o.instance].Health, p.Now()) {
+			continue
+		}
+		report.Changed++
+		at := o.instance.Place()
+		byPlace[at] = append(byPlace[at], o)
+	}
+	var sweep Report
+	r := run{pass: p, report: &sweep}
+	for at, changed := range byPlace {
+		for batch := range slices.Chunk(changed, refreshBatch) {
+			if ctx.Err() != nil {
+				return
+			}
+			r.refresh(ctx, at, batch)
+		}
+	}
+	report.Failed += sweep.Failed
+}
+
+// isShown reports whether the node's label says what is known of the machine's health.
+func (o ownNode) isShown(h ledger.Health, now time.Time) bool {
+	return o.node.Labels[node.HealthLabel] == node.Health(h, now)
+}
+
+// logHealth logs a health check.
+func (f *Fleet) logHealth(ctx context.Context, start time.Time, r HealthReport, t *tally, err error) {
+	m := emf.By("signer")
+	m.Count("health_changed_percent", changedPercent(r.Changed+r.Suspected, r.Nodes))
+	t.addTo(m)
+	f.logLine(ctx, "health", err != nil || r.Failed+r.Suspected > 0, start, m, "health_ms",
+		slog.Int("nodes", r.Nodes), slog.Int("probed", r.Probed), slog.Int("changed", r.Changed), slog.Int("suspected", r.Suspected), slog.Int("failed", r.Failed))
+}
+
+// changedPercent is what the alarm watches: the share of nodes whose health changed at once,
+// and 0 for a few nodes.
+func changedPercent(changed, all int) int {
+	if changed < manyNodes || all == 0 {
+		return 0
+	}
+	return 100 * changed / all
+}
+
+const (
+	// probeTries and probeTimeout bound the probe of one node. Three tries keep a node whose
+	// network loses one packet in twenty from being marked.
+	probeTries   = 3
+	probeTimeout = 3 * time.Second
+)
+
+// Probe connects to an address, host:port, and reads the beginning of SSH's identification
+// (RFC 4253, section 4.2). It fails if no try succeeds. It does not log in.
+func Probe(ctx context.Context, address string) error {
+	var err error
+	for range probeTries {
+		if err = probeOnce(ctx, address); err == nil || ctx.Err() != nil {
+			return err
+		}
+	}
+	return err
+}
+
+var errNotSSH = errors.New("something other than sshd answers")
+
+func probeOnce(ctx context.Context, address string) error {
+	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
+	defer cancel()
+	conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", address)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
+	defer stop()
+	begin := make([]byte, len("SSH-"))
+	if _, err := io.ReadFull(conn, begin); err != nil {
+		return fmt.Errorf("read sshd's identification: %w", err)
+	}
+	if !bytes.Equal(begin, []byte("SSH-")) {
+		return errNotSSH
+	}
+	return nil
+}
