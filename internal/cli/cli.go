@@ -5,8 +5,8 @@
 // Standard output carries only what was asked for, so that it can be piped. Everything
 // else goes to standard error, one line each, in the form "PROGRAM: …", lower case and
 // without a full stop. An error says what failed and where; a line of its own that starts
-// with "hint:" says what to do. No color, no prompt, no progress bar: the reader is often
-// a log.
+// with "hint:" says what to do. No prompt, no progress bar: the reader is often a
+// log. Color is for screens such as status's, on a terminal only.
 //
 // Help that was asked for goes to standard output and is a success. Help after a mistake
 // goes to standard error.

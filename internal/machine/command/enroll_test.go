@@ -43,7 +43,7 @@ func TestReleasedFlags(t *testing.T) {
 	clitest.ReleasedFlags(t, New,
 		"enroll -config /etc/c.yaml", "enroll -timeout 5s", "enroll -timeout -5s", "enroll -reload",
 		"renew -config /etc/c.yaml", "renew -timeout 1m30s", "renew -reload",
-		"status -json",
+		"status -json", "doctor -json", "doctor -image /mnt",
 		"install -from dir", "install -root /mnt",
 		"seal -root /mnt", "seal -force", "seal -host-keys-elsewhere",
 		"identity verify -certificates -dir")

@@ -324,15 +324,21 @@ func TestStatusColors(t *testing.T) {
 	}
 }
 
-// docs/reference.md lists every member of the object, and no other.
-func TestStatusSchema(t *testing.T) {
+// docs/reference.md lists every member of the objects, and no other.
+func TestSchemas(t *testing.T) {
+	checkSchema(t, "hallmark status --json", reflect.TypeFor[status]())
+	checkSchema(t, "hallmark doctor --json", reflect.TypeFor[diagnosis]())
+}
+
+func checkSchema(t *testing.T, command string, of reflect.Type) {
+	t.Helper()
 	data, err := os.ReadFile("../../../docs/reference.md")
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, section, ok := strings.Cut(string(data), "### `hallmark status --json`")
+	_, section, ok := strings.Cut(string(data), "### `"+command+"`")
 	if !ok {
-		t.Fatal("no section about hallmark status --json")
+		t.Fatalf("no section about %s", command)
 	}
 	section, _, _ = strings.Cut(section, "\n#")
 	var documented []string
@@ -341,11 +347,11 @@ func TestStatusSchema(t *testing.T) {
 			documented = append(documented, name[1])
 		}
 	}
-	members := membersOf(reflect.TypeFor[status](), "")
+	members := membersOf(of, "")
 	slices.Sort(documented)
 	slices.Sort(members)
 	if !slices.Equal(documented, members) {
-		t.Errorf("documented\n%s\nmembers\n%s", strings.Join(documented, "\n"), strings.Join(members, "\n"))
+		t.Errorf("%s: documented\n%s\nmembers\n%s", command, strings.Join(documented, "\n"), strings.Join(members, "\n"))
 	}
 }
 

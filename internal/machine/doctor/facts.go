@@ -58,6 +58,8 @@ type Facts struct {
 
 	Units    map[string]Unit
 	UnitsErr error
+
+	Remote *Remote // nil unless Examine was called
 }
 
 // File is a certificate's file.

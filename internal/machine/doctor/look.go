@@ -36,6 +36,10 @@ type Machine struct {
 	Root  bool
 	Now   func() time.Time
 	units func(context.Context) (map[string]Unit, error)
+	// selinux reports whether the kernel runs with SELinux.
+	selinux func() bool
+	// metadataEndpoint replaces the metadata service's usual address, if set.
+	metadataEndpoint string
 }
 
 // ThisMachine returns the machine that this program runs on.
@@ -44,6 +48,7 @@ func ThisMachine() *Machine {
 	return &Machine{
 		ConfigFile: config.File, StateDir: state.Dir, RunDir: state.RuntimeDir(), CAFile: sshdconf.CAFile,
 		Server: server, Root: os.Geteuid() == 0, Now: time.Now, units: showUnits,
+		selinux: func() bool { _, err := os.Stat("/sys/fs/selinux/enforce"); return err == nil },
 	}
 }
 
@@ -53,16 +58,25 @@ var errLate = errors.New("no answer in time")
 // Look collects the facts that the machine itself has. It changes nothing, and returns when
 // the context ends, whatever hangs.
 func (m *Machine) Look(ctx context.Context) *Facts {
-	f := &Facts{
+	f := m.newFacts()
+	m.readFiles(f)
+	m.lookAround(ctx, f)
+	return f
+}
+
+func (m *Machine) newFacts() *Facts {
+	return &Facts{
 		Now: m.Now(), Root: m.Root, ConfigFile: m.ConfigFile, StateFile: state.Path(m.StateDir), CAFile: m.CAFile,
 		LockFile: state.LockPath(m.StateDir),
 	}
-	m.readFiles(f)
+}
+
+// lookAround asks systemd and sshd at the same time.
+func (m *Machine) lookAround(ctx context.Context, f *Facts) {
 	var looking sync.WaitGroup
 	looking.Go(func() { f.Units, f.UnitsErr = within(ctx, m.units) })
 	looking.Go(func() { m.lookAtSSHD(ctx, f) })
 	looking.Wait()
-	return f
 }
 
 // within returns what a function returns, or errLate once the context has ended. A function

@@ -13,9 +13,9 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/machine/rooted"
 )
 
-// makesHostKeys reports whether something in the file system at root makes host keys at
+// MakesHostKeys reports whether something in the file system at root makes host keys at
 // boot: cloud-init, or a unit or script that runs a program that does.
-func makesHostKeys(root string) bool { return cloudInitMakesKeys(root) || unitMakesKeys(root) }
+func MakesHostKeys(root string) bool { return cloudInitMakesKeys(root) || unitMakesKeys(root) }
 
 // unitFolders are where systemd finds units (systemd.unit(5)), the first first, and where
 // older systems have scripts.

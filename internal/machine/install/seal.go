@@ -76,7 +76,7 @@ func checkSealable(root string, o SealOptions) error {
 			return err
 		}
 	}
-	if _, err := sshd.Find(root); err == nil && !o.HostKeysElsewhere && !makesHostKeys(root) {
+	if _, err := sshd.Find(root); err == nil && !o.HostKeysElsewhere && !MakesHostKeys(root) {
 		return fault.Newf(fault.Failed, "install cloud-init or a unit that runs 'ssh-keygen -A', or give --host-keys-elsewhere if something else makes them",
 			"nothing in %s makes host keys at boot: sshd would not start", root)
 	}

@@ -90,7 +90,9 @@ func (c *Client) invoke(ctx context.Context, method string, header http.Header, 
 	if err := json.Unmarshal(data, &answer); err != nil || answer.Status == 0 {
 		return status{}, nil, fault.Newf(fault.Failed, hintInvocation, "the answer of signer_function is not a signer's")
 	}
-	return status{answer.Status, retryAfter(answer.Header["Retry-After"], c.now())}, []byte(answer.Body), nil
+	seen := c.newStatus(answer.Status, lambda)
+	seen.after = retryAfter(answer.Header["Retry-After"], c.now())
+	return seen, []byte(answer.Body), nil
 }
 
 // notInvoked explains an answer of Lambda itself, whose errors it names in a header.

@@ -286,6 +286,16 @@ func readCAs(data []byte) (*CAs, error) {
 type status struct {
 	code  int
 	after time.Duration // the wait that the signer asked for
+	date  time.Time     // by the clock of the server, or zero if it does not say
+}
+
+// newStatus reads the headers of an answer. Those of Lambda's own answer have no wait.
+func (c *Client) newStatus(code int, header http.Header) status {
+	s := status{code: code, after: retryAfter(header.Get("Retry-After"), c.now())}
+	if date, err := http.ParseTime(header.Get("Date")); err == nil {
+		s.date = date
+	}
+	return s
 }
 
 // send sends one request, and returns as much of the answer as any may have, and a
@@ -315,7 +325,7 @@ func (c *Client) send(ctx context.Context, region, method string, header http.He
 			return status{}, nil, err
 		}
 	}
-	return status{code, retryAfter(answer.Get("Retry-After"), c.now())}, data, nil
+	return c.newStatus(code, answer), data, nil
 }
 
 // do sends a request, and returns the answer's status, its header, and up to limit bytes of
@@ -389,18 +399,38 @@ func readRefusal(status int, data []byte, asked int) *fault.Error {
 	if r.Error.Code == protocol.CodeClockSkew {
 		return &fault.Error{
 			Kind: fault.Temporary, Hint: "set the machine's clock, for example with chrony or systemd-timesyncd",
-			Err: errors.New(explainSkew(r.Error)),
+			Err: &refusedError{r.Error.Code, errors.New(explainSkew(r.Error))},
 		}
 	}
 	if r.Error.Code == protocol.CodeUnsupportedVersion {
 		return &fault.Error{Kind: fault.Refused, Hint: hintVersions(r.Error.SupportedVersions), Err: &versionError{asked, r.Error.SupportedVersions, r.Error.RequestID}}
 	}
 	// The signer is trusted to sign, not to draw on a terminal: %q.
-	err := fmt.Errorf("the signer answered %d %.64q: %.300q (request %.64q)", status, r.Error.Code, r.Error.Message, r.Error.RequestID)
+	err := &refusedError{r.Error.Code, fmt.Errorf("the signer answered %d %.64q: %.300q (request %.64q)", status, r.Error.Code, r.Error.Message, r.Error.RequestID)}
 	if temporary(status) {
 		return &fault.Error{Kind: fault.Temporary, Hint: hintSignerDown, Err: err}
 	}
 	return &fault.Error{Kind: fault.Refused, Hint: hintRefused(r.Error.Code), Err: err}
+}
+
+// refusedError is an answer with an error code.
+type refusedError struct {
+	code protocol.Code
+	err  error
+}
+
+func (e *refusedError) Error() string { return e.err.Error() }
+
+// CodeOf returns the code with which the signer refused a request, or "" for an error of
+// another kind.
+func CodeOf(err error) protocol.Code {
+	if e, ok := errors.AsType[*refusedError](err); ok {
+		return e.code
+	}
+	if _, ok := errors.AsType[*versionError](err); ok {
+		return protocol.CodeUnsupportedVersion
+	}
+	return ""
 }
 
 func explainSkew(r protocol.Refusal) string {

@@ -1,0 +1,201 @@
+package doctor
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/hallmark-ssh/hallmark/internal/machine/config"
+	"github.com/hallmark-ssh/hallmark/internal/machine/findings"
+	"github.com/hallmark-ssh/hallmark/internal/machine/install"
+	"github.com/hallmark-ssh/hallmark/internal/machine/rooted"
+	"github.com/hallmark-ssh/hallmark/internal/machine/sshd"
+	"github.com/hallmark-ssh/hallmark/internal/machine/sshdconf"
+	"github.com/hallmark-ssh/hallmark/internal/machine/state"
+)
+
+// image is the file system of an image, mounted at root.
+type image struct {
+	root   string
+	config config.Config
+}
+
+// Image returns the findings about an image: whether its machines will enroll, and whether it
+// is sealed. It changes nothing.
+func Image(ctx context.Context, root string) []Finding {
+	i := &image{root: root}
+	var findings []Finding
+	for _, look := range []func(context.Context) []Finding{i.program, i.configuration, i.units, i.settings, i.trust, i.sealed, i.makesKeys} {
+		found, err := within(ctx, func(ctx context.Context) ([]Finding, error) { return look(ctx), nil })
+		if err != nil {
+			found = []Finding{{Check: "image", Level: Unknown, Text: err.Error(), Fix: "run it again"}}
+		}
+		findings = append(findings, found...)
+	}
+	return examine(nil, []check{func(*Facts) []Finding { return findings }})
+}
+
+// path returns where a file of the image is on this machine, wherever links lead.
+func (i *image) path(file string) string {
+	inside, err := rooted.Resolve(i.root, file)
+	if err != nil {
+		inside = file
+	}
+	return filepath.Join(i.root, inside)
+}
+
+func (i *image) exists(file string) bool {
+	_, err := os.Lstat(i.path(file))
+	return err == nil
+}
+
+func (i *image) install() string {
+	return "hallmark install --from FOLDER --root " + i.root
+}
+
+func (i *image) program(context.Context) []Finding {
+	info, err := os.Stat(i.path(install.Program))
+	if err == nil && info.Mode().IsRegular() && info.Mode()&0o111 != 0 {
+		return fine("program", install.Program+" is installed")
+	}
+	return []Finding{{Check: "program", Level: Failure, Text: install.Program + " is missing, or is no program", Fix: "install Hallmark into the image", Command: i.install()}}
+}
+
+func (i *image) configuration(context.Context) []Finding {
+	data, err := os.ReadFile(i.path(config.File))
+	if err == nil {
+		i.config, err = config.Parse(data)
+	}
+	f := Facts{ConfigFile: config.File, ConfigErr: err, Root: true}
+	findings := checkConfig(&f)
+	for n := range findings {
+		if findings[n].Level == Failure {
+			findings[n].Fix, findings[n].Command = "install Hallmark with a correct config.yaml", i.install()
+		}
+	}
+	return findings
+}
+
+func (i *image) units(context.Context) (findings []Finding) {
+	for _, unit := range []string{ServiceUnit, BootTimer, RenewTimer} {
+		enabled := unit == ServiceUnit || i.exists("/etc/systemd/system/timers.target.wants/"+unit)
+		installed := slices.ContainsFunc([]string{"/etc/systemd/system/", "/usr/lib/systemd/system/", "/lib/systemd/system/"},
+			func(folder string) bool { return i.exists(folder + unit) })
+		switch {
+		case !installed:
+			findings = append(findings, Finding{Check: "timers", Level: Failure, Text: unit + " is not installed", Fix: "install Hallmark into the image", Command: i.install()})
+		case !enabled:
+			findings = append(findings, Finding{Check: "timers", Level: Failure, Text: unit + " is not enabled", Fix: "enable it", Command: "systemctl enable --root=" + i.root + " " + unit})
+		}
+	}
+	if len(findings) == 0 {
+		return fine("timers", "the timers start at boot")
+	}
+	return findings
+}
+
+// settings asks the image's own sshd, which a sealed image does not let answer: it has no host
+// keys. Then the lines of its configuration have to do.
+func (i *image) settings(ctx context.Context) []Finding {
+	server, err := sshd.Find(i.root)
+	if err != nil {
+		return []Finding{{Check: "sshd", Level: Failure, Text: err.Error(), Fix: "install OpenSSH's server into the image", Command: "chroot " + i.root + " apt-get install openssh-server"}}
+	}
+	f := Facts{Root: true, CAFile: sshdconf.CAFile}
+	f.Settings, f.SettingsErr = server.Effective(ctx)
+	switch {
+	case errors.Is(f.SettingsErr, sshd.ErrNoHostKeys), errors.Is(f.SettingsErr, os.ErrPermission):
+		return i.lines(server.Lines())
+	case f.SettingsErr != nil:
+		return []Finding{{
+			Check: "sshd", Level: Failure, Text: fmt.Sprintf("sshd does not accept its configuration: %v", f.SettingsErr),
+			Fix: "correct the line that sshd names", Command: "chroot " + i.root + " sshd -t",
+		}}
+	}
+	logins, err := server.Logins(ctx)
+	if err == nil {
+		f.Problems, err = findings.Of(ctx, server, logins, findings.Want{
+			CAFile: sshdconf.CAFile, MaxStartups: i.config.SSHDOptions().MaxStartups, ProxySources: i.config.ProxySources,
+		})
+	}
+	f.ProblemsErr = err
+	found := checkSettings(&f)
+	for n, one := range found {
+		if one.Level == OK {
+			continue
+		}
+		found[n].Fix = strings.TrimSuffix(one.Fix, ", then reload sshd")
+		found[n].Command = i.install()
+		if len(one.Places) > 0 {
+			file, line, _ := strings.Cut(one.Places[0], ":")
+			found[n].Command = fmt.Sprintf("${EDITOR:-vi} +%s %s", line, i.path(file))
+		}
+	}
+	return found
+}
+
+// lines judges the configuration without sshd: of several lines the first counts.
+func (i *image) lines(lines []sshd.Line) []Finding {
+	const name = "settings"
+	for _, l := range lines {
+		if l.Keyword != "trustedusercakeys" || len(l.Match) > 0 {
+			continue
+		}
+		if slices.Equal(l.Arguments, []string{sshdconf.CAFile}) {
+			return fine(name, "sshd's configuration trusts the CAs in "+sshdconf.CAFile+"; without host keys sshd tells no more")
+		}
+		return []Finding{{
+			Check: name, Level: Failure, Text: fmt.Sprintf("%s: sshd trusts the CAs in %s", l, strings.Join(l.Arguments, " ")),
+			Fix: "remove that line, then install Hallmark into the image", Command: i.install(),
+		}}
+	}
+	return []Finding{{Check: name, Level: Failure, Text: "sshd's configuration has no line TrustedUserCAKeys " + sshdconf.CAFile, Fix: "install Hallmark into the image", Command: i.install()}}
+}
+
+func (i *image) trust(context.Context) []Finding {
+	const name = "trusted CAs"
+	data, err := os.ReadFile(i.path(sshdconf.CAFile))
+	switch {
+	case isMissing(err):
+		return fine(name, "the image trusts no CA before its machines enroll")
+	case err != nil:
+		return []Finding{{Check: name, Level: Unknown, Text: err.Error(), Fix: "run it as root"}}
+	case !bytes.Contains(data, []byte("ssh-")) && !bytes.Contains(data, []byte("ecdsa-")):
+		return fine(name, sshdconf.CAFile+" lists no key")
+	}
+	return fine(name, sshdconf.CAFile+" lists the CAs of the bake")
+}
+
+// sealed finds what must not be in an image: each machine makes its own.
+func (i *image) sealed(context.Context) (findings []Finding) {
+	const name = "seal"
+	keys, _ := filepath.Glob(filepath.Join(i.path("/etc/ssh"), "ssh_host_*_key")) // the pattern is correct
+	if i.exists(state.Path(state.Dir)) {
+		keys = append(keys, i.path(state.Path(state.Dir)))
+	}
+	for _, path := range keys {
+		findings = append(findings, Finding{
+			Check: name, Level: Warning, Text: path + " would be the same on every machine of the image",
+			Fix: "seal the image as the last step of the bake", Command: "hallmark seal --root " + i.root,
+		})
+	}
+	if len(findings) == 0 {
+		return fine(name, "the image is sealed: it has no host keys and no state")
+	}
+	return findings
+}
+
+func (i *image) makesKeys(context.Context) []Finding {
+	if install.MakesHostKeys(i.root) {
+		return fine("host keys", "something makes host keys at boot")
+	}
+	return []Finding{{
+		Check: "host keys", Level: Failure, Text: "nothing in the image makes host keys at boot: sshd would not start",
+		Fix: "install cloud-init, or a unit that runs 'ssh-keygen -A'", Command: "chroot " + i.root + " apt-get install cloud-init",
+	}}
+}

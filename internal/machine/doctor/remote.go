@@ -1,0 +1,222 @@
+package doctor
+
+import (
+	"bytes"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/hallmark-ssh/hallmark/internal/machine/cafile"
+	"github.com/hallmark-ssh/hallmark/internal/machine/fault"
+	"github.com/hallmark-ssh/hallmark/internal/machine/signerclient"
+	"github.com/hallmark-ssh/hallmark/internal/protocol"
+)
+
+// fullChecks are all checks, in the order in which to fix what they find. Faults of the
+// machine's own files stand first: they are the cause where others fail, too.
+func fullChecks() []check {
+	local := localChecks()
+	remote := []check{
+		checkClock, checkMetadata, checkHopLimit, checkRole, checkProfile, checkNames, checkSigner, checkAudience,
+	}
+	const own = 3 // checkConfig, checkFolders, checkDisk
+	return slices.Concat(local[:own], remote, local[own:], []check{checkCurrentCAs, checkLabels})
+}
+
+// Full returns the local findings and those about the metadata service and the signer, in the
+// order in which to fix them.
+func Full(f *Facts) []Finding { return examine(f, fullChecks()) }
+
+// slightSkew is more than a clock is off that anything sets.
+const slightSkew = 30 * time.Second
+
+func checkClock(f *Facts) []Finding {
+	const name = "clock"
+	found := Finding{Check: name, Level: Failure, Fix: "set the clock, and keep it set", Command: "timedatectl set-ntp true; timedatectl"}
+	for _, err := range []error{f.Remote.SignerErr, f.Remote.AudienceErr} {
+		if signerclient.CodeOf(err) == protocol.CodeClockSkew {
+			found.Text = err.Error()
+			return []Finding{found}
+		}
+	}
+	skew := f.Remote.Skew
+	switch {
+	case !f.Remote.HasDate:
+		return []Finding{{Check: name, Level: Unknown, Text: "the signer did not say what time it is", Fix: "compare the clock with another machine's", Command: "timedatectl"}}
+	case skew.Abs() < slightSkew:
+		return fine(name, "the clock agrees with the signer's")
+	case skew.Abs() < protocol.MaxClockSkew:
+		found.Level = Warning
+	}
+	direction := "ahead of"
+	if skew < 0 {
+		direction = "behind"
+	}
+	found.Text = fmt.Sprintf("this machine's clock is %s %s the signer's", Duration(skew.Round(10*time.Second)), direction) // a Date has whole seconds
+	return []Finding{found}
+}
+
+// instanceID returns the instance for commands that name one.
+func (f *Facts) instanceID() string {
+	switch {
+	case f.Remote.Instance.InstanceID != "":
+		return f.Remote.Instance.InstanceID
+	case f.Instance != nil:
+		return f.Instance.InstanceID
+	case f.State != nil:
+		return f.State.Instance.InstanceID
+	}
+	return "INSTANCE"
+}
+
+func checkMetadata(f *Facts) []Finding {
+	const name = "metadata"
+	if f.Remote.MetadataErr == nil {
+		return fine(name, "the metadata service answers with session tokens: this is "+f.Remote.Instance.InstanceID)
+	}
+	return []Finding{{
+		Check: name, Level: Failure, Text: f.Remote.MetadataErr.Error(),
+		Fix:     "switch the metadata service on; if it is on, see what blocks 169.254.169.254 on the machine",
+		Command: "aws ec2 modify-instance-metadata-options --http-endpoint enabled --instance-id " + f.instanceID(), Elsewhere: true,
+	}}
+}
+
+// checkHopLimit says how to see the limit: EC2 tells it to its API's callers only, and the
+// signer's answers do not repeat it.
+func checkHopLimit(f *Facts) []Finding {
+	return []Finding{{
+		Check: "hop limit", Level: OK, Text: "the machine cannot see its hop limit; 1 is enough, unless hallmark runs in a container",
+		Command:   "aws ec2 describe-instances --query 'Reservations[].Instances[].MetadataOptions' --instance-ids " + f.instanceID(),
+		Elsewhere: true,
+	}}
+}
+
+func checkRole(f *Facts) []Finding {
+	const name = "identity role"
+	switch {
+	case f.Remote.MetadataErr != nil:
+		return nil
+	case f.Remote.RoleErr == nil:
+		return fine(name, "the metadata service has the instance identity role")
+	}
+	return []Finding{{
+		Check: name, Level: Failure, Text: f.Remote.RoleErr.Error(),
+		Fix:     "stop and start the instance; if the role is still missing, ask AWS",
+		Command: fmt.Sprintf("aws ec2 stop-instances --instance-ids %[1]s && aws ec2 wait instance-stopped --instance-ids %[1]s && aws ec2 start-instances --instance-ids %[1]s", f.instanceID()), Elsewhere: true,
+	}}
+}
+
+func checkProfile(f *Facts) []Finding {
+	const name = "instance profile"
+	switch {
+	case f.Remote.MetadataErr != nil || !f.Remote.NeedsProfile:
+		return nil
+	case f.Remote.ProfileErr == nil:
+		return fine(name, "the instance has a profile to sign requests with")
+	}
+	return []Finding{{
+		Check: name, Level: Failure, Text: f.Remote.ProfileErr.Error(), Fix: "give the instance a profile whose role may call the signer",
+		Command: "aws ec2 associate-iam-instance-profile --iam-instance-profile Name=PROFILE --instance-id " + f.instanceID(), Elsewhere: true,
+	}}
+}
+
+func checkNames(f *Facts) []Finding {
+	const name = "name resolution"
+	r := f.Remote
+	switch {
+	case f.ConfigErr != nil || r.Host == "":
+		return nil
+	case r.ResolveErr == nil:
+		return fine(name, r.Host+" can be reached by name")
+	}
+	return []Finding{{
+		Check: name, Level: Failure, Text: fmt.Sprintf("cannot find the address of %s: %v", r.Host, r.ResolveErr),
+		Fix: "correct signer_url, or the machine's DNS settings", Command: "getent hosts " + r.Host + "; cat /etc/resolv.conf",
+	}}
+}
+
+func checkSigner(f *Facts) []Finding {
+	const name = "signer"
+	r := f.Remote
+	switch {
+	case f.ConfigErr != nil || r.ResolveErr != nil || signerclient.CodeOf(r.SignerErr) == protocol.CodeClockSkew:
+		return nil // another check says so
+	case r.SignerErr == nil:
+		return fine(name, "the signer answers")
+	}
+	found := Finding{Check: name, Level: Failure, Text: r.SignerErr.Error(), Fix: "see what is between this machine and the signer", Command: "curl -sv " + r.SignerURL}
+	if e, ok := errors.AsType[*fault.Error](r.SignerErr); ok && e.Hint != "" {
+		found.Fix = e.Hint
+	}
+	if _, ok := errors.AsType[*tls.CertificateVerificationError](r.SignerErr); ok {
+		host := strings.TrimSuffix(strings.TrimPrefix(r.SignerURL, "https://"), "/")
+		found.Command = "openssl s_client -showcerts -connect " + withPort(host) + " </dev/null"
+		if e, ok := errors.AsType[x509.CertificateInvalidError](r.SignerErr); ok && e.Reason == x509.Expired {
+			found.Fix = "check this machine's clock first: the signer's TLS certificate is not valid at this time"
+		}
+	}
+	return []Finding{found}
+}
+
+func withPort(host string) string {
+	host, _, _ = strings.Cut(host, "/")
+	if strings.LastIndex(host, ":") > strings.LastIndex(host, "]") {
+		return host
+	}
+	return host + ":443"
+}
+
+func checkAudience(f *Facts) []Finding {
+	const name = "audience"
+	err := f.Remote.AudienceErr
+	code := signerclient.CodeOf(err)
+	switch {
+	case f.ConfigErr != nil || f.Remote.ResolveErr != nil || f.Remote.SignerErr != nil || code == protocol.CodeClockSkew:
+		return nil
+	case err == nil:
+		return fine(name, "the signer accepts this machine's audience and protocol version")
+	}
+	found := Finding{Check: name, Level: Failure, Text: err.Error(), Fix: "write the audience of the signer's deployment", Command: "${EDITOR:-vi} " + f.ConfigFile + "; " + enrollNow}
+	if code == protocol.CodeUnsupportedVersion {
+		found.Fix, found.Command = "update hallmark on this machine, or the signer", "hallmark version"
+	}
+	return []Finding{found}
+}
+
+// checkCurrentCAs compares the CAs that sshd trusts with the cluster's. The next run follows.
+func checkCurrentCAs(f *Facts) []Finding {
+	const name = "current CAs"
+	cas := f.Remote.Signer.CAs
+	extra, err := f.Config.ExtraCAs()
+	if cas == nil || err != nil || f.CAsErr != nil || f.State == nil {
+		return nil
+	}
+	if bytes.Equal(f.CAs, cafile.Render(cas.OpenSSH, extra...)) {
+		return fine(name, "sshd trusts the cluster's current CAs")
+	}
+	return []Finding{{
+		Check: name, Level: Warning, Text: "the cluster has other CAs than " + f.CAFile + "; the next run trusts them",
+		Fix: "wait for the next run, or run it now", Command: enrollNow,
+	}}
+}
+
+func checkLabels(f *Facts) (findings []Finding) {
+	const name = "SELinux"
+	r := f.Remote
+	switch {
+	case !r.SELinux:
+		return nil
+	case r.LabelsErr != nil:
+		return []Finding{{Check: name, Level: Unknown, Text: fmt.Sprintf("cannot check labels: %v", r.LabelsErr), Fix: "install restorecon, and run it as root", Command: "restorecon -nvR /etc/ssh /var/lib/hallmark"}}
+	case len(r.Labels) == 0:
+		return fine(name, "Hallmark's files have the policy's labels")
+	}
+	return []Finding{{
+		Check: name, Level: Warning, Text: fmt.Sprintf("%d files have another label than the policy's: %s", len(r.Labels), r.Labels[0]),
+		Fix: "restore the labels", Command: "restorecon -Rv /etc/ssh /var/lib/hallmark",
+	}}
+}
