@@ -66,6 +66,8 @@ func (r *run) act(ctx context.Context) error {
 	if r.plan.reason == "" {
 		r.note("save what sshd has loaded", r.tracker().Observe(ctx, r.seen.conf))
 		if err := r.confirm(ctx); err != nil {
+			_, _, reportErr := r.askForCAs(ctx) // with the report that people cannot log in
+			r.note("report the machine's health", reportErr)
 			return err
 		}
 		if err := r.follow(ctx); err != nil {
@@ -142,5 +144,5 @@ func (r *run) follow(ctx context.Context) error {
 func (r *run) askForCAs(ctx context.Context) (*signerclient.CAs, string, error) {
 	ctx, cancel := r.asking(ctx)
 	defer cancel()
-	return r.signer.CAs(ctx, r.seen.state.CAsETag, r.seen.instance.Region)
+	return r.signer.CAs(ctx, r.seen.state.CAsETag, r.health(ctx), r.seen.instance.Region)
 }

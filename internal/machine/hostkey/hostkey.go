@@ -370,20 +370,31 @@ func ReadCertificate(path string) *ssh.Certificate {
 func Sign(keys []Key, b protocol.Binding) ([]string, error) {
 	signatures := make([]string, 0, len(keys))
 	for _, key := range keys {
-		signer, err := Load(key.Path)
+		signature, err := key.sign(b, identity.SignBinding)
 		if err != nil {
-			return nil, fmt.Errorf("read host key %s: %w", key.Path, err)
-		}
-		if !bytes.Equal(signer.PublicKey().Marshal(), key.Public.Marshal()) { // replaced meanwhile
-			return nil, fault.Newf(fault.Temporary, "run hallmark again", "host key %s changed during the run", key.Path)
-		}
-		signature, err := identity.SignBinding(signer, b)
-		if err != nil {
-			return nil, fmt.Errorf("sign with %s: %w", key.Path, err)
+			return nil, err
 		}
 		signatures = append(signatures, signature)
 	}
 	return signatures, nil
+}
+
+// SignHealth proves that this machine made a health report.
+func SignHealth(key Key, b protocol.Binding) (string, error) { return key.sign(b, identity.SignHealth) }
+
+func (k Key) sign(b protocol.Binding, sign func(ssh.Signer, protocol.Binding) (string, error)) (string, error) {
+	signer, err := Load(k.Path)
+	if err != nil {
+		return "", fmt.Errorf("read host key %s: %w", k.Path, err)
+	}
+	if !bytes.Equal(signer.PublicKey().Marshal(), k.Public.Marshal()) { // replaced meanwhile
+		return "", fault.Newf(fault.Temporary, "run hallmark again", "host key %s changed during the run", k.Path)
+	}
+	signature, err := sign(signer, b)
+	if err != nil {
+		return "", fmt.Errorf("sign with %s: %w", k.Path, err)
+	}
+	return signature, nil
 }
 
 // FirstEnd returns when the first of the certificates ends.

@@ -59,7 +59,7 @@ func newFunction(c config.Config) (*function, error) {
 // form and is an error.
 func (c *Client) invoke(ctx context.Context, method string, header http.Header, body []byte) (status, []byte, error) {
 	event, err := json.Marshal(protocol.Invocation{
-		Hallmark: protocol.InvocationVersion, Method: method, IfNoneMatch: header.Get("If-None-Match"), Body: string(body),
+		Hallmark: protocol.InvocationVersion, Method: method, IfNoneMatch: header.Get("If-None-Match"), Health: header.Get(protocol.HealthHeader), Body: string(body),
 	})
 	if err != nil {
 		return status{}, nil, fmt.Errorf("ask the signer: %w", err)

@@ -124,10 +124,10 @@ func TestInvoke(t *testing.T) {
 		t.Errorf("invoked with %+v, want %+v", f.got, want)
 	}
 	f.answer = answered(t, protocol.InvocationAnswer{Status: http.StatusNotModified, Header: map[string]string{"ETag": `"tag"`}})
-	if current, _, err := c.CAs(t.Context(), `"tag"`, "eu-west-1"); err != nil || current != nil {
+	if current, _, err := c.CAs(t.Context(), `"tag"`, "report", "eu-west-1"); err != nil || current != nil {
 		t.Errorf("CAs %v, error %v", current, err)
 	}
-	if want := (protocol.Invocation{Hallmark: 1, Method: http.MethodGet, IfNoneMatch: `"tag"`}); f.got != want {
+	if want := (protocol.Invocation{Hallmark: 1, Method: http.MethodGet, IfNoneMatch: `"tag"`, Health: "report"}); f.got != want {
 		t.Errorf("invoked with %+v, want %+v", f.got, want)
 	}
 }

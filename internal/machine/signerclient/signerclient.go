@@ -240,13 +240,16 @@ func (c *Client) post(ctx context.Context, region string, version int, body []by
 	return readAnswer(data)
 }
 
-// CAs asks once for the cluster's current CAs, unless they are those of the
-// entity tag. It returns nil for those, and where the signer does not tell: then the
-// next enrollment will.
-func (c *Client) CAs(ctx context.Context, etag, region string) (current *CAs, newETag string, err error) {
+// CAs asks once for the cluster's current CAs, and returns nil if they still have the entity
+// tag, or if the signer does not offer the list: the next enrollment brings them. The request
+// carries the machine's health, the value of protocol.HealthHeader, unless it is empty.
+func (c *Client) CAs(ctx context.Context, etag, health, region string) (current *CAs, newETag string, err error) {
 	header := http.Header{}
 	if etag != "" {
 		header.Set("If-None-Match", etag)
+	}
+	if health != "" {
+		header.Set(protocol.HealthHeader, health)
 	}
 	status, data, err := c.send(ctx, region, http.MethodGet, header, nil)
 	if err != nil {
