@@ -74,6 +74,20 @@ func (e *EC2) All(ctx context.Context, at ec2ref.Place) (map[ec2ref.InstanceID]*
 	return found, nil
 }
 
+// States returns the state of every instance of an account in a region. It needs no more
+// than ec2:DescribeInstances there.
+func (e *EC2) States(ctx context.Context, at ec2ref.Place) (map[ec2ref.InstanceID]string, error) {
+	found := make(map[ec2ref.InstanceID]*Instance)
+	if err := e.listInstances(ctx, at, url.Values{}, found); err != nil {
+		return nil, fmt.Errorf("list the instances of account %s, %s: %w", at.Account, at.Region, err)
+	}
+	states := make(map[ec2ref.InstanceID]string, len(found))
+	for id, i := range found {
+		states[id] = i.State
+	}
+	return states, nil
+}
+
 // filter asks for what has one of these values.
 func filter[T ~string](name string, values []T) url.Values {
 	form := url.Values{"Filter.1.Name": {name}}

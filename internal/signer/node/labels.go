@@ -15,6 +15,8 @@ const (
 	AccountLabel  = "teleport.dev/account-id"
 	RegionLabel   = "teleport.dev/aws-region"
 	InstanceLabel = "teleport.dev/instance-id"
+	// RuleLabel names the rule that admitted the instance.
+	RuleLabel = "hallmark/rule"
 )
 
 // Bounds of a label.
@@ -36,7 +38,7 @@ func Labels(f Facts, c Cluster, rule string) map[string]string {
 		"hallmark/account":     f.Account,
 		"hallmark/vpc":         f.VPC,
 		"hallmark/image-owner": f.ImageOwner,
-		"hallmark/rule":        rule,
+		RuleLabel:              rule,
 	}
 	// A fact that is not known gives no label rather than an empty one, which a
 	// role could be made to match.

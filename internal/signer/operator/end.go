@@ -4,15 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
-	"log/slog"
-	"os"
 
 	"github.com/spf13/cobra"
 
 	"github.com/hallmark-ssh/hallmark/internal/cli"
 	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
-	"github.com/hallmark-ssh/hallmark/internal/signer/deployment"
 	"github.com/hallmark-ssh/hallmark/internal/signer/node"
 	"github.com/hallmark-ssh/hallmark/internal/signer/teleport"
 )
@@ -29,9 +25,9 @@ Without --proxy and --identity the node stays until its lease ends, or until you
 
 // ending is what an operator asks for.
 type ending struct {
-	table                  string
-	instance               ec2ref.Instance
-	proxy, identity, roots string
+	table    string
+	instance ec2ref.Instance
+	cluster  clusterLogin
 }
 
 func endCommand() *cobra.Command {
@@ -43,9 +39,7 @@ func endCommand() *cobra.Command {
 	}
 	tableFlag(cmd, &e.table)
 	instanceFlags(cmd, &e.instance)
-	cmd.Flags().StringVar(&e.proxy, "proxy", "", "Teleport's proxy or auth service, as `HOST:PORT`")
-	cmd.Flags().StringVar(&e.identity, "identity", "", "identity `file` that may read and delete nodes, from 'tsh login --out' or 'tctl auth sign'")
-	cmd.Flags().StringVar(&e.roots, "roots", "", "PEM `file` of certificates to trust for the proxy, in addition to the system's")
+	e.cluster.flags(cmd, "read and delete nodes")
 	return cmd
 }
 
@@ -53,9 +47,9 @@ func (e ending) check(cmd *cobra.Command) error {
 	switch {
 	case e.table == "":
 		return cli.Usagef(cmd, "--table is missing")
-	case (e.proxy == "") != (e.identity == ""):
+	case (e.cluster.proxy == "") != (e.cluster.identity == ""):
 		return cli.Usagef(cmd, "--proxy and --identity go together")
-	case e.roots != "" && e.proxy == "":
+	case e.cluster.roots != "" && e.cluster.proxy == "":
 		return cli.Usagef(cmd, "--roots needs --proxy")
 	}
 	return checkInstanceFlags(cmd, e.instance)
@@ -65,7 +59,7 @@ func runEnd(cmd *cobra.Command, e ending) error {
 	if err := e.check(cmd); err != nil {
 		return err
 	}
-	config, err := e.teleport(cmd.ErrOrStderr())
+	config, err := e.cluster.config(cmd)
 	if err != nil {
 		return err
 	}
@@ -80,7 +74,7 @@ func runEnd(cmd *cobra.Command, e ending) error {
 	}
 	id := e.instance.NodeID()
 	deleted, err := false, error(nil)
-	if e.proxy != "" {
+	if e.cluster.proxy != "" {
 		deleted, err = deleteNode(ctx, config, id)
 	}
 	// The record has ended, whatever became of the node.
@@ -90,7 +84,7 @@ func runEnd(cmd *cobra.Command, e ending) error {
 	if err != nil {
 		return &cli.Error{Err: err, Code: cli.Failed, Hint: "the record is retired; to delete the node, run the command again, or 'tctl rm node/" + id + "'"}
 	}
-	if e.proxy == "" {
+	if e.cluster.proxy == "" {
 		cli.Note(cmd, "the node stays until its lease ends; to delete it now: tctl rm node/%s", id)
 	}
 	return nil
@@ -108,24 +102,6 @@ func (o operator) retire(ctx context.Context, i ec2ref.Instance) error {
 			Hint: "check --instance, --account, --region and --table"}
 	}
 	return o.ledger.RetireBy(ctx, i, o.arn)
-}
-
-// teleport reads the files before anything is changed. Warnings of the client, such as
-// that the next Teleport will refuse it, go to standard error.
-func (e ending) teleport(warnings io.Writer) (teleport.Config, error) {
-	config := teleport.Config{
-		Address: e.proxy, Login: teleport.IdentityFile(e.identity), Now: deployment.Now,
-		Log: slog.New(slog.NewTextHandler(warnings, nil)),
-	}
-	if e.roots == "" {
-		return config, nil
-	}
-	roots, err := os.ReadFile(e.roots)
-	if err != nil {
-		return config, fmt.Errorf("end: --roots: %w", err)
-	}
-	config.RootsPEM = roots
-	return config, nil
 }
 
 // deleteNode deletes the node if it is one of Hallmark's, and reports whether it was

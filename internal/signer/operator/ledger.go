@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
+	awshttp "github.com/aws/aws-sdk-go-v2/aws/transport/http"
 	"github.com/aws/aws-sdk-go-v2/config"
 	"github.com/aws/aws-sdk-go-v2/service/sts"
 	"github.com/spf13/cobra"
@@ -33,13 +34,9 @@ type operator struct {
 func openLedger(cmd *cobra.Command, table string) (operator, error) {
 	ctx, cancel := context.WithTimeout(cmd.Context(), awsTimeout)
 	defer cancel()
-	cfg, err := config.LoadDefaultConfig(ctx)
+	cfg, err := loadAWS(ctx, cmd, table)
 	if err != nil {
-		return operator{}, fmt.Errorf("load the AWS configuration: %w", err)
-	}
-	if cfg.Region = deployment.RegionOf(table, cfg.Region); cfg.Region == "" {
-		return operator{}, &cli.Error{Err: fmt.Errorf("%s: the table's region is not known", cmd.Name()), Code: cli.Usage,
-			Hint: "set AWS_REGION, or pass the table's ARN"}
+		return operator{}, err
 	}
 	caller, err := sts.NewFromConfig(cfg).GetCallerIdentity(ctx, nil)
 	if err != nil {
@@ -50,6 +47,19 @@ func openLedger(cmd *cobra.Command, table string) (operator, error) {
 		return operator{}, errors.New("STS does not say who you are")
 	}
 	return operator{ledger: deployment.OpenLedger(cfg, table), arn: arn}, nil
+}
+
+// loadAWS reads the AWS configuration and credentials at hand, for the table's region.
+func loadAWS(ctx context.Context, cmd *cobra.Command, table string) (aws.Config, error) {
+	cfg, err := config.LoadDefaultConfig(ctx, config.WithHTTPClient(awshttp.NewBuildableClient()))
+	if err != nil {
+		return cfg, fmt.Errorf("load the AWS configuration: %w", err)
+	}
+	if cfg.Region = deployment.RegionOf(table, cfg.Region); cfg.Region == "" {
+		return cfg, &cli.Error{Err: fmt.Errorf("%s: the table's region is not known", cmd.Name()), Code: cli.Usage,
+			Hint: "set AWS_REGION, or pass the table's ARN"}
+	}
+	return cfg, nil
 }
 
 // auditField is one member of an audit line.

@@ -55,10 +55,10 @@ func TestScript(t *testing.T) {
 	})
 }
 
-// withTeleport gives the script that ends instances a cluster at $PROXY, with the node
-// of the known instance.
+// withTeleport gives the scripts that need it a cluster at $PROXY, with the node of the known
+// instance.
 func withTeleport(env *testscript.Env) error {
-	if !strings.HasSuffix(env.WorkDir, "script-end") {
+	if !strings.HasSuffix(env.WorkDir, "script-end") && !strings.HasSuffix(env.WorkDir, "script-report") {
 		return nil
 	}
 	cluster, err := teleporttest.Start(teleporttest.Options{})
@@ -83,7 +83,9 @@ func withTeleport(env *testscript.Env) error {
 	parts := strings.Split(knownHolder, "/")
 	return client.UpsertNode(ctx, node.Node{
 		ID: ec2ref.Instance{Account: ec2ref.Account(parts[0]), Region: ec2ref.Region(parts[1]), ID: ec2ref.InstanceID(parts[2])}.NodeID(), Hostname: "web", Address: "10.0.0.7:22",
-		Labels: map[string]string{"hallmark/signer": "signer.example.com"}, Expires: deployment.Now().Add(time.Hour),
+		Labels: map[string]string{
+			"hallmark/signer": "signer.example.com", "teleport.dev/account-id": parts[0], "teleport.dev/aws-region": parts[1], "teleport.dev/instance-id": parts[2],
+		}, Expires: deployment.Now().Add(time.Hour),
 	})
 }
 
@@ -94,7 +96,7 @@ const (
 	newKey       = "SHA256:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"
 	knownHolder  = "111122223333/us-west-2/i-0a1b2c3d4e5f60718"
 	fakeIdentity = `<GetCallerIdentityResponse xmlns="https://sts.amazonaws.com/doc/2011-06-15/"><GetCallerIdentityResult>` +
-		`<Arn>` + operatorARN + `</Arn></GetCallerIdentityResult></GetCallerIdentityResponse>`
+		`<Arn>` + operatorARN + `</Arn><Account>111122223333</Account></GetCallerIdentityResult></GetCallerIdentityResponse>`
 )
 
 // fakeAWS answers as STS, and as DynamoDB with a ledger that knows two instances, one
@@ -109,10 +111,16 @@ func fakeItems() map[string]map[string]any {
 	return map[string]map[string]any{
 		"instance#" + knownHolder: {
 			"version": n("3"), "generation": n("1"), "keys": map[string]any{"SS": []string{"SHA256:old"}},
-			"confirmed": s("web"), "names": map[string]any{"M": map[string]any{"web": n(soon), "old-web": n(long)}},
+			"confirmed": s("web"), "rule": s("web"), "names": map[string]any{"M": map[string]any{"web": n(soon), "old-web": n(long)}},
 		},
 		"instance#111122223333/us-west-2/i-0bbbbbbbbbbbbbbbb": {
 			"version": n("2"), "generation": n("1"), "names": map[string]any{"M": map[string]any{}}, "ended": map[string]any{"BOOL": true},
+		},
+		"refused#111122223333/us-west-2/i-0cccccccccccccccc": {
+			"refused_at": n(long), "code": s("policy_refused"), "reason": s("policy_refused: no rule matches"),
+		},
+		"refused#111122223333/us-west-2/i-0dddddddddddddddd": {
+			"refused_at": n(long), "code": s("policy_refused"), "reason": s("policy_refused: no rule matches"),
 		},
 		"name#web":     {"holder": s(knownHolder)},
 		"name#old-web": {"holder": s(knownHolder)},
@@ -125,6 +133,7 @@ func (f fakeAWS) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			Keys []struct{ PK struct{ S string } }
 		}
 		TableName     string
+		Segment       int
 		Item          map[string]any
 		TransactItems []struct {
 			Put struct {
@@ -141,7 +150,15 @@ func (f fakeAWS) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	switch target {
 	case "":
-		_, _ = fmt.Fprint(w, fakeIdentity)
+		f.query(w, r)
+	case "DynamoDB_20120810.Scan":
+		items := []any{}
+		for pk, item := range fakeItems() {
+			if item["pk"] = s(pk); in.Segment == 0 && !strings.HasPrefix(pk, "name#") {
+				items = append(items, item)
+			}
+		}
+		f.answer(w, map[string]any{"Items": items, "Count": len(items)})
 	case "DynamoDB_20120810.BatchGetItem":
 		items := []any{}
 		for _, key := range in.RequestItems["hallmark"].Keys {
@@ -164,6 +181,35 @@ func (f fakeAWS) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		f.answer(w, struct{}{})
 	default:
 		f.t.Errorf("call of %s", target)
+		w.WriteHeader(http.StatusBadRequest)
+	}
+}
+
+// query answers as STS and as EC2, which has the known instance and one that never enrolled.
+// In eu-west-1 nobody may ask it.
+func (f fakeAWS) query(w http.ResponseWriter, r *http.Request) {
+	if err := r.ParseForm(); err != nil {
+		f.t.Error(err)
+	}
+	switch {
+	case r.Form.Get("Action") == "GetCallerIdentity":
+		_, _ = fmt.Fprint(w, fakeIdentity)
+	case strings.Contains(r.Header.Get("Authorization"), "/eu-west-1/ec2/"):
+		w.WriteHeader(http.StatusForbidden)
+		_, _ = fmt.Fprint(w, `<Response><Errors><Error><Code>UnauthorizedOperation</Code><Message>no</Message></Error></Errors></Response>`)
+	case r.Form.Get("Action") == "DescribeImages":
+		_, _ = fmt.Fprint(w, `<DescribeImagesResponse><imagesSet><item><imageId>ami-0a1b2c3d4e5f60718</imageId><imageOwnerId>111122223333</imageOwnerId></item></imagesSet></DescribeImagesResponse>`)
+	case r.Form.Get("Action") == "DescribeInstances":
+		var items strings.Builder
+		for _, id := range []string{"i-0a1b2c3d4e5f60718", "i-0dddddddddddddddd"} {
+			if asked := r.Form.Get("InstanceId.1"); asked == "" || asked == id {
+				_, _ = fmt.Fprintf(&items, `<item><instanceId>%s</instanceId><imageId>ami-0a1b2c3d4e5f60718</imageId><privateIpAddress>10.0.0.7</privateIpAddress>`+
+					`<launchTime>2026-01-02T03:04:05.000Z</launchTime><instanceState><name>running</name></instanceState></item>`, id)
+			}
+		}
+		_, _ = fmt.Fprintf(w, `<DescribeInstancesResponse><reservationSet><item><ownerId>111122223333</ownerId><instancesSet>%s</instancesSet></item></reservationSet></DescribeInstancesResponse>`, &items)
+	default:
+		f.t.Errorf("call of %s", r.Form.Get("Action"))
 		w.WriteHeader(http.StatusBadRequest)
 	}
 }

@@ -234,7 +234,7 @@ func (d matchDocument) provenance(limits Limits) ([]condition, error) {
 		return nil, in("max_age", errors.New("required: the longest time from launch to first enrollment, 24h for example; any waives it"))
 	}
 	if *d.MaxAge != anything {
-		longest, err := parseDuration(*d.MaxAge)
+		longest, err := ParseDuration(*d.MaxAge)
 		if err != nil || longest <= 0 {
 			return nil, in("max_age", fmt.Errorf("%s is neither a duration (90m, 24h, 7d) nor any", quote(*d.MaxAge)))
 		}

@@ -15,7 +15,7 @@ type Duration time.Duration
 
 // UnmarshalYAML implements yaml.Unmarshaler.
 func (d *Duration) UnmarshalYAML(n *yaml.Node) error {
-	parsed, err := parseDuration(n.Value)
+	parsed, err := ParseDuration(n.Value)
 	if n.Kind != yaml.ScalarNode || err != nil {
 		return &yaml.TypeError{Errors: []string{fmt.Sprintf("line %d: %s is not a duration; write 90m, 24h or 7d", n.Line, quote(n.Value))}}
 	}
@@ -23,8 +23,8 @@ func (d *Duration) UnmarshalYAML(n *yaml.Node) error {
 	return nil
 }
 
-// parseDuration reads what time.ParseDuration reads, and whole days before that.
-func parseDuration(text string) (time.Duration, error) {
+// ParseDuration reads what time.ParseDuration reads, and whole days before that: 7d, 1d12h.
+func ParseDuration(text string) (time.Duration, error) {
 	days, rest, ok := strings.Cut(text, "d")
 	if !ok {
 		return time.ParseDuration(text)

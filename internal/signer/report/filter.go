@@ -1,0 +1,76 @@
+package report
+
+import (
+	"fmt"
+	"path"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
+)
+
+// Filter says which instances to report. What is empty admits all.
+type Filter struct {
+	Accounts []ec2ref.Account
+	Regions  []ec2ref.Region
+	Rules    []string
+	States   []State
+	// Hostname is a pattern as in path.Match, such as web-*.
+	Hostname string
+	// Within admits instances whose certificates end within that time or have ended. It leaves
+	// out instances that were off-boarded. Zero admits all.
+	Within time.Duration
+}
+
+// Check returns an error if a value of the filter can match nothing.
+func (f Filter) Check() error {
+	for _, s := range f.States {
+		if !slices.Contains(States(), s) {
+			return fmt.Errorf("%q is no state; write %s", s, join(States()))
+		}
+	}
+	if _, err := path.Match(f.Hostname, ""); err != nil {
+		return fmt.Errorf("host name %q is not a pattern; write web-* or web-[0-9]", f.Hostname)
+	}
+	if f.Within < 0 {
+		return fmt.Errorf("%s is negative", f.Within)
+	}
+	return nil
+}
+
+func join[T ~string](values []T) string {
+	texts := make([]string, len(values))
+	for n, v := range values {
+		texts[n] = string(v)
+	}
+	return strings.Join(texts, ", ")
+}
+
+// covers reports whether the filter admits instances of this account and region.
+func (f Filter) covers(at ec2ref.Place) bool {
+	return admits(f.Accounts, at.Account) && admits(f.Regions, at.Region)
+}
+
+func admits[T comparable](list []T, value T) bool {
+	return len(list) == 0 || slices.Contains(list, value)
+}
+
+// Apply returns the rows that the filter admits, in the same order.
+func (f Filter) Apply(rows []Row, now time.Time) []Row {
+	return slices.DeleteFunc(slices.Clone(rows), func(r Row) bool { return !f.admits(r, now) })
+}
+
+func (f Filter) admits(r Row, now time.Time) bool {
+	if !f.covers(r.ref().Place()) || !admits(f.Rules, r.Rule) || !admits(f.States, r.State) {
+		return false
+	}
+	if f.Within > 0 && (r.State == Ended || r.CertificateEnd.IsZero() || r.CertificateEnd.After(now.Add(f.Within))) {
+		return false
+	}
+	if f.Hostname == "" {
+		return true
+	}
+	matched, err := path.Match(f.Hostname, r.Hostname)
+	return matched && err == nil // Check has read the pattern
+}

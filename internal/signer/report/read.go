@@ -1,0 +1,175 @@
+package report
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
+	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
+	"github.com/hallmark-ssh/hallmark/internal/signer/node"
+)
+
+// Ledger is read as a whole. *ledger.DynamoDB implements it.
+type Ledger interface {
+	Each(ctx context.Context, v ledger.Visitor) error
+}
+
+// EC2 says in which state instances are. *inventory.EC2 implements it.
+type EC2 interface {
+	// CheckAccount fails unless the credentials are of this account.
+	CheckAccount(ctx context.Context, account ec2ref.Account) error
+	// States returns the state of every instance of an account in a region.
+	States(ctx context.Context, at ec2ref.Place) (map[ec2ref.InstanceID]string, error)
+}
+
+// Reader reads the sources.
+type Reader struct {
+	Ledger Ledger
+	// Nodes returns the nodes with this signer's label.
+	Nodes func(ctx context.Context) ([]node.Node, error)
+	EC2   EC2
+	// Places are the accounts and regions of the deployment.
+	Places []ec2ref.Place
+	// Audience is the signer's. Records of other signers are left out.
+	Audience string
+}
+
+const (
+	// MaxInstances bounds the memory of a report: about a kilobyte for each.
+	MaxInstances = 200_000
+	// placesAtOnce bounds the questions to EC2 that wait for an answer.
+	placesAtOnce = 16
+)
+
+// ErrTooMany says that a source has more than MaxInstances.
+var ErrTooMany = fmt.Errorf("more than %d instances", MaxInstances)
+
+// Read asks all sources at once about the accounts and regions that the filter covers. If
+// Teleport or EC2 cannot be read, the fleet says so. Without the ledger there is nothing to
+// report, and Read fails.
+func (r Reader) Read(ctx context.Context, f Filter) (Fleet, error) {
+	w := &reading{Reader: r, filter: f, fleet: Fleet{
+		Records:  make(map[ec2ref.Instance]ledger.Record),
+		Refusals: make(map[ec2ref.Instance]ledger.Refusal),
+		EC2:      make(map[ec2ref.Place]map[ec2ref.InstanceID]string),
+	}}
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return w.readLedger(ctx) })
+	group.Go(func() error { return w.readNodes(ctx) })
+	group.Go(func() error { return w.readEC2(ctx) })
+	if err := group.Wait(); err != nil {
+		return Fleet{}, err
+	}
+	w.noteUnlisted()
+	slices.SortFunc(w.fleet.Gaps, func(a, b Gap) int { return strings.Compare(a.String(), b.String()) })
+	return w.fleet, nil
+}
+
+// reading is a Read in progress. The sources fill different fields of the fleet.
+type reading struct {
+	Reader
+	filter Filter
+
+	mu    sync.Mutex // guards EC2 and Gaps
+	fleet Fleet
+}
+
+func (w *reading) readLedger(ctx context.Context) error {
+	return w.Ledger.Each(ctx, ledger.Visitor{
+		Record: func(i ec2ref.Instance, r ledger.Record) error {
+			if !w.filter.covers(i.Place()) || r.Signer != "" && r.Signer != w.Audience {
+				return nil
+			}
+			r.Fingerprints, r.ImageTags = nil, nil // nobody reports them
+			w.fleet.Records[i] = r
+			return bounded(len(w.fleet.Records))
+		},
+		Refusal: func(i ec2ref.Instance, r ledger.Refusal) error {
+			if w.filter.covers(i.Place()) {
+				w.fleet.Refusals[i] = r
+			}
+			return bounded(len(w.fleet.Refusals))
+		},
+	})
+}
+
+func bounded(n int) error {
+	if n > MaxInstances {
+		return ErrTooMany
+	}
+	return nil
+}
+
+func (w *reading) readNodes(ctx context.Context) error {
+	nodes, err := w.Nodes(ctx)
+	if err != nil {
+		w.gap(Gap{Source: sourceTeleport, Error: oneLine(err)})
+		return nil
+	}
+	byInstance := make(map[ec2ref.Instance]node.Node, len(nodes))
+	for _, n := range nodes {
+		// A node whose labels do not fit its id is not this signer's work.
+		if i := n.Instance(); i.NodeID() == n.ID && w.filter.covers(i.Place()) {
+			byInstance[i] = n
+		}
+	}
+	w.fleet.Nodes = byInstance
+	return bounded(len(byInstance))
+}
+
+func (w *reading) readEC2(ctx context.Context) error {
+	group, ctx := errgroup.WithContext(ctx)
+	group.SetLimit(placesAtOnce)
+	for _, at := range w.Places {
+		if w.filter.covers(at) {
+			group.Go(func() error { return w.readPlace(ctx, at) })
+		}
+	}
+	return group.Wait()
+}
+
+func (w *reading) readPlace(ctx context.Context, at ec2ref.Place) error {
+	// With another account's credentials, every instance would look gone.
+	err := w.EC2.CheckAccount(ctx, at.Account)
+	var states map[ec2ref.InstanceID]string
+	if err == nil {
+		states, err = w.EC2.States(ctx, at)
+	}
+	if err != nil {
+		w.gap(Gap{Source: sourceEC2, Account: at.Account, Region: at.Region, Error: oneLine(err)})
+		return nil
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.fleet.EC2[at] = states
+	return bounded(len(states))
+}
+
+func (w *reading) gap(g Gap) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.fleet.Gaps = append(w.fleet.Gaps, g)
+}
+
+// errUnlisted is the gap of accounts and regions that the deployment no longer lists.
+var errUnlisted = errors.New("deployment.yaml does not list it")
+
+// noteUnlisted notes places that have records and that nobody could ask EC2 about.
+func (w *reading) noteUnlisted() {
+	noted := make(map[ec2ref.Place]bool)
+	for i, r := range w.fleet.Records {
+		at := i.Place()
+		if !r.Retired && !noted[at] && !slices.Contains(w.Places, at) {
+			noted[at] = true
+			w.gap(Gap{Source: sourceEC2, Account: at.Account, Region: at.Region, Error: errUnlisted.Error()})
+		}
+	}
+}
+
+func oneLine(err error) string { return strings.Join(strings.Fields(err.Error()), " ") }
