@@ -30,7 +30,7 @@ import (
 // Exit codes that mean the same in both programs, part of their interface.
 const (
 	OK      = 0
-	Failed  = 1 // it did not work; the message says why
+	Failed  = 1 // it failed; the message says why
 	Usage   = 2 // the command line is wrong
 	Refused = 4 // the signer or its policy refuses; trying again will not help
 )

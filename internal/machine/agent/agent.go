@@ -1,5 +1,5 @@
 // Package agent is a run on the instance: it asks the signer for host certificates and puts
-// them into use without ever making sshd worse than it was.
+// them into use without ever leaving sshd worse off.
 //
 // A run looks (look.go), decides (decide.go) and acts (run.go).
 package agent
@@ -34,11 +34,11 @@ type server interface {
 // Enroller enrolls this machine.
 type Enroller struct {
 	Config config.Config
-	// Timeout bounds the questions to the metadata service and the signer, all
-	// retries included. What follows has its own, short limits.
+	// Timeout bounds the requests to the metadata service and the signer, with all their
+	// retries. Later steps have their own, short limits.
 	Timeout time.Duration
-	// ActivatePending has sshd reloaded for new certificates even if that puts somebody's
-	// pending change of its configuration into effect.
+	// ActivatePending makes a run reload sshd for new certificates even if that activates
+	// somebody's pending change to sshd's configuration.
 	ActivatePending bool
 
 	stateDir string
@@ -49,7 +49,7 @@ type Enroller struct {
 	retry    backoff.Policy
 	now      func() time.Time
 	settle   time.Duration // how long sshd may take to present new certificates
-	runDir   string        // forgotten at each boot, or "" without such a folder
+	runDir   string        // in a folder that a boot empties, or "" without such a folder
 	// suspended returns how long the machine has slept since it booted.
 	suspended func() time.Duration
 }
@@ -57,7 +57,7 @@ type Enroller struct {
 // settleTimeout is far more than the 50 to 115 ms that a reload takes.
 const settleTimeout = 15 * time.Second
 
-// newPolicy returns how a run repeats its requests. log receives a line for every retry.
+// newPolicy returns how a run repeats its requests. log receives a line for each retry.
 func newPolicy(log func(format string, args ...any)) backoff.Policy {
 	return backoff.Policy{
 		Growth: backoff.Growth{First: 500 * time.Millisecond, Longest: 30 * time.Second},
@@ -68,7 +68,7 @@ func newPolicy(log func(format string, args ...any)) backoff.Policy {
 }
 
 // NewEnroller returns an enroller for the machine that it runs on. log receives a line for
-// every retry.
+// each retry.
 func NewEnroller(c config.Config, timeout time.Duration, log func(format string, args ...any)) (*Enroller, error) {
 	server, err := sshd.Find("/")
 	if err != nil {
@@ -88,25 +88,25 @@ func NewEnroller(c config.Config, timeout time.Duration, log func(format string,
 	}, nil
 }
 
-// Outcome is what an enrollment came to.
+// Outcome is the result of an enrollment.
 type Outcome struct {
 	State *state.State
-	// Reason is why certificates were asked for, or empty.
+	// Reason is why the run asked for certificates, or empty.
 	Reason string
-	// Reloaded tells whether sshd was reloaded.
+	// Reloaded reports whether the run reloaded sshd.
 	Reloaded bool
-	// Trusted and Retired are fingerprints of the OpenSSH CAs that sshd trusts now and
-	// did not before, and the other way round.
+	// Trusted and Retired are fingerprints: of the OpenSSH CAs that sshd trusts now but did
+	// not before, and of those that it no longer trusts.
 	Trusted, Retired []string
 }
 
-// Enroll brings the machine to where its sshd presents valid certificates and
-// trusts the cluster's current CAs. If it is there already, it changes nothing.
-// Whatever goes wrong, sshd is left as it was.
+// Enroll makes sure that the machine's sshd presents valid certificates and trusts the
+// cluster's current CAs. If that is already so, it changes nothing. If anything goes wrong, it
+// leaves sshd as it was.
 func (e *Enroller) Enroll(ctx context.Context) (*Outcome, error) { return e.run(ctx, false) }
 
-// Renew does what Enroll does, for a timer: after runs that failed it leaves the
-// signer alone for a while, and returns the last error until then.
+// Renew does what Enroll does, for a timer: after failed runs it leaves the signer alone for a
+// while, and returns the last error until then.
 func (e *Enroller) Renew(ctx context.Context) (*Outcome, error) { return e.run(ctx, true) }
 
 // tracker knows what the running sshd has loaded.
@@ -114,7 +114,7 @@ func (e *Enroller) tracker() loaded.Tracker {
 	return loaded.Tracker{Server: e.server, Dir: e.runDir, Log: e.retry.Log}
 }
 
-// note reports what went wrong beside the matter itself.
+// note logs an error that does not stop the run.
 func (e *Enroller) note(what string, err error) {
 	if err != nil {
 		e.retry.Log("%s: %v", what, err)

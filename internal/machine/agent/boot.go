@@ -12,8 +12,8 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/machine/replace"
 )
 
-// instance returns which instance this is. A machine can't become another one without a
-// boot or hibernation, so the metadata service is asked once after each.
+// instance returns which instance this is. A machine can't become another instance without a
+// boot or hibernation, so it asks the metadata service only once after each.
 func (e *Enroller) instance(ctx context.Context) (imds.Instance, error) {
 	slept := e.suspended()
 	if i, ok := loadInstance(e.runDir, slept); ok {
@@ -26,7 +26,7 @@ func (e *Enroller) instance(ctx context.Context) (imds.Instance, error) {
 	return i, err
 }
 
-// bootInstance is an instance, as the metadata service named it after the last boot or
+// bootInstance is an instance, as the metadata service described it after the last boot or
 // hibernation.
 type bootInstance struct {
 	imds.Instance
@@ -35,7 +35,7 @@ type bootInstance struct {
 
 func instancePath(dir string) string { return filepath.Join(dir, "instance.json") }
 
-// loadInstance returns the instance that was noted, unless the machine slept since.
+// loadInstance returns the saved instance, unless the machine has slept since.
 func loadInstance(dir string, slept time.Duration) (i imds.Instance, ok bool) {
 	if dir == "" {
 		return i, false

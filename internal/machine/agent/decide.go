@@ -20,12 +20,13 @@ import (
 
 // plan is what a run does.
 type plan struct {
-	// wait says why this run does nothing: an earlier one failed a moment ago.
+	// wait says why this run does nothing: an earlier one failed too recently.
 	wait error
-	// reason is why to ask for certificates. Without one the run only follows the cluster's
-	// CAs.
+	// reason is why to ask for certificates. Without a reason, the run only updates the
+	// cluster's CAs.
 	reason string
-	// need identifies what is asked for, and why. Failures in a row count by it.
+	// need identifies what the run asks for, and why. Consecutive failures are counted for
+	// each need.
 	need string
 	// futile identifies an sshd that must not be reloaded again, or is empty.
 	futile string
@@ -33,7 +34,8 @@ type plan struct {
 	rejected *protocol.Rejection
 }
 
-// decide returns what to do about what a run found. A run for the timer waits after failures.
+// decide returns what to do about what a run found. A run for the timer backs off after
+// failures.
 func decide(seen *observed, forTimer bool, now time.Time) plan {
 	p := plan{reason: stale(seen, now), rejected: toReport(seen.failure, seen.state)}
 	p.need = needOf(seen, p.reason)
@@ -44,16 +46,16 @@ func decide(seen *observed, forTimer bool, now time.Time) plan {
 	return p
 }
 
-// stale returns why the machine has to enroll, or "" if there is nothing to do. It
-// goes by what is there, never by "has it run": a disk may have been moved to
-// another instance, and cloud-init removes host keys with their certificates.
+// stale returns why the machine has to enroll, or "" if there is nothing to do. It looks at
+// what is on the machine, never at whether Hallmark has run: a disk may have moved to another
+// instance, and cloud-init removes host keys along with their certificates.
 func stale(seen *observed, now time.Time) string {
 	s := seen.state
 	switch {
 	case s == nil:
 		return "not enrolled yet"
 	case s.Instance.InstanceID == seen.instance.InstanceID && s.Instance.Started != seen.instance.Started:
-		// Its public address is another then, and a policy may have removed its node.
+		// Then its public address has changed, and a policy may have removed its node.
 		return "the instance was stopped and started"
 	case s.Instance != seen.instance:
 		return fmt.Sprintf("enrolled as instance %s, but this is %s", s.Instance.InstanceID, seen.instance.InstanceID)
@@ -66,20 +68,20 @@ func stale(seen *observed, now time.Time) string {
 	case s.RenewAfter.Sub(s.EnrolledAt) > signerclient.MaxLifetime:
 		return "the renewal time is later than any certificate can expire"
 	case seen.moved:
-		return fmt.Sprintf("the node's address %.64q is no longer this machine's", s.Node.Address)
+		return fmt.Sprintf("the node's address %.64q no longer belongs to this machine", s.Node.Address)
 	}
 	return staleFiles(seen, now)
 }
 
-// resigned returns why the certificates must be made again although nothing on
-// the machine changed, or "". During a rotation the cluster has two Host CAs. That the
-// set changed is the wrong moment: Teleport still signs with the old key, and a
-// certificate of the new one would be refused by those who do not know it yet. The
-// right one is when the key that Teleport signs with, the first, is another than the
-// one that signed here.
+// resigned returns why the certificates must be renewed although nothing on the machine has
+// changed, or "". During a rotation the cluster has two Host CAs. A change to that set is the
+// wrong moment to renew: Teleport still signs with the old key, and clients that do not know
+// the new key yet would reject its certificates. The right moment is when the key that
+// Teleport signs with, the first in the list, differs from the one that signed these
+// certificates.
 //
-// A cluster may sign with several keys at once. If the renewal for a first key brought a
-// certificate of another one, it is not repeated for the same first key.
+// A cluster may sign with several keys at once. If a renewal for a new first key brought a
+// certificate from another key, the machine does not renew again for the same first key.
 func resigned(s *state.State, keys []hostkey.Key) string {
 	hosts, err := cafile.ParseKeys(s.HostCAs)
 	if err != nil {
@@ -94,7 +96,7 @@ func resigned(s *state.State, keys []hostkey.Key) string {
 		case !slices.Contains(sshkey.Lines(hosts), signer):
 			return "the CA that signed " + key.CertificatePath() + " is no longer the cluster's"
 		case signer != s.HostCAs[0] && s.SignedUnder != s.HostCAs[0]:
-			return "Teleport signs host certificates with another key now"
+			return "Teleport now signs host certificates with another key"
 		}
 	}
 	return ""
@@ -134,7 +136,7 @@ func staleFiles(seen *observed, now time.Time) string {
 		case s.Certificates[n].Fingerprint != ssh.FingerprintSHA256(key.Public):
 			return "host key " + key.Path + " changed"
 		case key.Certificate == nil:
-			return "certificate " + key.CertificatePath() + " is missing, damaged or of another key"
+			return "certificate " + key.CertificatePath() + " is missing, damaged or for another key"
 		case hostkey.StateOf(key, key.Certificate) != s.Certificates[n]:
 			return "certificate " + key.CertificatePath() + " is not the one that was installed"
 		case !now.Before(s.Certificates[n].ValidBefore):
@@ -162,8 +164,8 @@ func newState(r *protocol.Response, g *signerclient.Grant, keys []hostkey.Key, i
 	return s
 }
 
-// spread moves a time by up to a tenth of how far off it is, either way, so that
-// machines that enrolled at the same moment do not renew at the same moment.
+// spread moves a time by up to a tenth of its distance, earlier or later, so that machines
+// that enrolled at the same moment do not renew at the same moment.
 func spread(at, now time.Time, random float64) time.Time {
 	return at.Add(time.Duration((random - 0.5) / 5 * float64(at.Sub(now))))
 }

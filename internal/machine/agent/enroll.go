@@ -37,8 +37,8 @@ func (r *run) enroll(ctx context.Context) error {
 	return err
 }
 
-// askAndJudge has the signer and sshd work at the same time: it returns the signer's answer,
-// the state that it leads to, and what sshd says about its configuration.
+// askAndJudge makes the signer and sshd work at the same time. It returns the signer's answer,
+// the resulting state, and what sshd reports about its configuration.
 func (r *run) askAndJudge(ctx context.Context) (*protocol.Response, *state.State, []sshd.Login, error) {
 	judging, stop := context.WithCancel(ctx)
 	defer stop()
@@ -68,7 +68,7 @@ func (r *run) askAndJudge(ctx context.Context) (*protocol.Response, *state.State
 }
 
 // install puts a state's CAs, and the keys' certificates, into use. logins are what sshd
-// said about its configuration just before.
+// reported about its configuration just before.
 func (r *run) install(ctx context.Context, next *state.State, logins []sshd.Login) error {
 	keys, err := cafile.ParseKeys(next.OpenSSHCAs)
 	if err != nil {

@@ -21,21 +21,21 @@ import (
 )
 
 // failure is what a failed run leaves behind, so that the next ones do not ask the signer, or
-// reload sshd, again too soon. Only Renew waits because of it: whoever calls Enroll wants
+// reload sshd, again too soon. Only Renew waits because of it: a caller of Enroll wants
 // certificates now.
 type failure struct {
-	// Situation identifies what was asked for. Once the machine, its configuration or
-	// its need is another, nothing has been tried yet.
+	// Situation identifies what the run asked for. If the machine, its configuration or its
+	// need has changed since, nothing has been tried yet.
 	Situation string     `json:"situation"`
 	Failures  int        `json:"failures"` // in a row
 	NotBefore time.Time  `json:"notBefore"`
 	Kind      fault.Kind `json:"kind"`
 	Hint      string     `json:"hint"`
 	Reason    string     `json:"reason"`
-	// Rejected is why the last answer of the signer was not used, until another is.
+	// Rejected is why the signer's last answer was not used. It stays until an answer is used.
 	Rejected *protocol.Rejection `json:"rejected,omitempty"`
-	// Futile identifies the sshd, with its configuration, that was reloaded and then did not
-	// present the certificates all the same. It is empty if there was no such reload.
+	// Futile identifies the sshd, with its configuration, that did not present the
+	// certificates even after a reload. It is empty if there was no such reload.
 	Futile string `json:"futile,omitempty"`
 }
 
@@ -58,13 +58,13 @@ func LastSetback(dir string) *Setback {
 }
 
 const (
-	// firstBackoff is what the first wait is at most. The unit's RestartSec makes it
-	// that at least, too.
+	// firstBackoff is the upper bound of the first wait. The unit's RestartSec makes each wait
+	// at least as long, too.
 	firstBackoff = 5 * time.Minute
-	// longestBackoff is what later waits grow to: how often the timer comes anyway.
+	// longestBackoff is the upper bound of later waits: the timer runs that often anyway.
 	longestBackoff = time.Hour
-	// urgentBackoff is that for a machine on which nobody can log in by Teleport, and
-	// of which nothing but an outage is known.
+	// urgentBackoff is the upper bound for a machine that nobody can log in to through
+	// Teleport, if only an outage is known to keep it from enrolling.
 	urgentBackoff = 10 * time.Minute
 )
 
@@ -96,7 +96,7 @@ func (f *failure) next(need string, urgent bool, err error, now time.Time, rando
 
 // backOff returns an error if it is too early to ask again.
 func (f *failure) backOff(need string, now time.Time) error {
-	// One that is further off than any comes of a clock that was wrong.
+	// A wait beyond the longest one comes from a clock that was wrong.
 	if f == nil || f.Situation != need || !now.Before(f.NotBefore) || f.NotBefore.Sub(now) > backoff.LongestHonored+longestBackoff {
 		return nil
 	}
@@ -106,7 +106,7 @@ func (f *failure) backOff(need string, now time.Time) error {
 	}
 }
 
-// needOf identifies what is asked for, and why.
+// needOf identifies what the run asks for, and why.
 func needOf(seen *observed, reason string) string {
 	h := sha256.New()
 	fmt.Fprintf(h, "%q %q %q", seen.instance, seen.config, reason)
@@ -116,13 +116,12 @@ func needOf(seen *observed, reason string) string {
 	return hex.EncodeToString(h.Sum(nil)[:16])
 }
 
-// maxFailureBytes bounds what is read.
+// maxFailureBytes bounds the file that loadFailure reads.
 const maxFailureBytes = 64 << 10
 
 func failurePath(dir string) string { return filepath.Join(dir, "setback.json") }
 
-// loadFailure returns nil if there is none that can be understood: asking once more
-// does little harm.
+// loadFailure returns nil if there is no readable failure: asking once more does little harm.
 func loadFailure(dir string) *failure {
 	data, err := os.ReadFile(failurePath(dir))
 	var s failure

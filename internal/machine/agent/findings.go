@@ -10,9 +10,10 @@ import (
 	"golang.org/x/crypto/ssh"
 )
 
-// reportFindings logs what in sshd's settings keeps certificates from working. If none can
-// work it is an error, although all is in place: once the setting is corrected, people can
-// log in. Settings that wait for a reload, as the state says, keep nobody out yet.
+// reportFindings logs which of sshd's settings keep certificates from working. If no
+// certificate can work, it returns an error, although all files are in place: once the setting
+// is corrected, people can log in. Settings that wait for a reload, as the state says, lock
+// nobody out yet.
 func (e *Enroller) reportFindings(ctx context.Context, logins []sshd.Login, cas []ssh.PublicKey, in *state.State) error {
 	found, err := findings.Of(ctx, e.server, logins, findings.Want{
 		CAFile: e.caFile, CAs: cas, MaxStartups: e.Config.SSHDOptions().MaxStartups,
@@ -37,12 +38,13 @@ func (e *Enroller) reportFindings(ctx context.Context, logins []sshd.Login, cas 
 	return nil
 }
 
-// judge has sshd judge its configuration, for everyone who can log in, before a file is
-// changed. What is written then are certificates and CAs, of which it says nothing.
+// judge makes sshd check its configuration, for everyone who can log in, before the run
+// changes a file. The run then writes only certificates and CAs, which that check does not
+// read.
 func (e *Enroller) judge(ctx context.Context) ([]sshd.Login, error) {
 	logins, err := e.server.Logins(ctx)
 	if err != nil {
-		return nil, fault.Newf(fault.Failed, "nothing was changed; correct what sshd says, then run it again", "sshd does not accept its configuration: %w", err)
+		return nil, fault.Newf(fault.Failed, "nothing was changed; fix what sshd reports, then run hallmark again", "sshd does not accept its configuration: %w", err)
 	}
 	return logins, nil
 }

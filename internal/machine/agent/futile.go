@@ -10,9 +10,9 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/machine/handshake"
 )
 
-// futileReloadError says that sshd was reloaded and did not present the certificates all the
-// same. Why is not known: what is known to keep it from that is found out before. So another
-// reload would help only once sshd or its configuration is another.
+// futileReloadError says that sshd did not present the certificates even after a reload. The
+// cause is unknown: the run finds the known causes before it reloads. So another reload can
+// help only after sshd or its configuration has changed.
 type futileReloadError struct {
 	mark string // of sshd and its configuration
 	err  error
@@ -28,11 +28,12 @@ func (f *failure) futile() string {
 	return f.Futile
 }
 
-// errFutile stands for a reload that was tried before, in vain.
+// errFutile stands for an earlier reload that did not help.
 var errFutile = errors.New("sshd does not present the certificates; a reload did not help last time, " +
 	"and neither sshd nor its configuration has changed since")
 
-// wasFutile returns an error if an earlier run reloaded sshd in vain, as it is now.
+// wasFutile returns an error if an earlier run reloaded this sshd, with this configuration,
+// without success.
 func (i *installation) wasFutile(ctx context.Context) error {
 	if i.futile == "" {
 		return nil
@@ -44,7 +45,7 @@ func (i *installation) wasFutile(ctx context.Context) error {
 	return &futileReloadError{mark, errFutile}
 }
 
-// markFutile adds to an error which sshd it was that a reload did not help.
+// markFutile adds to an error which sshd did not improve after a reload.
 func (i *installation) markFutile(ctx context.Context, cause, err error) error {
 	if !i.reloaded || !errors.Is(cause, handshake.ErrNotPresented) && !errors.Is(cause, errAnother) {
 		return err

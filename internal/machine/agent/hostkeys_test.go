@@ -303,7 +303,7 @@ func TestEnrollReplacesACertificateOfAnotherKey(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if want := certificate("ed25519") + " is missing, damaged or of another key"; !strings.Contains(o.Reason, want) {
+	if want := certificate("ed25519") + " is missing, damaged or for another key"; !strings.Contains(o.Reason, want) {
 		t.Errorf("reason %q, want %q", o.Reason, want)
 	}
 	if after := hostkey.ReadCertificate(certificate("ed25519")); after == nil || after.Key.Type() != ssh.KeyAlgoED25519 {

@@ -22,9 +22,9 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/machine/state"
 )
 
-const hintSSHD = "see 'systemctl status ssh sshd' and sshd's lines in the journal"
+const hintSSHD = "see 'systemctl status ssh sshd' and sshd's journal"
 
-// installation puts certificates and CAs into use, or everything back.
+// installation puts certificates and CAs into use, or restores everything.
 type installation struct {
 	*Enroller
 	conf   *sshd.Effective
@@ -34,35 +34,34 @@ type installation struct {
 
 	listeners []netip.AddrPort // of the running sshd; none if none runs
 	reloaded  bool
-	// loaded tells that the running sshd was reloaded for these certificates before.
+	// loaded reports whether the running sshd was already reloaded for these certificates.
 	loaded bool
-	// notVerified says why sshd could not be seen to present the certificates.
+	// notVerified says why Hallmark could not see sshd present the certificates.
 	notVerified string
-	// considered tells that it was found out what a reload would put into effect beside
-	// hallmark's own settings: pendingChange, or nothing.
+	// considered reports whether the run has determined what a reload would activate besides
+	// Hallmark's own settings: pendingChange, or nothing.
 	considered    bool
 	pendingChange string
 	logins        []sshd.Login // what sshd said just before it was reloaded
-	// waits tells that the certificates have to wait because of it.
+	// waits reports whether the certificates have to wait because of it.
 	waits bool
 }
 
-// install writes the certificates and the CA file, sees sshd present them, and
-// only then writes the state. The caller has had sshd judge its configuration.
+// install writes the certificates and the CA file, sees sshd present them, and only then
+// writes the state. The caller has made sshd check its configuration.
 func (i *installation) install(ctx context.Context, caFile []byte, next *state.State) (err error) {
 	change, err := i.stage(caFile)
 	if err != nil {
 		return nothingChanged(err)
 	}
 	defer func() { err = errors.Join(err, change.Close()) }()
-	// An sshd that does not run is not started: someone may have stopped it. One that
-	// listens behind ssh.socket is started by this question, as by any login.
+	// Do not start an sshd that does not run: somebody may have stopped it. This question
+	// starts one behind ssh.socket, as any login does.
 	if err := i.findListeners(ctx); err != nil {
 		return nothingChanged(err)
 	}
 	i.record(next)
-	// The state is written last, but staged now: a full disk shows before sshd's
-	// files change.
+	// The state is written last, but staged now: a full disk shows before sshd's files change.
 	final, err := state.Stage(i.stateDir, next)
 	if err != nil {
 		return nothingChanged(err)
@@ -88,7 +87,7 @@ func (i *installation) install(ctx context.Context, caFile []byte, next *state.S
 	return nil
 }
 
-// record writes into the state whether sshd has the certificates.
+// record notes in the state whether sshd has the certificates.
 func (i *installation) record(in *state.State) {
 	in.Presented, in.NotVerified, in.Waiting = len(i.listeners) > 0 && !i.waits, i.notVerified, nil
 	if i.waits {
@@ -101,8 +100,8 @@ func nothingChanged(err error) error {
 }
 
 // stage prepares the certificates, each next to its key, and the CA file. The certificates
-// get into place in the order in which OpenSSH's client asks for them: if a run is killed
-// between two, no key that a client has pinned is hidden by the certificate of another.
+// move into place in the order in which OpenSSH's client asks for them: if a run is killed
+// between two of them, the certificate of one key hides no other key that a client has pinned.
 func (i *installation) stage(caFile []byte) (*replace.Change, error) {
 	change := &replace.Change{}
 	ordered := slices.SortedStableFunc(slices.Values(i.keys), func(a, b hostkey.Key) int { return hostkey.ProxyRank(b.Public) - hostkey.ProxyRank(a.Public) })
@@ -133,12 +132,12 @@ func (i *installation) findListeners(ctx context.Context) error {
 	return nil
 }
 
-// prove sees that sshd presents the certificates, and reloads it only if it does not: a
-// reload refuses logins for some 100 ms. One with a configuration that it does not accept
-// would end it, so sshd judges it once more, with all that is in place now.
+// prove sees that sshd presents the certificates, and reloads it only if it does not: a reload
+// refuses logins for some 100 ms. A reload with a configuration that sshd does not accept
+// would end sshd, so sshd checks it again, with everything now in place.
 //
-// An sshd that runs but does not let this machine look is reloaded all the same, once for
-// these certificates: people may well reach it from elsewhere.
+// If sshd runs but this machine cannot connect to it, prove reloads it anyway, once for these
+// certificates: people may well reach it from elsewhere.
 func (i *installation) prove(ctx context.Context) error {
 	if len(i.listeners) == 0 {
 		return nil // there is nobody to ask
@@ -168,15 +167,15 @@ func (i *installation) prove(ctx context.Context) error {
 	return nil
 }
 
-// considerReload finds out what a reload would put into effect.
+// considerReload determines what a reload would activate.
 func (i *installation) considerReload(ctx context.Context, logins []sshd.Login) (err error) {
 	i.pendingChange, err = i.tracker().Pending(ctx, i.conf, logins)
 	i.considered = err == nil
 	return err
 }
 
-// hasToWait tells whether a reload would put somebody's pending change into effect, which
-// is not hallmark's to do.
+// hasToWait reports whether a reload would activate somebody's pending change, which Hallmark
+// must not do on its own.
 func (i *installation) hasToWait(ctx context.Context) (bool, error) {
 	if !i.considered {
 		logins, err := i.judge(ctx)
@@ -193,7 +192,7 @@ func (i *installation) hasToWait(ctx context.Context) (bool, error) {
 	return i.pendingChange != "" && !i.ActivatePending, nil
 }
 
-// reload has sshd read its configuration, keys and certificates again.
+// reload makes sshd read its configuration, keys and certificates again.
 func (i *installation) reload(ctx context.Context) error {
 	var err error
 	if i.logins, err = i.server.Logins(ctx); err != nil {
@@ -206,17 +205,17 @@ func (i *installation) reload(ctx context.Context) error {
 	return nil
 }
 
-// view is what a look at the running sshd came to.
+// view is the result of a look at the running sshd.
 type view int
 
 const (
 	presentsThem view = iota // the certificates
 	presentsOthers
-	hidden // it runs, but does not let this machine look
+	hidden // it runs, but this machine cannot connect to it
 )
 
-// looks is how often hallmark looks before it concludes that sshd lets it see nothing. An
-// sshd that is busy (MaxStartups) drops some connections.
+// looks is how often Hallmark tries before it concludes that it cannot connect to sshd. A busy
+// sshd (MaxStartups) drops some connections.
 const looks = 4
 
 // look finds out what sshd presents.
@@ -242,19 +241,19 @@ func (i *installation) look(ctx context.Context) (view, error) {
 	}
 }
 
-// settles waits until a check of sshd succeeds. The wait starts when the reload is done: on
-// a slow machine the reload and its checks take longer than sshd does.
+// settles waits until a check of sshd succeeds. The wait starts when the reload is done: on a
+// slow machine, the reload and its checks take longer than sshd itself.
 func (i *installation) settles(ctx context.Context, check func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(ctx, i.settle)
 	defer cancel()
 	return until(ctx, check)
 }
 
-// until repeats a check until it succeeds or the context ends, and returns the
-// last error that is the check's own: one that the end of the time cut short says
-// nothing new. The pauses begin short, because an sshd that reads its configuration again
-// listens after some 30 ms, and grow: OpenSSH 9.8 and later shuts out a source address
-// that connects too often without logging in (PerSourcePenalties).
+// until repeats a check until it succeeds or the context ends. It returns the last error of
+// the check itself, because an error of a check that the deadline cut short says nothing new.
+// The pauses start short, because an sshd that reads its configuration again listens after
+// some 30 ms. They grow, because OpenSSH 9.8 and later locks out a source address that
+// connects too often without logging in (PerSourcePenalties).
 func until(ctx context.Context, check func(context.Context) error) error {
 	var last error
 	pauses := backoff.Growth{First: 10 * time.Millisecond, Longest: 2 * time.Second}
@@ -272,10 +271,10 @@ func until(ctx context.Context, check func(context.Context) error) error {
 	}
 }
 
-// presented returns nil if sshd presents the certificates. Of two keys that share
-// an algorithm sshd presents one, and either will do. One connection at a time: hardened
-// machines admit no more from one address (PerSourceMaxStartups 1). Every certificate is
-// asked for, but at one address only: one process has the same keys everywhere.
+// presented returns nil if sshd presents the certificates. If two keys share an algorithm,
+// sshd presents one of them, and either will do. It opens one connection at a time: hardened
+// machines allow only one from each address (PerSourceMaxStartups 1). It asks for every
+// certificate, but at one address only: one process has the same keys at all its addresses.
 func (i *installation) presented(ctx context.Context) error {
 	seen := map[string]bool{}
 	for _, key := range i.keys {
@@ -290,13 +289,14 @@ func (i *installation) presented(ctx context.Context) error {
 	return nil
 }
 
-// errNotAccepted says that sshd judges its configuration to be wrong.
+// errNotAccepted says that sshd rejects its configuration.
 var errNotAccepted = errors.New("sshd does not accept its configuration")
 
 // errAnother says that sshd presents a certificate, but an old one.
 var errAnother = errors.New("presents another certificate")
 
-// presents asks at the first address that lets this machine look, and puts that first.
+// presents asks at the first address that this machine can connect to, and moves it to the
+// front.
 func (i *installation) presents(ctx context.Context, key hostkey.Key) error {
 	var got ssh.PublicKey
 	var err error
@@ -325,22 +325,21 @@ func (i *installation) installed(presented ssh.PublicKey) bool {
 	return false
 }
 
-// putBack restores the files and, if sshd was reloaded, sshd. It goes on although
-// the caller was interrupted: half of it would be the lock-out that this is about.
+// putBack restores the files and, if sshd was reloaded, sshd. It continues even if the caller
+// was interrupted: stopping halfway could cause the very lock-out that it prevents.
 func (i *installation) putBack(ctx context.Context, change *replace.Change, cause error) error {
 	ctx = context.WithoutCancel(ctx)
 	if err := change.Rollback(); err != nil {
-		return fault.Newf(fault.Failed, hintSSHD, "%w; putting the old files back failed too: %w", cause, err)
+		return fault.Newf(fault.Failed, hintSSHD, "%w; restoring the old files failed too: %w", cause, err)
 	}
 	if err := i.revive(ctx); err != nil {
 		return fault.Newf(fault.Failed, "start sshd now, and keep your session open until it runs: "+hintSSHD,
-			"%w; the files were put back, but sshd does not answer: %w", cause, err)
+			"%w; the files were restored, but sshd does not answer: %w", cause, err)
 	}
-	return i.markFutile(ctx, cause, fault.Newf(fault.Failed, "the old files were put back, and sshd works as before; "+hintSSHD, "%w", cause))
+	return i.markFutile(ctx, cause, fault.Newf(fault.Failed, "the old files were restored, and sshd works as before; "+hintSSHD, "%w", cause))
 }
 
-// revive makes an sshd that was reloaded read the old files again, and starts it
-// if the reload ended it.
+// revive makes a reloaded sshd read the old files again, and starts it if the reload ended it.
 func (i *installation) revive(ctx context.Context) error {
 	if !i.reloaded {
 		return nil
@@ -358,7 +357,7 @@ func (i *installation) revive(ctx context.Context) error {
 	return i.settles(ctx, i.answers)
 }
 
-// answers returns nil if sshd lets this machine look as it did before the reload.
+// answers returns nil if this machine can connect to sshd as it could before the reload.
 func (i *installation) answers(ctx context.Context) error {
 	if i.notVerified != "" {
 		return i.listens(ctx)

@@ -23,7 +23,7 @@ func TestOneRunAtATime(t *testing.T) {
 		running bool // the timer's run ends with 0
 		message string
 	}{
-		{0, fault.Temporary, true, "another run of hallmark has not ended"},
+		{0, fault.Temporary, true, "another run of hallmark is still in progress"},
 		{state.LongestRun, fault.Temporary, true, "another run"},
 		{-time.Hour, fault.Temporary, true, "another run"}, // the clock was set back
 		{state.LongestRun + time.Second, fault.Failed, false, "since " + began.UTC().Format("2006-01-02")},

@@ -33,7 +33,7 @@ type observed struct {
 	skipped []string
 	caFile  []byte          // content, nil if there is none
 	extra   []ssh.PublicKey // CAs that the configuration trusts beside the cluster's
-	moved   bool            // the node's address was this machine's, and no longer is
+	moved   bool            // the node's address belonged to this machine, and no longer does
 }
 
 // certified reports whether every key has a certificate that has not expired.
@@ -46,8 +46,8 @@ func (o *observed) certified(now time.Time) bool {
 	return len(o.keys) > 0
 }
 
-// look collects what a run decides by. It removes what a killed run left behind, and changes
-// nothing else.
+// look collects what a run needs to decide. It removes what a killed run left behind, and
+// changes nothing else.
 func (r *run) look(ctx context.Context) (*observed, error) {
 	extra, err := r.Config.ExtraCAs()
 	if err != nil {
@@ -88,11 +88,11 @@ func (e *Enroller) removeLeftovers(keys []hostkey.Key) error {
 	return replace.RemoveLeftovers(paths...)
 }
 
-// effective returns sshd's configuration if certificates could work with it.
+// effective returns sshd's configuration if certificates can work with it.
 func (e *Enroller) effective(ctx context.Context) (*sshd.Effective, error) {
 	conf, err := e.server.Effective(ctx)
 	if errors.Is(err, sshd.ErrNoHostKeys) {
-		return nil, fault.Newf(fault.Temporary, "cloud-init makes host keys at first boot; by hand: ssh-keygen -A", "read sshd's configuration: %w", err)
+		return nil, fault.Newf(fault.Temporary, "cloud-init generates host keys at first boot; to generate them by hand, run 'ssh-keygen -A'", "read sshd's configuration: %w", err)
 	}
 	if errors.Is(err, sshd.ErrNoSystemd) {
 		return nil, fault.Newf(fault.Temporary, "wait for the boot to finish; if it has, see 'systemctl status'", "find the running sshd: %w", err)
@@ -112,8 +112,8 @@ func (e *Enroller) effective(ctx context.Context) (*sshd.Effective, error) {
 
 const hintInstall = "run 'hallmark install' on this machine, or bake it into the image"
 
-// invokedWith names the options that the running sshd was started with, if they decide
-// its settings.
+// invokedWith names the options that the running sshd was started with, if they affect its
+// settings.
 func invokedWith(conf *sshd.Effective) string {
 	if len(conf.Options) == 0 {
 		return ""
@@ -130,12 +130,12 @@ const (
 	no
 )
 
-// owns tells whether a node's address, host and port, is one of this machine's:
-// either an interface has it, or it is the public one.
+// owns reports whether a node's address, host and port, belongs to this machine: either an
+// interface has it, or it is the public address.
 func (e *Enroller) owns(ctx context.Context, address string) answer {
 	node, err := netip.ParseAddrPort(address)
 	if err != nil {
-		return unknown // the signer may name it by DNS one day
+		return unknown // the signer may use a DNS name some day
 	}
 	interfaces, err := net.InterfaceAddrs()
 	if err != nil {

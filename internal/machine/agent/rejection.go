@@ -8,8 +8,8 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
 )
 
-// rejectedError says that the signer's answer is not in use. The next request tells the
-// signer, whose log would show nothing but granted requests otherwise.
+// rejectedError says that the signer's answer is not in use. The next request reports this to
+// the signer, whose log would otherwise show only granted requests.
 type rejectedError struct {
 	rejection *protocol.Rejection
 	err       error

@@ -407,7 +407,7 @@ func TestRenewAfterTheAddressChanged(t *testing.T) {
 	}
 	m.renew()
 	m.imds.pages[imds.PublicAddressPage] = "203.0.113.7"
-	if o := m.renew(); !strings.Contains(o.Reason, `"10.0.0.1:22" is no longer this machine's`) {
+	if o := m.renew(); !strings.Contains(o.Reason, `"10.0.0.1:22" no longer belongs to this machine`) {
 		t.Errorf("reason %q", o.Reason)
 	}
 	// The signer says the same again: this is its matter, and not asked for for ever.

@@ -49,14 +49,14 @@ func (r *run) obtain(ctx context.Context) (*protocol.Response, *signerclient.Gra
 func (e *Enroller) check(ctx context.Context, answer *protocol.Response, keys []hostkey.Key, instance imds.Instance) (*signerclient.Grant, error) {
 	var err error
 	var own map[string]bool
-	if further := signerclient.FurtherPrincipals(answer); len(further) > 0 { // few policies have them: else nobody is asked
+	if further := signerclient.FurtherPrincipals(answer); len(further) > 0 { // few policies add them; otherwise nothing asks the metadata service
 		if own, err = e.metadata.Names(ctx, further); err != nil {
 			return nil, err
 		}
 	}
 	g, err := signerclient.Check(answer, keys, instance, own, e.now())
 	if errors.Is(err, signerclient.ErrNewAddress) {
-		return nil, fault.Newf(fault.Temporary, "nothing was changed; wait until the metadata service shows the address, or run it again",
+		return nil, fault.Newf(fault.Temporary, "nothing was changed; wait until the metadata service shows the address, then run hallmark again",
 			"the signer's answer (request %.64q): %w", answer.RequestID, err)
 	}
 	if err != nil {
@@ -66,7 +66,7 @@ func (e *Enroller) check(ctx context.Context, answer *protocol.Response, keys []
 	return g, nil
 }
 
-// newRequest makes a request whose proofs are all for this moment.
+// newRequest makes a request with fresh proofs.
 func (e *Enroller) newRequest(ctx context.Context, version int, region, document string, creds identity.Credentials, keys []hostkey.Key, report *protocol.Report) ([]byte, error) {
 	now := e.now().UTC().Truncate(time.Second)
 	p := protocol.Payload{Version: version, Audience: e.Config.Audience, IssuedAt: now, IdentityDocument: document}

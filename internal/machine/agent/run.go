@@ -15,8 +15,8 @@ import (
 // run is one run of Enroll or Renew.
 type run struct {
 	*Enroller
-	// askUntil ends the questions to the metadata service and the signer. Contexts go by the
-	// system's clock, so it does too.
+	// askUntil is the deadline of requests to the metadata service and the signer. Contexts
+	// use the system's clock, so it does too.
 	askUntil time.Time
 	seen     *observed
 	plan     plan
@@ -25,7 +25,7 @@ type run struct {
 
 func (e *Enroller) newRun() *run { return &run{Enroller: e, askUntil: time.Now().Add(e.Timeout)} }
 
-// asking returns a context for questions to the metadata service and the signer.
+// asking returns a context for requests to the metadata service and the signer.
 func (r *run) asking(ctx context.Context) (context.Context, context.CancelFunc) {
 	return context.WithDeadline(ctx, r.askUntil)
 }
@@ -59,8 +59,8 @@ func (e *Enroller) run(ctx context.Context, forTimer bool) (*Outcome, error) {
 	return &r.outcome, e.late(r.seen.state.Waiting)
 }
 
-// act does what the plan says. Without a reason to enroll it asks for the cluster's current
-// CAs only, which may be a reason.
+// act does what the plan says. Without a reason to enroll, it only asks for the cluster's
+// current CAs, which may turn out to be a reason.
 func (r *run) act(ctx context.Context) error {
 	r.outcome.Reason = r.plan.reason
 	if r.plan.reason == "" {
@@ -81,8 +81,8 @@ func (r *run) act(ctx context.Context) error {
 	return r.enroll(ctx)
 }
 
-// confirm makes up for an enrollment at which sshd was not seen to present the
-// certificates, because it did not run or did not let this machine look.
+// confirm makes up for an enrollment in which Hallmark did not see sshd present the
+// certificates, because sshd did not run or this machine could not connect to it.
 func (r *run) confirm(ctx context.Context) error {
 	s := r.seen.state
 	if s.Presented && s.NotVerified == "" {
@@ -109,14 +109,14 @@ func (r *run) confirm(ctx context.Context) error {
 	return state.Save(r.stateDir, r.seen.state)
 }
 
-// freshAnswer is how long after an enrollment there is no need to ask for CAs.
+// freshAnswer is how long after an enrollment a run does not ask for CAs.
 const freshAnswer = 10 * time.Minute
 
-// follow asks the signer which CAs the cluster has now, and has sshd trust those for
-// people. They are added and removed only as the signer says, which reads them from
-// Teleport's auth service: controlling the proxy's public list alone lets nobody in.
+// follow asks the signer for the cluster's current CAs, and makes sshd trust those for people.
+// It adds and removes CAs only as the signer says, which reads them from Teleport's auth
+// service: an attacker who controls only the proxy's public list gains nothing.
 func (r *run) follow(ctx context.Context) error {
-	// The signer's list may be some minutes old, and older than what it just answered.
+	// The signer's list may be some minutes old, and older than its last answer.
 	if since := r.now().Sub(r.seen.state.EnrolledAt); since >= 0 && since < freshAnswer {
 		return nil
 	}

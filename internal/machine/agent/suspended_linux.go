@@ -6,8 +6,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// suspended returns how long this machine has slept since it booted, or 0 where the kernel
-// doesn't say. Hibernation keeps /run, but is a stop and a start to EC2.
+// suspended returns how long this machine has slept since it booted, or 0 if the kernel
+// doesn't say. Hibernation keeps /run, but to EC2 it is a stop and a start.
 func suspended() time.Duration {
 	var boot, awake unix.Timespec
 	if unix.ClockGettime(unix.CLOCK_BOOTTIME, &boot) != nil || unix.ClockGettime(unix.CLOCK_MONOTONIC, &awake) != nil {

@@ -1,4 +1,4 @@
-// Package cafile reads and writes lists of CA keys, above all the one that sshd trusts.
+// Package cafile reads and writes lists of CA keys, above all the list that sshd trusts.
 package cafile
 
 import (

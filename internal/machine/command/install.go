@@ -69,8 +69,8 @@ makes new host keys at boot.`,
 		RunE: func(cmd *cobra.Command, _ []string) error { return runSeal(cmd, root, options) },
 	}
 	cmd.Flags().StringVar(&root, "root", "/", "seal the file system in this `folder`")
-	cmd.Flags().BoolVar(&options.Force, "force", false, "seal even a running machine that is enrolled: nobody new can log in to it then")
-	cmd.Flags().BoolVar(&options.HostKeysElsewhere, "host-keys-elsewhere", false, "seal even if nothing is found that makes host keys at boot")
+	cmd.Flags().BoolVar(&options.Force, "force", false, "seal even a running machine that is enrolled; after that, nobody new can log in to it")
+	cmd.Flags().BoolVar(&options.HostKeysElsewhere, "host-keys-elsewhere", false, "seal even if nothing that generates host keys at boot is found")
 	return cmd
 }
 
@@ -85,6 +85,6 @@ func runSeal(cmd *cobra.Command, root string, options install.SealOptions) error
 	if err != nil {
 		return asFailure(err)
 	}
-	cli.Note(cmd, "sealed; sshd accepts no new sessions until new host keys are made at boot")
+	cli.Note(cmd, "sealed; sshd accepts no new sessions until new host keys are generated at boot")
 	return nil
 }

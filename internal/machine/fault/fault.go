@@ -34,7 +34,7 @@ func (e *Error) Unwrap() error { return e.Err }
 // FileHint returns what to do about a file that cannot be read or replaced.
 func FileHint(err error) string {
 	if errors.Is(err, syscall.EISDIR) {
-		return "move away the folder that is in this file's place, then run hallmark again"
+		return "a folder is in this file's place: move it away, then run hallmark again"
 	}
 	return "check that the disk is neither full nor read-only, then run hallmark again"
 }

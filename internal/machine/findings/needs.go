@@ -123,7 +123,7 @@ func (f Facts) revocation(_ sshd.Login, s sshd.Settings) []problem {
 	content, ok := f.Files[value]
 	if !ok {
 		return severe("RevokedKeys", value, "the file cannot be read, so sshd refuses all keys and certificates",
-			"make the file, which may be empty, or write RevokedKeys none")
+			"create the file (it may be empty), or write RevokedKeys none")
 	}
 	var revoked []string
 	for _, ca := range f.CAs {

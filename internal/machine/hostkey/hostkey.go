@@ -126,9 +126,9 @@ func noHostKeys(taken takenKeys, passed []string) error {
 		return fault.Newf(fault.Misconfigured, "nothing was changed; add a host key of another type for hallmark, or set host_certificate: "+config.ReplaceCertificate,
 			"%s (%s)", message, reasons)
 	case len(passed) > 0:
-		return fault.Newf(fault.Temporary, "fix what the message says, and check that 'hallmark install' was run", "%s (%s)", message, reasons)
+		return fault.Newf(fault.Temporary, "fix the problem that the message names, and check that 'hallmark install' has run", "%s (%s)", message, reasons)
 	}
-	return fault.Newf(fault.Temporary, "check that 'ssh-keygen -A' or cloud-init made host keys, and that 'hallmark install' was run",
+	return fault.Newf(fault.Temporary, "check that 'ssh-keygen -A' or cloud-init generated host keys, and that 'hallmark install' has run",
 		"%s: none of them exists", message)
 }
 

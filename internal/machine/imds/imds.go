@@ -89,7 +89,7 @@ func (m *Client) Instance(ctx context.Context) (Instance, error) {
 	var i Instance
 	text, err := m.get(ctx, documentPage)
 	if err != nil {
-		return i, metadataError("which instance this is", hintMetadata, err)
+		return i, metadataError("the instance's identity", hintMetadata, err)
 	}
 	if err := json.Unmarshal(text, &i); err != nil {
 		return i, fault.Newf(fault.Failed, hintMetadata, "metadata service: identity document: %w", err)

@@ -19,7 +19,7 @@ func (in *Installer) exemptProxies(ctx context.Context, options *sshdconf.Option
 	}
 	value, err := in.exemptByOthers(ctx, *options)
 	if err != nil {
-		return fmt.Errorf("find which sources sshd exempts from penalties: %w", err)
+		return fmt.Errorf("find the sources that sshd exempts from penalties: %w", err)
 	}
 	options.PenaltyExempt = sshdconf.JoinSources(value, options.ProxySources)
 	return nil

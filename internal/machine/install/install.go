@@ -175,8 +175,8 @@ func (in *Installer) otherCertificates(logins []sshd.Login, own []string) (found
 	for _, path := range sshd.Values(logins[0].Settings, "hostcertificate") {
 		f := findings.Finding{
 			Keyword: "HostCertificate", Value: path,
-			Consequence: "another CA certifies a host key, and a host key has one certificate; hallmark certifies those that Teleport's proxy prefers to it",
-			Remedy:      "see that there is an RSA host key for hallmark, or remove that line",
+			Consequence: "another CA has certified a host key, and a host key can have only one certificate; hallmark certifies the host keys that Teleport's proxy prefers to it",
+			Remedy:      "make sure that there is an RSA host key for hallmark, or remove that line",
 		}
 		for _, line := range in.server.Lines() {
 			if line.Keyword == "hostcertificate" && slices.Equal(line.Arguments, []string{path}) {
@@ -288,7 +288,7 @@ func unitFor(certificates []string) []file {
 	if len(folders) == 0 {
 		return nil
 	}
-	text := "# Written by hallmark install: sshd has host keys outside /etc/ssh.\n[Service]\n"
+	text := "# hallmark install wrote this file, because sshd has host keys outside /etc/ssh.\n[Service]\n"
 	for _, folder := range folders {
 		text += fmt.Sprintf("ReadWritePaths=%q\n", "-"+folder)
 	}
@@ -299,7 +299,7 @@ func unitFor(certificates []string) []file {
 func (in *Installer) judge(ctx context.Context, logins []sshd.Login, want findings.Want) error {
 	found, err := findings.Of(ctx, in.server, logins, want)
 	if err != nil {
-		return fmt.Errorf("judge sshd's settings: %w", err)
+		return fmt.Errorf("check sshd's settings: %w", err)
 	}
 	if blocking := findings.Blocking(found); len(blocking) > 0 {
 		return fault.Newf(fault.Failed, "nothing was changed; correct sshd's configuration as the message says, then install again",
@@ -396,7 +396,7 @@ func (in *Installer) checkStale(c config.Config) error {
 		return nil
 	}
 	return fault.Newf(fault.Misconfigured, "remove "+file+", or add "+installCAs+" to the folder given by --from",
-		"without %s the machine must trust no CA before it enrolls, but %s exists already", installCAs, file)
+		"without %s, the machine must trust no CA before it enrolls, but %s already exists", installCAs, file)
 }
 
 func readInstallConfig(from string) (config.Config, []byte, error) {
@@ -434,7 +434,7 @@ func readTrust(from string, c config.Config) (files []file, cas []ssh.PublicKey,
 	data, err = os.ReadFile(filepath.Join(from, installSignerCA))
 	switch {
 	case err == nil && c.SignerCAFile != config.SignerCAFile:
-		return nil, nil, fmt.Errorf("%s is given, but %s does not say signer_ca_file: %s", installSignerCA, installConfig, config.SignerCAFile)
+		return nil, nil, fmt.Errorf("%s is given, but %s does not have signer_ca_file: %s", installSignerCA, installConfig, config.SignerCAFile)
 	case err == nil:
 		if err := checkCertificates509(data); err != nil {
 			return nil, nil, fmt.Errorf("%s: %w", installSignerCA, err)

@@ -92,8 +92,8 @@ func checkNotEnrolled(stateDir string) error {
 	if s == nil {
 		return nil
 	}
-	return fault.Newf(fault.Failed, "give --root for an image that is mounted, or --force if this machine itself becomes an image",
-		"this machine is enrolled as %s: without host keys nobody could log in to it any more", s.Node.Hostname)
+	return fault.Newf(fault.Failed, "pass --root for a mounted image, or --force if this machine itself becomes an image",
+		"this machine is enrolled as %s: without host keys, nobody could log in to it anymore", s.Node.Hostname)
 }
 
 // isLive reports whether a root is that of the running machine, whatever it is called.

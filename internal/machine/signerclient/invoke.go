@@ -81,14 +81,14 @@ func (c *Client) invoke(ctx context.Context, method string, header http.Header, 
 		return status{}, nil, notInvoked(code, lambda.Get("X-Amzn-Errortype"))
 	}
 	if reason := lambda.Get("X-Amz-Function-Error"); reason != "" {
-		return status{}, nil, fault.Newf(fault.Temporary, hintSignerDown, "the signer's function failed: %.64q; its log says why", reason)
+		return status{}, nil, fault.Newf(fault.Temporary, hintSignerDown, "the signer's function failed: %.64q; see its log for the reason", reason)
 	}
 	if len(data) > maxInvocationBytes {
 		return status{}, nil, fault.Newf(fault.Failed, hintInvocation, "the answer of signer_function has more than %d bytes", maxInvocationBytes)
 	}
 	var answer protocol.InvocationAnswer
 	if err := json.Unmarshal(data, &answer); err != nil || answer.Status == 0 {
-		return status{}, nil, fault.Newf(fault.Failed, hintInvocation, "the answer of signer_function is not a signer's")
+		return status{}, nil, fault.Newf(fault.Failed, hintInvocation, "the answer of signer_function is not a valid Hallmark response")
 	}
 	seen := c.newStatus(answer.Status, lambda)
 	seen.after = retryAfter(answer.Header["Retry-After"], c.now())

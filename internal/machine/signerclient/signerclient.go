@@ -440,7 +440,7 @@ func explainSkew(r protocol.Refusal) string {
 	if r.ServerTime == nil {
 		return "the signer says that this machine's clock is wrong"
 	}
-	return fmt.Sprintf("this machine's clock is wrong: the signer's says %s", r.ServerTime.UTC().Format(time.RFC3339))
+	return fmt.Sprintf("this machine's clock is wrong: the signer's clock says %s", r.ServerTime.UTC().Format(time.RFC3339))
 }
 
 // hintVersions says which side is behind, going by the versions that the signer
@@ -500,7 +500,7 @@ func hintRefused(code protocol.Code) string {
 	case protocol.CodePolicyRefused:
 		return "no rule of the signer's policy admits this instance: look up the request id in the signer's log"
 	case protocol.CodeKeyConflict, protocol.CodeKeyInUse:
-		return "each instance must make its own host keys at first boot: end the bake with 'hallmark seal'"
+		return "each instance must generate its own host keys at first boot: end the bake with 'hallmark seal'"
 	case protocol.CodeNameInUse:
 		return "give the instance another name, or remove the node that holds it from Teleport"
 	default:

@@ -16,7 +16,7 @@ import (
 )
 
 // ErrRunning says that another run has the lock.
-var ErrRunning = errors.New("another run of hallmark has not ended")
+var ErrRunning = errors.New("another run of hallmark is still in progress")
 
 // LongestRun is how long a run may hold the lock before the next one calls it stuck. It is
 // the unit's RuntimeMaxSec.
@@ -78,8 +78,8 @@ func held(file *os.File, now time.Time) error {
 	}
 	since := info.ModTime()
 	if now.Sub(since) > LongestRun {
-		return fault.Newf(fault.Failed, "find it with 'fuser -v "+file.Name()+"' and end it",
-			"another run of hallmark has not ended since %s", since.UTC().Format(time.RFC3339))
+		return fault.Newf(fault.Failed, "find it with 'fuser -v "+file.Name()+"' and stop it",
+			"another run of hallmark is still in progress since %s", since.UTC().Format(time.RFC3339))
 	}
 	return fault.Newf(fault.Temporary, "wait for it to end: systemctl status hallmark.service", "%w", ErrRunning)
 }
