@@ -17,9 +17,9 @@ import (
 // have one per auth server.
 const maxKeys = 16
 
-// ParseKeys reads public keys of CAs: plain keys, distinct, without options.
-// A line such as "cert-authority …" or one with a certificate would not mean in
-// sshd's file what it seems to say.
+// ParseKeys reads public keys of CAs: plain keys, distinct, without options. In sshd's file, a
+// line such as "cert-authority …" or one with a certificate would not mean what it seems to
+// say.
 func ParseKeys(lines []string) ([]ssh.PublicKey, error) {
 	if len(lines) == 0 {
 		return nil, errors.New("no keys")
@@ -48,8 +48,7 @@ func parseKey(line string) (ssh.PublicKey, error) {
 	return key, sshkey.CheckKind(key)
 }
 
-// Parse reads a CA file as sshd does: empty lines and comments do not
-// count.
+// Parse reads a CA file as sshd does: it skips empty lines and comments.
 func Parse(data []byte) ([]ssh.PublicKey, error) {
 	var lines []string
 	for line := range strings.Lines(string(data)) {
@@ -61,9 +60,9 @@ func Parse(data []byte) ([]ssh.PublicKey, error) {
 	return ParseKeys(lines)
 }
 
-// Render returns the content of a CA file: the cluster's CAs, and extra ones
-// that the machine's configuration names. It is made of parsed keys only, so that nothing
-// in an answer can add a line.
+// Render returns the content of a CA file: the cluster's CAs, and extra ones that the
+// machine's configuration names. It writes only parsed keys, so nothing in an answer can add a
+// line.
 func Render(keys []ssh.PublicKey, extra ...ssh.PublicKey) []byte {
 	var b bytes.Buffer
 	b.WriteString("# OpenSSH user CAs of the Teleport cluster. Written by hallmark, which replaces\n")
@@ -81,8 +80,8 @@ func Render(keys []ssh.PublicKey, extra ...ssh.PublicKey) []byte {
 	return b.Bytes()
 }
 
-// Compare returns the fingerprints of the keys that are new in a CA file, and of
-// those that are gone. A file that cannot be read trusted nobody.
+// Compare returns the fingerprints of the keys that a CA file gained, and of those that it
+// lost. A file that cannot be read counts as one without keys.
 func Compare(before, after []byte) (trusted, retired []string) {
 	was, is := Fingerprints(before), Fingerprints(after)
 	for _, f := range is {

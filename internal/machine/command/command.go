@@ -11,7 +11,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/machine/fault"
 )
 
-// Exit codes beside those of package cli. Units and scripts read them.
+// Exit codes in addition to those of package cli. Units and scripts read them.
 const (
 	exitConfig    = 3  // the configuration is missing or wrong
 	exitTemporary = 75 // something did not answer; try again later (EX_TEMPFAIL of sysexits.h)
@@ -26,7 +26,7 @@ func New() *cobra.Command {
 		cli.Group("identity", "work with instance identity documents", identityVerifyCommand()))
 }
 
-// asFailure gives an error of the machine's packages its exit code and hint.
+// asFailure adds the exit code and hint to an error of the machine's packages.
 func asFailure(err error) error {
 	e, ok := errors.AsType[*fault.Error](err)
 	if !ok {

@@ -16,12 +16,12 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/machine/state"
 )
 
-// gcPercent keeps the heap small. An enrollment allocates a few megabytes and ends: at
-// Go's own 100 nothing of that would be collected before 4 MB, and reading the system's
-// roots alone leaves more garbage than that.
+// gcPercent keeps the heap small. An enrollment allocates a few megabytes and ends. Go's
+// default, 100, would collect nothing before 4 MB, and reading the system's roots alone leaves
+// more garbage than that.
 const gcPercent = 25
 
-// enrollment is what the command line asks for.
+// enrollment holds the command line's flags.
 type enrollment struct {
 	config  string
 	timeout time.Duration

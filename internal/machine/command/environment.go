@@ -8,11 +8,11 @@ import (
 	"strings"
 )
 
-// environmentFile is what hallmark.service reads as EnvironmentFile=.
+// environmentFile is the file that hallmark.service reads as EnvironmentFile=.
 const environmentFile = "/etc/hallmark/environment"
 
-// loadEnvironment sets what the unit would set, so that a command run by hand uses the
-// same proxy. Variables that are set already stay.
+// loadEnvironment sets the variables that the unit would set, so that a command run by hand
+// uses the same proxy. It keeps variables that are already set.
 func loadEnvironment(path string) error {
 	data, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -32,8 +32,8 @@ func loadEnvironment(path string) error {
 	return nil
 }
 
-// parseEnvironment reads the lines NAME=VALUE of an EnvironmentFile (systemd.exec(5)). A
-// value may stand in quotes; lines that begin with # or ; are comments.
+// parseEnvironment reads the lines NAME=VALUE of an EnvironmentFile (systemd.exec(5)). A value
+// may be in quotes; lines that begin with # or ; are comments.
 func parseEnvironment(text string) map[string]string {
 	variables := map[string]string{}
 	for line := range strings.Lines(text) {

@@ -50,7 +50,7 @@ func runIdentityVerify(cmd *cobra.Command, file, certificates string) error {
 	return printDocument(cmd.OutOrStdout(), document)
 }
 
-// addRegions adds the regions whose certificates lie in dir, as REGION.pem.
+// addRegions adds the regions whose certificates are in dir, as REGION.pem.
 func addRegions(keys *identity.Keyring, dir string) (*identity.Keyring, error) {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
@@ -78,8 +78,8 @@ func addRegions(keys *identity.Keyring, dir string) (*identity.Keyring, error) {
 	return keys, nil
 }
 
-// readDocument reads the file, or standard input if its name is "-", but not
-// much more of it than can be good.
+// readDocument reads the file, or standard input if its name is "-", but little more than a
+// valid document can have.
 func readDocument(name string, stdin io.Reader) ([]byte, error) {
 	in := stdin
 	if name != "-" {
@@ -105,8 +105,8 @@ func verifyDocument(keys *identity.Keyring, input []byte) (*identity.Document, e
 	return keys.Verify(message)
 }
 
-// printDocument prints every member that AWS signed, under its own name and
-// with its own value, and the key.
+// printDocument prints every member that AWS signed, with its name and value unchanged, and
+// the key.
 func printDocument(w io.Writer, document *identity.Document) error {
 	var members map[string]json.RawMessage
 	if err := json.Unmarshal(document.Content, &members); err != nil {

@@ -64,7 +64,7 @@ func sealCommand() *cobra.Command {
 		Use: "seal", Short: "remove host keys and state, as the last step before an image is made",
 		Long: `Removes host keys, certificates and state, as the last step before an image is made. It
 refuses a running machine that is enrolled, and an image in which it finds nothing that
-makes new host keys at boot.`,
+generates new host keys at boot.`,
 		Args: cli.NoArgs, ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error { return runSeal(cmd, root, options) },
 	}

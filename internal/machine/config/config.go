@@ -30,19 +30,19 @@ const (
 
 // Config is the machine's configuration. It holds no secret.
 type Config struct {
-	// SignerURL is where to enroll: an https URL. With SignerFunction it is the endpoint of
-	// Lambda, and may be left out.
+	// SignerURL is the https URL to enroll at. With SignerFunction it is optional, and is
+	// Lambda's endpoint.
 	SignerURL string `yaml:"signer_url,omitempty"`
 	// SignerFunction is the ARN of the signer's function, for machines that invoke it with
 	// the credentials of the instance profile instead of calling a URL. Optional.
 	SignerFunction string `yaml:"signer_function,omitempty"`
 	// Audience is the name of the signer that requests are made for.
 	Audience string `yaml:"audience"`
-	// SignerCAFile is the absolute path of PEM certificates that are trusted for
-	// SignerURL besides those of the system. Optional.
+	// SignerCAFile is the absolute path of PEM certificates to trust for SignerURL, in
+	// addition to the system's. Optional.
 	SignerCAFile string `yaml:"signer_ca_file,omitempty"`
-	// SignerAuth is how requests to the signer are authenticated on their way: none,
-	// the default, or aws_iam for a function URL or a private API that requires it.
+	// SignerAuth says how requests to the signer are authenticated on the way: none, the
+	// default, or aws_iam for a function URL or a private API that requires it.
 	SignerAuth string `yaml:"signer_auth,omitempty"`
 	// FIPS makes the machine prove itself to the FIPS endpoint of STS, which some regions
 	// have (ec2ref.STSHost).
@@ -50,15 +50,15 @@ type Config struct {
 	// MaxStartups is sshd's MaxStartups, which hallmark install sets. Empty means
 	// sshd.DefaultMaxStartups.
 	MaxStartups string `yaml:"max_startups,omitempty"`
-	// HostCertificate says what to do about a host key that another CA has certified:
-	// keep, the default, certifies other host keys, replace overwrites that certificate.
+	// HostCertificate says what to do about a host key that another CA has certified: keep,
+	// the default, certifies other host keys; replace overwrites that certificate.
 	HostCertificate string `yaml:"host_certificate,omitempty"`
-	// ExtraUserCAs are public keys of CAs that sshd trusts for people beside the
-	// cluster's, for example during a migration. They stay when the cluster's change.
+	// ExtraUserCAs are public keys of CAs that sshd trusts for people in addition to the
+	// cluster's, for example during a migration. They stay when the cluster's CAs change.
 	ExtraUserCAs []string `yaml:"extra_user_cas,omitempty"`
-	// ProxySources are the IP addresses and networks (CIDR) that Teleport's proxies
-	// connect from. hallmark install exempts them from sshd's penalties by source
-	// address: to sshd, everybody who logs in through a proxy has its address. Optional.
+	// ProxySources are the IP addresses and networks (CIDR) that Teleport's proxies connect
+	// from. hallmark install exempts them from sshd's penalties by source address: to sshd,
+	// everybody who logs in through a proxy has the proxy's address. Optional.
 	ProxySources []string `yaml:"proxy_sources,omitempty"`
 }
 
@@ -70,16 +70,16 @@ const (
 
 // Values of HostCertificate: what to do about a host key that another CA has certified.
 const (
-	// KeepCertificate leaves it alone, and certifies other host keys.
+	// KeepCertificate leaves that certificate alone, and certifies other host keys.
 	KeepCertificate = "keep"
-	// ReplaceCertificate overwrites it.
+	// ReplaceCertificate overwrites that certificate.
 	ReplaceCertificate = "replace"
 )
 
 // maxConfigBytes bounds a configuration, which has a few short lines.
 const maxConfigBytes = 64 << 10
 
-// maxAudience bounds an audience, which often is a DNS name.
+// maxAudience bounds an audience, which is often a DNS name.
 const maxAudience = 253
 
 var (
@@ -87,8 +87,8 @@ var (
 	yamlType = regexp.MustCompile(` in type \S+$`)
 )
 
-// Parse reads a configuration strictly: a key that it does not know is an
-// error, as is a second document. Errors name the line.
+// Parse reads a configuration strictly: an unknown key or a second document is an error.
+// Errors name the line.
 func Parse(data []byte) (Config, error) {
 	if len(data) > maxConfigBytes {
 		return Config{}, fmt.Errorf("%d bytes, more than %d", len(data), maxConfigBytes)
@@ -143,7 +143,7 @@ func (c Config) check() (key string, err error) {
 	return "", nil
 }
 
-// checkSigner returns the key that says wrongly how to reach the signer, and why.
+// checkSigner returns the key that is wrong about how to reach the signer, and why.
 func (c Config) checkSigner() (key string, err error) {
 	if c.SignerFunction == "" {
 		return "signer_url", checkSignerURL(c.SignerURL)
@@ -162,7 +162,7 @@ func (c Config) checkSigner() (key string, err error) {
 	return "", nil
 }
 
-// function is the ARN of a function, of one of its versions or of an alias.
+// function matches the ARN of a function, or of one of its versions or aliases.
 var function = regexp.MustCompile(`^arn:aws[a-z-]*:lambda:([a-z0-9-]+):[0-9]{12}:function:[A-Za-z0-9_-]{1,64}(:[A-Za-z0-9_$-]{1,128})?$`)
 
 // FunctionRegion returns the region in a function's ARN (Service Authorization Reference,
@@ -187,8 +187,8 @@ func (c Config) ExtraCAs() ([]ssh.PublicKey, error) {
 	return keys, nil
 }
 
-// checkSignerURL admits https only: who reads the answer on its way learns little,
-// but who writes it chooses the CA that sshd trusts.
+// checkSignerURL accepts only https: an attacker who reads the answer on its way learns
+// little, but one who changes it chooses the CA that sshd trusts.
 func checkSignerURL(s string) error {
 	if s == "" {
 		return errors.New("missing: give the https URL of the signer, or signer_function")
@@ -227,7 +227,7 @@ func lineOf(data []byte, key string) string {
 	return ""
 }
 
-// Marshal returns the configuration as ParseConfig reads it.
+// Marshal returns the configuration in the form that Parse reads.
 func (c Config) Marshal() ([]byte, error) {
 	if key, err := c.check(); err != nil {
 		return nil, fmt.Errorf("%s: %w", key, err)
@@ -235,7 +235,7 @@ func (c Config) Marshal() ([]byte, error) {
 	return yaml.Marshal(c)
 }
 
-// Digest identifies what of the configuration decides the answer.
+// Digest identifies the part of the configuration that the signer's answer depends on.
 func (c Config) Digest() string {
 	text := c.SignerURL + "\x00" + c.Audience
 	if c.SignerFunction != "" {

@@ -1,4 +1,4 @@
-// Package hostkey reads the host keys of sshd and chooses those that are certified.
+// Package hostkey reads sshd's host keys and selects those to certify.
 package hostkey
 
 import (
@@ -33,7 +33,7 @@ type Key struct {
 	Path        string // of the private key
 	Public      ssh.PublicKey
 	Certificate *ssh.Certificate // of this key, in its certificate file, or nil
-	Algorithms  []string         // by which sshd would present a certificate
+	Algorithms  []string         // with which sshd would present a certificate
 }
 
 // Line returns the public key in authorized_keys form, without comment.
@@ -41,33 +41,33 @@ func (k Key) Line() string {
 	return sshkey.Line(k.Public)
 }
 
-// CertificatePath is derived from the key's own path and nothing else: no answer
-// of anyone chooses where hallmark writes.
+// CertificatePath depends only on the key's own path: nothing in an answer chooses where
+// Hallmark writes.
 func (k Key) CertificatePath() string { return k.Path + CertificateSuffix }
 
 // CertificateSuffix is what ssh-keygen appends to a key's path for its certificate.
 const CertificateSuffix = "-cert.pub"
 
-// Selection decides which host keys are certified.
+// Selection decides which host keys to certify.
 type Selection struct {
 	Conf  *sshd.Effective
 	State *state.State // nil if the machine never enrolled
-	// Replace says to overwrite certificates of other CAs.
+	// Replace says whether to overwrite certificates of other CAs.
 	Replace bool
 }
 
-// Find returns the keys that sshd presents, for which a certificate line was baked, and of
-// which a certificate is any use. passed has one line for each of the others that is there.
+// Find returns the keys that sshd presents, that have a HostCertificate line, and for which a
+// certificate is useful. passed has one line for each other key that exists.
 func (s Selection) Find() (keys []Key, passed []string, err error) {
 	taken := s.taken()
 	types := map[string]string{}
 	var plain []string          // keys that clients may have pinned and that get no certificate
-	certified := len(taken) > 0 // some key has a certificate already
+	certified := len(taken) > 0 // some key already has a certificate
 	for _, path := range s.Conf.HostKeys {
 		key, why, err := s.read(path)
 		switch {
 		case errors.Is(err, fs.ErrNotExist):
-			continue // one of OpenSSH's default paths: not every machine has all
+			continue // one of OpenSSH's default paths; not every machine has all of them
 		case err != nil:
 			return nil, nil, err
 		case key.Public == nil: // sshd does not present it
@@ -98,19 +98,19 @@ func (s Selection) Find() (keys []Key, passed []string, err error) {
 	return keys[:min(len(keys), protocol.MaxHostKeys)], passed, nil
 }
 
-// preferred tells whether a type of host key is the first that some version of OpenSSH's
-// client asks for: Ed25519 since 8.5, ECDSA P-256 before.
+// preferred reports whether some version of OpenSSH's client asks for a type of host key
+// first: Ed25519 since 8.5, ECDSA P-256 before.
 //
 // A client that has pinned a key of its first type sends its usual list, in which all types of
 // certificates come before all plain keys (order_hostkeyalgs in OpenSSH's sshconnect2.c). If
-// sshd has a certificate for another key only, it presents that one, and the client refuses
+// sshd has a certificate only for another key, it presents that one, and the client refuses
 // the host. A client that has pinned other types asks for those first.
 func preferred(keyType string) bool {
 	return keyType == ssh.KeyAlgoED25519 || keyType == ssh.KeyAlgoECDSA256
 }
 
-// hidesKeys refuses the first certificate of a machine if it would hide plain keys. Once a
-// machine presents certificates, those are hidden already, and renewing changes nothing.
+// hidesKeys refuses a machine's first certificate if it would hide plain keys. Once a machine
+// presents certificates, those keys are hidden already, and renewing changes nothing.
 func hidesKeys(plain []string) error {
 	return fault.Newf(fault.Misconfigured,
 		"nothing was changed; run 'hallmark install', which writes a HostCertificate line for each host key, and let HostKeyAlgorithms permit certificates of every type of key that it permits",
@@ -132,7 +132,7 @@ func noHostKeys(taken takenKeys, passed []string) error {
 		"%s: none of them exists", message)
 }
 
-// takenKeys are host keys with a certificate of another CA, by their wire form.
+// takenKeys are host keys with a certificate from another CA, by their wire form.
 type takenKeys map[string]takenKey
 
 type takenKey struct {
@@ -141,8 +141,8 @@ type takenKey struct {
 	signer ssh.PublicKey
 }
 
-// taken returns the keys that others have certified. sshd presents one certificate for
-// each key, the last that it loads.
+// taken returns the keys that others have certified. sshd presents one certificate for each
+// key, the last that it loads.
 func (s Selection) taken() takenKeys {
 	taken := takenKeys{}
 	for _, file := range s.Conf.HostCertificates {
@@ -158,13 +158,13 @@ func (s Selection) taken() takenKeys {
 	return taken
 }
 
-// keeps returns why a key is left alone, or "".
+// keeps returns why Hallmark leaves a key alone, or "".
 //
 // A client asks for certificates of one type before those of another. Teleport's proxy asks
-// for RSA first and Ed25519 last; OpenSSH's client asks the other way round. A certificate
-// of hallmark that the proxy prefers does neither the proxy nor people who trust the other CA
-// any harm. One that it does not prefer would never be seen by the proxy, and would be
-// presented to those people in place of theirs.
+// for RSA first and Ed25519 last; OpenSSH's client asks in the opposite order. If the proxy
+// prefers Hallmark's certificate to the other CA's, neither the proxy nor people who trust the
+// other CA are affected. If it does not, the proxy would never see Hallmark's certificate, and
+// those people would see it in place of theirs.
 func (t takenKeys) keeps(key Key) string {
 	if other, ok := t[string(key.Public.Marshal())]; ok {
 		return other.String()
@@ -181,14 +181,14 @@ func (k takenKey) String() string {
 	return fmt.Sprintf("HostCertificate %s is another CA's (%s)", k.file, ssh.FingerprintSHA256(k.signer))
 }
 
-// ProxyRank orders types of keys as Go's SSH client prefers them, and so Teleport's proxy.
+// ProxyRank orders key types as Go's SSH client, and so Teleport's proxy, prefers them.
 func ProxyRank(key ssh.PublicKey) int {
 	return slices.Index([]string{ssh.KeyAlgoRSA, ssh.KeyAlgoECDSA256, ssh.KeyAlgoECDSA384, ssh.KeyAlgoECDSA521, ssh.KeyAlgoED25519}, key.Type())
 }
 
-// isHallmarks reports whether hallmark wrote a certificate: it stands next to its key, and either
-// the state knows it or its CA, or it is of the form of Teleport's. The latter is all
-// there is to go by once the state is lost.
+// isHallmarks reports whether Hallmark wrote a certificate: the certificate is next to its
+// key, and either the state lists it or its CA, or it has the form of Teleport's. If the state
+// is lost, the form is all that is left to check.
 func (s Selection) isHallmarks(file string, cert *ssh.Certificate) bool {
 	path, beside := strings.CutSuffix(file, CertificateSuffix)
 	if !beside || !slices.Contains(s.Conf.HostKeys, path) {
@@ -225,9 +225,9 @@ func hasNodeNames(principals []string) bool {
 
 var nodeID = regexp.MustCompile(`^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$`)
 
-// read reads a host key and its certificate. why says what keeps the key from being
-// certified; the key is empty if sshd does not present it. The error is fs.ErrNotExist if
-// there is no such key at all.
+// read reads a host key and its certificate. why says what keeps the key from being certified;
+// the key is empty if sshd does not present it. The error is fs.ErrNotExist if the key does
+// not exist.
 func (s Selection) read(path string) (key Key, why string, err error) {
 	public, why, err := ReadPublic(path)
 	if err != nil || why != "" {
@@ -249,8 +249,8 @@ func (s Selection) read(path string) (key Key, why string, err error) {
 	if !slices.Contains(s.Conf.HostCertificates, key.CertificatePath()) {
 		return key, "sshd's configuration has no line HostCertificate " + key.CertificatePath(), nil
 	}
-	// sshd goes by the key in a certificate, not by the file's name: it presents another
-	// key's with that key, and this key without one.
+	// sshd matches certificates by the key in them, not by the file's name. If this file
+	// certifies another key, sshd presents it with that key, and this key has no certificate.
 	if cert := ReadCertificate(key.CertificatePath()); cert != nil && bytes.Equal(cert.Key.Marshal(), public.Marshal()) {
 		key.Certificate = cert
 	}
@@ -284,8 +284,8 @@ func rsaBits(key ssh.PublicKey) int {
 	return 0
 }
 
-// ReadPublic returns the public key of a host key that sshd loads. why says why sshd
-// passes it over. sshd goes by the private half, whatever the .pub file says.
+// ReadPublic returns the public key of a host key that sshd loads. why says why sshd skips it.
+// Like sshd, it reads the private half, and ignores what the .pub file says.
 func ReadPublic(path string) (public ssh.PublicKey, why string, err error) {
 	info, err := os.Stat(path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -309,7 +309,7 @@ func ReadPublic(path string) (public ssh.PublicKey, why string, err error) {
 	return signer.PublicKey(), "", nil
 }
 
-// Load reads a private key. What is read is forgotten with the signer.
+// Load reads a private key. It clears the data that it read; only the signer holds the key.
 func Load(path string) (ssh.Signer, error) {
 	const most = 64 << 10
 	info, err := os.Stat(path)
@@ -327,8 +327,8 @@ func Load(path string) (ssh.Signer, error) {
 	return ssh.ParsePrivateKey(data)
 }
 
-// badMode returns why sshd refuses a private key that others can read. It only minds if
-// the key is its own user's. Red Hat's lets the group ssh_keys read it.
+// badMode returns why sshd refuses a private key that others can read. sshd only cares if its
+// own user owns the key. On Red Hat, the group ssh_keys may read it.
 func badMode(info fs.FileInfo) string {
 	stat, ok := info.Sys().(*syscall.Stat_t)
 	others := info.Mode().Perm() & 0o077
@@ -352,8 +352,8 @@ func unacceptable(key Key) string {
 	return ""
 }
 
-// ReadCertificate returns the certificate in a file, or nil if there is none that
-// can be read: either way a new one is needed.
+// ReadCertificate returns the certificate in a file, or nil if it cannot read one: either way,
+// the key needs a new one.
 func ReadCertificate(path string) *ssh.Certificate {
 	data, err := os.ReadFile(path)
 	if err != nil {
@@ -406,7 +406,7 @@ func FirstEnd(certificates []*ssh.Certificate) time.Time {
 	return time.Unix(int64(end), 0) //nolint:gosec // hostcert.Check has bounded it
 }
 
-// StateOf returns what the state says of a key and its certificate.
+// StateOf returns the state's entry for a key and its certificate.
 func StateOf(key Key, cert *ssh.Certificate) state.Certificate {
 	return state.Certificate{
 		Path: key.CertificatePath(), Fingerprint: ssh.FingerprintSHA256(key.Public),

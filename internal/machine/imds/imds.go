@@ -1,4 +1,4 @@
-// Package imds asks the instance metadata service.
+// Package imds asks the instance metadata service about this instance.
 package imds
 
 import (
@@ -29,29 +29,28 @@ const (
 	hintMetadata = "check that the instance metadata service is on (HttpEndpoint) and that nothing on the machine blocks its address"
 	hintRole     = "the instance identity role's credentials are missing: retry, and compare " +
 		"/latest/meta-data/identity-credentials/ec2/info on another instance"
-	// HintProfile is for a request that must be signed by an instance profile's role.
+	// HintProfile is for a request that an instance profile's role must sign.
 	HintProfile = "give the instance an instance profile whose role may call the signer (lambda:InvokeFunctionUrl, execute-api:Invoke or lambda:InvokeFunction, as the signer is deployed)"
 
 	documentPage = "/latest/dynamic/instance-identity/document"
 )
 
-// Instance is which instance this is, by its metadata.
+// Instance is which instance this is, according to its metadata.
 type Instance struct {
 	AccountID  string `json:"accountId"`
 	Region     string `json:"region"`
 	InstanceID string `json:"instanceId"`
-	// Started is when it was last started, as the document says. A reboot does not
-	// change it.
+	// Started is when it last started, as the document says. A reboot does not change it.
 	Started string `json:"pendingTime"`
 }
 
-// Ref returns the instance's account, region and id. They are not parsed.
+// Ref returns the instance's account, region and id, without parsing them.
 func (i Instance) Ref() ec2ref.Instance {
 	return ec2ref.Instance{Account: ec2ref.Account(i.AccountID), Region: ec2ref.Region(i.Region), ID: ec2ref.InstanceID(i.InstanceID)}
 }
 
-// Client speaks IMDSv2, and only that: a request without a session token can be
-// made by whatever forwards requests from outside.
+// Client speaks only IMDSv2: anything that forwards requests from outside could make a request
+// without a session token.
 type Client struct {
 	Endpoint string
 	http     *http.Client
@@ -63,8 +62,8 @@ type Client struct {
 // errMissing says that the metadata service has no such page.
 var errMissing = errors.New("not found")
 
-// New takes the address from the AWS SDKs' variables. Its client ignores
-// proxies, which would see credentials, and follows no redirect.
+// New takes the address from the AWS SDKs' variables. Its client ignores proxies, which would
+// see credentials, and follows no redirect.
 func New(r backoff.Policy) *Client {
 	endpoint := os.Getenv("AWS_EC2_METADATA_SERVICE_ENDPOINT")
 	if endpoint == "" {
@@ -83,8 +82,8 @@ func New(r backoff.Policy) *Client {
 	}
 }
 
-// Instance returns which instance this is. Whoever can falsify it is root on the
-// machine; the signer does not take this machine's word for it.
+// Instance returns which instance this is. Only root on the machine can falsify this, and the
+// signer does not trust the machine's own statement.
 func (m *Client) Instance(ctx context.Context) (Instance, error) {
 	var i Instance
 	text, err := m.get(ctx, documentPage)
@@ -100,7 +99,7 @@ func (m *Client) Instance(ctx context.Context) (Instance, error) {
 	return i, nil
 }
 
-// IdentityDocument returns the base64 text of the RSA-2048 form.
+// IdentityDocument returns the base64 text of the document's RSA-2048 form.
 func (m *Client) IdentityDocument(ctx context.Context) (string, error) {
 	text, err := m.get(ctx, "/latest/dynamic/instance-identity/rsa2048")
 	if err != nil {
@@ -109,8 +108,8 @@ func (m *Client) IdentityDocument(ctx context.Context) (string, error) {
 	return strings.TrimSpace(string(text)), nil
 }
 
-// RoleCredentials returns those of the instance identity role, which every instance
-// has and which may do nothing but say who they are.
+// RoleCredentials returns the credentials of the instance identity role. Every instance has
+// this role, which may do nothing but identify itself.
 func (m *Client) RoleCredentials(ctx context.Context) (identity.Credentials, error) {
 	const page = "/latest/meta-data/identity-credentials/ec2/security-credentials/ec2-instance"
 	text, err := m.get(ctx, page)
@@ -125,9 +124,9 @@ func (m *Client) RoleCredentials(ctx context.Context) (identity.Credentials, err
 
 var roleName = regexp.MustCompile(`^[A-Za-z0-9_+=,.@-]{1,64}$`)
 
-// ProfileCredentials returns those of the instance profile's role, by which
-// signer_auth: aws_iam lets the machine in. They prove no instance: whoever runs the
-// machine chooses the profile.
+// ProfileCredentials returns the credentials of the instance profile's role, with which
+// requests are signed for signer_auth: aws_iam. They do not prove which instance this is: the
+// instance's owner chooses the profile.
 func (m *Client) ProfileCredentials(ctx context.Context) (identity.Credentials, error) {
 	const folder = "/latest/meta-data/iam/security-credentials/"
 	list, err := m.get(ctx, folder)
@@ -150,7 +149,7 @@ func (m *Client) ProfileCredentials(ctx context.Context) (identity.Credentials, 
 
 func parseCredentials(text []byte, whose, hint string) (identity.Credentials, error) {
 	var c struct{ Code, AccessKeyID, SecretAccessKey, Token string }
-	if err := json.Unmarshal(text, &c); err != nil { // which may quote a secret
+	if err := json.Unmarshal(text, &c); err != nil { // the error may quote a secret
 		return identity.Credentials{}, fault.Newf(fault.Failed, hint, "metadata service: %s's credentials cannot be read", whose)
 	}
 	if c.Code != "Success" || c.AccessKeyID == "" || c.SecretAccessKey == "" || c.Token == "" {
@@ -180,9 +179,9 @@ func (m *Client) PublicAddress(ctx context.Context) (string, error) {
 // metadata categories").
 const PublicAddressPage = "/latest/meta-data/public-ipv4"
 
-// Names returns the addresses and names that AWS gave this instance, each in the one form
-// in which it may stand in a certificate. Of the names in question those count too that
-// follow EC2's own rule.
+// Names returns the addresses and names that AWS gave this instance, each in the only form
+// that a certificate may contain. It includes those of the names in question that follow EC2's
+// own naming rule.
 func (m *Client) Names(ctx context.Context, inQuestion []string) (map[string]bool, error) {
 	text, err := m.get(ctx, documentPage)
 	if err != nil {
@@ -217,10 +216,10 @@ func (m *Client) Names(ctx context.Context, inQuestion []string) (map[string]boo
 	return own, nil
 }
 
-// isPrivateDNS reports whether a name is one that EC2 gives an instance: by its private
-// address or its id, in the domain of its region (EC2 User Guide, "EC2 instance hostnames
-// and domains"). The metadata service does not always know: where a VPC's DHCP options
-// have a domain of their own it tells a name in that one.
+// isPrivateDNS reports whether EC2 gives an instance this name: by its private address or its
+// id, in the domain of its region (EC2 User Guide, "EC2 instance hostnames and domains"). The
+// metadata service does not always know such names: if a VPC's DHCP options have their own
+// domain, it returns a name in that domain.
 func isPrivateDNS(name string, i Instance, privateIP string) bool {
 	host, domain, _ := strings.Cut(name, ".")
 	byAddress := false
@@ -237,7 +236,7 @@ func isPrivateDNS(name string, i Instance, privateIP string) bool {
 	if !ok || region == i.Region {
 		return ok
 	}
-	// How a region that this build does not know calls its domain is not known either.
+	// For a region that this build does not know, the name of its domain is not known either.
 	known, err := identity.Regions()
 	return err == nil && !known.Has(ec2ref.Region(i.Region)) && isRegion(region)
 }
@@ -248,8 +247,8 @@ func isRegion(text string) bool {
 }
 
 func addAddress(own map[string]bool, text string) {
-	// Loopback and the like are every machine's: a certificate for them would pass
-	// for each.
+	// Every machine has loopback addresses and the like: a certificate for one would be valid
+	// for every machine.
 	if a, err := netip.ParseAddr(text); err == nil && a.IsGlobalUnicast() && a.Zone() == "" {
 		own[a.String()] = true
 	}
@@ -265,8 +264,8 @@ func metadataError(what, hint string, err error) error {
 // errTokenRefused says that the metadata service does not know the session token.
 var errTokenRefused = errors.New("the session token was refused")
 
-// get returns a page, with a session token that it gets first. A service that was
-// restarted has forgotten the token, and gives a new one
+// get returns a page, and first gets a session token if it has none. A service that was
+// restarted has forgotten the token, and issues a new one
 // (https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/instancedata-data-retrieval.html).
 func (m *Client) get(ctx context.Context, page string) ([]byte, error) {
 	known := m.token != ""
@@ -328,6 +327,7 @@ func (m *Client) once(ctx context.Context, method, page, header, value string) (
 
 var dnsSyntax = regexp.MustCompile(`^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$`)
 
-// IsDNSName reports whether a name is a DNS name in lower case. It bounds the length itself: a regular expression that counts to 253 takes a
-// millisecond of each start of the program to compile.
+// IsDNSName reports whether a name is a DNS name in lower case. It checks the length itself:
+// compiling a regular expression that counts to 253 takes a millisecond at each start of the
+// program.
 func IsDNSName(name string) bool { return len(name) <= 253 && dnsSyntax.MatchString(name) }

@@ -1,4 +1,4 @@
-// Package loaded knows what the running sshd has loaded, and so what a reload would change.
+// Package loaded tracks what the running sshd has loaded, and so what a reload would change.
 package loaded
 
 import (
@@ -13,22 +13,22 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/machine/sshd"
 )
 
-// Server is the OpenSSH server whose settings are tracked.
+// Server is the OpenSSH server to track.
 type Server interface {
 	Logins(ctx context.Context) ([]sshd.Login, error)
 	LastLoad(ctx context.Context, pidFile string) (sshd.Load, error)
 	ViewOf(conf *sshd.Effective, logins []sshd.Login) (sshd.View, []sshd.Changed)
 }
 
-// Tracker knows what the running sshd has loaded, and so what a reload would change.
+// Tracker tracks what the running sshd has loaded, and so what a reload would change.
 type Tracker struct {
 	Server Server
-	Dir    string // forgotten at each boot, or "" without such a folder
+	Dir    string // in a folder that a boot empties, or "" without such a folder
 	Log    func(format string, args ...any)
 }
 
-// Pending returns what a reload would put into effect beside hallmark's own settings, or
-// "". It remembers what the running sshd has for as long as that does not change.
+// Pending returns what a reload would activate besides Hallmark's own settings, or "". It
+// saves what the running sshd has loaded, until sshd loads its files again.
 func (t Tracker) Pending(ctx context.Context, conf *sshd.Effective, logins []sshd.Login) (string, error) {
 	f, err := t.look(ctx, conf, logins)
 	if err != nil {
@@ -62,8 +62,8 @@ func (t Tracker) remember(f facts) {
 	}
 }
 
-// Observe notes what sshd has loaded since its last start or reload, by whomever, while
-// its files still say so.
+// Observe saves what sshd loaded at its last start or reload, whatever caused that, while its
+// files still show it.
 func (t Tracker) Observe(ctx context.Context, conf *sshd.Effective) error {
 	if t.Dir == "" {
 		return nil
@@ -83,11 +83,11 @@ func (t Tracker) Observe(ctx context.Context, conf *sshd.Effective) error {
 	return err
 }
 
-// Path returns the file in a folder that holds what sshd has loaded.
+// Path returns the file in a folder that records what sshd has loaded.
 func Path(dir string) string { return filepath.Join(dir, "sshd.json") }
 
-// maxSnapshotBytes bounds a snapshot: some kilobytes for each group of logins with settings
-// of its own.
+// maxSnapshotBytes bounds a snapshot: some kilobytes for each group of logins that has
+// settings of its own.
 const maxSnapshotBytes = 4 << 20
 
 // LoadSnapshot returns nil if there is none that can be understood.

@@ -16,10 +16,10 @@ import (
 	"golang.org/x/crypto/ssh"
 )
 
-// rsaKey is made once: it takes longer than all the rest of a machine.
+// rsaKey is generated once: that takes longer than everything else about a machine.
 var rsaKey = sync.OnceValues(func() (*rsa.PrivateKey, error) { return rsa.GenerateKey(rand.Reader, 2048) })
 
-// WriteHostKey makes a host key as ssh-keygen does.
+// WriteHostKey generates a host key as ssh-keygen does.
 func WriteHostKey(t testing.TB, kind, path string) {
 	t.Helper()
 	private, err := newPrivateKey(kind)
@@ -53,7 +53,7 @@ func newPrivateKey(kind string) (crypto.PrivateKey, error) {
 	return private, err
 }
 
-// SeededSigner makes the same key in every process.
+// SeededSigner returns the same key in every process.
 func SeededSigner(t testing.TB, seed byte) ssh.Signer {
 	t.Helper()
 	signer, err := ssh.NewSignerFromKey(ed25519.NewKeyFromSeed([]byte(strings.Repeat(string(rune('a'+seed)), ed25519.SeedSize))))

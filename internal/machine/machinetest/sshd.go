@@ -46,11 +46,11 @@ type SSHD struct {
 	// OnReload replaces Reload, if set.
 	OnReload func(ctx context.Context) error
 	Login    ssh.Signer
-	// Arguments are further ones of its command line.
+	// Arguments are additional arguments for sshd's command line.
 	Arguments []string
-	// blind tells that nobody can look at it.
+	// blind says that this test cannot connect to sshd.
 	blind bool
-	// Sites has the configuration include files named NN-….conf.
+	// Sites makes the configuration include files named NN-….conf.
 	Sites bool
 	// Listen replaces the configuration's ListenAddress line, if set.
 	Listen *string
@@ -72,8 +72,8 @@ func (s *SSHD) HallmarkLines() string {
 	}.Render())
 }
 
-// Configure writes sshd's configuration: lines, of which hallmark's own go into a drop-in.
-// A file whose content stays is not touched.
+// Configure writes sshd's configuration: lines, with Hallmark's own lines in a drop-in. It
+// does not touch a file whose content stays the same.
 func (s *SSHD) Configure(lines string) {
 	others, own, found := strings.Cut(lines, s.HallmarkLines())
 	if found {
@@ -107,7 +107,7 @@ LogLevel ERROR
 // DropIn is where hallmark's own lines are.
 func (s *SSHD) DropIn() string { return filepath.Join(s.Dir, filepath.Base(sshdconf.DropIn)) }
 
-// Update writes a file unless it has the content already.
+// Update writes a file unless it already has the content.
 func (s *SSHD) Update(name, content string) {
 	s.t.Helper()
 	if old, err := os.ReadFile(filepath.Join(s.Dir, name)); err != nil || string(old) != content {
@@ -125,13 +125,13 @@ func (s *SSHD) Write(name, content string) {
 // Run starts sshd and returns when it answers.
 func (s *SSHD) Run() {
 	s.t.Helper()
-	// Not -E: sshd's children would open the file again, while the folder is removed.
+	// Not -E: sshd's children would reopen the file while the test removes the folder.
 	log, err := os.OpenFile(filepath.Join(s.Dir, "sshd.log"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {
 		s.t.Fatal(err)
 	}
 	defer log.Close()
-	// Of two options of a kind the last one counts, as with -f.
+	// sshd uses the last of two options of a kind, as with -f.
 	arguments := []string{"-D", "-e"}
 	if s.Config != "" {
 		arguments = append(arguments, "-f", s.Config)
@@ -159,13 +159,13 @@ func (s *SSHD) Run() {
 	}
 }
 
-// Stop ends sshd and returns when it is gone.
+// Stop stops sshd and returns when it has exited.
 func (s *SSHD) Stop() {
-	// One that is just restarting after a SIGHUP may miss the first.
+	// An sshd that is restarting after a SIGHUP may miss the first one.
 	again := time.NewTicker(time.Second)
 	defer again.Stop()
 	for {
-		_ = s.Process.Process.Signal(syscall.SIGTERM) // it may have ended already
+		_ = s.Process.Process.Signal(syscall.SIGTERM) // it may have exited already
 		select {
 		case <-s.Exited:
 			return
@@ -191,8 +191,8 @@ func (s *SSHD) Start(context.Context) error {
 	return nil
 }
 
-// AcceptsLogins fails the test unless sshd admits the plain key that it admitted
-// before anything was enrolled.
+// AcceptsLogins fails the test unless sshd accepts the plain key that it accepted before
+// anything was enrolled.
 func (s *SSHD) AcceptsLogins() {
 	s.t.Helper()
 	if err := s.TryLogin(s.Login, ssh.InsecureIgnoreHostKey()); err != nil {
@@ -223,8 +223,8 @@ func (s *SSHD) TryLogin(signer ssh.Signer, check ssh.HostKeyCallback) error {
 	return ssh.NewClient(c, channels, requests).Close()
 }
 
-// FindSSHD returns a real sshd. Only where nothing demands it may a test go
-// without.
+// FindSSHD returns a real sshd. Without one it skips the test, or fails it if
+// HALLMARK_TEST_STRICT is set.
 func FindSSHD(t testing.TB) string {
 	t.Helper()
 	server, err := sshd.Find("/")
@@ -238,7 +238,7 @@ func FindSSHD(t testing.TB) string {
 	return ""
 }
 
-// NewSSHD starts an sshd of its own on loopback, with its files in dir. It ends with the test.
+// NewSSHD starts a separate sshd on loopback, with its files in dir. It stops with the test.
 func NewSSHD(t testing.TB, program, dir string, ca ssh.PublicKey) *SSHD {
 	t.Helper()
 	s := &SSHD{
@@ -262,7 +262,7 @@ func NewSSHD(t testing.TB, program, dir string, ca ssh.PublicKey) *SSHD {
 	return s
 }
 
-// makePrivilegeFolder makes the privilege separation folder, as sshd's unit or tmpfiles do.
+// makePrivilegeFolder creates the privilege separation folder, as sshd's unit or tmpfiles do.
 func makePrivilegeFolder(t testing.TB) {
 	t.Helper()
 	if os.Geteuid() != 0 {
@@ -273,7 +273,7 @@ func makePrivilegeFolder(t testing.TB) {
 	}
 }
 
-// UserCertificate makes a signer that logs in by a certificate of the CA.
+// UserCertificate returns a signer that logs in with a certificate of the CA.
 func UserCertificate(t testing.TB, ca ssh.Signer) ssh.Signer {
 	t.Helper()
 	me, err := user.Current()
@@ -309,10 +309,10 @@ func NewSigner(t testing.TB) ssh.Signer {
 	return signer
 }
 
-// FreeAddress returns an address on loopback at which nobody listens.
+// FreeAddress returns a loopback address at which nothing listens.
 func FreeAddress(t testing.TB) netip.AddrPort {
 	t.Helper()
-	// Below the ports from which the system takes those of outgoing connections.
+	// These are below the ports that the system uses for outgoing connections.
 	for range 100 {
 		address := netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), uint16(20_000+mathrand.N(12_000)))
 		if l, err := net.Listen("tcp", address.String()); err == nil {
@@ -371,10 +371,10 @@ func (s *SSHD) SkipUnknown(t testing.TB, lines string) {
 	}
 }
 
-// Setting is a setting with which no certificate logs in, and part of the error.
+// Setting is a setting with which no certificate can log in, and part of the error.
 type Setting struct{ Lines, Want string }
 
-// UselessSettings are settings with which no certificate logs in.
+// UselessSettings are settings with which no certificate can log in.
 func UselessSettings() []Setting {
 	return []Setting{
 		{"PubkeyAuthentication no\n", "PubkeyAuthentication no"},
@@ -391,8 +391,8 @@ func UselessSettings() []Setting {
 	}
 }
 
-// HandsOver tells whether sshd's listener hands certificates to its sessions, as
-// versions from 9.8 on do.
+// HandsOver reports whether sshd's listener hands certificates to its sessions, as versions
+// since 9.8 do.
 func HandsOver(t testing.TB, program string) bool {
 	t.Helper()
 	output, _ := exec.Command(program, "-V").CombinedOutput()
@@ -410,7 +410,7 @@ func AppendTo(t testing.TB, path, text string) {
 }
 
 // Pins tries OpenSSH's client with each host key as the only one that it knows, and returns
-// the files of those with which it logs in.
+// the files of those with which it can log in.
 func (s *SSHD) Pins(files ...string) (work []string) {
 	s.t.Helper()
 	identity := filepath.Join(s.Dir, "identity")
@@ -427,7 +427,7 @@ func (s *SSHD) Pins(files ...string) (work []string) {
 	return work
 }
 
-// writeIdentity makes a key that sshd admits.
+// writeIdentity makes a key that sshd accepts.
 func (s *SSHD) writeIdentity(path string) {
 	s.t.Helper()
 	_, private, err := ed25519.GenerateKey(rand.Reader)
@@ -464,10 +464,11 @@ func (s *SSHD) trySSH(identity, pinned string) error {
 	return nil
 }
 
-// WrappersVariable tells the test's second process that it is the one.
+// WrappersVariable tells the test's second process that it is the second.
 const WrappersVariable = "HALLMARK_TEST_WRAPPERS"
 
-// waitFor repeats a check until it succeeds, and returns its last error at the context's end.
+// waitFor repeats a check until it succeeds. If the context ends first, it returns the check's
+// last error.
 func waitFor(ctx context.Context, check func(context.Context) error) error {
 	pause := time.NewTicker(20 * time.Millisecond)
 	defer pause.Stop()

@@ -16,8 +16,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// RunTraced runs one of the tests in a process of its own, and kills it before the given
-// change of what is below a folder.
+// RunTraced runs one of the tests in a separate process, and kills it before the given change
+// to a folder's content.
 func RunTraced(t testing.TB, test, dir string, step int, environment ...string) (killed bool, what string) {
 	t.Helper()
 	cmd := exec.Command(os.Args[0], "-test.run=^"+test+"$", "-test.count=1")
@@ -64,8 +64,8 @@ type tracer struct {
 
 // trace runs the command to its end (ptrace(2)).
 func (tr *tracer) trace(cmd *exec.Cmd) (status syscall.WaitStatus, err error) {
-	// A process group of its own: another test's child may belong to this same thread, and
-	// must not be waited for here.
+	// The command gets its own process group: another test's child may belong to this same
+	// thread, and this must not wait for that child.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Ptrace: true, Setpgid: true}
 	if err := cmd.Start(); err != nil {
 		return 0, err
@@ -95,12 +95,12 @@ func (tr *tracer) trace(cmd *exec.Cmd) (status syscall.WaitStatus, err error) {
 			continue
 		}
 		if err := tr.stopped(pid, thread, status); err != nil && !errors.Is(err, syscall.ESRCH) {
-			return 0, err // a thread that was killed meanwhile is no error
+			return 0, err // a thread killed in the meantime is no error
 		}
 	}
 }
 
-// stopped handles one stop of a thread, and lets it go on.
+// stopped handles one stop of a thread, and lets it continue.
 func (tr *tracer) stopped(pid, thread int, status syscall.WaitStatus) error {
 	const systemCall = syscall.SIGTRAP | 0x80
 	signal := int(status.StopSignal())
@@ -122,14 +122,14 @@ func (tr *tracer) stopped(pid, thread int, status syscall.WaitStatus) error {
 			tr.killed, tr.what = true, what
 			return syscall.Kill(pid, syscall.SIGKILL)
 		}
-	case syscall.SIGTRAP, syscall.SIGSTOP: // a thread begins
+	case syscall.SIGTRAP, syscall.SIGSTOP: // a thread starts
 		signal = 0
 	default: // passed on
 	}
 	return syscall.PtraceSyscall(thread, signal)
 }
 
-// change names the system call that a thread is about to make, if it changes the
+// change names the system call that a thread is about to make, if the call changes the
 // machine.
 func (tr *tracer) change(thread int) (string, error) {
 	var r syscall.PtraceRegs
@@ -169,7 +169,7 @@ func stringAt(thread int, address uint64) string {
 	}
 	defer memory.Close()
 	text := make([]byte, 512)
-	n, _ := memory.ReadAt(text, int64(address)) // less is there at the end of a page
+	n, _ := memory.ReadAt(text, int64(address)) // near the end of a page there is less
 	path, _, _ := strings.Cut(string(text[:n]), "\x00")
 	return path
 }
