@@ -20,15 +20,15 @@ import (
 type Finding struct {
 	Keyword string // as sshd_config(5) spells it
 	Value   string
-	// Places are where it is set. They are empty if no file sets it: it is then OpenSSH's
+	// Places are where it is set. They are empty if no file sets it: then it is OpenSSH's
 	// default, or comes from a crypto policy or sshd's command line.
 	Places []sshd.Line
 	// Logins are those that the setting affects, or nil for all.
 	Logins []sshd.Connection
 	// Consequence says what does not work, Remedy what to write instead.
 	Consequence, Remedy string
-	// Blocks says that because of this, alone or with others that say so, no certificate
-	// can work.
+	// Blocks says that no certificate can work because of this finding, alone or together with
+	// others.
 	Blocks bool
 }
 
@@ -52,7 +52,7 @@ func (f Finding) String() string {
 	return b.String()
 }
 
-// users names the logins, each user once.
+// users names the logins' users, each once.
 func (f Finding) users() (users []string) {
 	const most = 5
 	from := map[string][]string{}
@@ -83,7 +83,7 @@ func abbreviate(value string) string {
 	return value
 }
 
-// Blocking returns those of the findings because of which no certificate can work.
+// Blocking returns the findings because of which no certificate can work.
 func Blocking(findings []Finding) (blocking []Finding) {
 	for _, f := range findings {
 		if f.Blocks {
@@ -102,22 +102,22 @@ func Join(findings []Finding) error {
 	return errors.New(strings.Join(texts, "; also "))
 }
 
-// Want is what sshd's settings are compared with.
+// Want is what Assess compares sshd's settings with.
 type Want struct {
 	// CAFile is the TrustedUserCAKeys that hallmark sets.
 	CAFile string
-	// CAs are the CAs of people's certificates; none, if they are not known yet.
+	// CAs are the CAs of people's certificates, or none if they are not known yet.
 	CAs []ssh.PublicKey
-	// MaxStartups is what hallmark sets, or empty.
+	// MaxStartups is the value that hallmark sets, or empty.
 	MaxStartups string
 	// ProxySources are the addresses and networks that Teleport's proxies connect from, or
-	// none if nobody said.
+	// none if the configuration lists none.
 	ProxySources []string
-	// Extra are findings of the caller's, about host keys.
+	// Extra are the caller's own findings, about host keys.
 	Extra []Finding
 }
 
-// Facts are all that Assess goes by.
+// Facts are everything that Assess looks at.
 type Facts struct {
 	Want
 	Logins   []sshd.Login
@@ -126,21 +126,22 @@ type Facts struct {
 	// Absent are users and groups that AllowUsers and AllowGroups name and that nothing on
 	// this machine knows. Others, without an account of their own yet, may get one at boot.
 	Absent []string
-	// Files has the content of the files that the settings name; those missing have none.
+	// Files has the content of the files that the settings name. Missing files are left out.
 	Files map[string][]byte
 }
 
-// problem is what one login meets: the finding without places and logins.
+// problem is what one login runs into: a finding without places and logins.
 type problem struct {
 	Finding
-	// open says that an account that does not exist yet would not meet it.
+	// open says that an account that does not exist yet would not run into it.
 	open bool
-	// severe says that the login cannot work. Otherwise it is a limit or a risk.
+	// severe says that the login cannot work. Otherwise the problem is a limit or a risk.
 	severe bool
 }
 
-// Assess compares sshd's settings with what logins by certificates need, and returns what
-// keeps them from working, what blocks all of them first. It only judges by the facts.
+// Assess compares sshd's settings with what logins with certificates need. It returns what
+// keeps such logins from working, and first what blocks all of them. It looks only at the
+// facts.
 func Assess(f Facts) []Finding {
 	collected := &collection{facts: f}
 	reachable := false // some login from elsewhere can work
@@ -201,7 +202,7 @@ func (c *collection) findings(nobody bool) (findings []Finding) {
 	return findings
 }
 
-// aliases are names that sshd knows a keyword by, beside the one it prints.
+// aliases are other names for a keyword, besides the one that sshd prints.
 func aliases(keyword string) []string {
 	return map[string][]string{
 		"pubkeyacceptedalgorithms": {"pubkeyacceptedkeytypes"},
@@ -252,7 +253,7 @@ func sameValue(lines []sshd.Line, value string) []sshd.Line {
 	return lines
 }
 
-// lastWins reports whether of several lines the last one counts (seen on 9.2 and 10.0).
+// lastWins reports whether sshd uses the last of several lines (seen on 9.2 and 10.0).
 func lastWins(keyword string) bool { return keyword == "maxstartups" }
 
 func accumulates(keyword string) bool {

@@ -40,8 +40,8 @@ func (Facts) publicKeys(_ sshd.Login, s sshd.Settings) []problem {
 	return nil
 }
 
-// userCertificates are the types of certificates that Teleport makes for people, by the
-// cluster's signature algorithm suite, with the key's type for each.
+// userCertificates are the types of certificates that Teleport issues to people, with the key
+// type of each. The cluster's signature algorithm suite decides which.
 func userCertificates() []string {
 	return []string{
 		ssh.CertAlgoRSASHA512v01, ssh.CertAlgoRSASHA256v01, ssh.CertAlgoECDSA256v01, ssh.CertAlgoED25519v01,
@@ -107,7 +107,7 @@ func (f Facts) trustedCAs(_ sshd.Login, s sshd.Settings) (all []problem) {
 	return append(all, risk("CASignatureAlgorithms", s.Value("casignaturealgorithms"), consequence, remedy)...)
 }
 
-// signatureAlgorithm returns how a CA signs. Teleport signs by RSA with SHA-512.
+// signatureAlgorithm returns how a CA signs. With RSA keys, Teleport uses SHA-512.
 func signatureAlgorithm(ca ssh.PublicKey) string {
 	if ca.Type() == ssh.KeyAlgoRSA {
 		return ssh.KeyAlgoRSASHA512
@@ -163,7 +163,7 @@ func (f Facts) principals(login sshd.Login, s sshd.Settings) []problem {
 	return p
 }
 
-// hasOther reports whether there is a principals file of an account that is not local.
+// hasOther reports whether there is a principals file for an account that is not local.
 func (f Facts) hasOther(value string) bool {
 	for file := range f.Files {
 		user, ok := userOf(value, file)
@@ -174,7 +174,7 @@ func (f Facts) hasOther(value string) bool {
 	return false
 }
 
-// userOf reverses expand for a value with %u only.
+// userOf reverses expand for a value that contains only %u.
 func userOf(value, file string) (user string, ok bool) {
 	before, after, found := strings.Cut(value, "%u")
 	user, ok = strings.CutPrefix(file, before)
@@ -185,8 +185,8 @@ func userOf(value, file string) (user string, ok bool) {
 	return user, ok && user != "" && !strings.Contains(user, "/")
 }
 
-// expand replaces the tokens of AuthorizedPrincipalsFile (TOKENS of sshd_config(5)). An
-// account that is not known has an unknown home.
+// expand replaces the tokens of AuthorizedPrincipalsFile (TOKENS in sshd_config(5)). The home
+// directory of an unknown account is unknown.
 func (f Facts) expand(value, user string) (file string, known bool) {
 	home, uid := "", ""
 	for _, a := range f.Accounts {
@@ -204,8 +204,8 @@ func (f Facts) expand(value, user string) (file string, known bool) {
 	return file, true
 }
 
-// permits reports whether an AuthorizedPrincipalsFile names the user: one principal a
-// line, after options.
+// permits reports whether an AuthorizedPrincipalsFile lists the user: one principal per line,
+// after options.
 func permits(content, user string) bool {
 	for line := range strings.Lines(content) {
 		text, _, _ := strings.Cut(line, "#")
@@ -216,7 +216,7 @@ func permits(content, user string) bool {
 	return false
 }
 
-// filesOf returns the files that decide about logins, beside the configuration. Some are
+// filesOf returns the files that affect logins, in addition to the configuration. Some are
 // patterns.
 func (f Facts) filesOf() (files []string) {
 	for _, login := range f.Logins {
@@ -229,7 +229,7 @@ func (f Facts) filesOf() (files []string) {
 				files = append(files, file)
 			}
 			if path.IsAbs(value) && strings.Count(value, "%") == 1 {
-				files = append(files, strings.Replace(value, "%u", "*", 1)) // others' as well
+				files = append(files, strings.Replace(value, "%u", "*", 1)) // also those of other users
 			}
 		}
 	}
@@ -279,7 +279,7 @@ func (f Facts) admission(login sshd.Login, s sshd.Settings) []problem {
 	return nil
 }
 
-// denies does not go by hosts: who is kept out from one may come from another.
+// denies ignores host conditions: a user who is denied from one host may come from another.
 func denies(patterns []string, user string) bool {
 	return slices.ContainsFunc(patterns, func(p string) bool {
 		name, host, found := strings.Cut(p, "@")
@@ -294,8 +294,8 @@ func admits(patterns []string, user string) bool {
 	})
 }
 
-// open reports whether a list admits accounts that are not there yet: of cloud-init, or of
-// a directory service.
+// open reports whether a list admits accounts that do not exist yet, from cloud-init or from a
+// directory service.
 func (f Facts) open(keyword string, patterns []string) bool {
 	if strings.HasPrefix(keyword, "Deny") {
 		return !slices.ContainsFunc(patterns, func(p string) bool { return p == "*" || p == "*@*" })
@@ -408,7 +408,7 @@ func (f Facts) penalties(s sshd.Settings, consequence string) []problem {
 // maxInt is what some versions print for "none".
 const maxInt = "2147483647"
 
-// startsBelow compares the number of connections from which on sshd drops some.
+// startsBelow compares the numbers of connections above which sshd starts to drop some.
 func startsBelow(effective, wanted string) bool {
 	have, _, _ := strings.Cut(effective, ":")
 	want, _, _ := strings.Cut(wanted, ":")

@@ -11,9 +11,9 @@ import (
 	"golang.org/x/crypto/ssh"
 )
 
-// revokes reports whether the content of a RevokedKeys file revokes a key: a list of
-// public keys, or a key revocation list (OpenSSH's PROTOCOL.krl). Of a CA's certificates
-// it says nothing but that all of them are revoked, as their CA is.
+// revokes reports whether the content of a RevokedKeys file revokes a key. The content is a
+// list of public keys, or a key revocation list (OpenSSH's PROTOCOL.krl). If it revokes a CA,
+// it revokes all of that CA's certificates.
 func revokes(data []byte, key ssh.PublicKey) (bool, error) {
 	if list, ok := bytes.CutPrefix(data, []byte("SSHKRL\n\x00")); ok {
 		return krlRevokes(list, key)
@@ -82,7 +82,7 @@ func krlRevokes(list []byte, key ssh.PublicKey) (bool, error) {
 	return false, nil
 }
 
-// cutString takes a string of RFC 4251, section 5, from the front.
+// cutString takes a string (RFC 4251, section 5) from the front.
 func cutString(data []byte) (s, rest []byte, ok bool) {
 	var m struct {
 		S    []byte

@@ -16,17 +16,16 @@ import (
 	"golang.org/x/crypto/ssh"
 )
 
-// What a handshake that fails says about sshd.
+// These errors say what a failed handshake reveals about sshd.
 var (
-	// ErrNotPresented says that sshd has no host key of the algorithms that were asked
-	// for.
+	// ErrNotPresented says that sshd has no host key of the requested algorithms.
 	ErrNotPresented = errors.New("sshd presents no such host key")
 	// ErrRefused says that nothing listens at the address.
 	ErrRefused = errors.New("connection refused")
-	// ErrClosed says that the other side ended the connection during the handshake, as
-	// TCP wrappers, MaxStartups and PerSourcePenalties do.
+	// ErrClosed says that the other side closed the connection during the handshake, as TCP
+	// wrappers, MaxStartups and PerSourcePenalties do.
 	ErrClosed = errors.New("closed during the handshake")
-	// ErrNoAnswer says that nothing came back, as with a firewall.
+	// ErrNoAnswer says that nothing came back, as behind a firewall.
 	ErrNoAnswer = errors.New("no answer")
 	// ErrNoCommonAlgorithm says that sshd and this library have no key exchange, cipher
 	// or MAC in common.
@@ -36,12 +35,12 @@ var (
 // timeout bounds one handshake on the machine itself.
 const timeout = 5 * time.Second
 
-// HostKey connects to an sshd, permits it the given host key algorithms only,
-// and returns the key or certificate that it proves to hold. It does not log in.
-// No algorithms means any that the library knows.
+// HostKey connects to an sshd, permits only the given host key algorithms, and returns the
+// key or certificate that sshd proves to hold. It does not log in. Without algorithms, it
+// permits all that the library knows.
 //
-// Only this tells whether sshd uses a certificate: "sshd -t" approves of
-// certificates that sshd then ignores.
+// Only this shows whether sshd uses a certificate: "sshd -t" accepts certificates that sshd
+// then ignores.
 //
 // OpenSSH 9.8 and later counts a connection without a login against its source address
 // (PerSourcePenalties noauth). The connection comes from an address of its own, if it can,
@@ -59,8 +58,8 @@ func HostKey(ctx context.Context, address netip.AddrPort, algorithms []string) (
 
 	var presented ssh.PublicKey
 	config := clientConfig(algorithms)
-	// The library calls this after it has verified the host's signature, so sshd holds
-	// what it presents.
+	// The library calls this after it has verified the host's signature, so sshd holds the key
+	// that it presents.
 	config.HostKeyCallback = func(_ string, _ net.Addr, key ssh.PublicKey) error {
 		presented = key
 		return errors.New("seen")
@@ -72,8 +71,8 @@ func HostKey(ctx context.Context, address netip.AddrPort, algorithms []string) (
 	return nil, fmt.Errorf("handshake with sshd at %s: %w", address, explain(ctx, err))
 }
 
-// clientConfig offers everything that the library has: what sshd permits need not be
-// what the library prefers, and nothing secret passes over this connection.
+// clientConfig offers everything that the library has: sshd may permit only what the library
+// does not prefer, and this connection carries no secret.
 func clientConfig(hostKeys []string) *ssh.ClientConfig {
 	secure, insecure := ssh.SupportedAlgorithms(), ssh.InsecureAlgorithms()
 	if len(hostKeys) == 0 {
@@ -91,7 +90,7 @@ func clientConfig(hostKeys []string) *ssh.ClientConfig {
 	}
 }
 
-// connect connects from an address of its own, or from the one that the system chooses.
+// connect connects from a separate address, or from the one that the system chooses.
 func connect(ctx context.Context, address netip.AddrPort) (net.Conn, error) {
 	own := source(address.Addr())
 	if own.IsValid() {
@@ -105,10 +104,10 @@ func connect(ctx context.Context, address netip.AddrPort) (net.Conn, error) {
 	return conn, explainDial(ctx, err)
 }
 
-// source returns an address for one connection from this machine to itself, or the zero
-// value. At IPv4 all of 127.0.0.0/8 is loopback; services use its first 65,536 addresses
-// (127.0.0.1, 127.0.0.53, 127.0.1.1). At IPv6 there is only ::1, so another address of
-// this machine has to do.
+// source returns an address for one connection from this machine to itself, or the zero value.
+// In IPv4, all of 127.0.0.0/8 is loopback; services use its first 65,536 addresses (127.0.0.1,
+// 127.0.0.53, 127.0.1.1). In IPv6 there is only ::1, so it returns another address of this
+// machine.
 func source(to netip.Addr) netip.Addr {
 	if to.Is4() {
 		return netip.AddrFrom4([4]byte{127, byte(1 + rand.N(254)), byte(rand.N(256)), byte(1 + rand.N(254))}) //nolint:gosec // spreads load, keeps no secret
@@ -126,8 +125,7 @@ func source(to netip.Addr) netip.Addr {
 	return netip.Addr{}
 }
 
-// unusableSource tells whether a connection failed because of the address that it was to
-// come from.
+// unusableSource reports whether a connection failed because of its source address.
 func unusableSource(err error) bool {
 	return errors.Is(err, syscall.EADDRNOTAVAIL) || errors.Is(err, syscall.EINVAL) || errors.Is(err, syscall.ENETUNREACH)
 }
@@ -146,7 +144,7 @@ func explainDial(ctx context.Context, err error) error {
 	return fmt.Errorf("%w: %w", ErrNoAnswer, err)
 }
 
-// explain returns what a failed handshake says about sshd.
+// explain returns what a failed handshake reveals about sshd.
 func explain(ctx context.Context, err error) error {
 	if e, ok := errors.AsType[*ssh.AlgorithmNegotiationError](err); ok {
 		if strings.Contains(e.What, "host key") {
@@ -163,8 +161,8 @@ func explain(ctx context.Context, err error) error {
 	return fmt.Errorf("%w: %w", ErrClosed, err)
 }
 
-// keywordOf names the keyword of sshd_config(5) for a list of RFC 4253, section 7.1, as
-// the library calls it.
+// keywordOf returns the keyword of sshd_config(5) for a list of RFC 4253, section 7.1, as the
+// library calls the list.
 func keywordOf(list string) string {
 	switch {
 	case strings.Contains(list, "key exchange"):

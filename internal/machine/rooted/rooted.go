@@ -10,13 +10,13 @@ import (
 	"strings"
 )
 
-// maxLinks is how many symbolic links a path may lead through, as in the kernel.
+// maxLinks is how many symbolic links a path may go through, as in the kernel.
 const maxLinks = 40
 
-// Resolve returns where a path leads inside the file system at root, as a program whose
-// root folder that is would find it: an absolute link starts at root again, and ".." does
-// not leave it. The result begins at root's "/" and has no link in it; what does not exist
-// stays as it is named.
+// Resolve returns where a path leads inside the file system at root, for a program whose root
+// folder that is: an absolute link starts at root again, and ".." does not leave it. The
+// result begins with root's "/" and contains no link. Parts that do not exist keep their
+// names.
 func Resolve(root, path string) (string, error) {
 	resolved, rest, links := "/", filepath.Clean("/"+path), 0
 	for rest != "" && rest != "/" {

@@ -19,11 +19,11 @@ type Account struct {
 	Name, Home string
 	UID        int
 	Groups     []string
-	// LogsIn is false for service accounts, and for those with a shell that lets nobody in.
+	// LogsIn is false for service accounts, and for accounts whose shell lets nobody in.
 	LogsIn bool
 }
 
-// Accounts returns the local accounts. Those of a directory service are not asked for: it
+// Accounts returns the local accounts. It does not ask for those of a directory service, which
 // may be slow, or have a million.
 func (s *Server) Accounts() ([]Account, error) {
 	passwd, err := os.ReadFile(filepath.Join("/", s.Root, "etc/passwd"))
@@ -40,7 +40,7 @@ func (s *Server) Accounts() ([]Account, error) {
 	return parseAccounts(string(passwd), string(group)), nil
 }
 
-// parseAccounts reads passwd(5) and group(5). root comes first, also if it has no line.
+// parseAccounts reads passwd(5) and group(5). root comes first, even without a line.
 func parseAccounts(passwd, group string) []Account {
 	const firstPerson = 1000 // UID_MIN of login.defs(5)
 	accounts := []Account{{Name: rootHere().User, Home: "/root", LogsIn: true}}

@@ -4,5 +4,5 @@ package sshd
 
 import "time"
 
-// sinceBoot returns 0: only developers run this elsewhere than on Linux.
+// sinceBoot returns 0: only developers run this on anything but Linux.
 func sinceBoot() time.Duration { return 0 }

@@ -11,22 +11,21 @@ import (
 	"golang.org/x/crypto/ssh"
 )
 
-// Effective is the part of sshd's effective configuration that matters here.
+// Effective is the part of sshd's effective configuration that Hallmark needs.
 type Effective struct {
-	// Options are those of the running sshd's command line that decide its settings.
+	// Options are the command-line options of the running sshd that affect its settings.
 	Options          []string
-	HostKeys         []string // paths of private keys, also of those that do not exist
+	HostKeys         []string // paths of private keys, including those that do not exist
 	HostCertificates []string // paths
 	HostKeyAgent     string   // socket of an agent that holds private keys, or empty for none
-	// HostKeyAlgorithms is empty where sshd does not print them.
+	// HostKeyAlgorithms is empty if sshd does not print them.
 	HostKeyAlgorithms []string
 	TrustedUserCAKeys string // path, or empty for none
 	MaxStartups       string
-	// RequiredRSASize is how many bits an RSA key must have, 0 where sshd does not say.
+	// RequiredRSASize is how many bits an RSA key must have, or 0 if sshd does not say.
 	RequiredRSASize int
 	PIDFile         string // path, or empty for none
-	// Listen are addresses at which the sshd of this machine can be reached from
-	// this machine.
+	// Listen are addresses at which this machine can reach its own sshd.
 	Listen []netip.AddrPort
 }
 
@@ -78,8 +77,8 @@ func noneIsEmpty(value string) string {
 	return value
 }
 
-// reachable maps the unspecified addresses to loopback: one listens on 0.0.0.0,
-// but connects to 127.0.0.1.
+// reachable maps unspecified addresses to loopback: a server listens on 0.0.0.0, but clients
+// connect to 127.0.0.1.
 func reachable(a netip.AddrPort) netip.AddrPort {
 	switch a.Addr() {
 	case netip.IPv4Unspecified():
@@ -90,8 +89,7 @@ func reachable(a netip.AddrPort) netip.AddrPort {
 	return a
 }
 
-// PresentsPlain tells whether sshd may present a key without a certificate, given the key's
-// type.
+// PresentsPlain reports whether sshd may present a key of this type without a certificate.
 func (e *Effective) PresentsPlain(keyType string) bool {
 	algorithms := []string{keyType}
 	if keyType == ssh.KeyAlgoRSA {
@@ -101,9 +99,9 @@ func (e *Effective) PresentsPlain(keyType string) bool {
 		slices.ContainsFunc(algorithms, func(a string) bool { return slices.Contains(e.HostKeyAlgorithms, a) })
 }
 
-// CertAlgorithms returns the host key algorithms by which sshd may present a
-// certificate for a key, given the key's type: those that it permits, or none if
-// the configuration (a crypto policy, FIPS) rules them out.
+// CertAlgorithms returns the host key algorithms with which sshd may present a certificate for
+// a key of this type: those that it permits, or none if the configuration (a crypto policy,
+// FIPS) rules them out.
 func (e *Effective) CertAlgorithms(keyType string) []string {
 	var algorithms []string
 	switch keyType {

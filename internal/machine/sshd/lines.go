@@ -12,16 +12,16 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/machine/sshdconf"
 )
 
-// Line is one directive of sshd's configuration.
+// Line is one directive in sshd's configuration.
 type Line struct {
 	File      string // as sshd names it
 	Number    int    // from 1
 	Keyword   string // in lower case
 	Arguments []string
-	// Match is what the Match block around the line asks for, or empty outside one.
+	// Match is the condition of the Match block around the line, or empty outside a block.
 	Match []string
 	// Own says that hallmark install wrote the line: it is in the drop-in, or in the block
-	// that stands for it in the main file.
+	// that replaces the drop-in in the main file.
 	Own bool
 }
 
@@ -35,29 +35,29 @@ func (l Line) String() string {
 }
 
 const (
-	// maxIncludes is how deep sshd follows Include (SERVCONF_MAX_DEPTH).
+	// maxIncludes is how many levels of Include sshd follows (SERVCONF_MAX_DEPTH).
 	maxIncludes = 16
-	// maxLines bounds what is read of a configuration. A real one has some hundred lines.
+	// maxLines bounds how much of a configuration is read. A real one has some hundred lines.
 	maxLines = 10_000
 )
 
-// Lines returns the directives of the server's configuration in the order in which sshd
-// reads them, with the files it includes. Files that cannot be read have none: whether
-// sshd accepts its configuration is for sshd to say.
+// Lines returns the directives of the server's configuration, including those of included
+// files, in the order in which sshd reads them. It skips files that it cannot read: only sshd
+// can say whether it accepts its configuration.
 func (s *Server) Lines() []Line { return s.read().lines }
 
 func (s *Server) read() *lineReader {
 	r := &lineReader{root: filepath.Join("/", s.Root)}
 	r.read(s.mainConfig(), nil, 0)
-	// "-o Include=FILE" brings in a file that this reader does not see.
+	// "-o Include=FILE" includes a file that this reader does not see.
 	for _, option := range s.running {
 		r.mayMatch = r.mayMatch || mentions(option, "match") || mentions(option, "include")
 	}
 	return r
 }
 
-// mainConfig returns the path of the file that sshd reads first, as sshd names it. SUSE
-// keeps its own below /usr/etc, for as long as there is none in /etc.
+// mainConfig returns the path of the file that sshd reads first, as sshd names it. On SUSE
+// that file is below /usr/etc, unless /etc has one.
 func (s *Server) mainConfig() string {
 	if n := slices.Index(s.running, "-f"); n >= 0 && n+1 < len(s.running) {
 		return s.running[n+1]
@@ -68,15 +68,15 @@ func (s *Server) mainConfig() string {
 type lineReader struct {
 	root  string
 	lines []Line
-	// mayMatch is false only if sshd surely finds no Match block. Whatever this reader and
-	// sshd might read differently counts as one.
+	// mayMatch is false only if sshd certainly finds no Match block. Anything that this reader
+	// and sshd might read differently counts as a Match block.
 	mayMatch bool
-	// files are those that were read or could not be, and folders those that an Include
-	// looks into, all as sshd names them.
+	// files are those that it read or could not read, and folders those that an Include looks
+	// into, all as sshd names them.
 	files, folders []string
 }
 
-// read appends the lines of a file, which begins in a Match block if match is not nil.
+// read appends the lines of a file. If match is not nil, the file begins inside a Match block.
 func (r *lineReader) read(file string, match []string, depth int) {
 	r.files = append(r.files, file)
 	path, err := rooted.Resolve(r.root, file)
@@ -108,7 +108,7 @@ func (r *lineReader) read(file string, match []string, depth int) {
 		case "match":
 			match = arguments
 		case "include":
-			// A Match block of an included file ends with that file.
+			// A Match block in an included file ends with that file.
 			for _, included := range r.glob(arguments) {
 				r.read(included, match, depth+1)
 			}
@@ -117,17 +117,17 @@ func (r *lineReader) read(file string, match []string, depth int) {
 	}
 }
 
-// mentions reports whether a line that is no comment has a word in it, however quoted: sshd
-// takes keywords with and without quotes, and "=" for a space.
+// mentions reports whether a line that is not a comment contains a word, however quoted: sshd
+// accepts keywords with and without quotes, and "=" for a space.
 func mentions(line, word string) bool {
 	line = strings.ToLower(strings.TrimSpace(line))
 	return !strings.HasPrefix(line, "#") && strings.Contains(line, word)
 }
 
-// glob returns the files that an Include names, as sshd names them, in its order.
+// glob returns the files that an Include matches, as sshd names them, in its order.
 func (r *lineReader) glob(patterns []string) (files []string) {
 	for _, pattern := range patterns {
-		// glob(7) has [!a], where Go has [^a], and ~ for a home.
+		// glob(7) writes [!a] for Go's [^a], and ~ for a home directory.
 		r.mayMatch = r.mayMatch || strings.ContainsAny(pattern, `[]{}~\`)
 		folder, name := filepath.Split(sshdconf.AbsolutePattern(pattern))
 		r.folders = append(r.folders, filepath.Clean(folder))

@@ -9,26 +9,27 @@ import (
 	"time"
 )
 
-// Load is the moment at which the running sshd last read its configuration and host keys:
-// when it started, or was reloaded.
+// Load is the moment at which the running sshd last read its configuration and host keys: its
+// start or its last reload.
 type Load struct {
-	// Stamp differs from load to load, and does not depend on the clock. It is empty where
-	// nothing waits to be loaded: no sshd runs, or systemd starts one for each connection.
+	// Stamp differs from load to load, and does not depend on the clock. It is empty if
+	// nothing is waiting to be loaded: no sshd runs, or systemd starts one for each
+	// connection.
 	Stamp string
-	// Process identifies the process, which goes on at a reload and is another after a
-	// restart. It is empty where Stamp is.
+	// Process identifies the process. A reload keeps the process; a restart starts another. It
+	// is empty if Stamp is.
 	Process string
-	// At is the time of the load by this machine's clock, or an earlier one where only that
-	// is known. It is zero if nothing is known.
+	// At is the time of the load by this machine's clock, or an earlier time if only that is
+	// known. It is zero if nothing is known.
 	At time.Time
 }
 
-// LastLoad finds out when the running sshd last read its files.
+// LastLoad determines when the running sshd last read its files.
 //
 // sshd writes its PID file after it has read its configuration, and again after each SIGHUP,
-// for which it restarts itself (sshd.c, sighup_restart). Without a PID file systemd
-// knows when the unit last changed its state, as it does for a reload. The process's own
-// start is the least that the load can be.
+// on which it restarts itself (sshd.c, sighup_restart). Without a PID file, systemd knows when
+// the unit last changed its state, which a reload does too. The start of the process is the
+// earliest that the load can be.
 func (s *Server) LastLoad(ctx context.Context, pidFile string) (Load, error) {
 	units, err := s.unitsUnlessNamed(ctx, pidFile)
 	if err != nil {
@@ -41,7 +42,8 @@ func (s *Server) LastLoad(ctx context.Context, pidFile string) (Load, error) {
 	m := moments{now: time.Now(), sinceBoot: sinceBoot()}
 	ticks, _ := startTicks(pid) // unreadable where /proc hides other users' processes
 	if ticks > 0 {
-		// To the end of the tick: what changed before the process began is older than that.
+		// The end of the clock tick: a change from before the process started is older than
+		// that.
 		m.start = time.Duration(ticks+1) * (time.Second / ticksPerSecond)
 	}
 	if s.named(pidFile) == pid {
@@ -57,7 +59,7 @@ func (s *Server) LastLoad(ctx context.Context, pidFile string) (Load, error) {
 	return Load{Stamp: m.stamp(pid), Process: m.process(pid), At: m.load()}, nil
 }
 
-// moments are what is known of a process's last load. Each may be zero.
+// moments are what is known about a process's last load. Each may be zero.
 type moments struct {
 	now       time.Time
 	sinceBoot time.Duration // at that time
@@ -66,9 +68,9 @@ type moments struct {
 	pidFile   time.Time     // when the PID file was written, by the clock of that time
 }
 
-// load returns the latest time at which the process is known to have loaded its files, or
-// an earlier one. What counts from boot holds whatever happened to the clock. A PID file
-// from the future was written under a wrong clock, and says nothing.
+// load returns the latest time at which the process is known to have loaded its files, or an
+// earlier time. Times since boot hold even if the clock was changed. A PID file from the
+// future was written when the clock was wrong, so its time is ignored.
 func (m moments) load() (at time.Time) {
 	for _, afterBoot := range []time.Duration{m.start, m.unit} {
 		if t := m.now.Add(afterBoot - m.sinceBoot); afterBoot > 0 && m.sinceBoot > 0 && t.After(at) {
@@ -91,8 +93,8 @@ func (m moments) stamp(pid int) string {
 	return stamp
 }
 
-// ticksPerSecond is the unit of times in /proc (USER_HZ, proc(5)), the same on every
-// machine that EC2 has.
+// ticksPerSecond is the unit of times in /proc (USER_HZ, proc(5)). It is the same on every
+// machine in EC2.
 const ticksPerSecond = 100
 
 // startTicks returns when a process started, after boot (field 22 of /proc/PID/stat).
@@ -104,8 +106,8 @@ func startTicks(pid int) (int64, error) {
 	return parseStartTicks(string(data))
 }
 
-// parseStartTicks reads /proc/PID/stat. The name of the program, which may hold anything,
-// stands in parentheses; the fields after it do not.
+// parseStartTicks reads /proc/PID/stat. The program's name, which may contain anything, is in
+// parentheses; the fields after it are not.
 func parseStartTicks(stat string) (int64, error) {
 	const start = 22 - 3 // counted from the field after the name, the third
 	fields := strings.Fields(stat[strings.LastIndex(stat, ")")+1:])

@@ -11,25 +11,25 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// Connection is what sshd needs to know of a login to print its settings.
-// Match blocks go by it.
+// Connection is what sshd needs to know about a login to print its settings. Match blocks
+// depend on it.
 type Connection struct {
 	User string
 	// Address is where the login comes from.
 	Address string
 }
 
-// here and elsewhere are the addresses that matter: this machine itself, and some
-// other one (RFC 5737 keeps the address for documentation, so no rule names it).
+// here and elsewhere are the addresses that matter: this machine itself, and another machine
+// (RFC 5737 reserves the address for documentation, so no rule names it).
 const (
 	here      = "127.0.0.1"
 	elsewhere = "192.0.2.1"
 
-	// maxLogins bounds how often sshd is asked, at some 5 ms each.
+	// maxLogins bounds how often Hallmark runs sshd, at some 5 ms each.
 	maxLogins = 32
 )
 
-// rootHere is the login for which Effective asks.
+// rootHere is the login that Effective asks about.
 func rootHere() Connection { return Connection{User: "root", Address: here} }
 
 func (c Connection) spec() string {
@@ -54,10 +54,10 @@ type Login struct {
 	Settings []byte
 }
 
-// Logins asks sshd for its settings for every account that can log in, from this machine
-// and from elsewhere, and for a login that meets each Match block which those do not meet.
-// It returns the first error: a Match block may hold one that no other login meets. Without
-// a Match block all logins have the same settings, and sshd runs once.
+// Logins asks sshd for its settings for every account that can log in, from this machine and
+// from elsewhere, and for one login for each Match block that none of those logins matches. It
+// returns the first error: a Match block may contain one that no other login runs into.
+// Without a Match block all logins have the same settings, and sshd runs once.
 func (s *Server) Logins(ctx context.Context) ([]Login, error) {
 	accounts, err := s.Accounts()
 	if err != nil {
@@ -73,8 +73,8 @@ func (s *Server) Logins(ctx context.Context) ([]Login, error) {
 		}
 		return logins, err
 	}
-	// Side by side: each run of sshd takes some 10 ms, and none changes anything. All run to
-	// their end, so that the first error is the same one each time.
+	// In parallel: each run of sshd takes some 10 ms and changes nothing. All of them finish,
+	// so the first error is always the same.
 	var group errgroup.Group
 	group.SetLimit(runtime.GOMAXPROCS(0))
 	errs := make([]error, len(logins))
@@ -94,8 +94,8 @@ func (s *Server) Logins(ctx context.Context) ([]Login, error) {
 	return logins, nil
 }
 
-// connections are those of each account that logs in, from here and from elsewhere, up to
-// maxLogins.
+// connections returns those of each account that can log in, from here and from elsewhere, up
+// to maxLogins.
 func connections(accounts []Account) (all []probe) {
 	for _, account := range accounts {
 		for _, address := range []string{here, elsewhere} {
@@ -107,8 +107,8 @@ func connections(accounts []Account) (all []probe) {
 	return all[:min(len(all), maxLogins)]
 }
 
-// Drift compares the settings of the same logins before and after a change, and
-// returns the first difference in a keyword that the change is not about, or "".
+// Drift compares the settings of the same logins before and after a change, and returns the
+// first difference in a keyword that the change should not affect, or "".
 func Drift(before, after []Login, own ...string) string {
 	for n := range min(len(before), len(after)) {
 		if difference := drift(before[n].Settings, after[n].Settings, own); difference != "" {

@@ -14,8 +14,8 @@ type probe struct {
 	host, localAddress, localPort, domain string
 }
 
-// probes returns one login for each Match block that none of the logins would meet: of a
-// user, from an address or to a port that only the block names.
+// probes returns one login for each Match block that none of the logins matches: a user, an
+// address or a port that only the block names.
 func probes(lines []Line, accounts []Account) (all []probe) {
 	var done [][]string
 	for _, line := range lines {
@@ -30,11 +30,11 @@ func probes(lines []Line, accounts []Account) (all []probe) {
 	return all[:min(len(all), maxProbes)]
 }
 
-// maxProbes bounds how often sshd is asked for the sake of Match blocks.
+// maxProbes bounds how often Hallmark runs sshd for Match blocks.
 const maxProbes = 16
 
 // probeFor returns a login that meets the criteria of a Match line (sshd_config(5)). It
-// reports false if the usual logins meet them as well, or if none can be made up.
+// returns false if the usual logins meet them too, or if it cannot make up a login.
 func probeFor(criteria []string, accounts []Account) (p probe, ok bool) {
 	p = probe{Connection: Connection{User: lastLogin(accounts), Address: elsewhere}, host: elsewhere, localAddress: here, localPort: "22"}
 	usual := p
@@ -68,7 +68,7 @@ func probeFor(criteria []string, accounts []Account) (p probe, ok bool) {
 	return p, complete && p != usual && !slices.Contains(connections(accounts), p)
 }
 
-// nextCriterion splits "User a,b Address c", where a "=" may stand between name and list.
+// nextCriterion splits "User a,b Address c". A "=" may separate name and list.
 func nextCriterion(criteria []string) (name, list string, rest []string) {
 	name, list, found := strings.Cut(criteria[0], "=")
 	rest = criteria[1:]
@@ -97,8 +97,8 @@ func memberOf(patterns []string, accounts []Account) string {
 	return ""
 }
 
-// example returns a word that the patterns match, or "". Commas and blanks would end it
-// in what sshd is asked.
+// example returns a word that the patterns match, or "". A comma or blank would end the word
+// in the question to sshd.
 func example(patterns []string) string {
 	for _, pattern := range patterns {
 		word := strings.ReplaceAll(strings.ReplaceAll(pattern, "*", "x"), "?", "x")
@@ -109,7 +109,7 @@ func example(patterns []string) string {
 	return ""
 }
 
-// matchAddress reports whether an address is in a list of addresses, networks and patterns.
+// matchAddress reports whether a list of addresses, networks and patterns contains an address.
 func matchAddress(patterns []string, address string) bool {
 	found := false
 	for _, pattern := range patterns {
@@ -127,7 +127,7 @@ func matchAddress(patterns []string, address string) bool {
 	return found
 }
 
-// exampleAddress does so for addresses, which may also be networks.
+// exampleAddress is like example, for addresses, which may also be networks.
 func exampleAddress(patterns []string) string {
 	for _, pattern := range patterns {
 		if network, err := netip.ParsePrefix(pattern); err == nil {

@@ -14,16 +14,16 @@ import (
 	"syscall"
 )
 
-// Running is the sshd that takes new connections.
+// Running is the sshd that accepts new connections.
 type Running struct {
-	// Listen are the addresses at which it listens, as addresses to connect to.
+	// Listen are the addresses at which it listens, in a form to connect to.
 	Listen []netip.AddrPort
 }
 
-// Running returns the sshd that takes new connections, or nil if there is none. Where
-// systemd listens for it, that counts, because the next connection starts one.
-// Otherwise it is what the running process listens at: options such as -p, or a
-// configuration that was edited since, make that differ from the configuration.
+// Running returns the sshd that accepts new connections, or nil if there is none. If systemd
+// listens for sshd, systemd's socket counts, because the next connection starts an sshd.
+// Otherwise the running process's own sockets count: they differ from the configuration if
+// sshd has options such as -p, or if somebody has edited the configuration since.
 func (s *Server) Running(ctx context.Context, conf *Effective) (*Running, error) {
 	units, err := s.units(ctx)
 	if err != nil {
@@ -41,14 +41,13 @@ func (s *Server) Running(ctx context.Context, conf *Effective) (*Running, error)
 		return nil, err
 	}
 	if len(listen) == 0 {
-		return nil, nil // it is ending, or reading its configuration again
+		return nil, nil // it is exiting, or reading its configuration again
 	}
 	return &Running{Listen: listen}, nil
 }
 
-// listener returns the process that accepts connections, or 0: the one that the PID
-// file names, else the main process of sshd's unit, else the one whose command line
-// fits.
+// listener returns the process that accepts connections, or 0: the process in the PID file,
+// otherwise the main process of sshd's unit, otherwise one with a matching command line.
 func (s *Server) listener(units []unit, pidFile string) int {
 	if pid := s.named(pidFile); pid != 0 {
 		return pid
@@ -63,8 +62,8 @@ func (s *Server) listener(units []unit, pidFile string) int {
 	return s.search()
 }
 
-// named returns the process that a PID file names, or 0. The default file is that of the
-// machine's own sshd, which a server with a configuration of its own is not.
+// named returns the process in a PID file, or 0. The default PID file belongs to the machine's
+// own sshd, not to a server with another configuration.
 func (s *Server) named(pidFile string) int {
 	pid, err := listenerPID(pidFile)
 	if err != nil {
@@ -78,8 +77,8 @@ func (s *Server) named(pidFile string) int {
 	return pid
 }
 
-// search looks for a listener among this user's processes, but not in containers. What
-// another user calls sshd is not the machine's.
+// search looks for a listener among this user's processes, but not in containers. A program
+// that another user calls sshd is not the machine's.
 func (s *Server) search() int {
 	folders, err := os.ReadDir("/proc")
 	if err != nil {
@@ -97,7 +96,7 @@ func (s *Server) search() int {
 	return 0
 }
 
-// ownProcess tells whether a process runs as the same user as this one.
+// ownProcess reports whether a process runs as the same user as this one.
 func ownProcess(folder fs.DirEntry) bool {
 	info, err := folder.Info()
 	if err != nil {
@@ -107,13 +106,13 @@ func ownProcess(folder fs.DirEntry) bool {
 	return ok && int(of.Uid) == os.Geteuid()
 }
 
-// inContainer tells whether a process is known to see other files or another network.
+// inContainer reports whether a process is known to see other files or another network.
 func inContainer(pid int) bool {
 	for _, kind := range []string{"mnt", "net"} {
 		its, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/%s", pid, kind))
 		mine, err2 := os.Readlink("/proc/self/ns/" + kind)
 		if err == nil && err2 == nil && its != mine {
-			// A unit with ProtectSystem= sees the same files through a mount namespace of its own.
+			// A unit with ProtectSystem= sees the same files through its own mount namespace.
 			if kind == "net" || !sameFile(fmt.Sprintf("/proc/%d/root/etc/ssh", pid), "/etc/ssh") {
 				return true
 			}
@@ -134,11 +133,11 @@ func sameFile(a, b string) bool {
 // invocation is what a listener's command line says about its configuration.
 type invocation struct {
 	config  string   // of -f
-	options []string // the others that decide its settings: -4 -6 -c -h -o -p
+	options []string // the other options that affect its settings: -4 -6 -c -h -o -p
 }
 
-// commandLine reads the command line of a listener. ok is false for another process,
-// such as that of a session.
+// commandLine reads the command line of a listener. ok is false for another process, such as a
+// session.
 func commandLine(pid int) (c invocation, ok bool) {
 	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
 	if err != nil {
@@ -147,9 +146,9 @@ func commandLine(pid int) (c invocation, ok bool) {
 	return parseCommandLine(string(data))
 }
 
-// parseCommandLine reads a command line of /proc (proc(5)). A listener shows its
-// arguments as a title: "sshd: /usr/sbin/sshd -D -p 2222 [listener] 0 of 10-100
-// startups". Before it gets there, they are what it was started with.
+// parseCommandLine reads a command line from /proc (proc(5)). A listener shows its arguments
+// as a title: "sshd: /usr/sbin/sshd -D -p 2222 [listener] 0 of 10-100 startups". Before it
+// sets the title, the command line has the original arguments.
 func parseCommandLine(text string) (c invocation, ok bool) {
 	text = strings.TrimRight(text, "\x00 ")
 	var words []string
@@ -168,8 +167,8 @@ func parseCommandLine(text string) (c invocation, ok bool) {
 	return parseOptions(words[1:])
 }
 
-// parseOptions reads sshd's options (sshd(8)) as getopt(3) does. In a title a value with
-// a blank falls apart, so a word that belongs to no option continues the last value.
+// parseOptions reads sshd's options (sshd(8)) as getopt(3) does. A title splits a value at its
+// blanks, so a word that belongs to no option continues the last value.
 func parseOptions(words []string) (c invocation, ok bool) {
 	const withValue, settings = "CEbcfghkoup", "46chop"
 	var value *string // of the last option, if it takes one
@@ -206,7 +205,7 @@ func parseOptions(words []string) (c invocation, ok bool) {
 				c.options = append(c.options, letters)
 				value = &c.options[len(c.options)-1]
 			default:
-				value = new(string) // of no interest, nor is what continues it
+				value = new(string) // not needed, and neither are words that continue it
 			}
 			letters = ""
 		}

@@ -20,16 +20,17 @@ import (
 var (
 	// ErrNoServer says that no sshd is installed.
 	ErrNoServer = errors.New("no sshd program")
-	// ErrNoHostKeys says that sshd has no host key yet, without which it does not
-	// even print its configuration.
+	// ErrNoHostKeys says that sshd has no host key yet. Without one, it does not even print
+	// its configuration.
 	ErrNoHostKeys = errors.New("sshd has no host keys")
-	// ErrNoSystemd says that systemd runs but did not answer, as in the first second
-	// of a boot.
+	// ErrNoSystemd says that systemd runs but did not answer, as in the first second after a
+	// boot.
 	ErrNoSystemd = errors.New("systemd does not answer")
 )
 
 // commandTimeout bounds sshd -T and systemctl. They take 50 ms on an idle processor. An
-// instance without CPU credits has a twentieth of one, and at boot shares it with everything else.
+// instance without CPU credits gets a twentieth of one, and shares it with everything else at
+// boot.
 const commandTimeout = time.Minute
 
 // outputDelay is how long output may come after a program has ended or was stopped.
@@ -39,15 +40,15 @@ const outputDelay = time.Second
 type Server struct {
 	// Program is the absolute path of sshd, inside Root.
 	Program string
-	// Config is the main configuration file; empty means the built-in one.
+	// Config is the main configuration file; empty means the one built into sshd.
 	Config string
-	// Root is where the server's file system begins, "" or "/" for this one.
+	// Root is the root of the server's file system, "" or "/" for this system's.
 	Root string
 
-	running []string // options of the running sshd that decide its settings
+	running []string // options of the running sshd that affect its settings
 }
 
-// Find returns the server that is installed in the file system at root.
+// Find returns the server installed in the file system at root.
 func Find(root string) (*Server, error) {
 	for _, program := range []string{"/usr/sbin/sshd", "/usr/local/sbin/sshd", "/usr/bin/sshd"} {
 		if info, err := os.Stat(filepath.Join(root, program)); err == nil && info.Mode().IsRegular() {
@@ -57,21 +58,21 @@ func Find(root string) (*Server, error) {
 	return nil, fmt.Errorf("%w in /usr/sbin, /usr/local/sbin or /usr/bin of %s", ErrNoServer, filepath.Join("/", root))
 }
 
-// Check asks sshd whether its configuration is free of errors, for each of the logins
-// of Logins, because Match blocks are applied only then. With "-T" it refuses whatever
-// it refuses with "-t". It says yes to certificates that are missing or wrong, so this
-// never suffices alone.
+// Check asks sshd whether its configuration is free of errors, for each of the logins of
+// Logins, because sshd applies Match blocks only then. With "-T" it refuses everything that it
+// refuses with "-t". It accepts certificates that are missing or wrong, so this check alone is
+// never enough.
 func (s *Server) Check(ctx context.Context) error {
 	_, err := s.Logins(ctx)
 	return err
 }
 
-// Effective runs "sshd -T" for a login of root from this machine. Without a
-// connection to judge by, versions before 8.6 refuse configurations with Match.
+// Effective runs "sshd -T" for a login of root from this machine. Without a connection,
+// versions before 8.6 refuse configurations with Match.
 //
 // Options on the command line of the running sshd, such as those of SSHD_OPTS in
-// /etc/default/ssh, come before what any file says. The server judges by them from then
-// on.
+// /etc/default/ssh, override what any file says. After this call, the server takes them into
+// account.
 func (s *Server) Effective(ctx context.Context) (*Effective, error) {
 	conf, err := s.effective(ctx)
 	if err != nil || s.Root != "" && s.Root != "/" {
@@ -85,11 +86,11 @@ func (s *Server) Effective(ctx context.Context) (*Effective, error) {
 	if asStarted, err := s.effective(ctx); err == nil {
 		return asStarted, nil
 	}
-	s.running = nil // a command line that could not be read back
+	s.running = nil // a command line that cannot be parsed
 	return conf, nil
 }
 
-// unitsUnlessNamed asks systemd only where no PID file names the process.
+// unitsUnlessNamed asks systemd only if no PID file names the process.
 func (s *Server) unitsUnlessNamed(ctx context.Context, pidFile string) ([]unit, error) {
 	if s.named(pidFile) != 0 {
 		return nil, nil
@@ -109,8 +110,8 @@ func (s *Server) effective(ctx context.Context) (*Effective, error) {
 	return conf, err
 }
 
-// runningOptions returns the options of the running sshd that decide its settings, and
-// none where none runs.
+// runningOptions returns the options of the running sshd that affect its settings, or none if
+// no sshd runs.
 func (s *Server) runningOptions(ctx context.Context, pidFile string) ([]string, error) {
 	units, err := s.unitsUnlessNamed(ctx, pidFile)
 	if err != nil {
@@ -124,8 +125,8 @@ func (s *Server) runningOptions(ctx context.Context, pidFile string) ([]string, 
 	return s.adopted(c), nil
 }
 
-// adopted returns what counts of a command line. A server with a configuration of its own
-// goes by that of no other.
+// adopted returns the part of a command line that counts. A server with its own configuration
+// ignores the command lines of others.
 func (s *Server) adopted(c invocation) []string {
 	switch {
 	case c.config == s.Config:
@@ -155,13 +156,13 @@ func (s *Server) run(ctx context.Context, args ...string) ([]byte, error) {
 	return command(ctx, s.Root, s.Program, args...)
 }
 
-// missingFolder is what Debian's and Ubuntu's sshd says, even to -t and -T, while
-// ssh.service does not run: the unit's RuntimeDirectory is gone with it. So it is
-// before the first login on a machine with ssh.socket.
+// missingFolder matches what Debian's and Ubuntu's sshd prints, even with -t and -T, while
+// ssh.service does not run: the unit's RuntimeDirectory disappears with it. On a machine with
+// ssh.socket, this is the case before the first login.
 var missingFolder = regexp.MustCompile(`Missing privilege separation directory: (/var)?/run/sshd\b`)
 
-// makeFolder makes the privilege separation folder as the unit does. The path is
-// fixed: what a program prints chooses none.
+// makeFolder creates the privilege separation folder as the unit does. The path is fixed: a
+// program's output never chooses it.
 func (s *Server) makeFolder() error {
 	folder := filepath.Join("/", s.Root, "run/sshd")
 	if err := os.Mkdir(folder, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
@@ -170,8 +171,8 @@ func (s *Server) makeFolder() error {
 	return nil
 }
 
-// command runs a program and returns its standard output. The error quotes what
-// the program said last, which is where sshd and systemctl put the reason.
+// command runs a program and returns its standard output. The error quotes the end of the
+// program's output, which is where sshd and systemctl put the reason.
 func command(ctx context.Context, root, program string, args ...string) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, commandTimeout)
 	defer cancel()
@@ -184,7 +185,7 @@ func command(ctx context.Context, root, program string, args ...string) ([]byte,
 	if root != "" && root != "/" {
 		cmd.SysProcAttr = &syscall.SysProcAttr{Chroot: root}
 		cmd.Dir = "/"
-		cmd.Path = program // inside the new root; LookPath judged the old one
+		cmd.Path = program // inside the new root; LookPath checked the old one
 		cmd.Err = nil
 	}
 	if err := runInDomain(cmd); err != nil {
@@ -199,8 +200,8 @@ func command(ctx context.Context, root, program string, args ...string) ([]byte,
 	return stdout.Bytes(), nil
 }
 
-// lastLines returns the last two lines as one: sshd ends with how many errors there
-// were, and names the error before.
+// lastLines joins the last two lines into one: sshd ends with the number of errors, and names
+// the error before that.
 func lastLines(s string) string {
 	lines := strings.Split(strings.TrimSpace(s), "\n")
 	for i, line := range lines {
@@ -209,17 +210,16 @@ func lastLines(s string) string {
 	return strings.Join(lines[max(0, len(lines)-2):], "; ")
 }
 
-// Reload makes the running sshd read its configuration, keys and certificates
-// again. Established sessions go on; new ones wait for some 100 ms.
+// Reload makes the running sshd read its configuration, keys and certificates again.
+// Established sessions continue; new ones wait for some 100 ms.
 //
-// The listener is the process that pidFile names. If it is the main process of a
-// systemd unit, systemctl reloads that unit, otherwise the process gets a
-// SIGHUP (sshd(8)).
+// The listener is the process that pidFile names. If it is the main process of a systemd unit,
+// systemctl reloads that unit; otherwise the process gets a SIGHUP (sshd(8)).
 //
-// Behind a socket of systemd it is different. An sshd that was handed its socket
-// closes it at a SIGHUP, cannot open it again, and ends. So the service is restarted,
-// while systemd holds the socket and lets new connections wait; where none runs,
-// there is nothing to do, because the next connection starts one.
+// Behind a systemd socket, a reload does not work: an sshd that was handed its socket closes
+// it on SIGHUP, cannot open it again, and exits. So Reload restarts the service while systemd
+// holds the socket and queues new connections. If no sshd runs, there is nothing to do,
+// because the next connection starts one.
 func (s *Server) Reload(ctx context.Context, pidFile string) error {
 	units, err := s.units(ctx)
 	if err != nil {
@@ -245,8 +245,8 @@ func (s *Server) Reload(ctx context.Context, pidFile string) error {
 	return nil
 }
 
-// Start starts sshd again where systemd runs it. It is the last resort of a
-// caller whose reload ended a server that ran before.
+// Start starts sshd again if systemd runs it. It is the last resort of a caller whose reload
+// ended a running server.
 func (s *Server) Start(ctx context.Context) error {
 	if !systemdRuns() {
 		return errors.New("start sshd: systemd does not run here")
@@ -264,8 +264,8 @@ func (s *Server) Start(ctx context.Context) error {
 	return errors.New("start sshd: there is neither ssh.service nor sshd.service")
 }
 
-// listenerPID reads a pid file and makes sure that the process is an sshd: after
-// a crash the number may belong to a process that a SIGHUP would end.
+// listenerPID reads a PID file and makes sure that the process is an sshd: after a crash the
+// number may belong to a process that a SIGHUP would end.
 func listenerPID(pidFile string) (int, error) {
 	if pidFile == "" {
 		return 0, errors.New("its configuration says PidFile none")
@@ -284,8 +284,8 @@ func listenerPID(pidFile string) (int, error) {
 	return pid, nil
 }
 
-// processName returns the name of a process's program. The kernel says
-// "sshd (deleted)" after an upgrade replaced the program.
+// processName returns the name of a process's program. The kernel says "sshd (deleted)" after
+// an upgrade replaced the program.
 func processName(pid int) string {
 	if exe, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid)); err == nil {
 		return strings.TrimSuffix(filepath.Base(exe), " (deleted)")
@@ -303,9 +303,9 @@ func systemdRuns() bool {
 	return err == nil && info.IsDir()
 }
 
-// units returns sshd's units, and none where systemd does not run. For a
-// configuration of its own (Config) only a service whose main process is the
-// listener counts: the machine's socket is another server's.
+// units returns sshd's units, or none if systemd does not run. With a separate configuration
+// (Config), only a service whose main process is the listener counts: the machine's socket
+// belongs to another server.
 func (s *Server) units(ctx context.Context) ([]unit, error) {
 	if !systemdRuns() {
 		return nil, nil
@@ -317,19 +317,19 @@ func (s *Server) units(ctx context.Context) ([]unit, error) {
 	return units, err
 }
 
-// unit is what systemd says of one of sshd's services and sockets.
+// unit is what systemd reports about one of sshd's services and sockets.
 type unit struct {
 	name           string
 	loaded, active bool
 	mainPID        int
-	changed        time.Duration    // of its last change of state, after boot, without sleep
+	changed        time.Duration    // of its last change of state, since boot, without sleep
 	listen         []netip.AddrPort // of a socket
 }
 
 func (u unit) isSocket() bool { return strings.HasSuffix(u.name, ".socket") }
 
-// showUnits asks for both names that distributions use. On some, one is an alias
-// of the other.
+// showUnits asks for both names that distributions use. On some, one is an alias for the
+// other.
 func showUnits(ctx context.Context) ([]unit, error) {
 	output, err := command(ctx, "", "systemctl", "show",
 		"--property=Id,LoadState,ActiveState,MainPID,StateChangeTimestampMonotonic,Listen", "ssh.service", "sshd.service", "ssh.socket", "sshd.socket")
@@ -357,7 +357,7 @@ func parseUnits(output string) (units []unit) {
 			case "StateChangeTimestampMonotonic":
 				microseconds, _ := strconv.ParseInt(value, 10, 64)
 				u.changed = time.Duration(microseconds) * time.Microsecond
-			case "Listen", "ListenStream": // the latter before systemd 230
+			case "Listen", "ListenStream": // the second before systemd 230
 				u.listen = append(u.listen, socketAddresses(value)...)
 			}
 		}
@@ -368,9 +368,8 @@ func parseUnits(output string) (units []unit) {
 	return units
 }
 
-// socketAddresses reads "[::]:22 (Stream)". A socket on all IPv6 addresses takes
-// IPv4 as well, unless a sysctl says otherwise. Others, such as paths, are
-// passed over.
+// socketAddresses reads "[::]:22 (Stream)". A socket on all IPv6 addresses accepts IPv4 too,
+// unless a sysctl says otherwise. It skips other sockets, such as paths.
 func socketAddresses(value string) []netip.AddrPort {
 	address, _, _ := strings.Cut(value, " ")
 	listen, err := netip.ParseAddrPort(address)
@@ -393,7 +392,7 @@ func chooseUnit(units []unit, pid int) string {
 	return ""
 }
 
-// activeSocket returns the socket by which systemd listens for sshd, or nil.
+// activeSocket returns the socket through which systemd listens for sshd, or nil.
 func activeSocket(units []unit) *unit {
 	for i := range units {
 		if units[i].active && units[i].isSocket() {

@@ -19,7 +19,7 @@ type socket struct {
 	inode   string
 }
 
-// listening returns the TCP sockets that listen in the network namespace of a process.
+// listening returns the listening TCP sockets in the network namespace of a process.
 func listening(pid int) ([]socket, error) {
 	var all []socket
 	for _, name := range []string{"tcp", "tcp6"} {
@@ -70,9 +70,9 @@ func parseKernelAddress(text string) (netip.AddrPort, bool) {
 	return netip.AddrPortFrom(address, uint16(number)), ok && err == nil
 }
 
-// socketInodes returns the inodes of the sockets that a process holds. Linux refuses
-// this to a process with fewer capabilities than the other one, as in hallmark.service:
-// root may list the files there, but not read where they point.
+// socketInodes returns the inodes of the sockets that a process holds. Linux refuses this to a
+// process with fewer capabilities than the other one, as in hallmark.service: there, root may
+// list the files, but not read where they point.
 func socketInodes(pid int) (map[string]bool, error) {
 	folder := fmt.Sprintf("/proc/%d/fd", pid)
 	files, err := os.ReadDir(folder)
@@ -86,7 +86,7 @@ func socketInodes(pid int) (map[string]bool, error) {
 		case errors.Is(err, fs.ErrPermission):
 			return nil, err
 		case err != nil:
-			continue // closed since
+			continue // closed in the meantime
 		}
 		if inode, ok := strings.CutPrefix(target, "socket:["); ok {
 			inodes[strings.TrimSuffix(inode, "]")] = true
@@ -95,9 +95,8 @@ func socketInodes(pid int) (map[string]bool, error) {
 	return inodes, nil
 }
 
-// listenAddresses returns where a process listens, as addresses to connect to. Where the
-// process's files are hidden, these are the configured addresses at which something
-// listens.
+// listenAddresses returns where a process listens, in a form to connect to. If the process's
+// files are hidden, it returns the configured addresses at which something listens.
 func listenAddresses(pid int, configured []netip.AddrPort) ([]netip.AddrPort, error) {
 	sockets, err := listening(pid)
 	if err != nil {
@@ -120,8 +119,8 @@ func listenAddresses(pid int, configured []netip.AddrPort) ([]netip.AddrPort, er
 	return addresses, nil
 }
 
-// nearest orders the addresses by which a look disturbs others least: at IPv4 it can
-// come from an address of its own (see source).
+// nearest orders the addresses so that a check disturbs others least: in IPv4, it can come
+// from a separate address (see source).
 func nearest(a, b netip.AddrPort) int {
 	rank := func(p netip.AddrPort) int {
 		switch {

@@ -9,13 +9,13 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/machine/sshdconf"
 )
 
-// TrialConfig is the name, in the folder of the main configuration file, of one that sshd
-// is asked about before anything is in place. No Include takes it for a drop-in.
+// TrialConfig is the name of a configuration file, in the folder of the main one, that
+// Hallmark asks sshd about before anything is in place. No Include takes it for a drop-in.
 const TrialConfig = ".sshd_config.hallmark-trial"
 
-// Trial returns a configuration that comes to what main would come to with a drop-in that
-// holds body, or with none if body is empty: it includes the other drop-ins by name, and
-// has body where the drop-in would be.
+// Trial returns a configuration with the same effect as main would have with a drop-in that
+// contains body, or with none if body is empty: it includes the other drop-ins by name, and
+// has body in place of the drop-in.
 func (s *Server) Trial(main, body []byte) []byte {
 	r := lineReader{root: filepath.Join("/", s.Root)}
 	var b strings.Builder
@@ -32,8 +32,8 @@ func (s *Server) Trial(main, body []byte) []byte {
 	return []byte(b.String())
 }
 
-// includeEach includes files one by one, in their order, but for the drop-in: in its place
-// stands body. It returns what of body is still to come.
+// includeEach includes files one by one, in order. In place of the drop-in it writes body. It
+// returns what is left of body.
 func includeEach(b *strings.Builder, files []string, dropIn bool, body []byte) []byte {
 	write := func() {
 		if dropIn {
@@ -53,7 +53,7 @@ func includeEach(b *strings.Builder, files []string, dropIn bool, body []byte) [
 	return body
 }
 
-// LoginsWith is Logins for another main configuration file, by its name in the folder of
+// LoginsWith is Logins for another main configuration file, named relative to the folder of
 // the server's own.
 func (s *Server) LoginsWith(ctx context.Context, name string) ([]Login, error) {
 	other := *s
@@ -61,7 +61,7 @@ func (s *Server) LoginsWith(ctx context.Context, name string) ([]Login, error) {
 	return other.Logins(ctx)
 }
 
-// configPath is where the server's own configuration is or would be.
+// configPath is where the server's own configuration is, or would be.
 func (s *Server) configPath() string {
 	if s.Config != "" {
 		return s.Config

@@ -18,19 +18,19 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// View is what sshd takes from its files when it starts or is reloaded, without the lines
-// that hallmark install wrote.
+// View is what sshd reads from its files when it starts or is reloaded, without the lines that
+// hallmark install wrote.
 type View struct {
 	// Directives are in the order in which sshd reads them, each with its Match block.
 	Directives []string `json:"directives"`
-	// Keys has a digest of each host key and host certificate, by its path. Of a private key
-	// it is the digest of the public one.
+	// Keys has a digest of each host key and host certificate, by path. For a private key, it
+	// is the digest of its public key.
 	Keys map[string]string `json:"keys"`
-	// Logins are what sshd settles on, an index into Settings for each login.
+	// Logins are the settings that sshd applies: for each login, an index into Settings.
 	Logins   map[string]int `json:"logins"`
 	Settings []string       `json:"settings"`
-	// Own are hallmark's settings, which do not count: keywords, and HostCertificate with
-	// its path.
+	// Own are Hallmark's settings, which do not count: keywords, and HostCertificate with its
+	// path.
 	Own []string `json:"own"`
 }
 
@@ -45,7 +45,7 @@ type Changed struct {
 func (s *Server) ViewOf(conf *Effective, logins []Login) (View, []Changed) {
 	r := s.read()
 	v := View{Keys: map[string]string{}, Logins: map[string]int{}}
-	var others []string // files with lines of others
+	var others []string // files that have lines of others
 	for _, l := range r.lines {
 		switch {
 		case l.Own && l.Keyword == "hostcertificate":
@@ -110,7 +110,7 @@ func (l Line) directive() string {
 // certificateLine is how "sshd -T" prints a HostCertificate.
 func certificateLine(path string) string { return "hostcertificate " + path }
 
-// add notes the settings of one login. Most logins share theirs.
+// add records the settings of one login. Most logins share theirs.
 func (v *View) add(login Login) {
 	text := string(login.Settings)
 	n := slices.Index(v.Settings, text)
@@ -128,9 +128,9 @@ func (v *View) add(login Login) {
 	v.Logins[name] = n
 }
 
-// folderChanges returns when the folders changed whose files an Include names: a file that
-// was removed leaves a trace only there. Folders into which hallmark writes certificates
-// say nothing, nor does one that changed when hallmark's own drop-in was put there.
+// folderChanges returns when the folders that an Include looks into changed: only a folder
+// shows that a file was removed. It ignores folders into which Hallmark writes certificates,
+// and the change that added Hallmark's own drop-in.
 func (s *Server) folderChanges(folders []string, conf *Effective) (changed []Changed) {
 	for _, folder := range folders {
 		written := slices.ContainsFunc(conf.HostKeys, func(path string) bool { return filepath.Dir(path) == folder })
@@ -147,8 +147,8 @@ func (s *Server) folderChanges(folders []string, conf *Effective) (changed []Cha
 	return changed
 }
 
-// changes returns when files last changed, by the kernel's own time (ctime), which no
-// program sets. Files that do not exist have none.
+// changes returns when files last changed, by the kernel's time stamp (ctime), which no
+// program can set. It leaves out files that do not exist.
 func (s *Server) changes(files []string) (changed []Changed) {
 	for _, file := range files {
 		path, err := rooted.Resolve(filepath.Join("/", s.Root), file)
@@ -163,7 +163,7 @@ func (s *Server) changes(files []string) (changed []Changed) {
 	return changed
 }
 
-// keyDigest identifies a host key by its public half, or is "" if there is none.
+// keyDigest identifies a host key by its public half, or returns "" if there is no key.
 func (s *Server) keyDigest(path string) string {
 	data, err := readBounded(filepath.Join("/", s.Root, path))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -173,10 +173,10 @@ func (s *Server) keyDigest(path string) string {
 	if signer, err := ssh.ParsePrivateKey(data); err == nil {
 		return ssh.FingerprintSHA256(signer.PublicKey())
 	}
-	return "not readable, " + s.fileDigest(path+".pub") // under a passphrase, for example
+	return "not readable, " + s.fileDigest(path+".pub") // with a passphrase, for example
 }
 
-// fileDigest is the SHA-256 of a public file, or "" if there is none.
+// fileDigest is the SHA-256 of a public file, or "" if there is no file.
 func (s *Server) fileDigest(path string) string {
 	data, err := readBounded(filepath.Join("/", s.Root, path))
 	if err != nil {

@@ -9,8 +9,8 @@ import (
 	"strings"
 )
 
-// BlockBegin and BlockEnd stand around the lines that Hallmark adds to a main configuration
-// file that includes no drop-ins (OpenSSH before 8.2, on Amazon Linux 2).
+// BlockBegin and BlockEnd enclose the lines that Hallmark adds to a main configuration file that includes
+// no drop-ins (OpenSSH before 8.2, on Amazon Linux 2).
 const (
 	BlockBegin = "# BEGIN hallmark"
 	BlockEnd   = "# END hallmark"
@@ -19,9 +19,9 @@ const (
 var errBlock = errors.New("the lines between " + BlockBegin + " and " + BlockEnd +
 	" are damaged: make them one pair, or remove them")
 
-// IncludesFirst reports whether the main configuration includes the drop-in
-// before it sets anything itself. Only then do the drop-in's values win, and only
-// then can no Match block of the main configuration swallow them.
+// IncludesFirst reports whether the main configuration includes the drop-in before it sets
+// anything itself. Only then do the drop-in's values win, and only then can no Match block of
+// the main configuration swallow them.
 func IncludesFirst(config []byte, dropIn string) bool {
 	for line := range strings.Lines(string(config)) {
 		keyword, arguments := SplitDirective(line)
@@ -90,9 +90,9 @@ func AbsolutePattern(pattern string) string {
 	return path.Join(path.Dir(MainConfig), pattern)
 }
 
-// WithBlock returns the configuration with body in one marked block at its top,
-// in the place of an earlier block. At the top, because the first value of a
-// keyword wins, and because after a Match line it would hold for that match only.
+// WithBlock returns the configuration with body in one marked block at its top, in place of
+// any earlier block. The block is at the top because the first value of a keyword wins, and
+// because after a Match line it would apply to that match only.
 func WithBlock(config, body []byte) ([]byte, error) {
 	rest, err := WithoutBlock(config)
 	if err != nil {
@@ -109,9 +109,8 @@ func WithBlock(config, body []byte) ([]byte, error) {
 	return b.Bytes(), nil
 }
 
-// WithoutBlock returns the configuration without the marked block. It refuses a
-// configuration with half a block or two of them: what belongs to someone else
-// cannot be told apart there.
+// WithoutBlock returns the configuration without the marked block. It refuses a configuration
+// with half a block or two blocks: there it cannot tell which lines belong to somebody else.
 func WithoutBlock(config []byte) ([]byte, error) {
 	var rest strings.Builder
 	var begins, ends int
@@ -136,8 +135,8 @@ func WithoutBlock(config []byte) ([]byte, error) {
 	return []byte(rest.String()), nil
 }
 
-// FindMainConfig returns the main configuration file in the file system at root, as sshd
-// there names it: SUSE keeps its own below /usr/etc, which counts while /etc has none.
+// FindMainConfig returns the main configuration file in the file system at root, as sshd there
+// names it: on SUSE it is below /usr/etc, unless /etc has one.
 func FindMainConfig(root string) string {
 	for _, file := range []string{MainConfig, VendorConfig} {
 		if _, err := os.Lstat(filepath.Join(root, file)); err == nil {
