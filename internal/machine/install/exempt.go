@@ -10,9 +10,9 @@ import (
 
 const exemptKeyword = "persourcepenaltyexemptlist"
 
-// exemptProxies sets the options' PenaltyExempt: what others exempt and Teleport's proxies,
-// because sshd takes the first list only. Where sshd knows no penalties (OpenSSH before
-// 9.8) it sets nothing. logins are those of the configuration as it is.
+// exemptProxies sets the options' PenaltyExempt to what others exempt and Teleport's proxies,
+// because sshd uses only the first list. If sshd has no penalties (OpenSSH before 9.8), it
+// sets nothing. logins are those of the current configuration.
 func (in *Installer) exemptProxies(ctx context.Context, options *sshdconf.Options, logins []sshd.Login) error {
 	if _, known := exemptSources(logins); !known || len(options.ProxySources) == 0 {
 		return nil // findings.Assess warns about the latter
@@ -25,7 +25,7 @@ func (in *Installer) exemptProxies(ctx context.Context, options *sshdconf.Option
 	return nil
 }
 
-// exemptByOthers asks sshd for the list that it uses without hallmark's, which hides any other.
+// exemptByOthers asks sshd for the list without Hallmark's, which hides any other list.
 func (in *Installer) exemptByOthers(ctx context.Context, options sshdconf.Options) (string, error) {
 	options.PenaltyExempt = ""
 	without, err := in.plan(options)

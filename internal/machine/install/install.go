@@ -35,7 +35,7 @@ import (
 // Program is where hallmark is installed.
 const Program = "/usr/local/bin/hallmark"
 
-// Names of what Install reads in its folder.
+// Names of the files that Install reads in its folder.
 const (
 	installConfig   = "config.yaml"
 	installCAs      = "openssh_ca.pub"
@@ -44,7 +44,7 @@ const (
 
 const unitDir = "/etc/systemd/system"
 
-// judge is sshd as far as an installation needs it.
+// judge is the part of sshd that an installation needs.
 type judge interface {
 	findings.Server
 	Logins(ctx context.Context) ([]sshd.Login, error)
@@ -58,13 +58,13 @@ type Installer struct {
 	self   string // path of the program to install
 	server judge
 	enable func(ctx context.Context) error
-	// observe notes what the running sshd has loaded, before its files change.
+	// observe records what the running sshd has loaded, before its files change.
 	observe func(ctx context.Context) error
 	log     func(format string, args ...any)
 }
 
-// New returns an installer for the file system at root. log receives what
-// somebody should know.
+// New returns an installer for the file system at root. log receives what an operator should
+// know.
 func New(root string, log func(format string, args ...any)) (*Installer, error) {
 	root, err := filepath.Abs(root)
 	if err != nil {
@@ -86,7 +86,8 @@ func New(root string, log func(format string, args ...any)) (*Installer, error) 
 	return in, nil
 }
 
-// observer returns what lets a first enrollment know which settings were pending already.
+// observer returns the function that lets a first enrollment know which settings were pending
+// already.
 func observer(server *sshd.Server, log func(string, ...any)) func(context.Context) error {
 	t := loaded.Tracker{Server: server, Dir: state.RuntimeDir(), Log: log}
 	return func(ctx context.Context) error {
@@ -98,7 +99,7 @@ func observer(server *sshd.Server, log func(string, ...any)) func(context.Contex
 	}
 }
 
-// enableTimers has systemd start the timers at the next boot. It needs no running
+// enableTimers makes systemd start the timers at the next boot. It works without a running
 // systemd.
 func enableTimers(ctx context.Context, root string) error {
 	args := []string{"enable", "hallmark.timer", "hallmark-renew.timer"}
@@ -112,10 +113,10 @@ func enableTimers(ctx context.Context, root string) error {
 	return nil
 }
 
-// Install copies this program, the configuration, the CAs and sshd's settings from the
-// folder to their places, and enables the timers. sshd judges the settings before anything
-// is in place; sshd's configuration changes last, and by one rename. Install returns
-// a line for each file that it changed.
+// Install copies this program, the configuration, the CAs and sshd's settings from the folder
+// to their places, and enables the timers. sshd checks the settings before anything is in
+// place. sshd's configuration changes last, and with a single rename. Install returns a line
+// for each file that it changed.
 func (in *Installer) Install(ctx context.Context, from string) (changes []string, err error) {
 	files, options, cas, err := in.read(from)
 	if err != nil {
@@ -196,7 +197,7 @@ func (in *Installer) hiddenKeys(logins []sshd.Login) (found []findings.Finding) 
 	value := strings.Join(sshd.Values(logins[0].Settings, "hostkeyalgorithms"), "")
 	e := sshd.Effective{HostKeyAlgorithms: strings.Split(value, ",")}
 	if value == "" || !strings.Contains(value, "-cert-v01@openssh.com") {
-		return nil // another finding says that there are no certificates
+		return nil // then another finding says that there are no certificates
 	}
 	for _, path := range sshd.Values(logins[0].Settings, "hostkey") {
 		keyType := usualTypes()[filepath.Base(path)]
@@ -219,17 +220,17 @@ func (in *Installer) hiddenKeys(logins []sshd.Login) (found []findings.Finding) 
 }
 
 // usualTypes are the types that clients prefer, by the files in which OpenSSH and cloud-init
-// keep such keys. An image is sealed without keys, so the files themselves cannot tell.
+// keep such keys. A sealed image has no keys, so the files themselves cannot show the types.
 func usualTypes() map[string]string {
 	return map[string]string{"ssh_host_ed25519_key": ssh.KeyAlgoED25519, "ssh_host_ecdsa_key": ssh.KeyAlgoECDSA256}
 }
 
-// put puts everything in place. Until sshd's settings are, which come last, nothing of it
-// has an effect on sshd.
+// put puts everything in place. Nothing of it affects sshd until sshd's settings are in place,
+// which come last.
 func (in *Installer) put(ctx context.Context, files []file, plan plan) (changes []string, err error) {
 	change := &replace.Change{}
 	defer func() { err = errors.Join(err, change.Close()) }()
-	for _, f := range append(files, file{path: sshdconf.DropIn}) { // its own, unlike the main file
+	for _, f := range append(files, file{path: sshdconf.DropIn}) { // its own folder, unlike the main file's
 		if err := in.tidy(f.path); err != nil {
 			return nil, err
 		}
@@ -252,7 +253,7 @@ func (in *Installer) put(ctx context.Context, files []file, plan plan) (changes 
 	return change.Lines(), nil
 }
 
-// tidy removes what an installation that was killed left beside a file.
+// tidy removes what a killed installation left beside a file.
 func (in *Installer) tidy(path string) error {
 	path, err := in.path(path)
 	if err != nil {
@@ -264,8 +265,8 @@ func (in *Installer) tidy(path string) error {
 	return nil
 }
 
-// certificatesFor adds to the usual HostCertificate lines those for host keys that sshd has
-// elsewhere. The files need not exist yet. A key of type DSA can have none.
+// certificatesFor adds HostCertificate lines for host keys that sshd has in other places. The
+// files need not exist yet. A DSA key cannot have a certificate.
 func certificatesFor(logins []sshd.Login, usual []string) []string {
 	files := slices.Clone(usual)
 	for _, path := range sshd.Values(logins[0].Settings, "hostkey") {
@@ -276,7 +277,7 @@ func certificatesFor(logins []sshd.Login, usual []string) []string {
 	return files
 }
 
-// unitFor lets the service write certificates where host keys are kept outside /etc/ssh.
+// unitFor lets the service write certificates if there are host keys outside /etc/ssh.
 func unitFor(certificates []string) []file {
 	var folders []string
 	for _, path := range certificates {
@@ -318,7 +319,7 @@ type file struct {
 	mode fs.FileMode
 }
 
-// read reads and checks everything before anything is changed.
+// read reads and checks everything before anything changes.
 func (in *Installer) read(from string) ([]file, sshdconf.Options, []ssh.PublicKey, error) {
 	program, err := os.ReadFile(in.self)
 	if err != nil {
@@ -350,8 +351,8 @@ func (in *Installer) read(from string) ([]file, sshdconf.Options, []ssh.PublicKe
 	return append(files, extra...), c.SSHDOptions(), cas, nil
 }
 
-// checkNames refuses files that look like those that install reads, and are not: without
-// openssh_ca.pub, a misspelled one would be a machine that trusts no CA until it enrolls.
+// checkNames refuses files with a name similar to those that install reads. A misspelled
+// openssh_ca.pub would leave a machine that trusts no CA until it enrolls.
 func checkNames(from string) error {
 	entries, err := os.ReadDir(from)
 	if err != nil {
@@ -370,8 +371,8 @@ func checkNames(from string) error {
 	return nil
 }
 
-// checkStale refuses to leave the CAs of an earlier bake in a machine that is to trust none
-// before it is enrolled. Once it is enrolled they come from the signer.
+// checkStale refuses to leave an earlier bake's CAs on a machine that should trust none before
+// it enrolls. Once it has enrolled, they come from the signer.
 func (in *Installer) checkStale(c config.Config) error {
 	extra, err := c.ExtraCAs()
 	if err != nil {
@@ -412,8 +413,8 @@ func readInstallConfig(from string) (config.Config, []byte, error) {
 	return c, data, nil
 }
 
-// readTrust reads the CAs. Without OpenSSH CAs the machine trusts none before it is
-// enrolled, which is what "trust at enrollment" means.
+// readTrust reads the CAs. Without OpenSSH CAs, the machine trusts none until it enrolls: this
+// is "trust at enrollment".
 func readTrust(from string, c config.Config) (files []file, cas []ssh.PublicKey, err error) {
 	extra, err := c.ExtraCAs()
 	if err != nil {
@@ -446,8 +447,8 @@ func readTrust(from string, c config.Config) (files []file, cas []ssh.PublicKey,
 	return files, cas, nil
 }
 
-// checkCertificates509 refuses PEM data without a certificate, and a private key
-// that was given by mistake.
+// checkCertificates509 refuses PEM data without a certificate, or with a private key that
+// somebody passed by mistake.
 func checkCertificates509(data []byte) error {
 	found := false
 	for block, rest := pem.Decode(data); block != nil; block, rest = pem.Decode(rest) {
@@ -467,8 +468,8 @@ func checkCertificates509(data []byte) error {
 
 const hintBroken = "run 'sshd -t' and correct what it says; with --root, mount /dev there first"
 
-// checkTrust refuses a machine on which someone else's CA file is in effect: the
-// first TrustedUserCAKeys wins, so installing would silently end those logins.
+// checkTrust refuses a machine on which somebody else's CA file is in effect: sshd uses only
+// the first TrustedUserCAKeys, so installing would silently end those logins.
 func (in *Installer) checkTrust(logins []sshd.Login) error {
 	trusted := strings.Join(sshd.Values(logins[0].Settings, "trustedusercakeys"), "")
 	if trusted == "" || trusted == "none" || trusted == sshdconf.CAFile {
@@ -492,7 +493,7 @@ func (in *Installer) find(keyword string) (places []string) {
 	return places
 }
 
-// path returns where a file of the root is. Links in the way are the root's own.
+// path returns the path of a file in the root. It follows links inside the root.
 func (in *Installer) path(p string) (string, error) {
 	folder, err := rooted.Resolve(in.root, filepath.Dir(p))
 	if err != nil {
@@ -512,19 +513,19 @@ func (in *Installer) stage(change *replace.Change, f file) error {
 	return change.Stage(path, f.data, f.mode)
 }
 
-// plan is what is to become of sshd's configuration.
+// plan says how sshd's configuration should change.
 type plan struct {
-	// main is the path of the main file, behind any link, or empty to leave it alone.
+	// main is the path of the main file, behind any link, or empty to leave it unchanged.
 	main string
-	// config is what it is to hold, dropIn what the drop-in is to hold, if not empty.
+	// config is the new content of main; dropIn is that of the drop-in, or empty for none.
 	config, dropIn []byte
-	// trial comes to the same, in one file.
+	// trial has the same effect, in one file.
 	trial []byte
 }
 
-// plan decides between the drop-in, where it comes first, and otherwise one block at the
-// top of the main configuration. SUSE's own main file is not changed: one in /etc that
-// includes it takes its place.
+// plan chooses the drop-in if sshd reads it first, and otherwise one block at the top of the
+// main configuration. It does not change SUSE's own main file: a file in /etc that includes it
+// takes its place.
 func (in *Installer) plan(options sshdconf.Options) (plan, error) {
 	name := sshdconf.FindMainConfig(in.root)
 	file, err := rooted.Resolve(in.root, name)
@@ -556,8 +557,8 @@ func (in *Installer) plan(options sshdconf.Options) (plan, error) {
 	return plan{main: file, config: config, trial: in.server.Trial(config, nil)}, nil
 }
 
-// stagePlan stages what takes effect before what would undo it: wherever a kill comes
-// between two renames, hallmark's settings are there once at least.
+// stagePlan stages what takes effect before what would undo it: if a kill comes between two
+// renames, Hallmark's settings are there at least once.
 func (in *Installer) stagePlan(change *replace.Change, p plan) error {
 	if len(p.dropIn) > 0 {
 		if err := in.stage(change, file{sshdconf.DropIn, p.dropIn, 0o644}); err != nil {
@@ -579,7 +580,7 @@ func (in *Installer) stagePlan(change *replace.Change, p plan) error {
 	return change.StageRemoval(path)
 }
 
-// try asks sshd what its configuration would come to, for everyone who can log in.
+// try asks sshd what its configuration would be, for everyone who can log in.
 func (in *Installer) try(ctx context.Context, p plan) (after []sshd.Login, err error) {
 	path, err := in.path(filepath.Join(filepath.Dir(sshdconf.MainConfig), sshd.TrialConfig))
 	if err != nil {
@@ -601,8 +602,8 @@ func (in *Installer) try(ctx context.Context, p plan) (after []sshd.Login, err e
 	return in.server.LoginsWith(ctx, sshd.TrialConfig)
 }
 
-// verify compares what sshd's configuration comes to before and after: what was to be set
-// is, and for everyone who can log in nothing else became different.
+// verify compares sshd's effective configuration before and after: the wanted settings must be
+// there, and nothing else may have changed for anyone who can log in.
 func verify(want sshdconf.Options, before, after []sshd.Login) error {
 	got := strings.Join(sshd.Values(after[0].Settings, "trustedusercakeys"), " ")
 	if got != want.TrustedUserCAKeys {

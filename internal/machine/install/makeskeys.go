@@ -13,18 +13,18 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/machine/rooted"
 )
 
-// MakesHostKeys reports whether something in the file system at root makes host keys at
+// makesHostKeys reports whether something in the file system at root generates host keys at
 // boot: cloud-init, or a unit or script that runs a program that does.
 func MakesHostKeys(root string) bool { return cloudInitMakesKeys(root) || unitMakesKeys(root) }
 
-// unitFolders are where systemd finds units (systemd.unit(5)), the first first, and where
-// older systems have scripts.
+// unitFolders are where systemd looks for units (systemd.unit(5)), in order, and where older
+// systems have scripts.
 func unitFolders() []string {
 	return []string{"/etc/systemd/system", "/usr/local/lib/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system"}
 }
 
-// unitMakesKeys looks for units and boot scripts that make host keys, such as Red Hat's
-// sshd-keygen@.service. A unit that is masked, or replaced in /etc, does not count.
+// unitMakesKeys looks for units and boot scripts that generate host keys, such as Red Hat's
+// sshd-keygen@.service. A unit that is masked, or overridden in /etc, does not count.
 func unitMakesKeys(root string) bool {
 	seen := map[string]bool{}
 	for _, folder := range unitFolders() {
@@ -45,7 +45,7 @@ func unitMakesKeys(root string) bool {
 	return runsKeygen(root, "/etc/rc.local") || runsKeygen(root, "/etc/rc.d/rc.local") || runsKeygen(root, "/etc/init.d/sshd")
 }
 
-// runsKeygen reports whether a file has a line, not a comment, with a program that makes
+// runsKeygen reports whether a file has a line, not a comment, with a program that generates
 // host keys.
 func runsKeygen(root, file string) bool {
 	data, err := readInside(root, file)
@@ -66,15 +66,15 @@ func runsKeygen(root, file string) bool {
 	return false
 }
 
-// cloudInitMakesKeys reports whether cloud-init is installed and makes host keys
-// (its module cc_ssh).
+// cloudInitMakesKeys reports whether cloud-init is installed and generates host keys (its
+// module cc_ssh).
 func cloudInitMakesKeys(root string) bool {
 	if !exists(root, "/usr/bin/cloud-init") && !exists(root, "/usr/local/bin/cloud-init") || exists(root, "/etc/cloud/cloud-init.disabled") {
 		return false
 	}
 	files := []string{"/etc/cloud/cloud.cfg"}
 	if entries, err := readFolder(root, "/etc/cloud/cloud.cfg.d"); err == nil {
-		for _, entry := range entries { // in the order of their names, the last wins
+		for _, entry := range entries { // in the order of their names; the last one wins
 			if filepath.Ext(entry.Name()) == ".cfg" {
 				files = append(files, filepath.Join("/etc/cloud/cloud.cfg.d", entry.Name()))
 			}
@@ -129,7 +129,7 @@ func readFolder(root, path string) ([]fs.DirEntry, error) {
 	return os.ReadDir(filepath.Join(root, resolved))
 }
 
-// readInside reads a file of some size that is inside a root, wherever links lead.
+// readInside reads a file of limited size inside a root, wherever links lead.
 func readInside(root, path string) ([]byte, error) {
 	const most = 1 << 20
 	resolved, err := rooted.Resolve(root, path)

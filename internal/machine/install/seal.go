@@ -16,19 +16,19 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/machine/state"
 )
 
-// SealOptions are what Seal would refuse otherwise.
+// SealOptions allow what Seal would otherwise refuse.
 type SealOptions struct {
-	// Force seals a running machine that is enrolled: nobody new can log in to it then.
+	// Force seals a running machine that is enrolled. After that, nobody new can log in to it.
 	Force bool
-	// HostKeysElsewhere says that the image makes host keys at boot in a way that Seal
+	// HostKeysElsewhere says that the image generates host keys at boot in a way that Seal
 	// does not find.
 	HostKeysElsewhere bool
 }
 
-// Seal makes a file system ready to be an image: it removes the host keys that sshd's
+// Seal makes a file system ready to become an image: it removes the host keys that sshd's
 // configuration names, their certificates and the enrollment's state, and returns what it
-// removed. Machines that share host keys could pass for one another, and the signer
-// refuses them. It removes nothing outside root, wherever links lead.
+// removed. Machines that share host keys could pass for one another, and the signer refuses
+// them. It removes nothing outside root, wherever links lead.
 func Seal(root string, options ...SealOptions) (removed []string, err error) {
 	var o SealOptions
 	if len(options) > 0 {
@@ -54,14 +54,15 @@ func Seal(root string, options ...SealOptions) (removed []string, err error) {
 		}
 	}
 	s.removeMatching("/etc/ssh/ssh_host_*_key", "/etc/ssh/ssh_host_*_key.pub", "/etc/ssh/ssh_host_*_key"+hostkey.CertificateSuffix)
-	// What a crash left behind. Copies that were saved of people's files stay.
+	// These are leftovers of a crash. Saved copies of people's files stay.
 	s.removeMatching("/etc/ssh/.*.hallmark-new", "/etc/ssh/.*"+hostkey.CertificateSuffix+".hallmark-old")
 	s.removeMatching(state.Dir+"/*", state.Dir+"/.*")
 	s.sync()
 	return s.removed, errors.Join(s.errs...)
 }
 
-// checkSealable refuses what would end in an image, or a machine, that nobody can use.
+// checkSealable refuses a file system that would become an image, or a machine, that nobody
+// can use.
 func checkSealable(root string, o SealOptions) error {
 	if info, err := os.Stat(filepath.Join(root, "etc/ssh")); err != nil || !info.IsDir() {
 		return fault.Newf(fault.Failed, "set --root to the root of a system's file system",
@@ -96,7 +97,7 @@ func checkNotEnrolled(stateDir string) error {
 		"this machine is enrolled as %s: without host keys, nobody could log in to it anymore", s.Node.Hostname)
 }
 
-// isLive reports whether a root is that of the running machine, whatever it is called.
+// isLive reports whether a root is the running machine's, under any path.
 func isLive(root string) (bool, error) {
 	this, err := os.Stat("/")
 	if err != nil {
@@ -128,8 +129,8 @@ type sealing struct {
 	errs    []error
 }
 
-// remove removes what a path names and, if that is a link, what it leads to inside the
-// root: the link is not what must not be in an image, the key is.
+// remove removes what a path names and, if that is a link, also what the link leads to inside
+// the root: the key itself must not stay in an image.
 func (s *sealing) remove(path string) {
 	target, err := rooted.Resolve(s.root, path)
 	folder, err2 := rooted.Resolve(s.root, filepath.Dir(path))
@@ -146,8 +147,8 @@ func (s *sealing) remove(path string) {
 	}
 }
 
-// unlink removes a path without links in it. os.Root holds it inside even if somebody
-// swaps a folder for a link meanwhile.
+// unlink removes a path without links in it. os.Root keeps it inside, even if somebody
+// replaces a folder with a link in the meantime.
 func (s *sealing) unlink(path string, remove func(string) error) {
 	relative := strings.TrimPrefix(path, "/")
 	if _, err := s.inside.Lstat(relative); errors.Is(err, fs.ErrNotExist) {
@@ -157,7 +158,7 @@ func (s *sealing) unlink(path string, remove func(string) error) {
 		s.errs = append(s.errs, fmt.Errorf("seal: %w", err))
 		return
 	}
-	if filepath.Base(relative) != filepath.Base(state.LockPath(state.Dir)) { // which this run made itself
+	if filepath.Base(relative) != filepath.Base(state.LockPath(state.Dir)) { // the folders that this run created itself
 		s.removed = append(s.removed, filepath.Join(s.root, relative))
 	}
 	if folder := filepath.Dir(relative); !slices.Contains(s.folders, folder) {
@@ -165,7 +166,7 @@ func (s *sealing) unlink(path string, remove func(string) error) {
 	}
 }
 
-// removeMatching removes what patterns name, with what is in it.
+// removeMatching removes what patterns match, with all content.
 func (s *sealing) removeMatching(patterns ...string) {
 	for _, pattern := range patterns {
 		folder, err := rooted.Resolve(s.root, filepath.Dir(pattern))
@@ -187,7 +188,7 @@ func (s *sealing) removeMatching(patterns ...string) {
 	}
 }
 
-// sync makes removals durable: the snapshot of a disk may be taken at once.
+// sync makes removals durable: a snapshot of the disk may follow at once.
 func (s *sealing) sync() {
 	for _, path := range s.folders {
 		folder, err := s.inside.Open(path)

@@ -1,5 +1,5 @@
-// Package replace replaces files: all or none, each as a whole, with owner, mode and SELinux
-// label as before.
+// Package replace replaces files: all or none, each as a whole, keeping owner, mode and
+// SELinux label.
 package replace
 
 import (
@@ -13,19 +13,18 @@ import (
 	"syscall"
 )
 
-// Change replaces several files as one. Stage writes everything that will be
-// needed next to its target, Commit only renames, and Rollback only renames
-// back: once staging has succeeded, a full disk can stop neither.
+// Change replaces several files as one. Stage writes everything next to its target, Commit
+// only renames, and Rollback only renames back: after staging, a full disk can stop neither.
 //
-// A Change that is neither kept nor rolled back is rolled back by Close.
+// Close rolls back a Change that was neither kept nor rolled back.
 type Change struct {
 	files []*change
 	kept  bool
 }
 
-// change is what happens to one file. Its helper files have fixed names, so that
-// those a crash left behind are removed by the next Change of the file, or by
-// RemoveLeftovers. They start with a dot and do not end in .conf: no Include pattern takes them for drop-ins.
+// change is what happens to one file. Its helper files have fixed names, so the next Change of
+// the file, or RemoveLeftovers, removes what a crash left behind. The names start with a dot
+// and do not end in .conf, so no Include pattern takes them for drop-ins.
 type change struct {
 	path      string
 	staged    string // the new content, or "" to remove the file
@@ -33,9 +32,8 @@ type change struct {
 	committed bool
 }
 
-// Stage prepares path to hold data. A file that exists keeps its mode, owner and
-// SELinux label; a new one gets mode and its
-// folder's label. A file that holds data already is left alone.
+// Stage prepares path to hold data. An existing file keeps its mode, owner and SELinux label;
+// a new file gets mode and its folder's label. A file that already holds data is left alone.
 func (c *Change) Stage(path string, data []byte, mode fs.FileMode) error {
 	if err := settle(path); err != nil {
 		return fmt.Errorf("prepare %s: %w", path, err)
@@ -69,8 +67,8 @@ func (c *Change) StageRemoval(path string) error {
 	return nil
 }
 
-// Lines returns one line for each file that Commit changes, in its order: "wrote", "replaced"
-// or "removed", and the path. A file that was left alone has none. After Close there are none.
+// Lines returns one line for each file that Commit changes, in order: "wrote", "replaced" or
+// "removed", and the path. There is none for a file that was left alone, and none after Close.
 func (c *Change) Lines() (lines []string) {
 	for _, f := range c.files {
 		did := "replaced"
@@ -89,9 +87,8 @@ func helperFile(path, what string) string {
 	return filepath.Join(filepath.Dir(path), "."+filepath.Base(path)+".hallmark-"+what)
 }
 
-// RemoveLeftovers removes what a run that was killed left next to the files. A file that
-// is gone is put back from what that run saved of it. It must not run beside a Change of
-// the files.
+// RemoveLeftovers removes what a killed run left next to the files. If a file is missing, it
+// is restored from the copy that the run saved. Do not call this during a Change of the files.
 func RemoveLeftovers(paths ...string) error {
 	var errs []error
 	for _, path := range paths {
@@ -104,8 +101,8 @@ func RemoveLeftovers(paths ...string) error {
 	return errors.Join(errs...)
 }
 
-// restore puts back the file that a run saved, if that is the only copy of it. superseded
-// says that both are there, and differ.
+// restore restores the file that a run saved, if that is the only copy. superseded says that
+// both files exist, and differ.
 func restore(path string) (superseded bool, err error) {
 	saved := helperFile(path, "old")
 	old, err := os.Lstat(saved)
@@ -122,8 +119,8 @@ func restore(path string) (superseded bool, err error) {
 	return err == nil && !os.SameFile(old, now), err
 }
 
-// settle makes room for another Change of the file. A copy that differs from what is there
-// is kept under another name: a run that could not put it back left it.
+// settle makes room for another Change of the file. If the saved copy differs from the file, a
+// run could not restore it: settle keeps the copy under another name.
 func settle(path string) error {
 	superseded, err := restore(path)
 	if err != nil {
@@ -136,10 +133,10 @@ func settle(path string) error {
 	return removeAll(helperFile(path, "new"), helperFile(path, "old"))
 }
 
-// add saves the old file by a hard link, which takes no space and is the very
-// file: going back cannot lose anything of it.
+// add saves the old file as a hard link, which takes no space and is the very same file: a
+// rollback cannot lose anything.
 func (c *Change) add(path string) (*change, error) {
-	// A folder can have no hard link, and the kernel's error does not say that.
+	// A folder cannot have a hard link, and the kernel's error does not say that.
 	if info, err := os.Lstat(path); err == nil && info.IsDir() {
 		return nil, &fs.PathError{Op: "replace", Path: path, Err: syscall.EISDIR}
 	}
@@ -173,15 +170,14 @@ func (f *change) write(data []byte, mode fs.FileMode) (err error) {
 	if err != nil {
 		return err
 	}
-	if err := file.Chmod(mode.Perm()); err != nil { // Chmod, as the umask must not matter
+	if err := file.Chmod(mode.Perm()); err != nil { // Chmod, because the umask must not matter
 		return err
 	}
 	return file.Sync()
 }
 
-// copyAttributes gives file the owner and SELinux label of the file at
-// path, and returns the mode to give it. Attributes of a symbolic link are not
-// the file's.
+// copyAttributes gives file the owner and SELinux label of the file at path, and returns the
+// mode to give it. A symbolic link's attributes are not the file's.
 func copyAttributes(file *os.File, path string, mode fs.FileMode) (fs.FileMode, error) {
 	info, err := os.Lstat(path)
 	if err != nil {
@@ -196,7 +192,7 @@ func copyAttributes(file *os.File, path string, mode fs.FileMode) (fs.FileMode, 
 	}
 	want, ok := info.Sys().(*syscall.Stat_t)
 	have, ok2 := mine.Sys().(*syscall.Stat_t)
-	// Only where it differs: the hardened unit may not even call chown.
+	// Only if it differs: the hardened unit may not even call chown.
 	if ok && ok2 && (want.Uid != have.Uid || want.Gid != have.Gid) {
 		if err := file.Chown(int(want.Uid), int(want.Gid)); err != nil {
 			return 0, err
@@ -205,8 +201,8 @@ func copyAttributes(file *os.File, path string, mode fs.FileMode) (fs.FileMode, 
 	return info.Mode(), copyLabel(file, path)
 }
 
-// Commit puts every staged file in its place. If one cannot be, it stops, and Close
-// puts back those before it.
+// Commit moves every staged file into place. If one move fails, it stops, and Close restores
+// the files before it.
 func (c *Change) Commit() error {
 	for _, f := range c.files {
 		if err := f.commit(); err != nil {
@@ -228,7 +224,7 @@ func (f *change) commit() error {
 	return nil
 }
 
-// Rollback puts back what Commit replaced, and removes what it created, the last file first.
+// Rollback restores what Commit replaced, and removes what it created, the last file first.
 func (c *Change) Rollback() error {
 	var errs []error
 	for _, f := range slices.Backward(c.files) {
@@ -258,8 +254,8 @@ func (f *change) rollback() error {
 // Keep makes the committed files final.
 func (c *Change) Keep() { c.kept = true }
 
-// Close removes the helper files, after a rollback unless the change was kept. It
-// may be called twice.
+// Close removes the helper files, after a rollback unless the change was kept. You may call it
+// twice.
 func (c *Change) Close() error {
 	var errs []error
 	if !c.kept {
@@ -267,7 +263,7 @@ func (c *Change) Close() error {
 	}
 	for _, f := range c.files {
 		if f.committed && !c.kept {
-			continue // could not be put back: the saved file is all there is
+			continue // could not be restored: the saved copy is all there is
 		}
 		errs = append(errs, removeAll(helperFile(f.path, "new"), helperFile(f.path, "old")))
 	}
@@ -275,7 +271,7 @@ func (c *Change) Close() error {
 	return errors.Join(errs...)
 }
 
-// syncFolders makes renames durable. A power cut before leaves the old files.
+// syncFolders makes renames durable. If power fails before that, the old files remain.
 func (c *Change) syncFolders() error {
 	synced := map[string]bool{}
 	var errs []error

@@ -16,16 +16,16 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
 )
 
-// MaxLifetime is the longest lifetime of a host certificate: nothing revokes one.
+// MaxLifetime is the longest lifetime of a host certificate, which cannot be revoked.
 const MaxLifetime = 30 * 24 * time.Hour
 
-// CAs are the cluster's CAs, those that Teleport signs with first.
+// CAs are the cluster's CAs. Those that Teleport signs with come first.
 type CAs struct {
 	OpenSSH []ssh.PublicKey // of people's certificates
 	Hosts   []ssh.PublicKey
 }
 
-// readCAKeys reads both lists of an answer of the signer.
+// readCAKeys reads both lists in a signer's answer.
 func readCAKeys(openSSH, hosts []string) (a CAs, err error) {
 	if a.OpenSSH, err = cafile.ParseKeys(openSSH); err != nil {
 		return a, fmt.Errorf("OpenSSH CAs: %w", err)
@@ -43,9 +43,9 @@ type Grant struct {
 	RenewAfter   time.Time
 }
 
-// Check decides whether an answer is what was asked for, before anything is
-// written. The signer is trusted, but an answer to another machine, or by a signer
-// that went wrong, must not lock people out.
+// Check decides whether an answer matches the request, before anything is written. The machine
+// trusts the signer, but an answer for another machine, or from a faulty signer, must not lock
+// people out.
 //
 // own are the further names that are provably this machine's: see furtherPrincipals.
 func Check(r *protocol.Response, keys []hostkey.Key, i imds.Instance, own map[string]bool, now time.Time) (*Grant, error) {
@@ -68,16 +68,16 @@ func nodeNames(n protocol.Node) []string {
 	return []string{n.Hostname, n.Hostname + "." + n.Cluster, n.ID, n.ID + "." + n.Cluster}
 }
 
-// FurtherPrincipals returns those beside the four, which a rule of the signer's
+// FurtherPrincipals returns the principals other than those four, which a rule of the signer's
 // policy may add.
 func FurtherPrincipals(r *protocol.Response) []string {
 	four := nodeNames(r.Node)
 	return slices.DeleteFunc(slices.Clone(r.Principals), func(p string) bool { return slices.Contains(four, p) })
 }
 
-// checkNode refuses an answer about another instance, and principals that are
-// neither the four names of this node nor this machine's own: a certificate for
-// anything else would let this machine pass for another one.
+// checkNode refuses an answer about another instance, and principals that are neither this
+// node's four names nor this machine's own: with a certificate for any other name, this
+// machine could pass for another.
 func checkNode(r *protocol.Response, i imds.Instance, own map[string]bool) error {
 	if want := i.Ref().NodeID(); r.Node.ID != want {
 		return fmt.Errorf("it is about node %.64q, but this instance is %s", r.Node.ID, want)
@@ -109,8 +109,8 @@ func checkNode(r *protocol.Response, i imds.Instance, own map[string]bool) error
 	return nil
 }
 
-// ErrNewAddress says that an answer names a public address that the metadata service does
-// not: an Elastic IP that was associated a moment ago, which EC2's API knows first.
+// ErrNewAddress says that an answer names a public address that the metadata service does not
+// show: an Elastic IP that was just associated, which EC2's API shows sooner.
 var ErrNewAddress = errors.New("the metadata service does not show this machine's public address yet")
 
 func isPublicAddress(principal string) bool {
@@ -137,8 +137,8 @@ func checkCertificates(r *protocol.Response, keys []hostkey.Key, hostCAs []ssh.P
 	return certificates, nil
 }
 
-// clampRenewal keeps the renewal between a tenth and two thirds of what is left of
-// the certificates' life. Sooner would be a flood of requests, later a lock-out.
+// clampRenewal keeps the renewal between a tenth and two thirds of the certificates' remaining
+// life. An earlier time would cause a flood of requests, a later one a lock-out.
 func clampRenewal(asked time.Time, certificates []*ssh.Certificate, now time.Time) time.Time {
 	left := hostkey.FirstEnd(certificates).Sub(now)
 	earliest, latest := now.Add(left/10), now.Add(left*2/3)

@@ -19,11 +19,11 @@ const (
 	hintInvocation = "nothing was changed; check that signer_function is the ARN of the signer's function, deployed with the entry invoke"
 )
 
-// maxInvocationBytes bounds the answer to an invocation. JSON quotes the body, which at
-// most doubles the size of one that is JSON itself.
+// maxInvocationBytes bounds the answer to an invocation. JSON quotes the body, which at most
+// doubles the size of a body that is JSON itself.
 const maxInvocationBytes = 2*protocol.MaxResponseBytes + 4096
 
-// function is a signer that is called by Lambda's Invoke operation
+// function is a signer that the machine calls with Lambda's Invoke operation
 // (https://docs.aws.amazon.com/lambda/latest/api/API_Invoke.html).
 type function struct {
 	url    string
@@ -48,15 +48,15 @@ func newFunction(c config.Config) (*function, error) {
 		endpoint = "https://" + host
 	}
 	return &function{
-		// Colons are escaped as AWS's SDKs do: the path is part of what gets signed.
+		// Escape colons as AWS's SDKs do: the signature covers the path.
 		url:    strings.TrimSuffix(endpoint, "/") + "/2015-03-31/functions/" + strings.ReplaceAll(c.SignerFunction, ":", "%3A") + "/invocations",
 		region: string(region),
 	}, nil
 }
 
-// invoke asks by an invocation instead of by HTTP, and returns the signer's answer as if it
-// had come by HTTP. An answer of Lambda's own, such as a missing permission, has another
-// form and is an error.
+// invoke sends a request as an invocation instead of over HTTP, and returns the signer's
+// answer as if it had come over HTTP. An answer from Lambda itself, such as a missing
+// permission, has another form and is an error.
 func (c *Client) invoke(ctx context.Context, method string, header http.Header, body []byte) (status, []byte, error) {
 	event, err := json.Marshal(protocol.Invocation{
 		Hallmark: protocol.InvocationVersion, Method: method, IfNoneMatch: header.Get("If-None-Match"), Health: header.Get(protocol.HealthHeader), Body: string(body),
@@ -95,7 +95,7 @@ func (c *Client) invoke(ctx context.Context, method string, header http.Header, 
 	return seen, []byte(answer.Body), nil
 }
 
-// notInvoked explains an answer of Lambda itself, whose errors it names in a header.
+// notInvoked explains an answer from Lambda itself, which names the error in a header.
 func notInvoked(status int, name string) error {
 	if err := badSignature(status, name); err != nil {
 		return err

@@ -18,9 +18,8 @@ import (
 type scope struct{ service, region string }
 
 // scopeOf returns the scope of a function URL, <id>.lambda-url.<region>.on.aws, or of a
-// private API, <id>.execute-api.<region>.amazonaws.com, where <id> may name the VPC
-// endpoint, too. A host name of the operator's stands for a function URL in the machine's
-// own region.
+// private API, <id>.execute-api.<region>.amazonaws.com, where <id> may include the VPC
+// endpoint. The operator's own host name stands for a function URL in the machine's region.
 func scopeOf(host, own string) scope {
 	labels := strings.Split(host, ".")
 	if len(labels) > 3 {
@@ -34,9 +33,9 @@ func scopeOf(host, own string) scope {
 	return scope{"lambda", own}
 }
 
-// badSignature returns an error if AWS refused a request's signature, and nil otherwise. name is
-// the header X-Amzn-Errortype. The clock may be wrong now and right in a minute, and the next
-// attempt asks for new credentials.
+// badSignature returns an error if AWS refused a request's signature, and nil otherwise. name
+// is the header X-Amzn-Errortype. The clock may be wrong now and right in a minute, and the
+// next attempt gets new credentials.
 func badSignature(status int, name string) error {
 	switch name = errorType(name); name {
 	case "InvalidSignatureException", "ExpiredTokenException", "RequestExpired":

@@ -1,4 +1,4 @@
-// Package signerclient asks the signer, and checks that an answer is what was asked for.
+// Package signerclient asks the signer, and checks that an answer matches the request.
 package signerclient
 
 import (
@@ -34,13 +34,13 @@ const (
 )
 
 const (
-	// manyAttempts is more than a run can make: its deadline bounds them.
+	// manyAttempts is more than a run can make: the run's deadline limits the attempts.
 	manyAttempts = 1000
 	// attemptTimeout bounds one attempt.
 	attemptTimeout = 30 * time.Second
 )
 
-// profile has the credentials by which signer_auth: aws_iam lets a machine in.
+// profile has the credentials with which signer_auth: aws_iam signs requests.
 type profile interface {
 	ProfileCredentials(ctx context.Context) (identity.Credentials, error)
 }
@@ -70,8 +70,8 @@ func New(c config.Config, r backoff.Policy, p profile, now func() time.Time) (*C
 	return &Client{url: c.SignerURL, function: f, Auth: c.SignerAuth, http: client, retry: r, profile: p, Attempt: attemptTimeout, now: now}, nil
 }
 
-// newHTTPClient returns a client for the signer: TLS 1.2 or later, the system's
-// roots and those in caFile, proxies as the environment says, no redirects.
+// newHTTPClient returns a client for the signer: TLS 1.2 or later, the system's roots and
+// those in caFile, proxies from the environment, no redirects.
 func newHTTPClient(caFile string) (*http.Client, error) {
 	transport, err := newTransport(caFile)
 	if err != nil {
@@ -84,9 +84,9 @@ func newHTTPClient(caFile string) (*http.Client, error) {
 	}, nil
 }
 
-// newTransport trusts the roots in caFile and those of the system. The system's are
-// read only if the others did not issue the signer's certificate: reading some 140 certificates,
-// most of them twice, is a fifth of an enrollment's memory and CPU time.
+// newTransport trusts the roots in caFile and the system's. It reads the system's roots only
+// if the others did not issue the signer's certificate: reading some 140 certificates, most of
+// them twice, takes a fifth of an enrollment's memory and CPU time.
 func newTransport(caFile string) (http.RoundTripper, error) {
 	system := systemTransport(sync.OnceValues(func() (http.RoundTripper, error) {
 		roots, err := systemRoots()
@@ -109,7 +109,7 @@ func newTransport(caFile string) (http.RoundTripper, error) {
 	return ownFirst{transportWith(roots), system}, nil
 }
 
-// systemTransport makes a transport when there is a request for it.
+// systemTransport creates a transport when the first request needs it.
 type systemTransport func() (http.RoundTripper, error)
 
 func (t systemTransport) RoundTrip(r *http.Request) (*http.Response, error) {
@@ -131,8 +131,8 @@ func transportWith(roots *x509.CertPool) *http.Transport {
 	}
 }
 
-// ownFirst makes a request by the first transport, and by the second if the first does
-// not trust the server's certificate.
+// ownFirst sends a request over the first transport, and over the second if the first does not
+// trust the server's certificate.
 type ownFirst struct{ own, system http.RoundTripper }
 
 func (t ownFirst) RoundTrip(r *http.Request) (*http.Response, error) {
@@ -150,9 +150,9 @@ func (t ownFirst) RoundTrip(r *http.Request) (*http.Response, error) {
 	return t.system.RoundTrip(again)
 }
 
-// systemRoots returns the CAs of the system's bundle, as curl does. Where there is
-// one, Go's library would read the folder of single certificates as well: the same ones
-// again, for 9 ms of the 30 that a wake-up may take.
+// systemRoots returns the CAs in the system's bundle, like curl. Go's library would also read
+// the folder of single certificates: the same ones again, for 9 ms of the 30 that a wake-up
+// may take.
 func systemRoots() (*x509.CertPool, error) {
 	if os.Getenv("SSL_CERT_FILE") == "" && os.Getenv("SSL_CERT_DIR") == "" {
 		for _, bundle := range []string{"/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt"} {
@@ -164,17 +164,17 @@ func systemRoots() (*x509.CertPool, error) {
 	}
 	roots, err := x509.SystemCertPool()
 	if err != nil && os.IsNotExist(err) {
-		return x509.NewCertPool(), nil // a machine without CAs: then signer_ca_file counts
+		return x509.NewCertPool(), nil // a machine without CAs: then only signer_ca_file counts
 	}
 	return roots, err
 }
 
-// requestMaker makes a request in a version of the protocol.
+// requestMaker creates a request in a version of the protocol.
 type requestMaker func(ctx context.Context, version int) ([]byte, error)
 
-// Ask posts a request until it is answered, and makes a new one each time: a proof
-// is good for minutes only. It begins with the latest version of the protocol, because an
-// older signer may have been updated since the last run.
+// Ask posts requests until one is answered. It creates a new one each time, because a proof is
+// valid for minutes only. It begins with the latest version of the protocol, because an older
+// signer may have been updated since the last run.
 func (c *Client) Ask(ctx context.Context, region string, newRequest requestMaker) (*protocol.Response, error) {
 	var answer *protocol.Response
 	version := protocol.Version
@@ -197,7 +197,7 @@ func (c *Client) askOnce(ctx context.Context, region string, version int, newReq
 	return c.post(ctx, region, version, body)
 }
 
-// versionError says that the signer does not speak the version in which it was asked.
+// versionError says that the signer does not speak the request's version.
 type versionError struct {
 	asked     int
 	signers   []int // those that it speaks, or none if it does not say
@@ -208,9 +208,9 @@ func (e *versionError) Error() string {
 	return fmt.Sprintf("the signer does not support this machine's protocol version %d%s (request %.64q)", e.asked, spoken(e.signers), e.requestID)
 }
 
-// olderVersion returns the latest version before the one in which a signer was asked that
-// both sides speak, or 0. A signer that does not say which it speaks is from before any
-// did, and speaks the first.
+// olderVersion returns the latest version, below the one that the signer refused, that both
+// sides speak, or 0. A signer that does not list its versions is an old one, and speaks the
+// first.
 func olderVersion(err error, asked int) (older int) {
 	e, ok := errors.AsType[*versionError](err)
 	if !ok {
@@ -285,7 +285,7 @@ func readCAs(data []byte) (*CAs, error) {
 	return &a, nil
 }
 
-// status is how a request was answered.
+// status describes the answer to a request.
 type status struct {
 	code  int
 	after time.Duration // the wait that the signer asked for
@@ -301,8 +301,7 @@ func (c *Client) newStatus(code int, header http.Header) status {
 	return s
 }
 
-// send sends one request, and returns as much of the answer as any may have, and a
-// byte more.
+// send sends one request. It returns at most one byte more than any answer may have.
 func (c *Client) send(ctx context.Context, region, method string, header http.Header, body []byte) (status, []byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, c.Attempt)
 	defer cancel()
@@ -331,8 +330,8 @@ func (c *Client) send(ctx context.Context, region, method string, header http.He
 	return c.newStatus(code, answer), data, nil
 }
 
-// do sends a request, and returns the answer's status, its header, and up to limit bytes of
-// its body, and one more.
+// do sends a request, and returns the answer's status, its header, and at most limit bytes of
+// its body, plus one.
 func (c *Client) do(req *http.Request, limit int64) (code int, header http.Header, data []byte, err error) {
 	req.Header.Set("User-Agent", "hallmark/"+strings.Trim(buildinfo.Version(), "()"))
 	resp, err := c.http.Do(req)
@@ -355,8 +354,8 @@ func waitOf(err error) time.Duration {
 	return 0
 }
 
-// unreachable explains why no answer came. A certificate that does not verify is
-// worth waiting for as well: the clock may be wrong, and set right in a minute.
+// unreachable explains why no answer came. A certificate that does not verify is also worth a
+// retry: the clock may be wrong now, and right in a minute.
 func unreachable(err error) error {
 	hint := hintSignerDown
 	if _, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
@@ -365,13 +364,13 @@ func unreachable(err error) error {
 	return fault.Newf(fault.Temporary, hint, "ask the signer: %w", err)
 }
 
-// readAnswer reads the body of an answer that grants.
+// readAnswer reads the body of an answer that grants certificates.
 func readAnswer(data []byte) (*protocol.Response, error) {
 	if len(data) > protocol.MaxResponseBytes {
 		return nil, fault.Newf(fault.Failed, hintSignerURL, "the signer's answer has more than %d bytes", protocol.MaxResponseBytes)
 	}
 	var answer protocol.Response
-	// Fields that a later signer adds do no harm to an older machine.
+	// An older machine ignores fields that a later signer adds.
 	if err := json.Unmarshal(data, &answer); err != nil {
 		return nil, fault.Newf(fault.Failed, hintSignerURL, "the signer's answer is not a valid Hallmark response: %w", err)
 	}
@@ -382,8 +381,8 @@ func readAnswer(data []byte) (*protocol.Response, error) {
 	return &answer, nil
 }
 
-// refusal turns any other answer into an error that knows whether asking again may
-// help, and when.
+// refusal turns any other answer into an error that says whether and when asking again may
+// help.
 func (c *Client) refusal(s status, data []byte, version int) error {
 	refusal := readRefusal(s.code, data, version)
 	refusal.After = s.after
@@ -393,7 +392,7 @@ func (c *Client) refusal(s status, data []byte, version int) error {
 	return refusal
 }
 
-// readRefusal reads an answer other than 200 to a request of a version.
+// readRefusal reads an answer other than 200 to a request in a version.
 func readRefusal(status int, data []byte, asked int) *fault.Error {
 	var r protocol.ErrorResponse
 	if err := json.Unmarshal(data, &r); err != nil || r.Error.Code == "" {
@@ -443,8 +442,8 @@ func explainSkew(r protocol.Refusal) string {
 	return fmt.Sprintf("this machine's clock is wrong: the signer's clock says %s", r.ServerTime.UTC().Format(time.RFC3339))
 }
 
-// hintVersions says which side is behind, going by the versions that the signer
-// speaks. Signers are updated first, so that one knows more versions than its machines.
+// hintVersions says which side is too old, judging by the versions that the signer speaks.
+// Signers are updated first, so a signer knows later versions than its machines.
 func hintVersions(signers []int) string {
 	own := protocol.SupportedVersions()
 	switch {
@@ -457,21 +456,20 @@ func hintVersions(signers []int) string {
 	}
 }
 
-// spokenHere names the versions of this machine.
+// spokenHere lists this machine's versions.
 func spokenHere() string {
 	return fmt.Sprintf("%d to %d", protocol.FirstVersion, protocol.Version)
 }
 
-// spoken says which versions the signer named, if it did.
+// spoken lists the versions that the signer named, if it named any.
 func spoken(versions []int) string {
 	if len(versions) == 0 {
-		return "" // a signer from before it did
+		return "" // a signer from before signers listed their versions
 	}
 	return fmt.Sprintf(", but %d to %d", slices.Min(versions), slices.Max(versions))
 }
 
-// unexplained is for answers that did not come from a signer, but from something
-// in front of it.
+// unexplained is for answers that came from something in front of the signer.
 func unexplained(status int) *fault.Error {
 	err := fmt.Errorf("the signer answered %d %s, without a Hallmark error code", status, http.StatusText(status))
 	switch {
@@ -508,7 +506,7 @@ func hintRefused(code protocol.Code) string {
 	}
 }
 
-// retryAfter reads the header's two forms (RFC 9110, section 10.2.3).
+// retryAfter reads both forms of the header (RFC 9110, section 10.2.3).
 func retryAfter(value string, now time.Time) time.Duration {
 	if value == "" {
 		return 0

@@ -11,15 +11,15 @@ const (
 	// maxSources bounds a list of sources. A cluster has a few proxies.
 	maxSources = 64
 
-	// A network with a shorter prefix is no list of proxies. Exempting it would end sshd's
-	// brake on guessing for whole countries.
+	// A network with a shorter prefix is not a list of proxies. Exempting it would disable
+	// sshd's brake on password guessing for whole countries.
 	minPrefix4 = 8
 	minPrefix6 = 32
 )
 
-// CheckSources returns an error unless each of the sources is an IP address or a network
-// in CIDR form, as PerSourcePenaltyExemptList takes them (sshd_config(5)). It is what
-// keeps a line break, and so another directive, out of the rendered file.
+// CheckSources returns an error unless each of the sources is an IP address or a network in
+// CIDR form, as PerSourcePenaltyExemptList accepts them (sshd_config(5)). This check keeps a
+// line break, and so another directive, out of the rendered file.
 func CheckSources(sources []string) error {
 	if len(sources) > maxSources {
 		return fmt.Errorf("%d entries, %d at most: list networks", len(sources), maxSources)
@@ -57,7 +57,7 @@ func checkSource(source string) error {
 
 func parseSource(source string) (netip.Prefix, error) {
 	if strings.Contains(source, "/") {
-		return netip.ParsePrefix(source) // takes no zone
+		return netip.ParsePrefix(source) // accepts no zone
 	}
 	address, err := netip.ParseAddr(source)
 	if err == nil && address.Zone() != "" {
@@ -69,8 +69,8 @@ func parseSource(source string) (netip.Prefix, error) {
 	return netip.PrefixFrom(address, address.BitLen()), nil
 }
 
-// JoinSources returns the value of a PerSourcePenaltyExemptList: the entries of a value
-// that is in effect, "" or "none" for none, and further ones that it lacks.
+// JoinSources returns a value for PerSourcePenaltyExemptList: the entries of the value in
+// effect ("" or "none" for none), and those of the further ones that it lacks.
 func JoinSources(inEffect string, more []string) string {
 	var all []string
 	for _, source := range append(strings.Split(inEffect, ","), more...) {
@@ -81,8 +81,8 @@ func JoinSources(inEffect string, more []string) string {
 	return strings.Join(all, ",")
 }
 
-// Covers reports whether a PerSourcePenaltyExemptList has a source, or a network
-// around it.
+// Covers reports whether a PerSourcePenaltyExemptList contains a source, or a network around
+// it.
 func Covers(list, source string) bool {
 	wanted, err := parseSource(source)
 	if err != nil {

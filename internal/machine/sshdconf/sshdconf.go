@@ -1,5 +1,5 @@
-// Package sshdconf is the language of sshd's configuration, and what Hallmark writes in it.
-// It builds wherever the Packer plugin does.
+// Package sshdconf renders what Hallmark sets in sshd's configuration. It builds wherever the
+// Packer plugin does.
 package sshdconf
 
 import (
@@ -15,14 +15,15 @@ const (
 	CAFile = "/etc/ssh/hallmark/openssh_ca.pub"
 	// MainConfig is OpenSSH's own configuration file.
 	MainConfig = "/etc/ssh/sshd_config"
-	// VendorConfig is SUSE's, which its sshd reads while there is no MainConfig.
+	// VendorConfig is SUSE's configuration file, which its sshd reads if there is no
+	// MainConfig.
 	VendorConfig = "/usr/etc/ssh/sshd_config"
-	// DropIn sorts before the 50-cloud-init.conf of cloud-init, because the first
-	// value of a keyword wins (sshd_config(5)).
+	// DropIn sorts before cloud-init's 50-cloud-init.conf, because the first value of a
+	// keyword wins (sshd_config(5)).
 	DropIn = "/etc/ssh/sshd_config.d/00-hallmark.conf"
 
-	// DefaultMaxStartups is raised from OpenSSH's 10:30:100, at which a Teleport
-	// proxy that opens many sessions at once is dropped.
+	// DefaultMaxStartups is higher than OpenSSH's 10:30:100, with which sshd drops connections
+	// of a Teleport proxy that opens many sessions at once.
 	DefaultMaxStartups = "100:30:200"
 )
 
@@ -32,16 +33,16 @@ type Options struct {
 	TrustedUserCAKeys string
 	// HostCertificates are paths of certificates; they need not exist yet.
 	HostCertificates []string
-	// MaxStartups is "start:rate:full" or "start"; empty leaves sshd's own.
+	// MaxStartups is "start:rate:full" or "start"; empty leaves sshd's default.
 	MaxStartups string
-	// ProxySources are the addresses and networks that Teleport's proxies connect from.
-	// They are not rendered, but go into PenaltyExempt.
+	// ProxySources are the addresses and networks that Teleport's proxies connect from. Render
+	// does not write them; they go into PenaltyExempt.
 	ProxySources []string
-	// PenaltyExempt is the value of PerSourcePenaltyExemptList; empty leaves sshd's own.
+	// PenaltyExempt is the value of PerSourcePenaltyExemptList; empty leaves sshd's default.
 	PenaltyExempt string
 }
 
-// DefaultOptions names the files that hallmark writes.
+// DefaultOptions returns the options with the files that Hallmark writes.
 func DefaultOptions() Options {
 	return Options{
 		TrustedUserCAKeys: CAFile,
@@ -75,9 +76,8 @@ func (o Options) Render() []byte {
 
 var maxStartups = regexp.MustCompile(`^([1-9][0-9]{0,5})(?::([1-9][0-9]{0,2}):([1-9][0-9]{0,5}))?$`)
 
-// CheckMaxStartups returns an error unless s is a value of MaxStartups by
-// sshd_config(5). It is what keeps a line break, and so another directive, out of
-// the rendered file.
+// CheckMaxStartups returns an error unless s is a valid MaxStartups (sshd_config(5)). This
+// check keeps a line break, and so another directive, out of the rendered file.
 func CheckMaxStartups(s string) error {
 	m := maxStartups.FindStringSubmatch(s)
 	if m == nil {
@@ -96,7 +96,7 @@ func CheckMaxStartups(s string) error {
 	return nil
 }
 
-// number converts digits whose count the caller has bounded.
+// number converts digits. The caller has bounded how many there are.
 func number(digits string) int {
 	n, _ := strconv.Atoi(digits)
 	return n

@@ -18,18 +18,18 @@ import (
 // ErrRunning says that another run has the lock.
 var ErrRunning = errors.New("another run of hallmark is still in progress")
 
-// LongestRun is how long a run may hold the lock before the next one calls it stuck. It is
-// the unit's RuntimeMaxSec.
+// LongestRun is how long a run may hold the lock before the next run calls it stuck. It is the
+// unit's RuntimeMaxSec.
 const LongestRun = 10 * time.Minute
 
-// LockPath is a file that only root may open: whoever can open a file, or a folder, can
-// lock it and keep everybody else out.
+// LockPath is a file that only root may open: anyone who can open a file or a folder can lock
+// it, and keep all runs out.
 func LockPath(dir string) string { return filepath.Join(dir, lockFile) }
 
 const lockFile = ".lock"
 
-// Lock keeps other runs out while one changes the machine. The kernel releases it whatever
-// happens to the process. The file's time says since when it is held.
+// Lock keeps other runs out while one changes the machine. The kernel releases the lock if the
+// process dies. The file's time says since when it is held.
 func Lock(dir string, now time.Time) (unlock func(), err error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, fault.Newf(fault.Failed, "run it as root", "make the state folder: %w", err)
@@ -48,10 +48,10 @@ func Lock(dir string, now time.Time) (unlock func(), err error) {
 	return func() { release(file) }, nil
 }
 
-// release unlocks before it closes: a child that was just forked has the file open, too,
-// until it becomes another program, and closing alone would leave the lock with it.
+// release unlocks before it closes: a child that was just forked also has the file open until
+// it executes another program, so closing alone would leave the file locked.
 func release(file *os.File) {
-	_ = unix.Flock(int(file.Fd()), unix.LOCK_UN) // closing is what counts otherwise
+	_ = unix.Flock(int(file.Fd()), unix.LOCK_UN) // closing releases it otherwise
 	_ = file.Close()                             // nothing was written to it
 }
 
@@ -63,14 +63,14 @@ func take(file *os.File, now time.Time) error {
 	if err != nil {
 		return fmt.Errorf("lock %s: %w", file.Name(), err)
 	}
-	// Somebody may have made it readable since.
+	// somebody may have made it readable since
 	if err := errors.Join(file.Chmod(0o600), os.Chtimes(file.Name(), now, now)); err != nil {
 		return fmt.Errorf("lock %s: %w", file.Name(), err)
 	}
 	return nil
 }
 
-// held explains a lock that another run has.
+// held explains that another run has the lock.
 func held(file *os.File, now time.Time) error {
 	info, err := file.Stat()
 	if err != nil {

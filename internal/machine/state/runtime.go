@@ -6,11 +6,11 @@ import (
 	"syscall"
 )
 
-// runtimeDir is where what was found out holds until the next boot.
+// runtimeDir holds findings that are valid until the next boot.
 const runtimeDir = "/run/hallmark"
 
-// RuntimeDir returns runtimeDir if what is in it does not outlive a boot, otherwise
-// "": a /run that is part of the disk would become part of an image.
+// RuntimeDir returns runtimeDir if its content does not survive a boot, otherwise "": a /run
+// on the disk would become part of an image.
 func RuntimeDir() string {
 	run, err := os.Stat(filepath.Dir(runtimeDir))
 	if err != nil {

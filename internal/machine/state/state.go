@@ -1,4 +1,4 @@
-// Package state is what a run of hallmark leaves for the next one.
+// Package state is what a run of Hallmark saves for the next one.
 package state
 
 import (
@@ -19,41 +19,41 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/sshkey"
 )
 
-// Dir is the folder of all that a machine's runs keep.
+// Dir is the folder for everything that a machine's runs save.
 const Dir = "/var/lib/hallmark"
 
-// State is what the last successful enrollment left behind. It holds no secret.
+// State is what the last successful enrollment saved. It holds no secret.
 type State struct {
 	Version    int           `json:"version"`
 	Instance   imds.Instance `json:"instance"`
 	Config     string        `json:"config"` // Config.digest
 	Node       protocol.Node `json:"node"`
 	Principals []string      `json:"principals"`
-	// Certificates has one entry per certified host key.
+	// Certificates has one entry for each certified host key.
 	Certificates []Certificate `json:"certificates"`
 	OpenSSHCAs   []string      `json:"opensshCAs"`
 	HostCAs      []string      `json:"hostCAs"`
 	EnrolledAt   time.Time     `json:"enrolledAt"`
-	// RenewAfter has its share of chance already: machines that enrolled together do
-	// not renew together.
+	// RenewAfter already includes its random part: machines that enrolled together do not
+	// renew together.
 	RenewAfter time.Time `json:"renewAfter"`
 	// SignedUnder is the first of the HostCAs at the enrollment.
 	SignedUnder string `json:"signedUnder,omitempty"`
-	// CAsETag is the entity tag of the CAs that were last learned.
+	// CAsETag is the entity tag of the CAs that the machine learned last.
 	CAsETag string `json:"casETag,omitempty"`
-	// OwnAddress tells whether the node's address was one of this machine's.
+	// OwnAddress reports whether the node's address was one of this machine's.
 	OwnAddress bool `json:"ownAddress,omitempty"`
-	// Presented tells whether the running sshd has the certificates: it was seen to
-	// present them, or was reloaded after they were written and NotVerified says why it
-	// could not be seen. It is false if no sshd was running.
+	// Presented reports whether the running sshd has the certificates: a run saw sshd present
+	// them, or reloaded sshd after it wrote them and NotVerified says why it could not see
+	// them. It is false if no sshd was running.
 	Presented bool `json:"presented"`
-	// NotVerified says why a running sshd could not be seen to present the certificates,
-	// or is empty.
+	// NotVerified says why a run could not see a running sshd present the certificates, or is
+	// empty.
 	NotVerified string `json:"notVerified,omitempty"`
-	// Waiting says why the running sshd was not reloaded for the certificates, or is nil.
+	// Waiting says why sshd was not reloaded for the certificates, or is nil.
 	Waiting *Waiting `json:"waiting,omitempty"`
-	// Rejected says why the certificates cannot be used, for the next request to
-	// tell the signer, or nil.
+	// Rejected says why the certificates cannot be used, or is nil. The next request reports
+	// it to the signer.
 	Rejected *protocol.Rejection `json:"rejected,omitempty"`
 }
 
@@ -66,7 +66,7 @@ type Certificate struct {
 }
 
 const (
-	// Version is of the state file's form.
+	// Version is the version of the state file's format.
 	Version       = 1
 	maxStateBytes = 1 << 20
 )
@@ -74,8 +74,8 @@ const (
 // Path returns the state file in a folder.
 func Path(dir string) string { return filepath.Join(dir, "state.json") }
 
-// Load reads the state in a folder. Without a file, or with one that cannot
-// be understood, it returns nil: the machine then enrolls again, which is harmless.
+// Load reads the state in a folder. If there is no file, or it cannot parse it, it returns
+// nil: the machine then enrolls again, which is harmless.
 func Load(dir string) (*State, error) {
 	data, err := os.ReadFile(Path(dir))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -103,8 +103,7 @@ func (s *State) marshal() ([]byte, error) {
 	return append(data, '\n'), nil
 }
 
-// Learn takes over the CAs, and knows the entity tag of a signer's answer
-// that names just these.
+// Learn saves the CAs, and the entity tag of a signer's answer that contains exactly these.
 func (s *State) Learn(openSSH, hosts []ssh.PublicKey) {
 	s.OpenSSHCAs, s.HostCAs = sshkey.Lines(openSSH), sshkey.Lines(hosts)
 	s.CAsETag = ""
@@ -113,7 +112,7 @@ func (s *State) Learn(openSSH, hosts []ssh.PublicKey) {
 	}
 }
 
-// End returns when the first of the certificates ends.
+// End returns when the first of the certificates expires.
 func (s *State) End() time.Time {
 	var end time.Time
 	for _, c := range s.Certificates {
@@ -137,7 +136,7 @@ func Stage(dir string, state *State) (*replace.Change, error) {
 	return change, nil
 }
 
-// Restage prepares another state in the place of one that was not committed.
+// Restage prepares another state in place of one that was not committed.
 func Restage(old *replace.Change, dir string, state *State) (*replace.Change, error) {
 	if err := old.Close(); err != nil {
 		return old, err
@@ -149,7 +148,7 @@ func Restage(old *replace.Change, dir string, state *State) (*replace.Change, er
 	return change, nil
 }
 
-// Save writes the state, unless it is there already.
+// Save writes the state, unless the file already has it.
 func Save(dir string, state *State) error {
 	data, err := state.marshal()
 	if err != nil {

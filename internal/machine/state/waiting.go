@@ -5,20 +5,20 @@ import (
 	"time"
 )
 
-// Waiting says that new certificates are in their files, but not in use: sshd would have to
-// be reloaded for them, and a reload would put somebody's pending change into effect. They
-// take effect at sshd's next reload or restart, whatever causes it.
+// Waiting says that new certificates are in their files, but not in use: sshd would need a
+// reload, and a reload would activate somebody's pending change. They take effect at sshd's
+// next reload or restart, whatever causes it.
 type Waiting struct {
 	Since time.Time `json:"since"`
-	// AccessEnds is when the certificate ends that sshd presents meanwhile. It is zero if
-	// sshd presents none: then nobody can log in through Teleport already.
+	// AccessEnds is when the certificate that sshd presents until then expires. It is zero if
+	// sshd presents none: then nobody can log in through Teleport even now.
 	AccessEnds time.Time `json:"accessEnds,omitzero"`
-	// Reason is what a reload would put into effect.
+	// Reason is what a reload would activate.
 	Reason string `json:"reason"`
 }
 
-// Urgent reports whether somebody has to act: less than half of the time is left that
-// there was at first.
+// Urgent reports whether somebody has to act: less than half of the time is left that there
+// was when the certificates first had to wait.
 func (w *Waiting) Urgent(now time.Time) bool {
 	return w.AccessEnds.IsZero() || !now.Before(w.Since.Add(w.AccessEnds.Sub(w.Since)/2))
 }
@@ -38,8 +38,8 @@ func (w *Waiting) String() string {
 	return fmt.Sprintf("new certificates wait until sshd is reloaded, because a reload would also apply somebody's pending change: %s", w.Reason)
 }
 
-// NextWaiting returns what a state says about certificates that have to wait, given the state
-// before. How long the old ones still last counts from when they first had to.
+// NextWaiting returns what a state says about certificates that have to wait, given the
+// previous state. How long the old ones last counts from when the new ones first had to wait.
 func NextWaiting(before *State, reason string, now time.Time) *Waiting {
 	w := &Waiting{Since: now.UTC().Truncate(time.Second), Reason: reason}
 	switch {
