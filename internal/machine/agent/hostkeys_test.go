@@ -338,7 +338,7 @@ func TestEnrollFindsAFolderInAFilesPlace(t *testing.T) {
 			}
 			before := m.files()
 			_, err := m.Enroll(t.Context())
-			machinetest.WantError(t, err, fault.Failed, test.says, "move away the folder that is in this file's place")
+			machinetest.WantError(t, err, fault.Failed, test.says, "a folder is in this file's place")
 			if !errors.Is(err, syscall.EISDIR) {
 				t.Errorf("error %v does not say that it is a folder", err)
 			}
