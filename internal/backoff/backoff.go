@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// LongestHonored bounds a pause that the other side asks for, such as with a Retry-After
+// LongestHonored bounds a pause that the other side asks for, for example with a Retry-After
 // header: no answer can silence a caller for longer.
 const LongestHonored = time.Hour
 
@@ -18,7 +18,7 @@ type Growth struct {
 	First, Longest time.Duration
 }
 
-// Limit returns the longest pause after a number of failures in a row, at least one.
+// Limit returns the longest pause after a number of consecutive failures, at least one.
 func (g Growth) Limit(failures int) time.Duration {
 	limit := g.First
 	for ; failures > 1 && limit < g.Longest; failures-- {
@@ -27,8 +27,8 @@ func (g Growth) Limit(failures int) time.Duration {
 	return min(limit, g.Longest)
 }
 
-// Pause returns a random part of Limit, on top of what the other side asked for. random is
-// in [0, 1). The random part spreads callers that all failed at the same moment ("full
+// Pause returns a random part of Limit, in addition to what the other side asked for. random
+// is in [0, 1). The random part spreads callers that all failed at the same moment ("full
 // jitter").
 func (g Growth) Pause(failures int, asked time.Duration, random float64) time.Duration {
 	return honored(asked) + time.Duration(random*float64(g.Limit(failures)))
@@ -48,24 +48,24 @@ func Wait(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// Policy repeats what failed for a moment.
+// Policy repeats attempts that may succeed later.
 type Policy struct {
 	Growth
 	// Random returns a number in [0, 1). Without it, every pause is as long as its limit.
 	Random func() float64
 	// Wait waits, or returns the context's error. Without it, Do uses the function Wait.
 	Wait func(context.Context, time.Duration) error
-	// Now is the clock that Wait goes by. With it, Do returns at once if the context's
-	// deadline leaves no time for the next pause. Without it, Do waits until the context ends.
+	// Now is the clock that Wait uses. With it, Do returns at once if the context's deadline
+	// leaves no time for the next pause. Without it, Do waits until the context ends.
 	Now func() time.Time
-	// Log receives a line before each pause, if it is set.
+	// Log, if set, receives a line before each pause.
 	Log func(format string, args ...any)
 }
 
-// Do calls attempt until it succeeds, does not ask to be called again, has been called
-// attempts times, or the context ends. attempt returns whether to try again, and how long
-// the other side asked to wait at least. Do returns attempt's last error: "deadline exceeded"
-// explains nothing.
+// Do calls attempt until it succeeds, does not ask for another attempt, has been called
+// attempts times, or the context ends. attempt returns whether to try again, and the minimum
+// wait that the other side asked for. Do returns attempt's last error: "deadline exceeded"
+// would explain nothing.
 func (p Policy) Do(ctx context.Context, attempts int, attempt func(context.Context) (again bool, after time.Duration, err error)) error {
 	for failures := 1; ; failures++ {
 		again, after, err := attempt(ctx)

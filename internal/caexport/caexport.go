@@ -1,8 +1,8 @@
-// Package caexport reads the public keys of a cluster's CAs from the
-// export of its proxy, which needs no login.
+// Package caexport reads the public keys of a cluster's CAs from its proxy's export, which
+// needs no login.
 //
-// What it returns is only as good as the TLS connection to the proxy: whoever
-// holds the proxy's name can add a CA. Pins guard against that.
+// The result is only as trustworthy as the TLS connection to the proxy: anyone who controls
+// the proxy's name can add a CA. Pins guard against that.
 package caexport
 
 import (
@@ -25,7 +25,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/sshkey"
 )
 
-// Kind is the CA whose keys are wanted.
+// Kind is the kind of CA to read.
 type Kind string
 
 // The CAs that Hallmark asks for.
@@ -37,13 +37,12 @@ const (
 const (
 	timeout = 15 * time.Second
 
-	// maxBytes bounds an export. A line has less than 1 KiB, and a cluster has two
-	// at most.
+	// maxBytes bounds an export. A line has less than 1 KiB, and a cluster has at most two.
 	maxBytes = 64 << 10
 )
 
-// NewHTTPClient returns a client that verifies the proxy by the system's roots
-// and those in rootsPEM, which may be empty.
+// NewHTTPClient returns a client that verifies the proxy with the system's roots and those in
+// rootsPEM, which may be empty.
 func NewHTTPClient(rootsPEM []byte) (*http.Client, error) {
 	transport := http.DefaultTransport.(*http.Transport).Clone()
 	transport.TLSClientConfig = &tls.Config{MinVersion: tls.VersionTLS12}
@@ -60,10 +59,9 @@ func NewHTTPClient(rootsPEM []byte) (*http.Client, error) {
 	return &http.Client{Transport: transport, Timeout: timeout}, nil
 }
 
-// Fetch returns the keys of the CA that the proxy at the address, host or
-// host:port, exports: the one that Teleport signs with first, and a second one
-// while a rotation is under way. A nil client means NewHTTPClient without roots
-// of its own.
+// Fetch returns the keys of the CA that the proxy at the address (host or host:port) exports:
+// the one that Teleport signs with first, and a second one during a rotation. A nil client
+// means NewHTTPClient without additional roots.
 func Fetch(ctx context.Context, client *http.Client, proxyAddress string, kind Kind) ([]ssh.PublicKey, error) {
 	keys, err := fetch(ctx, client, proxyAddress, kind)
 	if err != nil {
@@ -103,7 +101,7 @@ func fetch(ctx context.Context, client *http.Client, proxyAddress string, kind K
 	return keys, err
 }
 
-// checkAddress refuses what would make another URL: a scheme, a path, a user.
+// checkAddress refuses text that would change the URL: a scheme, a path, a user.
 func checkAddress(address string) error {
 	host := address
 	if h, port, err := net.SplitHostPort(address); err == nil && port != "" {
@@ -239,9 +237,9 @@ func looksLikeHTML(data []byte) bool {
 	return strings.HasPrefix(http.DetectContentType(data), "text/html")
 }
 
-// CheckPins requires that each key has its fingerprint, in the form that
-// `ssh-keygen -l` and ssh.FingerprintSHA256 write ("SHA256:…"), among the pins.
-// An attacker adds a key rather than replacing all, so one match is not enough.
+// CheckPins requires that the pins contain each key's fingerprint, in the form that
+// `ssh-keygen -l` and ssh.FingerprintSHA256 write ("SHA256:…"). An attacker adds a key rather
+// than replacing all, so one match is not enough.
 func CheckPins(keys []ssh.PublicKey, pins []string) error {
 	for _, pin := range pins {
 		if !sshkey.IsFingerprint(pin) {

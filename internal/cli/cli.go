@@ -56,18 +56,18 @@ func Usagef(cmd *cobra.Command, format string, args ...any) error {
 	return &Error{Err: err, Code: Usage, Hint: fmt.Sprintf("see '%s --help'", cmd.CommandPath())}
 }
 
-// name returns the name of a command without the program's.
+// name returns a command's name without the program's.
 func name(cmd *cobra.Command) string {
 	return strings.TrimPrefix(cmd.CommandPath(), cmd.Root().Name()+" ")
 }
 
-// New returns a program of those commands, and of help, version and completion. The
+// New returns a program with these commands, and with help, version and completion. The
 // summary is one line.
 func New(program, summary string, commands ...*cobra.Command) *cobra.Command {
 	root := group(program, summary, commands)
 	root.Version = buildinfo.Version()
-	root.Flags().Bool("version", false, "print the version") // cobra's own would have a short form
-	root.SilenceErrors, root.SilenceUsage = true, true       // Run reports errors, in one form
+	root.Flags().Bool("version", false, "print the version") // cobra's own flag would have a short form
+	root.SilenceErrors, root.SilenceUsage = true, true       // Run reports all errors in one form
 	root.SetFlagErrorFunc(flagError)
 	root.SetHelpFunc(func(cmd *cobra.Command, _ []string) { printHelp(cmd.OutOrStdout(), cmd) })
 	root.SetHelpCommand(helpCommand())
@@ -76,7 +76,7 @@ func New(program, summary string, commands ...*cobra.Command) *cobra.Command {
 	return root
 }
 
-// Group returns a command that only has commands of its own.
+// Group returns a command that only contains other commands.
 func Group(use, summary string, commands ...*cobra.Command) *cobra.Command {
 	return group(use, summary, commands)
 }
@@ -115,7 +115,7 @@ func NoArgs(cmd *cobra.Command, args []string) error {
 	return nil
 }
 
-// OneFile wants one argument, the name of a file. It is a cobra.PositionalArgs.
+// OneFile requires one argument, the name of a file. It is a cobra.PositionalArgs.
 func OneFile(cmd *cobra.Command, args []string) error {
 	if len(args) != 1 {
 		return Usagef(cmd, "want one file, or - for standard input")
@@ -144,12 +144,12 @@ func Run(ctx context.Context, root *cobra.Command, args []string, in io.Reader, 
 	return e.Code
 }
 
-// Note prints a line about what the program does to standard error.
+// Note prints a line about the program's actions to standard error.
 func Note(cmd *cobra.Command, format string, args ...any) {
 	fmt.Fprintf(cmd.ErrOrStderr(), cmd.Root().Name()+": "+format+"\n", args...)
 }
 
-// OneLine returns an error's text, which has several lines if it is of YAML or CEL, in one.
+// OneLine returns an error's text as one line. Errors from YAML or CEL have several.
 func OneLine(err error) string {
 	lines := strings.Split(err.Error(), "\n")
 	for i := range lines {

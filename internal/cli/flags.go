@@ -10,9 +10,9 @@ import (
 	"github.com/spf13/pflag"
 )
 
-// twoDashes writes long flags with one dash, which Go's flag package takes and releases
-// have taken, with two. What stands after a flag that takes a value is that value, even if
-// it starts with a dash.
+// twoDashes gives long flags with one dash, which releases have accepted as Go's flag package
+// does, two dashes. Whatever follows a flag that takes a value is that value, even if it
+// starts with a dash.
 func twoDashes(root *cobra.Command, args []string) []string {
 	changed := make([]string, 0, len(args))
 	cmd := root
@@ -50,7 +50,7 @@ func command(parent *cobra.Command, name string) *cobra.Command {
 	return nil
 }
 
-// flagError says in plain words what is wrong with a flag.
+// flagError explains what is wrong with a flag.
 func flagError(cmd *cobra.Command, err error) error {
 	if e, ok := errors.AsType[*pflag.NotExistError](err); ok {
 		return unknownFlag(cmd, e.GetSpecifiedName())
@@ -64,7 +64,7 @@ func flagError(cmd *cobra.Command, err error) error {
 	return Usagef(cmd, "%w", err)
 }
 
-// wrongValue says why a value is none of the flag's.
+// wrongValue says why the flag does not accept a value.
 func wrongValue(flag *pflag.Flag, value string) string {
 	switch flag.Value.Type() {
 	case "duration":
@@ -77,7 +77,7 @@ func wrongValue(flag *pflag.Flag, value string) string {
 	return "is not a " + flag.Value.Type()
 }
 
-// exampleTime returns a time that was probably meant.
+// exampleTime returns the time that the user probably meant.
 func exampleTime(value string) string {
 	if _, err := strconv.ParseFloat(value, 64); err == nil {
 		return value + "s"
@@ -102,7 +102,7 @@ func unknownFlag(cmd *cobra.Command, typed string) error {
 	return err
 }
 
-// similarFlag returns the flag that was probably meant, by the rule for commands.
+// similarFlag returns the flag that the user probably meant, by cobra's rule for commands.
 func similarFlag(cmd *cobra.Command, typed string) string {
 	flags := &cobra.Command{SuggestionsMinimumDistance: 2}
 	cmd.Flags().VisitAll(func(f *pflag.Flag) {

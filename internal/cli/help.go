@@ -9,7 +9,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/buildinfo"
 )
 
-// helpWidth is where lines of a help text are broken.
+// helpWidth is the line width of help texts.
 const helpWidth = 90
 
 func printHelp(w io.Writer, cmd *cobra.Command) {
@@ -31,8 +31,8 @@ func about(cmd *cobra.Command) string {
 	return cmd.Short
 }
 
-// printCommands lists the commands below one, those of groups in full. The first bytes of
-// their paths are left out.
+// printCommands lists the commands below a command, and those of groups in full. It leaves out
+// the first bytes of their paths.
 func printCommands(w io.Writer, parent *cobra.Command, skip int) {
 	for _, cmd := range parent.Commands() {
 		switch {
@@ -45,8 +45,7 @@ func printCommands(w io.Writer, parent *cobra.Command, skip int) {
 	}
 }
 
-// defineHelp gives a command and those below it the flag that cobra would give them, with
-// words of ours.
+// defineHelp gives a command and its subcommands a help flag like cobra's, with our own text.
 func defineHelp(cmd *cobra.Command) {
 	cmd.Flags().BoolP("help", "h", false, "show this help")
 	for _, child := range cmd.Commands() {

@@ -1,9 +1,9 @@
-// Package ec2ref identifies EC2 instances: its account, region and id, as
-// types that cannot be swapped.
+// Package ec2ref identifies EC2 instances by account, region and id, with types that cannot be
+// swapped.
 //
-// Text from outside becomes one of these types through a Parse function. A
-// conversion such as Region(text) checks nothing; it is for text that was parsed
-// before, such as a value the signer itself stored.
+// Text from outside becomes one of these types through a Parse function. A conversion such as
+// Region(text) checks nothing; use it only for text that was parsed before, such as a value
+// that the signer itself stored.
 package ec2ref
 
 import (
@@ -23,13 +23,13 @@ type Region string
 // InstanceID is the id of an EC2 instance, such as i-0123456789abcdef0.
 type InstanceID string
 
-// Place is an account's share of a region, which is where instances and images are.
+// Place is an account's share of a region. Instances and images belong to a place.
 type Place struct {
 	Account Account
 	Region  Region
 }
 
-// Instance names an instance. EC2 promises an id to be unique only within its place.
+// Instance names an instance. EC2 promises that an id is unique only within its place.
 type Instance struct {
 	Account Account
 	Region  Region
@@ -103,7 +103,7 @@ func (i InstanceID) String() string { return string(i) }
 func (p Place) String() string { return string(p.Account) + "/" + string(p.Region) }
 
 // LogValue returns the fields account and region. Logged under the empty name, as in
-// slog.Any("", place), they stand beside the line's other fields.
+// slog.Any("", place), they are next to the line's other fields.
 func (p Place) LogValue() slog.Value {
 	return slog.GroupValue(slog.String("account", string(p.Account)), slog.String("region", string(p.Region)))
 }
@@ -149,12 +149,12 @@ func ParseInstance(text string) (Instance, error) {
 // form.
 func (i Instance) String() string { return i.Place().String() + "/" + string(i.ID) }
 
-// LogValue returns the fields account, region and instance, as that of Place does.
+// LogValue returns the fields account, region and instance, like Place's LogValue.
 func (i Instance) LogValue() slog.Value {
 	return slog.GroupValue(slog.Any("", i.Place()), slog.String("instance", string(i.ID)))
 }
 
-// Place returns where the instance is.
+// Place returns the instance's place.
 func (i Instance) Place() Place { return Place{Account: i.Account, Region: i.Region} }
 
 // NodeID returns the name of the instance's node in Teleport: a UUIDv5 (RFC 9562) of

@@ -6,14 +6,13 @@ import (
 	"strings"
 )
 
-// Partition is a set of regions with accounts of its own, as ARNs spell it.
+// Partition is a set of regions with separate accounts, as ARNs spell it.
 type Partition string
 
-// partitions tells partitions by the beginning of their regions' names, and gives the
-// DNS suffix of their endpoints (AWS General Reference, "Service endpoints"; the same
-// values as partitions.json of the AWS SDKs). The last one matches every region: AWS
-// adds commercial regions without notice, and a wrong guess ends at a host that does
-// not exist.
+// partitions maps the beginning of a region's name to its partition and the DNS suffix of its
+// endpoints (AWS General Reference, "Service endpoints"; the same values as partitions.json of
+// the AWS SDKs). The last entry matches every region: AWS adds commercial regions without
+// notice, and a wrong guess leads to a host that does not exist.
 //
 // To add a partition, add a line.
 func partitions() []partition {
@@ -37,8 +36,8 @@ type partition struct {
 	dnsSuffix    string
 }
 
-// partition parses the region again, so that nothing but a region's name becomes part
-// of a host name or an ARN, whoever made the Region.
+// partition parses the region again, so that only a region's name becomes part of a host name
+// or an ARN, no matter how the Region was created.
 func (r Region) partition() (partition, error) {
 	if _, err := ParseRegion(string(r)); err != nil {
 		return partition{}, err
@@ -57,7 +56,7 @@ func (r Region) Partition() (Partition, error) {
 // Service is an AWS service, by the first label of its endpoints.
 type Service string
 
-// The services that are called by name.
+// The services that Hallmark calls by name.
 const (
 	EC2    Service = "ec2"
 	Lambda Service = "lambda"
@@ -83,7 +82,7 @@ func STSHost(r Region, fips bool) (string, error) {
 	switch {
 	case err != nil:
 		return "", err
-	case !fips, p.name == govCloud: // where the ordinary endpoints are FIPS endpoints
+	case !fips, p.name == govCloud: // there, the ordinary endpoints are FIPS endpoints
 		return STS.Host(r)
 	case !slices.Contains([]Region{"us-east-1", "us-east-2", "us-west-1", "us-west-2"}, r):
 		return "", fmt.Errorf("STS has no FIPS endpoint in %s; us-east-1, us-east-2, us-west-1, us-west-2 and us-gov-* have one", r)

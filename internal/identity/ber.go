@@ -9,8 +9,8 @@ import (
 )
 
 const (
-	// maxDepth bounds nesting, so that a message of nothing but opening tags
-	// can't exhaust the stack. The messages of AWS are 11 deep.
+	// maxDepth bounds nesting, so a message that consists of nothing but opening tags can't
+	// exhaust the stack. AWS's messages are 11 deep.
 	maxDepth = 32
 
 	constructed = 0x20
@@ -19,28 +19,26 @@ const (
 	constructedOctets = asn1.OCTET_STRING | constructed
 )
 
-// definite re-encodes one BER element (X.690) as DER, so that everything after
-// it reads one form only. It undoes what the metadata service does: indefinite
-// lengths, and octet strings sent in segments. All else that BER allows and
-// DER does not is refused, because a second way to write the same thing is a
-// way for two readers to disagree.
+// definite re-encodes one BER element (X.690) as DER, so that later code reads only one form.
+// It undoes what the metadata service does: indefinite lengths, and octet strings sent in
+// segments. It refuses everything else that BER allows and DER does not, because two ways to
+// write the same thing let two readers disagree.
 //
-// The order of SET OF elements and the contents of primitive elements stay as
-// they are.
+// The order of SET OF elements and the contents of primitive elements stay as they are.
 func definite(input []byte) ([]byte, error) {
 	e, rest, err := readElement(input, maxDepth)
 	if err != nil {
 		return nil, err
 	}
 	if len(rest) > 0 {
-		// What follows a signature is not signed, and another reader might
-		// take it for the message.
+		// Bytes after the signature are not signed, and another reader might take them for the
+		// message.
 		return nil, fmt.Errorf("%d bytes after the end of the message", len(rest))
 	}
 	return e.encode()
 }
 
-// element is a BER element. The body of a constructed one is DER already.
+// element is a BER element. The body of a constructed element is DER already.
 type element struct {
 	tag  asn1.Tag
 	body []byte
@@ -88,7 +86,7 @@ func readElement(input []byte, depth int) (e element, rest []byte, err error) {
 	return e, rest, err
 }
 
-// readLength reads a length and makes sure that input holds as much.
+// readLength reads a length and makes sure that input has that many bytes.
 func readLength(input []byte) (length int, indefinite bool, rest []byte, err error) {
 	first, rest := input[0], input[1:]
 	switch {
@@ -109,8 +107,8 @@ func readLength(input []byte) (length int, indefinite bool, rest []byte, err err
 	return length, false, rest, nil
 }
 
-// readChildren reads the elements inside a constructed one, up to the end of
-// input or, if the length is indefinite, to the end-of-contents octets.
+// readChildren reads the elements inside a constructed element, up to the end of input or, if
+// the length is indefinite, up to the end-of-contents octets.
 func readChildren(parent asn1.Tag, input []byte, indefinite bool, depth int) (body, rest []byte, err error) {
 	switch {
 	case parent == asn1.SEQUENCE, parent == asn1.SET, parent == constructedOctets:

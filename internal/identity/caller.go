@@ -20,12 +20,12 @@ import (
 )
 
 var (
-	// ErrCallerProof means that the proof does not show what it must: it is
-	// malformed, STS refused it, or STS named somebody else. The text around it is
-	// for the log, and holds no secret.
+	// ErrCallerProof means that the proof does not prove the instance: it is malformed, STS
+	// refused it, or STS named another caller. The text around it is for the log, and contains
+	// no secret.
 	ErrCallerProof = errors.New("caller proof refused")
 
-	// ErrSTSUnavailable means that nothing is known about the proof: STS could not
+	// ErrSTSUnavailable means that the proof is neither confirmed nor refuted: STS could not
 	// be reached, throttled the request, or something else answered in its place.
 	ErrSTSUnavailable = errors.New("STS unavailable")
 )
@@ -34,11 +34,11 @@ const (
 	callerBody        = "Action=GetCallerIdentity&Version=2011-06-15"
 	callerContentType = "application/x-www-form-urlencoded; charset=utf-8"
 
-	// stsTimeout bounds one call, the reading of the answer included. STS answers
-	// in tens of milliseconds; a function URL's caller is waiting.
+	// stsTimeout bounds one call, including reading the answer. STS answers in tens of
+	// milliseconds, and the machine is waiting.
 	stsTimeout = 5 * time.Second
 
-	// maxSTSAnswer bounds what is read of an answer, which has about 500 bytes.
+	// maxSTSAnswer bounds an answer, which usually has about 500 bytes.
 	maxSTSAnswer = 16 << 10
 )
 
@@ -50,10 +50,10 @@ type Credentials struct {
 	SessionToken    string
 }
 
-// SignCaller proves that the holder of creds is calling now, and for this
-// binding only: it signs, and does not send, a GetCallerIdentity request to the
-// region's STS with the binding in a signed header. With fips, the request is one to
-// the FIPS endpoint; SignCaller fails if the region has none.
+// SignCaller proves that the holder of creds is calling now, and only for this binding: it
+// signs, but does not send, a GetCallerIdentity request to the region's STS with the binding
+// in a signed header. With fips, the request is for the FIPS endpoint; SignCaller fails if the
+// region has none.
 func SignCaller(ctx context.Context, creds Credentials, region ec2ref.Region, fips bool, b protocol.Binding, now time.Time) (protocol.CallerProof, error) {
 	var none protocol.CallerProof
 	if creds.AccessKeyID == "" || creds.SecretAccessKey == "" || creds.SessionToken == "" {
@@ -80,8 +80,8 @@ func SignCaller(ctx context.Context, creds Credentials, region ec2ref.Region, fi
 	}, nil
 }
 
-// newCallerRequest builds the one request that is signed and sent: both sides
-// call it, so that nothing of it travels.
+// newCallerRequest builds the one request that is signed and sent. Both sides call it, so the
+// request itself never travels.
 func newCallerRequest(ctx context.Context, region ec2ref.Region, fips bool, b protocol.Binding, body io.Reader) (*http.Request, error) {
 	host, err := ec2ref.STSHost(region, fips)
 	if err != nil {
@@ -96,21 +96,20 @@ func newCallerRequest(ctx context.Context, region ec2ref.Region, fips bool, b pr
 	return req, nil
 }
 
-// CallerVerifier asks STS who signed a caller proof. The zero value asks the
-// real one. It may be used by several goroutines at once.
+// CallerVerifier asks STS who signed a caller proof. The zero value asks the real STS. It is
+// safe for concurrent use.
 type CallerVerifier struct {
-	// HTTP sends the requests, nil meaning a client with the default transport.
-	// Redirects and cookies are off either way.
+	// HTTP sends the requests; nil means a client with the default transport. It never follows
+	// redirects or keeps cookies.
 	HTTP *http.Client
-	// Endpoint is where to connect instead of the region's STS, the value of
-	// AWS_ENDPOINT_URL_STS. Host header and signature remain the region's.
+	// Endpoint is where to connect instead of the region's STS: the value of
+	// AWS_ENDPOINT_URL_STS. The Host header and the signature stay those of the region.
 	Endpoint string
 }
 
-// Verify checks that the proof was signed for exactly this binding by the
-// identity role of exactly this instance. It calls STS once, and not at all for
-// a proof of the wrong shape. How old the proof is, the caller asks ProofTime;
-// STS itself accepts a signature for 15 minutes.
+// Verify checks that the identity role of exactly this instance signed the proof for exactly
+// this binding. It calls STS once, and not at all if the proof has the wrong form. The caller
+// checks the proof's age with ProofTime; STS itself accepts a signature for 15 minutes.
 //
 // An error is ErrCallerProof or ErrSTSUnavailable.
 func (v *CallerVerifier) Verify(ctx context.Context, proof protocol.CallerProof, b protocol.Binding, i ec2ref.Instance) error {
@@ -132,8 +131,8 @@ func (v *CallerVerifier) Verify(ctx context.Context, proof protocol.CallerProof,
 	if err != nil {
 		return err
 	}
-	// The role name aws:ec2-instance can't be given to a role, and nobody but the
-	// instance gets its session: the whole ARN, with the account, is the identity.
+	// Nobody can name a role aws:ec2-instance, and only the instance gets a session of it: the
+	// whole ARN, with the account, is the identity.
 	want := fmt.Sprintf("arn:%s:sts::%s:assumed-role/aws:ec2-instance/%s", partition, i.Account, i.ID)
 	if who.arn != want {
 		return fmt.Errorf("%w: STS names %.256q, not %q", ErrCallerProof, who.arn, want)
@@ -144,10 +143,10 @@ func (v *CallerVerifier) Verify(ctx context.Context, proof protocol.CallerProof,
 	return nil
 }
 
-// rebuildCallerRequest writes the signed request again, from its parts. Forwarding what the
-// caller sent would let him choose action or host, and with them the answer
-// (CVE-2020-16250); only three checked values are his, and the choice between the region's
-// two endpoints, which the signature covers.
+// rebuildCallerRequest writes the signed request again, from its parts. Forwarding the
+// caller's request would let the caller choose the action or the host, and with them the
+// answer (CVE-2020-16250). It uses only three checked values from the caller, and the choice
+// between the region's two endpoints, which the signature covers.
 func rebuildCallerRequest(ctx context.Context, proof protocol.CallerProof, b protocol.Binding, region ec2ref.Region) (*http.Request, error) {
 	if _, err := ProofTime(proof); err != nil {
 		return nil, err
@@ -173,19 +172,19 @@ func rebuildCallerRequest(ctx context.Context, proof protocol.CallerProof, b pro
 // send sends the request once and returns the whole answer.
 func (v *CallerVerifier) send(req *http.Request) (status int, body []byte, err error) {
 	if v.Endpoint != "" {
-		// Host keeps the name that was signed.
+		// Host stays the name that was signed.
 		if req.URL, err = parseEndpoint(v.Endpoint); err != nil {
 			return 0, nil, err
 		}
 	}
-	// STS closes idle connections while Lambda freezes the function. An empty list is not
-	// sent: it makes package net/http retry on a new connection.
+	// STS closes idle connections while Lambda freezes the function. With this empty list,
+	// which is not sent, package net/http retries on a new connection.
 	req.Header["Idempotency-Key"] = nil
 	var client http.Client
 	if v.HTTP != nil {
 		client = *v.HTTP
 	}
-	// A redirect would take the security token, and the verdict, elsewhere.
+	// A redirect would take the security token, and the decision, to another server.
 	client.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
 	client.Jar = nil
 
@@ -204,8 +203,8 @@ func (v *CallerVerifier) send(req *http.Request) (status int, body []byte, err e
 	return resp.StatusCode, body, nil
 }
 
-// parseEndpoint reads an endpoint that stands in for STS. A path would be
-// outside of what the instance signed.
+// parseEndpoint reads an endpoint that replaces STS. It allows no path: the instance did not
+// sign one.
 func parseEndpoint(endpoint string) (*url.URL, error) {
 	u, err := url.Parse(endpoint)
 	if err != nil || (u.Scheme != "https" && u.Scheme != "http") || u.Host == "" || u.User != nil ||

@@ -8,13 +8,12 @@ import (
 	"fmt"
 )
 
-// MaxBytes bounds a signed document, as text and decoded. AWS sends about
-// 1.5 KB of text, and 3 KB with a certificate.
+// MaxBytes bounds a signed document, both as text and decoded. AWS sends about 1.5 KB of text,
+// or 3 KB with a certificate.
 const MaxBytes = 16 << 10
 
-// Decode returns the PKCS#7 message (BER) in what the metadata service returned:
-// base64 in lines, as it comes; PEM; or the message itself. A refusal is a
-// *CheckError.
+// Decode returns the PKCS#7 message (BER) in the metadata service's answer: base64 in lines,
+// as the service sends it; PEM; or the message itself. It refuses with a *CheckError.
 func Decode(input []byte) ([]byte, error) {
 	if len(input) > MaxBytes {
 		return nil, tooLarge(len(input))
@@ -24,7 +23,7 @@ func Decode(input []byte) ([]byte, error) {
 	case len(text) == 0:
 		return nil, failed(checkEncoding, errors.New("it is empty"))
 	case len(input) > 1 && input[0] == 0x30 && input[1] >= 0x80:
-		return input, nil // no text has a byte of 0x80 or more
+		return input, nil // text has no byte of 0x80 or more
 	case text[0] == '{':
 		return nil, failed(checkForm, fmt.Errorf("the document has no signature: %w", errForm))
 	case bytes.HasPrefix(text, []byte("-----BEGIN ")):

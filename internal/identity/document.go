@@ -1,11 +1,10 @@
-// Package identity decides who is calling: it verifies the instance identity
-// documents that AWS signs, and makes and verifies the proofs that an instance
-// and its host keys give of themselves.
+// Package identity decides who is calling: it verifies the instance identity documents that
+// AWS signs, and creates and verifies the proofs of an instance and its host keys.
 //
-// Of the signatures that the metadata service offers for a document, only the
-// RSA-2048 one binds it to a region, and only that one is accepted. The parser
-// is this package's own, and strict: the PKCS#7 libraries that were tried
-// believed certificates in the message, two signers, or no signed attributes.
+// The metadata service offers several signatures of a document. Only the RSA-2048 one binds
+// the document to a region, and this package accepts only that one. It has its own strict
+// parser: the PKCS#7 libraries that we tried trusted certificates in the message, accepted two
+// signers, or required no signed attributes.
 package identity
 
 import (
@@ -22,8 +21,8 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 )
 
-// Document is an instance identity document whose signature was verified. Every
-// field comes from the signed content.
+// Document is an instance identity document with a verified signature. Every field comes from
+// the signed content.
 // (https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/instance-identity-documents.html)
 type Document struct {
 	Instance         ec2ref.Instance
@@ -32,7 +31,7 @@ type Document struct {
 	InstanceType     string
 	Architecture     string
 	PrivateIP        string    // empty for an instance without IPv4
-	PendingTime      time.Time // of the last start; it stays the same over a reboot
+	PendingTime      time.Time // of the last start; a reboot does not change it
 
 	// RegionKeySHA256 identifies the key that verified the document: the hex
 	// SHA-256 of its SubjectPublicKeyInfo.
@@ -80,13 +79,12 @@ func tooLarge(size int) *CheckError {
 // rsa1024Bytes is the length of the metadata service's bare "signature" form.
 const rsa1024Bytes = 1024 / 8
 
-// Verify checks a message that Decode returned and gives the document in it. A
-// refusal is a *CheckError.
+// Verify checks a message from Decode and returns the document in it. It refuses with a
+// *CheckError.
 //
-// The same document may verify in more than one encoding: the signer's
-// certificate is named outside the signature, and certificates may be added.
-// Neither is read, and a message is therefore no fit key for a cache or a
-// replay list.
+// The same document may verify in more than one encoding: the signature covers neither the
+// name of the signer's certificate nor added certificates. Verify reads neither, so do not use
+// a message as a key of a cache or a replay list.
 func (k *Keyring) Verify(message []byte) (*Document, error) {
 	switch {
 	case len(message) > MaxBytes:
@@ -107,8 +105,8 @@ func (k *Keyring) Verify(message []byte) (*Document, error) {
 		return nil, failed(checkContent, err)
 	}
 
-	// The region is all that is read of the content before its signature is
-	// verified: it chooses the key.
+	// Until the signature is verified, read only the region from the content: it selects the
+	// key.
 	region, err := parse(fields, "region", ec2ref.ParseRegion)
 	if err != nil {
 		return nil, failed(checkRegion, err)
@@ -130,7 +128,7 @@ func (k *Keyring) Verify(message []byte) (*Document, error) {
 	return document, nil
 }
 
-// The syntax of the fields. They end up in names, labels, paths and requests.
+// The syntax of the fields. Their values end up in names, labels, paths and requests.
 var (
 	zoneSyntax         = regexp.MustCompile(`^[a-z0-9-]{1,48}$`)
 	imageSyntax        = regexp.MustCompile(`^ami-[0-9a-f]{8,17}$`)
@@ -141,9 +139,9 @@ var (
 // fields are the members of a document, by their exact names.
 type fields map[string]json.RawMessage
 
-// parseFields reads a JSON object more strictly than encoding/json does, which
-// takes the last of two equal keys, ignores case, and repairs bad UTF-8: three
-// ways for two readers to see two instances in one document.
+// parseFields reads a JSON object more strictly than encoding/json, which takes the last of
+// two equal keys, ignores case, and repairs bad UTF-8: three ways for two readers to see two
+// different instances in one document.
 func parseFields(content []byte) (fields, error) {
 	if !utf8.Valid(content) {
 		return nil, errors.New("not UTF-8")
@@ -174,20 +172,20 @@ func parseFields(content []byte) (fields, error) {
 	return members, nil
 }
 
-// text returns a member that has to be a string.
+// text returns a member that must be a string.
 func (f fields) text(name string) (string, error) {
 	raw, ok := f[name]
 	if !ok {
 		return "", fmt.Errorf("%s is missing", name)
 	}
-	var value *string // a plain string would take null for ""
+	var value *string // a plain string would accept null as ""
 	if err := json.Unmarshal(raw, &value); err != nil || value == nil {
 		return "", fmt.Errorf("%s is not a string", name)
 	}
 	return *value, nil
 }
 
-// match returns a member that has to be a string of the given syntax.
+// match returns a member that must be a string with the given syntax.
 func (f fields) match(name string, syntax *regexp.Regexp) (string, error) {
 	value, err := f.text(name)
 	if err != nil {
@@ -199,7 +197,7 @@ func (f fields) match(name string, syntax *regexp.Regexp) (string, error) {
 	return value, nil
 }
 
-// parse returns a member that has to be a string which the parser accepts.
+// parse returns a member that must be a string that the parser accepts.
 func parse[T ~string](f fields, name string, parser func(string) (T, error)) (T, error) {
 	value, err := f.text(name)
 	if err != nil {
@@ -212,7 +210,7 @@ func parse[T ~string](f fields, name string, parser func(string) (T, error)) (T,
 	return parsed, nil
 }
 
-// document checks the shape of every member that is used.
+// document checks the form of every member that Hallmark uses.
 func (f fields) document() (*Document, error) {
 	instance, err := f.instance()
 	if err != nil {
@@ -245,7 +243,7 @@ func (f fields) document() (*Document, error) {
 	return &d, err
 }
 
-// instance returns which instance the document is of.
+// instance returns which instance the document describes.
 func (f fields) instance() (i ec2ref.Instance, err error) {
 	if i.Account, err = parse(f, "accountId", ec2ref.ParseAccount); err != nil {
 		return i, err
@@ -257,7 +255,7 @@ func (f fields) instance() (i ec2ref.Instance, err error) {
 	return i, err
 }
 
-// privateIP returns the IPv4 address. An instance in a subnet of IPv6 only has none.
+// privateIP returns the IPv4 address. An instance in an IPv6-only subnet has none.
 func (f fields) privateIP() (string, error) {
 	if raw, ok := f["privateIp"]; !ok || string(raw) == "null" {
 		return "", nil

@@ -16,13 +16,12 @@ import (
 )
 
 const (
-	// Sizes of RSA host keys in bits. Below the minimum they are weak; above the
-	// maximum, checking a signature costs the signer more than making it costs an
-	// attacker.
+	// Sizes of RSA host keys in bits. Below the minimum they are weak. Above the maximum,
+	// verifying a signature costs the signer more than making it costs an attacker.
 	minRSABits = 2048
 	maxRSABits = 8192
 
-	// An RSA key of 8192 bits has a line of 1.4 KB, and its SSHSIG 3 KB.
+	// An RSA key of 8192 bits needs a line of 1.4 KB, and its SSHSIG 3 KB.
 	maxHostKeyLine     = 2 << 10
 	maxHostKeySSHSIG   = 4 << 10
 	sshsigArmorPrefix  = "-----BEGIN " + sshsig.PEMType + "-----\n"
@@ -67,15 +66,15 @@ func parseHostKey(line string) (ssh.PublicKey, error) {
 	if err := checkHostKey(key); err != nil {
 		return nil, err
 	}
-	// One key has one line. This leaves no room for a comment, or for an encoding that
-	// would make one key look like two.
+	// Each key has exactly one line. This leaves no room for a comment, or for an encoding
+	// that would make one key look like two.
 	if sshkey.Line(key) != line {
 		return nil, errors.New("line holds more than key type and key, or is not in canonical form")
 	}
 	return key, nil
 }
 
-// checkHostKey admits the kinds of key that sshd makes for itself, of bearable sizes.
+// checkHostKey accepts the kinds of key that sshd generates for itself, of limited size.
 func checkHostKey(key ssh.PublicKey) error {
 	if err := sshkey.CheckKind(key); err != nil {
 		return err
@@ -125,9 +124,9 @@ func signIn(namespace string, signer ssh.Signer, b protocol.Binding) (armored st
 	return string(sshsig.Armor(sig)), nil
 }
 
-// VerifyBinding checks that the private key of a host key signed the binding. It
-// accepts one form only: SHA-512, the namespace protocol.SignatureNamespace, this
-// very key inside the signature, and nothing besides.
+// VerifyBinding checks that the private key of a host key signed the binding. It accepts only
+// one form: SHA-512, the namespace protocol.SignatureNamespace, this very key inside the
+// signature, and nothing else.
 func VerifyBinding(key ssh.PublicKey, b protocol.Binding, armored string) error {
 	return verifyIn(protocol.SignatureNamespace, key, b, armored)
 }
@@ -148,8 +147,8 @@ func verifyIn(namespace string, key ssh.PublicKey, b protocol.Binding, armored s
 	if !bytes.Equal(sig.PublicKey.Marshal(), key.Marshal()) {
 		return errors.New("SSH signature is by another key")
 	}
-	// SHA-1 hides behind the signature format ssh-rsa, SHA-256 would be a second
-	// form for no gain.
+	// The signature format ssh-rsa hides SHA-1, and SHA-256 would be a second form without
+	// benefit.
 	if sig.HashAlgorithm != sshsigHash {
 		return fmt.Errorf("SSH signature hashes with %.32q, not %q", sig.HashAlgorithm, sshsigHash)
 	}
@@ -162,8 +161,8 @@ func verifyIn(namespace string, key ssh.PublicKey, b protocol.Binding, armored s
 	return nil
 }
 
-// parseSSHSIG decodes an armored signature. The library skips what stands around
-// the armor and ignores the reserved field; a proof has no use for either.
+// parseSSHSIG decodes an armored signature. The library skips text around the armor and
+// ignores the reserved field; this function refuses both.
 func parseSSHSIG(armored string) (*sshsig.Signature, error) {
 	if len(armored) > maxHostKeySSHSIG {
 		return nil, fmt.Errorf("has %d bytes, more than %d", len(armored), maxHostKeySSHSIG)

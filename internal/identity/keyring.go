@@ -18,30 +18,29 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 )
 
-// regionFiles are the certificates that AWS publishes, one per region
+// regionFiles are the certificates that AWS publishes, one for each region
 // (https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/regions-certs.html).
 //
 //go:embed regions/*.pem
 var regionFiles embed.FS
 
-// Keyring holds the public key with which each region signs identity documents.
-// It never changes and may be used by several goroutines at once.
+// Keyring holds the public key with which each region signs identity documents. It never
+// changes and is safe for concurrent use.
 type Keyring struct {
-	// keys are read when they are asked for: reading all of them takes a millisecond,
-	// at every start of the signer, and few signers serve more than a few regions.
+	// keys are parsed when they are needed: parsing all of them takes a millisecond at every
+	// start of the signer, and few signers serve more than a few regions.
 	keys map[ec2ref.Region]func() (regionKey, error)
 }
 
-// regionKey is all that is taken from a region's certificate. AWS has issued
-// new certificates for the same key, with other serial numbers and dates, so
-// these say nothing.
+// regionKey is all that we use of a region's certificate. AWS has issued new certificates for
+// the same key with other serial numbers and dates, so these say nothing.
 type regionKey struct {
 	public *rsa.PublicKey
 	sha256 string // hex, of the SubjectPublicKeyInfo
 }
 
-// Regions returns the keys of the AWS regions that are known to this build, of
-// the partitions aws, aws-cn, aws-us-gov and aws-eusc.
+// Regions returns the keys of the AWS regions that this build knows, in the partitions aws,
+// aws-cn, aws-us-gov and aws-eusc.
 func Regions() (*Keyring, error) {
 	files, err := regionFiles.ReadDir("regions")
 	if err != nil {
@@ -60,9 +59,9 @@ func Regions() (*Keyring, error) {
 	return k, nil
 }
 
-// With returns a keyring that knows one more region by its certificate, in PEM.
-// A region that is known already is an error: who may add a region must not be
-// able to speak for another.
+// With returns a keyring with one more region, given its certificate in PEM. A region that is
+// already known is an error: a person who may add a region must not be able to sign for
+// another.
 func (k *Keyring) With(region ec2ref.Region, certificatePEM []byte) (*Keyring, error) {
 	if _, err := ec2ref.ParseRegion(string(region)); err != nil {
 		return nil, err

@@ -27,16 +27,16 @@ const (
 // context0 is the tag [0], constructed.
 const context0 = asn1.Tag(0x80 | constructed)
 
-// signedMessage is a PKCS#7 SignedData of the one shape that AWS sends, whose
-// digest fits its content. Who signed it is not known yet.
+// signedMessage is a PKCS#7 SignedData of the one form that AWS sends, whose digest matches
+// its content. Its signature is not verified yet.
 type signedMessage struct {
 	content    []byte
 	attributes []byte // DER of the SET OF signed attributes: what the signature covers
 	signature  []byte
 }
 
-// parseMessage reads a message in DER. It looks at no certificate: which ones
-// lie in the bag, and which one the signer names, is the sender's choice.
+// parseMessage reads a message in DER. It looks at no certificate: the sender chooses which
+// certificates are in the bag, and which one the signer names.
 func parseMessage(der []byte) (*signedMessage, error) {
 	signedData, err := openContentInfo(der)
 	if err != nil {
@@ -98,8 +98,8 @@ func parseContent(in cryptobyte.String) ([]byte, error) {
 		return nil, failed(checkStructure, errors.New("the content is not of type data"))
 	}
 	if in.Empty() {
-		// A document sent apart from its signature could be read by one part
-		// of a program and verified by another.
+		// If a document is sent apart from its signature, one part of a program could verify
+		// one document and another part could read a different one.
 		return nil, failed(checkContent, errors.New("the signature is detached: the document is not inside"))
 	}
 	if !in.ReadASN1(&explicit, context0) || !in.Empty() ||
@@ -109,8 +109,8 @@ func parseContent(in cryptobyte.String) ([]byte, error) {
 	return content, nil
 }
 
-// parseSigners reads the only SignerInfo. With two of them, one with a valid signature
-// would give weight to what the other says.
+// parseSigners reads the only SignerInfo. With two of them, one with a valid signature would
+// lend credibility to what the other says.
 func parseSigners(in cryptobyte.String) (attributes, signature []byte, err error) {
 	var info cryptobyte.String
 	if in.Empty() {
@@ -141,8 +141,8 @@ func parseSigner(in cryptobyte.String) (attributes, signature []byte, err error)
 		return nil, nil, failed(checkStructure, errors.New("malformed signed attributes"))
 	}
 	if !present {
-		// Without attributes the signature covers the content itself, and the
-		// attributes of a good message would be accepted as content.
+		// Without attributes the signature covers the content itself, and an attacker could
+		// pass off the attributes of a valid message as content.
 		return nil, nil, failed(checkAttributes, errors.New("there are no signed attributes"))
 	}
 	if err := requireSignature(&in); err != nil {
@@ -162,8 +162,8 @@ func parseSigner(in cryptobyte.String) (attributes, signature []byte, err error)
 	return attributes, octets, nil
 }
 
-// checkAttributes requires the attributes that tie the signature to the content.
-// Others, such as the signing time, mean nothing here and are left alone.
+// checkAttributes requires the attributes that tie the signature to the content. It ignores
+// others, such as the signing time, because nothing depends on them.
 func (m *signedMessage) checkAttributes() error {
 	values, err := parseAttributes(m.attributes)
 	if err != nil {
@@ -185,9 +185,9 @@ func (m *signedMessage) checkAttributes() error {
 	return nil
 }
 
-// parseAttributes returns the values of each attribute by its object identifier.
-// DER sorts a SET OF. Where the order differs, the signature covers other bytes
-// than these, and an attribute sent twice is two answers to one question.
+// parseAttributes returns the values of each attribute by its object identifier. DER sorts a
+// SET OF. If the order differs, the signature covers other bytes than these. An attribute that
+// appears twice gives two answers to one question.
 func parseAttributes(der []byte) (map[string]cryptobyte.String, error) {
 	var (
 		input    = cryptobyte.String(der)
@@ -223,7 +223,7 @@ func parseAttributes(der []byte) (map[string]cryptobyte.String, error) {
 	return values, nil
 }
 
-// verify checks the signature. The key comes from the caller, never from the message.
+// verify checks the signature. The caller provides the key; it never comes from the message.
 func (m *signedMessage) verify(key *rsa.PublicKey) error {
 	sum := sha256.Sum256(m.attributes)
 	return rsa.VerifyPKCS1v15(key, crypto.SHA256, sum[:], m.signature)
@@ -251,8 +251,8 @@ func requireSignature(in *cryptobyte.String) error {
 	return nil
 }
 
-// readAlgorithm reads an AlgorithmIdentifier whose parameters are absent or NULL.
-// None of the accepted algorithms has any, and what is not read can hide data.
+// readAlgorithm reads an AlgorithmIdentifier whose parameters are absent or NULL. None of the
+// accepted algorithms has parameters, and unread parameters can hide data.
 func readAlgorithm(in *cryptobyte.String) (string, error) {
 	var (
 		algorithm, null cryptobyte.String
@@ -268,7 +268,7 @@ func readAlgorithm(in *cryptobyte.String) (string, error) {
 	return id.String(), nil
 }
 
-// describe names the algorithms that people meet when they took another form.
+// describe names the algorithms that people see when they use another form of the document.
 func describe(oid string) string {
 	switch oid {
 	case "1.3.14.3.2.26":

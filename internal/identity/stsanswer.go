@@ -11,13 +11,13 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
 )
 
-// stsCaller is who STS says signed a request.
+// stsCaller is the signer of a request, according to STS.
 type stsCaller struct {
 	arn, account string
 }
 
-// identityXML is the answer to GetCallerIdentity (AWS STS API Reference).
-// Slices, because encoding/xml would silently keep the last of several elements.
+// identityXML is the answer to GetCallerIdentity (AWS STS API Reference). It uses slices
+// because encoding/xml would silently keep the last of several elements.
 type identityXML struct {
 	XMLName xml.Name `xml:"https://sts.amazonaws.com/doc/2011-06-15/ GetCallerIdentityResponse"`
 	Results []struct {
@@ -26,7 +26,7 @@ type identityXML struct {
 	} `xml:"GetCallerIdentityResult"`
 }
 
-// errorXML is the error of a service that speaks the AWS Query protocol.
+// errorXML is the error of a service that uses the AWS Query protocol.
 type errorXML struct {
 	XMLName   xml.Name `xml:"https://sts.amazonaws.com/doc/2011-06-15/ ErrorResponse"`
 	Code      string   `xml:"Error>Code"`
@@ -34,8 +34,8 @@ type errorXML struct {
 	RequestID string   `xml:"RequestId"`
 }
 
-// readSTSAnswer tells the three outcomes apart: STS knows the caller, STS
-// refuses the proof, or it was not STS in good health that answered.
+// readSTSAnswer distinguishes three outcomes: STS knows the caller, STS refuses the proof, or
+// the answer is not from a working STS.
 func readSTSAnswer(status int, body []byte, proof protocol.CallerProof) (stsCaller, error) {
 	if status == http.StatusOK {
 		who, err := parseIdentity(body)
@@ -69,9 +69,9 @@ func parseIdentity(body []byte) (stsCaller, error) {
 	return stsCaller{arn: r.Arns[0], account: r.Accounts[0]}, nil
 }
 
-// throttled reports whether an answer means "later" rather than "no". The AWS
-// Query protocol throttles with status 400 (AWS STS API Reference, "Common
-// errors"; the codes are those that the AWS SDKs retry).
+// throttled reports whether an answer means "later" rather than "no". The AWS Query protocol
+// throttles with status 400 (AWS STS API Reference, "Common errors"; these are the codes that
+// the AWS SDKs retry).
 func throttled(status int, code string) bool {
 	switch code {
 	case "Throttling", "ThrottlingException", "ThrottledException", "RequestThrottled",
@@ -82,9 +82,8 @@ func throttled(status int, code string) bool {
 	return status == http.StatusTooManyRequests || status == http.StatusRequestTimeout
 }
 
-// harmless returns the first line of STS's message for the log, or nothing when
-// the message repeats a secret: some services answer a wrong signature with the
-// whole canonical request.
+// harmless returns the first line of STS's message for the log, or nothing if the message
+// repeats a secret: some services answer a wrong signature with the whole canonical request.
 func harmless(message string, proof protocol.CallerProof) string {
 	line, _, _ := strings.Cut(strings.TrimSpace(message), "\n")
 	_, signature, _ := strings.Cut(proof.Authorization, "Signature=")
@@ -94,7 +93,7 @@ func harmless(message string, proof protocol.CallerProof) string {
 	return fmt.Sprintf(": %.200q", line)
 }
 
-// decodeXML decodes one element that is the whole of data.
+// decodeXML decodes one element that spans all of data.
 func decodeXML(data []byte, into any) error {
 	data = bytes.TrimSpace(data)
 	d := xml.NewDecoder(bytes.NewReader(data))

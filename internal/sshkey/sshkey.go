@@ -1,6 +1,6 @@
 // Package sshkey reads and writes public keys as lines of text, in the form of an
 // authorized_keys file (sshd(8), "AUTHORIZED_KEYS FILE FORMAT"): key type, key in base64, and
-// perhaps a comment.
+// optionally a comment.
 package sshkey
 
 import (
@@ -15,17 +15,17 @@ import (
 )
 
 // Parse reads one line with one public key or certificate. Options before the key, a second
-// line and a type that is not the key's are errors.
+// line, and a type that differs from the key's are errors.
 func Parse(line string) (ssh.PublicKey, error) {
 	key, _, err := ParseWithComment(line)
 	return key, err
 }
 
-// ParseWithComment is Parse, and also returns the comment, which is empty if there is none.
+// ParseWithComment is like Parse, and also returns the comment, or "" if there is none.
 func ParseWithComment(line string) (key ssh.PublicKey, comment string, err error) {
 	line = strings.TrimSpace(line)
-	// ssh.ParseAuthorizedKey passes over lines that it cannot read, so a second line could be
-	// the one that it returns. sshd would read both.
+	// ssh.ParseAuthorizedKey skips lines that it cannot read, so it could return a key from a
+	// second line. sshd would read both.
 	if strings.ContainsAny(line, "\r\n") {
 		return nil, "", errors.New("more than one line")
 	}
@@ -33,7 +33,7 @@ func ParseWithComment(line string) (key ssh.PublicKey, comment string, err error
 	if err != nil {
 		return nil, "", err
 	}
-	if len(options) > 0 { // which sshd would obey
+	if len(options) > 0 { // sshd would obey it
 		return nil, "", fmt.Errorf("option %q before the key", options[0])
 	}
 	if kind, _, _ := strings.Cut(strings.ReplaceAll(line, "\t", " "), " "); kind != key.Type() {
@@ -42,7 +42,7 @@ func ParseWithComment(line string) (key ssh.PublicKey, comment string, err error
 	return key, comment, nil
 }
 
-// CheckKind accepts the kinds of key that sshd generates, and that CAs have. A certificate
+// CheckKind accepts the kinds of key that sshd generates and that CAs use. A certificate
 // brings its own principals, a security key signs more than the message, and DSA is broken.
 func CheckKind(key ssh.PublicKey) error {
 	switch key.Type() {
@@ -52,7 +52,7 @@ func CheckKind(key ssh.PublicKey) error {
 	return fmt.Errorf("key type %.64q is not accepted: it must be RSA, Ed25519 or ECDSA, and no certificate", key.Type())
 }
 
-// Line returns a key or certificate as a line without comment and line feed.
+// Line returns a key or certificate as a line, without comment and newline.
 func Line(key ssh.PublicKey) string {
 	return strings.TrimSuffix(string(ssh.MarshalAuthorizedKey(key)), "\n")
 }
@@ -75,11 +75,11 @@ func Fingerprints(keys []ssh.PublicKey) []string {
 	return prints
 }
 
-// IsFingerprint reports whether a text has the form of ssh.FingerprintSHA256, which is that
-// of `ssh-keygen -l`: "SHA256:" and the hash in base64 without padding.
+// IsFingerprint reports whether a text has the form of ssh.FingerprintSHA256 and of
+// `ssh-keygen -l`: "SHA256:" and the hash in base64 without padding.
 func IsFingerprint(text string) bool {
 	encoded, ok := strings.CutPrefix(text, "SHA256:")
-	if !ok || strings.ContainsAny(encoded, "\r\n") { // which the decoder ignores
+	if !ok || strings.ContainsAny(encoded, "\r\n") { // the decoder ignores it
 		return false
 	}
 	sum, err := base64.RawStdEncoding.Strict().DecodeString(encoded)
