@@ -1,6 +1,6 @@
 // Package hostcert checks that a host certificate matches the request for it. The signer
-// checks before it hands a certificate out, and the machine before it installs one, so
-// neither has to trust the other.
+// checks before it hands out a certificate, and the machine before it installs one, so neither
+// has to trust the other.
 package hostcert
 
 import (
@@ -15,8 +15,8 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/sshkey"
 )
 
-// MaxClockSkew is the largest accepted difference, in either direction, between the
-// clocks of the checking and the signing side.
+// MaxClockSkew is the largest accepted difference, in either direction, between the clocks of
+// the checking side and the signing side.
 const MaxClockSkew = 5 * time.Minute
 
 // maxLineBytes bounds a certificate line. An RSA-4096 certificate of an RSA-4096
@@ -187,8 +187,8 @@ func checkCA(cert *ssh.Certificate, want Want, _ time.Time) error {
 	return nil
 }
 
-// checkNotCA refuses a CA's own key as a host key. Anyone who can sign the request with
-// it holds the cluster's Host CA; no machine does.
+// checkNotCA refuses a CA's own key as a host key. Anyone who can sign the request with it
+// holds the cluster's Host CA, and no machine should.
 func checkNotCA(cert *ssh.Certificate, want Want, _ time.Time) error {
 	own := func(key ssh.PublicKey) bool { return bytes.Equal(key.Marshal(), cert.Key.Marshal()) }
 	if slices.ContainsFunc(want.CAs, own) {

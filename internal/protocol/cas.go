@@ -7,14 +7,13 @@ import (
 	"fmt"
 )
 
-// CAs is the signer's answer to a GET on its URL: the cluster's current CAs, which are
-// public. Machines ask every hour, so the signer answers from a cache: it asks Teleport
-// at most once in a few minutes, for any number of callers, and verifies nothing about
-// them.
+// CAs is the signer's answer to a GET on its URL: the cluster's current CAs, which are public.
+// Machines ask every hour, so the signer answers from a cache: it asks Teleport at most once
+// in a few minutes, for any number of callers, and verifies nothing about them.
 //
 // The answer has the header ETag with the value of ETag. A request with the same value in
-// If-None-Match gets 304 without a body (RFC 9110, section 13.1.2). A signer that answers
-// 404, 405 or 501 does not offer this, and the machine gets new CAs when it next enrolls.
+// If-None-Match gets 304 without a body (RFC 9110, section 13.1.2). A signer that answers 404,
+// 405 or 501 does not offer this, and the machine gets new CAs when it next enrolls.
 type CAs struct {
 	Version int `json:"version"` // CAsVersion
 	// OpenSSHCAs and HostCAs are those of Response: plain keys in authorized_keys
@@ -23,7 +22,7 @@ type CAs struct {
 	HostCAs    []string `json:"hostCAs"`
 }
 
-// CAsVersion is the version of CAs. A GET has no version, so every machine gets this one.
+// CAsVersion is the version of CAs. A GET states no version, so every machine gets this one.
 const CAsVersion = 1
 
 // Encode returns the body of the answer. The same CAs always encode to the same bytes, so

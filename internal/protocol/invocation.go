@@ -3,9 +3,9 @@ package protocol
 // InvocationVersion is the version of Invocation and InvocationAnswer.
 const InvocationVersion = 1
 
-// Invocation is the event of a machine that calls the signer through Lambda's Invoke
-// operation (https://docs.aws.amazon.com/lambda/latest/api/API_Invoke.html) instead of
-// HTTP. It has no field for the caller: the caller would write it itself.
+// Invocation is the event with which a machine calls the signer through Lambda's Invoke
+// operation (https://docs.aws.amazon.com/lambda/latest/api/API_Invoke.html) instead of HTTP.
+// It has no field for the caller, because the caller could write anything into it.
 type Invocation struct {
 	// Hallmark is InvocationVersion.
 	Hallmark int `json:"hallmark"`

@@ -1,9 +1,8 @@
-// Package protocol holds the words that an instance and the signer share: the
-// enrollment request, the binding that every proof in it signs, and the answer.
+// Package protocol defines what an instance and the signer exchange: the enrollment request,
+// the binding that every proof in it signs, and the answer.
 //
-// A request carries its payload as the exact bytes that were signed. Nothing
-// is re-encoded on the way to a hash: the signer hashes what it received, and
-// only then parses it.
+// A request carries its payload as the exact bytes that were signed. Neither side re-encodes
+// anything before hashing: the signer hashes what it received, and only then parses it.
 package protocol
 
 import (
@@ -14,7 +13,7 @@ import (
 )
 
 const (
-	// Version is the latest protocol version. Machines ask in it first.
+	// Version is the latest protocol version. Machines first ask in this version.
 	Version = 2
 	// FirstVersion is the earliest version that was released. It has no Report.
 	FirstVersion = 1
@@ -26,24 +25,22 @@ const (
 	// MaxResponseBytes bounds an encoded response.
 	MaxResponseBytes = 256 << 10
 
-	// MaxHostKeys bounds the host keys of one request. OpenSSH makes three by
-	// default.
+	// MaxHostKeys bounds the host keys in one request. OpenSSH generates three by default.
 	MaxHostKeys = 5
 
 	// MaxClockSkew is how far the issued-at time may be from the signer's clock,
 	// in either direction.
 	MaxClockSkew = 5 * time.Minute
 
-	// BindingHeader is the HTTP header that carries the binding inside the
-	// signed GetCallerIdentity request, lower case as SigV4 signs it.
+	// BindingHeader is the HTTP header that carries the binding inside the signed
+	// GetCallerIdentity request. It is lower case, as SigV4 signs it.
 	BindingHeader = "x-hallmark-binding"
 
 	// SignatureNamespace is the SSHSIG namespace under which host keys sign the
 	// binding (OpenSSH PROTOCOL.sshsig).
 	SignatureNamespace = "hallmark-enroll"
 
-	// bindingDomain separates a binding from every other SHA-256 that anything
-	// might sign.
+	// bindingDomain distinguishes a binding from any other SHA-256 that somebody might sign.
 	bindingDomain = "hallmark-enroll-v1\x00"
 )
 
@@ -58,9 +55,9 @@ type Request struct {
 	Signatures []string `json:"signatures"`
 }
 
-// CallerProof is what the signer needs of an STS GetCallerIdentity request that
-// the instance signed with its identity role's credentials. Method, path and body
-// are fixed, the host is one of two, and the signer writes them itself.
+// CallerProof is what the signer needs of an STS GetCallerIdentity request that the instance
+// signed with its identity role's credentials. Method, path and body are fixed, and the host
+// is one of two; the signer writes all of them itself.
 type CallerProof struct {
 	// Authorization is the value of the SigV4 Authorization header.
 	Authorization string `json:"authorization"`
@@ -68,13 +65,13 @@ type CallerProof struct {
 	Date string `json:"date"`
 	// SecurityToken is the value of the X-Amz-Security-Token header.
 	SecurityToken string `json:"securityToken"`
-	// FIPS says that the request was signed for the FIPS endpoint of STS. The signature
-	// covers the host, so that nobody can change it on the way. Signers before it existed
-	// refuse the member.
+	// FIPS says that the request was signed for the FIPS endpoint of STS. The signature covers
+	// the host, so nobody can change this on the way. Signers from before this member refuse
+	// it.
 	FIPS bool `json:"fips,omitempty"`
 }
 
-// Payload is what the instance states and every proof binds.
+// Payload is what the instance states. Every proof binds it.
 type Payload struct {
 	Version  int    `json:"version"`
 	Audience string `json:"audience"`
@@ -91,7 +88,7 @@ type Payload struct {
 
 // Response is the signer's answer to a granted request.
 type Response struct {
-	Version   int    `json:"version"` // that of the request
+	Version   int    `json:"version"` // the version of the request
 	RequestID string `json:"requestId"`
 	Node      Node   `json:"node"`
 	// Principals are exactly the principals of every certificate.
@@ -118,21 +115,21 @@ type Node struct {
 	Cluster  string `json:"cluster"`
 }
 
-// Code is a stable word for why a request was refused.
+// Code is a stable code for why the signer refused a request.
 type Code string
 
-// The codes of the protocol. Those up to CodeCallerProofInvalid are all that a
-// caller learns who has proved nothing.
+// The codes of the protocol. A caller that has proved nothing only sees those up to
+// CodeCallerProofInvalid.
 const (
 	CodeMalformed          Code = "malformed"            // 400: not a request of this protocol
 	CodeTooLarge           Code = "too_large"            // 413
 	CodeMethodNotAllowed   Code = "method_not_allowed"   // 405
 	CodeUnsupportedVersion Code = "unsupported_version"  // 400
 	CodeIdentityInvalid    Code = "identity_invalid"     // 401: the identity document does not verify
-	CodeNotAllowed         Code = "not_allowed"          // 403: account or region is not listed here
+	CodeNotAllowed         Code = "not_allowed"          // 403: the signer does not list the account or region
 	CodeAudienceMismatch   Code = "audience_mismatch"    // 401: the request was made for another signer
 	CodeClockSkew          Code = "clock_skew"           // 401: issued-at is too far from the signer's clock
-	CodeHostKeyInvalid     Code = "host_key_invalid"     // 400: a host key of a kind or size not accepted
+	CodeHostKeyInvalid     Code = "host_key_invalid"     // 400: a host key of a kind or size that is not accepted
 	CodeHostKeyUnproved    Code = "host_key_unproved"    // 401: a host key did not sign the binding
 	CodeCallerProofInvalid Code = "caller_proof_invalid" // 401: STS does not confirm the instance
 
@@ -142,11 +139,11 @@ const (
 	CodePolicyRefused    Code = "policy_refused"       // 403: no rule of the policy admits the instance
 	CodeKeyConflict      Code = "host_key_conflict"    // 409: the instance is known with other host keys
 	CodeKeyInUse         Code = "host_key_in_use"      // 409: another instance holds one of the host keys
-	CodeNameInUse        Code = "host_name_in_use"     // 409: a node of someone else holds the host name
+	CodeNameInUse        Code = "host_name_in_use"     // 409: somebody else's node holds the host name
 	CodeInstanceEnded    Code = "instance_ended"       // 403: the instance was off-boarded
 	CodeRateLimited      Code = "rate_limited"         // 429, with Retry-After
 	CodeUpstream         Code = "upstream_unavailable" // 503: AWS or Teleport did not answer
-	CodeTeleportRefused  Code = "teleport_refused"     // 403: the signer's login is not good, or not good for this
+	CodeTeleportRefused  Code = "teleport_refused"     // 403: Teleport refuses the signer's login, or refuses it for this request
 	CodeInternal         Code = "internal"             // 500
 )
 
@@ -162,13 +159,12 @@ type Refusal struct {
 	RequestID string `json:"requestId"`
 	// ServerTime is set with CodeClockSkew.
 	ServerTime *time.Time `json:"serverTime,omitempty"`
-	// SupportedVersions is set with CodeUnsupportedVersion: the versions in which the
-	// signer may be asked. A machine that speaks one of them asks again in the latest of
-	// those.
+	// SupportedVersions is set with CodeUnsupportedVersion: the versions that the signer
+	// accepts. A machine that speaks one of them asks again in the latest of those.
 	SupportedVersions []int `json:"supportedVersions,omitempty"`
 }
 
-// SupportedVersions returns the versions that this package reads, in their order.
+// SupportedVersions returns the versions that this package reads, in order.
 func SupportedVersions() []int { return []int{FirstVersion, Version} }
 
 // Binding ties every proof of a request to its payload.
@@ -215,8 +211,8 @@ func ParseRequest(body []byte) (*Request, error) {
 	return &r, nil
 }
 
-// ParsePayload decodes a payload as strictly as ParseRequest, but for members of the Report
-// that it does not know.
+// ParsePayload decodes a payload as strictly as ParseRequest. Only the Report may have unknown
+// members.
 func ParsePayload(payload []byte) (*Payload, error) {
 	var p Payload
 	err := object{

@@ -8,11 +8,11 @@ import (
 	"unicode/utf8"
 )
 
-// Report is what a machine says about itself, from version 2 on. The signer logs and counts
-// it, and decides nothing by it.
+// Report is what a machine says about itself, since version 2. The signer logs and counts it,
+// and bases no decision on it.
 //
-// It is the one part of a request that is open: it may have members that the signer does not
-// know, which it passes over. So later releases can say more without another version.
+// It is the one open part of a request: it may have members that the signer does not know and
+// ignores. So later releases can report more without a new version.
 type Report struct {
 	// Rejected says why the last certificates that the signer granted are not in use.
 	Rejected *Rejection `json:"rejected,omitempty"`
@@ -21,14 +21,14 @@ type Report struct {
 // Rejection says what kept a machine from using what the signer granted.
 type Rejection struct {
 	Code RejectionCode `json:"code"`
-	// RequestID is that of the answer.
+	// RequestID is the request id of the answer.
 	RequestID string `json:"requestId"`
 	// Detail is one line for people.
 	Detail string `json:"detail"`
 }
 
-// RejectionCode is a stable word for why a machine does not use an answer. A later machine
-// may send one that the signer does not know.
+// RejectionCode is a stable code for why a machine does not use an answer. A later machine may
+// send a code that the signer does not know.
 type RejectionCode string
 
 // The codes of this version.
@@ -36,9 +36,9 @@ const (
 	RejectedAnswer        RejectionCode = "answer_invalid" // it did not pass the machine's own checks
 	RejectedBySSHD        RejectionCode = "sshd_refused"   // sshd does not accept its configuration
 	RejectedNotInstalled  RejectionCode = "not_installed"  // the files could not be replaced
-	RejectedNotPresented  RejectionCode = "not_presented"  // sshd did not present the certificates; all was put back
-	RejectedLoginsBlocked RejectionCode = "logins_blocked" // they are in place, but sshd's settings admit nobody by one
-	RejectedReloadPending RejectionCode = "reload_pending" // they wait for a reload that activates other changes
+	RejectedNotPresented  RejectionCode = "not_presented"  // sshd did not present the certificates; everything was rolled back
+	RejectedLoginsBlocked RejectionCode = "logins_blocked" // they are in place, but sshd's settings allow no login with one
+	RejectedReloadPending RejectionCode = "reload_pending" // they wait for a reload that would activate other changes
 )
 
 const (
@@ -50,8 +50,8 @@ const (
 	maxReportMembers = 16
 )
 
-// NewRejection returns a rejection that every signer accepts: what is not printable in the
-// detail becomes a space, and the rest is cut.
+// NewRejection returns a rejection that every signer accepts: unprintable characters in the
+// detail become spaces, and the rest is cut.
 func NewRejection(code RejectionCode, requestID, detail string) *Rejection {
 	if !requestIDPattern.MatchString(requestID) {
 		requestID = ""
@@ -83,7 +83,7 @@ var (
 	memberPattern        = regexp.MustCompile(`^[a-z][A-Za-z0-9]{0,31}$`)
 )
 
-// check returns an error unless a rejection is fit for a log: short, and printable.
+// check returns an error unless a rejection is fit for a log: short and printable.
 func (r *Rejection) check() error {
 	switch {
 	case !rejectionCodePattern.MatchString(string(r.Code)):
@@ -98,7 +98,7 @@ func (r *Rejection) check() error {
 	return nil
 }
 
-// parseReport reads a report. Of members that are not known it checks the names only.
+// parseReport reads a report. For unknown members it checks only the names.
 func parseReport(data []byte) (*Report, error) {
 	if len(data) > MaxReportBytes {
 		return nil, fmt.Errorf("%d bytes, more than %d", len(data), MaxReportBytes)

@@ -10,19 +10,18 @@ import (
 	"unicode/utf8"
 )
 
-// object says which members a JSON object has, by their exact names: an object of
-// its own, a function that reads the value's text, or a pointer to what the value is
-// decoded into. None of these pointers leads to a struct or a map, whose members
-// encoding/json would read in its own way.
+// object says which members a JSON object has, by their exact names: another object, a
+// function that reads the value's text, or a pointer to decode the value into. None of these
+// pointers leads to a struct or a map, because encoding/json would read its members by its own
+// rules.
 type object map[string]any
 
-// decode reads one JSON object more strictly than encoding/json does, which takes
-// the last of two equal names, ignores their case, and repairs bad UTF-8: three
-// ways for two readers, say a firewall and the signer, to see two requests in one.
-// Members that are missing stay zero.
+// decode reads one JSON object more strictly than encoding/json, which takes the last of two
+// equal names, ignores case, and repairs bad UTF-8: three ways for two readers, such as a
+// firewall and the signer, to see two different requests in one. Missing members stay zero.
 func (o object) decode(data []byte) error { return o.decodeWith(data, o.refuse) }
 
-// decodeOpen passes over some members that o does not know.
+// decodeOpen skips some members that o does not know.
 func (o object) decodeOpen(data []byte) error { return o.decodeWith(data, o.passOver) }
 
 func (o object) decodeWith(data []byte, unknown unknownMember) error {
@@ -39,7 +38,7 @@ func (o object) decodeWith(data []byte, unknown unknownMember) error {
 	return nil
 }
 
-// unknownMember decides about a member that an object does not know, before its value.
+// unknownMember decides about a member that an object does not know, before reading its value.
 // seen are the names so far.
 type unknownMember func(name string, seen map[string]bool) error
 
@@ -47,7 +46,7 @@ func (object) refuse(name string, _ map[string]bool) error {
 	return fmt.Errorf("unknown field %.64q", name)
 }
 
-// passOver refuses what could be taken for a known member.
+// passOver refuses a name that could be mistaken for a known member.
 func (o object) passOver(name string, seen map[string]bool) error {
 	for known := range o {
 		if strings.EqualFold(known, name) {
@@ -60,8 +59,7 @@ func (o object) passOver(name string, seen map[string]bool) error {
 	return nil
 }
 
-// read goes no deeper than o itself does: the value of a name that it does not
-// know is never looked at.
+// read goes no deeper than o itself: it never looks at the value of an unknown name.
 func (o object) read(d *json.Decoder, unknown unknownMember) error {
 	open, err := d.Token()
 	if err != nil {
@@ -76,7 +74,7 @@ func (o object) read(d *json.Decoder, unknown unknownMember) error {
 		if err != nil {
 			return err
 		}
-		name, _ := token.(string) // within an object, the decoder lets nothing else through
+		name, _ := token.(string) // inside an object, the decoder allows nothing else
 		target, known := o[name]
 		if seen[name] {
 			return fmt.Errorf("field %.64q appears twice", name)

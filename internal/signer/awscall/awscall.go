@@ -25,14 +25,13 @@ import (
 )
 
 var (
-	// ErrNoAnswer marks a request that got no whole answer. The service may answer it better
-	// in a moment.
+	// ErrNoAnswer marks a request without a complete answer. The service may answer it soon.
 	ErrNoAnswer = errors.New("did not answer")
-	// ErrForeign marks an answer that is not the service's. Nothing follows from it.
+	// ErrForeign marks an answer that is not the service's. It proves nothing.
 	ErrForeign = errors.New("not the service's answer")
 )
 
-// timeout bounds one call, so that a region that hangs does not use up the time for others.
+// timeout bounds one call, so a region that hangs does not use up the time for the others.
 const timeout = 20 * time.Second
 
 // Client sends requests. Both fields are required.
@@ -43,18 +42,18 @@ type Client struct {
 
 // Request is a POST request to a service, before it is signed.
 type Request struct {
-	Service     string // the name in signatures, such as ec2
+	Service     string // the service's name in signatures, such as ec2
 	Region      ec2ref.Region
 	Endpoint    string // the URL of the service in that region
 	ContentType string
 	Target      string // the header X-Amz-Target of JSON APIs, or empty
 	Body        []byte
-	// MaxBytes bounds a good answer. What an error has beyond it is dropped.
+	// MaxBytes bounds a good answer. An error is cut at this length.
 	MaxBytes int64
 }
 
 // Send signs the request with the credentials, sends it once, and returns the answer's HTTP
-// status and body. It fails if the credentials cannot be had, with ErrNoAnswer and with
+// status and body. It fails if it cannot get the credentials, with ErrNoAnswer, or with
 // ErrForeign.
 func (c Client) Send(ctx context.Context, as aws.CredentialsProvider, r Request) (status int, body []byte, err error) {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
@@ -68,7 +67,8 @@ func (c Client) Send(ctx context.Context, as aws.CredentialsProvider, r Request)
 		return 0, nil, fmt.Errorf("%w: %w", ErrNoAnswer, err)
 	}
 	defer func() { _ = response.Body.Close() }()
-	// The client follows some redirects. A host that we did not ask says nothing.
+	// The client follows some redirects. An answer from a host that we did not call proves
+	// nothing.
 	if from := response.Request; from != nil && from.URL.String() != request.URL.String() {
 		return 0, nil, fmt.Errorf("%w: it came from %.128q by a redirect", ErrForeign, from.URL.Host)
 	}

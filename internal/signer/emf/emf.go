@@ -1,5 +1,5 @@
-// Package emf writes metrics into log lines: CloudWatch Logs makes metrics of a line
-// of JSON in its embedded metric format, without another call or permission
+// Package emf writes metrics into log lines: CloudWatch Logs extracts metrics from a JSON line
+// in its embedded metric format, without another call or permission
 // (https://docs.aws.amazon.com/AmazonCloudWatch/latest/monitoring/CloudWatch_Embedded_Metric_Format_Specification.html).
 package emf
 
@@ -11,20 +11,19 @@ import (
 // namespace is where CloudWatch keeps the metrics.
 const namespace = "Hallmark"
 
-// Set is metrics that have the same dimensions. Each pair of a metric and a value of
-// a dimension costs.
+// Set is a group of metrics with the same dimensions. CloudWatch charges for each combination
+// of a metric and a dimension value.
 type Set struct {
 	dimensions []string
 	metrics    []metric
 	values     []slog.Attr
 }
 
-// By returns an empty set whose dimensions are the members of the line with these
-// names, which are text.
+// By returns an empty set. Its dimensions are the line's members with these names, which must
+// be text.
 func By(dimensions ...string) *Set { return &Set{dimensions: dimensions} }
 
-// Count adds a number of things. It belongs into the line when it is 0 too, so that
-// averages are rates.
+// Count adds a number of things. Add it even if it is 0, so that averages are rates.
 func (s *Set) Count(name string, n int) { s.add(name, "Count", int64(n)) }
 
 // Happened adds 1 if something happened, and otherwise 0.
@@ -49,8 +48,8 @@ func (s *Set) add(name, unit string, value int64) {
 	s.values = append(s.values, slog.Int64(name, value))
 }
 
-// Attrs returns the members that make a line of that time a metric record. The
-// line's dimensions are other members of it.
+// Attrs returns the members that turn a line with this time into a metric record. The
+// dimensions are other members of the line.
 func Attrs(at time.Time, sets ...*Set) []slog.Attr {
 	var attrs []slog.Attr
 	record := metadata{Timestamp: at.UnixMilli()}
@@ -61,8 +60,8 @@ func Attrs(at time.Time, sets ...*Set) []slog.Attr {
 	return append(attrs, slog.Any("_aws", record))
 }
 
-// metadata names the members of the line that are metrics, and those that are
-// dimensions. Its fields have the specification's names.
+// metadata names the line's members that are metrics and those that are dimensions. Its fields
+// have the specification's names.
 type metadata struct {
 	Timestamp         int64 // milliseconds since 1970
 	CloudWatchMetrics []directive

@@ -14,9 +14,9 @@ import (
 // apiEvent is an event of a private REST API with proxy integration
 // (https://docs.aws.amazon.com/apigateway/latest/developerguide/set-up-lambda-proxy-integrations.html).
 type apiEvent struct {
-	Version         string            `json:"version"` // of other APIs' events; REST APIs send none
+	Version         string            `json:"version"` // in other APIs' events; REST APIs send none
 	Method          string            `json:"httpMethod"`
-	Headers         map[string]string `json:"headers"` // named as the client wrote them
+	Headers         map[string]string `json:"headers"` // with names as the client wrote them
 	Body            string            `json:"body"`
 	IsBase64Encoded bool              `json:"isBase64Encoded"`
 	RequestContext  struct {
@@ -41,7 +41,8 @@ func apiRequest(event []byte) (Request, error) {
 	case e.Method == "" || (e.Version != "" && e.Version != "1.0"):
 		return r, fmt.Errorf("version %.16q, method %.16q", e.Version, e.Method)
 	case identity.Endpoint == "":
-		// The API has become a public one, to which this deployment's limits do not fit.
+		// Without it, the API is public now, and this deployment's limits do not fit a public
+		// API.
 		return r, errors.New("no VPC endpoint: the API is not private")
 	}
 	r.Method = e.Method
@@ -56,8 +57,8 @@ func apiRequest(event []byte) (Request, error) {
 	return r, nil
 }
 
-// header returns a header's value. Two of one name, in different cases, are none: which one
-// counts must not depend on the order of a map.
+// header returns a header's value. If two names differ only in case, it returns none: the
+// order of a map must not decide which one counts.
 func header(all map[string]string, name string) string {
 	value, found := "", false
 	for key, v := range all {

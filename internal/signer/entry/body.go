@@ -8,8 +8,8 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
 )
 
-// body returns a request's body up to one byte more than the signer accepts, and decodes
-// no further. Broken base64 is an empty body, which is no request.
+// body returns at most one byte more of a request's body than the signer accepts, and decodes
+// no further. Broken base64 gives an empty body, which is not a request.
 func body(text string, isBase64 bool) []byte {
 	var r io.Reader = strings.NewReader(text)
 	if isBase64 {

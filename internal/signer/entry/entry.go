@@ -1,10 +1,10 @@
-// Package entry reads the events by which requests reach the enroll function, and writes
-// the answers in the form that each expects.
+// Package entry reads the events through which requests reach the enroll function, and writes
+// the answers in the form that each event expects.
 //
-// A function has one entry, and refuses the events of the others. What an event says of
-// its sender counts only if AWS wrote it: with a function URL or a private API, nobody but
-// that service may invoke the function. With direct invocations the sender writes the
-// whole event, so the form has no such fields.
+// A function has one entry, and refuses the events of the others. What an event says about its
+// sender counts only if AWS wrote it: with a function URL or a private API, only that service
+// may invoke the function. With direct invocations the sender writes the whole event, so that
+// form has no such fields.
 package entry
 
 import (
@@ -14,10 +14,10 @@ import (
 	"slices"
 )
 
-// Kind is how requests reach the function. The zero value is none.
+// Kind says how requests reach the function. The zero value is invalid.
 type Kind string
 
-// The entries. docs/networks.md says which fits which network.
+// The entries. docs/networks.md says which one fits which network.
 const (
 	// URL is a Lambda function URL.
 	URL Kind = "url"
@@ -55,16 +55,15 @@ type Request struct {
 	// Source is the caller's address as AWS saw it, never as a header says. It is empty
 	// for direct invocations.
 	Source string
-	// Endpoint is the id of the VPC endpoint that a request to a private API came through,
-	// and empty otherwise. Private addresses repeat, so that Source means little without it.
+	// Endpoint is the id of the VPC endpoint that a request to a private API came through, and
+	// empty otherwise. Private addresses repeat, so Source means little without it.
 	Endpoint string
 	// IAM is who signed the HTTP request, or nil if the entry requires no signature.
 	IAM *IAMCaller
 }
 
-// IAMCaller is who signed a request with IAM credentials, as AWS verified it. It is a
-// second lock and no proof: the holder of an instance's role chooses the name of the
-// session.
+// IAMCaller is who signed a request with IAM credentials, as AWS verified it. It is a second
+// lock, not a proof: the holder of an instance's role chooses the session's name.
 type IAMCaller struct {
 	Account string
 	ARN     string
@@ -77,8 +76,8 @@ type Answer struct {
 	Body   []byte
 }
 
-// Request reads an event. Its errors do not repeat the event, and come with the request's
-// ID if the event has one.
+// Request reads an event. Its errors do not repeat the event's content. Even with an error it
+// returns the request's ID if the event has one.
 func (k Kind) Request(event []byte) (Request, error) {
 	switch k {
 	case URL:
@@ -91,7 +90,7 @@ func (k Kind) Request(event []byte) (Request, error) {
 	return Request{}, fmt.Errorf("unknown entry %q", k)
 }
 
-// Response writes an answer as the entry expects it.
+// Response writes an answer in the form that the entry expects.
 func (k Kind) Response(a Answer) ([]byte, error) {
 	switch k {
 	case URL:
@@ -107,7 +106,7 @@ func (k Kind) Response(a Answer) ([]byte, error) {
 // decode reads the JSON of an event.
 func decode(event []byte, into any) error {
 	if err := json.Unmarshal(event, into); err != nil {
-		return errors.New("not the JSON of such an event") // the decoder's own words quote it
+		return errors.New("not the JSON of such an event") // the decoder's own message quotes the event
 	}
 	return nil
 }

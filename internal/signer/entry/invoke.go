@@ -10,9 +10,9 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
 )
 
-// invokeRequest reads a direct invocation (protocol.Invocation). The sender wrote all of
-// it, so nothing in it says where it comes from, and a field that the form does not have,
-// such as the other entries' requestContext, makes it another event.
+// invokeRequest reads a direct invocation (protocol.Invocation). The sender wrote all of it,
+// so nothing in it says where it comes from. A field that this form does not have, such as the
+// other entries' requestContext, makes it another kind of event.
 func invokeRequest(event []byte) (Request, error) {
 	var e protocol.Invocation
 	decoder := json.NewDecoder(bytes.NewReader(event))

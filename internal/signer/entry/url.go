@@ -11,15 +11,15 @@ import (
 )
 
 // urlRequest reads an event of a function URL, payload format 2.0
-// (https://docs.aws.amazon.com/lambda/latest/dg/urls-invocation.html). The caller's own
-// headers, of which X-Forwarded-For is one, do not say who calls: requestContext does.
+// (https://docs.aws.amazon.com/lambda/latest/dg/urls-invocation.html). It ignores the caller's
+// own headers about its address, such as X-Forwarded-For, and reads requestContext.
 func urlRequest(event []byte) (Request, error) {
 	var e events.LambdaFunctionURLRequest
 	if err := decode(event, &e); err != nil {
 		return Request{}, err
 	}
 	r := Request{ID: e.RequestContext.RequestID}
-	// EventBridge's events have a version too, "0".
+	// EventBridge's events have a version too: "0".
 	if e.Version != "2.0" || e.RequestContext.HTTP.Method == "" {
 		return r, fmt.Errorf("version %.16q, method %.16q", e.Version, e.RequestContext.HTTP.Method)
 	}

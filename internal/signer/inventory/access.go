@@ -92,9 +92,9 @@ func ownAccount(accounts []Account) ec2ref.Account {
 	return ""
 }
 
-// newCredentials returns the credentials for each account, by its id. Each account with a
-// role has its own cache, which asks STS once for all waiting requests. It looks
-// credentials up by account number, never by the role's name, which many accounts share.
+// newCredentials returns the credentials for each account, by its id. Each account with a role
+// has its own cache, which asks STS once for all waiting requests. It looks up credentials by
+// account number, never by the role's name, which many accounts share.
 func newCredentials(own aws.CredentialsProvider, assumer RoleAssumer, accounts []Account) map[ec2ref.Account]aws.CredentialsProvider {
 	byAccount := make(map[ec2ref.Account]aws.CredentialsProvider, len(accounts))
 	for _, account := range accounts {

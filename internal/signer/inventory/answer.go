@@ -12,19 +12,19 @@ import (
 	"unicode/utf8"
 )
 
-// EC2's answers, with the elements that are used. Whoever else answers (a proxy's block
-// page, another action, an error sent with status 200) has said nothing about instances,
+// EC2's answers, with the elements that Hallmark uses. Anything else that answers (a proxy's
+// block page, another action, an error sent with status 200) has said nothing about instances,
 // so an answer counts only with the root and the list that its action has.
 
-// namespace begins the XML namespace of EC2's answers; the API version follows
-// (Amazon EC2 API Reference, "Query responses"). A stand-in for EC2 may leave it out.
+// namespace begins the XML namespace of EC2's answers; the API version follows (Amazon EC2 API
+// Reference, "Query responses"). A stand-in for EC2 may omit it.
 const namespace = "http://ec2.amazonaws.com/doc/"
 
-// errAnswer marks an answer that is not EC2's answer to the question. Nothing follows
-// from it, least of all that an instance does not exist.
+// errAnswer marks an answer that is not EC2's answer to the request. It proves nothing, and
+// certainly not that an instance does not exist.
 var errAnswer = errors.New("not an answer of EC2")
 
-// one is an element that may come once. encoding/xml alone would keep the last of several.
+// one is an element that may appear once. encoding/xml alone would keep the last of several.
 type one[T any] struct {
 	value T
 	there bool
@@ -39,7 +39,7 @@ func (o *one[T]) UnmarshalXML(d *xml.Decoder, start xml.StartElement) error {
 	return d.DecodeElement(&o.value, &start)
 }
 
-// list is a list in the form that EC2 gives every list.
+// list is a list in the form that EC2 uses for every list.
 type list[T any] struct {
 	Items []T `xml:"item"`
 }
@@ -108,8 +108,8 @@ type (
 	}
 )
 
-// parseInstances reads the answer to DescribeInstances. The reservations hold instances
-// that have an id and a state, and no instance twice.
+// parseInstances reads the answer to DescribeInstances. Each instance in the reservations must
+// have an id and a state, and must appear only once.
 func parseInstances(data []byte) (instancesAnswer, error) {
 	var a instancesAnswer
 	err := decode(data, "DescribeInstancesResponse", &a, &a.XMLName)
@@ -149,7 +149,7 @@ func parseImages(data []byte) (imagesAnswer, error) {
 	return a, err
 }
 
-// parseImageMetadata reads the answer to DescribeInstanceImageMetadata. Its items have an
+// parseImageMetadata reads the answer to DescribeInstanceImageMetadata. Each item must have an
 // instance, an account, and an image with an owner.
 func parseImageMetadata(data []byte) (imageMetadataAnswer, error) {
 	var a imageMetadataAnswer
@@ -169,8 +169,8 @@ func parseImageMetadata(data []byte) (imageMetadataAnswer, error) {
 	return a, err
 }
 
-// parseError reads the code and the message of an error (Amazon EC2 API Reference,
-// "Error responses"). It is not EC2's unless it has a code.
+// parseError reads the code and the message of an error (Amazon EC2 API Reference, "Error
+// responses"). Without a code, the error is not EC2's.
 func parseError(data []byte) (code, message string, ok bool) {
 	var a errorAnswer
 	if decode(data, "Response", &a, &a.XMLName) != nil || len(a.Errors.value.Error) == 0 {
@@ -182,7 +182,7 @@ func parseError(data []byte) (code, message string, ok bool) {
 
 // decode reads one XML document with the given root, and nothing after it.
 func decode(data []byte, root string, answer any, name *xml.Name) error {
-	if !utf8.Valid(data) { // another character set, or none
+	if !utf8.Valid(data) { // it names another character set, or none
 		return fmt.Errorf("%w: it is not UTF-8", errAnswer)
 	}
 	d := xml.NewDecoder(bytes.NewReader(replaceForbidden(data)))
@@ -217,9 +217,9 @@ func nextToken(d *xml.Decoder) (xml.Token, error) {
 	}
 }
 
-// replaceForbidden replaces the characters that XML 1.0 forbids, and references to them,
-// by U+FFFD. A tag may hold such a character, EC2 passes it on, and one machine's tag must
-// not make all the other machines unreadable.
+// replaceForbidden replaces characters that XML 1.0 forbids, and references to them, with
+// U+FFFD. A tag may contain such a character, and EC2 returns it. One machine's tag must not
+// make all other machines unreadable.
 func replaceForbidden(data []byte) []byte {
 	if bytes.ContainsFunc(data, isForbidden) {
 		data = bytes.Map(func(r rune) rune {
@@ -232,14 +232,14 @@ func replaceForbidden(data []byte) []byte {
 	return replaceReferences(data)
 }
 
-// isForbidden reports whether XML 1.0 has no such character (section 2.2, "Char").
+// isForbidden reports whether XML 1.0 forbids the character (section 2.2, "Char").
 func isForbidden(r rune) bool {
 	return r < ' ' && r != '\t' && r != '\n' && r != '\r' || r >= 0xD800 && r <= 0xDFFF ||
 		r == 0xFFFE || r == 0xFFFF || r > utf8.MaxRune
 }
 
-// maxReferenceDigits is as long as a reference is looked at: 0x10FFFF has eight. What is
-// longer is the decoder's to judge.
+// maxReferenceDigits bounds how much of a reference to check: 0x10FFFF has eight characters.
+// The decoder handles longer ones.
 const maxReferenceDigits = 10
 
 // replaceReferences replaces references to forbidden characters (section 4.1, "CharRef").

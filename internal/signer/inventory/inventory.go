@@ -1,5 +1,4 @@
-// Package inventory asks EC2 what it knows of instances, with the credentials for
-// their account.
+// Package inventory asks EC2 about instances, with the credentials for their account.
 package inventory
 
 import (
@@ -26,8 +25,8 @@ import (
 // ErrNotFound says that EC2 does not know the instance in that region.
 var ErrNotFound = errors.New("EC2 does not know the instance")
 
-// The states of an instance, as EC2 names them: those in which it may enroll, those
-// in which it waits to be started again, and those that it does not come back from.
+// The states of an instance, as EC2 names them: the states in which it may enroll, the state
+// in which it waits to be started again, and the states from which it never returns.
 const (
 	StatePending      = "pending"
 	StateRunning      = "running"
@@ -36,7 +35,7 @@ const (
 	StateTerminated   = "terminated"
 )
 
-// Instance is what EC2 says of an instance. Text that EC2 leaves out is empty.
+// Instance is what EC2 says about an instance. Text that EC2 omits is empty.
 type Instance struct {
 	ID               ec2ref.InstanceID
 	OwnerID          ec2ref.Account // of the reservation
@@ -52,8 +51,8 @@ type Instance struct {
 	// ImageOwner is the account that owns the image, or empty if the image is gone
 	// or no longer shared.
 	ImageOwner string
-	// ImageTags are the image's tags, and empty unless it is the instance's own
-	// account that owns it.
+	// ImageTags are the image's tags. They are empty unless the instance's own account owns
+	// the image.
 	ImageTags          map[string]string
 	InstanceProfileARN string
 	PrivateDNS         string
@@ -67,24 +66,24 @@ func (i *Instance) Ref() ec2ref.Instance {
 }
 
 const (
-	// maxImages bounds what a warm process remembers.
+	// maxImages bounds how many images a warm process remembers.
 	maxImages = 256
-	// imageLife is how long an image is not asked about again, so that a fleet that
-	// boots at once asks about its image once. An image never changes its owner, but
-	// its tags, or which accounts it is shared with.
+	// imageLife is how long a process remembers an image, so that a fleet that boots at once asks
+	// about its image only once. An image never changes its owner, but its tags may change,
+	// and so may the accounts that share it.
 	imageLife = time.Minute
-	// attempts bounds how often EC2 is asked one question.
+	// attempts bounds how often one request to EC2 is tried.
 	attempts = 5
 )
 
-// imageKey has the place, because what is known of an image in one place says nothing
-// of another.
+// imageKey contains the place, because what one place says about an image says nothing about
+// another place.
 type imageKey struct {
 	at ec2ref.Place
 	id string
 }
 
-// image is what EC2 says of an image, the zero value if it does not show it.
+// image is what EC2 says about an image, or the zero value if EC2 does not show it.
 type image struct {
 	owner string
 	tags  map[string]string
@@ -95,9 +94,9 @@ type rememberedImage struct {
 	until time.Time
 }
 
-// EC2 reads from EC2. It may be used by several goroutines at once.
+// EC2 reads from EC2. It is safe for concurrent use.
 type EC2 struct {
-	// Wait blocks for a time, or until the context ends. Tests replace it.
+	// Wait waits for a time, or until the context ends. Tests replace it.
 	Wait func(ctx context.Context, d time.Duration) error
 
 	client      awscall.Client
@@ -113,23 +112,23 @@ type EC2 struct {
 	ownChecked bool
 }
 
-// Config says which EC2 to ask, and with which credentials. All fields are required, but Identity only for
-// CheckAccount.
+// Config says which EC2 to ask, and with which credentials. All fields are required, except
+// that only CheckAccount needs Identity.
 type Config struct {
 	// AWS has the HTTP client, and the credentials for accounts without a role.
 	AWS aws.Config
-	// Accounts are all that may be asked about.
+	// Accounts are the only accounts that the signer asks about.
 	Accounts []Account
-	// Roles gives the credentials for accounts with a role.
+	// Roles returns the credentials for accounts with a role.
 	Roles RoleAssumer
-	// Identity says whose the credentials for accounts without a role are.
+	// Identity says which account the credentials without a role belong to.
 	Identity CallerIdentifier
 	// Endpoint returns the URL of EC2 in a region.
 	Endpoint func(region ec2ref.Region) (string, error)
 	Now      func() time.Time
 }
 
-// New returns an EC2. It calls nobody.
+// New returns an EC2. It makes no call.
 func New(c Config) *EC2 {
 	return &EC2{
 		Wait:        backoff.Wait,
@@ -143,9 +142,9 @@ func New(c Config) *EC2 {
 	}
 }
 
-// Instance returns what EC2 knows of the account's instance now. It fails with
-// ErrNotListed for an account that is not configured, before any call, and with
-// ErrNotFound if EC2 still does not know the instance after a few seconds.
+// Instance returns what EC2 now knows about the account's instance. It fails with ErrNotListed
+// for an account that is not configured, before any call, and with ErrNotFound if EC2 still
+// does not know the instance after a few seconds.
 func (e *EC2) Instance(ctx context.Context, of ec2ref.Instance) (*Instance, error) {
 	i, err := e.findInstance(ctx, of)
 	if err != nil {
@@ -159,14 +158,14 @@ func (e *EC2) Instance(ctx context.Context, of ec2ref.Instance) (*Instance, erro
 	return i, nil
 }
 
-// setImage notes what is known of the instance's image.
+// setImage adds what is known about the instance's image.
 func (i *Instance) setImage(found image) {
 	i.ImageOwner = found.owner
-	// Tags of an image are each account's own: whoever may use another's image can
-	// give it any tags within his account. They say something of where an image comes
-	// from only where the owner has set them.
+	// Each account tags an image for itself: anyone who may use somebody else's image can give
+	// it any tags in their own account. Tags say something about an image's origin only if its
+	// owner has set them.
 	if found.owner == string(i.OwnerID) {
-		i.ImageTags = maps.Clone(found.tags) // which other requests share
+		i.ImageTags = maps.Clone(found.tags) // a copy, because other requests share it
 	}
 }
 
@@ -178,10 +177,9 @@ func (e *EC2) findInstance(ctx context.Context, of ec2ref.Instance) (i *Instance
 	return i, err
 }
 
-// patiently asks again while EC2 is busy, or says that there is no such instance:
-// its API is eventually consistent, and a machine can boot before EC2 will admit
-// that it exists (EC2 documentation, "Eventual consistency"). It returns what EC2 last
-// said, rather than that time is up.
+// patiently asks again while EC2 is busy, or says that there is no such instance: its API is
+// eventually consistent, so a machine can boot before EC2 shows it (EC2 documentation,
+// "Eventual consistency"). It returns EC2's last answer, rather than that time is up.
 func (e *EC2) patiently(ctx context.Context, ask func() error) error {
 	policy := backoff.Policy{
 		Growth: backoff.Growth{First: 250 * time.Millisecond, Longest: 2 * time.Second},
@@ -218,16 +216,16 @@ func (e *EC2) describeInstance(ctx context.Context, of ec2ref.Instance) (*Instan
 	return found, nil
 }
 
-// unasked says that an answer is about something that was not asked about: it is the
-// answer to another question.
+// unasked says that an answer is about something else: it is the answer to another request.
 func unasked(id string) error {
 	return fmt.Errorf("%w: it is about %.32q, which was not asked about", errAnswer, id)
 }
 
-// askInstances sends the question DescribeInstances.
+// askInstances sends the request DescribeInstances.
 func (e *EC2) askInstances(ctx context.Context, at ec2ref.Place, question url.Values, limit int64) (instancesAnswer, error) {
 	question.Set("Action", "DescribeInstances")
-	// Instances that an AWS service manages are hidden otherwise, and would look gone.
+	// EC2 would otherwise hide instances that an AWS service manages, and they would seem to
+	// be gone.
 	question.Set("IncludeManagedResources", "true")
 	data, err := e.call(ctx, at, question, limit)
 	if err != nil {
@@ -236,7 +234,7 @@ func (e *EC2) askInstances(ctx context.Context, at ec2ref.Place, question url.Va
 	return parseInstances(data)
 }
 
-// askImages sends the question DescribeImages.
+// askImages sends the request DescribeImages.
 func (e *EC2) askImages(ctx context.Context, at ec2ref.Place, question url.Values, limit int64) (imagesAnswer, error) {
 	maps.Copy(question, url.Values{"Action": {"DescribeImages"}, "IncludeDeprecated": {"true"}, "IncludeDisabled": {"true"}})
 	data, err := e.call(ctx, at, question, limit)
@@ -266,8 +264,8 @@ func newInstance(region ec2ref.Region, owner string, item instanceItem) *Instanc
 	}
 }
 
-// tagMap returns the tags. One whose key holds a character that XML forbids is left out:
-// its key is not known, and two such could look the same.
+// tagMap returns the tags. It leaves out a tag whose key contains a character that XML
+// forbids: its real key is unknown, and two such keys could look the same.
 func tagMap(items []tagItem) map[string]string {
 	tags := make(map[string]string, len(items))
 	for _, item := range items {
@@ -278,8 +276,8 @@ func tagMap(items []tagItem) map[string]string {
 	return tags
 }
 
-// findImage returns what EC2 says of the image, and nothing of one that it does
-// not show: an image may be deregistered while its instances run on.
+// findImage returns what EC2 says about the image, or nothing if EC2 does not show it: an
+// image may be deregistered while its instances still run.
 func (e *EC2) findImage(ctx context.Context, at ec2ref.Place, id string) (image, error) {
 	if id == "" {
 		return image{}, nil
@@ -334,11 +332,11 @@ func (e *EC2) remember(key imageKey, i image) {
 	if len(e.images) >= maxImages {
 		clear(e.images)
 	}
-	// Without the monotonic reading: that clock stands still while a Lambda is frozen.
+	// Strip the monotonic reading: that clock stands still while a Lambda function is frozen.
 	e.images[key] = rememberedImage{i, e.now().Round(0).Add(imageLife)}
 }
 
-// hasCode reports whether EC2 refused the question with one of the codes.
+// hasCode reports whether EC2 refused the request with one of the codes.
 func hasCode(err error, codes ...string) bool {
 	api, ok := errors.AsType[*apiError](err)
 	return ok && api.status == http.StatusBadRequest && slices.Contains(codes, api.code)

@@ -9,8 +9,8 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 )
 
-// ErrNotPermitted says that EC2 does not let the credentials ask, or does not know the
-// question there.
+// ErrNotPermitted says that EC2 does not let these credentials ask, or that the region does
+// not have the action.
 var ErrNotPermitted = errors.New("EC2 does not answer this question to these credentials")
 
 // LaunchImage is the image that an instance was launched from.
@@ -19,9 +19,9 @@ type LaunchImage struct {
 	Owner string // the account that owns it
 }
 
-// LaunchImage returns which image the account's instance was launched from, also if the
-// image is deregistered or no longer shared, which DescribeImages does not show. It tells
-// no tags. It fails with ErrNotListed for an account that is not configured, before any
+// LaunchImage returns the image that the account's instance was launched from, even if the
+// image is deregistered or no longer shared, and DescribeImages does not show it. The answer
+// has no tags. It fails with ErrNotListed for an account that is not configured, before any
 // call, with ErrNotFound if EC2 does not know the instance, and with ErrNotPermitted.
 func (e *EC2) LaunchImage(ctx context.Context, of ec2ref.Instance) (LaunchImage, error) {
 	var found LaunchImage
@@ -63,8 +63,8 @@ func (e *EC2) describeLaunchImage(ctx context.Context, of ec2ref.Instance) (Laun
 	return LaunchImage{}, ErrNotFound
 }
 
-// isNotPermitted knows the codes by which EC2 refuses an action (Amazon EC2 API Reference,
-// "Error codes"): a role that lacks the permission, and a region without the action.
+// isNotPermitted recognizes the codes with which EC2 refuses an action (Amazon EC2 API
+// Reference, "Error codes"): a role without the permission, or a region without the action.
 func isNotPermitted(err error) bool {
 	api, ok := errors.AsType[*apiError](err)
 	if !ok {

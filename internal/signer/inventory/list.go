@@ -15,16 +15,16 @@ const (
 	// maxFilterValues is EC2's bound on the values of a filter (Amazon EC2 API
 	// Reference, "Filter").
 	maxFilterValues = 200
-	// pageSize is the most that EC2 puts on a page (the same, DescribeInstances).
+	// pageSize is the most that EC2 returns in one page (same reference, DescribeInstances).
 	pageSize = 1000
 	// maxPages bounds one listing: half a million instances of one account and region.
 	maxPages = 500
 )
 
-// Instances returns those of the account's instances that EC2 knows, by id. It never
-// leaves out one that it could not ask about: whatever goes wrong fails the whole
-// call. What EC2 does not show is asked about again for a few seconds, as Instance
-// does, since to be off-boarded by mistake cannot be undone.
+// Instances returns those of the account's instances that EC2 knows, by id. It never leaves
+// out an instance that it could not ask about: any failure fails the whole call. It asks again
+// for a few seconds about instances that EC2 does not show, as Instance does, because an
+// off-boarding by mistake cannot be undone.
 func (e *EC2) Instances(ctx context.Context, at ec2ref.Place, ids []ec2ref.InstanceID) (map[ec2ref.InstanceID]*Instance, error) {
 	found := make(map[ec2ref.InstanceID]*Instance, len(ids))
 	missing := slices.Compact(slices.Sorted(slices.Values(ids)))
@@ -37,7 +37,7 @@ func (e *EC2) Instances(ctx context.Context, at ec2ref.Place, ids []ec2ref.Insta
 		return nil
 	})
 	if failed == nil && len(missing) > 0 {
-		failed = ctx.Err() // that time was up is no answer
+		failed = ctx.Err() // running out of time is not an answer
 	}
 	if failed == nil {
 		failed = e.addImages(ctx, at, found)
@@ -48,11 +48,12 @@ func (e *EC2) Instances(ctx context.Context, at ec2ref.Place, ids []ec2ref.Insta
 	return found, nil
 }
 
-// seek asks for instances, adds them to found, and returns the ids of the others; with
-// an error none.
+// seek asks for instances, adds them to found, and returns the ids of the others. With an
+// error it returns none.
 func (e *EC2) seek(ctx context.Context, at ec2ref.Place, ids []ec2ref.InstanceID, found map[ec2ref.InstanceID]*Instance) (missing []ec2ref.InstanceID, err error) {
 	for batch := range slices.Chunk(ids, maxFilterValues) {
-		// By filter: of ids that are named as such, one that EC2 does not know fails all.
+		// Use a filter: if ids are passed directly, one that EC2 does not know fails the whole
+		// request.
 		if err := e.listInstances(ctx, at, filter("instance-id", batch), found); err != nil {
 			return nil, err
 		}
@@ -60,8 +61,8 @@ func (e *EC2) seek(ctx context.Context, at ec2ref.Place, ids []ec2ref.InstanceID
 	return slices.DeleteFunc(ids, func(id ec2ref.InstanceID) bool { return found[id] != nil }), nil
 }
 
-// All returns all instances of an account in a region, by id. Instances that start
-// or end while EC2 is asked may be missing.
+// All returns all instances of an account in a region, by id. Instances that start or
+// terminate during the call may be missing.
 func (e *EC2) All(ctx context.Context, at ec2ref.Place) (map[ec2ref.InstanceID]*Instance, error) {
 	found := make(map[ec2ref.InstanceID]*Instance)
 	err := e.listInstances(ctx, at, url.Values{}, found)
@@ -99,7 +100,7 @@ func filter[T ~string](name string, values []T) url.Values {
 
 func filterValue(n int) string { return fmt.Sprintf("Filter.1.Value.%d", n+1) }
 
-// asksAbout reports whether a question has no filter, or one with this value.
+// asksAbout reports whether a request has no filter, or a filter with this value.
 func asksAbout(question url.Values, value string) bool {
 	for n := 0; question.Has(filterValue(n)); n++ {
 		if question.Get(filterValue(n)) == value {
@@ -109,8 +110,8 @@ func asksAbout(question url.Values, value string) bool {
 	return !question.Has("Filter.1.Name")
 }
 
-// listInstances adds to found what the question's pages hold. If it asks about certain
-// ids, an answer about another one is an error.
+// listInstances adds the instances on the request's pages to found. If the request is about
+// certain ids, an answer about another id is an error.
 func (e *EC2) listInstances(ctx context.Context, at ec2ref.Place, question url.Values, found map[ec2ref.InstanceID]*Instance) error {
 	return e.pages(ctx, question, func(question url.Values) (next string, err error) {
 		answer, err := e.askInstances(ctx, at, question, maxListBytes)
@@ -118,7 +119,7 @@ func (e *EC2) listInstances(ctx context.Context, at ec2ref.Place, question url.V
 			return "", err
 		}
 		for _, reservation := range answer.Reservations.value.Items {
-			// Whoever answers for another account has said nothing of this one, least of all
+			// An answer for another account says nothing about this one, and certainly not
 			// that its instances are gone.
 			if owner := reservation.OwnerID.value; owner != string(at.Account) {
 				return "", fmt.Errorf("EC2 answered for account %.16q", owner)
@@ -135,8 +136,8 @@ func (e *EC2) listInstances(ctx context.Context, at ec2ref.Place, question url.V
 	})
 }
 
-// pages asks for one page after the other, each of them patiently. A page may be
-// empty and yet not be the last (Amazon EC2 API Reference, "Pagination").
+// pages asks for one page after the other, each patiently. A page may be empty without being
+// the last (Amazon EC2 API Reference, "Pagination").
 func (e *EC2) pages(ctx context.Context, question url.Values, ask func(url.Values) (next string, err error)) error {
 	question.Set("MaxResults", strconv.Itoa(pageSize))
 	seen := make(map[string]bool)
@@ -158,7 +159,7 @@ func (e *EC2) pages(ctx context.Context, question url.Values, ask func(url.Value
 	return fmt.Errorf("EC2 has more than %d pages", maxPages)
 }
 
-// addImages fills in what is known of the instances' images, asking for all at once.
+// addImages fills in what is known about the instances' images, asking for all at once.
 func (e *EC2) addImages(ctx context.Context, at ec2ref.Place, instances map[ec2ref.InstanceID]*Instance) error {
 	images := make(map[string]image)
 	var unknown []string
@@ -183,9 +184,9 @@ func (e *EC2) addImages(ctx context.Context, at ec2ref.Place, instances map[ec2r
 	return nil
 }
 
-// listImages adds to images what EC2 says of those with these ids.
+// listImages adds to images what EC2 says about those with these ids.
 func (e *EC2) listImages(ctx context.Context, at ec2ref.Place, ids []string, images map[string]image) error {
-	// By filter, as in Instances: an image may be gone.
+	// Use a filter, as in Instances: an image may be gone.
 	return e.pages(ctx, filter("image-id", ids), func(question url.Values) (next string, err error) {
 		answer, err := e.askImages(ctx, at, question, maxListBytes)
 		if err != nil {

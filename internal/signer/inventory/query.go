@@ -13,17 +13,17 @@ import (
 
 const (
 	apiVersion = "2016-11-15"
-	// maxAnswerBytes bounds an answer on one instance or image.
+	// maxAnswerBytes bounds an answer about one instance or image.
 	maxAnswerBytes = 1 << 20
-	// maxListBytes bounds a page of a thousand instances, of 5 KB each and more with many
-	// tags.
+	// maxListBytes bounds a page of a thousand instances, with 5 KB each and more for
+	// instances with many tags.
 	maxListBytes = 32 << 20
 )
 
-// errBusy marks what EC2 may answer better in a moment.
+// errBusy marks a request that EC2 may answer soon.
 var errBusy = errors.New("EC2 is busy or did not answer")
 
-// apiError is an error that EC2 answered.
+// apiError is an error that EC2 returned.
 type apiError struct {
 	status        int
 	code, message string
@@ -31,16 +31,16 @@ type apiError struct {
 
 func (e *apiError) Error() string { return fmt.Sprintf("EC2: %s: %s", e.code, e.message) }
 
-// Is makes throttling and failures of EC2's own count as errBusy.
+// Is makes throttling and EC2's own failures count as errBusy.
 func (e *apiError) Is(target error) bool {
 	return target == errBusy && (e.status >= 500 || e.code == "RequestLimitExceeded" || e.code == "Throttling")
 }
 
-// call sends an action of EC2's Query API (Amazon EC2 API Reference, "Query
-// requests") and returns the answer, which has no more than limit bytes.
+// call sends an action of EC2's Query API (Amazon EC2 API Reference, "Query requests") and
+// returns the answer, which has at most limit bytes.
 func (e *EC2) call(ctx context.Context, at ec2ref.Place, form url.Values, limit int64) ([]byte, error) {
-	// A stranger's account with a role of the expected name would let the signer in:
-	// an account that is not listed gets no call, not even of STS.
+	// An attacker's account with a role of the expected name would let the signer in. So an
+	// account that is not listed causes no call, not even to STS.
 	provider, listed := e.credentials[at.Account]
 	if !listed {
 		return nil, ErrNotListed
@@ -71,7 +71,7 @@ func (e *EC2) call(ctx context.Context, at ec2ref.Place, form url.Values, limit 
 func newAPIError(status int, data []byte) error {
 	code, message, ok := parseError(data)
 	if !ok {
-		// A proxy on the way answers 403 too. Only EC2's own error says something.
+		// A proxy on the way answers 403 too. Only EC2's own error counts.
 		code, message = fmt.Sprintf("HTTP status %d", status), ""
 	}
 	return &apiError{status: status, code: code, message: message}

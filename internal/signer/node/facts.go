@@ -12,9 +12,9 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
 )
 
-// Facts are what is known of an instance, all of it from the signed document, from
-// EC2 or from the ledger, and none of it said by the caller alone. Tags are the
-// exception in spirit: whoever may call ec2:CreateTags chooses them.
+// Facts are what is known about an instance. All of it comes from the signed document, EC2 or
+// the ledger, and none of it only from the caller. But anyone who may call ec2:CreateTags
+// chooses the tags.
 type Facts struct {
 	Account    string
 	Region     string
@@ -26,18 +26,17 @@ type Facts struct {
 	InstanceProfile string
 
 	Image string // id
-	// ImageOwner is the account that owns the image, or empty if nobody knows it any
-	// more.
+	// ImageOwner is the account that owns the image, or empty if it is no longer known.
 	ImageOwner string
-	// ImageTags are the image's tags, and empty unless the image is of the instance's
-	// own account: AWS shows them to no other, and whoever copies an image can forge
+	// ImageTags are the image's tags. They are empty unless the instance's own account owns
+	// the image: AWS shows them to no other account, and anyone who copies an image can forge
 	// them.
 	ImageTags map[string]string
 
-	// LaunchTime is zero if nobody knows it.
+	// LaunchTime is zero if it is unknown.
 	LaunchTime time.Time
-	// Enrolled says that the ledger knows the instance from an enrollment that went
-	// through. It stands in for the instance's age.
+	// Enrolled says that the ledger has a confirmed enrollment of the instance. It replaces
+	// the check of the instance's age.
 	Enrolled bool
 
 	PrivateIP  string
@@ -48,7 +47,8 @@ type Facts struct {
 	Tags map[string]string
 }
 
-// FactsOf returns what EC2 says of an instance and what the ledger remembers of its image.
+// FactsOf returns what EC2 says about an instance and what the ledger remembers about its
+// image.
 func FactsOf(i *inventory.Instance, r ledger.Record) Facts {
 	owner, tags := r.ImageOf(i.ImageID, i.ImageOwner, i.ImageTags)
 	return Facts{
@@ -75,8 +75,8 @@ func FactsOf(i *inventory.Instance, r ledger.Record) Facts {
 // MaxLaunchSkew is how far EC2's clock may be ahead of the signer's.
 const MaxLaunchSkew = 5 * time.Minute
 
-// Age returns the time since the launch, and whether it is known. A launch that is
-// yet to come says nothing: taken for a young machine, it would pass every bound.
+// Age returns the time since the launch, and whether it is known. A launch time in the future
+// counts as unknown: as a young machine, it would pass every bound.
 func (f Facts) Age(now time.Time) (age time.Duration, known bool) {
 	if f.LaunchTime.IsZero() || f.LaunchTime.After(now.Add(MaxLaunchSkew)) {
 		return 0, false
@@ -84,8 +84,8 @@ func (f Facts) Age(now time.Time) (age time.Duration, known bool) {
 	return max(now.Sub(f.LaunchTime), 0), true
 }
 
-// Fields returns a pointer to each fact, by its name in JSON and, but for launch_time, in a
-// policy's conditions.
+// Fields returns a pointer to each fact, by its name in JSON. These are also the names in a
+// policy's conditions, except launch_time.
 func (f *Facts) Fields() map[string]any {
 	return map[string]any{
 		"account":          &f.Account,
@@ -110,12 +110,11 @@ func (f *Facts) Fields() map[string]any {
 
 const maxFactsBytes = 256 << 10
 
-// ParseFacts reads an instance's facts from a JSON object, to try a policy without
-// AWS. Keys are the fields' names in snake case (instance_id, launch_time in the
-// form of RFC 3339, tags as an object); account, region and instance_id must be
-// there. An unknown, repeated or null key is an error with its line: a fact that
-// went missing in silence would make the trial say something else than the signer
-// does.
+// ParseFacts reads an instance's facts from a JSON object, to try a policy without AWS. Keys
+// are the fields' names in snake case (instance_id, launch_time in the form of RFC 3339, tags
+// as an object); account, region and instance_id are required. An unknown, repeated or null
+// key is an error with its line: if a fact silently went missing, the trial would give another
+// result than the signer.
 func ParseFacts(data []byte) (Facts, error) {
 	if len(data) > maxFactsBytes {
 		return Facts{}, fmt.Errorf("facts: %d bytes, more than %d", len(data), maxFactsBytes)
@@ -128,7 +127,7 @@ func ParseFacts(data []byte) (Facts, error) {
 	}
 	if err != nil {
 		line := 1 + bytes.Count(data[:d.InputOffset()], []byte("\n"))
-		// Cut: encoding/json repeats values of any length.
+		// cut, because encoding/json repeats values of any length
 		return Facts{}, fmt.Errorf("facts: line %d: %.300s", line, err.Error())
 	}
 	if f.Account == "" || f.Region == "" || f.InstanceID == "" {
@@ -157,9 +156,8 @@ func (f *Facts) read(d *json.Decoder) error {
 	})
 }
 
-// eachKey calls read for each key of the JSON object that comes next. It tells
-// keys apart by every letter and refuses one that comes twice, neither of which
-// encoding/json does by itself.
+// eachKey calls read for each key of the next JSON object. It compares keys letter by letter
+// and refuses a repeated key; encoding/json does neither.
 func eachKey(d *json.Decoder, read func(key string) error) error {
 	if t, err := d.Token(); err != nil {
 		return ended(err)
@@ -172,7 +170,7 @@ func eachKey(d *json.Decoder, read func(key string) error) error {
 		if err != nil {
 			return ended(err)
 		}
-		key, _ := t.(string) // within an object, a decoder lets nothing else pass here
+		key, _ := t.(string) // inside an object, a decoder allows nothing else here
 		if seen[key] {
 			return fmt.Errorf("%.100q appears twice", key)
 		}
@@ -203,7 +201,7 @@ func atEnd(d *json.Decoder) error {
 	return nil
 }
 
-// ended says what an end of the file in the middle of a value is.
+// ended describes an end of the file in the middle of a value.
 func ended(err error) error {
 	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
 		return errors.New("the file ends too early")

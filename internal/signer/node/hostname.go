@@ -19,22 +19,21 @@ var (
 	regexpDiscovery  = regexp.MustCompile(`^[0-9]{12}-i-`)
 )
 
-// CheckHostname refuses names that stand for something else than this instance.
-// It does not rely on how a name was made.
+// CheckHostname refuses names that mean something other than this instance. It does not rely
+// on how the name was made.
 func CheckHostname(name string, f Facts, c Cluster) error {
 	switch {
 	case len(name) > MaxDNSLabelBytes || !regexpLabel.MatchString(name):
 		return fmt.Errorf("%q is not one lower-case DNS label", name)
 	case regexpInteger.MatchString(name):
-		// inet_aton reads 2130706433, 0x7f000001 and 017700000001 as 127.0.0.1, and
-		// with it every client that resolves names by it. Forms with dots or colons
-		// are no labels.
+		// inet_aton, and every client that uses it to resolve names, reads 2130706433,
+		// 0x7f000001 and 017700000001 as 127.0.0.1. Forms with dots or colons are not labels.
 		return fmt.Errorf("%q is a notation of an IP address", name)
 	case isUUID(name):
-		// Teleport dials a UUID as a node's name, even if another node has it as a host name.
+		// Teleport reads a UUID as a node's id, even if another node has it as its host name.
 		return fmt.Errorf("%q is a UUID", name)
 	case regexpDiscovery.MatchString(name):
-		// So Teleport names the instances that it discovers itself.
+		// Teleport itself gives such names to instances that it discovers.
 		return fmt.Errorf("%q has the form of Teleport's own names, <account>-i-…", name)
 	case isLoopbackName(name):
 		return fmt.Errorf("%q is the name of every machine itself", name)
@@ -49,8 +48,8 @@ func CheckHostname(name string, f Facts, c Cluster) error {
 	return nil
 }
 
-// CheckDNSName refuses DNS names that stand for something else than this instance.
-// Its first label obeys the rules for a name without dots.
+// CheckDNSName refuses DNS names that mean something other than this instance. Its first label
+// obeys the rules for a name without dots.
 func CheckDNSName(name string, f Facts, c Cluster) error {
 	label, domain, dotted := strings.Cut(name, ".")
 	if err := CheckHostname(label, f, c); err != nil {
@@ -62,8 +61,8 @@ func CheckDNSName(name string, f Facts, c Cluster) error {
 	if err := CheckDomain(domain); err != nil {
 		return fmt.Errorf("%q: %w", name, err)
 	}
-	// Certificates carry "<host name>.<cluster>" too, so such a name would be another
-	// machine's. Below the proxy's name are Teleport's web applications.
+	// Certificates also contain "<host name>.<cluster>", so such a name would belong to
+	// another machine. Teleport's web applications are below the proxy's name.
 	for _, taken := range []string{c.Name, c.Proxy} {
 		if taken = strings.ToLower(strings.TrimSuffix(taken, ".")); taken != "" && IsWithin(name, taken) {
 			return fmt.Errorf("%q is %q or below it", name, taken)
@@ -75,11 +74,11 @@ func CheckDNSName(name string, f Facts, c Cluster) error {
 	return nil
 }
 
-// MaxDomainBytes leaves room for a label in front (RFC 1035, section 2.3.4: a name
-// has at most 253 characters as text).
+// MaxDomainBytes leaves room for a label in front (RFC 1035, section 2.3.4: a name has at most
+// 253 characters as text).
 const MaxDomainBytes = 253 - MaxDNSLabelBytes - len(".")
 
-// CheckDomain refuses what may not stand behind a host name.
+// CheckDomain refuses text that may not follow a host name.
 func CheckDomain(domain string) error {
 	if len(domain) > MaxDomainBytes {
 		return fmt.Errorf("%d bytes of domain, more than %d", len(domain), MaxDomainBytes)
@@ -92,7 +91,7 @@ func CheckDomain(domain string) error {
 	}
 	switch last := labels[len(labels)-1]; {
 	case regexpInteger.MatchString(last):
-		// inet_aton reads 10.1 and 10.0x1 as addresses; none has another last part.
+		// inet_aton reads 10.1 and 10.0x1 as addresses. Every such form ends with a number.
 		return errors.New("the last label is a number: it could make an IP address")
 	case isLoopbackName(last) || regexpLocalDomain.MatchString(last):
 		return fmt.Errorf("names below %s always mean the machine itself (RFC 6761, section 6.3)", last)
@@ -102,8 +101,9 @@ func CheckDomain(domain string) error {
 
 var (
 	// regexpLoopback are the names that distributions put into /etc/hosts for the machine
-	// itself and for groups that it is in: localhost, localhost4, localhost6 (Fedora, RHEL),
-	// ip6-localhost, ip6-loopback, ip6-allnodes (Debian), broadcasthost (BSD), loopback.
+	// itself and for groups that it belongs to: localhost, localhost4, localhost6 (Fedora,
+	// RHEL), ip6-localhost, ip6-loopback, ip6-allnodes (Debian), broadcasthost (BSD),
+	// loopback.
 	regexpLoopback    = regexp.MustCompile(`^((ip[46]-)?(localhost|loopback)[46]?|broadcasthost|ip6-(localnet|mcastprefix|all(nodes|routers|hosts)))$`)
 	regexpLocalDomain = regexp.MustCompile(`^localdomain[46]?$`)
 )
@@ -115,9 +115,9 @@ func IsWithin(name, domain string) bool {
 	return name == domain || strings.HasSuffix(name, "."+domain)
 }
 
-// Fallback returns the host name for when another instance holds name: the same with
-// the instance's id at the end of the first label, or the id alone if that may not
-// be. It is empty if the name already contains the id.
+// Fallback returns the host name to use if another instance holds name: the same name with the
+// instance's id at the end of the first label, or only the id if that name is not allowed. It
+// is empty if the name already contains the id.
 func Fallback(name string, f Facts, c Cluster) string {
 	label, domain, dotted := strings.Cut(name, ".")
 	if strings.HasSuffix(label, f.InstanceID) {

@@ -9,7 +9,7 @@ import (
 	"unicode/utf8"
 )
 
-// The labels that say whose a node is, and of which instance.
+// Labels that say which signer a node belongs to, and which instance it is.
 const (
 	SignerLabel   = "hallmark/signer"
 	AccountLabel  = "teleport.dev/account-id"
@@ -21,14 +21,14 @@ const (
 
 // Bounds of a label.
 const (
-	// MaxLabelKeyBytes has room for a tag's key, at most 128 characters, and a prefix.
+	// MaxLabelKeyBytes leaves room for a tag's key, at most 128 characters, and a prefix.
 	MaxLabelKeyBytes   = 256
 	MaxLabelValueBytes = 1024
 )
 
-// Labels returns the labels that come from verified facts only, so that people can grant
-// access on them. The first three are those of Teleport's own discovery, which therefore
-// leaves the instance alone. Add a label here, and nowhere else.
+// Labels returns the labels that come only from verified facts, so that people can grant
+// access based on them. The first three are those of Teleport's own discovery, which therefore
+// leaves the instance alone. Add new labels here, and nowhere else.
 func Labels(f Facts, c Cluster, rule string) map[string]string {
 	labels := map[string]string{
 		InstanceLabel:          f.InstanceID,
@@ -40,22 +40,21 @@ func Labels(f Facts, c Cluster, rule string) map[string]string {
 		"hallmark/image-owner": f.ImageOwner,
 		RuleLabel:              rule,
 	}
-	// A fact that is not known gives no label rather than an empty one, which a
-	// role could be made to match.
+	// An unknown fact gives no label. An empty label could match a role.
 	maps.DeleteFunc(labels, func(_, value string) bool { return value == "" })
 	return labels
 }
 
-// regexpLabelKey is what Teleport accepts as a label's key.
+// regexpLabelKey matches the label keys that Teleport accepts.
 var regexpLabelKey = regexp.MustCompile(`^[a-zA-Z/.0-9_:*-]+$`)
 
-// ReservedPrefixes lists the labels that only Teleport and the signer set.
-// People grant access on them, so neither tags nor a policy may choose them.
+// ReservedPrefixes lists the labels that only Teleport and the signer set. People grant access
+// based on them, so neither tags nor a policy may choose them.
 func ReservedPrefixes() []string {
 	return []string{"teleport.dev/", "teleport.internal/", "teleport.hidden/", "hallmark/"}
 }
 
-// Wildcard is the key by which a Teleport role means any label.
+// Wildcard is the key that means any label in a Teleport role.
 const Wildcard = "*"
 
 // IsReserved reports whether only Teleport and the signer set a label.
@@ -68,17 +67,17 @@ func IsLabelKey(key string) bool {
 	return len(key) <= MaxLabelKeyBytes && regexpLabelKey.MatchString(key)
 }
 
-// IsLabelValue keeps terminals safe from control characters, people from text that looks
-// like other text, and gRPC from text that it cannot carry, which would fail the whole
+// IsLabelValue protects terminals from control characters, people from text that looks like
+// other text, and gRPC from text that it cannot carry, which would make it reject the whole
 // node.
 func IsLabelValue(value string) bool {
 	return len(value) <= MaxLabelValueBytes && utf8.ValidString(value) && !strings.ContainsFunc(value, isUnseen)
 }
 
-// isUnseen reports whether a character is not seen, or changes how others are: controls,
-// invisible and bidirectional format characters (Cf), line and paragraph separators (Zl,
-// Zp), letters that fill without a shape, variation selectors, and U+FFFD, which stands
-// for what could not be read.
+// isUnseen reports whether a character is invisible, or changes how others appear: controls,
+// invisible and bidirectional format characters (Cf), line and paragraph separators (Zl, Zp),
+// letters that fill space without a shape, variation selectors, and U+FFFD, which replaces
+// what could not be read.
 func isUnseen(r rune) bool {
 	switch r {
 	case utf8.RuneError, '\u034f', '\u115f', '\u1160', '\u17b4', '\u17b5', '\u2800', '\u3164', '\uffa0':

@@ -1,6 +1,5 @@
-// Package node says what an instance looks like in Teleport: the facts that are known of it,
-// its labels, its names and its node. Enrollment, tag events, the sweep and hallmark-signer
-// policy explain all ask here.
+// Package node describes an instance in Teleport: its facts, labels, names and node.
+// Enrollment, tag events, the sweep and hallmark-signer policy explain all use it.
 package node
 
 import (
@@ -17,14 +16,14 @@ type Node struct {
 	ID string
 	// Hostname is what people type. It need not be unique in a cluster.
 	Hostname string
-	// Address is host:port, as the proxy dials it.
+	// Address is the host:port that the proxy dials.
 	Address string
 	Labels  map[string]string
-	// Expires is when the cluster forgets the node; zero for never.
+	// Expires is when the cluster drops the node; zero means never.
 	Expires time.Time
 }
 
-// Cluster names what no node may be called.
+// Cluster holds the names that no node may have.
 type Cluster struct {
 	// Name is the cluster's name.
 	Name string
@@ -35,14 +34,14 @@ type Cluster struct {
 }
 
 // Confirmed returns the node of an instance's latest confirmed enrollment. Address and labels
-// are what the policy gives it now. The host name stays the one in its certificates: another
-// name comes with new certificates.
+// are what the policy now gives the instance. The host name stays the one in its certificates:
+// another name comes only with new certificates.
 func Confirmed(i ec2ref.Instance, r ledger.Record, address string, labels map[string]string) Node {
 	return Node{ID: i.NodeID(), Hostname: r.ConfirmedHostname, Address: address, Labels: labels, Expires: Lease(r)}
 }
 
-// Lease returns when the node of the latest confirmed enrollment expires. Records from
-// before the lease was kept have the end of the claim, a little later.
+// Lease returns when the node of the latest confirmed enrollment expires. Older records did
+// not keep the lease, so for them it is the claim's expiry, a little later.
 func Lease(r ledger.Record) time.Time {
 	if r.Lease.IsZero() {
 		return r.ValidUntil
@@ -50,7 +49,7 @@ func Lease(r ledger.Record) time.Time {
 	return r.Lease
 }
 
-// Signer returns the audience of the signer whose node it is, or "" if it is nobody's.
+// Signer returns the audience of the signer that owns the node, or "" if there is none.
 func (n Node) Signer() string { return n.Labels[SignerLabel] }
 
 // Instance returns which instance the labels say it is.
@@ -62,10 +61,10 @@ func (n Node) Instance() ec2ref.Instance {
 	}
 }
 
-// Principals returns the names in an instance's certificates, each once: a cluster that
-// drops repeated ones would seem to have signed something else. They are what people and
-// the proxy may type. An address is among the further names only if the policy says so:
-// private ones repeat across VPCs.
+// Principals returns the names in an instance's certificates, each once: if a name were
+// repeated and the cluster dropped the repetition, it would seem to have signed something
+// else. They are the names that people and the proxy may use. Addresses are among them only if
+// the policy says so: private addresses repeat across VPCs.
 func Principals(hostname, id, cluster string, further []string) []string {
 	var list []string
 	for _, name := range append([]string{hostname, id, hostname + "." + cluster, id + "." + cluster}, further...) {

@@ -5,14 +5,14 @@ import (
 	"sync"
 )
 
-// Memory is a text that lives as long as its process, for tests and for a signer without a
+// Memory is a text that lasts as long as its process, for tests and for a signer without a
 // table. The zero value is empty.
 type Memory struct {
 	mu   sync.Mutex
 	text []byte
 }
 
-// Update replaces the text by what change makes of it.
+// Update replaces the text with the result of change.
 func (m *Memory) Update(ctx context.Context, change func(text []byte) ([]byte, error)) error {
 	if err := ctx.Err(); err != nil {
 		return err

@@ -34,23 +34,23 @@ type Text struct {
 const (
 	keyAttribute  = "pk"
 	textAttribute = "text"
-	// versionAttribute counts the updates. A text that is only ever saved has none.
+	// versionAttribute counts the updates. A text that is only ever saved does not have it.
 	versionAttribute = "version"
 )
 
-// attempts bounds how often an update begins again because others write too.
+// attempts bounds how often an update starts over because others write too.
 const attempts = 10
 
-// Load returns the text, and nil if there is none. The read is consistent: a
-// process that starts right after a save must find what was saved.
+// Load returns the text, or nil if there is none. The read is consistent: a process that
+// starts right after a save must find what was saved.
 func (m Text) Load(ctx context.Context) ([]byte, error) {
 	text, _, err := m.load(ctx)
 	return text, err
 }
 
-// Update replaces the text by what change makes of it, unless that is the same. If others
-// write meanwhile it begins again, so change may be called several times. An error of
-// change is returned as it is, and nothing is written.
+// Update replaces the text with the result of change, unless that is the same. If others write
+// in the meantime, it starts over, so it may call change several times. It returns an error of
+// change as it is, and then writes nothing.
 func (m Text) Update(ctx context.Context, change func(text []byte) ([]byte, error)) error {
 	for range attempts {
 		old, version, err := m.load(ctx)
@@ -69,7 +69,7 @@ func (m Text) Update(ctx context.Context, change func(text []byte) ([]byte, erro
 	return fmt.Errorf("item %s of table %s changed %d times while it was updated", m.Name, m.Table, attempts)
 }
 
-// replace puts the text in the place of the version that was read, 0 if there was none.
+// replace replaces the version of the text that was read, or 0 if there was none.
 func (m Text) replace(ctx context.Context, text []byte, version uint64) error {
 	number := func(n uint64) types.AttributeValue {
 		return &types.AttributeValueMemberN{Value: strconv.FormatUint(n, 10)}
