@@ -26,9 +26,9 @@ func main() {
 	}
 }
 
-// pluginVersion returns the version in the only two forms that "packer plugins
-// install" takes, 1.2.3 and 1.2.3-dev. What the Go toolchain records of a
-// commit is neither; such a build is called 0.0.0-dev.
+// pluginVersion returns the version in one of the two forms that "packer plugins install"
+// accepts, 1.2.3 and 1.2.3-dev. The version that the Go toolchain records for a commit has
+// neither form; such a build is called 0.0.0-dev.
 func pluginVersion(build string) string {
 	form := regexp.MustCompile(`^v?(\d+\.\d+\.\d+(?:-dev)?)$`)
 	if match := form.FindStringSubmatch(build); match != nil {

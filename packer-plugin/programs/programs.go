@@ -1,5 +1,5 @@
-// Package programs carries the hallmark program for the machines that the Packer
-// plugin bakes, one for each architecture of EC2.
+// Package programs carries the hallmark program for the machines that the Packer plugin bakes,
+// one for each architecture in EC2.
 package programs
 
 import (
@@ -13,9 +13,9 @@ import (
 //go:embed *
 var files embed.FS
 
-// FS returns the programs by the names that Name gives.
+// FS returns the programs under the names that Name returns.
 func FS() fs.FS { return files }
 
-// Name returns the file name of the program for Linux on an architecture, in
-// Go's words: amd64 or arm64.
+// Name returns the file name of the program for Linux on an architecture, by Go's name: amd64
+// or arm64.
 func Name(architecture string) string { return "hallmark-linux-" + architecture }

@@ -12,14 +12,14 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/caexport"
 )
 
-// trustedCAs returns the keys of the OpenSSH CA that the image will trust, the
-// one that Teleport signs with first.
+// trustedCAs returns the keys of the OpenSSH CA that the image will trust, with the key that
+// Teleport signs with first.
 //
-// Every key must have a pin. Leaving out the others would stop an attacker who
-// adds one as well, but in a rotation it would make an image that refuses the
-// logins of tomorrow, and nobody would know why.
+// Every key must have a pin. Dropping unpinned keys would also stop an attacker who adds one,
+// but during a rotation it would make an image that refuses future logins, and nobody would
+// know why.
 func (c *Config) trustedCAs(ctx context.Context) ([]ssh.PublicKey, error) {
-	// Prepare cannot tell an empty list from one that is not known yet.
+	// Prepare cannot tell an empty list from a list that is not known yet.
 	if !c.SkipCAPin && len(c.OpenSSHCAPins) == 0 {
 		return nil, errors.New(`the CA is not pinned, because openssh_ca_pins is empty: list "SHA256:…" of each key of ` +
 			"\"tctl auth export --type=openssh\", as ssh-keygen -l prints it")
@@ -66,7 +66,7 @@ func (c *Config) fetchCAs(ctx context.Context) ([]ssh.PublicKey, error) {
 	return caexport.Fetch(ctx, client, c.ProxyAddress, caexport.OpenSSH)
 }
 
-// authorizedKeys returns the keys as sshd reads them from TrustedUserCAKeys.
+// authorizedKeys returns the keys in the form of TrustedUserCAKeys.
 func authorizedKeys(keys []ssh.PublicKey) []byte {
 	var lines bytes.Buffer
 	for _, key := range keys {

@@ -14,16 +14,16 @@ import (
 )
 
 const (
-	// connectTimeout bounds the wait for a machine that may be rebooting after the
-	// provisioner before this one.
+	// connectTimeout bounds the wait for a machine that may be rebooting after the previous
+	// provisioner.
 	connectTimeout = 5 * time.Minute
 	cleanupTimeout = 30 * time.Second
-	// maxOutput bounds what is kept of a command's output: the machine has
-	// proved nothing to us.
+	// maxOutput bounds how much of a command's output is kept: the machine has not proved
+	// anything to Packer.
 	maxOutput = 16 << 10
 )
 
-// machine is the machine being baked, by way of Packer's communicator.
+// machine is the machine being baked, as Packer's communicator reaches it.
 type machine struct {
 	comm       packersdk.Communicator
 	retryDelay time.Duration
@@ -48,8 +48,8 @@ func (e *exitError) Error() string {
 
 func (e *exitError) disconnected() bool { return e.status == packersdk.CmdDisconnect }
 
-// run runs a command and returns what it printed, standard output and standard
-// error together: with ssh_pty they arrive as one anyway.
+// run runs a command and returns its output, standard output and standard error together: with
+// ssh_pty they arrive together anyway.
 func (m machine) run(ctx context.Context, command string) (string, error) {
 	var printed output
 	cmd := &packersdk.RemoteCmd{Command: command, Stdout: &printed, Stderr: &printed}
@@ -69,8 +69,8 @@ func (m machine) run(ctx context.Context, command string) (string, error) {
 	return printed.String(), nil
 }
 
-// await runs f until the end of ctx. Packer's communicators go on regardless of
-// their context, so that f may still be running when await returns.
+// await runs f until ctx ends. Packer's communicators ignore the end of their context, so f
+// may still be running when await returns.
 func await(ctx context.Context, f func() error) error {
 	done := make(chan error, 1)
 	go func() { done <- f() }()
@@ -82,8 +82,8 @@ func await(ctx context.Context, f func() error) error {
 	}
 }
 
-// architecture waits until the machine runs commands and returns its architecture
-// in Go's words.
+// architecture waits until the machine runs commands, and returns its architecture by Go's
+// name.
 func (m machine) architecture(ctx context.Context) (string, error) {
 	const command = "uname -sm"
 	var uname string
@@ -105,8 +105,7 @@ func (m machine) architecture(ctx context.Context) (string, error) {
 	return parseUname(uname)
 }
 
-// parseUname reads the output of "uname -sm", among whatever a login script has
-// printed.
+// parseUname reads the output of "uname -sm", in the middle of whatever a login script prints.
 func parseUname(printed string) (string, error) {
 	if printed == "" {
 		return "", errors.New(`the machine does not run commands: with communicator = "none" there is nothing to provision`)
@@ -123,7 +122,7 @@ func parseUname(printed string) (string, error) {
 }
 
 func (m machine) makeFolder(ctx context.Context, folder string) error {
-	// mkdir fails if the name exists, whatever it is, so nobody prepares it for us.
+	// mkdir fails if anything with that name exists, so nobody can prepare the folder for us.
 	if _, err := m.run(ctx, "mkdir -m 0700 "+folder); err != nil {
 		return fmt.Errorf("make folder %s on the machine (see remote_folder): %w", folder, err)
 	}
@@ -138,8 +137,8 @@ func (m machine) upload(ctx context.Context, file string, content []byte) error 
 	return nil
 }
 
-// removeFolder works after ctx has ended too: Packer cancels it on Ctrl-C, and
-// the machine may be kept for a look at it.
+// removeFolder works even after ctx has ended: Packer cancels it on Ctrl-C, and the machine
+// may be kept for inspection.
 func (m machine) removeFolder(ctx context.Context, folder string) error {
 	ctx, cancel := context.WithTimeoutCause(context.WithoutCancel(ctx), cleanupTimeout,
 		fmt.Errorf("no answer within %s", cleanupTimeout))
@@ -150,7 +149,7 @@ func (m machine) removeFolder(ctx context.Context, folder string) error {
 	return nil
 }
 
-// output keeps the end of what a command prints.
+// output keeps the end of a command's output.
 type output struct {
 	mu   sync.Mutex
 	kept []byte

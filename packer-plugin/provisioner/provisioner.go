@@ -1,7 +1,7 @@
-// Package provisioner is Packer's provisioner "hallmark". It uploads the hallmark
-// program, its configuration and the cluster's OpenSSH CA to the machine that is
-// being baked, has them installed there, and seals the machine: from then on its
-// image holds no host key, and each instance makes and certifies its own.
+// Package provisioner is Packer's provisioner "hallmark". It uploads the hallmark program, its
+// configuration and the cluster's OpenSSH CA to the machine being baked, installs them there,
+// and seals the machine: after that its image contains no host key, and each instance
+// generates and certifies its own.
 package provisioner
 
 import (
@@ -30,7 +30,7 @@ import (
 //go:embed bake.sh
 var bakeScript []byte
 
-// The files of an upload. hallmark install reads all but the first two.
+// The files of an upload. hallmark install reads all except the first two.
 const (
 	scriptFile    = "bake.sh"
 	programFile   = "hallmark"
@@ -46,8 +46,8 @@ type Provisioner struct {
 	retryDelay time.Duration
 }
 
-// New returns a provisioner that uploads the programs in files, which has them by
-// the names of programs.Name.
+// New returns a provisioner that uploads the programs in files, under the names that
+// programs.Name returns.
 func New(files fs.FS) *Provisioner {
 	return &Provisioner{programs: files, retryDelay: 2 * time.Second}
 }
@@ -57,8 +57,8 @@ func (p *Provisioner) ConfigSpec() hcldec.ObjectSpec {
 	return p.config.FlatMapstructure().HCL2Spec()
 }
 
-// Prepare reads and checks the block. Packer calls it when it validates a
-// template, and again just before Provision.
+// Prepare reads and checks the block. Packer calls it when it validates a template, and again
+// just before Provision.
 func (p *Provisioner) Prepare(raws ...any) error {
 	p.config = Config{}
 	err := config.Decode(&p.config, &config.DecodeOpts{
@@ -99,8 +99,8 @@ func (p *Provisioner) Provision(ctx context.Context, ui packersdk.Ui, comm packe
 	}
 
 	defer func() {
-		// A script that ran to its end has removed the folder itself, and its
-		// seal was to be the last that happens on the machine.
+		// A script that ran to its end has removed the folder itself, and sealing must be the
+		// last thing that happens on the machine.
 		if err == nil {
 			return
 		}
@@ -120,7 +120,7 @@ func (p *Provisioner) Provision(ctx context.Context, ui packersdk.Ui, comm packe
 	ui.Say("Installing hallmark and sealing the machine")
 	printed, err := m.run(ctx, command)
 	if err != nil {
-		// The command itself may hold a password for sudo.
+		// The command itself may contain a password for sudo.
 		return fmt.Errorf("run %s on the machine by execute_command: %w", path.Join(stage, scriptFile), err)
 	}
 	for line := range strings.Lines(printed) {
@@ -175,7 +175,7 @@ func (c *Config) machineConfig() ([]byte, error) {
 	return data, nil
 }
 
-// renderExecuteCommand fills in what Packer's shell provisioner does, so that
+// renderExecuteCommand fills in the same values as Packer's shell provisioner, so that
 // commands written for it work here.
 func (c *Config) renderExecuteCommand(data map[string]any, script string) (string, error) {
 	values := maps.Clone(data)

@@ -20,8 +20,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/packer-plugin/programs"
 )
 
-// validate returns every error in c, so that users can fix a template in one
-// round.
+// validate returns all errors in c, so that users can fix a template in one round.
 func (c *Config) validate() []error {
 	problems := append(c.checkMachineKeys(),
 		c.checkTrust(),
@@ -36,18 +35,18 @@ func (c *Config) validate() []error {
 	return slices.DeleteFunc(problems, func(err error) bool { return err == nil })
 }
 
-// unknown reports whether Packer has put a placeholder into value. It prepares a
-// template before it knows what another part of it will say, and again, with
-// the values, before it provisions.
+// unknown reports whether Packer has put a placeholder into value. Packer prepares a template
+// before it knows the values of its other parts, and prepares it again, with the values,
+// before it provisions.
 func unknown(value string) bool {
 	return strings.Contains(value, "<unknown>") || strings.Contains(value, hcl2helper.UnknownVariableValue)
 }
 
-// known returns the values that Packer knows already.
+// known returns the values that Packer already knows.
 func known(values []string) []string { return slices.DeleteFunc(slices.Clone(values), unknown) }
 
-// checkMachineKeys has the machine's own rules judge what goes into its
-// configuration, one value at a time beside good ones.
+// checkMachineKeys checks what goes into the machine's configuration by the machine's own
+// rules, one value at a time next to good ones.
 func (c *Config) checkMachineKeys() []error {
 	check := func(value string, set func(*machineconfig.Config)) error {
 		if unknown(value) {
@@ -68,10 +67,10 @@ func (c *Config) checkMachineKeys() []error {
 	}
 }
 
-// checkSigner judges together what says how to reach the signer.
+// checkSigner checks the settings that say how to reach the signer, together.
 func (c *Config) checkSigner() error {
 	m := machineconfig.Config{SignerURL: c.SignerURL, SignerFunction: c.SignerFunction, SignerAuth: c.SignerAuth, Audience: "signer.example.com"}
-	// What is not known yet is replaced by a good value.
+	// A good value replaces one that is not known yet.
 	if unknown(m.SignerURL) {
 		m.SignerURL = "https://signer.example.com/"
 	}
@@ -85,8 +84,8 @@ func (c *Config) checkSigner() error {
 	return err
 }
 
-// checkTrust also refuses what has no effect: a template that names a CA and
-// pins expects them to be baked.
+// checkTrust also refuses settings without effect: a template that names a CA and pins expects
+// them to be baked.
 func (c *Config) checkTrust() error {
 	switch c.Trust {
 	case trustAtBoot:
@@ -109,9 +108,8 @@ func (c *Config) checkTrust() error {
 	return nil
 }
 
-// checkPins requires a pin because the CA decides who logs in to every machine of
-// the image: TLS alone would leave that to any of a hundred CAs, and
-// to whoever can write the file.
+// checkPins requires a pin because the CA decides who logs in to every machine with the image:
+// TLS alone would trust any of a hundred CAs with that, and anyone who can write the file.
 func (c *Config) checkPins() error {
 	if c.Trust != trustAtBoot {
 		return nil
@@ -119,8 +117,8 @@ func (c *Config) checkPins() error {
 	if c.SkipCAPin && len(c.OpenSSHCAPins) > 0 {
 		return errors.New("skip_ca_pin contradicts openssh_ca_pins: remove one")
 	}
-	// A list that is not known yet arrives empty, one that was left out as nil.
-	// Provision checks the keys against the final one, whatever it is.
+	// A list that is not known yet arrives empty; a list that was left out arrives as nil.
+	// Provision checks the keys against the final list in either case.
 	if !c.SkipCAPin && c.OpenSSHCAPins == nil {
 		return errors.New(`openssh_ca_pins is required: "SHA256:…" as ssh-keygen -l prints it ` +
 			"for the key of \"tctl auth export --type=openssh\"; or set skip_ca_pin = true")
@@ -154,7 +152,7 @@ func checkCertificates(field, file string) error {
 	}
 	certificates := 0
 	for block, rest := pem.Decode(data); block != nil; block, rest = pem.Decode(rest) {
-		// A private key beside its certificate would end up in the image.
+		// A private key next to its certificate would end up in the image.
 		if block.Type != "CERTIFICATE" {
 			return fmt.Errorf("%s: %s holds a %s: give a file with certificates only", field, file, block.Type)
 		}
@@ -179,9 +177,9 @@ func checkFile(field, file string) error {
 	return nil
 }
 
-// checkRemoteFolder admits only characters that mean nothing to a shell, however
-// the path is quoted: communicators pass paths on without any quotes, and a
-// custom execute_command may put {{.Path}} between quotes of its own.
+// checkRemoteFolder allows only characters without a meaning to a shell, however the path is
+// quoted: communicators pass on paths without quotes, and a custom execute_command may put its
+// own quotes around {{.Path}}.
 func (c *Config) checkRemoteFolder() error {
 	form := regexp.MustCompile(`^(/[A-Za-z0-9_.+-]+)+$`)
 	if unknown(c.RemoteFolder) || form.MatchString(c.RemoteFolder) && path.Clean(c.RemoteFolder) == c.RemoteFolder {
@@ -202,8 +200,8 @@ func (c *Config) checkExecuteCommand() error {
 	return nil
 }
 
-// checkPrograms finds out early that the plugin was built without the programs
-// that it has to upload.
+// checkPrograms detects early that the plugin was built without the programs that it has to
+// upload.
 func checkPrograms(files fs.FS) error {
 	for _, arch := range []string{"amd64", "arm64"} {
 		if _, err := fs.Stat(files, programs.Name(arch)); err != nil {

@@ -21,7 +21,7 @@ function's login only, and the files it names. The build calls it.`
 func deploymentCheckCommand() *cobra.Command {
 	var print string
 	cmd := &cobra.Command{
-		Use: "check FILE", Short: "check deployment.yaml and the files it names", Long: deploymentCheckLong, Args: cli.OneFile,
+		Use: "check FILE", Short: "check deployment.yaml and the files that it names", Long: deploymentCheckLong, Args: cli.OneFile,
 		RunE: func(cmd *cobra.Command, args []string) error { return runDeploymentCheck(cmd, args[0], print) },
 	}
 	cmd.Flags().StringVar(&print, "print", "", "print this `setting` only: audience")

@@ -23,7 +23,7 @@ signer's audit line if the instance asks again.
 Without --proxy and --identity the node stays until its lease ends, or until you run
 'tctl rm node/ID'.`
 
-// ending is what an operator asks for.
+// ending holds the command line's flags.
 type ending struct {
 	table    string
 	instance ec2ref.Instance
@@ -90,8 +90,8 @@ func runEnd(cmd *cobra.Command, e ending) error {
 	return nil
 }
 
-// end ends the record of an instance in the ledger. Ending any other, say one with a mistyped
-// id, would keep out a machine that has not enrolled yet.
+// end retires an instance's record in the ledger. It refuses an instance without a record:
+// with a mistyped id, it would lock out a machine that has not enrolled yet.
 func (o operator) retire(ctx context.Context, i ec2ref.Instance) error {
 	record, err := o.ledger.Lookup(ctx, i)
 	if err != nil {

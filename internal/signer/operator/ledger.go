@@ -23,11 +23,11 @@ import (
 // awsTimeout bounds the calls for one instance or name.
 const awsTimeout = 30 * time.Second
 
-// operator is who runs a command that changes the ledger, by the AWS credentials at
-// hand.
+// operator is the person who runs a command that changes the ledger, according to the AWS
+// credentials in use.
 type operator struct {
 	ledger *ledger.DynamoDB
-	arn    string // as STS tells it
+	arn    string // the ARN from STS
 }
 
 // openLedger asks STS who the operator is, for the ledger and the audit line.
@@ -68,7 +68,7 @@ type auditField struct {
 	value any
 }
 
-// print prints what was done as one JSON line, in the names of the signer's audit
+// print prints what was done as one JSON line, with the field names of the signer's audit
 // lines.
 func (o operator) print(cmd *cobra.Command, i ec2ref.Instance, more ...auditField) error {
 	fields := append([]auditField{

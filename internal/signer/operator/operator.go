@@ -1,5 +1,5 @@
 // Package operator is hallmark-signer, the operator's command: it checks and explains
-// policies, reports on the fleet, and changes what the ledger says of an instance.
+// policies, and changes what the ledger says about an instance.
 package operator
 
 import (

@@ -25,9 +25,9 @@ type rekeyOrder struct {
 	fingerprint string
 }
 
-// readOrders reads the file of permit-rekey --from. It prints what is wrong with each
-// line, and fails if anything is: a list that is half wrong is not the one that was
-// collected from the machines.
+// readOrders reads the file of permit-rekey --from. It prints what is wrong with each line,
+// and fails if any line is wrong: such a list is not the one that was collected from the
+// machines.
 func readOrders(cmd *cobra.Command, path string, at ec2ref.Instance) ([]rekeyOrder, error) {
 	in := cmd.InOrStdin()
 	if path != "-" {
@@ -55,7 +55,7 @@ func readOrders(cmd *cobra.Command, path string, at ec2ref.Instance) ([]rekeyOrd
 	return orders, nil
 }
 
-// parseOrders returns the orders, and what is wrong with lines that are none.
+// parseOrders returns the orders, and what is wrong with each wrong line.
 func parseOrders(in io.Reader, at ec2ref.Instance) (orders []rekeyOrder, wrong []string, err error) {
 	limited := &io.LimitedReader{R: in, N: maxOrdersBytes + 1}
 	lines := bufio.NewScanner(limited)
@@ -98,8 +98,8 @@ func parseOrder(text string, at ec2ref.Instance) (rekeyOrder, error) {
 	return rekeyOrder{instance: at, fingerprint: fields[1]}, nil
 }
 
-// unique notes the line of something that may stand in the file once: an instance has
-// one permit at a time, and a key that two instances have is no key to permit.
+// unique records the line of a value that the file may contain only once: an instance has one
+// permit at a time, and a key that two instances share must not be permitted.
 func unique(seen map[string]int, what string, line int) error {
 	if first, again := seen[what]; again {
 		return fmt.Errorf("%s is in line %d already", what, first)

@@ -26,16 +26,16 @@ With --from FILE, gives one permit to each of many instances of one account and 
 Each line of the file is an instance id and a fingerprint; empty lines and lines that
 start with # are skipped. If a line is wrong, no permit is given.`
 
-// maxPermit is how long a permit lasts at most: long enough to act on, too short to
-// be forgotten.
+// maxPermit is the longest time that a permit lasts: long enough to act, too short to be
+// forgotten.
 const maxPermit = time.Hour
 
-// rekey is what an operator asks for.
+// rekey holds the command line's flags.
 type rekey struct {
 	table       string
 	instance    ec2ref.Instance
 	fingerprint string
-	from        string // a file of instances and fingerprints, in place of the two
+	from        string // a file of instances and fingerprints, instead of those two
 	lasts       time.Duration
 }
 
@@ -59,7 +59,7 @@ func permitRekeyCommand() *cobra.Command {
 	return cmd
 }
 
-// check refuses what could only be a permit that nobody can use.
+// check refuses a permit that nobody could use.
 func (r rekey) check(cmd *cobra.Command) error {
 	if r.table == "" {
 		return cli.Usagef(cmd, "--table is missing")
@@ -103,8 +103,8 @@ func runPermitRekey(cmd *cobra.Command, r rekey) error {
 	return o.permitAll(cmd, orders, r)
 }
 
-// permitAll gives one permit for each line. A line that fails does not stop the others:
-// each is a machine of its own.
+// permitAll gives one permit for each line. If a line fails, it continues with the others:
+// each line is another machine.
 func (o operator) permitAll(cmd *cobra.Command, orders []rekeyOrder, r rekey) error {
 	failed := 0
 	for _, order := range orders {

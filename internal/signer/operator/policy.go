@@ -38,7 +38,7 @@ func deploymentFlag(cmd *cobra.Command, file *string) {
 	cmd.Flags().StringVar(file, "deployment", "", "check against the accounts, regions and longest lifetime in this deployment `file`")
 }
 
-// maxFileBytes bounds what is read of a file; the parsers have bounds of their own.
+// maxFileBytes bounds how much of a file is read; the parsers have their own bounds.
 const maxFileBytes = 1 << 20
 
 func policyCheckCommand() *cobra.Command {
@@ -58,7 +58,7 @@ const (
 	advancedTier = 8192
 )
 
-// tier says what a policy of that size needs, if the default will not do.
+// tier says what a policy of this size needs, if the default tier is too small.
 func tier(size int) string {
 	switch {
 	case size <= standardTier:
@@ -77,7 +77,7 @@ func runPolicyCheck(cmd *cobra.Command, file, deploymentFile string) error {
 	if err != nil {
 		return err
 	}
-	// What becomes of the rules is of no interest, only which there are.
+	// The parser only needs to know which rules there are, not what they decide.
 	rules := p.Explain(node.Facts{}, node.Cluster{}, time.Time{}).Rules
 	names := make([]string, len(rules))
 	for i, r := range rules {
@@ -87,7 +87,7 @@ func runPolicyCheck(cmd *cobra.Command, file, deploymentFile string) error {
 	return err
 }
 
-// readPolicyFile reads a policy file, and the names that its deployment goes by.
+// readPolicyFile reads a policy file, and the names of its deployment's cluster.
 func readPolicyFile(cmd *cobra.Command, file, deploymentFile string) (*policy.Policy, node.Cluster, error) {
 	limits, cluster, err := readLimits(deploymentFile)
 	if err != nil {
@@ -107,8 +107,8 @@ func readPolicyFile(cmd *cobra.Command, file, deploymentFile string) (*policy.Po
 	return p, cluster, nil
 }
 
-// readLimits reads what a deployment allows, and no other file that it names. No
-// deployment allows everything.
+// readLimits reads what a deployment allows, and no other file that the deployment names.
+// Without a deployment, everything is allowed.
 func readLimits(file string) (policy.Limits, node.Cluster, error) {
 	if file == "" {
 		return policy.Unlimited(), node.Cluster{}, nil
@@ -131,7 +131,7 @@ func title(file string) string {
 	return file
 }
 
-// readFile reads a file, or the reader, if there is one, for the name "-".
+// readFile reads a file, or the reader for the name "-", if there is one.
 func readFile(name string, stdin io.Reader) ([]byte, error) {
 	in := stdin
 	if name != "-" || stdin == nil {
@@ -189,8 +189,8 @@ func runPolicyExplain(cmd *cobra.Command, file, instance, deploymentFile string)
 	return e.Err
 }
 
-// explain renders an explanation: a line for each rule, and then one for each thing
-// that the instance gets.
+// explain renders an explanation: a line for each rule, and then a line for each thing that
+// the instance gets.
 func explain(e policy.Explanation, f node.Facts) string {
 	var b strings.Builder
 	for _, v := range e.Rules {

@@ -251,8 +251,9 @@ var (
 	regexpSubnet     = regexp.MustCompile(`^subnet-([0-9a-f]{17}|[0-9a-f]{8})$`)
 	regexpImage      = regexp.MustCompile(`^ami-([0-9a-f]{17}|[0-9a-f]{8})$`)
 	regexpImageOwner = regexp.MustCompile(`^([0-9]{12}|self|listed)$`)
-	// A * in the last part at most (IAM User Guide, "IAM identifiers": a path has any
-	// ASCII characters but control ones and space, a name letters, digits and +=,.@_-).
+	// Allow one * at most, in the last part (IAM User Guide, "IAM identifiers": a path has any
+	// ASCII characters except control characters and space, a name letters, digits and
+	// +=,.@_-).
 	regexpProfile = regexp.MustCompile(`^arn:aws[a-z-]*:iam::[0-9]{12}:instance-profile/([!-)+-.0-~]+/)*[A-Za-z0-9+=,.@_*-]+$`)
 )
 

@@ -10,20 +10,20 @@ import (
 	"cel.dev/cel-go/common/types/ref"
 )
 
-// A regular expression in a condition may come from a tag, and then whoever sets the tag
-// chooses it. Go's regular expressions take time in proportion to text and program, and
-// a short one may have a long program ("a{1000}"). So both are bounded before anything is
-// built, and what they take counts toward the condition's cost limit, which ends it.
+// A regular expression in a condition may come from a tag, so anyone who may set the tag
+// chooses it. Go's regular expressions take time in proportion to text and program, and a
+// short one may have a long program ("a{1000}"). So both are bounded before anything is built,
+// and their cost counts toward the condition's cost limit, which ends the evaluation.
 
 const (
 	// stepsPerCost is how many steps of a regular expression cost one unit.
 	stepsPerCost = 10
 	// costPerPatternByte pays for reading a pattern. A condition full of patterns that the
-	// policy itself holds stays below the limit.
+	// policy itself contains stays below the limit.
 	costPerPatternByte = 40
 )
 
-// withBoundedMatches is CEL's standard library with a function matches of bounded cost.
+// withBoundedMatches is CEL's standard library with a matches function of bounded cost.
 func withBoundedMatches() cel.EnvOption {
 	const function = "matches"
 	texts := []*cel.Type{cel.StringType, cel.StringType}
@@ -69,13 +69,13 @@ func matches(text, pattern ref.Val) ref.Val {
 	return types.Bool(compiled.MatchString(string(t)))
 }
 
-// matchCost is what it costs to match a text against a pattern of that length and program.
+// matchCost is the cost of matching a text against a pattern of that length and program.
 func matchCost(text, pattern, program int) uint64 {
 	return uint64(pattern*costPerPatternByte + text*program/stepsPerCost) //nolint:gosec // lengths
 }
 
-// programSize estimates the instructions of a regular expression's program, without
-// building it: repetitions are written out in it.
+// programSize estimates the number of instructions in a regular expression's program, without
+// building it: the program repeats them for each repetition.
 func programSize(re *syntax.Regexp) int {
 	size := 1
 	switch re.Op {
@@ -96,7 +96,7 @@ func programSize(re *syntax.Regexp) int {
 	return size
 }
 
-// costs tells CEL what a call of matches costs. Other functions cost what CEL says.
+// costs tells CEL what a call of matches costs. CEL itself knows what other functions cost.
 type costs struct{}
 
 // CallCost implements cost.ActualCostEstimator.

@@ -10,8 +10,8 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/signer/node"
 )
 
-// hostnameTag is the tag by which an instance may be called otherwise than its
-// template says, where a rule allows it.
+// hostnameTag is the tag that may give an instance another name than its template, if a rule
+// allows it.
 const hostnameTag = "TeleportHostname"
 
 const (
@@ -21,19 +21,19 @@ const (
 
 // tagName lets the tag TeleportHostname choose the host name.
 //
-// Such a name does not end in the instance's id, so whoever may set tags chooses it.
-// The rule's pattern says out of which names; the checks here keep out those that
-// mean another machine, and the ledger those that one has.
+// Such a name does not end in the instance's id, so anyone who may set tags chooses it. The
+// rule's pattern limits the choice. The checks here exclude names that mean another machine,
+// and the ledger excludes names that another machine holds.
 type tagName struct {
 	pattern  *regexp.Regexp // of the whole value
-	suffixes []string       // ".corp.example.com": what may stand behind the first label
+	suffixes []string       // ".corp.example.com": suffixes that may follow the first label
 }
 
 func parseNamePattern(text string) (*regexp.Regexp, error) {
 	if text == "" || len(text) > maxNamePatternBytes {
 		return nil, fmt.Errorf("use 1 to %d characters", maxNamePatternBytes)
 	}
-	// By itself first: "a)|(b" is valid only within the anchors, which it would lift.
+	// Compile it alone first: "a)|(b" is valid only inside the anchors, which it would defeat.
 	if _, err := regexp.Compile(text); err != nil {
 		return nil, err
 	}
@@ -48,7 +48,7 @@ func checkSuffix(suffix string) error {
 	if err := node.CheckDomain(domain); err != nil {
 		return fmt.Errorf("%s: %w", quote(suffix), err)
 	}
-	// AWS gives these names to addresses and instances itself.
+	// AWS itself assigns these names to addresses and instances.
 	for _, taken := range []string{"ec2.internal", "compute.internal", "amazonaws.com", "amazonaws.com.cn"} {
 		if node.IsWithin(domain, taken) {
 			return fmt.Errorf("%s: AWS assigns the names below %s", quote(suffix), taken)
@@ -58,17 +58,18 @@ func checkSuffix(suffix string) error {
 }
 
 var (
-	// regexpAddressName is how EC2 names private addresses ("EC2 instance hostnames and
-	// domains", IP name).
+	// regexpAddressName matches the names that EC2 gives private addresses ("EC2 instance
+	// hostnames and domains", IP name).
 	regexpAddressName = regexp.MustCompile(`^ip-[0-9]+(-[0-9]+){3}$`)
-	// regexpAWSName is how EC2 names public addresses ("EC2 instance hostnames and domains").
+	// regexpAWSName matches the names that EC2 gives public addresses ("EC2 instance hostnames
+	// and domains").
 	regexpAWSName = regexp.MustCompile(`^ec2-[0-9]+(-[0-9]+){3}$`)
-	// regexpInstanceShape are names that begin like an instance's id, of whatever length.
+	// regexpInstanceShape matches names that begin like an instance's id, of any length.
 	regexpInstanceShape = regexp.MustCompile(`^i-[0-9a-f]{8,}(-|$)`)
 )
 
-// of returns the name that the tag asks for, nothing if there is no such tag, or why
-// the name may not be.
+// of returns the name that the tag asks for, or nothing if there is no such tag. An error
+// says why the name is not allowed.
 func (t *tagName) of(f node.Facts, c node.Cluster) (string, error) {
 	name := f.Tags[hostnameTag]
 	if name == "" {
@@ -87,7 +88,7 @@ func (t *tagName) of(f node.Facts, c node.Cluster) (string, error) {
 	case regexpInstanceShape.MatchString(label) && !isOwnName(label, f):
 		return "", fmt.Errorf("%s begins like the id of another instance", quote(name))
 	case len(label) >= 4 && label[2:4] == "--":
-		// Internationalized names (RFC 5890, section 2.3.1) may look like others.
+		// Internationalized names (RFC 5890, section 2.3.1) may look like other names.
 		return "", fmt.Errorf("%s is an encoded name", quote(name))
 	}
 	if err := node.CheckDNSName(name, f, c); err != nil {
@@ -96,8 +97,8 @@ func (t *tagName) of(f node.Facts, c node.Cluster) (string, error) {
 	return name, nil
 }
 
-// isOwnName reports whether a name that begins like an instance's id begins with the
-// instance's own.
+// isOwnName reports whether a name that begins like an instance's id begins with this
+// instance's id.
 func isOwnName(label string, f node.Facts) bool {
 	rest, ok := strings.CutPrefix(label, f.InstanceID)
 	return ok && (rest == "" || rest[0] == '-')

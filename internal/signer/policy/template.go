@@ -14,18 +14,18 @@ const idPlaceholder = "{instance-id}"
 // defaultTemplate gives "<Name tag>-<instance id>".
 const defaultTemplate = "{tag:Name}-" + idPlaceholder
 
-// template makes a host name: literal text and placeholders, of which the last
-// is the instance id.
+// template makes a host name from literal text and placeholders, of which the last is the
+// instance id.
 //
-// The id at the end is what makes a name safe to hand out. Under Teleport's
-// routing the node with the latest expiry wins among those of one name, so if
-// tags alone made the name, whoever may set tags could take a bastion's.
+// The id at the end makes a name safe to grant. With Teleport's most_recent routing, the node
+// with the latest expiry wins among those with the same name. So if only tags made the name,
+// anyone who may set tags could take over a bastion's.
 type template struct {
-	// before are the parts in front of the instance id.
+	// before are the parts before the instance id.
 	before []templatePart
 }
 
-// templatePart is literal text, or the placeholder of a fact.
+// templatePart is literal text, or a placeholder for a fact.
 type templatePart struct {
 	literal string
 	fact    func(node.Facts) string
@@ -84,10 +84,9 @@ func placeholder(name string) (func(node.Facts) string, error) {
 	return nil, fmt.Errorf("unknown placeholder {%s}: use {tag:KEY}, {account}, {region}, {vpc}, and %s at the end", name, idPlaceholder)
 }
 
-// hostname renders the template. The part in front of the instance id is made to
-// fit and may vanish; the id is always whole. A name that may not be used for
-// what stands in front (an account number, say) falls back to the bare id:
-// an unlucky tag must not keep a machine out.
+// hostname renders the template. It shortens or drops the part before the instance id as
+// needed; the id always stays whole. If that part makes a name that is not allowed (an account
+// number, for example), the name is the bare id: an unlucky tag must not keep a machine out.
 func (t template) hostname(f node.Facts, c node.Cluster) (string, error) {
 	id := f.InstanceID
 	if name := t.prefix(f, node.MaxDNSLabelBytes-len("-")-len(id)); name != "" {
@@ -117,10 +116,9 @@ func (t template) prefix(f node.Facts, maxBytes int) string {
 	return strings.Trim(name, "-")
 }
 
-// sanitize keeps ASCII letters, lower case, and digits, and turns every run of
-// anything else into one hyphen. Lower case because OpenSSH lowers what people
-// type and Teleport's routing compares exactly. ASCII only, so that no letter
-// that looks like another gets through.
+// sanitize keeps ASCII letters, in lower case, and digits, and turns every run of other
+// characters into one hyphen. Lower case, because OpenSSH lowers what people type and
+// Teleport's routing compares exactly. ASCII only, so that no look-alike letter gets through.
 func sanitize(s string) string {
 	var b strings.Builder
 	for _, r := range s {

@@ -15,8 +15,8 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/signer/node"
 )
 
-// Bounds of an expression. Without macros that loop, the work grows with the text
-// and the facts alone; the cost, in CEL's own units, is a second lock.
+// Bounds of an expression. Without macros that loop, the work grows only with the text and the
+// facts; the cost, in CEL's own units, is a second limit.
 const (
 	maxWhenBytes     = 2048
 	maxWhenDepth     = 50
@@ -28,13 +28,13 @@ const (
 // typed, without loops or side effects, and with bounded cost.
 type expression struct {
 	program cel.Program
-	// facts are the names of the variables that it asks about.
+	// facts are the names of the variables that it uses.
 	facts map[string]bool
 }
 
-// expressions returns what conditions are written in: variables for the facts, the
-// standard functions, and the function get of a map of tags. Of the macros only has
-// is there: all, exists, map and filter are loops.
+// expressions returns the environment for conditions: variables for the facts, the standard
+// functions, and the function get of a map of tags. It has only the macro has, because all,
+// exists, map and filter are loops.
 func expressions() (*cel.Env, error) {
 	tags := cel.MapType(cel.StringType, cel.StringType)
 	options := []cel.EnvOption{
@@ -59,7 +59,7 @@ func expressions() (*cel.Env, error) {
 	return cel.NewCustomEnv(options...)
 }
 
-// getTag returns a tag's value, or "" where tags[key] is an error.
+// getTag returns a tag's value, or "" where tags[key] would be an error.
 func getTag(tags, key ref.Val) ref.Val {
 	m, ok := tags.(traits.Mapper)
 	if !ok {
@@ -101,8 +101,8 @@ func variablesOf(checked *cel.Ast) map[string]bool {
 	return names
 }
 
-// lacks reports whether the expression asks about an address that EC2 does not show now:
-// what it says then may change by itself. Of the image, holds says so.
+// lacks reports whether the expression uses an address that EC2 does not show now: its result
+// may then change by itself. For the image, see holds.
 func (e *expression) lacks(f node.Facts) bool {
 	gaps := map[string]bool{
 		"private_ip":  f.PrivateIP == "",
@@ -118,7 +118,7 @@ func (e *expression) lacks(f node.Facts) bool {
 	return false
 }
 
-// firstIssue leaves out the excerpt that CEL draws below an error.
+// firstIssue omits the excerpt that CEL draws below an error.
 func firstIssue(issues *cel.Issues) string {
 	for _, e := range issues.Errors() {
 		return fmt.Sprintf("column %d: %.300s", e.Location.Column()+1, strings.TrimSpace(e.Message))
@@ -126,11 +126,11 @@ func firstIssue(issues *cel.Issues) string {
 	return "it does not compile"
 }
 
-// errUnknown is the outcome of an expression that depends on what nobody knows of the
-// image. An owner that is not known is not "", and tags that are not known may be there.
+// errUnknown is the outcome of an expression that depends on something unknown about the
+// image. An unknown owner is not "", and unknown tags may exist.
 var errUnknown = errors.New("it depends on the image's owner or tags, which are unknown")
 
-// unknown are the variables whose values nobody knows.
+// unknown are the variables whose values are not known.
 func unknown(f node.Facts) []*cel.AttributePatternType {
 	var patterns []*cel.AttributePatternType
 	if f.ImageOwner == "" {
@@ -166,7 +166,7 @@ func (e *expression) holds(f node.Facts, now time.Time) (bool, error) {
 		"private_dns":      f.PrivateDNS,
 		"tags":             nonNil(f.Tags),
 	}
-	// Without a known age, an expression that asks for it is an error.
+	// Without a known age, an expression that uses it is an error.
 	if age, known := f.Age(now); known {
 		variables["age"] = age
 	}

@@ -40,8 +40,8 @@ type Bot struct {
 	Role string
 	// Credentials are the credentials of the AWS role.
 	Credentials aws.CredentialsProvider
-	// Region is the one whose STS confirms the role, and STSHost its host name.
-	// Teleport knows those of its time.
+	// Region is the region whose STS confirms the role, and STSHost is its host name. Teleport
+	// only knows regions from before its release.
 	Region, STSHost string
 }
 

@@ -96,7 +96,7 @@ const (
 	olderRegion = "this Teleport does not know the region: name an older one in teleport.login.region"
 )
 
-const notTeleport = "what answers there is no Teleport: teleport.address takes the port of the proxy's web interface, or of the auth service"
+const notTeleport = "the server there is not Teleport: teleport.address takes the port of the proxy's web interface, or of the auth service"
 
 // advice says what to change, as far as the error shows it. The settings it names are in
 // deployment.yaml and in templates/teleport.
@@ -105,7 +105,7 @@ func advice(err error) string {
 	network, failed := errors.AsType[*net.OpError](err)
 	switch {
 	case isA[x509.UnknownAuthorityError](err):
-		return "the certificate at this address is signed by an unknown CA: check that teleport.address is of the login's cluster, " +
+		return "the certificate at this address is signed by an unknown CA: check that teleport.address belongs to the login's cluster, " +
 			"or, if the CA is private, set teleport.roots_file"
 	case isA[x509.HostnameError](err):
 		return "use a name that the certificate has in teleport.address"
@@ -134,27 +134,27 @@ func remoteAdvice(text string) string {
 		{"non-FIPS", useFIPS},
 		{"server requires FIPS", useFIPS},
 		{"no known FIPS endpoint", "the STS of this region has no FIPS endpoint: name a region that has one in teleport.login.region"},
-		{legacyJoinOff, "the auth service runs with TELEPORT_UNSTABLE_NO_AGENT_ID_SELECTION, and what is at teleport.address has no other join service: " +
+		{legacyJoinOff, "the auth service runs with TELEPORT_UNSTABLE_NO_AGENT_ID_SELECTION, and the server at teleport.address has no other join service: " +
 			"update the proxies to Teleport 18 or later, or unset the variable"},
-		{"the token is not valid", "Teleport has no join token of this name: make it from templates/teleport/token.yaml, or correct teleport.login.token"},
-		{"token expired or not found", "Teleport has no join token of this name: make it from templates/teleport/token.yaml, or correct teleport.login.token"},
-		{"does not support the IAM join method", "the join token wants join_method: iam"},
-		{"provision token only supports method", "the join token wants join_method: iam"},
-		{"does not allow \"Bot\" role", "the join token wants roles: [Bot]"},
-		{"does not allow role Bot", "the join token wants roles: [Bot]"},
-		{"did not match any allow rules", "the function's role is not in the token's list: its allow wants aws_account, and the aws_arn that the stack puts out as TeleportTokenArn"},
+		{"the token is not valid", "Teleport has no join token of this name: create it from templates/teleport/token.yaml, or correct teleport.login.token"},
+		{"token expired or not found", "Teleport has no join token of this name: create it from templates/teleport/token.yaml, or correct teleport.login.token"},
+		{"does not support the IAM join method", "the join token needs join_method: iam"},
+		{"provision token only supports method", "the join token needs join_method: iam"},
+		{"does not allow \"Bot\" role", "the join token needs roles: [Bot]"},
+		{"does not allow role Bot", "the join token needs roles: [Bot]"},
+		{"did not match any allow rules", "the function's role is not in the token's list: its allow needs aws_account, and the aws_arn in the stack's output TeleportTokenArn"},
 		{"unknown STS host", olderRegion},
 		{"rejecting IAM join request using STS host", olderRegion},
 		{"Signature expired", "the clock here is wrong, or the answer took too long"},
 		{"Signature not yet current", "the clock here is wrong"},
 		{"aws sts api returned status", "AWS did not confirm the function's credentials: is the region in teleport.login.region enabled in its account?"},
 		{"has requested role impersonation", "the bot may not use the role: put teleport.login.role into the roles of the bot (templates/teleport/bot.yaml)"},
-		{"action \"create\" on \"host_cert\"", "the role of this login wants host_cert: [create], with a where that this cluster's name fits (templates/teleport/role.yaml)"},
-		{"on \"node\"", "the role of this login wants node: [list, read, create, update, delete] (templates/teleport/role.yaml)"},
+		{"action \"create\" on \"host_cert\"", "the role of this login needs host_cert: [create], with a where that matches this cluster's name (templates/teleport/role.yaml)"},
+		{"on \"node\"", "the role of this login needs node: [list, read, create, update, delete] (templates/teleport/role.yaml)"},
 		{"tls: no application protocol", notTeleport},
 		{"connection upgrade call", notTeleport},
 		{"failed to switch Protocols", notTeleport},
-		{"remote error: tls:", "Teleport does not take this login's certificate: is the login of this cluster, from after its last rotation, and not of a leaf cluster?"},
+		{"remote error: tls:", "Teleport does not accept this login's certificate: is the login for this cluster, not for a leaf cluster, and newer than its last rotation?"},
 	} {
 		if strings.Contains(text, known.part) {
 			return known.hint

@@ -112,7 +112,7 @@ func (b Bot) joinNew(ctx context.Context, conn *grpc.ClientConn, key *botKey, no
 		return nil, giveUp(joinv1.GivingUp_REASON_UNSUPPORTED_MESSAGE_TYPE, unexpected(response, "init"))
 	case init.JoinMethod != methodIAM:
 		return nil, giveUp(joinv1.GivingUp_REASON_UNSUPPORTED_JOIN_METHOD,
-			fmt.Errorf("%w: the server chose join method %.40q; the join token wants join_method: iam", ErrDenied, init.JoinMethod))
+			fmt.Errorf("%w: the server chose join method %.40q; the join token needs join_method: iam", ErrDenied, init.JoinMethod))
 	}
 
 	if response, err = exchange(stream, iamInit(key, now().Add(botLifetime))); err != nil {

@@ -1,9 +1,9 @@
-// Package live keeps the policy in force while its text may change: an SSM
-// parameter that operators edit without deploying anything.
+// Package live keeps a policy in force while its text may change: an SSM parameter that
+// operators edit without deploying anything.
 //
-// A mistake in that parameter must not stop enrollment, so the last good policy
-// stays in force, and is stored for processes that start while the mistake is
-// there. It must not pass unseen either: every failed look is an alarm in the log.
+// A mistake in that parameter must not stop enrollment, so the last good policy stays in
+// force, and is stored for processes that start while the mistake is there. The mistake must
+// not go unnoticed either: every failed look raises an alarm in the log.
 package live
 
 import (
@@ -20,20 +20,20 @@ import (
 )
 
 const (
-	// maxAge is how old a look may be before a request takes another. A change is
-	// then in force well within a minute, and a busy process asks SSM twice a minute.
+	// maxAge is how old a look may be before a request takes another. So a change takes effect
+	// well within a minute, and a busy process asks SSM twice a minute.
 	maxAge = 30 * time.Second
-	// patience is how long a request waits for a look while there is a policy.
+	// patience is how long a request waits for a look if there is already a policy.
 	patience = 500 * time.Millisecond
-	// fetchTimeout bounds reading the text, and the last good one beside it.
+	// fetchTimeout bounds reading the text, and the last good one at the same time.
 	fetchTimeout = 3 * time.Second
-	// saveTimeout bounds storing a new policy, which the first request waits for: a
-	// Lambda freezes what still runs when its answer is out.
+	// saveTimeout bounds storing a new policy. The first request waits for it: Lambda freezes
+	// everything that still runs once the answer is out.
 	saveTimeout = time.Second
 )
 
-// LastGood stores the text of the policy that was in force last, for the
-// processes that start after it. Table is one.
+// LastGood stores the text of the last policy in force, for processes that start later. Table
+// is one.
 type LastGood interface {
 	// Load returns the text saved last, and nil if there is none.
 	Load(ctx context.Context) ([]byte, error)
@@ -45,15 +45,14 @@ type Config struct {
 	// Fetch returns the policy's text as it is now. Parameter has one.
 	Fetch    func(ctx context.Context) ([]byte, error)
 	LastGood LastGood
-	// Limits are the deployment's. They bind the last good text too: one from before
-	// a deployment that narrowed them may be too wide now.
+	// Limits are the deployment's. They also bind the last good text: a text from before a
+	// deployment that narrowed them may now allow too much.
 	Limits policy.Limits
 	Now    func() time.Time
 	Log    *slog.Logger
 }
 
-// Policy is a policy whose text may change. It may be used by several goroutines
-// at once.
+// Policy is a policy whose text may change. It is safe for concurrent use.
 type Policy struct {
 	config Config
 
@@ -71,13 +70,13 @@ type look struct {
 	err    error
 }
 
-// New returns a policy. It calls nobody; the first Current does.
+// New returns a policy. It makes no calls; the first Current does.
 func New(c Config) *Policy { return &Policy{config: c} }
 
-// Current returns the policy in force. It looks at the text if the last look is
-// more than 30 seconds old, once for all requests of that moment, and waits half a
-// second for it if there is a policy already. It fails only if there is none: the
-// text is broken or cannot be read, and so is the last good one, or ctx ended.
+// Current returns the policy in force. If the last look is more than 30 seconds old, it looks
+// at the text again, once for all concurrent requests. If there already is a policy, it waits
+// at most half a second for that. It fails only if there is none: the text is broken or cannot
+// be read, and so is the last good one, or ctx ended.
 func (p *Policy) Current(ctx context.Context) (*policy.Policy, error) {
 	current, l := p.look(ctx)
 	if l == nil {
@@ -99,13 +98,13 @@ func (p *Policy) Current(ctx context.Context) (*policy.Policy, error) {
 	}
 }
 
-// look returns the policy that is in force, if there is one, and a look to wait
-// for, unless the last one will do.
+// look returns the policy in force, if there is one, and a look to wait for, unless the last
+// look is recent enough.
 func (p *Policy) look(ctx context.Context) (*policy.Policy, *look) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	// Without its monotonic reading: that clock stands still while a Lambda is frozen,
-	// and would let a policy from before the freeze pass as fresh.
+	// Strip the monotonic reading: that clock stands still while a Lambda function is frozen,
+	// and a policy from before the freeze would seem fresh.
 	now := p.config.Now().Round(0)
 	age := now.Sub(p.looked)
 	if p.running == nil && p.current != nil && age >= 0 && age <= maxAge {
@@ -113,7 +112,7 @@ func (p *Policy) look(ctx context.Context) (*policy.Policy, *look) {
 	}
 	if p.running == nil {
 		p.running, p.looked = &look{done: make(chan struct{})}, now
-		// The look is everybody's: it must not end with the request that began it.
+		// All requests share the look, so it must not end with the request that began it.
 		go p.run(context.WithoutCancel(ctx), p.running, p.current)
 	}
 	return p.current, p.running
@@ -130,8 +129,8 @@ func (p *Policy) run(ctx context.Context, l *look, before *policy.Policy) {
 	close(l.done)
 }
 
-// refresh returns the policy to use from now on. Only one runs at a time, so it
-// alone touches p.stored.
+// refresh returns the policy to use from now on. Only one refresh runs at a time, and nothing
+// else touches p.stored.
 func (p *Policy) refresh(ctx context.Context, before *policy.Policy) (*policy.Policy, error) {
 	fetching, cancel := context.WithTimeout(ctx, fetchTimeout)
 	defer cancel()
@@ -158,9 +157,8 @@ func (p *Policy) refresh(ctx context.Context, before *policy.Policy) (*policy.Po
 	return found, nil
 }
 
-// background runs f now and returns a function that waits for what it returned.
-// A process that starts asks for both texts at once, so that a good parameter
-// does not wait for the last good one.
+// background runs f now and returns a function that waits for its result. A process that
+// starts reads both texts at once, so a good parameter does not wait for the last good one.
 func background(f func() ([]byte, error)) func() ([]byte, error) {
 	var text []byte
 	var err error
@@ -175,16 +173,16 @@ func background(f func() ([]byte, error)) func() ([]byte, error) {
 	}
 }
 
-// brokenError is a text that is no policy. It shows none of it: what somebody put
-// into the parameter by mistake may be a secret, and this error is logged.
+// brokenError is a text that is not a policy. It shows none of the text: somebody may have put
+// a secret into the parameter by mistake, and this error is logged.
 type brokenError struct{ sum string }
 
 func (e *brokenError) Error() string {
 	return "the text with SHA-256 " + e.sum + " is no valid policy of this deployment; 'hallmark-signer policy check --deployment deployment.yaml' says where"
 }
 
-// fetch reads the text and parses it, unless it is the one in force. The text is
-// nil if it could not be read.
+// fetch reads the text and parses it, unless it is the one in force. The text is nil if it
+// could not be read.
 func (p *Policy) fetch(ctx context.Context, before *policy.Policy) (*policy.Policy, []byte, error) {
 	text, err := p.config.Fetch(ctx)
 	if err != nil {
@@ -201,7 +199,7 @@ func (p *Policy) fetch(ctx context.Context, before *policy.Policy) (*policy.Poli
 	return found, text, nil
 }
 
-// restore puts the last good policy into force at a start.
+// restore puts the last good policy into force when the process starts.
 func (p *Policy) restore(ctx context.Context, last func() ([]byte, error), reason error) (*policy.Policy, error) {
 	text, err := last()
 	switch {
@@ -219,7 +217,7 @@ func (p *Policy) restore(ctx context.Context, last func() ([]byte, error), reaso
 	return found, nil
 }
 
-// note remembers what is stored, so that a start does not store it again.
+// note remembers which text is stored, so that a start does not store it again.
 func (p *Policy) note(ctx context.Context, last func() ([]byte, error)) {
 	text, err := last()
 	switch {
@@ -230,8 +228,8 @@ func (p *Policy) note(ctx context.Context, last func() ([]byte, error)) {
 	}
 }
 
-// save stores a policy that was not stored yet. If that fails, the next look
-// tries again; the policy is in force anyway.
+// save stores a policy that is not stored yet. If that fails, the next look tries again; the
+// policy is in force anyway.
 func (p *Policy) save(ctx context.Context, text []byte, sum string) {
 	if p.stored == sum {
 		return
@@ -250,9 +248,9 @@ func (p *Policy) save(ctx context.Context, text []byte, sum string) {
 // built-in one. The stack's metric filters count it.
 const EventReset = "policy_reset"
 
-// checkReset raises an alarm if the built-in policy replaces another. CloudFormation puts
-// it back into the parameter when any of the parameter's properties changes, and it admits
-// machines that a stricter policy refuses.
+// checkReset raises an alarm if the built-in policy replaces another. CloudFormation writes it
+// into the parameter when any of the parameter's properties changes, and it admits machines
+// that a stricter policy refuses.
 func (p *Policy) checkReset(ctx context.Context, before *policy.Policy, sum string) {
 	replaced := p.stored
 	if before != nil {
@@ -263,7 +261,7 @@ func (p *Policy) checkReset(ctx context.Context, before *policy.Policy, sum stri
 	}
 	builtIn, err := policy.Default(p.config.Limits)
 	if err != nil || builtIn.SHA256 != sum {
-		return // a deployment that the built-in policy does not fit has not got it
+		return // if the built-in policy does not fit the deployment, it is not in force
 	}
 	p.config.Log.ErrorContext(ctx, "the built-in policy replaced another; if this is not intended, restore the last one",
 		slog.String("event", EventReset), slog.Bool("alarm", true),
@@ -274,7 +272,7 @@ func (p *Policy) checkReset(ctx context.Context, before *policy.Policy, sum stri
 // metric filters count it.
 const EventRejected = "policy_rejected"
 
-// alarm logs that the policy in force is not what its author believes.
+// alarm logs that the policy in force is not the one that its author expects.
 func (p *Policy) alarm(ctx context.Context, text []byte, inForce *policy.Policy, err error) {
 	attributes := []any{slog.String("event", EventRejected), slog.Bool("alarm", true), slog.Any("error", err)}
 	if text != nil {

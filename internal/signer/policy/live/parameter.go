@@ -18,9 +18,8 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/signer/awscall"
 )
 
-// Parameter is an SSM parameter. The role that the configuration's credentials are
-// of needs ssm:GetParameter on it, and kms:Decrypt on its key if it is a
-// SecureString.
+// Parameter is an SSM parameter. The configuration's credentials need ssm:GetParameter on it,
+// and kms:Decrypt on its key if it is a SecureString.
 type Parameter struct {
 	// AWS has the credentials, the HTTP client and the parameter's region.
 	AWS aws.Config
@@ -32,14 +31,14 @@ type Parameter struct {
 }
 
 const (
-	// maxAnswerBytes bounds an answer, in which the text is escaped.
+	// maxAnswerBytes bounds an answer, which contains the text with escapes.
 	maxAnswerBytes = 1 << 20
-	// attempts and pause bound how often SSM is asked, and the first pause, when it is busy.
+	// attempts bounds how often SSM is asked; pause is the first pause when it is busy.
 	attempts = 3
 	pause    = 200 * time.Millisecond
 )
 
-// errBusy marks what SSM may answer better in a moment.
+// errBusy marks a request that SSM may answer soon.
 var errBusy = errors.New("SSM is busy or did not answer")
 
 // Fetch returns the parameter's value. It is a Config.Fetch.
@@ -80,7 +79,7 @@ func (p Parameter) get(ctx context.Context) ([]byte, error) {
 // parseAnswer returns the value in an answer about the parameter. No error shows any of it.
 func (p Parameter) parseAnswer(status int, data []byte) ([]byte, error) {
 	answer, decodeErr := members(data)
-	kind, message := text(answer["__type"]), text(answer["message"]) // of an error
+	kind, message := text(answer["__type"]), text(answer["message"]) // in an error
 	switch {
 	case status >= http.StatusInternalServerError || strings.HasSuffix(kind, "ThrottlingException"):
 		return nil, fmt.Errorf("%w: HTTP status %d: %.100s: %.300s", errBusy, status, kind, message)
@@ -99,8 +98,8 @@ func (p Parameter) parseAnswer(status int, data []byte) ([]byte, error) {
 	return bounded(text(parameter["Value"]))
 }
 
-// isNamed reports whether an answer's name or ARN is the parameter's. A version or label
-// behind a colon is not part of the answer's name.
+// isNamed reports whether an answer's name or ARN is the parameter's. The answer's name does
+// not include a version or label after a colon.
 func (p Parameter) isNamed(name, arn string) bool {
 	selected := func(full string) bool {
 		return full != "" && (p.Name == full || strings.HasPrefix(p.Name, full+":"))
@@ -108,7 +107,7 @@ func (p Parameter) isNamed(name, arn string) bool {
 	return name == "" && arn == "" || selected(name) || selected(arn)
 }
 
-// members reads a JSON object that is the whole of data and has each name once.
+// members reads a JSON object that spans all of data and contains each name once.
 // encoding/json alone would take the last of several, in any case.
 func members(data []byte) (map[string]json.RawMessage, error) {
 	d := json.NewDecoder(bytes.NewReader(data))
@@ -137,7 +136,7 @@ func members(data []byte) (map[string]json.RawMessage, error) {
 	return object, nil
 }
 
-// text returns a JSON string's value, and nothing for all else.
+// text returns a JSON string's value, and nothing for any other value.
 func text(value json.RawMessage) (s string) {
 	if json.Unmarshal(value, &s) != nil {
 		return ""
