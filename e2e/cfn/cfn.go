@@ -47,10 +47,10 @@ func Transform(ctx context.Context, template string, parameters map[string]strin
 	}
 }
 
-// Place is where a stack is created.
+// Place says where a stack is created.
 type Place struct{ StackName, Region, Account string }
 
-// Stack is an expanded template. Its values refer only to resources of its own.
+// Stack is an expanded template. Its values refer only to its own resources.
 type Stack struct {
 	Resources map[string]Resource
 	Outputs   map[string]any
@@ -149,10 +149,10 @@ func list(texts []string) []any {
 	return values
 }
 
-// noValue is AWS::NoValue: what has it is left out.
+// noValue is AWS::NoValue, which removes what has it as its value.
 type noValue struct{}
 
-// evaluation replaces what depends on parameters and conditions.
+// evaluation replaces everything that depends on parameters and conditions.
 type evaluation struct {
 	values     map[string]any // of parameters and pseudo parameters
 	conditions map[string]any
@@ -173,7 +173,7 @@ func (e *evaluation) condition(name string) bool {
 	return ok && e.truth(c)
 }
 
-// function returns the intrinsic function that a value is, and its argument.
+// function returns the name of the intrinsic function in a value, and its argument.
 func function(v any) (name string, argument any) {
 	m, ok := v.(map[string]any)
 	if !ok || len(m) != 1 {

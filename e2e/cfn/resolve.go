@@ -6,8 +6,8 @@ import (
 	"strings"
 )
 
-// Body returns the stack as a template without conditions, leaving out the named resources,
-// what is in their types and the outputs that refer to them.
+// Body returns the stack as a template without conditions. It leaves out the named resources,
+// resources of the given types, and the outputs that refer to either.
 func (s *Stack) Body(leave func(name string, r Resource) bool) (string, error) {
 	resources, outputs := make(map[string]any), make(map[string]any)
 	for name, r := range s.Resources {
@@ -31,7 +31,8 @@ func (s *Stack) Body(leave func(name string, r Resource) bool) (string, error) {
 	return string(body), err
 }
 
-// walkReferences calls visit for each resource, and attribute of one, that a value refers to.
+// walkReferences calls visit for each resource, and each attribute of a resource, that a value
+// refers to.
 func walkReferences(v any, visit func(resource, attribute string)) {
 	_ = Resolve(v, func(resource, attribute string) string {
 		visit(resource, attribute)
@@ -39,8 +40,8 @@ func walkReferences(v any, visit func(resource, attribute string)) {
 	})
 }
 
-// Resolve replaces the references in a value. Name returns a resource's attribute, or what
-// Ref means if the attribute is empty.
+// Resolve replaces the references in a value. Name returns a resource's attribute, or the
+// value of Ref if the attribute is empty.
 func Resolve(v any, name func(resource, attribute string) string) any {
 	switch f, argument := function(v); f {
 	case "Ref":

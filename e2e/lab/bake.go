@@ -79,7 +79,7 @@ func (l *Lab) BakeFrom(ctx context.Context, source Source, w io.Writer) (Image, 
 	return l.createImage(ctx, builder.ID, builder.Name, disk)
 }
 
-// createImage has EC2 record the image of an instance, which ends.
+// createImage makes EC2 record the image of an instance, which then terminates.
 func (l *Lab) createImage(ctx context.Context, instance, name string, disk machine.Image) (Image, error) {
 	image, err := l.EC2.CreateImage(ctx, &ec2.CreateImageInput{
 		InstanceId: aws.String(instance), Name: aws.String("golden-" + name),
@@ -91,7 +91,7 @@ func (l *Lab) createImage(ctx context.Context, instance, name string, disk machi
 	return Image{ID: aws.ToString(image.ImageId), Disk: disk}, err
 }
 
-// waitForSSH waits until cloud-init has let the key pair in.
+// waitForSSH waits until cloud-init has added the key pair.
 func (i *Instance) waitForSSH(ctx context.Context) error {
 	return machine.Poll(ctx, 3*time.Minute, func() error {
 		_, err := os.Stat(i.Path("home/" + User + "/.ssh/authorized_keys"))
@@ -122,11 +122,11 @@ func (l *Lab) preparePacker(ctx context.Context, w io.Writer) error {
 func (l *Lab) bakeTemplate() string { return filepath.Join(l.dir, "bake.pkr.hcl") }
 func (l *Lab) proxyCA() string      { return filepath.Join(l.dir, "proxy_ca.pem") }
 
-// cleanUp is what Packer's amazon-ebs builder and a careful template do before the end.
+// cleanUp does what Packer's amazon-ebs builder and a careful template do at the end.
 var cleanUp = []string{
-	// 2 says that cloud-init is done, and had something to warn about (from 23.4 on).
+	// 2 means that cloud-init is done, but had warnings (from 23.4 on).
 	"sudo cloud-init status --wait >/dev/null || [ $? -eq 2 ]",
-	"sudo cloud-init clean --logs && sudo truncate --size=0 /etc/machine-id", // 20.4 knows no --machine-id
+	"sudo cloud-init clean --logs && sudo truncate --size=0 /etc/machine-id", // 20.4 does not have --machine-id.
 	"sudo rm ~/.ssh/authorized_keys /root/.ssh/authorized_keys",
 }
 
@@ -140,7 +140,7 @@ type provisioning struct {
 
 // provision runs the real Packer.
 func (l *Lab) provision(ctx context.Context, p provisioning, w io.Writer) error {
-	sources, err := json.Marshal(p.proxySources) // HCL takes it for a list, or null
+	sources, err := json.Marshal(p.proxySources) // HCL parses it as a list, or null
 	if err != nil {
 		return err
 	}

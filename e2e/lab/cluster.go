@@ -34,8 +34,8 @@ type Cluster interface {
 	KnownHosts() []byte
 	// Nodes returns the nodes, sorted by name.
 	Nodes(ctx context.Context) ([]types.Server, error)
-	// SSH runs a command as User, as people of the cluster do, on the machine whose
-	// name they type.
+	// SSH runs a command as User, as people of the cluster do, on the machine whose name they
+	// type.
 	SSH(ctx context.Context, address netip.Addr, hostname, command string) (string, error)
 }
 
@@ -49,14 +49,14 @@ func (l *Lab) startCluster(ctx context.Context) (err error) {
 }
 
 // embedded is a cluster inside this program. Its people need no proxy: they have the
-// certificates that Teleport's proxy would show to machines.
+// certificates that Teleport's proxy would present to machines.
 type embedded struct {
 	*teleporttest.Cluster
-	login      string // a person's private key with a user certificate of the cluster beside it
+	login      string // a person's private key, with a user certificate of the cluster next to it
 	knownHosts string // the cluster's @cert-authority line, and nothing else
 }
 
-// RotateOpenSSH takes the embedded cluster's OpenSSH CA to a phase of its rotation.
+// RotateOpenSSH moves the embedded cluster's OpenSSH CA to a phase of its rotation.
 func (l *Lab) RotateOpenSSH(phase teleporttest.Phase) error {
 	e, ok := l.Cluster.(*embedded)
 	if !ok {

@@ -46,14 +46,14 @@ const (
 // HostsLines are the lines of /etc/hosts that stand for the private DNS of the endpoints.
 const HostsLines = machine.Hub + " " + APIHost + "\n" + machine.Hub + " " + lambdaHost + "\n"
 
-// Endpoint is a way to the signer that needs no route to the internet: the settings of a
+// Endpoint is a way to reach the signer without a route to the internet: the settings of a
 // machine.
 type Endpoint struct {
 	SignerURL, SignerFunction, SignerAuth string
 }
 
-// StartEndpoint starts a signer of its own behind a stand-in for a VPC endpoint. Like the
-// true ones, it verifies who signed a request.
+// StartEndpoint starts a separate signer behind a stand-in for a VPC endpoint. Like a real
+// one, it verifies who signed a request.
 func (l *Lab) StartEndpoint(ctx context.Context, kind entry.Kind) (*Endpoint, error) {
 	var (
 		way      Endpoint
@@ -152,8 +152,8 @@ func (l *Lab) lambda(signer *lambdahost.Host) http.Handler {
 
 var accessKey = regexp.MustCompile(`Credential=([A-Z0-9]+)/.*SignedHeaders=([a-z0-9;-]+),`)
 
-// authenticate returns a request's body and who signed it. It signs the request again with
-// the secret that AWS knows.
+// authenticate returns a request's body and who signed the request. It signs the request again
+// with the secret that AWS knows.
 func (l *Lab) authenticate(w http.ResponseWriter, r *http.Request, service string) ([]byte, sts.Credential, error) {
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, 2*protocol.MaxRequestBytes))
 	if err != nil {

@@ -12,7 +12,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/e2e/machine"
 )
 
-// front is the signer's function URL, and the VPC endpoints that stand beside it.
+// front is the signer's function URL, and the VPC endpoints next to it.
 type front struct {
 	server *http.Server
 

@@ -186,8 +186,8 @@ func (i *Instance) State(ctx context.Context) (*state.State, error) {
 }
 
 // Hallmark runs hallmark on the instance, and returns its whole output, which the error
-// repeats. The instance's own timers run hallmark, too. If such a run has the lock, this
-// one waits.
+// repeats. The instance's own timers run hallmark too. If such a run has the lock, this one
+// waits.
 func (i *Instance) Hallmark(ctx context.Context, args ...string) (said string, err error) {
 	busy := machine.Poll(ctx, time.Minute, func() error {
 		said, err = i.Run(ctx, "sh", append([]string{"-c", `exec hallmark "$@" 2>&1`, "hallmark"}, args...)...)

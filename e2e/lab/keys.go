@@ -34,7 +34,7 @@ type keys struct {
 
 	webCA    string // file that the web certificate is verified with
 	keyPair  string // private key of the EC2 key pair
-	stranger string // private key with a user certificate of another cluster beside it
+	stranger string // private key, with a user certificate of another cluster next to it
 }
 
 func (l *Lab) makeKeys(context.Context) error {

@@ -19,7 +19,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/machine/state"
 )
 
-// VirtualInstance is an EC2 instance whose machine has a kernel of its own.
+// VirtualInstance is an EC2 instance whose machine has its own kernel.
 type VirtualInstance struct {
 	*machine.VM
 	ID       string
@@ -76,7 +76,7 @@ func (l *Lab) LaunchVM(ctx context.Context, t Template) (*VirtualInstance, error
 	return &VirtualInstance{VM: vm, ID: id, Metadata: metadata, lab: l}, nil
 }
 
-// addUser makes the account that cloud-init would make at boot.
+// addUser creates the account that cloud-init would create at boot.
 func (l *Lab) addUser(ctx context.Context, root string) error {
 	key, err := os.ReadFile(l.keys.keyPair + ".pub")
 	if err != nil {

@@ -20,7 +20,7 @@ import (
 // fileContexts has the labels of a policy's files, by path.
 const fileContexts = "/etc/selinux/%s/contexts/files/file_contexts"
 
-// selinuxRecipe is a Debian 12 that boots with a kernel of its own, and with SELinux.
+// selinuxRecipe is a Debian 12 that boots with its own kernel, and with SELinux.
 func selinuxRecipe() recipe {
 	const policy = "default"
 	return recipe{
@@ -38,7 +38,7 @@ func selinuxRecipe() recipe {
 		},
 		files: map[string]string{
 			"etc/hostname": "localhost\n",
-			// With an id, systemd does not start it as a fresh image, which is slow.
+			// Without an id, systemd would start it as a fresh image, which is slow.
 			"etc/machine-id":                      "e0f1a2b3c4d5465788990a1b2c3d4e5f\n",
 			"etc/resolv.conf":                     "",
 			"etc/selinux/config":                  "SELINUX=enforcing\nSELINUXTYPE=" + policy + "\n",
@@ -52,7 +52,8 @@ func selinuxRecipe() recipe {
 	}
 }
 
-// instanceUnit does what cloud-init would: it connects the machine and makes its host keys.
+// instanceUnit does what cloud-init would: it connects the machine and generates its host
+// keys.
 const instanceUnit = `[Unit]
 Description=Configure the instance
 Wants=sys-subsystem-net-devices-eth0.device
@@ -78,8 +79,8 @@ ip link set eth0 up
 ip route add ` + metadataAddress + ` dev eth0
 `
 
-// VM is a machine with a kernel of its own, emulated by QEMU. A container shares the kernel
-// of its host, and so whatever SELinux that has.
+// VM is a machine with its own kernel, which QEMU emulates. A container shares its host's
+// kernel, and so the host's SELinux.
 type VM struct {
 	Spec
 	dir      string
@@ -103,13 +104,14 @@ func (f *Fleet) BootVM(ctx context.Context, spec Spec) (*VM, error) {
 	return m, nil
 }
 
-// makeDisk makes a disk of a base image, as Prepare changes it. A snapshot is a disk already.
+// makeDisk makes a disk from a base image and lets Prepare change it. A snapshot is a disk
+// already.
 func (m *VM) makeDisk(ctx context.Context) error {
 	if m.disk != "" {
 		return os.MkdirAll(m.dir, 0o755)
 	}
-	// A copy, and no overlay: setfiles skips files that are on another device, as those in an
-	// overlay's layers are.
+	// Make a copy, not an overlay: setfiles skips files on another device, and an overlay's
+	// layers are on one.
 	root := filepath.Join(m.dir, "root")
 	if err := os.MkdirAll(root, 0o755); err != nil {
 		return err
@@ -132,8 +134,8 @@ func (m *VM) makeDisk(ctx context.Context) error {
 	return os.RemoveAll(root)
 }
 
-// label gives the files of a root the labels of a policy. setfiles needs /proc, which ends
-// with the command.
+// label gives the files in a root the labels of a policy. setfiles needs /proc, which is
+// unmounted when the command ends.
 func label(ctx context.Context, root, policy string) error {
 	const script = `mount -t proc proc "$1/proc"; exec chroot "$1" setfiles -F "$2" /`
 	return run(exec.CommandContext(ctx, "unshare", "--mount", "sh", "-euc", script, "sh", root, fmt.Sprintf(fileContexts, policy)))
@@ -159,8 +161,8 @@ func (m *VM) serveMetadata(context.Context) error {
 	return nil
 }
 
-// kernelOptions boot without mitigations, which double the work of an emulated processor,
-// and without units that only a person at a console or an installed system needs.
+// kernelOptions boot without mitigations, which double the work of an emulated processor, and
+// without units that only a person at a console or an installed system needs.
 func (m *VM) kernelOptions() string {
 	options := "root=/dev/vda rootfstype=ext4 rw console=ttyS0 net.ifnames=0 quiet mitigations=off systemd.show_status=0" +
 		" security=selinux enforcing=1 audit=1 audit_backlog_limit=8192 address=" + m.Address.String() + "/24"
@@ -221,7 +223,7 @@ func (m *VM) kernel() (kernel, initrd string, err error) {
 	return kernel, initrd, err
 }
 
-// Running returns an error if the machine has ended.
+// Running returns an error if the machine has exited.
 func (m *VM) Running() error {
 	select {
 	case <-m.exited:

@@ -22,15 +22,15 @@ const (
 	FleetBot  = "hallmark-fleet"
 )
 
-// Role returns the roles of templates/teleport for the cluster of that name, with what
-// docs/teleport.md tells an operator to change in them.
+// Role returns the roles in templates/teleport for the cluster with that name, after the
+// changes that docs/teleport.md tells an operator to make.
 func Role(cluster string) string {
 	return strings.ReplaceAll(templates.Role, "teleport.example.com", cluster)
 }
 
-// AddBots makes the roles, the tokens and these bots of templates/teleport as
-// docs/teleport.md tells an operator. arns are the AWS roles by bot, as GetCallerIdentity
-// names them, all of one account.
+// AddBots creates the roles, the tokens and these bots from templates/teleport, as
+// docs/teleport.md tells an operator to. arns are the AWS roles by bot, as GetCallerIdentity
+// names them, all in one account.
 func (c *Cluster) AddBots(ctx context.Context, arns map[string]string) error {
 	tokens := templates.Token
 	for bot, arn := range arns {
@@ -52,9 +52,9 @@ func (c *Cluster) AddBots(ctx context.Context, arns map[string]string) error {
 	return c.addBotsByCommand(ctx, slices.Sorted(maps.Keys(arns)))
 }
 
-// addBotsByCommand is for versions that take no bot in a file.
+// addBotsByCommand is for versions that cannot create a bot from a file.
 func (c *Cluster) addBotsByCommand(ctx context.Context, bots []string) error {
-	// tctl prints the proxy's address with a new bot, and fails while there is none.
+	// tctl prints the proxy's address with a new bot, and fails while it has none.
 	if err := machine.Poll(ctx, 30*time.Second, func() error {
 		proxies, err := c.Tctl(ctx, "get", "proxies")
 		if err == nil && !strings.Contains(proxies, "kind: proxy") {

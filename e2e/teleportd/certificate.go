@@ -39,7 +39,7 @@ func NewWebCA() (*WebCA, error) {
 // PEM returns the CA's certificate.
 func (ca *WebCA) PEM() []byte { return encode("CERTIFICATE", ca.certificate.Raw) }
 
-// issue makes a certificate for a proxy at the IP address, and its key.
+// issue issues a certificate for a proxy at the IP address, and generates its key.
 func (ca *WebCA) issue(address string) (certificate, key []byte, err error) {
 	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {

@@ -27,8 +27,8 @@ type Person struct {
 	name    string
 }
 
-// NewPerson makes an account with the roles, and logs in to it as people do: with
-// `tsh login` and a password.
+// NewPerson creates an account with the roles, and logs in to it as people do: with `tsh
+// login` and a password.
 func (c *Cluster) NewPerson(ctx context.Context, name string, roles ...string) (*Person, error) {
 	hash, err := bcrypt.GenerateFromPassword([]byte(password), bcrypt.MinCost)
 	if err != nil {
@@ -98,8 +98,8 @@ func (p *Person) command(ctx context.Context, name string, args ...string) *exec
 	return cmd
 }
 
-// onTerminal runs a command on a terminal of its own where somebody has typed ahead, and
-// returns what it prints to standard output.
+// onTerminal runs a command on a separate terminal where somebody has typed ahead, and returns
+// its standard output.
 func onTerminal(cmd *exec.Cmd, typed string) (string, error) {
 	terminal, err := os.OpenFile("/dev/ptmx", os.O_RDWR|syscall.O_NOCTTY|syscall.O_NONBLOCK, 0)
 	if err != nil {

@@ -16,11 +16,11 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/caexport"
 )
 
-// Rotate takes a CA to a phase of its rotation, and returns when the cluster's
-// own services have followed. They have to, before the next phase: a service that misses
-// one of the Host CA's is locked out. The services report their phase. Those that restart
-// in it may report nothing for minutes, if their first report fails: then the end of the
-// restart tells.
+// Rotate moves a CA to a phase of its rotation, and returns when the cluster's own services
+// have reached it. They must reach it before the next phase: a service that misses one of the
+// Host CA's phases is locked out. The services report their phase. A service that restarts in
+// a phase may report nothing for minutes if its first report fails. Then the end of the
+// restart is the sign.
 func (c *Cluster) Rotate(ctx context.Context, kind caexport.Kind, phase string) error {
 	restarts := kind == caexport.Host && phase != "init" && c.behavior.RotationRestarts
 	if restarts {
@@ -43,7 +43,7 @@ func (c *Cluster) Rotate(ctx context.Context, kind caexport.Kind, phase string) 
 	})
 }
 
-// follows checks that the service has come to the phase.
+// follows checks that the service has reached the phase.
 func (c *Cluster) follows(ctx context.Context, service, phase string) error {
 	out, err := c.Tctl(ctx, "get", service, "--format=json")
 	if err != nil {

@@ -43,14 +43,13 @@ type Options struct {
 	Dir string
 	// Name is the cluster's name.
 	Name string
-	// Address is the IP address to listen on, which no other cluster has. With an
-	// address each, clusters have no ports to find, and the usual ones.
+	// Address is the IP address to listen on. No other cluster may have it. With separate
+	// addresses, clusters can use the usual ports.
 	Address string
-	// STSURL is asked in place of AWS STS when a bot joins by its AWS role; empty
-	// leaves AWS's.
+	// STSURL replaces AWS STS when a bot joins with its AWS role; empty means AWS's own.
 	STSURL string
-	// WebCA signs the proxy's web certificate. Clusters that trust one another share
-	// one; nil makes one.
+	// WebCA signs the proxy's web certificate. Clusters that trust one another share one; nil
+	// creates one.
 	WebCA *WebCA
 	// Log receives the cluster's log.
 	Log io.Writer
@@ -109,8 +108,8 @@ func checkProgram(path string) error {
 	return nil
 }
 
-// newBudget limits what a cluster's proxy is asked without a login to what it allows one
-// source address, with some left for programs that do not count, such as Packer.
+// newBudget limits requests without a login to what a cluster's proxy allows one source
+// address, and leaves some for programs that do not count, such as Packer.
 func newBudget(b Behavior) *rate.Limiter {
 	const reserve = 8
 	return rate.NewLimiter(rate.Limit(float64(b.RequestsPerMinute)/time.Minute.Seconds()), b.RequestBurst-reserve)
@@ -118,7 +117,7 @@ func newBudget(b Behavior) *rate.Limiter {
 
 func (c *Cluster) program(name string) string { return filepath.Join(c.options.Programs, name) }
 
-// ready is a file that the program cluster makes once it serves.
+// ready is a file that the program cluster creates once it serves.
 func (c *Cluster) ready() string           { return c.path("ready") }
 func (c *Cluster) path(name string) string { return filepath.Join(c.options.Dir, name) }
 
@@ -198,9 +197,8 @@ func (c *Cluster) start(ctx context.Context) error {
 	})
 }
 
-// environment makes Teleport's programs trust the web certificates of the proxies,
-// and keeps them from looking for the metadata service of a cloud that they might
-// be in.
+// environment makes Teleport's programs trust the proxies' web certificates, and keeps them
+// from looking for the metadata service of the cloud that they may run in.
 func (c *Cluster) environment() []string {
 	environment := append(os.Environ(), "SSL_CERT_FILE="+c.RootsFile(),
 		"AWS_EC2_METADATA_DISABLED=true", "AWS_EC2_METADATA_SERVICE_ENDPOINT=http://127.0.0.1:1")
@@ -256,7 +254,7 @@ func (c *Cluster) RootsPEM() []byte { return c.WebCA().PEM() }
 // RootsFile returns the path of a file with the same certificates.
 func (c *Cluster) RootsFile() string { return c.path("web_ca.crt") }
 
-// Export returns a CA's public keys, as the proxy exports them to anybody. If the proxy's
+// Export returns a CA's public keys, as the proxy exports them to everybody. If the proxy's
 // rate limit is used up, it waits.
 func (c *Cluster) Export(ctx context.Context, kind caexport.Kind) ([]ssh.PublicKey, error) {
 	client, err := caexport.NewHTTPClient(c.RootsPEM())
@@ -270,7 +268,8 @@ func (c *Cluster) Export(ctx context.Context, kind caexport.Kind) ([]ssh.PublicK
 	return caexport.Fetch(ctx, client, c.Address(), kind)
 }
 
-// CAs returns the same from the auth service, which has no such limit. Poll this one.
+// CAs returns the same keys from the auth service, which has no such limit. Use this one for
+// polling.
 func (c *Cluster) CAs(ctx context.Context, kind caexport.Kind) ([]ssh.PublicKey, error) {
 	parse := caexport.ParseOpenSSH
 	if kind == caexport.Host {
@@ -284,8 +283,8 @@ func (c *Cluster) CAs(ctx context.Context, kind caexport.Kind) ([]ssh.PublicKey,
 	return keys, err
 }
 
-// TLSCAs returns the certificates in PEM form that the auth service's own is
-// verified with: two while its CA is being rotated.
+// TLSCAs returns, in PEM form, the certificates that verify the auth service's own
+// certificate: two while its CA is being rotated.
 func (c *Cluster) TLSCAs(ctx context.Context) ([]byte, error) {
 	export := []string{"auth", "export", "--type=tls-host"}
 	if !c.behavior.ExportToFiles {
@@ -297,14 +296,14 @@ func (c *Cluster) TLSCAs(ctx context.Context) ([]byte, error) {
 		return nil, err
 	}
 	defer os.RemoveAll(dir)
-	// tctl appends a number and an extension of its own to the name.
+	// tctl adds a number and an extension to the name.
 	if _, err := c.Tctl(ctx, append(export, "--out="+filepath.Join(dir, "tls-host"))...); err != nil {
 		return nil, err
 	}
 	return concatenate(dir)
 }
 
-// concatenate returns the content of a folder's files, each ending with its line.
+// concatenate returns the content of a folder's files, each ending with a newline.
 func concatenate(dir string) (all []byte, err error) {
 	entries, err := os.ReadDir(dir)
 	if err != nil {

@@ -10,9 +10,8 @@ import (
 	"strconv"
 )
 
-// Behavior is what differs between versions of Teleport, as far as a test or a
-// comparison depends on it. It lives in this file only: everything else asks for a
-// Behavior, never for a version.
+// Behavior is what differs between versions of Teleport, as far as a test or a comparison
+// depends on it. Only this file depends on versions: everything else asks for a Behavior.
 type Behavior struct {
 	// Environment is what auth service and tctl need to accept "second_factor: off".
 	Environment []string
@@ -23,33 +22,33 @@ type Behavior struct {
 	// first restart the services, which ends every connection. Otherwise connections
 	// survive. Nothing waits for a restart; the number of logins depends on it.
 	RotationRestarts bool
-	// RefusedLogin is what OpenSSH's client prints when the proxy refuses the login name
-	// root. tsh prints "access denied to root" everywhere.
+	// RefusedLogin is what OpenSSH's client prints when the proxy refuses the login name root.
+	// tsh prints "access denied to root" in all versions.
 	RefusedLogin string
-	// RecordsCommands reports whether a command without a terminal has a recording to
-	// play. One with a terminal always has.
+	// RecordsCommands reports whether a command without a terminal leaves a recording to play.
+	// A command with a terminal always does.
 	RecordsCommands bool
-	// UsersService reports whether users are managed by the service
-	// teleport.users.v1.UsersService. Otherwise by the older calls of the auth service,
-	// which servers with UsersService answer with NotImplemented.
+	// UsersService reports whether the service teleport.users.v1.UsersService manages users.
+	// Otherwise the older calls of the auth service do, which servers with UsersService answer
+	// with NotImplemented.
 	UsersService bool
-	// RequestsPerMinute and RequestBurst limit what a proxy answers to one source address
-	// without a login. 13 counts logins, 16 and later the CA export as well. Tests keep to
-	// the stricter rule on every version.
+	// RequestsPerMinute and RequestBurst are a proxy's limits for one source address without a
+	// login. 13 counts logins, 16 and later also the CA export. Tests keep to the stricter
+	// rule on every version.
 	RequestsPerMinute, RequestBurst int
 	// ExportToFiles reports whether `tctl auth export` refuses to print more than one TLS
 	// CA and writes them to files instead (--out).
 	ExportToFiles bool
-	// Roles are the roles that Hallmark asks for, and how the certificate names each. The
-	// server does not issue one that is missing.
+	// Roles are the roles that Hallmark asks for, and the name of each in the certificate. The
+	// server does not issue roles that are missing here.
 	Roles map[string]string
 }
 
-// behaviorOf returns the behavior of a major version: that of the nearest row that is
-// not newer. Each row says what changed in that version.
+// behaviorOf returns the behavior of a major version: the nearest row that is not newer. Each
+// row says what changed in that version.
 //
-// Run: 13.3.8, 18.3.0, 19.0.0-prealpha.2. Rows 16 and 17 hold what those versions
-// announced; the rest of them is as in the row before.
+// Run: 13.3.8, 18.3.0, 19.0.0-prealpha.2. Rows 16 and 17 contain what those versions
+// announced; the rest is as in the row before.
 func behaviorOf(major int) Behavior {
 	b := Behavior{ // 13
 		RotationRestarts:  true,

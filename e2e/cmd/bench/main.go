@@ -58,7 +58,7 @@ func main() {
 	}))
 }
 
-// show prints one figure beside its goal, the most that it should be.
+// show prints a figure next to its goal, which is an upper bound.
 func show(what string, value, goal float64, unit string) {
 	fmt.Printf("%-46s %9.3f %-4s %5.2f of the goal of %g %s\n", what, value, unit, value/goal, goal, unit)
 }

@@ -70,7 +70,7 @@ type sweepFigures struct {
 	report  upkeep.Report
 	calls   map[string]int
 	elapsed time.Duration
-	peak    float64 // megabytes of the heap above what the fakes hold
+	peak    float64 // megabytes of heap in addition to what the fakes hold
 }
 
 func (f sweepFigures) String() string {

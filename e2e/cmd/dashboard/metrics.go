@@ -19,7 +19,7 @@ type point struct {
 	value float64
 }
 
-// store keeps metrics as CloudWatch does, and the lines they came in.
+// store keeps metrics as CloudWatch does, and the lines that contained them.
 type store struct {
 	from    time.Time // earlier points are dropped
 	metrics map[string][]point
@@ -83,8 +83,8 @@ func (s *store) read(log []byte, at time.Time) error {
 				}
 				for _, m := range directive.Metrics {
 					if m.Name == "record_ms" {
-						// The ledger in memory takes no time, but its read runs beside the call
-						// to EC2, so how much of that it spans is chance.
+						// The ledger in memory takes no time, but it is read while EC2 is
+						// called, so the part of that call that the read covers is random.
 						continue
 					}
 					value, _ := members[m.Name].(float64)

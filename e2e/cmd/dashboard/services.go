@@ -42,8 +42,8 @@ func (s *services) clock() time.Time {
 	return s.now
 }
 
-// take lets a call take about its usual time. How long exactly depends on the request and
-// the call alone, so calls side by side add up to the same time in every order.
+// take lets a call take about its usual time. The exact time depends only on the request and
+// the call, so parallel calls add up to the same time in every order.
 func (s *services) take(call string, usual time.Duration) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -56,7 +56,7 @@ func (s *services) take(call string, usual time.Duration) {
 	s.now = s.now.Add(time.Duration(float64(usual) * spread * s.load).Truncate(time.Millisecond))
 }
 
-// documents take the id of an instance for its identity document.
+// documents uses an instance's id as its identity document.
 type documents struct{ *services }
 
 func (s documents) Verify(message []byte) (*identity.Document, error) {
@@ -147,7 +147,7 @@ func (s cluster) NodesWith(_ context.Context, labels map[string]string) ([]node.
 	}), nil
 }
 
-// nodesThat returns copies of the nodes whose lease has not ended, in a fixed order.
+// nodesThat returns copies of the nodes whose lease has not expired, in a fixed order.
 func (s *services) nodesThat(match func(node.Node) bool) []node.Node {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -37,8 +37,8 @@ const (
 	region  = "us-west-2"
 	days    = 7
 
-	fleetSize = 240 // machines that stay
-	stormSize = 300 // machines that boot on Wednesday at nine, and end at six
+	fleetSize = 240 // machines that always run
+	stormSize = 300 // machines that boot on Wednesday at nine, and terminate at six
 
 	// Teleport answers nothing on Thursday from one to four.
 	outageStart, outageEnd = 3*24*time.Hour + 13*time.Hour, 3*24*time.Hour + 16*time.Hour
@@ -47,7 +47,7 @@ const (
 	broken = 6*24*time.Hour + 10*time.Hour
 )
 
-// monday is the first day of the week that is drawn. The fleet boots three days earlier.
+// monday is the first day in the picture. The fleet boots three days earlier.
 func monday() time.Time { return time.Date(2026, time.March, 2, 0, 0, 0, 0, time.UTC) }
 
 // week runs the product's own enrollment and upkeep through a week. Time is simulated, and
@@ -135,7 +135,7 @@ func (w *week) between(start time.Time, span time.Duration) time.Time {
 	return start.Add(time.Duration(w.random.Int64N(int64(span)))).Truncate(time.Millisecond)
 }
 
-// run runs the week and returns what CloudWatch would know of it.
+// run runs the week and returns what CloudWatch would know about it.
 func (w *week) run(ctx context.Context) (*store, error) {
 	start := monday().Add(-3 * 24 * time.Hour)
 	end := monday().Add(days * 24 * time.Hour)
@@ -188,7 +188,7 @@ func (w *week) run(ctx context.Context) (*store, error) {
 	return &w.store, nil
 }
 
-// boot starts an instance that ends at some time.
+// boot starts an instance that terminates at some time.
 func (w *week) boot(name string, end time.Time) func(context.Context) error {
 	return func(ctx context.Context) error {
 		w.machine++
@@ -312,8 +312,8 @@ func (w *week) scan(ctx context.Context) error {
 	return nil
 }
 
-// enroll lets a machine enroll or renew. It comes again after a third of the certificate's
-// life, or after a failure with growing pauses.
+// enroll lets a machine enroll or renew. The machine comes back after a third of the
+// certificate's life, or, after a failure, with growing pauses.
 func (w *week) enroll(ctx context.Context, id ec2ref.InstanceID, n, failures int) error {
 	if i, ok := w.instances[id]; !ok || i.State != inventory.StateRunning {
 		return nil

@@ -1,7 +1,7 @@
 //go:build linux
 
-// Package dynamodb starts DynamoDB Local, which AWS makes and which is strict about
-// transactions, and makes tables for the ledger in it or in another emulator.
+// Package dynamodb starts DynamoDB Local, AWS's own emulator, which is strict about
+// transactions. It creates tables for the ledger in it or in another emulator.
 package dynamodb
 
 import (
@@ -49,12 +49,12 @@ func Find() (string, error) {
 	return dir, nil
 }
 
-// Start starts DynamoDB Local on a free port, with its tables in memory, and
-// returns when it answers. It ends with the context, and with this program however
-// that ends. Its log goes to w.
+// Start starts DynamoDB Local on a free port, with its tables in memory, and returns when it
+// answers. DynamoDB Local stops with the context, and when this program ends in any way. Its
+// log goes to w.
 //
-// It listens on every address and can't be told not to: whoever calls this should be
-// in a network namespace of his own.
+// It listens on every address, and no option changes that: call Start in a separate network
+// namespace.
 func Start(ctx context.Context, w io.Writer) (*Local, error) {
 	dir, err := Find()
 	if err != nil {
@@ -85,8 +85,8 @@ func Start(ctx context.Context, w io.Writer) (*Local, error) {
 	return l, nil
 }
 
-// run starts the command and waits for its end beside us. Both happen on one
-// thread, since the kernel kills it when the thread that started it ends.
+// run starts the command and waits for its end in the background. Both happen on one thread,
+// because the kernel kills the command when the thread that started it ends.
 func (l *Local) run(cmd *exec.Cmd) error {
 	started := make(chan error)
 	go func() {
@@ -137,7 +137,7 @@ func freeAddress(ctx context.Context) (string, error) {
 	return l.Addr().String(), l.Close()
 }
 
-// Client returns a client of an emulator, which accepts any credentials.
+// Client returns a client for an emulator, which accepts any credentials.
 func Client(url, region string) *dynamodb.Client {
 	return dynamodb.New(dynamodb.Options{
 		Region:       region,
@@ -148,8 +148,8 @@ func Client(url, region string) *dynamodb.Client {
 	})
 }
 
-// CreateTable makes a table for the ledger, as template.yaml does, and returns when
-// it can be used. It leaves time to live off: a test's clock is not the emulator's.
+// CreateTable creates a table for the ledger, as template.yaml does, and returns when it is
+// ready. It leaves time-to-live off: a test's clock is not the emulator's.
 func CreateTable(ctx context.Context, client *dynamodb.Client, name string) error {
 	_, err := client.CreateTable(ctx, &dynamodb.CreateTableInput{
 		TableName:            &name,

@@ -16,8 +16,8 @@ import (
 // isolatedVariable is set for the copy of this program that runs isolated.
 const isolatedVariable = "HALLMARK_TEST_ISOLATED"
 
-// Isolated runs tests in a network namespace of their own, in which there is loopback and
-// nothing else, and returns their exit status: DynamoDB Local listens on every address.
+// Isolated runs tests in a separate network namespace with nothing but loopback, and returns
+// their exit status: DynamoDB Local listens on every address.
 func Isolated(tests interface{ Run() int }) int {
 	if os.Getenv(isolatedVariable) == "" {
 		return runIsolated()

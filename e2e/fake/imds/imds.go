@@ -77,7 +77,7 @@ type Trouble struct {
 	// Forgetful forgets each session token after one page, as a service that was
 	// restarted does: the next page is refused with 401 until there is a new token.
 	Forgetful bool
-	// Delay is the pause before every answer.
+	// Delay is the pause before each answer.
 	Delay time.Duration
 	// NoIdentityRole serves no credentials of the instance identity role, as
 	// compatible clouds do.
@@ -140,8 +140,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	})
 }
 
-// admit says what is wrong with the service now, and whether the request has a
-// valid token.
+// admit says what is wrong with the service now, and whether the request has a valid token.
 func (s *Server) admit(r *http.Request) (Trouble, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -180,7 +179,7 @@ func (s *Server) answer(w http.ResponseWriter, r *http.Request, trouble Trouble,
 }
 
 func (s *Server) answerToken(w http.ResponseWriter, r *http.Request) int {
-	// A proxy must not get a token for the strangers whose requests it forwards.
+	// A proxy must not get a token for requests that it forwards from outside.
 	if r.Header.Get("X-Forwarded-For") != "" {
 		return write(w, http.StatusForbidden, "")
 	}
@@ -199,7 +198,7 @@ func (s *Server) answerToken(w http.ResponseWriter, r *http.Request) int {
 
 func write(w http.ResponseWriter, status int, body string) int {
 	w.WriteHeader(status)
-	_, _ = w.Write([]byte(body)) // a client that went away doesn't matter
+	_, _ = w.Write([]byte(body)) // a client that disconnected doesn't matter
 	return status
 }
 

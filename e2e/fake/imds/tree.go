@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-// tree returns all that can be read, by its path below the version.
+// tree returns everything that can be read, by its path below the version.
 func (s *Server) tree(trouble Trouble) (map[string]string, error) {
 	i, region := s.options.Instance, s.options.Region.Name
 	document, err := s.document()
@@ -64,7 +64,7 @@ func (s *Server) addProfile(tree map[string]string) error {
 	return nil
 }
 
-// encodeCredentials returns credentials as the service lays them out.
+// encodeCredentials returns credentials in the service's format.
 func encodeCredentials(c Credential, now time.Time) (string, error) {
 	data, err := json.MarshalIndent(struct {
 		Code, LastUpdated, Type string

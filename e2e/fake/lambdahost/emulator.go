@@ -37,7 +37,7 @@ func (h *Host) startEmulator(ctx context.Context) (environment, error) {
 	cmd.Dir = h.function.TaskRoot
 	cmd.Env = append(h.environment(addresses[1]), "AWS_LAMBDA_FUNCTION_TIMEOUT="+strconv.Itoa(int(h.function.Timeout/time.Second)))
 	cmd.Stdout, cmd.Stderr = h.function.Log, h.function.Log
-	// The program is the emulator's child: both end together.
+	// The emulator starts the program as its child, and both end together.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
 	if err := cmd.Start(); err != nil {
@@ -45,7 +45,7 @@ func (h *Host) startEmulator(ctx context.Context) (environment, error) {
 		return nil, fmt.Errorf("start %s: %w", h.function.Emulator, err)
 	}
 	h.all.Go(func() {
-		_ = cmd.Wait() // how it ended shows in its log
+		_ = cmd.Wait() // its log shows how it ended
 		close(e.exited)
 	})
 	if err := e.answers(ctx); err != nil {
@@ -55,7 +55,7 @@ func (h *Host) startEmulator(ctx context.Context) (environment, error) {
 	return e, nil
 }
 
-// freeAddresses returns loopback addresses that nobody listens at.
+// freeAddresses returns loopback addresses at which nothing listens.
 func freeAddresses(ctx context.Context, n int) ([]string, error) {
 	var addresses []string
 	for range n {
@@ -63,7 +63,7 @@ func freeAddresses(ctx context.Context, n int) ([]string, error) {
 		if err != nil {
 			return nil, err
 		}
-		defer l.Close() // only when all are chosen: each is another
+		defer l.Close() // close them only when all are chosen, so that all differ
 		addresses = append(addresses, l.Addr().String())
 	}
 	return addresses, nil
@@ -102,10 +102,10 @@ func (e *emulator) close() {
 	<-e.exited
 }
 
-// invoke hands an event to the emulator, which answers with status 200 also for a function
-// that failed: its answer then is an error object or a sentence.
+// invoke passes an event to the emulator. It answers with status 200 even if the function
+// failed: then the answer is an error object or a sentence.
 func (e *emulator) invoke(ctx context.Context, i invocation) ([]byte, error) {
-	// The emulator itself ends the function when its time is over, and says so.
+	// The emulator itself ends the function when its time is up, and says so.
 	ctx, cancel := context.WithDeadline(ctx, i.deadline.Add(initLimit))
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost,
@@ -132,7 +132,7 @@ func (e *emulator) invoke(ctx context.Context, i invocation) ([]byte, error) {
 	return body, nil
 }
 
-// functionFailed tells a failure from an answer, which of these functions is an object.
+// functionFailed tells a failure from an answer. These functions always answer with an object.
 func functionFailed(status int, body []byte) (reason string, failed bool) {
 	var object struct {
 		ErrorType    *string `json:"errorType"`

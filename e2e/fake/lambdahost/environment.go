@@ -26,14 +26,15 @@ type result struct {
 	err    error
 }
 
-// environment runs the program, and hands it one event at a time.
+// environment runs the program, and passes it one event at a time.
 type environment interface {
 	invoke(context.Context, invocation) ([]byte, error)
 	alive() bool
 	close()
 }
 
-// process is an environment of our own: a process, and the Runtime API that it talks to.
+// process is an environment without AWS's emulator: a process, and the Runtime API that it
+// talks to.
 type process struct {
 	arn    string
 	cancel context.CancelFunc
@@ -75,7 +76,7 @@ func (h *Host) startProcess(ctx context.Context) (environment, error) {
 		return nil, fmt.Errorf("start %s: %w", h.function.Program, err)
 	}
 	h.all.Go(func() {
-		_ = cmd.Wait() // how it ended shows in its log
+		_ = cmd.Wait() // its log shows how it ended
 		close(e.exited)
 	})
 
@@ -129,8 +130,8 @@ func (e *process) close() {
 	_ = e.server.Close()
 }
 
-// invoke hands an event to the program and waits for the answer. A program that
-// does not answer in time is killed.
+// invoke passes an event to the program and waits for the answer. It kills a program that does
+// not answer in time.
 func (e *process) invoke(ctx context.Context, i invocation) ([]byte, error) {
 	results := make(chan result, 1)
 	i.result = results
@@ -196,7 +197,7 @@ func (e *process) next(w http.ResponseWriter, r *http.Request) {
 	header.Set("Lambda-Runtime-Aws-Request-Id", i.id)
 	header.Set("Lambda-Runtime-Deadline-Ms", strconv.FormatInt(i.deadline.UnixMilli(), 10))
 	header.Set("Lambda-Runtime-Invoked-Function-Arn", e.arn)
-	_, _ = w.Write(i.event) // a program that went away is seen as ended
+	_, _ = w.Write(i.event) // a program that disconnected is noticed as ended
 }
 
 // finish takes the program's answer to the current event.
@@ -218,8 +219,8 @@ func (e *process) finish(convert func(body []byte) result) http.HandlerFunc {
 	}
 }
 
-// settle ends the current event, which is answered once, and returns where its
-// result goes; nil if the id is another's.
+// settle ends the current event, which is answered once, and returns where its result goes, or
+// nil if the id belongs to another event.
 func (e *process) settle(id string) chan<- result {
 	e.mu.Lock()
 	defer e.mu.Unlock()

@@ -19,14 +19,14 @@ import (
 // (https://docs.aws.amazon.com/lambda/latest/dg/gettingstarted-limits.html)
 const maxPayload = 6 << 20
 
-// initLimit is how long a program may take until it asks for its first event.
+// initLimit is how long a program may take to ask for its first event.
 const initLimit = 10 * time.Second
 
 // ErrThrottled says that all the function's environments are busy.
 var ErrThrottled = errors.New("rate exceeded")
 
-// errEndedIdle says that a program had ended before it got the event, as one does
-// that has just panicked. Another can have it.
+// errEndedIdle says that a program had exited before it got the event, for example because it
+// had just panicked. Another program can have the event.
 var errEndedIdle = errors.New("the program exited while idle")
 
 // FunctionError says that the function failed. A refusal is an ordinary answer.
@@ -61,11 +61,11 @@ type Function struct {
 	Log io.Writer
 }
 
-// Host runs one function. Environments are started when they are needed and
-// kept for the next event, the one used last first.
+// Host runs one function. It starts environments when it needs them, and keeps them for later
+// events, the last used first.
 type Host struct {
 	function Function
-	ctx      context.Context // ends with Close, and all environments with it
+	ctx      context.Context // ends with Close, and with it all environments
 	cancel   context.CancelFunc
 	slots    chan struct{}
 
@@ -103,8 +103,8 @@ func (h *Host) Restart() {
 	h.idle = nil
 }
 
-// Invoke hands one event to the function and returns its answer. The error is
-// ErrThrottled, a *FunctionError, or about the host itself.
+// Invoke passes one event to the function and returns its answer. The error is ErrThrottled, a
+// *FunctionError, or about the host itself.
 func (h *Host) Invoke(ctx context.Context, event []byte) ([]byte, error) {
 	if len(event) > maxPayload {
 		return nil, fmt.Errorf("event has %d bytes, more than %d", len(event), maxPayload)

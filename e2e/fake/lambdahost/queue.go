@@ -17,10 +17,10 @@ type Queue interface {
 	DeleteMessage(context.Context, *sqs.DeleteMessageInput, ...func(*sqs.Options)) (*sqs.DeleteMessageOutput, error)
 }
 
-// Drain hands the messages of a queue to the function until the context ends, as an
-// event source mapping does that reports the failures of a batch: what the function
-// does not name as failed is deleted, the rest comes again when its time is over
-// (AWS Lambda Developer Guide, "Using Lambda with Amazon SQS").
+// Drain passes the messages of a queue to the function until the context ends, like an event
+// source mapping that reports the failures of a batch: it deletes the messages that the
+// function does not name as failed, and the rest come again when their time is up (AWS Lambda
+// Developer Guide, "Using Lambda with Amazon SQS").
 func (h *Host) Drain(ctx context.Context, queue Queue, url string) error {
 	for ctx.Err() == nil {
 		out, err := queue.ReceiveMessage(ctx, &sqs.ReceiveMessageInput{
@@ -39,7 +39,7 @@ func (h *Host) Drain(ctx context.Context, queue Queue, url string) error {
 	return nil
 }
 
-// stopped returns nil for an error that the end of the context made.
+// stopped returns nil for an error that the end of the context caused.
 func stopped(ctx context.Context, err error) error {
 	select {
 	case <-ctx.Done():

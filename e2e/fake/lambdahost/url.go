@@ -19,8 +19,8 @@ import (
 	"github.com/google/uuid"
 )
 
-// FunctionURL returns the function's URL front: it turns requests into events of
-// payload version 2 and answers back into responses.
+// FunctionURL returns the function's URL front end: it turns requests into events of payload
+// version 2 and answers back into responses.
 // (https://docs.aws.amazon.com/lambda/latest/dg/urls-invocation.html)
 func (h *Host) FunctionURL() http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -50,7 +50,7 @@ func (h *Host) FunctionURL() http.Handler {
 	})
 }
 
-// fail answers as AWS does, which tells the caller nothing of the reason.
+// fail answers as AWS does, which does not tell the caller the reason.
 func (h *Host) fail(w http.ResponseWriter, status int, message string, reason error) {
 	fmt.Fprintf(h.function.Log, "function URL: %d: %.200s\n", status, reason)
 	w.Header().Set("Content-Type", "application/json")
@@ -58,7 +58,7 @@ func (h *Host) fail(w http.ResponseWriter, status int, message string, reason er
 	_ = json.NewEncoder(w).Encode(map[string]string{"Message": message})
 }
 
-// encodeRequest makes the event. An error means that the body is too long.
+// encodeRequest builds the event. An error means that the body is too long.
 func encodeRequest(w http.ResponseWriter, r *http.Request, id string, now time.Time) ([]byte, error) {
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxPayload))
 	if err != nil {
@@ -102,8 +102,8 @@ func encodeRequest(w http.ResponseWriter, r *http.Request, id string, now time.T
 	return encoded, err
 }
 
-// headers returns the request's headers, names in lower case, repeated values
-// joined, with those that AWS's front adds.
+// headers returns the request's headers, with names in lower case and repeated values joined,
+// and the headers that AWS's front end adds.
 func headers(r *http.Request, source string) map[string]string {
 	all := map[string]string{
 		"host":              r.Host,
@@ -119,7 +119,7 @@ func headers(r *http.Request, source string) map[string]string {
 	return all
 }
 
-// isText says whether the body goes into the event as it is.
+// isText reports whether the event contains the body as it is.
 func isText(contentType string, body []byte) bool {
 	media, _, err := mime.ParseMediaType(contentType)
 	text := strings.HasPrefix(media, "text/") ||
@@ -127,8 +127,8 @@ func isText(contentType string, body []byte) bool {
 	return err == nil && text && utf8.Valid(body)
 }
 
-// decodeAnswer understands both forms of an answer: a response, and any other
-// JSON, which becomes the body of a response.
+// decodeAnswer accepts both forms of an answer: a response, and any other JSON, which becomes
+// the body of a response.
 func decodeAnswer(answer []byte) (*events.LambdaFunctionURLResponse, error) {
 	var fields map[string]json.RawMessage
 	if err := json.Unmarshal(answer, &fields); err == nil && fields["statusCode"] != nil {

@@ -29,8 +29,7 @@ type Server struct {
 	exited chan struct{}
 }
 
-// Installed returns nil if moto is installed, and an error that says what to do
-// otherwise.
+// Installed returns nil if moto is installed, and otherwise an error that says what to do.
 func Installed(ctx context.Context) error {
 	const find = "import importlib.util, sys; sys.exit(importlib.util.find_spec('moto.server') is None)"
 	if err := exec.CommandContext(ctx, "python3", "-c", find).Run(); err != nil {
@@ -39,8 +38,8 @@ func Installed(ctx context.Context) error {
 	return nil
 }
 
-// Start starts moto on a free port of the loopback interface, and returns when it
-// answers. It ends with the context. Its log goes to w.
+// Start starts moto on a free port of the loopback interface, and returns when it answers.
+// moto stops with the context. Its log goes to w.
 func Start(ctx context.Context, region string, w io.Writer) (*Server, error) {
 	if err := Installed(ctx); err != nil {
 		return nil, err

@@ -77,8 +77,8 @@ func writeFault(w http.ResponseWriter, r *http.Request, f *fault) {
 	write(w, f.status, id, "text/xml", marshalXML, answer)
 }
 
-// wantsJSON reports whether the client asked for JSON, which STS speaks without
-// saying so in its reference; Teleport's IAM join relies on it.
+// wantsJSON reports whether the client asked for JSON. STS supports JSON, although its
+// reference does not say so, and Teleport's IAM join relies on it.
 func wantsJSON(r *http.Request) bool {
 	return strings.Contains(r.Header.Get("Accept"), "application/json")
 }
@@ -97,7 +97,7 @@ func write(w http.ResponseWriter, status int, requestID, contentType string, mar
 	w.Header().Set("Content-Type", contentType)
 	w.Header().Set("X-Amzn-Requestid", requestID)
 	w.WriteHeader(status)
-	_, _ = w.Write(data) // the client is gone, nobody to tell
+	_, _ = w.Write(data) // the client has disconnected
 }
 
 // userIDOf returns the user id of a session, as an instance's identity role has

@@ -12,15 +12,15 @@ import (
 	"time"
 )
 
-// The signature of a request as AWS computes it, written from the AWS IAM User
-// Guide ("Create a signed AWS API request") rather than on top of the SDK's
-// signer, so that the two check each other.
+// This computes the signature of a request as AWS does. It is written from the AWS IAM User
+// Guide ("Create a signed AWS API request") rather than with the SDK's signer, so that each
+// checks the other.
 
 const (
 	algorithm = "AWS4-HMAC-SHA256"
 	amzDate   = "20060102T150405Z"
 
-	// validity is how long AWS accepts a signature, and how far it may lie ahead.
+	// validity is how long AWS accepts a signature, and how far in the future it may be.
 	validity = 15 * time.Minute
 )
 
@@ -89,8 +89,8 @@ func (s *signature) checkTime(now time.Time) *fault {
 	return nil
 }
 
-// checkHeaders requires that the signature covers the host and all that AWS
-// itself reads of a request.
+// checkHeaders requires that the signature covers the host and everything that AWS itself
+// reads from a request.
 func (s *signature) checkHeaders(h http.Header) *fault {
 	if !slices.IsSorted(s.signedHeaders) || !slices.Contains(s.signedHeaders, "host") {
 		return mismatch("'Host' or ':authority' must be a 'SignedHeader' in the AWS Authorization.")
@@ -146,7 +146,7 @@ func canonicalHeader(r *http.Request, name string) string {
 	return strings.Join(values, ",")
 }
 
-// canonicalQuery sorts the parameters and encodes all but unreserved characters.
+// canonicalQuery sorts the parameters and encodes all characters except unreserved ones.
 func canonicalQuery(raw string) string {
 	if raw == "" {
 		return ""

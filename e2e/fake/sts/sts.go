@@ -18,8 +18,8 @@ import (
 	"time"
 )
 
-// maxBody bounds a request. GetCallerIdentity has 43 bytes; policies passed to
-// AssumeRole are the longest there is.
+// maxBody bounds a request. GetCallerIdentity has 43 bytes; policies for AssumeRole are the
+// longest.
 const maxBody = 64 << 10
 
 // Options configure the endpoint.
@@ -44,7 +44,7 @@ type Credential struct {
 	Expires time.Time
 }
 
-// Server is the endpoint. It may be used by several goroutines at once.
+// Server is the endpoint. It is safe for concurrent use.
 type Server struct {
 	region  string
 	backend http.Handler
@@ -82,8 +82,7 @@ func (s *Server) credential(accessKeyID string) (Credential, bool) {
 	return c, ok
 }
 
-// Calls returns how many GetCallerIdentity requests arrived, whatever became of
-// them.
+// Calls returns how many GetCallerIdentity requests arrived, whether or not they succeeded.
 func (s *Server) Calls() int { return int(s.calls.Load()) }
 
 // SetDown makes every request fail with 503, or stops that.
@@ -114,8 +113,8 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	writeIdentity(w, r, c.ARN)
 }
 
-// actionOf reads the action from where the Query protocol has it: the form of a
-// POST, the query of a GET.
+// actionOf reads the action from its place in the Query protocol: the form of a POST, the
+// query of a GET.
 func actionOf(r *http.Request, body []byte) string {
 	form := r.URL.Query()
 	if r.Method == http.MethodPost {

@@ -37,7 +37,7 @@ func main() {
 	if *untilEOF {
 		go func() {
 			_, _ = io.Copy(io.Discard, os.Stdin)
-			os.Exit(0) // nobody is left to mind
+			os.Exit(0) // nobody is left to tell
 		}()
 	}
 	if err := run(ctx, *configFile, *ready, *stsURL); err != nil {
@@ -59,7 +59,7 @@ func run(ctx context.Context, configFile, ready, stsURL string) error {
 		return err
 	}
 	cfg.Proxy.DisableWebInterface = true
-	// A test asks nothing beyond its own machine, not even which cloud that is in.
+	// A test asks nothing outside its own machine, not even which cloud it runs in.
 	cfg.InstanceMetadataClient = cloud.NewDisabledIMDSClient()
 	err := service.Run(ctx, *cfg, func(cfg *servicecfg.Config) (service.Process, error) {
 		process, err := service.NewTeleport(cfg)
@@ -89,8 +89,8 @@ func announce(ctx context.Context, process service.Process, ready string) {
 	}
 }
 
-// redirectSTS sends requests to STS somewhere else, as they are: their signature
-// covers the name of the host that they were meant for.
+// redirectSTS sends requests for STS to another address, unchanged: their signature covers the
+// original host's name.
 type redirectSTS struct {
 	endpoint *url.URL
 }

@@ -1,5 +1,5 @@
-// Command empty is a Lambda function that does nothing: what a cold start costs at
-// the least, with AWS's runtime client and the events of a function URL.
+// Command empty is a Lambda function that does nothing. It shows the least that a cold start
+// costs, with AWS's runtime client and the events of a function URL.
 package main
 
 import (
