@@ -26,7 +26,7 @@ import (
 
 func TestEnroll(t *testing.T) {
 	m := newMachine(t)
-	m.openSSHCA = machinetest.NewSigner(t) // the baked CA is a retired one by now
+	m.openSSHCA = machinetest.NewSigner(t) // the baked CA has been retired since
 	outcome, err := m.Enroll(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -52,8 +52,8 @@ func TestEnroll(t *testing.T) {
 	}
 }
 
-// hostCertificateOnly accepts a host by a certificate of the cluster's Host CA that
-// names it, as a known_hosts file with one @cert-authority line does.
+// hostCertificateOnly accepts a host only with a certificate that the cluster's Host CA signed
+// for its name, like a known_hosts file with one @cert-authority line.
 func (m *machine) hostCertificateOnly() ssh.HostKeyCallback {
 	checker := &ssh.CertChecker{IsHostAuthority: func(key ssh.PublicKey, _ string) bool {
 		return bytes.Equal(key.Marshal(), m.hosts.PublicKey().Marshal())
@@ -75,7 +75,7 @@ func TestEnrollWritesNewCAs(t *testing.T) {
 
 func TestEnrollReloadsOnlyWhenNeeded(t *testing.T) {
 	m := newMachine(t)
-	// An sshd that was started before the lines were there cannot know of them.
+	// An sshd that started before the lines were there does not have them.
 	m.sshd.Stop()
 	m.sshd.Configure("")
 	m.sshd.Run()
@@ -87,7 +87,7 @@ func TestEnrollReloadsOnlyWhenNeeded(t *testing.T) {
 	if !outcome.Reloaded || m.sshd.Reloads != 1 {
 		t.Errorf("%d reloads, want 1", m.sshd.Reloads)
 	}
-	// One that knows them reads new certificates for each connection, up to 9.7.
+	// An sshd that has them reads new certificates for each connection, up to 9.7.
 	m.now = func() time.Time { return time.Now().Add(4 * 24 * time.Hour) }
 	m.lifetime = 14 * 24 * time.Hour
 	if outcome, err = m.Enroll(t.Context()); err != nil {
@@ -125,7 +125,7 @@ func TestEnrollRunsWithoutSSHD(t *testing.T) {
 	}
 }
 
-// An sshd that the reload ends is started again on the old files.
+// If the reload ends sshd, it is started again with the old files.
 func TestEnrollPutsBackWhenSSHDDoesNotComeBack(t *testing.T) {
 	t.Parallel()
 	m := newMachine(t)
@@ -134,7 +134,7 @@ func TestEnrollPutsBackWhenSSHDDoesNotComeBack(t *testing.T) {
 	}
 	before := m.files()
 	m.sshd.Stop()
-	m.sshd.Configure("") // so that it presents no certificate and has to be reloaded
+	m.sshd.Configure("") // then it presents no certificate and needs a reload
 	m.sshd.Run()
 	m.sshd.Configure(m.sshd.HallmarkLines())
 	m.sshd.OnReload = func(context.Context) error {
@@ -158,7 +158,7 @@ func TestEnrollPutsBackWhenSSHDDoesNotComeBack(t *testing.T) {
 	m.sshd.AcceptsLogins()
 }
 
-// An sshd that lives on but never presents the certificate gets its old files back.
+// If sshd runs but never presents the certificate, its old files come back.
 func TestEnrollPutsBackWhenSSHDIgnoresTheCertificate(t *testing.T) {
 	t.Parallel()
 	m := newMachine(t)
@@ -183,7 +183,7 @@ func TestEnrollPutsBackWhenSSHDIgnoresTheCertificate(t *testing.T) {
 	m.sshd.AcceptsLogins()
 }
 
-// Whoever stops an enrollment in its middle finds what was there before.
+// If somebody stops an enrollment halfway, the old files come back.
 func TestEnrollPutsBackWhenInterrupted(t *testing.T) {
 	m := newMachine(t)
 	m.sshd.Stop()
@@ -204,7 +204,7 @@ func TestEnrollPutsBackWhenInterrupted(t *testing.T) {
 	m.sshd.AcceptsLogins()
 }
 
-// Each row spoils one thing about the answer of the signer.
+// Each row breaks one thing about the signer's answer.
 func TestEnrollBadAnswers(t *testing.T) {
 	t.Parallel()
 	m := newMachine(t)
@@ -350,10 +350,10 @@ func TestEnrollGivesUp(t *testing.T) {
 		{"signer unreachable", func(m *machine) { m.testSigner.server.Close() }, fault.Temporary, "connection refused", "sshd works as before"},
 		{"signer of another CA", func(m *machine) { m.connect("") }, fault.Temporary, "certificate", "signer_ca_file"},
 		{"signer slow", func(m *machine) {
-			m.signer.Attempt = 100 * time.Millisecond // it would not answer within any time
+			m.signer.Attempt = 100 * time.Millisecond // it would never answer in time
 			m.answerInstead = func(_ http.ResponseWriter, r *http.Request, _ int) bool {
 				<-r.Context().Done()
-				panic(http.ErrAbortHandler) // an answer, also an empty one, could still arrive
+				panic(http.ErrAbortHandler) // an answer, even an empty one, could still arrive
 			}
 		}, fault.Temporary, "ask the signer", "sshd works as before"},
 		{"429", refuse(429, ""), fault.Temporary, "429", "sshd works as before"},
@@ -407,7 +407,7 @@ func TestEnrollGivesUp(t *testing.T) {
 	}
 }
 
-// unhappy is an sshd that finds an error in what only some login meets.
+// unhappy is an sshd that finds an error in a part that only some logins reach.
 type unhappy struct{ *machinetest.SSHD }
 
 func (unhappy) Logins(context.Context) ([]sshd.Login, error) {
@@ -429,7 +429,7 @@ func TestEnrollWithAConfigurationThatSSHDRefuses(t *testing.T) {
 	m.sshd.AcceptsLogins()
 }
 
-// afterCheck is an sshd whose configuration somebody changes once it was judged.
+// afterCheck is an sshd whose configuration somebody changes after it was checked.
 type afterCheck struct {
 	*machinetest.SSHD
 	change func()
@@ -441,11 +441,11 @@ func (s afterCheck) Logins(ctx context.Context) ([]sshd.Login, error) {
 	return logins, err
 }
 
-// With a configuration that has become broken meanwhile sshd is not reloaded, which
-// would end it.
+// If the configuration breaks in the meantime, sshd is not reloaded, because that would end
+// it.
 func TestEnrollDoesNotReloadABrokenConfiguration(t *testing.T) {
 	m := newMachine(t)
-	// One that runs without hallmark's lines, so that it has to be reloaded.
+	// sshd runs without hallmark's lines, so it needs a reload.
 	lines := m.sshd.HallmarkLines()
 	m.sshd.Stop()
 	m.sshd.Configure("")
@@ -465,7 +465,7 @@ func TestEnrollDoesNotReloadABrokenConfiguration(t *testing.T) {
 	m.sshd.AcceptsLogins()
 }
 
-// Before cloud-init has made host keys there is nothing to certify, and nothing
+// Before cloud-init has generated host keys, there is nothing to certify, and nothing is
 // wrong.
 func TestEnrollWithoutHostKeys(t *testing.T) {
 	m := newMachine(t)
@@ -479,8 +479,8 @@ func TestEnrollWithoutHostKeys(t *testing.T) {
 	machinetest.WantError(t, err, fault.Temporary, "no host keys", "ssh-keygen -A")
 }
 
-// A key that sshd may not present a certificate for is left out, so that it does
-// not keep the others from being certified.
+// A key for which sshd may not present a certificate is left out, so it does not keep the
+// others from being certified.
 func TestEnrollHonorsHostKeyAlgorithms(t *testing.T) {
 	m := newMachine(t)
 	m.sshd.Stop()
@@ -495,7 +495,7 @@ func TestEnrollHonorsHostKeyAlgorithms(t *testing.T) {
 	}
 }
 
-// Every address of sshd has to present the certificates, on several ports as well.
+// Every address of sshd has to present the certificates, even with several ports.
 func TestEnrollAsksEveryAddress(t *testing.T) {
 	m := newMachine(t)
 	second := machinetest.FreeAddress(t)
@@ -513,7 +513,8 @@ func TestEnrollAsksEveryAddress(t *testing.T) {
 	}
 }
 
-// An address of the configuration at which another server listens is not this sshd's.
+// If another server listens at an address in the configuration, that address is not this
+// sshd's.
 func TestEnrollLeavesOtherServersAlone(t *testing.T) {
 	m := newMachine(t)
 	other := machinetest.NewSSHD(t, m.sshd.Program, t.TempDir(), m.openSSHCA.PublicKey())
@@ -531,7 +532,7 @@ func TestEnrollLeavesOtherServersAlone(t *testing.T) {
 	other.AcceptsLogins()
 }
 
-// Machines that have but one kind of host key.
+// These machines have only one kind of host key.
 func TestEnrollWithOneKindOfKey(t *testing.T) {
 	for _, kind := range []string{"rsa", "ecdsa", "ed25519"} {
 		m := newMachine(t)

@@ -12,9 +12,9 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/machine/sshdconf"
 )
 
-// Everybody who comes through a Teleport proxy has its address. With proxy_sources, as
-// hallmark install writes it, 200 failed logins from there and 50 logins at once keep
-// nobody out; without it, sshd drops the address's connections (OpenSSH 9.8 and later).
+// Everybody who comes through a Teleport proxy has the proxy's address. With proxy_sources, as
+// hallmark install writes it, 200 failed logins from there and 50 logins at once lock nobody
+// out. Without it, sshd drops connections from that address (OpenSSH 9.8 and later).
 func TestOneSourceForEverybody(t *testing.T) {
 	program := machinetest.FindSSHD(t)
 	for name, sources := range map[string][]string{"exempt": {"127.0.0.1"}, "not exempt": nil} {
@@ -32,7 +32,7 @@ func TestOneSourceForEverybody(t *testing.T) {
 			stranger := machinetest.NewSigner(t)
 			failures := 200
 			if len(sources) == 0 || !penalties {
-				failures = 20 // enough to be kept out
+				failures = 20 // enough to be locked out
 			}
 			for range failures {
 				if err := s.TryLogin(stranger, ssh.InsecureIgnoreHostKey()); err == nil {

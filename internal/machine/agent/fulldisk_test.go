@@ -16,8 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A disk that fills up at any byte of what an enrollment writes leaves the machine
-// as it was.
+// If the disk fills up at any byte that an enrollment writes, the machine stays as it was.
 func TestEnrollOnFullDisk(t *testing.T) {
 	const size = 256 << 10
 	for _, free := range []int{0, 4 << 10, 8 << 10, 12 << 10} {

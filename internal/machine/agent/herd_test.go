@@ -24,12 +24,12 @@ var update = flag.Bool("update", false, "rewrite the documents that tests keep t
 
 const (
 	herdSize = 10_000
-	herdSeed = 7 // any: each machine has its own chance, so the order of events is none
+	herdSeed = 7 // any seed: each machine has its own random part, so the order of events does not matter
 	bucket   = 10 * time.Minute
 )
 
-// herd is a fleet of machines that have the real rules of waiting, a made-up signer,
-// and a simulated clock.
+// herd is a fleet of machines with the real rules of waiting, a made-up signer, and a
+// simulated clock.
 type herd struct {
 	began      time.Time
 	downFrom   time.Duration // since began
@@ -51,7 +51,7 @@ func newHerd(t *testing.T, downFrom, downUntil, ends time.Duration) *herd {
 	}
 }
 
-// unitSetting reads a time of a unit, so that the simulation is of what is shipped.
+// unitSetting reads a time from a unit, so that the simulation matches what is shipped.
 func unitSetting(t *testing.T, unit []byte, name string) time.Duration {
 	t.Helper()
 	match := regexp.MustCompile(`(?m)^` + name + `=(\d+)(min|h)$`).FindSubmatch(unit)
@@ -99,7 +99,7 @@ func (m *simulated) wake(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
 	defer cancel()
-	attempts := 1 // the question for CAs
+	attempts := 1 // the request for CAs
 	if due {
 		attempts = 1000
 	}
@@ -120,8 +120,8 @@ func (m *simulated) wake(ctx context.Context) error {
 	return nil
 }
 
-// live wakes the machine as its units do: every hour at some moment of it, and some
-// minutes after a run that failed.
+// live wakes the machine as its units do: every hour at a random moment, and some minutes
+// after a failed run.
 func (m *simulated) live(ctx context.Context) {
 	for {
 		wait := time.Until(m.began.Add(time.Since(m.began).Truncate(time.Hour) + time.Hour + time.Duration(m.random.Float64()*float64(m.timer))))
@@ -139,7 +139,7 @@ func (m *simulated) live(ctx context.Context) {
 	}
 }
 
-// run lets all machines live, each from a moment within the first while.
+// run lets all machines live, each starting at a moment within the first period.
 func (h *herd) run(t *testing.T, while time.Duration, certified bool) {
 	ctx, cancel := context.WithTimeout(t.Context(), h.ends)
 	defer cancel()
@@ -157,7 +157,7 @@ func (h *herd) run(t *testing.T, while time.Duration, certified bool) {
 	all.Wait()
 }
 
-// peak returns the busiest minute from one time on until another.
+// peak returns the busiest minute between two times.
 func (h *herd) peak(from, until time.Duration) int {
 	most := 0
 	for _, n := range h.perMinute[from/time.Minute : until/time.Minute] {
@@ -195,7 +195,7 @@ func (h *herd) histogram() string {
 	return b.String()
 }
 
-// keep keeps a part of a document true, between two comments that name it.
+// keep updates a part of a document, between two comments that name it.
 func keep(t *testing.T, document, name, content string) {
 	t.Helper()
 	path := filepath.Join("..", "..", "..", "docs", document)
@@ -219,7 +219,7 @@ func keep(t *testing.T, document, name, content string) {
 	}
 }
 
-// After an outage the signer is not asked by all machines at once.
+// After an outage, the machines do not all ask the signer at once.
 func TestNoHerdAfterAnOutage(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newHerd(t, 2*time.Hour, 5*time.Hour, 8*time.Hour)
@@ -232,7 +232,7 @@ func TestNoHerdAfterAnOutage(t *testing.T) {
 	})
 }
 
-// The worst case: machines that all boot within a minute while the signer is down.
+// The worst case: all machines boot within a minute while the signer is down.
 func TestNoHerdOfNewMachines(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newHerd(t, 0, 30*time.Minute, 2*time.Hour)

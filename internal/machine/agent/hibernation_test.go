@@ -5,8 +5,8 @@ import (
 	"time"
 )
 
-// /run survives hibernation, in which EC2 stops and starts the instance: its public
-// address is another one then.
+// /run survives hibernation, in which EC2 stops and starts the instance. Its public address
+// changes.
 func TestHibernationIsAStopAndAStart(t *testing.T) {
 	m := enrolled(t)
 	var slept time.Duration

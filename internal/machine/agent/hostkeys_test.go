@@ -23,8 +23,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/sshkey"
 )
 
-// One of sshd's host keys is of no use to it. It runs with the others, and these are
-// certified.
+// sshd cannot use one of its host keys. It runs with the others, and these are certified.
 func TestEnrollWithOneBadHostKey(t *testing.T) {
 	remove := func(m *machine, path string) error { return os.Remove(path) }
 	write := func(suffix, content string) func(*machine, string) error {
@@ -106,7 +105,7 @@ func TestEnrollWithShortRSAKey(t *testing.T) {
 	}
 }
 
-// certifyByOther gives a host key the certificate of another CA, as Vault's guide has it.
+// certifyByOther gives a host key a certificate from another CA, as Vault's guide describes.
 func (m *machine) certifyByOther(kind, file string) (content string) {
 	m.t.Helper()
 	public, why, err := hostkey.ReadPublic(m.sshd.KeyPath(kind))
@@ -128,15 +127,15 @@ func TestEnrollBesideAnotherCA(t *testing.T) {
 	for _, test := range []struct {
 		name      string
 		theirs    []string // host keys that another CA has certified
-		elsewhere bool     // the certificates' files are not beside the keys
-		want      []string // host keys that are certified by us
+		elsewhere bool     // the certificates' files are not next to the keys
+		want      []string // host keys that Hallmark certifies
 	}{
 		{"none", nil, false, []string{"rsa", "ecdsa", "ed25519"}},
 		{"Ed25519", []string{"ed25519"}, false, []string{"rsa", "ecdsa"}},
 		{"Ed25519, in a file elsewhere", []string{"ed25519"}, true, []string{"rsa", "ecdsa"}},
 		{"ECDSA", []string{"ecdsa"}, false, []string{"rsa"}},
 		{"all but RSA", []string{"ecdsa", "ed25519"}, false, []string{"rsa"}},
-		// Teleport's proxy would ask for theirs.
+		// Teleport's proxy would ask for the other CA's certificate.
 		{"RSA", []string{"rsa"}, false, nil},
 		{"all", []string{"rsa", "ecdsa", "ed25519"}, false, nil},
 	} {
@@ -180,7 +179,7 @@ func TestEnrollBesideAnotherCA(t *testing.T) {
 			if !slices.Equal(got, test.want) {
 				t.Errorf("certified %q, want %q", got, test.want)
 			}
-			// The proxy is Go's client, which takes the first type that it prefers.
+			// The proxy uses Go's client, which takes the first type that it prefers.
 			checker := ssh.CertChecker{IsHostAuthority: func(key ssh.PublicKey, _ string) bool {
 				return sshkey.Line(key) == sshkey.Line(m.hosts.PublicKey())
 			}}
@@ -190,7 +189,7 @@ func TestEnrollBesideAnotherCA(t *testing.T) {
 			if again, err := m.Enroll(t.Context()); err != nil || again.Reason != "" {
 				t.Errorf("the next run: %+v, %v", again, err)
 			}
-			// A lost state does not turn ours into somebody else's.
+			// A lost state does not make Hallmark's certificates somebody else's.
 			if err := os.Remove(state.Path(m.stateDir)); err != nil {
 				t.Fatal(err)
 			}
@@ -211,7 +210,7 @@ func TestEnrollReplacesTheCertificateOfAnotherCA(t *testing.T) {
 	}
 }
 
-// A second CA for people stays trusted, whatever the cluster's do.
+// A second CA for people stays trusted, whatever happens to the cluster's CAs.
 func TestExtraUserCAs(t *testing.T) {
 	m := newMachine(t)
 	other := machinetest.NewSigner(t)
@@ -243,8 +242,8 @@ func TestExtraUserCAs(t *testing.T) {
 	}
 }
 
-// The metadata service tells a name in the domain of the VPC's DHCP options, EC2's API
-// its own.
+// The metadata service returns a name in the domain of the VPC's DHCP options, and EC2's API
+// returns EC2's own name.
 func TestPrivateDNSWithADomainOfTheVPC(t *testing.T) {
 	for _, told := range []string{
 		"ip-10-0-0-1.corp.example.com", "ip-10-0-0-1.us-west-2.compute.internal corp.example.com", "ip-10-0-0-1",
@@ -285,7 +284,7 @@ func (m *machine) tellAddress(private string) {
 	m.imds.pages[identityPage] = fmt.Sprintf(`{"accountId":%q,"region":%q,"instanceId":%q,"privateIp":%q}`, testAccount, testRegion, testHost, private)
 }
 
-// Teleport's certificates have no serial numbers, and those of one enrollment end at the
+// Teleport's certificates have no serial numbers, and those of one enrollment expire at the
 // same time: only their keys differ.
 func TestEnrollReplacesACertificateOfAnotherKey(t *testing.T) {
 	m := newMachine(t)
@@ -311,8 +310,8 @@ func TestEnrollReplacesACertificateOfAnotherKey(t *testing.T) {
 	}
 }
 
-// A folder where a file belongs changes nothing, and the message says what to do. Once it
-// is away, all is as it was.
+// A folder in place of a file changes nothing, and the message says what to do. Once the
+// folder is moved away, everything is as before.
 func TestEnrollFindsAFolderInAFilesPlace(t *testing.T) {
 	for _, test := range []struct {
 		name string

@@ -21,14 +21,14 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/machine/state"
 )
 
-// A run that is killed at any step leaves a working sshd, and the next run repairs
-// what it left. The run is a process of its own, which is traced: before each of the
-// system calls that change something it can be killed.
+// A run that is killed at any step leaves a working sshd, and the next run repairs what it
+// left. The run is a separate, traced process: it can be killed before each of the system
+// calls that change something.
 func TestKilledAtEveryStep(t *testing.T) {
 	for _, test := range []struct {
 		name    string
 		prepare func(t *testing.T, m *machine)
-		least   int // steps, lest the test finds none
+		least   int // the least number of steps, so that the test cannot find none
 	}{
 		{"first enrollment, with a reload", func(_ *testing.T, m *machine) {
 			m.sshd.Stop()
@@ -74,7 +74,7 @@ func TestKilledAtEveryStep(t *testing.T) {
 	}
 }
 
-// unenroll makes the machine what it was when it was new.
+// unenroll restores the machine to its state before the first enrollment.
 func (m *machine) unenroll() {
 	m.t.Helper()
 	certificates, err := filepath.Glob(filepath.Join(m.dir, "*-cert.pub"))
@@ -145,8 +145,8 @@ func TestKilledRun(t *testing.T) {
 	}
 }
 
-// runUntil runs a renewal in a process of its own, and kills it before the given
-// step. It returns false if it ended before that, and what the step was.
+// runUntil runs a renewal in a separate process, and kills it before the given step. If the
+// run ended before that step, it returns false. It also returns which step it was.
 func (m *machine) runUntil(step int) (killed bool, what string) {
 	m.t.Helper()
 	return machinetest.RunTraced(m.t, "TestKilledRun", m.dir, step,

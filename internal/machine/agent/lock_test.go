@@ -20,7 +20,7 @@ func TestOneRunAtATime(t *testing.T) {
 	for _, test := range []struct {
 		after   time.Duration
 		kind    fault.Kind
-		running bool // the timer's run ends with 0
+		running bool // the timer's run exits with 0
 		message string
 	}{
 		{0, fault.Temporary, true, "another run of hallmark is still in progress"},

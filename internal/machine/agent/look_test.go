@@ -33,7 +33,7 @@ func (m *machine) listenOn(listen, lines string) {
 	m.sshd.Configure(lines)
 }
 
-// The configuration does not say where sshd listens if its command line does.
+// If the command line says where sshd listens, the configuration does not.
 func TestEnrollFindsSSHDByItsCommandLine(t *testing.T) {
 	for _, test := range []struct {
 		name   string
@@ -49,7 +49,7 @@ func TestEnrollFindsSSHDByItsCommandLine(t *testing.T) {
 			m := newMachine(t)
 			m.sshd.Stop()
 			other := machinetest.FreeAddress(t)
-			m.listenOn(test.listen, "") // without hallmark's lines, so that it has to be reloaded
+			m.listenOn(test.listen, "") // without hallmark's lines, so it needs a reload
 			m.startWith(other, test.option(other)...)
 			m.listenOn(test.listen, m.sshd.HallmarkLines())
 			o, err := m.Enroll(t.Context())
@@ -66,7 +66,7 @@ func TestEnrollFindsSSHDByItsCommandLine(t *testing.T) {
 
 func port(a netip.AddrPort) string { _, port, _ := net.SplitHostPort(a.String()); return port }
 
-// An sshd that runs but does not let this machine look is reloaded once for its new
+// If this machine cannot connect to a running sshd, sshd is reloaded once for its new
 // certificates, because people may well reach it, and the state says that nobody saw them.
 func TestEnrollWhereSSHDLetsNobodyLook(t *testing.T) {
 	for _, test := range []struct {
@@ -98,7 +98,7 @@ func TestEnrollWhereSSHDLetsNobodyLook(t *testing.T) {
 			if o, err = m.Enroll(t.Context()); err != nil || m.sshd.Reloads != 1 || o.State.NotVerified == "" {
 				t.Errorf("the next run: %v, %d reloads, want no other", err, m.sshd.Reloads)
 			}
-			// Once it lets hallmark look, the state says so.
+			// Once hallmark can connect, the state says so.
 			m.Enroller.server = m.sshd
 			m.sshd.Stop()
 			m.sshd.Run()
@@ -139,8 +139,8 @@ func accept(t *testing.T, handle func(net.Conn)) netip.AddrPort {
 	return netip.MustParseAddrPort(l.Addr().String())
 }
 
-// TCP wrappers keep this machine's own connections out (hosts.deny), and are what
-// hardening guides ask for. Debian's sshd has them.
+// TCP wrappers (hosts.deny) keep this machine's own connections out, and hardening guides
+// recommend them. Debian's sshd has them.
 func TestEnrollBehindTCPWrappers(t *testing.T) {
 	if os.Getenv(machinetest.WrappersVariable) == "" {
 		behindTCPWrappers(t)
@@ -151,14 +151,14 @@ func TestEnrollBehindTCPWrappers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// Before it closes the connection, it may wait for DNS longer than hallmark does.
+	// Before it closes the connection, sshd may wait longer for DNS than hallmark does.
 	if !o.State.Presented || o.State.NotVerified == "" || m.sshd.Reloads != 1 {
 		t.Errorf("%+v after %d reloads, want one, and a state that says not verified", o.State, m.sshd.Reloads)
 	}
 }
 
-// behindTCPWrappers runs the test again in a mount namespace of its own, so that
-// /etc/hosts.deny is another file only there.
+// behindTCPWrappers runs the test again in a separate mount namespace, where alone
+// /etc/hosts.deny is another file.
 func behindTCPWrappers(t *testing.T) {
 	t.Helper()
 	libraries, err := exec.Command("ldd", machinetest.FindSSHD(t)).Output()
@@ -180,7 +180,7 @@ func behindTCPWrappers(t *testing.T) {
 "$@" || code=$?; umount /etc/hosts.deny; exit ${code:-0}`
 	propagation := "private"
 	if exec.Command("unshare", "--mount", "true").Run() != nil {
-		propagation = "unchanged" // in a chroot, which is no mount point
+		propagation = "unchanged" // in a chroot, which is not a mount point
 	}
 	child := exec.Command("unshare", "--mount", "--propagation", propagation, "sh", "-euc", script, "sh", deny, program, "-test.run", "^"+t.Name()+"$", "-test.v")
 	child.Env = append(os.Environ(), machinetest.WrappersVariable+"=1")
@@ -189,14 +189,14 @@ func behindTCPWrappers(t *testing.T) {
 	}
 }
 
-// wrapsSessions names the libraries of what sshd runs for a session from 9.8 on.
+// wrapsSessions names the libraries of the program that sshd runs for a session since 9.8.
 func wrapsSessions() string {
 	output, _ := exec.Command("ldd", "/usr/lib/openssh/sshd-session").Output()
 	return string(output)
 }
 
-// newMachineBehind is a machine whose sshd was started without hallmark's lines, and
-// never lets anybody look.
+// newMachineBehind is a machine whose sshd started without hallmark's lines and never accepts
+// a connection from this machine.
 func newMachineBehind(t *testing.T) *machine {
 	t.Helper()
 	m := newMachine(t)
@@ -207,8 +207,8 @@ func newMachineBehind(t *testing.T) *machine {
 	return m
 }
 
-// A handshake without a login is an offense by PerSourcePenalties (OpenSSH 9.8). It must
-// never count against 127.0.0.1, where forwarded ports come from.
+// PerSourcePenalties (OpenSSH 9.8) punishes a handshake without a login. It must never count
+// against 127.0.0.1, where forwarded ports come from.
 func TestEnrollKeepsClearOfPenalties(t *testing.T) {
 	m := newMachine(t)
 	if !machinetest.HandsOver(t, m.sshd.Program) {
@@ -229,7 +229,7 @@ func TestEnrollKeepsClearOfPenalties(t *testing.T) {
 	}
 }
 
-// Whatever sshd is allowed to speak that the library can speak too is good enough to look.
+// Any algorithm that both sshd and the library support is good enough for a look.
 func TestEnrollWithUnusualAlgorithms(t *testing.T) {
 	for _, lines := range []string{
 		"KexAlgorithms diffie-hellman-group16-sha512\n",
@@ -240,7 +240,8 @@ func TestEnrollWithUnusualAlgorithms(t *testing.T) {
 		m.sshd.Stop()
 		m.sshd.Configure(lines + m.sshd.HallmarkLines())
 		m.sshd.Run()
-		// Teleport's proxy speaks less than this machine does, which is an error of its own.
+		// Teleport's proxy supports fewer algorithms than this machine, which is a separate
+		// error.
 		if _, err := m.Enroll(t.Context()); err != nil && !strings.Contains(err.Error(), "nobody can log in with one") {
 			t.Errorf("%q: %v", lines, err)
 		}
@@ -251,7 +252,7 @@ func TestEnrollWithUnusualAlgorithms(t *testing.T) {
 	}
 }
 
-// One handshake for each certificate, none to find sshd.
+// There is one handshake for each certificate, and none to find sshd.
 func TestLooksAtEachCertificateOnce(t *testing.T) {
 	m := newMachine(t)
 	if machinetest.HandsOver(t, m.sshd.Program) {

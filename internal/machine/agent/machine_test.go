@@ -43,8 +43,8 @@ const (
 	testHost    = "i-0123456789abcdef0"
 )
 
-// machine is an instance in a temporary folder: a real sshd on loopback, a
-// metadata service, and a signer whose answers a test can spoil.
+// machine is an instance in a temporary folder: a real sshd on loopback, a metadata service,
+// and a signer whose answers a test can change.
 type machine struct {
 	t    testing.TB
 	dir  string
@@ -78,11 +78,11 @@ func newMachine(t testing.TB) *machine {
 		now: time.Now, settle: 10 * time.Second, runDir: filepath.Join(dir, "run"), suspended: suspended,
 	}
 	m.connect(m.writeRoots(t, dir))
-	m.metadata.Endpoint = m.imds.server.URL // not by its variable, so that tests can run side by side
+	m.metadata.Endpoint = m.imds.server.URL // set directly, not through its variable, so that tests can run in parallel
 	return m
 }
 
-// connect makes the client for the signer.
+// connect creates the client for the signer.
 func (m *machine) connect(roots string) {
 	m.t.Helper()
 	c := m.Config
@@ -94,8 +94,8 @@ func (m *machine) connect(roots string) {
 	m.signer = signer
 }
 
-// noPenalties is for tests that go through hours of connections in a second: sshd 9.8
-// and later would shut them out.
+// noPenalties is for tests that make hours of connections within a second: sshd 9.8 and later
+// would lock them out.
 func (m *machine) noPenalties() {
 	m.t.Helper()
 	if machinetest.HandsOver(m.t, m.sshd.Program) {
@@ -105,8 +105,8 @@ func (m *machine) noPenalties() {
 	}
 }
 
-// files returns the content of every file that an enrollment may write, but for
-// what a failed one notes for the next.
+// files returns the content of every file that an enrollment may write, except what a failed
+// enrollment saves for the next one.
 func (m *machine) files() string {
 	m.t.Helper()
 	var b strings.Builder
@@ -144,12 +144,12 @@ func (m *machine) waitForLoad(pidFile string, before sshd.Load) {
 	}
 }
 
-// testMetadata is a metadata service that knows IMDSv2 only.
+// testMetadata is a metadata service that supports only IMDSv2.
 type testMetadata struct {
 	server *httptest.Server
 	mu     sync.Mutex
 	pages  map[string]string
-	// intercept answers instead, if set and true.
+	// intercept answers instead if it is set and returns true.
 	intercept func(http.ResponseWriter, *http.Request) bool
 }
 
@@ -204,7 +204,7 @@ func (m *testMetadata) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	_, _ = io.WriteString(w, page)
 }
 
-// testSigner signs what it is asked to, after checking the machine's proofs.
+// testSigner signs what the machine asks for, after checking the machine's proofs.
 type testSigner struct {
 	t         testing.TB
 	server    *httptest.Server
@@ -214,14 +214,14 @@ type testSigner struct {
 	requests  []*protocol.Payload
 	last      *http.Request // with its body
 	gets      int
-	// get answers a GET, if set. Otherwise the signer is an old one.
+	// get answers a GET, if set. Otherwise the signer behaves like an old one.
 	get func(w http.ResponseWriter, r *http.Request)
-	// retired are CAs that are trusted beside those that sign.
+	// retired are CAs that are trusted in addition to those that sign.
 	retiredHosts, retiredOpenSSHCAs []ssh.Signer
-	further                         []string // principals beside the four
+	further                         []string // principals in addition to those four
 	// spoil changes a good answer, if set.
 	spoil func(*protocol.Response)
-	// answerInstead answers instead, if set and true. n counts requests from 1.
+	// answerInstead answers instead if it is set and returns true. n counts requests from 1.
 	answerInstead func(w http.ResponseWriter, r *http.Request, n int) bool
 	lifetime      time.Duration
 	clock         func() time.Time
@@ -328,7 +328,7 @@ func (s *testSigner) answer(keys []ssh.PublicKey) *protocol.Response {
 	return r
 }
 
-// cas are the cluster's CAs, those that sign first.
+// cas are the cluster's CAs. Those that sign come first.
 func (s *testSigner) cas() protocol.CAs {
 	lines := func(all []ssh.Signer) (lines []string) {
 		for _, ca := range all {

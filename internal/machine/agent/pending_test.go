@@ -17,8 +17,8 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/machine/sshdconf"
 )
 
-// withoutHallmark has sshd run without hallmark's lines, so that a first enrollment has to
-// reload it, and then writes them.
+// withoutHallmark runs sshd without hallmark's lines, so that a first enrollment has to reload
+// it, and then writes them.
 func (m *machine) withoutHallmark() {
 	m.t.Helper()
 	m.sshd.Stop()
@@ -27,7 +27,7 @@ func (m *machine) withoutHallmark() {
 	m.sshd.Configure(m.sshd.HallmarkLines())
 }
 
-// observed has hallmark note what sshd has loaded, as it does at a boot and in every run.
+// observed makes hallmark record what sshd has loaded, as it does at boot and in every run.
 func (m *machine) observed() {
 	m.t.Helper()
 	conf, err := m.effective(m.t.Context())
@@ -39,16 +39,16 @@ func (m *machine) observed() {
 	}
 }
 
-// staged is a change of sshd's configuration that somebody has not put into effect yet: it
-// would keep everybody out.
+// staged is a change to sshd's configuration that somebody has not activated yet. It would
+// lock everybody out.
 const staged = "AllowUsers nobody\n"
 
-// A reload for new certificates never puts somebody's pending change into effect. Each row
-// changes the machine between sshd's start and the enrollment.
+// A reload for new certificates never activates somebody's pending change. Each row changes
+// the machine between sshd's start and the enrollment.
 func TestEnrollLeavesPendingChangesAlone(t *testing.T) {
 	for _, test := range []struct {
 		name   string
-		known  bool // hallmark noted what sshd has loaded
+		known  bool // hallmark has recorded what sshd has loaded
 		change func(t *testing.T, m *machine)
 		waits  string // part of the reason, or empty
 	}{
@@ -112,7 +112,7 @@ func TestEnrollLeavesPendingChangesAlone(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
 			m := newMachine(t)
-			m.settle = time.Minute // a safety net: it is only waited for in vain
+			m.settle = time.Minute // a safety net: the test waits for it only if it fails
 			// As on most systems: the main file includes others.
 			m.sshd.Sites = true
 			m.sshd.Update("50-site.conf", "PermitUserEnvironment yes\n")
@@ -127,7 +127,7 @@ func TestEnrollLeavesPendingChangesAlone(t *testing.T) {
 					t.Fatalf("%+v %v after %d reloads", o, err, m.sshd.Reloads)
 				}
 			} else {
-				// The first certificates of all: nobody can log in through Teleport.
+				// These are the first certificates: nobody can log in through Teleport yet.
 				machinetest.WantError(t, err, fault.Misconfigured, test.waits, "--reload")
 				m.holds(t, test.waits)
 			}
@@ -136,7 +136,7 @@ func TestEnrollLeavesPendingChangesAlone(t *testing.T) {
 	}
 }
 
-// putBlock puts hallmark's lines into the main file, as hallmark install does where that
+// putBlock puts hallmark's lines into the main file, as hallmark install does if that file
 // includes no drop-ins.
 func (m *machine) putBlock(t *testing.T) {
 	t.Helper()
@@ -160,8 +160,8 @@ func (m *machine) holds(t *testing.T, reason string) {
 	}
 }
 
-// reloadAsAdmin reloads sshd as somebody does who edited its configuration, and waits
-// until it has been.
+// reloadAsAdmin reloads sshd, like somebody who has edited its configuration, and waits until
+// the reload is done.
 func (m *machine) reloadAsAdmin(t *testing.T) {
 	t.Helper()
 	conf, err := m.effective(t.Context())
@@ -215,16 +215,16 @@ func TestWaitingCertificatesAreTakenUp(t *testing.T) {
 	}
 }
 
-// A renewal that has to wait leaves the old certificate in use, and is an error only from
-// half of its remaining life on. OpenSSH up to 9.7 reads certificates for each connection,
-// so that only a line that it does not know makes it need a reload.
+// A renewal that has to wait leaves the old certificate in use. It becomes an error only after
+// half of that certificate's remaining life. OpenSSH up to 9.7 reads certificates for each
+// connection, so only a line that it has not loaded makes it need a reload.
 func TestRenewalWaits(t *testing.T) {
 	m := enrolled(t)
 	m.noPenalties()
 	if _, err := m.Renew(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	old, reloads := m.state(), m.sshd.Reloads // OpenSSH 10 had to be reloaded for the first ones
+	old, reloads := m.state(), m.sshd.Reloads // OpenSSH 10 needed a reload for the first certificates
 	m.sshd.Stop()
 	m.sshd.Configure("")
 	m.sshd.Run()
@@ -253,7 +253,8 @@ func TestRenewalWaits(t *testing.T) {
 			t.Errorf("at %s: %v, want %q", step.at, err, step.text)
 		}
 	}
-	// It asked for others when those that waited were due themselves, and still waits.
+	// When the waiting certificates were due themselves, the run asked for others, and it
+	// still waits.
 	if w := m.state().Waiting; w == nil || !w.AccessEnds.Equal(old.End()) {
 		t.Errorf("state %+v", m.state())
 	}
@@ -263,7 +264,7 @@ func TestRenewalWaits(t *testing.T) {
 	m.sshd.AcceptsLogins()
 }
 
-// The same holds where sshd lets nobody look.
+// The same is true if this machine cannot connect to sshd.
 func TestPendingChangeWhereNobodyCanLook(t *testing.T) {
 	m := newMachine(t)
 	m.withoutHallmark()
@@ -276,7 +277,7 @@ func TestPendingChangeWhereNobodyCanLook(t *testing.T) {
 	m.sshd.AcceptsLogins()
 }
 
-// A snapshot names no private key.
+// A snapshot contains no private key.
 func TestSnapshotHoldsNoSecret(t *testing.T) {
 	m := newMachine(t)
 	m.observed()

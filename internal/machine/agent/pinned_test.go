@@ -12,9 +12,9 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/machine/machinetest"
 )
 
-// A client asks for certificates of all types before it asks for plain keys, unless it knows
-// a plain key of another type than the one that it likes best. A certificate must not keep
-// out a client that knows one host key.
+// A client asks for certificates of all types before it asks for plain keys, unless it knows a
+// plain key of another type than its preferred one. A certificate must not lock out a client
+// that knows only one host key.
 func TestCertificatesHideNoPinnedKey(t *testing.T) {
 	without := func(m *machine, kind string) string {
 		return strings.ReplaceAll(m.sshd.HallmarkLines(), "HostCertificate "+m.sshd.KeyPath(kind)+hostkey.CertificateSuffix+"\n", "")
@@ -71,8 +71,8 @@ func TestCertificatesHideNoPinnedKey(t *testing.T) {
 			keys := []string{m.sshd.KeyPath("rsa"), m.sshd.KeyPath("ecdsa"), m.sshd.KeyPath("ed25519")}
 			before := m.sshd.Pins(keys...)
 			o, err := m.Enroll(t.Context())
-			// More may work than before: with OpenSSH 8.4, another CA's Ed25519 certificate hides
-			// the ECDSA key until that has a certificate, too.
+			// More keys may work than before: with OpenSSH 8.4, another CA's Ed25519
+			// certificate hides the ECDSA key until that key has a certificate too.
 			after := m.sshd.Pins(keys...)
 			for _, key := range before {
 				if !slices.Contains(after, key) {

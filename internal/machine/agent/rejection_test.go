@@ -13,7 +13,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
 )
 
-// told returns what the last request said of the answer before.
+// told returns what the last request reported about the answer before it.
 func (m *machine) told() *protocol.Rejection {
 	m.t.Helper()
 	last := m.requests[len(m.requests)-1]
@@ -23,8 +23,8 @@ func (m *machine) told() *protocol.Rejection {
 	return last.Report.Rejected
 }
 
-// A machine that does not use what it was granted says so in its next request, and no more
-// once it does.
+// A machine that does not use what the signer granted says so in its next request. Once it
+// does use it, it stops.
 func TestNextRequestTellsWhatWasRejected(t *testing.T) {
 	for _, test := range []struct {
 		name   string
@@ -61,7 +61,7 @@ func TestNextRequestTellsWhatWasRejected(t *testing.T) {
 			if r := m.told(); r != nil {
 				t.Errorf("the first request says %+v", r)
 			}
-			// Meanwhile the signer does not answer: it has not been told yet.
+			// In the meantime the signer does not answer, so it has not heard the report yet.
 			m.answerInstead = func(w http.ResponseWriter, _ *http.Request, _ int) bool {
 				w.WriteHeader(http.StatusForbidden)
 				return true
@@ -125,8 +125,8 @@ func TestNextRequestTellsOfUselessCertificates(t *testing.T) {
 	}
 }
 
-// A signer from before version 2 is asked again in the version that it speaks, for the rest
-// of the run. The next run tries the latest again.
+// If a signer from before version 2 refuses, the machine asks in the version that it speaks,
+// for the rest of the run. The next run tries the latest version again.
 func TestFallsBackToTheSignersVersion(t *testing.T) {
 	for _, test := range []struct {
 		name, versions string
@@ -141,7 +141,7 @@ func TestFallsBackToTheSignersVersion(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
 			m := newMachine(t)
-			m.spoil = func(r *protocol.Response) { r.Version, r.Node.Hostname = 1, "BASTION" } // so that the next run asks, too
+			m.spoil = func(r *protocol.Response) { r.Version, r.Node.Hostname = 1, "BASTION" } // this makes the next run ask, too
 			m.answerInstead = func(w http.ResponseWriter, _ *http.Request, n int) bool {
 				if m.requests[n-1].Version == protocol.FirstVersion {
 					return false

@@ -22,9 +22,9 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/machine/state"
 )
 
-// Nothing has sshd reloaded for what a reload cannot change. Each row is a cause for sshd
-// not to present a certificate. The rows about single host keys, which are passed over, are
-// in TestEnrollWithOneBadHostKey and the tests after it.
+// Nothing reloads sshd for what a reload cannot change. Each row is a reason why sshd does not
+// present a certificate. The rows about single host keys, which are skipped, are in
+// TestEnrollWithOneBadHostKey and the tests after it.
 func TestNoReloadForWhatItCannotChange(t *testing.T) {
 	for _, test := range []struct {
 		name    string
@@ -105,7 +105,7 @@ func (m *machine) restartWith(lines string) {
 	m.sshd.Run()
 }
 
-// A reload that did not help is tried again once sshd or its configuration is another, and
+// A reload that did not help is tried again once sshd or its configuration has changed, and
 // when somebody runs enroll.
 func TestFutileReloadIsTriedAgain(t *testing.T) {
 	for _, test := range []struct {
@@ -153,7 +153,7 @@ func TestFutileReloadIsTriedAgain(t *testing.T) {
 	}
 }
 
-// On a slow machine a reload and its checks take longer than sshd then takes to present the
+// On a slow machine, a reload and its checks take longer than sshd needs to present the
 // certificates.
 func TestReloadHasTimeOfItsOwn(t *testing.T) {
 	m := newMachine(t)
@@ -173,8 +173,8 @@ func TestReloadHasTimeOfItsOwn(t *testing.T) {
 	}
 }
 
-// What an administrator has written for the next maintenance: another address to listen at,
-// and nobody to admit.
+// This is what an administrator has written for the next maintenance: another address to
+// listen at, and nobody to admit.
 func TestEnrollLeavesAPendingListenerAlone(t *testing.T) {
 	m := newMachine(t)
 	m.sshd.Stop()
@@ -190,8 +190,8 @@ func TestEnrollLeavesAPendingListenerAlone(t *testing.T) {
 	m.sshd.AcceptsLogins()
 }
 
-// A machine whose sshd was hardened after it enrolled, so that one host key no longer
-// counts, renews the others.
+// If sshd was hardened after the machine enrolled, and one host key no longer counts, the
+// others are renewed.
 func TestRenewsAfterAHostKeyWasRuledOut(t *testing.T) {
 	m := newMachine(t)
 	m.sshd.SkipUnknown(t, "RequiredRSASize 3072\n")
@@ -213,8 +213,8 @@ func TestRenewsAfterAHostKeyWasRuledOut(t *testing.T) {
 	m.sshd.AcceptsLogins()
 }
 
-// Whatever is in the place of hallmark's files, sshd works on, and the message says which
-// file it is and what to do. What can be put right is.
+// Anything may be in place of hallmark's files: sshd keeps working, and the message names the
+// file and says what to do. What hallmark can repair, it repairs.
 func TestUnexpectedFilesInHallmarksPlaces(t *testing.T) {
 	m := newMachine(t)
 	if _, err := m.Enroll(t.Context()); err != nil {
@@ -262,11 +262,11 @@ func TestUnexpectedFilesInHallmarksPlaces(t *testing.T) {
 	}
 }
 
-// otherConfigVariable tells the test's second process that it is the one.
+// otherConfigVariable tells the test's second process that it is the second.
 const otherConfigVariable = "HALLMARK_TEST_OTHER_CONFIG"
 
-// The machine's own sshd may run with another configuration than /etc/ssh/sshd_config:
-// then that one counts.
+// If the machine's own sshd runs with a configuration other than /etc/ssh/sshd_config, that
+// configuration counts.
 func TestEnrollWithAnotherConfiguration(t *testing.T) {
 	if os.Getenv(otherConfigVariable) == "" {
 		withOwnEtcSSH(t)
@@ -274,7 +274,7 @@ func TestEnrollWithAnotherConfiguration(t *testing.T) {
 	}
 	for _, test := range []struct {
 		name        string
-		usual, runs bool // hallmark's lines are in the usual file, and in the one that sshd runs with
+		usual, runs bool // hallmark's lines are in the usual file, and in the one that sshd uses
 	}{
 		{"which has hallmark's lines", false, true},
 		{"which lacks them", true, false},
@@ -314,7 +314,7 @@ func TestEnrollWithAnotherConfiguration(t *testing.T) {
 	}
 }
 
-// withOwnEtcSSH runs the test again in a mount namespace of its own, with an empty /etc/ssh.
+// withOwnEtcSSH runs the test again in a separate mount namespace, with an empty /etc/ssh.
 func withOwnEtcSSH(t *testing.T) {
 	t.Helper()
 	if os.Geteuid() != 0 {
@@ -328,7 +328,7 @@ func withOwnEtcSSH(t *testing.T) {
 	const script = `mount -t tmpfs tmpfs /etc/ssh; "$@" || code=$?; umount /etc/ssh; exit ${code:-0}`
 	propagation := "private"
 	if exec.Command("unshare", "--mount", "true").Run() != nil {
-		propagation = "unchanged" // in a chroot, which is no mount point
+		propagation = "unchanged" // in a chroot, which is not a mount point
 	}
 	child := exec.Command("unshare", "--mount", "--propagation", propagation, "sh", "-euc", script, "sh", program, "-test.run", "^"+t.Name()+"$", "-test.v")
 	child.Env = append(os.Environ(), otherConfigVariable+"=1")

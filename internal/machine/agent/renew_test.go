@@ -52,12 +52,13 @@ func (m *machine) state() *state.State {
 	return s
 }
 
-// The one request of a wake-up with nothing due is answered 304, also the first
-// after an enrollment, and nothing else is asked.
+// A wake-up with nothing due makes one request, which is answered with 304, even right after
+// an enrollment. It asks nothing else.
 func TestRenewWithNothingDue(t *testing.T) {
 	m := enrolled(t)
 	m.imds.intercept = func(_ http.ResponseWriter, r *http.Request) bool {
-		// Nobody else's address may be asked for, and this one's is no interface's.
+		// It may not ask for the public address, so the node has an address that no interface
+		// has.
 		t.Errorf("asked the metadata service for %s", r.URL.Path)
 		return false
 	}
@@ -86,7 +87,7 @@ func (s *statusRecorder) WriteHeader(code int) {
 	s.ResponseWriter.WriteHeader(code)
 }
 
-// Old signers answer 405, things in front of them 404.
+// Old signers answer 405, and things in front of them answer 404.
 func TestRenewWithAnOldSigner(t *testing.T) {
 	for _, code := range []int{http.StatusMethodNotAllowed, http.StatusNotFound, http.StatusNotImplemented} {
 		m := enrolled(t)
@@ -98,7 +99,7 @@ func TestRenewWithAnOldSigner(t *testing.T) {
 	}
 }
 
-// Each row is a phase of a rotation by hand, as tctl auth rotate goes through them.
+// Each row is a phase of a manual rotation, in the order of tctl auth rotate.
 func TestRenewFollowsARotationOfTheOpenSSHCA(t *testing.T) {
 	m := enrolled(t)
 	m.noPenalties()
@@ -139,8 +140,8 @@ func TestRenewFollowsARotationOfTheOpenSSHCA(t *testing.T) {
 	}
 }
 
-// Certificates are made again when Teleport signs with another key, and not when it
-// only knows another one.
+// Certificates are renewed when Teleport signs with another key, and not when it only trusts
+// another one.
 func TestRenewFollowsARotationOfTheHostCA(t *testing.T) {
 	m := enrolled(t)
 	old, fresh := m.hosts, machinetest.NewSigner(t)
@@ -155,7 +156,7 @@ func TestRenewFollowsARotationOfTheHostCA(t *testing.T) {
 		{"update_servers", fresh, []ssh.Signer{old}, false},
 		{"rollback", old, []ssh.Signer{fresh}, true},
 		{"standby after rollback", old, nil, false},
-		// A machine that slept through the phases.
+		// This machine slept through the phases.
 		{"standby", fresh, nil, true},
 	} {
 		m.hosts, m.retiredHosts = phase.signing, phase.retired
@@ -171,7 +172,7 @@ func TestRenewFollowsARotationOfTheHostCA(t *testing.T) {
 	}
 }
 
-// A new user CA is trusted although the certificates cannot be renewed.
+// A new user CA is trusted even if the certificates cannot be renewed.
 func TestRenewTrustsBeforeItRenews(t *testing.T) {
 	m := enrolled(t)
 	m.hosts, m.retiredHosts = machinetest.NewSigner(t), []ssh.Signer{m.hosts}
@@ -187,7 +188,7 @@ func TestRenewTrustsBeforeItRenews(t *testing.T) {
 	}
 }
 
-// Each row spoils the signer's list of CAs: nothing is changed by it.
+// Each row breaks the signer's list of CAs. None of them changes anything.
 func TestRenewBadCAs(t *testing.T) {
 	m := enrolled(t)
 	key := m.cas().OpenSSHCAs[0]
@@ -226,7 +227,7 @@ func TestRenewBadCAs(t *testing.T) {
 	}
 }
 
-// A signer that just answered need not be asked again, and its list may be older.
+// After an answer from the signer there is no need to ask again, and its list may be older.
 func TestRenewRightAfterAnEnrollment(t *testing.T) {
 	m := enrolled(t)
 	m.now = time.Now
@@ -265,10 +266,10 @@ func TestRenewWaitsAfterFailures(t *testing.T) {
 	attempt(renew, "policy_refused", true)
 	now = now.Add(time.Minute + firstBackoff/2)
 	attempt(renew, "after 2 failed runs", false)
-	// Somebody who wants it now gets it now.
+	// A person who runs enroll gets certificates at once.
 	attempt(enroll, "policy_refused", true)
 	attempt(renew, "after 3 failed runs", false)
-	// Something is another: that has not been tried.
+	// Something has changed, so it has not been tried yet.
 	m.Config.Audience = "other.example.com"
 	attempt(renew, "policy_refused", true)
 
@@ -355,7 +356,7 @@ func TestResigned(t *testing.T) {
 		{"the second one signs", a, []string{line(b), line(a)}, line(a), "another key now"},
 		{"back to the first", b, []string{line(a), line(b)}, line(b), "another key now"},
 		{"the second one only", a, []string{line(b)}, line(a), "no longer the cluster's"},
-		// Auth servers with a key each: the renewal was signed by the other one.
+		// Each auth server has its own key, and the other one signed the renewal.
 		{"several that sign", b, []string{line(a), line(b)}, line(a), ""},
 		{"several, of which one goes", b, []string{line(a), line(c)}, line(a), "no longer the cluster's"},
 		{"a state of an older version", a, []string{line(b), line(a)}, "", "another key now"},
@@ -379,7 +380,7 @@ func TestSpread(t *testing.T) {
 	}
 }
 
-// The instance is asked for once in a boot.
+// The run asks for the instance only once in a boot.
 func TestInstanceIsAskedOnceInABoot(t *testing.T) {
 	m := enrolled(t)
 	m.imds.mu.Lock()
@@ -392,10 +393,10 @@ func TestInstanceIsAskedOnceInABoot(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, err := m.Renew(t.Context())
-	machinetest.WantError(t, err, fault.Failed, "this instance is", "") // the test's signer knows but one
+	machinetest.WantError(t, err, fault.Failed, "this instance is", "") // the test's signer knows only one
 }
 
-// A node whose address was this machine's, and is no longer, gets the new one.
+// A node whose address belonged to this machine, and no longer does, gets the new address.
 func TestRenewAfterTheAddressChanged(t *testing.T) {
 	m := newMachine(t)
 	m.imds.pages[imds.PublicAddressPage] = "10.0.0.1"
@@ -410,14 +411,15 @@ func TestRenewAfterTheAddressChanged(t *testing.T) {
 	if o := m.renew(); !strings.Contains(o.Reason, `"10.0.0.1:22" no longer belongs to this machine`) {
 		t.Errorf("reason %q", o.Reason)
 	}
-	// The signer says the same again: this is its matter, and not asked for for ever.
+	// The signer returns the same address again. That is its decision, and the machine does
+	// not ask forever.
 	if o := m.renew(); o.Reason != "" {
 		t.Errorf("reason %q", o.Reason)
 	}
 }
 
-// An outage that is longer than the certificates live takes nothing away, and ends
-// without a hand.
+// An outage that outlasts the certificates takes nothing else away, and ends without manual
+// steps.
 func TestOutageLongerThanTheCertificatesLive(t *testing.T) {
 	m := enrolled(t)
 	m.answerInstead = func(w http.ResponseWriter, _ *http.Request, _ int) bool {

@@ -11,8 +11,8 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
 )
 
-// With fips, the caller proof is for the FIPS endpoint, and a region without one is a
-// mistake in the configuration, not a reason to use the ordinary endpoint.
+// With fips, the caller proof is for the FIPS endpoint. A region without one is a mistake in
+// the configuration, not a reason to use the ordinary endpoint.
 func TestFIPSRequest(t *testing.T) {
 	e := &Enroller{
 		Config: config.Config{Audience: "hallmark.example.com", FIPS: true},

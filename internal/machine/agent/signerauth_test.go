@@ -19,8 +19,7 @@ import (
 
 const profileFolder = "/latest/meta-data/iam/security-credentials/"
 
-// signed verifies a request as AWS does: by signing it again with the secret that it
-// knows.
+// signed verifies a request as AWS does: by signing it again with the secret that AWS knows.
 func signed(t *testing.T, r *http.Request, region string) {
 	t.Helper()
 	body, err := io.ReadAll(r.Body)

@@ -14,8 +14,8 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
 )
 
-// BenchmarkStep times the steps of an enrollment on this machine, each by itself, with a
-// real sshd and its three host keys. docs/reliability.md has the figures.
+// BenchmarkStep times the steps of an enrollment on this machine, each separately, with a real
+// sshd and its three host keys. docs/reliability.md has the figures.
 func BenchmarkStep(b *testing.B) {
 	m := newMachine(b)
 	m.noPenalties() // it looks at sshd hundreds of times
@@ -41,7 +41,7 @@ func BenchmarkStep(b *testing.B) {
 		{"judgment", func(ctx context.Context) error { _, err := m.judge(ctx); return err }},
 		{"listeners", i.findListeners},
 		{"handshakes", i.presented},
-		// Last, because sshd would load these certificates for its next connection.
+		// This comes last, because sshd would load these certificates for its next connection.
 		{"files", func(context.Context) error { run++; return m.replaceFiles(seen, run) }},
 	} {
 		b.Run(step.name, func(b *testing.B) {
@@ -56,8 +56,8 @@ func BenchmarkStep(b *testing.B) {
 	}
 }
 
-// cpuTime returns the CPU time of this process and of the programs that it ran so far. It
-// says more than the time of day on a busy machine. sshd's own part in a handshake is not in it.
+// cpuTime returns the CPU time of this process and of the programs that it has run. On a busy
+// machine it says more than wall time. It does not include sshd's part of a handshake.
 func cpuTime(b *testing.B) time.Duration {
 	b.Helper()
 	var sum int64
@@ -82,7 +82,7 @@ func (m *machine) askMetadata(ctx context.Context) error {
 	return err
 }
 
-// makeProofs signs a request by every host key.
+// makeProofs signs a request with every host key.
 func (m *machine) makeProofs(ctx context.Context, seen *observed) error {
 	creds, err := m.metadata.RoleCredentials(ctx)
 	if err == nil {
@@ -91,7 +91,7 @@ func (m *machine) makeProofs(ctx context.Context, seen *observed) error {
 	return err
 }
 
-// replaceFiles replaces all that an enrollment writes. It differs for each n.
+// replaceFiles replaces everything that an enrollment writes. The content differs for each n.
 func (m *machine) replaceFiles(seen *observed, n uint64) (err error) {
 	i := &installation{Enroller: m.Enroller, keys: slices.Clone(seen.keys)}
 	for k := range i.keys {

@@ -8,8 +8,8 @@ import (
 	"golang.org/x/crypto/ssh"
 )
 
-// The certificates are put in place, so that people can log in as soon as the setting is
-// corrected, but it is no success.
+// The certificates are put in place, so people can log in as soon as the setting is corrected,
+// but the run fails.
 func TestEnrollFailsIfNobodyCanLogIn(t *testing.T) {
 	for _, test := range machinetest.UselessSettings() {
 		t.Run(test.Want, func(t *testing.T) {

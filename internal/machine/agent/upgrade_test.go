@@ -20,13 +20,12 @@ import (
 
 var record = flag.Bool("record", false, "record what a machine of this version sends, if it is not there yet")
 
-// TestRecordRequest makes the recorded request of this version by the machine's own
-// code, with keys that are forgotten. The credentials are those that the signer's
-// tests know.
+// TestRecordRequest creates the recorded request of this version with the machine's own code,
+// and with keys that it then discards. The credentials are those that the signer's tests know.
 func TestRecordRequest(t *testing.T) {
 	dir := filepath.Join("../../protocol/testdata", fmt.Sprintf("v%d", protocol.Version))
 	if _, err := os.Stat(filepath.Join(dir, "request.json")); err == nil {
-		return // what was sent once never changes
+		return // a recorded request never changes
 	} else if !*record {
 		t.Fatalf("%v: run this test with -record", err)
 	}

@@ -87,7 +87,7 @@ func TestAssess(t *testing.T) {
 	for _, test := range []struct {
 		name, lines string
 		files       map[string][]byte
-		more        []ssh.PublicKey // CAs beside the first
+		more        []ssh.PublicKey // CAs in addition to the first
 		absent      []string
 		proxies     []string
 		want        string // the keyword, with "!" if it blocks all, or ""
@@ -176,7 +176,7 @@ func TestAssess(t *testing.T) {
 	}
 }
 
-// What one login meets is a finding for that login, and blocks nobody else.
+// A problem of one login is a finding for that login only, and does not block all.
 func TestAssessMatch(t *testing.T) {
 	no := set("pubkeyauthentication no")
 	login := func(user, address, settings string) sshd.Login {

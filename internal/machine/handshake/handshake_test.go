@@ -16,7 +16,7 @@ import (
 	"golang.org/x/crypto/ssh"
 )
 
-// serve answers connections to an address of its own.
+// serve answers connections at a separate address.
 func serve(t *testing.T, answer func(net.Conn)) netip.AddrPort {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -127,8 +127,8 @@ func testKey(t *testing.T) ssh.Signer {
 	return signer
 }
 
-// speakRaw sends an identification string and the SSH_MSG_KEXINIT of a server that has
-// only the given algorithms (RFC 4253, section 7.1), of which the library need not know.
+// speakRaw sends an identification string and the SSH_MSG_KEXINIT of a server that has only
+// the given algorithms (RFC 4253, section 7.1), which the library need not know.
 func speakRaw(kex, cipher, mac string) func(net.Conn) {
 	lists := []string{kex, ssh.KeyAlgoED25519, cipher, cipher, mac, mac, "none", "none", "", ""}
 	payload := append([]byte{20}, make([]byte, 16)...)

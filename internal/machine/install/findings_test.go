@@ -30,7 +30,7 @@ func TestInstallRefusesWhatCannotWork(t *testing.T) {
 			s.Configure("")
 			i := newImage(t, "")
 			i.server = &sshd.Server{Program: s.Program, Config: filepath.Join(i.root, sshdconf.MainConfig)}
-			// Match blocks stand at the end, as people write them.
+			// Match blocks are at the end, as people write them.
 			i.write(sshdconf.MainConfig, string(machinetest.ReadFile(t, s.Config))+test.Lines)
 			before := i.tree()
 			_, err := i.Install(t.Context(), i.from)
@@ -45,7 +45,7 @@ func TestInstallRefusesWhatCannotWork(t *testing.T) {
 	}
 }
 
-// accepted are configurations as hardening guides, cloud images and people have them.
+// accepted are configurations from hardening guides, cloud images and people.
 var accepted = []string{
 	"",
 	"PasswordAuthentication no\n",
@@ -104,7 +104,7 @@ var accepted = []string{
 	"Match LocalPort 2222\nAuthenticationMethods publickey,password\nMatch all\n",
 }
 
-// Whatever the bake accepts, people log in to by certificate.
+// If the bake accepts a configuration, people can log in with a certificate.
 func TestAcceptedConfigurationsLetPeopleIn(t *testing.T) {
 	me, err := user.Current()
 	if err != nil {
@@ -132,7 +132,7 @@ func TestAcceptedConfigurationsLetPeopleIn(t *testing.T) {
 			if _, err := i.Install(t.Context(), i.from); err != nil {
 				t.Fatalf("the bake refuses it: %v", err)
 			}
-			// What was installed, with the CA file where this sshd finds it.
+			// These lines are what was installed, with the CA file where this sshd finds it.
 			installed := strings.ReplaceAll(i.read(sshdconf.MainConfig), sshdconf.CAFile, s.CAFile)
 			s.Write("sshd_config", installed)
 			s.Run()
@@ -148,7 +148,7 @@ func TestAcceptedConfigurationsLetPeopleIn(t *testing.T) {
 	}
 }
 
-// What only some accounts or addresses meet is said, and stops nothing.
+// A problem of only some accounts or addresses is reported, and stops nothing.
 func TestInstallWarns(t *testing.T) {
 	s := machinetest.NewSSHD(t, machinetest.FindSSHD(t), t.TempDir(), machinetest.NewSigner(t).PublicKey())
 	for _, test := range []struct{ lines, want string }{
@@ -171,7 +171,7 @@ func TestInstallWarns(t *testing.T) {
 			if _, err := i.Install(t.Context(), i.from); err != nil && !strings.Contains(test.lines, "AllowUsers") {
 				t.Fatal(err)
 			} else if err != nil {
-				said.WriteString(err.Error()) // the machine of the test knows no such account
+				said.WriteString(err.Error()) // the test's machine has no such account
 			}
 			if !strings.Contains(said.String(), test.want) {
 				t.Errorf("it says %q, want %q", said.String(), test.want)

@@ -26,20 +26,19 @@ const (
 	withoutInclude = "# Amazon Linux 2\nUsePAM yes\nMatch User git\n\tX11Forwarding no\n"
 )
 
-// image is a root folder to install into, with a judge that reads its files as
-// sshd would.
+// image is a root folder to install into, with a judge that reads its files as sshd would.
 type image struct {
 	t       *testing.T
 	root    string
 	from    string
 	enabled int
-	// noted is sshd's configuration at the time when it was noted what sshd has loaded.
+	// noted is sshd's configuration when it was recorded what sshd has loaded.
 	noted string
-	// verdict replaces what the judge says, if set.
+	// verdict replaces the judge's answer, if set.
 	verdict func() error
-	// drift adds to the settings that sshd would come to, if set.
+	// drift is added to the settings that sshd would apply, if set.
 	drift func() string
-	// prints adds to what sshd prints of a configuration, if set.
+	// prints is added to what sshd prints for a configuration, if set.
 	prints func(config string) string
 	*Installer
 }
@@ -111,7 +110,7 @@ func (i *image) LoginsWith(_ context.Context, name string) ([]sshd.Login, error)
 	return i.logins(trial), nil
 }
 
-// logins keeps of keywords that do not accumulate the first value, as sshd does.
+// logins keeps the first value of keywords that do not accumulate, as sshd does.
 func (i *image) logins(config string) []sshd.Login {
 	var settings strings.Builder
 	seen := map[string]bool{}
@@ -286,12 +285,12 @@ func TestInstallRefuses(t *testing.T) {
 	}
 }
 
-// A real sshd judges what is installed into configurations as they are found. None
-// of them includes drop-ins first.
+// A real sshd checks what is installed into configurations as people have them. None of them
+// includes drop-ins first.
 func TestInstallWithRealSSHD(t *testing.T) {
 	const connect = "AuthorizedKeysCommand /opt/aws/bin/eic_run_authorized_keys %u %f\nAuthorizedKeysCommandUser nobody\n"
 	for _, test := range []struct {
-		name, before, after string // around what every sshd_config has
+		name, before, after string // around lines that every sshd_config has
 		want                string // the error, or ""
 		keeps               string // a line of sshd -T
 	}{
@@ -349,7 +348,7 @@ func TestInstallWithRealSSHD(t *testing.T) {
 	}
 }
 
-// What would change a setting of someone else is not installed.
+// A configuration that would change somebody else's setting is not installed.
 func TestInstallChangesNothingElse(t *testing.T) {
 	i := newImage(t, withInclude)
 	i.write(sshdconf.MainConfig, "Include /etc/ssh/sshd_config.d/*.conf\nPermitRootLogin no\n")
@@ -397,8 +396,8 @@ func equal(a, b map[string]string) bool {
 
 const withSources = "signer_url: https://signer.example.com/\naudience: hallmark.example.com\nproxy_sources: [192.0.2.7, \"2001:db8::/64\"]\n"
 
-// penalties makes the image's sshd one of 9.8 or later: it prints a list that a file sets,
-// the first of them.
+// penalties makes the image's sshd one of 9.8 or later: it prints the first list that a file
+// sets.
 func (i *image) penalties() {
 	i.prints = func(config string) string {
 		if strings.Contains(strings.ToLower(config), "\n"+exemptKeyword+" ") {
@@ -413,7 +412,7 @@ func TestInstallExemptsProxies(t *testing.T) {
 	for _, test := range []struct {
 		name, main string
 		old        bool   // an sshd without penalties
-		want       string // the line of our drop-in or block, or ""
+		want       string // the line in our drop-in or block, or ""
 	}{
 		{name: "nothing exempt yet", main: withInclude, want: ours},
 		{name: "something exempt already", main: withInclude + "PerSourcePenaltyExemptList 10.0.0.0/8,192.0.2.7\n", want: "PerSourcePenaltyExemptList 10.0.0.0/8,192.0.2.7,2001:db8::/64\n"},
@@ -436,7 +435,8 @@ func TestInstallExemptsProxies(t *testing.T) {
 			if changes, err := i.Install(t.Context(), i.from); err != nil || len(changes) > 0 || !equal(i.tree(), before) {
 				t.Errorf("the second run: %v, %v", changes, err)
 			}
-			// What is not a proxy any more is no longer exempt; what was before ours still is.
+			// An address that is no longer a proxy is no longer exempt; earlier entries of
+			// others still are.
 			i.give("config.yaml", strings.ReplaceAll(withSources, "192.0.2.7, ", ""))
 			if _, err := i.Install(t.Context(), i.from); err != nil {
 				t.Fatal(err)
@@ -452,7 +452,7 @@ func TestInstallExemptsProxies(t *testing.T) {
 	}
 }
 
-// exemptLine is the line that was installed, wherever.
+// exemptLine is the installed line, in either place.
 func (i *image) exemptLine() string {
 	text, _, _ := strings.Cut(i.read(sshdconf.MainConfig), "# END hallmark")
 	if dropIn := i.read(sshdconf.DropIn); dropIn != "" {
@@ -466,7 +466,7 @@ func (i *image) exemptLine() string {
 	return ""
 }
 
-// A real sshd takes the list, if it is one that has penalties, and the operator's beside it.
+// A real sshd accepts the list, if it supports penalties, together with the operator's list.
 func TestInstallExemptsProxiesWithRealSSHD(t *testing.T) {
 	s := machinetest.NewSSHD(t, machinetest.FindSSHD(t), t.TempDir(), machinetest.NewSigner(t).PublicKey())
 	s.Configure("")

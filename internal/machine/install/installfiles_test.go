@@ -13,7 +13,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/machine/state"
 )
 
-// A main configuration that is a link stays one, and what it leads to changes.
+// A main configuration that is a link stays a link, and its target changes.
 func TestInstallKeepsALink(t *testing.T) {
 	for _, target := range []string{"/usr/share/sshd/config", "../../usr/share/sshd/config"} {
 		i := newImage(t, "")
@@ -25,7 +25,7 @@ func TestInstallKeepsALink(t *testing.T) {
 		if err := os.Symlink(target, main); err != nil {
 			t.Fatal(err)
 		}
-		// A link to an absolute path leads into the root, wherever that is.
+		// A link to an absolute path leads into the root, wherever the root is.
 		if _, err := i.Install(t.Context(), i.from); err != nil {
 			t.Fatal(err)
 		}
@@ -87,7 +87,7 @@ func TestInstallRefusesNamesItDoesNotKnow(t *testing.T) {
 	}
 }
 
-// Trust at enrollment, and the CAs of an earlier bake.
+// These are trust at enrollment, and an earlier bake's CAs.
 func TestInstallRefusesStaleCAs(t *testing.T) {
 	i := newImage(t, withInclude)
 	if _, err := i.Install(t.Context(), i.from); err != nil {
@@ -98,13 +98,14 @@ func TestInstallRefusesStaleCAs(t *testing.T) {
 	}
 	_, err := i.Install(t.Context(), i.from)
 	machinetest.WantError(t, err, fault.Misconfigured, "exists already", "remove")
-	i.write(state.Path(state.Dir), "{}") // they are the signer's then
+	i.write(state.Path(state.Dir), "{}") // then they come from the signer
 	if _, err := i.Install(t.Context(), i.from); err != nil {
 		t.Error(err)
 	}
 }
 
-// Host keys outside /etc/ssh have certificates beside them, which the service may write.
+// Host keys outside /etc/ssh have their certificates next to them, and the service may write
+// them.
 func TestInstallForHostKeysElsewhere(t *testing.T) {
 	i := newImage(t, withInclude+"HostKey /var/keys/host_ed25519\n")
 	if _, err := i.Install(t.Context(), i.from); err != nil {
@@ -118,7 +119,7 @@ func TestInstallForHostKeysElsewhere(t *testing.T) {
 	}
 }
 
-// What a run could not put back is not lost by the next one.
+// The next run does not lose what an earlier run could not restore.
 func TestInstallKeepsTheOnlyCopy(t *testing.T) {
 	saved := filepath.Join(filepath.Dir(sshdconf.MainConfig), ".sshd_config.hallmark-old")
 	t.Run("the file is gone", func(t *testing.T) {

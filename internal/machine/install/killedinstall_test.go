@@ -15,8 +15,8 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/sshkey"
 )
 
-// An installation that is killed at any step leaves sshd's old settings or its new ones,
-// and the next one completes it.
+// An installation that is killed at any step leaves either sshd's old settings or its new
+// ones, and the next one completes it.
 func TestKilledInstall(t *testing.T) {
 	const block = "# BEGIN hallmark\nTrustedUserCAKeys /etc/ssh/hallmark/openssh_ca.pub\n# END hallmark\n"
 	for name, config := range map[string]string{
@@ -60,7 +60,7 @@ func TestKilledInstall(t *testing.T) {
 	}
 }
 
-// settings are what sshd would make of the files, each once.
+// settings are the settings that sshd would take from the files, each once.
 func (i *image) settings() string {
 	logins, err := i.Logins(i.t.Context())
 	if err != nil {

@@ -10,7 +10,8 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/machine/state"
 )
 
-// An image must not be sealed, nor a machine changed by an installation, while a run goes on.
+// While a run is in progress, no image may be sealed, and no installation may change the
+// machine.
 func TestInstallAndSealTakeTheLock(t *testing.T) {
 	i := newImage(t, withInclude)
 	unlock, err := state.Lock(filepath.Join(i.root, state.Dir), time.Now())

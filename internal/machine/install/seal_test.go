@@ -16,7 +16,7 @@ func TestSealRefuses(t *testing.T) {
 	program := "/usr/sbin/sshd"
 	for _, test := range []struct {
 		name  string
-		files map[string]string // beside sshd and a host key
+		files map[string]string // in addition to sshd and a host key
 		want  string            // the error, or ""
 	}{
 		{"nothing makes host keys", nil, "makes host keys at boot"},
@@ -68,8 +68,8 @@ func TestSealRefuses(t *testing.T) {
 	}
 }
 
-// The host keys that sshd's configuration names go, wherever they are inside the root, and
-// nothing goes outside it.
+// Seal removes the host keys that sshd's configuration names, wherever they are inside the
+// root, and nothing outside it.
 func TestSealRemovesWhatTheConfigurationNames(t *testing.T) {
 	i := newImage(t, "Include /etc/ssh/sshd_config.d/*.conf\nHostKey /var/keys/a\nHostKey \"/var/other keys/b\"\nHostKey /var/link\nHostKey /out/c\n")
 	outside := t.TempDir()
@@ -81,7 +81,7 @@ func TestSealRemovesWhatTheConfigurationNames(t *testing.T) {
 	for _, link := range [][2]string{
 		{"/srv/real", "/var/link"},       // absolute: inside the root
 		{outside, "/out"},                // a folder outside
-		{outside, "/var/lib/hallmark/x"}, // of the state
+		{outside, "/var/lib/hallmark/x"}, // of the state folder
 		{outside + "/c", "/etc/ssh/ssh_host_rsa_key"},
 	} {
 		path := filepath.Join(i.root, link[1])

@@ -11,7 +11,7 @@ import (
 
 const testLabel = "system_u:object_r:etc_t:s0\x00"
 
-// needLabels skips a test where it may not set labels.
+// needLabels skips a test that may not set labels.
 func needLabels(t *testing.T, path string) {
 	t.Helper()
 	if enforceable() {
@@ -42,9 +42,9 @@ func TestNewFileGetsItsFoldersLabel(t *testing.T) {
 	}
 }
 
-// A disk may have labels although the kernel has SELinux switched off. Only CAP_SYS_ADMIN, which
-// the unit does not have, may then set labels. An attribute that no security module knows
-// stands for the label, because the kernel of the test may have SELinux.
+// A disk may have labels although SELinux is off in the kernel. Then only CAP_SYS_ADMIN, which
+// the unit does not have, may set labels. An attribute that no security module knows stands
+// for the label, because the test's kernel may have SELinux.
 func TestLabelsWithoutSELinux(t *testing.T) {
 	dir := t.TempDir()
 	needLabels(t, dir)
@@ -83,7 +83,7 @@ func commitOne(path string) error {
 	return c.Close()
 }
 
-// dropSysAdmin takes CAP_SYS_ADMIN from this thread.
+// dropSysAdmin removes CAP_SYS_ADMIN from this thread.
 func dropSysAdmin() error {
 	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	var data [2]unix.CapUserData

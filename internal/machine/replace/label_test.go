@@ -19,7 +19,7 @@ func readLabel(path string) string {
 	return string(label[:n])
 }
 
-// The SELinux label is kept, where the kernel lets a test set one.
+// A file keeps its SELinux label, if the kernel lets a test set one.
 func TestStageKeepsTheLabel(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "file")
 	if err := os.WriteFile(path, []byte("before"), 0o640); err != nil {

@@ -30,7 +30,7 @@ func folder(t *testing.T, dir string) string {
 	return s
 }
 
-// newFolder makes a folder with a file "old" of mode 0640 and a file "gone".
+// newFolder creates a folder with a file "old" of mode 0640 and a file "gone".
 func newFolder(t *testing.T) string {
 	t.Helper()
 	dir := t.TempDir()
@@ -114,7 +114,7 @@ func stat(t *testing.T, path string) fs.FileInfo {
 	return info
 }
 
-// If one file of several cannot be replaced, none is.
+// If one of several files cannot be replaced, none is.
 func TestChangeFailsAsAWhole(t *testing.T) {
 	dir := newFolder(t)
 	c := &Change{}
@@ -137,8 +137,8 @@ func TestChangeFailsAsAWhole(t *testing.T) {
 	}
 }
 
-// The caller chooses an order in which any part of the change is safe, and going back the
-// same way is safe, too.
+// The caller chooses an order in which any part of the change is safe, and rolling back in the
+// reverse order is safe, too.
 func TestRollbackGoesBackward(t *testing.T) {
 	dir := t.TempDir()
 	var change Change
@@ -156,7 +156,7 @@ func TestRollbackGoesBackward(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	err := change.Rollback() // names each file that it cannot remove, in its order
+	err := change.Rollback() // it names each file that it cannot remove, in order
 	if err == nil {
 		t.Fatal("no error")
 	}
@@ -175,7 +175,7 @@ func TestChangeOfNothing(t *testing.T) {
 	}
 }
 
-// What a crash left behind neither stops the next change nor survives it.
+// Leftovers of a crash neither stop the next change nor survive it.
 func TestChangeAfterACrash(t *testing.T) {
 	dir := newFolder(t)
 	crashed := &Change{}
@@ -195,8 +195,7 @@ func TestChangeAfterACrash(t *testing.T) {
 	}
 }
 
-// A link in place of a file is replaced, not followed: what it points to belongs
-// to someone else.
+// A link in place of a file is replaced, not followed: its target belongs to somebody else.
 func TestChangeDoesNotFollowLinks(t *testing.T) {
 	dir := newFolder(t)
 	target := filepath.Join(t.TempDir(), "target")

@@ -27,7 +27,7 @@ const (
 	testHost    = "i-0123456789abcdef0"
 )
 
-// Each row is a list of principals beside the node's own four. A rule of the policy
+// Each row is a list of principals in addition to the node's own four. A rule of the policy
 // may add the instance's addresses, as its metadata has them, and nothing else.
 func TestAttackPrincipals(t *testing.T) {
 	now := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
@@ -80,8 +80,8 @@ func adding(names ...string) func([]string) []string {
 	return func(own []string) []string { return append(own, names...) }
 }
 
-// FuzzAnswer reads what came back over the network as the machine does. Whatever
-// is taken has certificates of its own keys, and CA files of plain keys only.
+// FuzzAnswer reads an answer from the network as the machine does. An accepted answer has
+// certificates for the machine's own keys, and CA files with plain keys only.
 func FuzzAnswer(f *testing.F) {
 	now := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
 	host := machinetest.SeededSigner(f, 1)
@@ -121,7 +121,7 @@ func FuzzAnswer(f *testing.F) {
 	})
 }
 
-// goodAnswer is the same in every process, so that a fuzzer's workers agree on it.
+// goodAnswer is the same in every process, so a fuzzer's workers agree on it.
 func goodAnswer(t testing.TB, host ssh.Signer, now time.Time) []byte {
 	t.Helper()
 	ca := machinetest.SeededSigner(t, 2)
@@ -154,7 +154,7 @@ func goodAnswer(t testing.TB, host ssh.Signer, now time.Time) []byte {
 	return data
 }
 
-// zeros is a source of randomness without any.
+// zeros is a source of randomness that is not random.
 type zeros struct{}
 
 func (zeros) Read(p []byte) (int, error) { clear(p); return len(p), nil }

@@ -32,7 +32,7 @@ func (webProfile) ProfileCredentials(context.Context) (identity.Credentials, err
 	return identity.Credentials{AccessKeyID: "ASIAPROFILE", SecretAccessKey: "profile-secret", SessionToken: "profile-token"}, nil
 }
 
-// fakeLambda answers an invocation after it has looked at it as Lambda does.
+// fakeLambda checks an invocation as Lambda does, and answers it.
 type fakeLambda struct {
 	t      *testing.T
 	got    protocol.Invocation
@@ -132,7 +132,7 @@ func TestInvoke(t *testing.T) {
 	}
 }
 
-// What Lambda says in the signer's place, and answers that are not a signer's.
+// These are Lambda's own answers, and answers that are not a signer's.
 func TestInvokeGoesWrong(t *testing.T) {
 	refusal := answered(t, protocol.InvocationAnswer{
 		Status: http.StatusTooManyRequests, Header: map[string]string{"Retry-After": "90"},
@@ -186,7 +186,8 @@ func TestInvokeGoesWrong(t *testing.T) {
 	}
 }
 
-// Without signer_url, the endpoint is that of the function's region, whatever the machine's.
+// Without signer_url, the endpoint is in the function's region, whatever the machine's region
+// is.
 func TestInvocationURL(t *testing.T) {
 	for arn, want := range map[string]string{
 		testFunction: "https://lambda.us-west-2.amazonaws.com/2015-03-31/functions/arn%3Aaws%3Alambda%3Aus-west-2%3A111122223333%3Afunction%3Ahallmark-enroll/invocations",

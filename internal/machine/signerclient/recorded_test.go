@@ -16,7 +16,7 @@ import (
 	"golang.org/x/crypto/ssh"
 )
 
-// recordedExchanges returns one of each version that was ever released.
+// recordedExchanges returns one exchange of each released version.
 func recordedExchanges(t *testing.T) []recorded {
 	t.Helper()
 	dirs, err := filepath.Glob(filepath.Join(recordings, "v*"))
@@ -47,8 +47,8 @@ func recordedExchanges(t *testing.T) []recorded {
 	return list
 }
 
-// A machine goes on with what signers of any version answered, and with what a newer
-// one may say beside it.
+// A machine accepts the answers of signers of any version, and whatever a newer signer may add
+// to them.
 func TestRecordedAnswers(t *testing.T) {
 	for _, r := range recordedExchanges(t) {
 		for name, data := range map[string][]byte{
@@ -74,7 +74,7 @@ func TestRecordedAnswers(t *testing.T) {
 	}
 }
 
-// A version that the machine does not speak is refused, with what to update.
+// A machine refuses a version that it does not speak, and says what to update.
 func TestVersionsThatTheMachineDoesNotSpeak(t *testing.T) {
 	r := recordedExchanges(t)[0]
 	refusal := func(versions string) []byte {
@@ -109,7 +109,7 @@ func TestVersionsThatTheMachineDoesNotSpeak(t *testing.T) {
 	}
 }
 
-// refusedBy reads an answer that is no good.
+// refusedBy reads an answer that is not valid.
 func refusedBy(status int, data []byte) error {
 	if status != http.StatusOK {
 		return readRefusal(status, data, protocol.Version)
@@ -118,7 +118,7 @@ func refusedBy(status int, data []byte) error {
 	return err
 }
 
-// What a signer of today says to a later machine.
+// This is what a signer of today answers to a later machine.
 func TestRecordedRefusal(t *testing.T) {
 	for _, r := range recordedExchanges(t) {
 		err := refusedBy(http.StatusBadRequest, machinetest.ReadFile(t, filepath.Join(r.dir, "unsupported.json")))
@@ -137,7 +137,7 @@ type recorded struct {
 	now      time.Time
 }
 
-// with returns the response with other members, also within the node.
+// with returns the response with additional members, even within the node.
 func (r recorded) with(t *testing.T, members map[string]any) []byte {
 	t.Helper()
 	var response map[string]any

@@ -37,7 +37,7 @@ func TestScope(t *testing.T) {
 	}
 }
 
-// A machine never falls back twice, whatever a signer says.
+// A machine never falls back twice, whatever a signer answers.
 func TestOlderVersion(t *testing.T) {
 	refusal := func(versions ...int) error { return fmt.Errorf("ask: %w", &versionError{asked: 2, signers: versions}) }
 	for _, test := range []struct {

@@ -37,7 +37,7 @@ func TestRootsOnDemand(t *testing.T) {
 		"own":          {ownFirst{transportWith(theirs), unused}, server.URL, true},
 		"the system's": {ownFirst{transportWith(nobodys), transportWith(theirs)}, server.URL, true},
 		"none":         {ownFirst{transportWith(nobodys), transportWith(nobodys)}, server.URL, false},
-		// What is not about roots would fail with others just as well.
+		// An error that is not about roots would happen with other roots as well.
 		"wrong name": {ownFirst{transportWith(theirs), unused}, strings.Replace(server.URL, "127.0.0.1", "localhost", 1), false},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -54,7 +54,7 @@ func TestDrift(t *testing.T) {
 	}
 }
 
-// fakeSSHD is a program in sshd's place.
+// fakeSSHD is a program in place of sshd.
 func fakeSSHD(t *testing.T, script string) *Server {
 	t.Helper()
 	root := t.TempDir()
@@ -65,7 +65,7 @@ func fakeSSHD(t *testing.T, script string) *Server {
 	return &Server{Program: program, Config: filepath.Join(root, "sshd_config")}
 }
 
-// An error that only some login meets.
+// Only some logins reach this error.
 func TestCheckReadsMatchBlocks(t *testing.T) {
 	s := fakeSSHD(t, `case "$*" in *addr=192.0.2.1*) echo "line 9: Bad SSH2 cipher spec" >&2; exit 255;; esac`)
 	err := s.Check(t.Context())
@@ -74,8 +74,8 @@ func TestCheckReadsMatchBlocks(t *testing.T) {
 	}
 }
 
-// sshd runs once only where it surely finds no Match block: its settings are then the same
-// for everybody.
+// sshd runs only once if it certainly finds no Match block: then everybody has the same
+// settings.
 func TestHowOftenSSHDRuns(t *testing.T) {
 	for _, test := range []struct {
 		name, config, included string

@@ -75,7 +75,7 @@ func FuzzParseCommandLine(f *testing.F) {
 	f.Fuzz(func(t *testing.T, text string) {
 		c, ok := parseCommandLine(text)
 		for n, option := range c.options {
-			// What comes of it is run: only options that decide settings may be in it.
+			// The result is executed: it may contain only options that affect settings.
 			if ok && strings.HasPrefix(option, "-") && len(option) != 2 && (n == 0 || !strings.HasPrefix(c.options[n-1], "-")) {
 				t.Errorf("%q became %q", text, c.options)
 			}

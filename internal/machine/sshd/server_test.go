@@ -8,8 +8,8 @@ import (
 	"testing"
 )
 
-// A run in the first second of a boot must be able to tell systemd's silence from an
-// sshd that refuses its configuration.
+// A run in the first second after a boot must be able to tell that systemd does not answer
+// from an sshd that refuses its configuration.
 func TestShowUnitsWithoutAnAnswer(t *testing.T) {
 	dir := t.TempDir()
 	script := "#!/bin/sh\necho 'Failed to connect to bus: No such file or directory' >&2\nexit 1\n"

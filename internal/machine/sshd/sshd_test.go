@@ -48,14 +48,14 @@ func TestParseEffective(t *testing.T) {
 	}
 }
 
-// What versions and policies make of the same three host keys.
+// These rows are what versions and policies make of the same three host keys.
 func TestCertAlgorithmsOfVersions(t *testing.T) {
 	const listen = "listenaddress 0.0.0.0:22\n"
 	for _, test := range []struct {
 		name, algorithms  string
-		rsa, ecdsa, other bool // whether a certificate of such a key is any use
+		rsa, ecdsa, other bool // whether a certificate for such a key is useful
 	}{
-		// 7.4 signs as RSA certificate with SHA-1 only, which clients refuse by now.
+		// 7.4 signs RSA certificates only with SHA-1, which clients now refuse.
 		{"OpenSSH 7.4, Amazon Linux 2", "ecdsa-sha2-nistp256-cert-v01@openssh.com,ssh-ed25519-cert-v01@openssh.com,ssh-rsa-cert-v01@openssh.com,ecdsa-sha2-nistp256,ssh-ed25519,rsa-sha2-512,rsa-sha2-256,ssh-rsa", false, true, true},
 		{"OpenSSH 8.0 in FIPS mode, RHEL 8", "ecdsa-sha2-nistp256,ecdsa-sha2-nistp256-cert-v01@openssh.com,ecdsa-sha2-nistp384,ecdsa-sha2-nistp384-cert-v01@openssh.com,rsa-sha2-256,rsa-sha2-256-cert-v01@openssh.com,rsa-sha2-512,rsa-sha2-512-cert-v01@openssh.com", true, true, false},
 		{"OpenSSH 9.2, Debian 12", "ssh-ed25519-cert-v01@openssh.com,ecdsa-sha2-nistp256-cert-v01@openssh.com,rsa-sha2-512-cert-v01@openssh.com,rsa-sha2-256-cert-v01@openssh.com,ssh-ed25519", true, true, true},
@@ -110,7 +110,7 @@ func TestChooseUnit(t *testing.T) {
 	}
 }
 
-// A stale pid file must not end a stranger.
+// A stale PID file must not end an unrelated process.
 func TestReloadLeavesStrangersAlone(t *testing.T) {
 	pidFile := filepath.Join(t.TempDir(), "sshd.pid")
 	for _, content := range []string{"", "x", "1", "-1", "0"} {
