@@ -9,8 +9,8 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/identity/identitytest"
 )
 
-// attack is what a row of the table has to work with: a good message of the
-// region, and a rogue who has a key but not the region's.
+// attack is the material for a row of the table: a good message from the region, and a rogue
+// who has a key but not the region's.
 type attack struct {
 	*identitytest.Message
 	t             *testing.T
@@ -29,14 +29,14 @@ func (a *attack) sign(by *identitytest.Region, attributes ...[]byte) identitytes
 	return signer
 }
 
-// resign replaces the signer by one of the region's with other attributes. AWS
-// would not sign them: such a row shows that a check stands on its own.
+// resign replaces the signer with one of the region's with other attributes. AWS would not
+// sign them: such a row shows that a check works by itself.
 func (a *attack) resign(attributes ...[]byte) {
 	a.Signers[0] = a.sign(a.region, attributes...)
 }
 
-// Every row changes one thing in a good message and names the check that has to
-// stop it. A row without a check must verify: strict is not brittle.
+// Each row changes one thing in a good message and names the check that has to stop it. A row
+// without a check must verify: strict does not mean brittle.
 func TestVerifyAttacks(t *testing.T) {
 	region, rogue := newRegion(t, madeUpRegion), newRegion(t, madeUpRegion)
 	keys := keysOf(t, region)
@@ -206,14 +206,14 @@ func TestVerifyAttacks(t *testing.T) {
 	}
 }
 
-// twoDigests is one attribute that holds the digest of two contents.
+// twoDigests is one attribute with the digests of two contents.
 func twoDigests(other []byte) []byte {
 	value := func(attribute []byte) []byte { return attribute[len(attribute)-34:] } // OCTET STRING of a SHA-256
 	return identitytest.Attribute(identitytest.OIDMessageDigest,
 		value(identitytest.MessageDigest([]byte(madeUpDocument))), value(identitytest.MessageDigest(other)))
 }
 
-// What stands around a good message, or how it is encoded.
+// These rows change what surrounds a good message, or how it is encoded.
 func TestVerifyEncodingAttacks(t *testing.T) {
 	served := decodeFile(t, "real/us-west-2/rsa2048.txt")
 	der := readTestdata(t, "attacks/genuine.der")
@@ -273,10 +273,9 @@ func TestVerifyTruncated(t *testing.T) {
 	}
 }
 
-// Any change of one byte is refused, with one intended exception: the
-// certificate that the signer names (bytes 552 to 656 of the message) is
-// neither signed nor read, because AWS issues new certificates for a key. The
-// document stays what it was.
+// Any change to one byte is refused, with one intended exception: the certificate that the
+// signer names (bytes 552 to 656 of the message) is neither signed nor read, because AWS
+// issues new certificates for a key. The document stays the same.
 func TestVerifyChangedByte(t *testing.T) {
 	const signerName, signerNameEnd = 552, 657
 	keys, message := shippedKeys(t), decodeFile(t, "real/us-west-2/rsa2048.txt")

@@ -8,8 +8,8 @@ import (
 	"testing"
 )
 
-// The real message and the control, which another program re-encoded with
-// definite lengths, are one and the same in DER.
+// The real message, and the control that another program re-encoded with definite lengths, are
+// the same in DER.
 func TestDefiniteRealMessage(t *testing.T) {
 	got, err := definite(decodeFile(t, "real/us-west-2/rsa2048.txt"))
 	if err != nil {

@@ -41,8 +41,8 @@ func callerCredentials() Credentials {
 	}
 }
 
-// attempt is one call of Verify and the STS that it meets: a good one until a
-// row of a table changes it.
+// attempt is one call of Verify and the STS that it meets. It is good until a row of a table
+// changes it.
 type attempt struct {
 	proof      protocol.CallerProof
 	binding    protocol.Binding
@@ -103,8 +103,8 @@ func TestGoodCallerProof(t *testing.T) {
 	}
 }
 
-// TestFIPSCallerProof signs for the FIPS endpoint. The signature covers the host, so that
-// nobody can move the proof from one endpoint to the other.
+// TestFIPSCallerProof signs for the FIPS endpoint. The signature covers the host, so nobody
+// can move the proof from one endpoint to the other.
 func TestFIPSCallerProof(t *testing.T) {
 	for name, row := range map[string]struct {
 		signed, claimed bool
@@ -168,8 +168,7 @@ func TestCallerProofWithLength(t *testing.T) {
 	}
 }
 
-// TestCallerProofRefusedBeforeSTS holds proofs of the wrong shape. None of them
-// may cost a call.
+// TestCallerProofRefusedBeforeSTS has proofs of the wrong form. None of them may cost a call.
 func TestCallerProofRefusedBeforeSTS(t *testing.T) {
 	const scope = "20260304/hm-test-1/sts/aws4_request"
 	for name, row := range map[string]struct {
@@ -283,8 +282,8 @@ func TestCallerProofRefusedBeforeSTS(t *testing.T) {
 	}
 }
 
-// TestCallerProofRefusedBySTS holds proofs of the right shape that prove
-// something else. Each costs exactly one call.
+// TestCallerProofRefusedBySTS has proofs of the right form that prove something else. Each
+// costs exactly one call.
 func TestCallerProofRefusedBySTS(t *testing.T) {
 	const unlike = "SignatureDoesNotMatch"
 	sign := func(t *testing.T, a *attempt, creds Credentials, region ec2ref.Region) {
@@ -374,8 +373,8 @@ func checkNoSecret(t *testing.T, err error, proof protocol.CallerProof) {
 	}
 }
 
-// TestRequestSentToSTS pins what is sent to the byte: everything but three
-// values is the verifier's own.
+// TestRequestSentToSTS checks every byte that is sent: everything except three values is the
+// verifier's own.
 func TestRequestSentToSTS(t *testing.T) {
 	a := newAttempt(t)
 	var sent *http.Request
@@ -486,8 +485,8 @@ func TestCallerEndpoint(t *testing.T) {
 	}
 }
 
-// TestSTSDoesNotAnswer holds what can happen on the way. None of it says
-// anything about the proof.
+// TestSTSDoesNotAnswer has everything that can happen on the way. None of it says anything
+// about the proof.
 func TestSTSDoesNotAnswer(t *testing.T) {
 	stop := make(chan struct{})
 	defer close(stop)
@@ -544,8 +543,7 @@ func TestSTSDoesNotAnswer(t *testing.T) {
 	}
 }
 
-// TestRedirectIsNotFollowed sends the verifier to a host that would confirm
-// anything.
+// TestRedirectIsNotFollowed redirects the verifier to a host that would confirm anything.
 func TestRedirectIsNotFollowed(t *testing.T) {
 	reached := false
 	liar := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
@@ -584,8 +582,8 @@ func TestRedirectIsNotFollowed(t *testing.T) {
 	}
 }
 
-// TestAccountBesideARN checks the account on its own: an answer that contradicts
-// itself confirms nobody.
+// TestAccountBesideARN checks the account separately: an answer that contradicts itself
+// confirms nobody.
 func TestAccountBesideARN(t *testing.T) {
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		_, _ = io.WriteString(w, identityAnswer(callerARN, "444455556666"))
@@ -600,14 +598,14 @@ func TestAccountBesideARN(t *testing.T) {
 }
 
 // STS closes the connections of a function that Lambda froze. The next proof must not fail
-// for that.
+// because of that.
 func TestSTSClosedItsConnections(t *testing.T) {
 	a := newAttempt(t)
 	endpoint := sts.New(sts.Options{Region: callerRegion, Now: func() time.Time { return a.stsTime }})
 	endpoint.Register(a.registered)
 	server, closed := clocktest.HangUp(t, endpoint)
 	v := CallerVerifier{Endpoint: server.URL, HTTP: server.Client()}
-	for tries := 1; closed.Load() == 0; tries++ { // package net/http may give up a connection by itself
+	for tries := 1; closed.Load() == 0; tries++ { // package net/http may drop a connection by itself
 		if err := v.Verify(t.Context(), a.proof, a.binding, a.instance); err != nil || tries > 100 {
 			t.Fatalf("call %d: error %v", tries, err)
 		}

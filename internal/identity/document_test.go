@@ -18,7 +18,7 @@ import (
 
 const madeUpRegion = "hm-test-1"
 
-// madeUpDocument is a document as AWS formats it, of a made-up region.
+// madeUpDocument is a document in AWS's format, from a made-up region.
 const madeUpDocument = `{
   "accountId" : "111122223333",
   "architecture" : "arm64",
@@ -62,7 +62,7 @@ func TestVerifyRealDocument(t *testing.T) {
 	}
 }
 
-// The real document must not verify under any key but its own region's.
+// The real document must not verify with any key except its own region's.
 func TestVerifyRealDocumentUnderOtherKeys(t *testing.T) {
 	message, shipped := decodeFile(t, "real/us-west-2/rsa2048.txt"), shippedKeys(t)
 	for region, key := range shipped.keys {
@@ -82,7 +82,7 @@ func TestVerifyRefusesOtherForms(t *testing.T) {
 		name  string
 		input []byte
 		check string
-		names string // what the message has to say
+		names string // part of the message
 	}{
 		{"DSA, the pkcs7 form", readTestdata(t, "real/dsa-only/pkcs7.txt"), checkForm, "rsa2048"},
 		{"RSA-1024, the signature form", identitytest.Text(bytes.Repeat([]byte{0x35}, 128)), checkForm, "rsa2048"},
@@ -122,8 +122,8 @@ func TestVerifyMadeUpRegion(t *testing.T) {
 	wantCheck(t, err, checkRegion)
 }
 
-// Every row changes one thing in a content that the region's own key then
-// signs. A good row says what the verifier must put up with.
+// Each row changes one thing in a content that the region's own key then signs. A good row is
+// something that the verifier must accept.
 func TestVerifyContent(t *testing.T) {
 	region := newRegion(t, madeUpRegion)
 	keys := keysOf(t, region)
@@ -192,7 +192,7 @@ func TestVerifyContent(t *testing.T) {
 	}
 }
 
-// What a stranger sends must not write lines of its own into a log, nor fill it.
+// An unproved caller's data must not write its own lines into a log, nor fill it.
 func TestVerifyErrorIsShortAndOneLine(t *testing.T) {
 	region := newRegion(t, madeUpRegion)
 	for _, member := range []string{`"hm-test-1"`, `"i-0123456789abcdef0"`, `"10.1.2.3"`, `"2026-01-02T03:04:05Z"`, `"version"`} {

@@ -14,9 +14,8 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
 )
 
-// FuzzVerify looks for panics and forgeries: whatever verifies under the
-// shipped keys holds the one real document there is, and verifies the same
-// after it was re-encoded.
+// FuzzVerify looks for panics and forgeries. Anything that verifies under the shipped keys
+// contains the one real document, and verifies the same after it is re-encoded.
 func FuzzVerify(f *testing.F) {
 	seedWithTestdata(f)
 	f.Add(decodeFile(f, "real/us-west-2/rsa2048.txt"))
@@ -47,8 +46,8 @@ func FuzzVerify(f *testing.F) {
 	})
 }
 
-// FuzzFields checks the JSON reader against encoding/json: what it accepts is
-// read the same by both.
+// FuzzFields compares the JSON reader with encoding/json: both read the same from any input
+// that the reader accepts.
 func FuzzFields(f *testing.F) {
 	f.Add([]byte(madeUpDocument))
 	f.Add(readTestdata(f, "real/us-west-2/document.json"))
@@ -86,8 +85,8 @@ func seedWithTestdata(f *testing.F) {
 	}
 }
 
-// FuzzCallerProof sends three strings of a stranger's through the rebuilding of
-// the request to STS. Whatever they are, they choose nothing but the three values.
+// FuzzCallerProof sends three strings from an unproved caller through the rebuilding of the
+// request to STS. Whatever they are, they choose nothing but those three values.
 func FuzzCallerProof(f *testing.F) {
 	good := newAttempt(f).proof
 	f.Add(good.Authorization, good.Date, good.SecurityToken)

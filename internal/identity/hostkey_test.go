@@ -25,7 +25,7 @@ import (
 
 var testBinding = protocol.Bind([]byte("payload"))
 
-// newHostKey makes a host key of a type in the words of ssh-keygen.
+// newHostKey generates a host key of a type, by ssh-keygen's name.
 func newHostKey(t testing.TB, kind string) ssh.Signer {
 	t.Helper()
 	var private any
@@ -82,8 +82,8 @@ func TestSignAndVerifyBinding(t *testing.T) {
 	}
 }
 
-// rawLine returns a public key in authorized_keys form that starts with name and
-// goes on with fields, as SSH strings, and tail.
+// rawLine returns a public key in authorized_keys form that consists of name, then fields as
+// SSH strings, then tail.
 func rawLine(name string, tail []byte, fields ...[]byte) string {
 	blob := ssh.Marshal(struct{ Name string }{name})
 	for _, f := range fields {
@@ -102,7 +102,7 @@ func TestParseHostKeysRefuses(t *testing.T) {
 	if err := certificate.SignCert(rand.Reader, ed); err != nil {
 		t.Fatal(err)
 	}
-	// A modulus of the size is all that the check looks at.
+	// The check only looks at the size of the modulus.
 	modulus := func(bits int) []byte {
 		n := bytes.Repeat([]byte{0xff}, bits/8)
 		return append([]byte{0}, n...)
@@ -161,7 +161,7 @@ func TestParseHostKeysRefuses(t *testing.T) {
 	}
 }
 
-// TestVerifyBindingRefuses changes one thing of a good signature per row.
+// TestVerifyBindingRefuses changes one thing about a good signature in each row.
 func TestVerifyBindingRefuses(t *testing.T) {
 	ed, rsaKey := newHostKey(t, "ed25519"), newHostKey(t, "rsa-2048")
 	sign := func(signer ssh.Signer, message []byte, hash sshsig.HashAlgorithm, namespace string) string {
@@ -250,7 +250,7 @@ func TestVerifyBindingRefuses(t *testing.T) {
 	}
 }
 
-// formatSigner signs in one format, whatever it is asked for.
+// formatSigner signs in one format, whatever format it is asked for.
 type formatSigner struct {
 	ssh.AlgorithmSigner
 	format string
@@ -271,7 +271,7 @@ func relabeledHash(t *testing.T, signer ssh.Signer) string {
 	return string(sshsig.Armor(sig))
 }
 
-// relabeledNamespace is a signature made for git that says it is ours.
+// relabeledNamespace is a signature made for git, with Hallmark's namespace.
 func relabeledNamespace(t *testing.T, signer ssh.Signer) string {
 	t.Helper()
 	sig, err := sshsig.Sign(bytes.NewReader(testBinding.Message()), signer, sshsig.HashSHA512, "git")
@@ -282,8 +282,8 @@ func relabeledNamespace(t *testing.T, signer ssh.Signer) string {
 	return string(sshsig.Armor(sig))
 }
 
-// withReserved fills the reserved field, which follows the namespace and is
-// empty in every signature that exists.
+// withReserved fills the reserved field, which follows the namespace and is empty in every
+// real signature.
 func withReserved(blob []byte) []byte {
 	namespace := []byte(protocol.SignatureNamespace)
 	return bytes.Replace(blob, append(namespace, 0, 0, 0, 0), append(namespace, 0, 0, 0, 1, 'x'), 1)
@@ -295,7 +295,7 @@ func flipLast(blob []byte) []byte {
 	return changed
 }
 
-// newWeakRSA returns an RSA key of 1024 bits, which crypto/rsa won't make.
+// newWeakRSA returns an RSA key of 1024 bits, which crypto/rsa does not generate.
 func newWeakRSA(t *testing.T) (line string, key ssh.PublicKey) {
 	t.Helper()
 	modulus := append([]byte{0}, bytes.Repeat([]byte{0xff}, 1024/8)...)
@@ -322,8 +322,7 @@ func TestSignBindingRefuses(t *testing.T) {
 	}
 }
 
-// TestOpenSSHAgrees signs with Hallmark and verifies with ssh-keygen, and the
-// other way round.
+// TestOpenSSHAgrees signs with Hallmark and verifies with ssh-keygen, and the reverse.
 func TestOpenSSHAgrees(t *testing.T) {
 	keygen, err := exec.LookPath("ssh-keygen")
 	if err != nil {

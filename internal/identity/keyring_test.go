@@ -8,7 +8,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/identity/identitytest"
 )
 
-// The embedded certificates are what was reviewed, one key per region.
+// The embedded certificates are the reviewed ones, with one key for each region.
 func TestRegions(t *testing.T) {
 	keyring, want := shippedKeys(t), regionIndex(t)
 	if len(want) != 39 || len(keyring.keys) != len(want) {

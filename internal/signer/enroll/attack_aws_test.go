@@ -26,19 +26,19 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/signer/policy/live"
 )
 
-// fakeAWS is EC2 and SSM as the signer's own clients see them. It answers truly, but for
-// the actions that say something else. It is an aws.HTTPClient.
+// fakeAWS is EC2 and SSM as the signer's own clients see them. It answers truthfully, except
+// for actions with another answer set. It is an aws.HTTPClient.
 type fakeAWS struct {
 	*world
 	says   map[string]awsAnswer // by action
 	policy string
 }
 
-// awsAnswer is what one action answers.
+// awsAnswer is the answer of one action.
 type awsAnswer struct {
 	status int
 	body   string
-	from   string // the URL that a redirect led to, if one did
+	from   string // the URL that a redirect led to, if there was one
 }
 
 // ok is an answer with status 200.
@@ -75,7 +75,7 @@ func (f *fakeAWS) Do(r *http.Request) (*http.Response, error) {
 	return &http.Response{StatusCode: answer.status, Body: io.NopCloser(strings.NewReader(answer.body)), Request: r}, nil
 }
 
-// truth is what AWS answers.
+// truth is what AWS really answers.
 func (f *fakeAWS) truth(action string) string {
 	switch action {
 	case "DescribeInstances":
@@ -91,8 +91,8 @@ func (f *fakeAWS) truth(action string) string {
 	return ""
 }
 
-// Answers in the forms of the Amazon EC2 API Reference and of the AWS Systems Manager API
-// Reference.
+// These are answers in the forms of the Amazon EC2 API Reference and of the AWS Systems
+// Manager API Reference.
 
 func instancesXML(reservations string) string {
 	return `<DescribeInstancesResponse xmlns="http://ec2.amazonaws.com/doc/2016-11-15/"><requestId>r</requestId><reservationSet>` +
@@ -140,7 +140,7 @@ func parameterJSON(name, value string) string {
 	return string(text)
 }
 
-// useAWS has the signer ask EC2 and SSM by its own clients.
+// useAWS makes the signer ask EC2 and SSM with its own clients.
 func (w *world) useAWS() *fakeAWS {
 	f := &fakeAWS{world: w, policy: "version: 1\nrules:\n- {name: web, match: {image_owners: [listed], max_age: 1h}}\n"}
 	cfg := aws.Config{HTTPClient: f, Region: testRegion, Credentials: aws.CredentialsProviderFunc(func(context.Context) (aws.Credentials, error) {
@@ -161,8 +161,9 @@ func (w *world) useAWS() *fakeAWS {
 		Limits: policy.Limits{Accounts: w.signer.Accounts, Regions: w.signer.Regions, MaxLifetime: policy.LongestLifetime},
 	}).Current
 	w.signer.Policy = func(ctx context.Context) (p *policy.Policy, err error) {
-		// While there is a policy, a look is waited for no longer than half a second, which a
-		// busy machine may take. Further calls wait for the same look, or cost nothing.
+		// If there already is a policy, a request waits at most half a second for a look,
+		// which a busy machine may exceed. Further calls wait for the same look, or cost
+		// nothing.
 		for range 20 {
 			if p, err = current(ctx); err != nil {
 				break
@@ -192,7 +193,7 @@ func (l *lastGood) Save(_ context.Context, text []byte) error {
 	return nil
 }
 
-// made returns the calls so far in order, with how often each was made in a row.
+// made returns the calls so far in order, with how many times in a row each was made.
 func (w *world) made() string {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -211,15 +212,15 @@ func (w *world) made() string {
 	return strings.Join(made, " ")
 }
 
-// awsAttack is a strange answer of AWS, and what comes of it.
+// awsAttack is a strange answer of AWS, and its result.
 type awsAttack struct {
 	says map[string]awsAnswer
 	// first and renewal are the codes of a first enrollment and of a renewal.
 	first, renewal protocol.Code
-	// calls are all that a first enrollment makes, and so are those of a renewal unless
+	// calls are all calls of a first enrollment. They are also those of a renewal unless
 	// renewalCalls says otherwise.
 	calls, renewalCalls string
-	// check looks at what was granted. It may be nil for a refusal.
+	// check looks at what the signer granted. It may be nil for a refusal.
 	check func(t *testing.T, w *world, granted protocol.Response)
 }
 
@@ -234,9 +235,9 @@ const (
 	wholeRenewal  = untilPolicy + " claim issue*4 confirm"
 )
 
-// TestAttackAnswersOfAWS goes through strange answers of EC2 and SSM. Each comes once at a
-// first enrollment and once at a renewal; afterwards AWS answers truly, and the honest
-// machine must be able to enroll.
+// TestAttackAnswersOfAWS tries strange answers of EC2 and SSM. Each comes once in a first
+// enrollment and once in a renewal. Afterwards AWS answers truthfully, and the honest machine
+// must be able to enroll.
 func TestAttackAnswersOfAWS(t *testing.T) {
 	for group, rows := range map[string]map[string]awsAttack{"instances": instanceAnswers(), "images": imageAnswers(), "policy": policyAnswers()} {
 		for _, name := range slices.Sorted(maps.Keys(rows)) {
@@ -294,7 +295,7 @@ func stopping(action string, answer awsAnswer, code protocol.Code, calls string)
 	return awsAttack{says: map[string]awsAnswer{action: answer}, first: code, renewal: code, calls: calls}
 }
 
-// strange are answers that are not AWS's to the question, whatever it was.
+// strange are answers that are not AWS's answer to the request, for any request.
 func strange(truth string) map[string]awsAnswer {
 	return map[string]awsAnswer{
 		"nothing":                        ok(""),
@@ -417,7 +418,8 @@ func imageAnswers() map[string]awsAttack {
 		ok(strings.Replace(image, "<imageOwnerId>", "<imageOwnerId>999999999999</imageOwnerId><imageOwnerId>", 1)), protocol.CodeUpstream, untilImage)
 	rows["of a stranger"] = stopping("DescribeImages", ok(imagesXML(imageXML(testImage, "999999999999"))), protocol.CodePolicyRefused, untilImage+untilPolicy)
 
-	// The image is gone: at a renewal the ledger remembers its owner, and nobody else is asked.
+	// The image is gone: in a renewal the ledger remembers its owner, and the signer asks
+	// nobody else.
 	gone := func(metadata awsAnswer, code protocol.Code, calls string) awsAttack {
 		return awsAttack{
 			says:  map[string]awsAnswer{"DescribeImages": ok(imagesXML("")), "DescribeInstanceImageMetadata": metadata},
@@ -440,7 +442,7 @@ func imageAnswers() map[string]awsAttack {
 func policyAnswers() map[string]awsAttack {
 	const laxer = "version: 1\nrules:\n- {name: older, match: {image_owners: [listed], max_age: any}}\n"
 	const narrow = "version: 1\nrules:\n- {name: web, match: {image_owners: [\"999999999999\"], max_age: 1h}}\n"
-	// A process that starts has no policy then; one that runs keeps the last good one.
+	// A process that starts then has no policy; a running one keeps the last good one.
 	lost := func(answer awsAnswer) awsAttack {
 		return awsAttack{
 			says: map[string]awsAnswer{"GetParameter": answer}, first: protocol.CodeUpstream, renewal: codeGranted,
@@ -480,7 +482,8 @@ func policyAnswers() map[string]awsAttack {
 	} {
 		rows[name] = lost(answer)
 	}
-	// Whoever may write the parameter chooses among its versions; the line says which counts.
+	// Anyone who may write the parameter chooses among its versions. The line says which one
+	// is in force.
 	sum := sha256.Sum256([]byte(laxer))
 	rows["an older version"] = awsAttack{
 		says: map[string]awsAnswer{"GetParameter": ok(parameterJSON("/hallmark/policy", laxer))}, first: codeGranted, renewal: codeGranted,

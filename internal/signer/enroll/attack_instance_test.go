@@ -13,7 +13,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/signer/inventory"
 )
 
-// instanceAttacks are about what EC2 says. Each fact is compared for itself.
+// instanceAttacks are about EC2's answers. Each fact is compared separately.
 func instanceAttacks() map[string]attack {
 	return map[string]attack{
 		"unknown instance": {func(w *world, _ *attempt) {
@@ -68,7 +68,7 @@ func instanceAttacks() map[string]attack {
 	}
 }
 
-// ownNames are the principals of the test's instance under a host name.
+// ownNames are the principals of the test's instance with a host name.
 func ownNames(hostname string) []string {
 	id := theInstance().NodeID()
 	return []string{hostname, id, hostname + "." + testCluster, id + "." + testCluster}
@@ -79,7 +79,7 @@ func checkOwnNames(t *testing.T, w *world, a *attempt, got protocol.Response) {
 	isNamed(testHostname)(t, w, a, got)
 }
 
-// isNamed checks that the machine got exactly the names under the host name.
+// isNamed checks that the machine got exactly the names for the host name.
 func isNamed(hostname string) func(*testing.T, *world, *attempt, protocol.Response) {
 	return func(t *testing.T, w *world, _ *attempt, got protocol.Response) {
 		t.Helper()
@@ -98,8 +98,8 @@ func nameTag(value string) func(*world, *attempt) {
 	return func(w *world, _ *attempt) { w.instance.Tags["Name"] = value }
 }
 
-// nameAttacks set the tag Name. Under the default policy it chooses the front of a
-// label that ends in the instance's own id, and nothing else.
+// nameAttacks set the tag Name. With the default policy it chooses the beginning of a label
+// that ends in the instance's own id, and nothing else.
 func nameAttacks() map[string]attack {
 	rows := make(map[string]attack)
 	for what, row := range map[string]struct{ tag, front string }{
@@ -142,8 +142,8 @@ func nameAttacks() map[string]attack {
 	return rows
 }
 
-// hasLabels checks that the node has these labels, and of the reserved ones only
-// what verified facts say.
+// hasLabels checks that the node has these labels, and no reserved labels except those from
+// verified facts.
 func hasLabels(want map[string]string) func(*testing.T, *world, *attempt, protocol.Response) {
 	return func(t *testing.T, w *world, _ *attempt, got protocol.Response) {
 		t.Helper()
@@ -185,7 +185,7 @@ func tag(key, value string) func(*world, *attempt) {
 	return func(w *world, _ *attempt) { w.instance.Tags[key] = value }
 }
 
-// labelAttacks set other tags. People grant access on labels.
+// labelAttacks set other tags. People grant access based on labels.
 func labelAttacks() map[string]attack {
 	rows := make(map[string]attack)
 	for _, reserved := range []string{

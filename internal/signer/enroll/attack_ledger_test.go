@@ -22,7 +22,7 @@ import (
 
 func fingerprintOf(key ssh.Signer) string { return ssh.FingerprintSHA256(key.PublicKey()) }
 
-// ledgerAttacks want keys or names that somebody else holds.
+// ledgerAttacks ask for keys or names that somebody else holds.
 func ledgerAttacks() map[string]attack {
 	return map[string]attack{
 		"known with other host keys": {func(w *world, _ *attempt) {
@@ -69,7 +69,7 @@ func ledgerAttacks() map[string]attack {
 			}
 		}, codeGranted, all, checkOwnNames},
 
-		// Both keys sign each request, so whoever adds one holds an old one.
+		// Both keys sign each request, so anyone who adds a key holds an old one.
 		"key added beside a recorded one that signs": {func(w *world, a *attempt) {
 			w.earlier(a)
 			a.payload.HostKeys = nil
@@ -105,7 +105,7 @@ func ledgerAttacks() map[string]attack {
 				return ledger.Permit{Fingerprint: fingerprintOf(a.keys[0]), ValidUntil: w.now.Add(time.Hour), By: "operator"}
 			})(w, a)
 		}, protocol.CodeKeyInUse, untilRenewed, nil},
-		// Then a thief of an old key cannot add his own.
+		// Otherwise a thief of an old key could add their own.
 		"an old key after a permitted re-key": {func(w *world, a *attempt) {
 			old := a.keys
 			rekeying(func(w *world, a *attempt) ledger.Permit {
@@ -130,8 +130,7 @@ func ledgerAttacks() map[string]attack {
 	}
 }
 
-// rekeying lets a machine that enrolled come with new keys, and an operator permit
-// something.
+// rekeying lets an enrolled machine come with new keys, and lets an operator permit something.
 func rekeying(permit func(*world, *attempt) ledger.Permit) func(*world, *attempt) {
 	return func(w *world, a *attempt) {
 		w.earlier(a)
@@ -218,8 +217,8 @@ func (e endingCluster) CAs(ctx context.Context) (teleport.CAs, error) {
 	return e.Cluster.CAs(ctx)
 }
 
-// endingAttacks race an off-boarding. Whenever it comes, the machine gets nothing
-// and no node is left.
+// endingAttacks race with an off-boarding. Whenever it comes, the machine gets nothing and no
+// node remains.
 func endingAttacks() map[string]attack {
 	rows := make(map[string]attack)
 	nothingLeft := func(t *testing.T, w *world, _ *attempt, _ protocol.Response) {
@@ -256,7 +255,7 @@ func endingAttacks() map[string]attack {
 	return rows
 }
 
-// nodeAttacks are about nodes that are in Teleport already, and a Teleport that fails.
+// nodeAttacks are about nodes that are already in Teleport, and about a failing Teleport.
 func nodeAttacks() map[string]attack {
 	return map[string]attack{
 		"the node is somebody else's": {func(w *world, _ *attempt) {
@@ -291,7 +290,7 @@ func nodeAttacks() map[string]attack {
 	}
 }
 
-// certificateAttacks let Teleport answer with something else than was asked for.
+// certificateAttacks make Teleport answer with something other than what the signer asked for.
 func certificateAttacks() map[string]attack {
 	return map[string]attack{
 		"a certificate for another key": {func(w *world, _ *attempt) {

@@ -16,7 +16,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/signer/teleport"
 )
 
-// doorAttacks are refused before a byte of the request is read.
+// doorAttacks are refused before the signer reads a byte of the request.
 func doorAttacks() map[string]attack {
 	inside := netip.MustParsePrefix("192.0.2.0/24")
 	from := func(source string) func(*world, *attempt) {
@@ -74,10 +74,10 @@ func doorAttacks() map[string]attack {
 	}
 }
 
-// open admits everything. Rows narrow one thing.
+// open admits everything. Each row restricts one thing.
 const open = "image_owners: [any], max_age: any"
 
-// policyAttacks come with a good proof, from a machine that the policy does not want.
+// policyAttacks come with a good proof, from a machine that the policy does not admit.
 func policyAttacks() map[string]attack {
 	return map[string]attack{
 		"Teleport does not answer": {func(w *world, _ *attempt) {
@@ -152,9 +152,8 @@ func policyAttacks() map[string]attack {
 	}
 }
 
-// hostnameTag sets the tag TeleportHostname under a rule that takes it, and the
-// suffix, with a pattern that keeps nothing out: what is left are the checks that no
-// policy can lift.
+// hostnameTag sets the tag TeleportHostname under a rule that accepts it, and the suffix, with
+// a pattern that excludes nothing: only the checks that no policy can turn off remain.
 func hostnameTag(value string) func(*world, *attempt) {
 	return func(w *world, _ *attempt) {
 		w.setPolicy(`{name: default, match: {` + open + `}, teleport_hostname: {pattern: "(?s).*", suffixes: [.corp.example.net]}}`)
@@ -162,8 +161,8 @@ func hostnameTag(value string) func(*world, *attempt) {
 	}
 }
 
-// hostnameTagAttacks let the tag ask for a name that is not the machine's. It gets the
-// default one, which ends in its id.
+// hostnameTagAttacks set the tag to a name that does not belong to the machine. It gets the
+// default name, which ends in its id.
 func hostnameTagAttacks() map[string]attack {
 	rows := map[string]attack{
 		"tag TeleportHostname: a foreign node's, with the cluster's name": {func(w *world, a *attempt) {
@@ -236,7 +235,7 @@ func hostnameTagAttacks() map[string]attack {
 	return rows
 }
 
-// heldNameAttacks want a name that another instance has, or had.
+// heldNameAttacks ask for a name that another instance has, or had.
 func heldNameAttacks() map[string]attack {
 	const fallback = "a-" + testInstance
 	held := func(prepare func(*world)) func(*world, *attempt) {
@@ -293,8 +292,8 @@ func heldNameAttacks() map[string]attack {
 				}
 			}
 		}, codeGranted, all, isNamed(testInstance)},
-		// The row that must go through: conditions compare times, and do not wait for a
-		// record to be deleted.
+		// This row must succeed: conditions compare times, and do not wait for a record to be
+		// deleted.
 		"expired record that is not deleted yet": {held(func(w *world) {
 			until(w, -time.Second)
 			w.endOf(otherInstance)

@@ -26,8 +26,8 @@ const (
 	testARN       = "arn:aws:sts::" + testAccount + ":assumed-role/aws:ec2-instance/" + testInstance
 )
 
-// atSTS is what an attack at STS can change. The signer's own verifier asks an STS
-// that verifies signatures as AWS does.
+// atSTS is what an attack at STS can change. The signer's own verifier asks an STS that
+// verifies signatures as AWS does.
 type atSTS struct {
 	// arn is the ARN that STS returns for the credentials.
 	arn string
@@ -105,7 +105,7 @@ func writing(status int, text string) func(*world, *attempt) {
 	})
 }
 
-// proofAttacks send the proof of somebody else, or for something else.
+// proofAttacks send somebody else's proof, or a proof of something else.
 func proofAttacks() map[string]attack {
 	return map[string]attack{
 		"junk proof with a stolen document": {func(_ *world, a *attempt) {
@@ -146,8 +146,8 @@ func proofAttacks() map[string]attack {
 	}
 }
 
-// signatureAttacks change what was signed. What does not have the one right shape
-// costs no call at all.
+// signatureAttacks change what was signed. A proof without the one right form costs no call at
+// all.
 func signatureAttacks() map[string]attack {
 	return map[string]attack{
 		"a real proof": {stsAttack(func(*atSTS) {}), codeGranted, all, checkOwnNames},
@@ -186,7 +186,7 @@ func signatureAttacks() map[string]attack {
 		"presigned GET, sent as its URL": {inBody(`"url":"https://sts.hm-test-1.amazonaws.com/?Action=GetCallerIdentity",`),
 			protocol.CodeMalformed, untilNothing, nil},
 
-		// The right shape, but over something that the signer does not send.
+		// The form is right, but the signature covers something that the signer does not send.
 		"presigned GET, its signature in the header": {stsAttack(func(s *atSTS) { s.sign = presignedGET }),
 			protocol.CodeCallerProofInvalid, untilSTS, nil},
 		"GetUser signed in place of GetCallerIdentity": {stsAttack(func(s *atSTS) {
@@ -225,7 +225,7 @@ func signatureAttacks() map[string]attack {
 	}
 }
 
-// answerAttacks put something else in the place of STS.
+// answerAttacks put something else in place of STS.
 func answerAttacks() map[string]attack {
 	good := identityXML("GetCallerIdentity", testARN, testAccount)
 	return map[string]attack{
@@ -254,7 +254,7 @@ func answerAttacks() map[string]attack {
 	}
 }
 
-// identityXML is the answer of STS (AWS STS API Reference, GetCallerIdentity).
+// identityXML is STS's answer (AWS STS API Reference, GetCallerIdentity).
 func identityXML(action, arn, account string) string {
 	return fmt.Sprintf(`<%[1]sResponse xmlns="https://sts.amazonaws.com/doc/2011-06-15/"><%[1]sResult>`+
 		`<Arn>%[2]s</Arn><UserId>x</UserId><Account>%[3]s</Account></%[1]sResult></%[1]sResponse>`, action, arn, account)
@@ -263,7 +263,7 @@ func identityXML(action, arn, account string) string {
 const errorXML = `<ErrorResponse xmlns="https://sts.amazonaws.com/doc/2011-06-15/"><Error><Type>Sender</Type>` +
 	`<Code>CODE</Code><Message>m</Message></Error><RequestId>r</RequestId></ErrorResponse>`
 
-// signedBody signs a request to STS with another body, and everything else right.
+// signedBody signs a request to STS with another body and everything else right.
 func signedBody(body string) func(protocol.Binding, string) protocol.CallerProof {
 	return func(b protocol.Binding, date string) protocol.CallerProof {
 		r := must(http.NewRequest(http.MethodPost, "https://sts."+testRegion+".amazonaws.com/", nil))
@@ -279,8 +279,8 @@ func signedBody(body string) func(protocol.Binding, string) protocol.CallerProof
 	}
 }
 
-// presignedGET writes the signature of a presigned URL, which covers no binding,
-// into a header of the right shape.
+// presignedGET writes the signature of a presigned URL, which covers no binding, into a header
+// of the right form.
 func presignedGET(b protocol.Binding, date string) protocol.CallerProof {
 	r := must(http.NewRequest(http.MethodGet, "https://sts."+testRegion+".amazonaws.com/?Action=GetCallerIdentity&Version=2011-06-15", nil))
 	empty := sha256.Sum256(nil)

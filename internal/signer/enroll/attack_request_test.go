@@ -21,7 +21,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/sshkey"
 )
 
-// insert puts text behind the first brace of a JSON object.
+// insert puts text after the first brace of a JSON object.
 func insert(object []byte, text string) []byte {
 	return bytes.Replace(object, []byte("{"), []byte("{"+text), 1)
 }
@@ -44,7 +44,7 @@ func body(text string) func(*world, *attempt) {
 	}
 }
 
-// requestAttacks are about shape and size: what is read before anything is verified.
+// requestAttacks are about form and size: what the signer reads before it verifies anything.
 func requestAttacks() map[string]attack {
 	return map[string]attack{
 		"GET": {func(_ *world, a *attempt) {
@@ -124,20 +124,20 @@ func requestAttacks() map[string]attack {
 			a.encoded = func(p []byte) []byte { return bytes.Replace(p, []byte(`"version":2`), []byte(`"version":"2"`), 1) }
 		}, protocol.CodeMalformed, untilNothing, nil},
 
-		// What only somebody who takes the body for something else would send.
+		// Only somebody who mistakes the body for something else would send these.
 		"a function URL's event as the body": {body(`{"version":"2.0","requestContext":{"http":{"method":"POST"}},"body":"{}"}`),
 			protocol.CodeMalformed, untilNothing, nil},
 		"an EventBridge event as the body": {body(`{"version":"0","detail-type":"EC2 Instance State-change Notification",` +
 			`"source":"aws.ec2","account":"111122223333","detail":{"instance-id":"i-0a1b2c3d4e5f60718","state":"terminated"}}`),
 			protocol.CodeMalformed, untilNothing, nil},
 
-		// The caller may not choose what only verified facts decide (step-ca lets him name
-		// the certificate's names unless disableCustomSANs is set).
+		// The caller may not choose what only verified facts decide (step-ca lets the caller
+		// choose the certificate's names unless disableCustomSANs is set).
 		"step-ca: names of the caller's choice": {inPayload(`"principals":["bastion"],`), protocol.CodeMalformed, untilNothing, nil},
 		"labels of the caller's choice":         {inPayload(`"labels":{"env":"prod"},`), protocol.CodeMalformed, untilNothing, nil},
 		"a lifetime of the caller's choice":     {inPayload(`"ttl":"8760h",`), protocol.CodeMalformed, untilNothing, nil},
 
-		// A name that somebody could take for ours is another one all the same.
+		// A name that could be mistaken for one of Hallmark's members is still another name.
 		"audience with a slash": {func(_ *world, a *attempt) { a.payload.Audience = testAudience + "/" },
 			protocol.CodeAudienceMismatch, untilNothing, nil},
 		"audience in another case": {func(_ *world, a *attempt) { a.payload.Audience = strings.ToUpper(testAudience) },
@@ -168,7 +168,7 @@ func requestAttacks() map[string]attack {
 	}
 }
 
-// reporting is a request that says this about the machine.
+// reporting is a request with this report about the machine.
 func reporting(report string) func(*world, *attempt) { return inPayload(`"report":` + report + ",") }
 
 // rejecting is a request with this rejection.
@@ -176,8 +176,8 @@ func rejecting(members string) func(*world, *attempt) {
 	return reporting(`{"rejected":{` + members + `}}`)
 }
 
-// reportAttacks are about what a machine says of itself: it is read before anything is
-// proved, logged once the caller is, and decides nothing.
+// reportAttacks are about what a machine says about itself. The signer reads it before
+// anything is proved, logs it once the caller is proved, and bases no decision on it.
 func reportAttacks() map[string]attack {
 	const good = `"code":"not_presented","requestId":"request-0","detail":"sshd presents another"`
 	rows := map[string]attack{
@@ -271,8 +271,8 @@ func keyLine(change func(string) string) func(*world, *attempt) {
 	}
 }
 
-// securityKey is a key of a FIDO token (OpenSSH PROTOCOL.u2f), which signs a
-// counter and flags along with the message.
+// securityKey is a key of a FIDO token (OpenSSH PROTOCOL.u2f), which signs a counter and flags
+// together with the message.
 func securityKey() string {
 	blob := ssh.Marshal(struct {
 		Type        string
@@ -291,7 +291,7 @@ func hugeRSA() string {
 	}{ssh.KeyAlgoRSA, []byte{1, 0, 1}, modulus}))))
 }
 
-// message has the parts of the signed document changed.
+// message changes the parts of the signed document.
 func message(change func(m *identitytest.Message, rogue *identitytest.Region)) func(*world, *attempt) {
 	return func(_ *world, a *attempt) {
 		a.signed = func([]byte) []byte {
@@ -302,8 +302,8 @@ func message(change func(m *identitytest.Message, rogue *identitytest.Region)) f
 	}
 }
 
-// documentAttacks are about the identity document. internal/identity has the whole
-// table of them; these show that the signer asks.
+// documentAttacks are about the identity document. internal/identity has the complete table of
+// them; these show that the signer checks.
 func documentAttacks() map[string]attack {
 	forged := []byte(`{"accountId":"111122223333","instanceId":"i-0123456789abcdef0","region":"hm-test-1"}`)
 	return map[string]attack{
@@ -390,7 +390,7 @@ func signedText(change func([]byte) []byte) func(*world, *attempt) {
 	}
 }
 
-// listAttacks are about the deployment's lists: they come before every call.
+// listAttacks are about the deployment's lists, which the signer checks before every call.
 func listAttacks() map[string]attack {
 	return map[string]attack{
 		"account not listed": {func(_ *world, a *attempt) {
@@ -449,8 +449,7 @@ func timeAttacks() map[string]attack {
 			w.signer.Audience = "hallmark.example.net"
 			a.http = func(r *entry.Request) { *r = captured }
 		}, protocol.CodeAudienceMismatch, untilNothing, nil},
-		// What it gives is what the machine got: certificates for keys that the thief does
-		// not have.
+		// It grants what the machine got: certificates for keys that the thief does not have.
 		"a captured request, at once": {func(w *world, a *attempt) {
 			captured := w.earlier(a)
 			a.http = func(r *entry.Request) { *r = captured }
@@ -471,7 +470,7 @@ func timeAttacks() map[string]attack {
 	}
 }
 
-// renewal are the calls for an instance that enrolled before.
+// renewal are the calls for an instance that has enrolled before.
 const renewal = "sts ec2 connect claim issue confirm"
 
 // hostKeyAttacks are about the host keys' signatures.
@@ -568,8 +567,8 @@ func armored(signature *sshsig.Signature, err error) string {
 	return string(sshsig.Armor(signature))
 }
 
-// sha1Signature signs with ssh-rsa, as OpenSSH did before 8.8 (PROTOCOL.sshsig says
-// what is signed).
+// sha1Signature signs with ssh-rsa, as OpenSSH did before 8.8 (PROTOCOL.sshsig defines what is
+// signed).
 func sha1Signature(key ssh.Signer, b protocol.Binding) string {
 	signature, err := sshsig.Sign(bytes.NewReader(b.Message()), key, sshsig.HashSHA512, protocol.SignatureNamespace)
 	if err == nil {

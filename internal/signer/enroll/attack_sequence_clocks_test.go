@@ -15,7 +15,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/signer/policy"
 )
 
-// clockSequences set clocks wrong, and have Teleport answer oddly.
+// clockSequences set clocks wrong, and make Teleport answer strangely.
 func clockSequences() map[string]sequence {
 	return map[string]sequence{
 		"the machine's clock is an hour off, then right": {play: func(s *stage) {
@@ -71,7 +71,7 @@ func clockSequences() map[string]sequence {
 			if n, _ := s.node(); !reflect.DeepEqual(n, theirs) || s.honest.record().Signer != "second.example.com" {
 				s.t.Errorf("node %+v, want the other signer's %+v; record %+v", n, theirs, s.honest.record())
 			}
-			s.wait(policy.DefaultLifetime + time.Hour) // the other signer's claims and node end
+			s.wait(policy.DefaultLifetime + time.Hour) // the other signer's claims and node expire
 			delete(s.nodes, theirs.ID)
 		}},
 		"the signer's clock jumps back a day": {play: func(s *stage) {
@@ -117,7 +117,7 @@ func clockSequences() map[string]sequence {
 			s.honest.mustFail(protocol.CodeInternal)
 			s.sign = nil
 		}},
-		// CVE-2025-49825: a certificate stands where the CA's key belongs.
+		// CVE-2025-49825: a certificate is in place of the CA's key.
 		"CVE-2025-49825: a nested certificate as the CA": {play: func(s *stage) {
 			middle, host := newKey(s.t), newKey(s.t)
 			nested := &ssh.Certificate{
@@ -144,7 +144,8 @@ func clockSequences() map[string]sequence {
 				s.t.Error("a certificate passes as a CA")
 			}
 		}},
-		// CVE-2022-2385: of a parameter given twice, one was checked and the other used.
+		// CVE-2022-2385: a parameter was given twice; one value was checked and the other
+		// used.
 		"CVE-2022-2385: parameters of the proof are given twice": {play: func(s *stage) {
 			s.honest.mustEnroll()
 			twice := *s.honest

@@ -284,7 +284,8 @@ func sweepSequences() map[string]sequence {
 		"a node that is not ours, and a copy of one that is": {play: func(s *stage) {
 			s.honest.mustEnroll()
 			mine := s.nodes[s.honest.node()]
-			// A copy of our node under another id, as whoever writes nodes in Teleport can make.
+			// This is a copy of our node under another id. Anyone who can write nodes in
+			// Teleport can make one.
 			copied := mine
 			copied.ID = "00000000-0000-0000-0000-000000000001"
 			s.nodes[copied.ID] = copied
@@ -299,7 +300,7 @@ func sweepSequences() map[string]sequence {
 			s.setPolicy(chosen)
 			lost := s.launch(otherInstance, "db").tag("TeleportHostname", "bastion")
 			lost.mustEnroll()
-			delete(s.nodes, lost.node()) // its lease ended
+			delete(s.nodes, lost.node()) // its lease has expired
 			lost.forget()
 			s.wait(30 * 24 * time.Hour)
 			for range 4 {
@@ -315,7 +316,7 @@ func sweepSequences() map[string]sequence {
 	}
 }
 
-// imageSequences change what an instance runs, and what EC2 shows of it.
+// imageSequences change what an instance runs, and what EC2 shows about it.
 func imageSequences() map[string]sequence {
 	const (
 		mine  = `{name: default, match: {image_owners: ["` + testOwner + `"], max_age: 1h}}`
@@ -368,7 +369,7 @@ func imageSequences() map[string]sequence {
 	}
 }
 
-// failureSequences let one service after the other fail, at a first enrollment and at a
+// failureSequences make one service after another fail, in a first enrollment and in a
 // renewal.
 func failureSequences() map[string]sequence {
 	lost := errors.New("connection lost")

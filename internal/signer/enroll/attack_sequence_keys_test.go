@@ -47,7 +47,8 @@ func keySequences() map[string]sequence {
 			s.honest.intruder().mustFail(protocol.CodeKeyConflict)
 			s.honest.holdsOnly(s.honest.keys...)
 		}},
-		// The one theft that is left; the threat model says so. An operator's permit ends it.
+		// This is the one theft that remains possible, as the threat model says. An operator's
+		// permit ends it.
 		"a local process enrolls before the machine, and an operator puts it right": {play: func(s *stage) {
 			thief := s.honest.intruder()
 			thief.mustEnroll()
@@ -75,7 +76,8 @@ func keySequences() map[string]sequence {
 			thief.keys[0] = s.honest.keys[0]
 			thief.mustEnroll()
 			s.honest.mustEnroll()
-			// The operator generates new keys and permits them: the thief's count no more.
+			// The operator generates new keys and permits them. The thief's keys no longer
+			// count.
 			s.honest.keys = []ssh.Signer{newKey(s.t), newKey(s.t)}
 			s.honest.permit()
 			s.honest.mustEnroll()
@@ -169,7 +171,7 @@ func keySequences() map[string]sequence {
 
 // floodSequences use up what limits requests.
 func floodSequences() map[string]sequence {
-	// flood has an attacker ask n times, and checks that nothing is granted.
+	// flood makes an attacker ask n times, and checks that nothing is granted.
 	flood := func(attacker *machine, n int) {
 		attacker.t.Helper()
 		for range n {
@@ -222,7 +224,7 @@ func floodSequences() map[string]sequence {
 			for n := range 9000 {
 				stranger := s.honest.thief(s.honest.source)
 				stranger.id = fmt.Sprintf("i-%017x", n)
-				if n%3000 == 0 { // building a request is slow: a few stand for all at the door
+				if n%3000 == 0 { // building a request is slow, so a few represent all of them
 					flood(stranger, 1)
 				}
 				s.signer.attempts.take(bucket{instance: inTestAccount(stranger.id), source: network(stranger.source)}, attemptBurst, attemptEvery, s.now)

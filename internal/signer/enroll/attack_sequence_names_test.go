@@ -26,12 +26,12 @@ func (m *machine) tag(key, value string) *machine {
 	return m
 }
 
-// foreign puts a node that is not ours into Teleport.
+// foreign puts a node of another program into Teleport.
 func (s *stage) foreign(id, hostname string) {
 	s.nodes[id] = node.Node{ID: id, Hostname: hostname, Labels: map[string]string{"team": "other"}}
 }
 
-// untouched checks that the node that is not ours is as it was.
+// untouched checks that another program's node has not changed.
 func (s *stage) untouched(id, hostname string) {
 	s.t.Helper()
 	if n, there := s.nodes[id]; !there || n.Hostname != hostname || n.Labels["team"] != "other" {
@@ -39,8 +39,8 @@ func (s *stage) untouched(id, hostname string) {
 	}
 }
 
-// nameSequences try to take names from those who have them, and to lock machines out
-// by names that they had.
+// nameSequences try to take names from their holders, and to lock machines out with names that
+// they had.
 func nameSequences() map[string]sequence {
 	return map[string]sequence{
 		"renamed forty times in half a year": {play: func(s *stage) {

@@ -25,15 +25,15 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/signer/policy"
 )
 
-// How far a refused request came. A caller who has proved nothing costs no call,
-// and at most one to STS.
+// How far a refused request got. A caller who has proved nothing costs no call, or at most one
+// to STS.
 const (
 	untilNothing = ""
 	untilSTS     = "sts"
 	untilEC2     = "sts ec2"
 	untilConnect = "sts ec2 connect"
 	untilClaim   = "sts ec2 connect lookup claim"
-	// Of a known instance that keeps its name, Teleport is not asked.
+	// For a known instance that keeps its name, the signer does not ask Teleport.
 	untilRenewed = "sts ec2 connect claim"
 	untilLookup  = "sts ec2 connect lookup"
 	untilIssue   = "sts ec2 connect lookup claim issue"
@@ -43,18 +43,18 @@ const (
 // attack changes one thing about a good request or about the world.
 type attack struct {
 	change func(*world, *attempt)
-	// code is that of the refusal, or codeGranted: then the attack gains nothing, and
-	// check says what was given instead.
+	// code is the refusal's code, or codeGranted: then the attack gains nothing, and check
+	// says what was granted instead.
 	code protocol.Code
-	// calls are all that were made.
+	// calls are all calls that were made.
 	calls string
 	// check looks at what was granted, or left behind. It may be nil for a refusal.
 	check func(t *testing.T, w *world, a *attempt, got protocol.Response)
 }
 
-// TestAttacks is the one table of attacks on the signer as a whole. Its rows stand
-// in groups, in the order in which the signer meets them. Where a row tries a hole
-// that another system had, it names it. Each row arrives by each entry.
+// TestAttacks is the table of attacks on the signer as a whole. Its rows are in groups, in the
+// order in which the signer meets them. A row that tries another system's hole names it. Each
+// row arrives through each entry.
 func TestAttacks(t *testing.T) {
 	seen := make(map[string]bool)
 	for _, group := range []map[string]attack{
@@ -79,8 +79,8 @@ func TestAttacks(t *testing.T) {
 	}
 }
 
-// invokedAttacks end differently in a direct invocation, which has neither a source nor an
-// IAM caller nor a content type.
+// invokedAttacks end differently in a direct invocation, which has neither a source nor an IAM
+// caller nor a content type.
 func invokedAttacks() map[string]attack {
 	return map[string]attack{
 		"source in the allow-list":            {code: protocol.CodeNotAllowed, calls: untilNothing},
@@ -141,14 +141,14 @@ func (w *world) earlier(a *attempt) entry.Request {
 	return request
 }
 
-// pass lets time go by, for the machine as well.
+// pass lets time pass, for the machine as well.
 func (w *world) pass(a *attempt, d time.Duration) {
 	w.now = w.now.Add(d)
 	a.date = w.now
 	a.payload.IssuedAt = w.now.UTC()
 }
 
-// checkNoSecrets looks for what must never be in a log.
+// checkNoSecrets looks for text that must never be in a log.
 func checkNoSecrets(t *testing.T, w *world) {
 	t.Helper()
 	for _, secret := range []string{testSecret, testSecretKey, "proof of", "BEGIN SSH SIGNATURE", "Signature="} {
@@ -158,7 +158,7 @@ func checkNoSecrets(t *testing.T, w *world) {
 	}
 }
 
-// checkLog wants one line, with the code.
+// checkLog requires one line, with the code.
 func checkLog(t *testing.T, w *world, code protocol.Code) {
 	t.Helper()
 	var entry map[string]any
@@ -170,8 +170,7 @@ func checkLog(t *testing.T, w *world, code protocol.Code) {
 	}
 }
 
-// Whatever is wrong, a caller who has proved nothing is told the code's own
-// sentence and no more.
+// Whatever is wrong, a caller who has proved nothing learns only the code's own sentence.
 func TestStrangersLearnNothing(t *testing.T) {
 	tests := map[string]func(*attempt){
 		"account": func(a *attempt) { a.document["accountId"] = "999999999999" },
@@ -291,8 +290,8 @@ func newRSA(t testing.TB, bits int) ssh.Signer {
 	return signer
 }
 
-// setPolicy replaces the policy with these rules, in YAML. The limits are wide, so
-// that a rule can leave the test's instance out.
+// setPolicy replaces the policy with these rules, in YAML. The limits are wide, so a rule can
+// exclude the test's instance.
 func (w *world) setPolicy(list ...string) {
 	w.t.Helper()
 	limits := policy.Limits{
@@ -307,10 +306,10 @@ func (w *world) setPolicy(list ...string) {
 	w.signer.Policy = fixed(rules)
 }
 
-// otherInstance is somebody else's, in the same account.
+// otherInstance belongs to somebody else, in the same account.
 const otherInstance = "i-0123456789abcdef0"
 
-// hold lets an instance have a name and a key before the request comes.
+// hold gives an instance a name and a key before the request comes.
 func (w *world) hold(instance, hostname, fingerprint string) {
 	w.t.Helper()
 	w.claimFor(inTestAccount(instance), hostname, fingerprint, w.now.Add(time.Hour))

@@ -30,7 +30,7 @@ import (
 
 var update = flag.Bool("update", false, "rewrite the golden files")
 
-// decode returns attributes as they look in a line.
+// decode returns attributes as they appear in a line.
 func decode(t *testing.T, attrs []slog.Attr) map[string]any {
 	t.Helper()
 	var b bytes.Buffer
@@ -88,7 +88,7 @@ func golden(t *testing.T, name string, line []byte) {
 	}
 }
 
-// audited returns a world in which nothing is left to chance, and a request.
+// audited returns a world without randomness, and a request.
 func audited(t *testing.T) (*world, *attempt) {
 	t.Helper()
 	w := newWorld(t)
@@ -138,7 +138,7 @@ func TestAuditLineOfAnUnprovedCaller(t *testing.T) {
 	golden(t, "stranger.json", w.log.Bytes())
 }
 
-// Each member of the lines is explained, and nothing is explained that is not there.
+// The document explains each member of the lines, and nothing else.
 func TestAuditLineIsDocumented(t *testing.T) {
 	text, err := os.ReadFile("../../../docs/audit.md")
 	if err != nil {
@@ -151,7 +151,7 @@ func TestAuditLineIsDocumented(t *testing.T) {
 			documented[name[1]] = true
 		}
 	}
-	// Those that the golden lines have no occasion for.
+	// These do not occur in the golden lines.
 	written := map[string]bool{
 		"hostname_wanted": true, "held_by_others": true, "skipped_principals": true, "renamed_from": true, "notes": true,
 		"released": true,
@@ -190,7 +190,7 @@ func TestAuditLineHasTheTimeOfEachStep(t *testing.T) {
 	}
 }
 
-// A step that was not taken has no time: 0 would make the others look fast.
+// A step that did not run has no time: 0 would make the others look fast.
 func TestAuditLineHasNoTimeOfStepsThatWereNotTaken(t *testing.T) {
 	w := newWorld(t)
 	w.ec2Err = context.DeadlineExceeded
@@ -209,7 +209,7 @@ func (f callersFunc) Verify(ctx context.Context, p protocol.CallerProof, b proto
 	return f(ctx, p, b, i)
 }
 
-// What a machine says about itself is logged once it is proved to be that machine.
+// The log contains what a machine says about itself once the machine has proved itself.
 func TestAMachinesRejectionIsLogged(t *testing.T) {
 	w, a := audited(t)
 	a.payload.Report = &protocol.Report{Rejected: protocol.NewRejection(
@@ -305,7 +305,7 @@ func TestMetrics(t *testing.T) {
 	}
 }
 
-// A logger that is set to say less does not cost the work of a line.
+// A logger with a higher level does not do the work of a line.
 func TestALineThatIsNotWanted(t *testing.T) {
 	w := newWorld(t)
 	w.signer.Log = slog.New(slog.NewJSONHandler(&w.log, &slog.HandlerOptions{Level: slog.LevelError}))

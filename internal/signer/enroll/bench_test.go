@@ -11,11 +11,10 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/signer/entry"
 )
 
-// What one request costs the signer's own process, by how far it gets. STS, EC2,
-// the ledger and Teleport are fakes in the process and answer at once; the fakes'
-// two certificates are in the figure of a granted request. Time is that of the
-// processor, so that the requests per second are those of a core, whatever else
-// the machine does.
+// These measure what one request costs the signer's own process, by how far it gets. STS, EC2,
+// the ledger and Teleport are fakes in the process and answer at once; the fakes' two
+// certificates are part of a granted request's figure. Time is processor time, so the requests
+// per second are those of one core, even on a busy machine.
 func BenchmarkEnroll(b *testing.B) {
 	benchmarks := []struct {
 		name   string
@@ -29,7 +28,7 @@ func BenchmarkEnroll(b *testing.B) {
 			a.http = func(r *entry.Request) { r.Body = append([]byte(`{"debug":true,`), r.Body[1:]...) }
 		}},
 		{"document-signature", protocol.CodeIdentityInvalid, func(a *attempt) {
-			a.region = regions()["hm-test-2"] // says that it is of the other region
+			a.region = regions()["hm-test-2"] // it says that it is from the other region
 		}},
 		{"unlisted-account", protocol.CodeNotAllowed, func(a *attempt) {
 			a.document["accountId"] = "999999999999"
@@ -58,7 +57,7 @@ func measureEnroll(b *testing.B, w *world, r entry.Request, want protocol.Code) 
 	b.ReportAllocs()
 	start := processorTime(b)
 	for b.Loop() {
-		// Each request is a first one to the limits, and leaves no notes behind.
+		// The limits see each request as the first one, and it leaves nothing behind.
 		w.signer.attempts, w.signer.proved = limiter{}, limiter{}
 		w.calls, w.claimed = w.calls[:0], w.claimed[:0]
 		answer = w.signer.Enroll(b.Context(), r)
@@ -75,7 +74,7 @@ func measureEnroll(b *testing.B, w *world, r entry.Request, want protocol.Code) 
 	}
 }
 
-// processorTime is what the process has used so far, its garbage collector too.
+// processorTime is what the process has used so far, including its garbage collector.
 func processorTime(b *testing.B) time.Duration {
 	var usage syscall.Rusage
 	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &usage); err != nil {
@@ -84,8 +83,8 @@ func processorTime(b *testing.B) time.Duration {
 	return time.Duration(usage.Utime.Nano() + usage.Stime.Nano())
 }
 
-// discard is where the audit lines go, which are made all the same: a handler that
-// knows io.Discard would not.
+// discard receives the audit lines, which are still formatted: a handler that recognizes
+// io.Discard would skip that.
 type discard struct{}
 
 func (discard) Write(p []byte) (int, error) { return len(p), nil }

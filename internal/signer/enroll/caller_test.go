@@ -41,7 +41,7 @@ func TestSources(t *testing.T) {
 	}
 }
 
-// Nothing of a request is read before its source is known: what it holds must not
+// The signer reads nothing of a request before it has checked the source: the content must not
 // change the answer.
 func TestTheSourceIsCheckedFirst(t *testing.T) {
 	w := newWorld(t)

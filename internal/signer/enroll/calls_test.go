@@ -22,7 +22,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/signer/teleport"
 )
 
-// counter counts calls by their names.
+// counter counts calls by name.
 type counter struct {
 	mu    sync.Mutex
 	calls map[string]int
@@ -37,7 +37,7 @@ func (c *counter) count(call string) {
 	c.calls[call]++
 }
 
-// take returns the counts so far as text, in the order of the names, and begins again.
+// take returns the counts so far as text, in order of the names, and starts over.
 func (c *counter) take() string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -52,7 +52,7 @@ func (c *counter) take() string {
 	return strings.Join(list, ", ")
 }
 
-// countedTable is a table of DynamoDB that counts.
+// countedTable is a DynamoDB table that counts.
 type countedTable struct {
 	ledgertest.Table
 	counter
@@ -104,7 +104,7 @@ func (c countedCluster) CAs(ctx context.Context) (teleport.CAs, error) {
 	return c.fakeCluster.CAs(ctx)
 }
 
-// kinds returns how often the world noted each of the calls.
+// kinds returns how often the world recorded each of the calls.
 func (w *world) kinds(calls ...string) string {
 	var c counter
 	w.mu.Lock()
@@ -117,9 +117,8 @@ func (w *world) kinds(calls ...string) string {
 	return c.take()
 }
 
-// TestCallsOfAnEnrollment counts the calls of an enrollment where nothing else happens, for
-// a machine with two host keys and a process that is warm. docs/architecture.md has the
-// same table.
+// TestCallsOfAnEnrollment counts the calls of an enrollment when nothing else happens, for a
+// machine with two host keys and a warm process. docs/architecture.md has the same table.
 func TestCallsOfAnEnrollment(t *testing.T) {
 	w := newWorld(t)
 	table, cluster := new(countedTable), new(counter)

@@ -60,8 +60,8 @@ func TestCAs(t *testing.T) {
 	}
 }
 
-// However often a stranger asks, Teleport is asked once a minute, and less often
-// while it is down.
+// However often an unproved caller asks, the signer asks Teleport once a minute, and less
+// often while it is down.
 func TestCAsCostTheSameHoweverOftenTheyAreAskedFor(t *testing.T) {
 	w, _ := newAsked(t)
 	for range 100 {
@@ -111,12 +111,12 @@ func TestCAsWithoutTeleport(t *testing.T) {
 	}
 }
 
-// Each failed read of the list is logged and counted once, even if the cached list still
-// serves. Requests that wait meanwhile add nothing.
+// Each failed read of the list is logged and counted once, even if the signer still serves the
+// cached list. Requests that wait in the meantime add nothing.
 func TestFailedCAReadsAreCounted(t *testing.T) {
 	w, _ := newAsked(t)
 	w.get("")
-	for _, age := range []time.Duration{casFresh, casKept} { // the last list serves, and does not
+	for _, age := range []time.Duration{casFresh, casKept} { // the last list is served, or is not
 		w.log.Reset()
 		w.dialErr, w.now = teleport.ErrUnavailable, w.now.Add(age)
 		w.get("")
@@ -139,7 +139,7 @@ func TestFailedCAReadsAreCounted(t *testing.T) {
 	}
 }
 
-// An empty list would have machines let nobody in.
+// With an empty list, machines would let nobody in.
 func TestNoCAsAreNoAnswer(t *testing.T) {
 	for name, cas := range map[string]teleport.CAs{
 		"none":     {},
@@ -162,8 +162,7 @@ func TestCAsAreBehindTheDoorToo(t *testing.T) {
 	}
 }
 
-// What a machine is told when it enrolls is what it is told when it asks: the entity
-// tags are the same.
+// A machine that enrolls and a machine that asks get the same list: the entity tags are equal.
 func TestCAsOfAnEnrollment(t *testing.T) {
 	w, _ := newAsked(t)
 	_, granted, _ := w.enroll(newAttempt(t, w.now))

@@ -48,7 +48,7 @@ func TestLeave(t *testing.T) {
 	}
 }
 
-// wants asks for a host name that a tag gave, and for an address.
+// wants asks for a host name from a tag, and for an address.
 func (w *world) wants(t *testing.T) ask {
 	t.Helper()
 	return ask{
@@ -112,7 +112,7 @@ func TestNamesThatOthersHoldAreLeft(t *testing.T) {
 	}
 }
 
-// An address that changes with every start fills the record in the end.
+// An address that changes with every start eventually fills the record.
 func TestTooManyNamesCostTheFurtherOnes(t *testing.T) {
 	w := newWorld(t)
 	w.onClaim = func(c ledger.Claim) error {
@@ -137,7 +137,7 @@ func TestTooManyNamesCostTheFurtherOnes(t *testing.T) {
 	}
 }
 
-// The whole way with the real ledger and a rule of the policy.
+// This tests everything with the real ledger and a rule of the policy.
 func TestTheHostnameOfAnotherInstance(t *testing.T) {
 	w := newWorld(t)
 	w.setPolicy(`{name: named, match: {image_owners: [any], max_age: any}, teleport_hostname: {pattern: "web|db"}, principals: [private_ip]}`)
@@ -186,8 +186,8 @@ func TestClaimsAreBounded(t *testing.T) {
 	}
 }
 
-// Names that Teleport shows to be another node's are left out, at every renewal:
-// nothing records that they once were free.
+// If Teleport shows that names belong to another node, every renewal leaves them out: nothing
+// records that they were once free.
 func TestNamesOfForeignNodesAreLeft(t *testing.T) {
 	w := newWorld(t)
 	k := w.wants(t)
@@ -211,8 +211,8 @@ func TestNamesOfForeignNodesAreLeft(t *testing.T) {
 	}
 }
 
-// A node of somebody else keeps its host name. Where there is another to fall back to,
-// the instance gets that one: whoever sets a tag must not keep a machine out.
+// Somebody else's node keeps its host name. If there is another name to fall back to, the
+// instance gets that one: a person who sets a tag must not keep a machine out.
 func TestAForeignNodeKeepsItsHostname(t *testing.T) {
 	w := newWorld(t)
 	w.nodes["other"] = node.Node{ID: "other", Hostname: "web"}
@@ -227,8 +227,8 @@ func TestAForeignNodeKeepsItsHostname(t *testing.T) {
 	}
 }
 
-// A tag that names a foreign node costs the machine that name and nothing else, at
-// every renewal. When the foreign machine comes to Hallmark, the name is still there.
+// A tag that names a foreign node costs the machine only that name, at every renewal. When the
+// foreign machine comes to Hallmark, the name is still free.
 func TestATagWithAForeignNameSquatsNothing(t *testing.T) {
 	w := newWorld(t)
 	a := newAttempt(t, w.now)
@@ -251,7 +251,7 @@ func TestATagWithAForeignNameSquatsNothing(t *testing.T) {
 	w.hold(otherInstance, "bastion", "SHA256:bastion")
 }
 
-// A year of renames, and addresses that change at every start, keep no machine out.
+// A year of renames, with addresses that change at every start, keeps no machine out.
 func TestRenamesAndAddressesDoNotLockOut(t *testing.T) {
 	for name, pause := range map[string]time.Duration{"over a year": 7 * 24 * time.Hour, "within a day": 25 * time.Minute} {
 		t.Run(name, func(t *testing.T) {
@@ -281,7 +281,7 @@ func TestAnInstanceThatEndedIsRefusedAtOnce(t *testing.T) {
 	w := newWorld(t)
 	w.end()
 	_, _, refused := w.enroll(newAttempt(t, w.now))
-	if refused.Code != protocol.CodeInstanceEnded || w.upstream() != untilSTS { // EC2 is not waited for
+	if refused.Code != protocol.CodeInstanceEnded || w.upstream() != untilSTS { // it does not wait for EC2
 		t.Errorf("code %q after calls %q", refused.Code, w.upstream())
 	}
 }

@@ -67,7 +67,7 @@ func TestAFrozenProcessReadsRecordedKeysAgain(t *testing.T) {
 	}
 }
 
-// A clock that was put back must not make what is kept by it last longer.
+// If the clock is set back, what depends on it must not last longer.
 func TestAClockThatIsPutBackKeepsNothing(t *testing.T) {
 	w := newWorld(t)
 	w.cas = func(int) teleport.CAs {
@@ -81,7 +81,7 @@ func TestAClockThatIsPutBackKeepsNothing(t *testing.T) {
 	}
 }
 
-// Nothing that outlives a request has a monotonic reading, whatever the clock has.
+// Nothing that outlives a request has a monotonic reading, even if the clock has one.
 func TestNothingStoredHasAMonotonicReading(t *testing.T) {
 	w := newWorld(t)
 	w.signer.Now = time.Now
@@ -111,8 +111,8 @@ func TestNothingStoredHasAMonotonicReading(t *testing.T) {
 	}
 }
 
-// Teleport's clock is ahead by all that is accepted, and signing takes a while: the
-// names stay held until the certificates have ended.
+// Teleport's clock is as far ahead as the signer accepts, and signing takes a while: the names
+// stay held until the certificates have expired.
 func TestACertificateNeverOutlastsItsClaim(t *testing.T) {
 	w := newWorld(t)
 	w.sign = func(c *ssh.Certificate) {

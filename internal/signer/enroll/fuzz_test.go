@@ -21,8 +21,8 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/sshkey"
 )
 
-// FuzzEnroll sends any body from anywhere. Only the one payload that the machine
-// signed gets further than STS, and nobody else learns more than a code.
+// FuzzEnroll sends any body from anywhere. Only the one payload that the machine signed gets
+// past STS, and nobody else learns more than a code.
 func FuzzEnroll(f *testing.F) {
 	now := time.Date(2026, 3, 4, 5, 6, 7, 0, time.UTC)
 	good := fuzzRequest(f, now)
@@ -61,7 +61,7 @@ func FuzzEnroll(f *testing.F) {
 	})
 }
 
-// checkStrangersAnswer wants a code's own sentence and nothing of the request.
+// checkStrangersAnswer requires the code's own sentence, and nothing from the request.
 func checkStrangersAnswer(t *testing.T, answer entry.Answer) {
 	t.Helper()
 	var refused protocol.ErrorResponse
@@ -74,7 +74,7 @@ func checkStrangersAnswer(t *testing.T, answer entry.Answer) {
 	}
 }
 
-// reset makes the world new, but for what takes long to make.
+// reset makes the world new, except what takes long to create.
 func (w *world) reset(t *testing.T, now time.Time) {
 	w.t, w.now = t, now
 	w.instance.LaunchTime = now.Add(-time.Minute)
@@ -86,8 +86,8 @@ func (w *world) reset(t *testing.T, now time.Time) {
 	w.log.Reset()
 }
 
-// oneDocument knows one message. How messages are verified, internal/identity
-// fuzzes; here it would only cost time.
+// oneDocument accepts one message. internal/identity fuzzes how messages are verified; here
+// that would only cost time.
 type oneDocument struct{}
 
 func (oneDocument) Verify(message []byte) (*identity.Document, error) {

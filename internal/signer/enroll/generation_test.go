@@ -17,8 +17,8 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/signer/teleport/teleporttest"
 )
 
-// The signer with a real client, on either generation of Teleport: it enrolls and renews in
-// each phase of a rotation of the Host CA, and machines accept what it answers.
+// This runs the signer with a real client, against both generations of Teleport. It enrolls
+// and renews in each phase of a rotation of the Host CA, and machines accept its answers.
 func TestEitherTeleport(t *testing.T) {
 	for name, generation := range map[string]teleporttest.Generation{
 		"13": teleporttest.Generation13, "19": teleporttest.Generation19,

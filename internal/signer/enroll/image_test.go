@@ -42,8 +42,8 @@ func TestRenewalsOutliveTheImage(t *testing.T) {
 	}
 }
 
-// EC2 can replace the root volume of a running instance by one of another image. What the
-// ledger remembers is about the image that enrolled, and about no other.
+// EC2 can replace the root volume of a running instance with one from another image. What the
+// ledger remembers is about the image that enrolled, and no other.
 func TestAnotherImageIsNotTheOneThatEnrolled(t *testing.T) {
 	const rule = `{name: web, match: {image_owners: ["` + testOwner + `"], max_age: 1h}}`
 	const other = "ami-0fedcba9876543210"
@@ -66,7 +66,7 @@ func TestAnotherImageIsNotTheOneThatEnrolled(t *testing.T) {
 			if status, _, refused := w.enroll(a); status != tt.want {
 				t.Errorf("status %d, %+v; want %d", status, refused, tt.want)
 			}
-			w.instance.ImageID, w.instance.ImageOwner = testImage, "" // back again, and gone
+			w.instance.ImageID, w.instance.ImageOwner = testImage, "" // restored, and gone
 			a.document["imageId"] = testImage
 			w.pass(a, time.Hour)
 			want := map[int]int{http.StatusOK: http.StatusForbidden, http.StatusForbidden: http.StatusOK}[tt.want]
@@ -100,7 +100,7 @@ func TestARecordLearnsItsImage(t *testing.T) {
 	}
 }
 
-// launchImages tells the image of an instance, whatever EC2 shows, and counts.
+// launchImages returns the image of an instance, whatever EC2 shows, and counts the calls.
 type launchImages struct {
 	image inventory.LaunchImage
 	err   error
@@ -168,7 +168,8 @@ func TestTheImageIsGoneBeforeTheFirstEnrollment(t *testing.T) {
 	}
 }
 
-// Once the ledger remembers the image, nobody is asked again; nor while EC2 shows it.
+// Once the ledger remembers the image, the signer asks nobody. It does not ask while EC2 shows
+// the image either.
 func TestRenewalsDoNotAskForTheLaunchImage(t *testing.T) {
 	w := newWorld(t)
 	w.setPolicy(`{name: web, match: {image_owners: ["` + testOwner + `"], max_age: 1h}}`)
@@ -195,7 +196,7 @@ func TestRenewalsDoNotAskForTheLaunchImage(t *testing.T) {
 	}
 }
 
-// A member account's role from before the action was asked for: it is logged once, not with
+// The role of a member account is older than this action. The signer logs that once, not for
 // every machine.
 func TestALackingPermissionIsLoggedOnce(t *testing.T) {
 	w := newWorld(t)

@@ -19,7 +19,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
 )
 
-// junk is a stolen document with a proof that its thief made up.
+// junk is a stolen document with a made-up proof.
 func junk(t testing.TB, now time.Time, source string) *attempt {
 	t.Helper()
 	a := newAttempt(t, now)
@@ -46,7 +46,7 @@ func TestAStolenDocumentCostsOneCallAndNotForLong(t *testing.T) {
 	if len(w.calls) != attemptBurst {
 		t.Errorf("%d calls, want no more than %d", len(w.calls), attemptBurst)
 	}
-	// What the thief used up is his own.
+	// The thief has used up only the thief's own attempts.
 	if status, _, refused := w.enroll(newAttempt(t, w.now)); status != http.StatusOK {
 		t.Errorf("the machine itself: %+v", refused)
 	}
@@ -73,7 +73,7 @@ func TestRetryAfterIsWhenTheNextAttemptCounts(t *testing.T) {
 	}
 }
 
-// Its root can prove the instance as often as it wants, from many addresses.
+// Root on the machine can prove the instance as often as it wants, from many addresses.
 func TestAProvedInstanceIsLimitedWhereverItCallsFrom(t *testing.T) {
 	w := newWorld(t)
 	w.signer.Ledger = forgetful{fakeLedger{w}} // so that no key is recorded
@@ -168,12 +168,12 @@ func (f forgetful) Lookup(context.Context, ec2ref.Instance) (ledger.Record, erro
 	return ledger.Record{}, nil
 }
 
-// local is any process on the machine: it has the document and the role's credentials,
-// and keys of its own.
+// local is any process on the machine: it has the document and the role's credentials, and its
+// own keys.
 func local(t testing.TB, now time.Time) *attempt { return newAttempt(t, now) }
 
-// A process on the machine uses up what all share just before each of the machine's
-// attempts, for half a day and from its own address. Each attempt gets through.
+// A process on the machine uses up the shared limit just before each of the machine's
+// attempts, for half a day and from the machine's own address. Each attempt gets through.
 func TestOthersOnTheMachineDoNotStarveItsRenewals(t *testing.T) {
 	w := newWorld(t)
 	w.lookups = new(int)
@@ -198,7 +198,7 @@ func TestOthersOnTheMachineDoNotStarveItsRenewals(t *testing.T) {
 	}
 }
 
-// The machine's root is limited too, and does not use up what the others share.
+// Root on the machine is limited too, and does not use up the shared limit.
 func TestAMachineWithItsKeysIsLimited(t *testing.T) {
 	w := newWorld(t)
 	a := newAttempt(t, w.now)
@@ -219,8 +219,8 @@ func TestAMachineWithItsKeysIsLimited(t *testing.T) {
 	}
 }
 
-// However often an instance is asked for with keys that are not recorded, the ledger is
-// read once a minute for it before STS, and not at all until the shared bucket is empty.
+// However often requests come with keys that are not recorded, the signer reads the ledger at
+// most once a minute before STS, and not at all until the shared bucket is empty.
 func TestTheLedgerIsReadOnceAMinuteBeforeSTS(t *testing.T) {
 	w := newWorld(t)
 	w.lookups = new(int)
@@ -261,13 +261,13 @@ func TestRecordedKeysOutlastTheLedger(t *testing.T) {
 	if got := get(nil, errors.New("throttled")); !slices.Equal(got, []string{"k1"}) {
 		t.Errorf("keys %v, want the last that were read", got)
 	}
-	now = now.Add(-time.Hour) // the clock is put back
+	now = now.Add(-time.Hour) // the clock is set back
 	if got := get([]string{"k2"}, nil); !slices.Equal(got, []string{"k2"}) {
 		t.Errorf("keys %v, want them read again", got)
 	}
 }
 
-// An operator's permit is of use although others on the machine use up what they share.
+// An operator's permit works even if others on the machine use up the shared limit.
 func TestOthersOnTheMachineDoNotStarveAPermittedRekey(t *testing.T) {
 	w := newWorld(t)
 	w.hold(testInstance, testHostname, "SHA256:old")

@@ -6,7 +6,7 @@ import (
 	"testing"
 )
 
-// The tag may choose the name that EC2 gives too. It is asked for, and held, once.
+// The tag may also choose the name that EC2 gives. The signer requests and holds it only once.
 func TestEachPrincipalIsAskedForOnce(t *testing.T) {
 	w := newWorld(t)
 	w.setPolicy(`{name: default, match: {image_owners: [any], max_age: any}, principals: [private_dns], teleport_hostname: {pattern: ".*", suffixes: [.corp.example.net]}}`)

@@ -8,7 +8,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
 )
 
-// Whoever ended an instance by hand is named when it asks again.
+// If a retired instance asks again, the line names the person who retired it.
 func TestAuditLineNamesTheOperatorWhoEndedAnInstance(t *testing.T) {
 	w := newWorld(t)
 	const by = "arn:aws:sts::111122223333:assumed-role/Operator/ann"
@@ -23,7 +23,7 @@ func TestAuditLineNamesTheOperatorWhoEndedAnInstance(t *testing.T) {
 	}
 }
 
-// A name taken from an instance that EC2 no longer has is in the line, with who had it.
+// If a name was taken from an instance that EC2 no longer has, the line names that instance.
 func TestAuditLineNamesWhatWasReleased(t *testing.T) {
 	w := newWorld(t)
 	a := newAttempt(t, w.now)

@@ -32,13 +32,13 @@ import (
 // stage.check), and then asks: can the honest machine still renew?
 type sequence struct {
 	play func(*stage)
-	// gone says that the honest machine's instance has ended, so it must not get
-	// certificates any more. Otherwise it must be able to renew.
+	// gone says that the honest machine's instance is gone, so the machine must not get any
+	// more certificates. Otherwise it must be able to renew.
 	gone bool
 }
 
-// TestAttackSequences is the table of attacks that take more than one request. Its
-// groups stand in attack_sequence_*_test.go.
+// TestAttackSequences is the table of attacks that take more than one request. Its groups are
+// in attack_sequence_*_test.go.
 func TestAttackSequences(t *testing.T) {
 	rows := make(map[string]sequence)
 	for _, group := range []map[string]sequence{
@@ -78,7 +78,7 @@ func (row sequence) run(t *testing.T) {
 	}
 }
 
-// stage is a world with several instances, and the fleet function beside the signer.
+// stage is a world with several instances, with the fleet function in addition to the signer.
 type stage struct {
 	*world
 	fleet     *upkeep.Fleet
@@ -93,8 +93,8 @@ type issuedTo struct {
 	certificate *ssh.Certificate
 }
 
-// machine is whoever acts as one instance: the machine itself, or an attacker who can
-// read its metadata service.
+// machine acts as one instance. It is the machine itself, or an attacker who can read the
+// machine's metadata service.
 type machine struct {
 	*stage
 	id     string
@@ -131,8 +131,8 @@ func (s *stage) launch(id, name string) *machine {
 	return &machine{stage: s, id: id, keys: []ssh.Signer{newKey(s.t), newKey(s.t)}, source: "192.0.2.1"}
 }
 
-// intruder is a process on the machine that reaches the metadata service and has host
-// keys of its own, but none of the machine's.
+// intruder is a process on the machine that reaches the metadata service and has its own host
+// keys, but none of the machine's.
 func (m *machine) intruder() *machine {
 	return &machine{stage: m.stage, id: m.id, keys: []ssh.Signer{newKey(m.t), newKey(m.t)}, source: m.source}
 }
@@ -223,10 +223,10 @@ func (m *machine) mustFail(code protocol.Code) {
 	}
 }
 
-// wait lets time go by.
+// wait lets time pass.
 func (s *stage) wait(d time.Duration) { s.now = s.now.Add(d) }
 
-// sweep sweeps once and expects it to go through.
+// sweep sweeps once and expects success.
 func (s *stage) sweep() upkeep.Report {
 	s.t.Helper()
 	report, err := s.fleet.Sweep(s.t.Context(), "", 0)
@@ -263,11 +263,11 @@ func (s *stage) tagsChanged(id string, version uint64) {
 // terminate ends the instance in EC2, which shows it as terminated.
 func (m *machine) terminate() { m.ec2().State = inventory.StateTerminated }
 
-// forget makes EC2 show nothing of the instance any more.
+// forget makes EC2 stop showing the instance.
 func (m *machine) forget() { delete(m.instances, m.id) }
 
-// recover removes whatever failure a sequence has set up, and gives limits time to
-// refill: from here on the world is well.
+// recover removes the failures that a sequence has set up, and gives limits time to refill:
+// after this the world is healthy.
 func (s *stage) recover() {
 	s.stsErr, s.ec2Err, s.lookupErr, s.claimErr, s.dialErr, s.nodeErr, s.upsertErr, s.signErr = nil, nil, nil, nil, nil, nil, nil, nil
 	s.sign, s.beforeOK, s.onClaim = nil, nil, nil
@@ -282,8 +282,8 @@ func (s *stage) check() {
 	}
 }
 
-// faults returns what is wrong: a key or a name with two holders, a node of an instance
-// that has ended, a node whose host name is not the ledger's.
+// faults returns what is wrong: a key or a name with two holders, the node of a retired
+// instance, a node whose host name differs from the ledger's.
 func (s *stage) faults() (faults []string) {
 	fault := func(format string, args ...any) { faults = append(faults, fmt.Sprintf(format, args...)) }
 	names, keys := make(map[string]string), make(map[string]string)
@@ -342,7 +342,7 @@ func TestTheStageFindsFaults(t *testing.T) {
 	}
 }
 
-// stageEC2 answers for all of the stage's instances.
+// stageEC2 answers for all instances on the stage.
 type stageEC2 struct{ *stage }
 
 func (f stageEC2) Instance(_ context.Context, i ec2ref.Instance) (*inventory.Instance, error) {
@@ -386,7 +386,7 @@ func cloneInstance(i *inventory.Instance) *inventory.Instance {
 	return &copied
 }
 
-// stageCluster is the fake cluster, with what the fleet function needs of it.
+// stageCluster is the fake cluster, with what the fleet function needs from it.
 type stageCluster struct{ fakeCluster }
 
 func (f stageCluster) NodesWith(_ context.Context, labels map[string]string) ([]node.Node, error) {

@@ -19,7 +19,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/signer/teleport"
 )
 
-// snapshotEC2 answers with tags as they are at the time, as EC2 does.
+// snapshotEC2 answers with the tags of that moment, as EC2 does.
 type snapshotEC2 struct{ fakeEC2 }
 
 func (e snapshotEC2) Instance(ctx context.Context, of ec2ref.Instance) (*inventory.Instance, error) {
@@ -35,8 +35,7 @@ func (w *world) node() (node.Node, bool) {
 	return n, ok
 }
 
-// retag changes the tags and has the event handled, for a node that the handler does not
-// see yet.
+// retag changes the tags and handles the event, for a node that the handler does not see yet.
 func (w *world) retag(tags map[string]string) {
 	w.t.Helper()
 	w.instance.Tags = tags
@@ -45,7 +44,7 @@ func (w *world) retag(tags map[string]string) {
 	}
 }
 
-// A tag goes while the enrollment is under way, after EC2 was asked, and its event is
+// A tag disappears during the enrollment, after the signer has asked EC2, and its event is
 // handled before the node is written.
 func TestATagEventDuringAnEnrollment(t *testing.T) {
 	for name, enrolled := range map[string]bool{"the first": false, "a renewal": true} {
@@ -70,7 +69,7 @@ func TestATagEventDuringAnEnrollment(t *testing.T) {
 	}
 }
 
-// The tags change so that the policy no longer admits the machine.
+// The tags change, and the policy no longer admits the machine.
 func TestATagEventThatShutsAnEnrollmentOut(t *testing.T) {
 	w := newWorld(t)
 	w.signer.Inventory = snapshotEC2{fakeEC2{w}}
@@ -86,8 +85,8 @@ func TestATagEventThatShutsAnEnrollmentOut(t *testing.T) {
 	}
 }
 
-// EC2 does not answer when it is asked again. The certificates are good; the node is the
-// sweep's.
+// EC2 does not answer the second time. The certificates are good, and the node is left to the
+// sweep.
 func TestANodeThatCannotBeSettledCostsNoCertificate(t *testing.T) {
 	w := newWorld(t)
 	w.onClaim = func(ledger.Claim) error {
@@ -101,8 +100,8 @@ func TestANodeThatCannotBeSettledCostsNoCertificate(t *testing.T) {
 	}
 }
 
-// The instance ends while the enrollment is under way, and then a step fails that comes
-// before the confirmation.
+// The instance is retired during the enrollment, and then a step before the confirmation
+// fails.
 func TestAnEnrollmentThatFailsAfterTheEndLeavesNoNode(t *testing.T) {
 	for name, fail := range map[string]func(*world){
 		"signing fails":                   func(w *world) { w.signErr = teleport.ErrUnavailable },
@@ -121,8 +120,8 @@ func TestAnEnrollmentThatFailsAfterTheEndLeavesNoNode(t *testing.T) {
 	}
 }
 
-// A renewal that renames the machine fails after its node was written. The certificates
-// that the machine has name it as before.
+// A renewal that renames the machine fails after it wrote the node. The machine's certificates
+// still have the old name.
 func TestARenewalThatFailsLeavesTheNodeAsItWas(t *testing.T) {
 	w := newWorld(t)
 	w.signer.Inventory = snapshotEC2{fakeEC2{w}}
@@ -145,7 +144,7 @@ func TestARenewalThatFailsLeavesTheNodeAsItWas(t *testing.T) {
 }
 
 // Two signers share a ledger and a cluster. The node belongs to the one that enrolled the
-// machine until its certificates have ended.
+// machine until its certificates have expired.
 func TestASecondSignerLeavesTheNodesOfTheFirst(t *testing.T) {
 	w := newWorld(t)
 	a := newAttempt(t, w.now)
@@ -165,14 +164,14 @@ func TestASecondSignerLeavesTheNodesOfTheFirst(t *testing.T) {
 		t.Errorf("the record was written: %+v", after)
 	}
 	w.pass(a, 30*24*time.Hour)
-	clear(w.nodes) // the lease has ended
+	clear(w.nodes) // the lease has expired
 	if status, _, refused := w.enroll(a); status != http.StatusOK {
 		t.Errorf("after the certificates ended: %d %q", status, refused.Code)
 	}
 }
 
-// Another request of the same instance is confirmed in the middle of this one, which
-// wrote its node first and is confirmed last.
+// Another request of the same instance is confirmed in the middle of this one, which wrote its
+// node first and is confirmed last.
 func TestTheLastConfirmedRequestWritesTheNode(t *testing.T) {
 	w := newWorld(t)
 	w.signer.Inventory = snapshotEC2{fakeEC2{w}}

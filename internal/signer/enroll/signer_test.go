@@ -46,7 +46,7 @@ const (
 	testSecret   = "FwoGZXIvYXdzE-secret-token"
 )
 
-// The regions' keys take a while to make, and no test changes them.
+// Generating the regions' keys takes a while, and no test changes them.
 var regions = sync.OnceValue(func() map[string]*identitytest.Region {
 	made := make(map[string]*identitytest.Region)
 	for _, name := range []string{testRegion, "hm-test-2", "hm-test-3"} {
@@ -59,13 +59,13 @@ var regions = sync.OnceValue(func() map[string]*identitytest.Region {
 	return made
 })
 
-// world is a signer and all that it calls, faked, with a note of each call.
+// world is a signer and everything that it calls, as fakes, with a record of each call.
 type world struct {
 	t      testing.TB
 	now    time.Time
 	signer *Signer
 	log    bytes.Buffer
-	// entry is how the attempts arrive; without one, no event is made of them.
+	// entry is how the attempts arrive; without one, they are not turned into events.
 	entry entry.Kind
 
 	mu    sync.Mutex
@@ -81,7 +81,7 @@ type world struct {
 	lookupErr error
 	lookups   *int // counts the reads of records, if set
 	claimErr  error
-	claimed   []ledger.Claim             // every claim, refused ones too
+	claimed   []ledger.Claim             // every claim, including refused ones
 	onClaim   func(c ledger.Claim) error // refuses a claim
 	beforeOK  func()                     // runs before a claim is confirmed
 	dialErr   error
@@ -145,7 +145,7 @@ func fixed(p *policy.Policy) func(context.Context) (*policy.Policy, error) {
 	return func(context.Context) (*policy.Policy, error) { return p, nil }
 }
 
-// testKeyring knows the listed region and one that is not listed.
+// testKeyring has the listed region and one that is not listed.
 func testKeyring(t testing.TB) *identity.Keyring {
 	t.Helper()
 	keyring, err := identity.Regions()
@@ -189,7 +189,7 @@ func instanceWith(id ec2ref.InstanceID) ec2ref.Instance {
 	return ec2ref.Instance{Account: testAccount, Region: testRegion, ID: id}
 }
 
-// fakeSTS believes proofs that fakeProof made, for exactly what they name.
+// fakeSTS accepts proofs that fakeProof made, for exactly what they name.
 type fakeSTS struct{ *world }
 
 func fakeProof(b protocol.Binding, i ec2ref.Instance) string {
@@ -231,9 +231,9 @@ func (f fakeEC2) Instance(_ context.Context, i ec2ref.Instance) (*inventory.Inst
 
 type fakeLedger struct{ *world }
 
-// Lookup runs side by side with EC2, so it has no place in the order of calls.
+// Lookup runs in parallel with EC2, so it has no place in the order of calls.
 func (f fakeLedger) Lookup(ctx context.Context, i ec2ref.Instance) (ledger.Record, error) {
-	// Before that it is asked only about an instance that was asked for too often.
+	// Before that, it is asked only about an instance with too many requests.
 	if !strings.Contains(f.upstream(), "sts") && f.askedSTS < attemptBurst {
 		f.t.Error("the ledger is asked before the caller is proved")
 	}
@@ -356,7 +356,7 @@ func (f fakeCluster) CAs(context.Context) (teleport.CAs, error) {
 	return f.cas(f.casRead), nil
 }
 
-// attempt is a request in the making. Tests change its parts.
+// attempt is a request under construction. Tests change its parts.
 type attempt struct {
 	document map[string]any
 	region   *identitytest.Region // whose key signs the document
@@ -443,7 +443,7 @@ func must[T any](value T, err error) T {
 	return value
 }
 
-// send sends a request by the world's entry, as an event, if it has one.
+// send sends a request through the world's entry, as an event, if it has one.
 func (w *world) send(r entry.Request) entry.Answer {
 	w.t.Helper()
 	if w.entry == "" {
@@ -476,7 +476,7 @@ func (w *world) enroll(a *attempt) (int, protocol.Response, protocol.Refusal) {
 	return answer.Status, granted, refused.Error
 }
 
-// all are the calls of a first enrollment that is granted.
+// all are the calls of a granted first enrollment.
 const all = "sts ec2 connect lookup claim issue confirm"
 
 func TestEnroll(t *testing.T) {
@@ -601,7 +601,7 @@ func TestANodeOfAnInstanceThatEndedMeanwhileIsDeleted(t *testing.T) {
 	}
 }
 
-// A node that was good keeps serving with the certificates of its last renewal.
+// A good node keeps serving with the certificates of its last renewal.
 func TestAFailedRenewalDeletesNothing(t *testing.T) {
 	w := newWorld(t)
 	a := newAttempt(t, w.now)

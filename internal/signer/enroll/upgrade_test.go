@@ -25,9 +25,9 @@ var record = flag.Bool("record", false, "record what a signer of this version an
 // recordings holds what machines and signers of each version sent.
 const recordings = "../../protocol/testdata"
 
-// TestRecordedRequests answers what a machine of every released version sent, at the
-// time when it sent it. All proofs are real: the document's signature, those of the
-// host keys, and the one that STS verifies.
+// TestRecordedRequests answers what a machine of each released version sent, at the time when
+// it sent it. All proofs are real: the document's signature, those of the host keys, and the
+// one that STS verifies.
 func TestRecordedRequests(t *testing.T) {
 	dirs, err := filepath.Glob(filepath.Join(recordings, "v*"))
 	if err != nil || len(dirs) < protocol.Version {
@@ -72,7 +72,7 @@ func newRecordedWorld(t *testing.T, dir string) (*world, entry.Request) {
 	return w, request
 }
 
-// compareRecording wants every member of the recorded answer in today's, with a value
+// compareRecording requires each member of the recorded answer in today's answer, with a value
 // of the same kind: machines of that version read them.
 func compareRecording(t *testing.T, path string, body []byte) {
 	t.Helper()
@@ -115,8 +115,8 @@ func compareShape(t *testing.T, path string, was, is any) {
 	}
 }
 
-// A machine of a version that is not spoken learns which are, and no more: it has
-// proved nothing.
+// A machine that speaks an unsupported version learns which versions are supported, and no
+// more: it has proved nothing.
 func TestVersionsThatTheSignerDoesNotSpeak(t *testing.T) {
 	for _, version := range []int{-1, 0, protocol.Version + 1, 99} {
 		w := newWorld(t)
