@@ -12,8 +12,8 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/signer/policy"
 )
 
-// Each row is what somebody who may write one of the two files, but not both, might
-// try. Whoever may only edit the policy must stay within the deployment.
+// Each row is what somebody who may write one of the two files, but not both, might try. A
+// person who may only edit the policy must stay within the deployment.
 func TestAttackConfiguration(t *testing.T) {
 	with := func(old, replacement string) string {
 		changed := strings.Replace(deploymenttest.Minimal, old, replacement, 1)

@@ -8,7 +8,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/signer/deployment/deploymenttest"
 )
 
-// What NewSigner is missing, it says by the name of the setting.
+// If NewSigner lacks something, the error names the setting.
 func TestBuildRefusesTheEnvironment(t *testing.T) {
 	for name, tt := range map[string]struct {
 		environment map[string]string

@@ -18,15 +18,15 @@ func TestTheClockHasNoMonotonicReading(t *testing.T) {
 	}
 }
 
-// Each part is given the one clock. Whatever reads another could store a time by which
-// it is wrong after the process was frozen.
+// Every part gets the same clock. A part that reads another clock could store a time with
+// which it is wrong after the process was frozen.
 func TestThereIsOneClock(t *testing.T) {
 	allowed := []string{
 		"../../signer/deployment/clock.go",
 		"../../signer/teleport/client.go", // its default, without a monotonic reading
 	}
 	roots := []string{"../../../lambda", "../.."}
-	// The machine's side, and what tests are made with.
+	// the machine's side, and what creates tests
 	others := []string{"../../machine/", "test/"}
 	found := make(map[string]bool)
 	for _, root := range roots {

@@ -10,7 +10,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/signer/entry"
 )
 
-// A setting that the entry cannot keep is an error: it would look like protection.
+// A setting that does not work with the entry is an error: it would look like protection.
 func TestEntry(t *testing.T) {
 	const endpoint = "vpce-0a1b2c3d4e5f60718"
 	for name, test := range map[string]struct {

@@ -151,8 +151,8 @@ func TestFleetLogin(t *testing.T) {
 	}
 }
 
-// How long a login is good for is told, of those that somebody has to replace, and
-// not at every call.
+// The log says how long a login is valid, for logins that somebody has to replace, and not at
+// every call.
 func TestLoginIsWatched(t *testing.T) {
 	log, now := new(bytes.Buffer), time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 	watch := &loginWatch{signer: "hallmark.example.com", log: slog.New(slog.NewJSONHandler(log, nil)), now: func() time.Time { return now }}

@@ -10,7 +10,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/signer/deployment/deploymenttest"
 )
 
-// both has a login for each function, and whatever else only one of them needs.
+// both has a login for each function, and everything that only one of them needs.
 const both = `# The production signer.
 audience: hallmark.example.com
 accounts: ["111122223333"]
@@ -34,7 +34,7 @@ func TestPack(t *testing.T) {
 	for _, test := range []struct {
 		handler string
 		files   []string
-		without []string // what its settings must not say
+		without []string // what its settings must not contain
 		login   string   // file of its own login
 		other   string
 	}{
@@ -61,7 +61,7 @@ func TestPack(t *testing.T) {
 			if !strings.Contains(string(text), "# The production signer.") {
 				t.Errorf("the comment is gone:\n%s", text)
 			}
-			// The function starts with it.
+			// The function starts with this package.
 			d, err := readDeployment(filepath.Join(folder, "deployment.yaml"))
 			if err != nil {
 				t.Fatal(err)
@@ -79,8 +79,8 @@ func TestPack(t *testing.T) {
 	}
 }
 
-// Without a login of its own the function fleet gets the bot of the templates, and its
-// package does not have the other's.
+// Without a separate login, the function fleet gets the templates' bot, and its package does
+// not contain the other's login.
 func TestPackTheDefaultFleetLogin(t *testing.T) {
 	path := deploymenttest.Write(t, map[string]string{"deployment.yaml": strings.Replace(deploymenttest.Minimal,
 		"{method: identity-file, file: identity.pem}", "{method: iam, token: secret-enroll, role: hallmark-enroll}", 1)})

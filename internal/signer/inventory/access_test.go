@@ -28,8 +28,8 @@ const (
 	otherRole    = "arn:aws:iam::" + otherAccount + ":role/hallmark/reader" // of the same name
 )
 
-// fakeSTS answers AssumeRole with an access key that names the account and counts
-// up, and remembers what it was asked.
+// fakeSTS answers AssumeRole with an access key that names the account and a counter, and
+// records the requests.
 type fakeSTS struct {
 	mu sync.Mutex
 	// life is how long the credentials last, an hour if zero.
@@ -106,8 +106,8 @@ func fakeEC2Everywhere() *fakeEC2 {
 	return &fakeEC2{answers: map[string][]string{"DescribeInstances": {instance}, "DescribeImages": {images}}}
 }
 
-// Two accounts with roles of one name: each is asked with its own credentials, as
-// often as one likes for one call of STS.
+// Two accounts have roles with the same name: each is asked with its own credentials, any
+// number of times for one call to STS.
 func TestCredentialsAreTheAccounts(t *testing.T) {
 	roles, f := &fakeSTS{}, fakeEC2Everywhere()
 	e, _ := startFor(t, f, roles.client(t), twoAccounts()...)
@@ -197,7 +197,7 @@ func TestCredentialsAreRenewedBeforeTheirEnd(t *testing.T) {
 	}
 }
 
-// A caller who gives up does not take the answer from the others who wait for it.
+// A caller who gives up does not take the answer away from the others who wait for it.
 func TestOneWhoGivesUpLeavesTheCallToTheOthers(t *testing.T) {
 	asked, release := make(chan struct{}), make(chan struct{})
 	slow := assumerFunc(func(ctx context.Context) error {
@@ -341,8 +341,8 @@ func assume(client RoleAssumer) aws.CredentialsProvider {
 	return newCredentials(nil, client, []Account{{ID: account, Role: role, ExternalID: "one"}})[account]
 }
 
-// Lambda freezes the process, and its monotonic clock stands still: credentials that ended
-// meanwhile still look good by that clock.
+// Lambda freezes the process, and its monotonic clock stands still: credentials that have
+// expired in the meantime still seem valid by that clock.
 func TestAFrozenProcessAssumesTheRoleAgain(t *testing.T) {
 	roles := new(frozenSTS)
 	provider := assume(roles)
@@ -356,8 +356,8 @@ func TestAFrozenProcessAssumesTheRoleAgain(t *testing.T) {
 	}
 }
 
-// frozenSTS hands out credentials for half an hour, and then the process is frozen for
-// longer: their end is past by the wall clock, and to come by the monotonic one.
+// frozenSTS issues credentials for half an hour, and then the process is frozen for longer:
+// they have expired by the wall clock, but not by the monotonic one.
 type frozenSTS struct{ calls int }
 
 func (s *frozenSTS) AssumeRole(context.Context, *sts.AssumeRoleInput, ...func(*sts.Options)) (*sts.AssumeRoleOutput, error) {
@@ -371,7 +371,7 @@ func (s *frozenSTS) AssumeRole(context.Context, *sts.AssumeRoleInput, ...func(*s
 	}, nil
 }
 
-// STS closes the connections of a frozen process. The next call must not fail for that.
+// STS closes the connections of a frozen process. The next call must not fail because of that.
 func TestAssumeRoleOnAConnectionThatSTSClosed(t *testing.T) {
 	roles := &fakeSTS{life: time.Minute} // less than renewBefore: asked each time
 	server, closed := clocktest.HangUp(t, roles)
@@ -380,7 +380,7 @@ func TestAssumeRoleOnAConnectionThatSTSClosed(t *testing.T) {
 		Retryer:     retry.NewStandard(func(o *retry.StandardOptions) { o.Backoff = atOnce{} }),
 		Credentials: credentials.NewStaticCredentialsProvider("OWN", "own", ""),
 	}))
-	for tries := 1; closed.Load() == 0; tries++ { // package net/http may give up a connection by itself
+	for tries := 1; closed.Load() == 0; tries++ { // package net/http may drop a connection by itself
 		if _, err := provider.Retrieve(t.Context()); err != nil || tries > 100 {
 			t.Fatalf("call %d: error %v", tries, err)
 		}

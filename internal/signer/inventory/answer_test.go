@@ -11,7 +11,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 )
 
-// answering is an EC2 that gives one answer to one action, and its own to the others.
+// answering is an EC2 that gives a set answer to one action, and its own to the others.
 func answering(action string, status int, body string) http.Handler {
 	f, _ := newFleetEC2(3)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -27,8 +27,8 @@ func answering(action string, status int, body string) http.Handler {
 	})
 }
 
-// strangeAnswers are what comes from elsewhere, or half of what came from EC2. Each is
-// an error to every question, and never "there is no such instance".
+// strangeAnswers come from somewhere else, or are half of EC2's answer. Each is an error for
+// every request, and never "there is no such instance".
 func strangeAnswers(root, set string) map[string]string {
 	open, shut := "<"+root+">", "</"+root+">"
 	empty := "<" + set + "/>"
@@ -132,7 +132,7 @@ func TestStrangeRefusals(t *testing.T) {
 	}
 }
 
-// The client follows a redirect, body and all. What is there speaks for nobody.
+// The client follows a redirect, including the body. An answer from there does not count.
 func TestARedirectIsNoAnswer(t *testing.T) {
 	f, _ := newFleetEC2(0)
 	e := startFleet(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -147,7 +147,7 @@ func TestARedirectIsNoAnswer(t *testing.T) {
 	}
 }
 
-// AWS lets a tag hold what XML 1.0 does not. That tag suffers, and nothing else.
+// AWS allows characters in a tag that XML 1.0 forbids. Only that tag is affected.
 func TestATagWithAForbiddenCharacter(t *testing.T) {
 	for name, forbidden := range map[string]string{
 		"a reference":             "&#x1;",
@@ -204,7 +204,7 @@ func TestQuestionsIncludeManagedInstances(t *testing.T) {
 	}
 }
 
-// Whatever comes, it is read or refused, and a refusal holds nothing.
+// Any answer is read or refused, and a refusal contains nothing from it.
 func FuzzAnswers(f *testing.F) {
 	for _, seed := range []string{instance, images, noInstances, noImages, fault("InvalidInstanceID.NotFound"), "&#x1;", "&#", "<a>&#xFFFE;\x00</a>"} {
 		f.Add([]byte(seed))

@@ -47,8 +47,7 @@ func fault(code string) string {
 	return `<Response><Errors><Error><Code>` + code + `</Code><Message>no</Message></Error></Errors></Response>`
 }
 
-// fakeEC2 answers each action with the next of its answers, and the last one for
-// ever.
+// fakeEC2 answers each action with the next of its answers, and repeats the last one.
 type fakeEC2 struct {
 	mu       sync.Mutex
 	answers  map[string][]string
@@ -84,8 +83,8 @@ func (f *fakeEC2) count(action string) (n int) {
 	return n
 }
 
-// start returns an EC2 that asks the fake about one account, with the credentials
-// at hand, and waits no real time.
+// start returns an EC2 that asks the fake about one account, with the available credentials,
+// and waits no real time.
 func start(t *testing.T, f *fakeEC2) (e *EC2, waits *[]time.Duration) {
 	return startFor(t, f, nil, Account{ID: account})
 }
@@ -174,7 +173,7 @@ func TestImageTags(t *testing.T) {
 				if err != nil || fmt.Sprint(got.ImageTags) != tt.want {
 					t.Fatalf("tags %v, error %v; want %s", got.ImageTags, err, tt.want)
 				}
-				clear(got.ImageTags) // what is remembered stays as it is
+				clear(got.ImageTags) // remembered facts stay the same
 			}
 		})
 	}
@@ -198,8 +197,8 @@ func TestImageIsRememberedForAWhile(t *testing.T) {
 	}
 }
 
-// A process that was frozen asks again, though its monotonic clock stood still. So it does
-// where EC2 has closed the connection meanwhile.
+// A process that was frozen asks again, although its monotonic clock stood still. It does so
+// even if EC2 has closed the connection in the meantime.
 func TestAFrozenProcessAsksAboutTheImageAgain(t *testing.T) {
 	f := &fakeEC2{answers: map[string][]string{"DescribeInstances": {instance}, "DescribeImages": {images}}}
 	server := httptest.NewServer(f)
@@ -226,7 +225,7 @@ func TestAFrozenProcessAsksAboutTheImageAgain(t *testing.T) {
 	}
 }
 
-// What one account or region says of an image is not taken for what another would.
+// What one account or region says about an image does not count for another.
 func TestImageIsRememberedForItsPlaceAlone(t *testing.T) {
 	const other = "999988887777"
 	f := &fakeEC2{answers: map[string][]string{"DescribeInstances": {instance}, "DescribeImages": {images}}}
@@ -309,7 +308,7 @@ func TestOtherErrorsAreNotNotFound(t *testing.T) {
 	}
 }
 
-// It is the answer to another question, and says nothing about ours.
+// It is the answer to another request, and says nothing about this one.
 func TestAnAnswerOnAnotherInstanceIsAnError(t *testing.T) {
 	other := strings.ReplaceAll(instance, id, "i-0123456789abcdef0")
 	e, _ := start(t, &fakeEC2{answers: map[string][]string{"DescribeInstances": {other}}})

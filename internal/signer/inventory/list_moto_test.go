@@ -19,8 +19,8 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/signer/inventory"
 )
 
-// TestListsOfMoto lists more instances than a page has, of an emulator that somebody
-// else wrote.
+// TestListsOfMoto lists more instances than a page has, from an emulator that somebody else
+// wrote.
 func TestListsOfMoto(t *testing.T) {
 	const (
 		region  = "us-west-2"

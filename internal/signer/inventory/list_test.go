@@ -100,7 +100,7 @@ func imageItemOf(id, owner string) string {
 		`<tagSet><item><key>pipeline</key><value>golden</value></item></tagSet></item>`
 }
 
-// newFleetEC2 knows n instances of the account, of five images: the first is the
+// newFleetEC2 has n instances of the account, from five images: the first image is the
 // account's own, the last is gone.
 func newFleetEC2(n int) (f *fleetEC2, ids []ec2ref.InstanceID) {
 	f = &fleetEC2{instances: make(map[string]string), images: map[string]string{
@@ -162,7 +162,7 @@ func TestInstances(t *testing.T) {
 			t.Errorf("%d values of a filter, MaxResults %s", n, r.Get("MaxResults"))
 		}
 	}
-	// What is remembered of images is not asked about again, but that one is gone.
+	// Remembered images are not asked about again, except one that is gone.
 	f.requests = nil
 	if _, err := e.Instances(t.Context(), theInstance().Place(), ids[:5]); err != nil {
 		t.Fatal(err)
@@ -180,8 +180,7 @@ func TestInstancesOfNone(t *testing.T) {
 	}
 }
 
-// An instance that is gone leaves the others as they are, and is asked about again
-// alone.
+// An instance that is gone leaves the others unchanged, and only it is asked about again.
 func TestInstancesThatAreGone(t *testing.T) {
 	f, ids := newFleetEC2(10)
 	delete(f.instances, string(ids[3]))
@@ -246,7 +245,7 @@ func TestAll(t *testing.T) {
 	}
 }
 
-// A list is whole or an error.
+// A list is complete or an error.
 func TestListsThatGoWrong(t *testing.T) {
 	onPage := func(page int, answer string) func(string, int) string {
 		return func(action string, n int) string {
@@ -322,7 +321,7 @@ func TestListsAreBounded(t *testing.T) {
 	}
 }
 
-// A page is several MB, more than is read of an answer on one instance.
+// A page is several MB, more than the limit for an answer about one instance.
 func TestAPageMayBeLong(t *testing.T) {
 	f, ids := newFleetEC2(1000)
 	f.spoil = func(action string, _ int) string {

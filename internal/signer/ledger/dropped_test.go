@@ -46,7 +46,7 @@ func (a *tableAt) wantExpires(want map[string]string) {
 	}
 }
 
-// A name that nobody holds any more leaves nothing behind for ever.
+// A name that nobody holds anymore eventually leaves nothing behind.
 func TestDynamoDBDroppedNameExpires(t *testing.T) {
 	a := newTableAt(t)
 	a.enroll("web", "10.0.0.1")
@@ -63,7 +63,7 @@ func TestDynamoDBDroppedNameExpires(t *testing.T) {
 	a.enroll("web") // while the item is there
 	a.wantExpires(map[string]string{"name#web": "", "name#www": ""})
 	a.Delete("name#10.0.0.1")
-	a.enroll("web", "10.0.0.1") // after it went
+	a.enroll("web", "10.0.0.1") // after it was deleted
 	a.wantExpires(map[string]string{"name#web": "", "name#10.0.0.1": ""})
 }
 
@@ -79,8 +79,8 @@ func TestDynamoDBReleasedNameExpires(t *testing.T) {
 	a.wantExpires(map[string]string{"name#web": ""})
 }
 
-// An operator gave a former name to another instance by hand. The renewal that drops the
-// name must go through, and leave the item alone.
+// An operator gave a former name to another instance by hand. The renewal that drops the name
+// must succeed, and leave the item alone.
 func TestDynamoDBDroppedNameOfAnother(t *testing.T) {
 	a := newTableAt(t)
 	a.enroll("web")
@@ -99,8 +99,8 @@ func TestDynamoDBDroppedNameOfAnother(t *testing.T) {
 	}
 }
 
-// The largest claim drops as many names as there are, takes as many from others, and
-// brings as many keys: DynamoDB takes a hundred actions at once.
+// The largest claim drops as many names as possible, takes as many from others, and brings as
+// many keys: DynamoDB accepts a hundred actions at once.
 func TestDynamoDBLargestClaim(t *testing.T) {
 	a := newTableAt(t)
 	var wanted []string
@@ -135,8 +135,8 @@ func TestDynamoDBLargestClaim(t *testing.T) {
 	}
 }
 
-// The walk reads a page of the table at a time, and asks for nothing but whose records
-// they are.
+// The walk reads a page of the table at a time, and asks only for the attributes that say
+// whose records they are.
 func TestDynamoDBExpiredCalls(t *testing.T) {
 	a := newTableAt(t)
 	a.enroll("web")

@@ -35,7 +35,7 @@ func TestDynamoDBInterleaved(t *testing.T) {
 	ledgertest.Interleave(t, func(*testing.T) (ledger.DynamoDBClient, string) { return new(ledgertest.Table), "ledger" })
 }
 
-// noting is a table that notes calls, and fails some of them.
+// noting is a table that records calls, and fails some of them.
 type noting struct {
 	ledgertest.Table
 	mu    sync.Mutex
@@ -222,8 +222,8 @@ func TestDynamoDBFails(t *testing.T) {
 	}
 }
 
-// TestDynamoDBGivesUp has conflicts without end. The waits grow, and end with the
-// context or after a bounded number of attempts; neither is a refusal.
+// TestDynamoDBGivesUp has endless conflicts. The waits grow, and end with the context or after
+// a bounded number of attempts; neither is a refusal.
 func TestDynamoDBGivesUp(t *testing.T) {
 	run := func(t *testing.T, timeout time.Duration) (elapsed time.Duration, attempts int, err error) {
 		synctest.Test(t, func(t *testing.T) {
@@ -356,8 +356,7 @@ func TestDynamoDBTombstone(t *testing.T) {
 	}
 }
 
-// An event that comes after the end must not make the tombstone permanent, nor bring
-// the instance back.
+// An event after the end must not make the tombstone permanent, nor bring the instance back.
 func TestDynamoDBLateEventsLeaveTheTombstone(t *testing.T) {
 	table := new(ledgertest.Table)
 	l := ledger.NewDynamoDB(table, "ledger", start)
@@ -384,7 +383,7 @@ func TestDynamoDBLateEventsLeaveTheTombstone(t *testing.T) {
 	}
 }
 
-// A note about an instance that never enrolled goes by itself, and a claim makes the
+// A note about an instance that never enrolled disappears by itself, and a claim makes the
 // record permanent.
 func TestDynamoDBNoteOfAnUnknownInstance(t *testing.T) {
 	table := new(ledgertest.Table)
@@ -413,7 +412,7 @@ func TestDynamoDBTombstoneOfAnUnknownInstance(t *testing.T) {
 	}
 }
 
-// TestDynamoDBDeletesLate has each of the items that may be deleted still there, or
+// TestDynamoDBDeletesLate runs with each of the items that may be deleted still there, or
 // gone. Nobody may see a difference.
 func TestDynamoDBDeletesLate(t *testing.T) {
 	later := start().Add(60 * day)
@@ -454,7 +453,7 @@ func TestDynamoDBDeletesLate(t *testing.T) {
 	}
 }
 
-// A tag event about an instance that is long gone must not keep its name from others.
+// A tag event about an instance that disappeared long ago must not keep its name from others.
 func TestDynamoDBNoteOfAFormerHolder(t *testing.T) {
 	table := new(ledgertest.Table)
 	l := ledger.NewDynamoDB(table, "ledger", start)
@@ -470,8 +469,8 @@ func TestDynamoDBNoteOfAFormerHolder(t *testing.T) {
 	}
 }
 
-// TestDynamoDBTakingLosesRace has the former holder come back to life between read
-// and write, which is what the last condition is for.
+// In TestDynamoDBTakingLosesRace the former holder comes back between read and write. The last
+// condition is for this.
 func TestDynamoDBTakingLosesRace(t *testing.T) {
 	later := start().Add(60 * day)
 	table := new(noting)
@@ -495,8 +494,8 @@ func TestDynamoDBTakingLosesRace(t *testing.T) {
 	}
 }
 
-// TestDynamoDBMendedByHand has an operator give an instance's name to another. Its
-// end must go through, and leave that name alone.
+// In TestDynamoDBMendedByHand an operator gives an instance's name to another. Retiring the
+// instance must succeed, and leave that name alone.
 func TestDynamoDBMendedByHand(t *testing.T) {
 	table := new(ledgertest.Table)
 	l := ledger.NewDynamoDB(table, "ledger", start)
@@ -519,8 +518,8 @@ func TestDynamoDBMendedByHand(t *testing.T) {
 	}
 }
 
-// TestDynamoDBSpoiledItem has items that nothing here wrote. They must neither free
-// what they hold nor pass for a refusal.
+// TestDynamoDBSpoiledItem has items that nothing here wrote. They must neither free what they
+// hold nor look like a refusal.
 func TestDynamoDBSpoiledItem(t *testing.T) {
 	s := func(s string) types.AttributeValue { return &types.AttributeValueMemberS{Value: s} }
 	n := func(s string) types.AttributeValue { return &types.AttributeValueMemberN{Value: s} }
@@ -555,7 +554,8 @@ func TestDynamoDBSpoiledItem(t *testing.T) {
 }
 
 // DynamoDB deletes a tombstone in time, and the next record of the instance counts its
-// versions from 1 again. A process that was frozen since takes it for the one that it knows.
+// versions from 1 again. A process that was frozen since must not mistake it for the one it
+// knows.
 func TestDynamoDBFrozenWriterOverwritesNoNewRecord(t *testing.T) {
 	for what, write := range map[string]func(l *ledger.DynamoDB, g ledger.Grant) error{
 		"confirmation": func(l *ledger.DynamoDB, g ledger.Grant) error {

@@ -8,8 +8,8 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 )
 
-// TestRecordTextSaysAll changes one field after the other: a text that leaves one out would
-// make two ledgers look the same that are not.
+// TestRecordTextSaysAll changes one field after another: if the text left one out, two
+// different ledgers would look the same.
 func TestRecordTextSaysAll(t *testing.T) {
 	end := time.Date(2026, 1, 9, 3, 4, 5, 0, time.UTC)
 	changed := map[string]record{

@@ -14,7 +14,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
 )
 
-// TestEndAndReleaseOnMoto frees a name and ends an instance by the commands, on an emulator
+// TestEndAndReleaseOnMoto frees a name and ends an instance with the commands, on an emulator
 // of STS and DynamoDB.
 func TestEndAndReleaseOnMoto(t *testing.T) {
 	held := newLedgerOnMoto(t)

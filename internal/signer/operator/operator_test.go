@@ -33,8 +33,8 @@ func TestMain(m *testing.M) {
 	})
 }
 
-// TestScript runs the command lines in testdata/script against the real command. AWS is
-// out of reach of the scripts, but for an STS and a DynamoDB at $AWS.
+// TestScript runs the command lines in testdata/script against the real command. The scripts
+// cannot reach AWS, except an STS and a DynamoDB at $AWS.
 func TestScript(t *testing.T) {
 	aws := httptest.NewServer(fakeAWS{t})
 	t.Cleanup(aws.Close)
@@ -55,8 +55,8 @@ func TestScript(t *testing.T) {
 	})
 }
 
-// withTeleport gives the scripts that need it a cluster at $PROXY, with the node of the known
-// instance.
+// withTeleport gives the script that ends instances a cluster at $PROXY, with the node of the
+// known instance.
 func withTeleport(env *testscript.Env) error {
 	if !strings.HasSuffix(env.WorkDir, "script-end") && !strings.HasSuffix(env.WorkDir, "script-report") {
 		return nil
@@ -90,7 +90,7 @@ func withTeleport(env *testscript.Env) error {
 }
 
 const (
-	// operatorARN is who runs the commands of the scripts.
+	// operatorARN is the person who runs the scripts' commands.
 	operatorARN = "arn:aws:sts::111122223333:assumed-role/Operator/ann"
 	// newKey is the host key that they permit.
 	newKey       = "SHA256:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"
@@ -99,12 +99,12 @@ const (
 		`<Arn>` + operatorARN + `</Arn><Account>111122223333</Account></GetCallerIdentityResult></GetCallerIdentityResponse>`
 )
 
-// fakeAWS answers as STS, and as DynamoDB with a ledger that knows two instances, one
-// of which has ended. It does not keep what is written, and wants the operator in it.
+// fakeAWS answers as STS, and as DynamoDB with a ledger that knows two instances, one of which
+// is retired. It does not keep what is written, and requires the operator in it.
 type fakeAWS struct{ t *testing.T }
 
-// fakeItems is what the fake ledger holds. A certificate may still name "web", and none
-// names "old-web" any more.
+// fakeItems is the content of the fake ledger. A certificate may still name "web", and none
+// names "old-web" anymore.
 func fakeItems() map[string]map[string]any {
 	soon := strconv.FormatInt(time.Now().Add(24*time.Hour).Unix(), 10)
 	long := strconv.FormatInt(time.Now().Add(-24*time.Hour).Unix(), 10)
@@ -227,8 +227,8 @@ func (f fakeAWS) answer(w http.ResponseWriter, content any) {
 func s(text string) map[string]string   { return map[string]string{"S": text} }
 func n(number string) map[string]string { return map[string]string{"N": number} }
 
-// The commands for policies are for machines without AWS: their scripts run where
-// nobody answers.
+// The commands for policies are for machines without AWS: their scripts run where nothing
+// answers.
 func TestPolicyScriptsReachNobody(t *testing.T) {
 	scripts, err := filepath.Glob(filepath.Join("testdata", "script", "policy_*.txt"))
 	if err != nil || len(scripts) == 0 {

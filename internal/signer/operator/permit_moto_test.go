@@ -22,8 +22,8 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
 )
 
-// TestPermitRekeyOnMoto gives a permit by the command, on an emulator of STS and
-// DynamoDB, and enrolls with it.
+// TestPermitRekeyOnMoto gives a permit with the command, on an emulator of STS and DynamoDB,
+// and enrolls with it.
 func TestPermitRekeyOnMoto(t *testing.T) {
 	held := newLedgerOnMoto(t)
 	now := time.Now()

@@ -10,7 +10,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/signer/node"
 )
 
-// The guide names every key, fact and variable, and its examples are good.
+// The guide names every key, fact and variable, and its examples are valid.
 func TestGuide(t *testing.T) {
 	text, err := os.ReadFile("../../../docs/policy.md")
 	if err != nil {
@@ -58,8 +58,7 @@ func TestGuide(t *testing.T) {
 	}
 }
 
-// Every fact but the launch time, whose place age takes, is a variable of the
-// conditions.
+// Every fact is a variable in conditions, except the launch time, which age replaces.
 func TestEveryFactIsAVariable(t *testing.T) {
 	env, err := expressions()
 	if err != nil {

@@ -80,8 +80,8 @@ func checkDecision(t *testing.T, p *Policy, f node.Facts) {
 	}
 }
 
-// Whatever the file says, there are facts or an error of one bounded line, and the
-// facts can be judged.
+// Any file gives either facts or an error of one bounded line, and the policy can evaluate the
+// facts.
 func FuzzParseFacts(f *testing.F) {
 	f.Add([]byte(`{"account": "111122223333", "region": "us-west-2", "instance_id": "i-0a1b2c3d4e5f60718", "image_tags": {"golden": "yes"}, "launch_time": "2026-07-01T13:00:00+02:00"}`))
 	f.Add([]byte(`{"account": "1", "region": "r", "instance_id": "i", "tags": {"a": "b", "a": "c"}}`))

@@ -7,8 +7,9 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/signer/node"
 )
 
-// What EC2 does not show now is no refusal, unless the instance would be refused anyway.
-// And it never makes a rule hold, nor a laxer one decide in place of a failed condition.
+// If EC2 does not show a fact now, that is not a refusal, unless the instance would be refused
+// anyway. It never makes a rule match either, nor lets a laxer one decide in place of a failed
+// condition.
 func TestGaps(t *testing.T) {
 	gone := func(f *node.Facts) { f.ImageOwner, f.ImageTags = "", nil }
 	own := func(f *node.Facts) { f.ImageOwner, f.ImageTags = f.Account, map[string]string{"release": "stable"} }
@@ -84,7 +85,8 @@ func TestGaps(t *testing.T) {
 	}
 }
 
-// A rule that EC2's gap keeps from deciding does not hand a stopped machine to the next.
+// If a fact that EC2 does not show keeps a rule from deciding, the next rule does not decide
+// about a stopped machine either.
 func TestAGapRemovesNoStoppedNode(t *testing.T) {
 	p := mustParse(t, `{version: 1, rules: [
 		{name: a, match: {image_owners: [self], max_age: any}, when_stopped: keep}, {name: b, match: {ANY}, when_stopped: remove}]}`)

@@ -6,7 +6,7 @@ import (
 	"testing"
 )
 
-// Characters that are not seen, or change how others are seen, make no label.
+// A tag with characters that are invisible, or change how others appear, makes no label.
 func TestLabelValuesCanBeSeen(t *testing.T) {
 	for _, r := range []rune{
 		'\x01', '\x7f', '\u0085', '\u00ad', '\u200b', '\u200e', '\u202e', '\u2066', '\u2060', '\ufeff', '\u2028', '\u2029', '\u061c',

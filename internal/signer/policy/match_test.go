@@ -12,8 +12,8 @@ import (
 
 const otherAccount = "999988887777"
 
-// Each row is what a rule's match holds, what is otherwise than in facts(), and the
-// start of the reason why the rule does not match; "" if it does.
+// Each row is the content of a rule's match, the differences from facts(), and the start of
+// the reason why the rule does not match, or "" if it does.
 func TestMatch(t *testing.T) {
 	same := func(*node.Facts) {}
 	tests := map[string]struct {
@@ -85,7 +85,7 @@ func TestMatch(t *testing.T) {
 	}
 }
 
-// A deployment that names no account admits none, whatever the policy leaves out.
+// A deployment that names no account admits none, even if the policy leaves accounts out.
 func TestNoLimitsAdmitNobody(t *testing.T) {
 	p, err := Parse(anyImage("version: 1\nrules: [{name: a, match: {ANY}}]"), Limits{MaxLifetime: LongestLifetime})
 	if err != nil {
@@ -146,8 +146,8 @@ rules:
 	}
 }
 
-// A rule that matches and can't be carried out refuses, rather than to leave the
-// instance to a rule that was not meant for it.
+// A rule that matches but can't be applied refuses the instance, rather than leave it to a
+// rule that was not meant for it.
 func TestAMatchingRuleIsFinal(t *testing.T) {
 	p := mustParse(t, "version: 1\nrules: [{name: a, match: {ANY}, address: public}, {name: b, match: {ANY}}]")
 	f := facts()

@@ -44,7 +44,7 @@ func cluster() node.Cluster {
 	return node.Cluster{Name: "teleport.example.com", Proxy: "proxy.example.com", Signer: "hallmark.example.com"}
 }
 
-// anyImage writes out ANY, the waiver of what each rule must say.
+// anyImage writes out ANY, which waives what each rule must say.
 func anyImage(text string) []byte {
 	return []byte(strings.ReplaceAll(text, "ANY", "image_owners: [any], max_age: any"))
 }
@@ -178,7 +178,7 @@ func TestTagsNeverSetReservedLabels(t *testing.T) {
 	}
 }
 
-// No valid prefix gives a reserved key; the renderer must hold all the same.
+// No valid prefix gives a reserved key, but the renderer must refuse one anyway.
 func TestFixedLabelsWinWhateverThePrefix(t *testing.T) {
 	r := rule{name: "a", address: addressPrivate, port: 22, labels: labelRules{
 		allow: []glob{"*"}, static: map[string]string{"hallmark/account": "forged"},
@@ -210,8 +210,8 @@ func TestUnknownFactsGiveNoLabel(t *testing.T) {
 	}
 }
 
-// Keys that differ give labels that differ, whatever else they share, and a static
-// label wins over a tag, which the decision notes.
+// Different keys give different labels, whatever else they share. A static label wins over a
+// tag, and the decision notes that.
 func TestLabelsDoNotCollide(t *testing.T) {
 	p := mustParse(t, `{version: 1, rules: [{name: a, match: {ANY}, labels: {tag_prefix: "x", static: {xteam: static, xother: static}}}]}`)
 	f := facts()

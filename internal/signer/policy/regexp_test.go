@@ -10,8 +10,8 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/signer/node"
 )
 
-// Whoever sets a tag may choose a pattern, a text or both. What that may cost is bounded,
-// and then the condition has failed.
+// Anyone who may set a tag may choose a pattern, a text or both. Their cost is bounded, and
+// above the bound the condition fails.
 func TestPatternsOfTagsAreBounded(t *testing.T) {
 	many := func(term string, n int) string { return strings.TrimSuffix(strings.Repeat(term+" || ", n), " || ") }
 	for name, tt := range map[string]struct {
@@ -46,14 +46,14 @@ func TestPatternsOfTagsAreBounded(t *testing.T) {
 	}
 }
 
-// A condition full of patterns that the policy itself holds is never too costly to read.
+// A condition full of patterns that the policy itself contains is never too costly to read.
 func TestPatternsOfThePolicyCanBePaidFor(t *testing.T) {
 	if cost := matchCost(0, maxWhenBytes, 0); cost > maxWhenCost {
 		t.Errorf("cost %d, more than %d", cost, maxWhenCost)
 	}
 }
 
-// The estimate never falls far below the program that Go builds.
+// The estimate is never far below the size of the program that Go builds.
 func TestProgramSize(t *testing.T) {
 	for _, pattern := range []string{
 		"", "a", "abc", "a*", "(a|aa)*", strings.Repeat("(a|aa)*", 30) + "x", "(?i)hello", "[a-z]+@[a-z]{2,63}", "a{100}", "(a{10}){10}", `^\pL+$`, "a|b|cd|e*",

@@ -62,7 +62,7 @@ func readSchema(t testing.TB) *schema {
 	return &s
 }
 
-// of follows a reference, and returns the schema of properties that have no own.
+// of follows a reference, and returns the schema of properties without their own.
 func (s *schema) of(root *schema) (self, others *schema) {
 	if name, ok := strings.CutPrefix(s.Ref, "#/definitions/"); ok {
 		s = root.Definitions[name]
@@ -78,7 +78,7 @@ func (s *schema) of(root *schema) (self, others *schema) {
 	return s, others
 }
 
-// Every key that the parser knows is in the schema, and the other way round.
+// The schema has every key that the parser knows, and no other.
 func TestSchemaHasTheParsersKeys(t *testing.T) {
 	root := readSchema(t)
 	compareKeys(t, root, root, reflect.TypeFor[fileDocument](), "policy")
@@ -120,7 +120,7 @@ func compareKeys(t *testing.T, root, s *schema, document reflect.Type, path stri
 	}
 }
 
-// violation returns what the schema has against a value, or "".
+// violation returns how a value violates the schema, or "".
 func violation(root, s *schema, value any, path string) string {
 	s, others := s.of(root)
 	if s.Const != nil && fmt.Sprint(value) != fmt.Sprint(s.Const) || s.Enum != nil && !slices.Contains(s.Enum, value) {
@@ -193,8 +193,8 @@ func orEmpty(s *schema) *schema {
 	return s
 }
 
-// What an editor underlines the parser refuses, and the other way round, as far as a
-// schema can say it.
+// The parser refuses what an editor underlines, and an editor underlines what the parser
+// refuses, as far as a schema can say it.
 func TestSchemaAgreesWithTheParser(t *testing.T) {
 	tests := map[string]bool{
 		`name: a, match: {ANY}`:                                      true,

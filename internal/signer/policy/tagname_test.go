@@ -12,7 +12,7 @@ import (
 
 const defaultName = "web-server-" + ownID
 
-// The pattern lets everything through, so that only the gate behind it is tried.
+// The pattern accepts everything, so this tests only the checks after it.
 const tagPolicy = `version: 1
 rules:
   - name: a
@@ -116,7 +116,7 @@ func TestTeleportHostnamePatternIsAnchored(t *testing.T) {
 		"db[0-9]+":     {"db1x", "xdb1", "bastion", "db", "db1\n", "x\ndb1"},
 		"a|db1":        {"db1x", "ab", "xdb1"},
 		"(?m)^db1$":    {"db1\nx", "x\ndb1"},
-		"(?i)db1":      {"DB1"}, // matches, and is refused by the gate
+		"(?i)db1":      {"DB1"}, // matches, but the checks refuse it
 		"db1(?#x":      nil,
 		"(?s)db1.*.$)": nil,
 	} {
@@ -161,7 +161,7 @@ func TestFallback(t *testing.T) {
 		long:                   long[:43] + "-" + ownID,
 		long + ".lan":          long[:43] + "-" + ownID + ".lan",
 		long[:42] + "-b":       long[:42] + "-" + ownID,
-		account + "-i":         ownID, // <account>-i-i-… would be a name of Teleport's own
+		account + "-i":         ownID, // <account>-i-i-… would be one of Teleport's own names
 		"x-" + ownID:           "",
 		ownID:                  "",
 		"x-" + ownID + ".lan":  "",
@@ -194,8 +194,8 @@ func TestLongestSuffixFits(t *testing.T) {
 	}
 }
 
-// checkGranted holds a name that a decision grants to what rule 5 of the security
-// rules promises, by other means than the code does.
+// checkGranted checks a granted name against rule 5 of the security rules, by other means than
+// the code.
 func checkGranted(t *testing.T, name string, c node.Cluster) {
 	t.Helper()
 	if len(name) == 0 || len(name) > 253 || name != strings.ToLower(name) {
@@ -226,7 +226,7 @@ func checkGranted(t *testing.T, name string, c node.Cluster) {
 	}
 }
 
-// Whatever the tag says, the gate holds, and the machine gets a name.
+// Whatever the tag contains, the checks hold, and the machine gets a name.
 func FuzzTeleportHostname(f *testing.F) {
 	for _, seed := range []string{
 		"bastion", "db1.corp.example.net", "10.0.0.1", "0x7f000001", "a,b", "*", "xn--a", "localhost.lan", "a\nb", "A",

@@ -68,8 +68,8 @@ func TestParseTemplateRefuses(t *testing.T) {
 	}
 }
 
-// Whatever the tag says, the name is one label, ends in the instance's own id,
-// and passes the gate.
+// Whatever the tag contains, the name is one label, ends in the instance's own id, and passes
+// the checks.
 func FuzzHostname(f *testing.F) {
 	for _, name := range []string{"web", "", "10.0.0.1", account, "x-" + otherID, "日本語", strings.Repeat("-a", 80), "LOCALHOST"} {
 		f.Add(name)

@@ -11,8 +11,8 @@ func whenPolicy(text string) string {
 	return "version: 1\nrules:\n  - name: a\n    match: {ANY}\n    when: |-\n      " + text + "\n  - name: lax\n    match: {ANY}\n"
 }
 
-// Each row says which rule decides: a, whose condition the row is; lax behind it; or
-// none, because the condition failed.
+// Each row says which rule decides: a, whose condition is in the row; lax, which comes after
+// it; or none, because the condition failed.
 func TestWhen(t *testing.T) {
 	tests := map[string]string{
 		`account == "111122223333" && region == "us-west-2" && zone == "us-west-2a"`: "a",
@@ -125,8 +125,8 @@ func TestParseRefusesConditions(t *testing.T) {
 	}
 }
 
-// The cost limit is the lock behind the others: it holds where text and facts are
-// larger than AWS lets tags be.
+// The cost limit backs up the other limits: it works even if text and facts are larger than
+// AWS allows tags to be.
 func TestWhenHasABoundedCost(t *testing.T) {
 	f := facts()
 	f.Tags["env"] = strings.Repeat("a", 1<<20)

@@ -19,14 +19,14 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/signer/teleport/teleporttest"
 )
 
-// Through a load balancer that ends TLS, the connection with Teleport is inside of
-// another.
+// Through a load balancer that terminates TLS, the connection to Teleport is inside another
+// one.
 func TestThroughBalancer(t *testing.T) {
 	runAlone(t, throughBalancer)
 }
 
-// runAlone runs the test in a process of its own. The library verifies balancers by
-// the system's CAs alone, and those a process reads once.
+// runAlone runs the test in a separate process. The library verifies balancers only with the
+// system's CAs, and a process reads those only once.
 func runAlone(t *testing.T, test func(t *testing.T)) {
 	const alone = "HALLMARK_TEST_ALONE"
 	if os.Getenv(alone) == t.Name() {
@@ -54,11 +54,11 @@ func trustBySystem(t *testing.T, server *httptest.Server) {
 }
 
 func throughBalancer(t *testing.T) {
-	// Teleport's proxies show the cluster's own certificate inside.
+	// Teleport's proxies present the cluster's own certificate inside.
 	j := newJoinable(t, teleporttest.Options{Hosts: []string{"teleport.cluster.local"}})
 	lax := newBalancer(t, j.Address(), nil)
 	strict := newBalancer(t, j.Address(), []string{"http/1.1"})
-	trustBySystem(t, lax) // they have one certificate
+	trustBySystem(t, lax) // they have the same certificate
 	for name, login := range map[string]teleport.Login{
 		"bot":           bot(),
 		"identity file": teleport.IdentityFile(write(t, j.IdentityFile())),
@@ -87,9 +87,9 @@ func TestBehindBalancerNoTeleport(t *testing.T) {
 	})
 }
 
-// newBalancer starts a load balancer that ends TLS and knows no protocol of
-// Teleport's: with protocols it refuses others, without it ignores them. It has the
-// part of a proxy in it that takes connections inside of HTTP requests.
+// newBalancer starts a load balancer that terminates TLS and supports none of Teleport's
+// protocols: with protocols it refuses others, without any it ignores them. It includes the
+// part of a proxy that accepts connections inside HTTP requests.
 func newBalancer(t *testing.T, behind string, protocols []string) *httptest.Server {
 	t.Helper()
 	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -116,7 +116,7 @@ func newBalancer(t *testing.T, behind string, protocols []string) *httptest.Serv
 	server.Config.ErrorLog = log.New(io.Discard, "", 0)
 	server.TLS = &tls.Config{NextProtos: protocols}
 	if protocols == nil {
-		// httptest adds names of its own to the list, and none to this one.
+		// httptest adds its own names to the list, but adds none to this one.
 		server.TLS.GetConfigForClient = func(*tls.ClientHelloInfo) (*tls.Config, error) {
 			return &tls.Config{Certificates: server.TLS.Certificates}, nil
 		}

@@ -23,7 +23,7 @@ const (
 	accessKey = "ASIATESTTESTTESTTEST"
 )
 
-// joinable is a cluster with a bot that may join by its AWS role.
+// joinable is a cluster with a bot that may join with its AWS role.
 type joinable struct {
 	*teleporttest.Cluster
 	sts   *sts.Server
@@ -56,7 +56,7 @@ func bot() teleport.Bot {
 	}
 }
 
-// joins counts the joins by either service.
+// joins counts the joins through either service.
 func (j *joinable) joins() int {
 	calls := j.Calls()
 	return calls[newJoin] + calls[oldJoin]
@@ -92,8 +92,8 @@ func TestBotWorksInItsRole(t *testing.T) {
 	}
 }
 
-// The login is kept while it is good, and replaced before it ends: once, however
-// many calls need it.
+// A login is kept while it is valid, and replaced before it expires: once, however many calls
+// need it.
 func TestBotRejoins(t *testing.T) {
 	j := newJoinable(t, teleporttest.Options{})
 	client := dial(t, j.config())
@@ -117,8 +117,7 @@ func TestBotRejoins(t *testing.T) {
 	}
 }
 
-// What keeps a bot from joining again keeps it from working only when its login has
-// ended.
+// If a bot cannot join again, it stops working only when its login has expired.
 func TestBotOutlastsFailedRejoin(t *testing.T) {
 	j := newJoinable(t, teleporttest.Options{})
 	client := dial(t, j.config())
@@ -144,7 +143,7 @@ func TestBotOutlastsFailedRejoin(t *testing.T) {
 	}
 }
 
-// One failure that may pass does not keep a bot out.
+// One temporary failure does not lock a bot out.
 func TestBotRetries(t *testing.T) {
 	j := newJoinable(t, teleporttest.Options{})
 	failures := 2
@@ -164,7 +163,7 @@ func TestBotRetries(t *testing.T) {
 	}
 }
 
-// Each error names what to change, and comes at once where waiting would not help.
+// Each error says what to change, and comes at once if waiting would not help.
 func TestBotRefused(t *testing.T) {
 	other := func(change func(*teleport.Bot)) teleport.Bot {
 		b := bot()
@@ -217,7 +216,7 @@ func TestBotRefused(t *testing.T) {
 				kind = teleport.ErrUnavailable
 			}
 			expect(t, err, kind, tt.want)
-			// Before it is known who answers, nothing is shown to him.
+			// Before the client knows who answers, it reveals nothing.
 			most := 1
 			if errors.Is(kind, teleport.ErrUnavailable) {
 				most = 0
@@ -229,7 +228,7 @@ func TestBotRefused(t *testing.T) {
 	}
 }
 
-// An auth service is joined at directly when its CA is told.
+// If the client has the auth service's CA, it joins there directly.
 func TestBotJoinsAtAuthService(t *testing.T) {
 	j := newJoinable(t, teleporttest.Options{})
 	config := j.config()
@@ -240,8 +239,8 @@ func TestBotJoinsAtAuthService(t *testing.T) {
 	}
 }
 
-// After a rotation of the cluster's TLS CAs the old login is of no use. The
-// call that finds out joins again, once for all that do at that time.
+// After a rotation of the cluster's TLS CAs the old login no longer works. The call that
+// notices this joins again, once for all concurrent calls.
 func TestBotRejoinsAfterRotation(t *testing.T) {
 	for version, generation := range generations() {
 		for ca, rotate := range map[string]func(*teleporttest.Cluster, teleporttest.Phase) error{
@@ -278,7 +277,7 @@ func TestBotRejoinsAfterRotation(t *testing.T) {
 	}
 }
 
-// rotateFully replaces a CA, faster than anybody could follow.
+// rotateFully replaces a CA faster than anybody could follow.
 func rotateFully(t *testing.T, cluster *teleporttest.Cluster, rotate func(*teleporttest.Cluster, teleporttest.Phase) error) {
 	t.Helper()
 	for _, phase := range phases() {
@@ -294,8 +293,8 @@ func phases() []teleporttest.Phase {
 	}
 }
 
-// Where a new login helps no more than the old one, the error says what is wrong, and it
-// is asked for once.
+// If a new login does not help either, the error says what is wrong, and the client asks for
+// only one.
 func TestBotRejoinsInVain(t *testing.T) {
 	j := newJoinable(t, teleporttest.Options{})
 	relay := newRelay(t, j.Address())
@@ -320,7 +319,7 @@ func TestBotRejoinsInVain(t *testing.T) {
 	}
 }
 
-// A login that is a file stays what it is: the error tells, at once.
+// A login from a file stays the same: the error says so at once.
 func TestIdentityFileAfterRotation(t *testing.T) {
 	cluster := quick(t)
 	relay := newRelay(t, cluster.Address())
@@ -331,7 +330,7 @@ func TestIdentityFileAfterRotation(t *testing.T) {
 	relay.dropAll()
 	_, err := client.CAs(timeout(t, time.Minute))
 	expect(t, err, teleport.ErrUnavailable, "after its last rotation")
-	// Its successor serves at once.
+	// The new file is used at once.
 	fresh, err := cluster.NewIdentityFile(time.Hour)
 	if err != nil {
 		t.Fatal(err)

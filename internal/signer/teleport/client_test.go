@@ -41,7 +41,7 @@ func start(t *testing.T, options teleporttest.Options) *teleporttest.Cluster {
 	return cluster
 }
 
-// quick starts a cluster whose keys take no time to make.
+// quick starts a cluster whose keys are generated quickly.
 func quick(t *testing.T) *teleporttest.Cluster {
 	t.Helper()
 	return start(t, teleporttest.Options{KeyType: teleporttest.KeyEd25519})
@@ -130,7 +130,7 @@ func TestDialRefusesLogin(t *testing.T) {
 	}
 }
 
-// A login of another cluster is of no use here, and neither side trusts the other.
+// A login for another cluster does not work here, and neither side trusts the other.
 func TestDialOtherCluster(t *testing.T) {
 	here, there := quick(t), quick(t)
 	_, err := teleport.Dial(timeout(t, 5*time.Second), teleport.Config{
@@ -142,8 +142,8 @@ func TestDialOtherCluster(t *testing.T) {
 	}
 }
 
-// After a rotation of the cluster's TLS CA, a login from before needs the
-// new one told apart.
+// After a rotation of the cluster's TLS CA, a login from before the rotation must be given the
+// new one.
 func TestDialWithRoots(t *testing.T) {
 	cluster := quick(t)
 	login := cluster.IdentityFile()
@@ -206,7 +206,7 @@ func TestDialWhatIsNotTeleport(t *testing.T) {
 	}
 }
 
-// Teleport hangs up on clients that are too old for it. Its proxy says which are.
+// Teleport hangs up on clients that are too old. Its proxy says which clients those are.
 func TestDialTooNewCluster(t *testing.T) {
 	for minimum, tooNew := range map[string]bool{"25.0.0-aa": true, "17.0.0-aa": false, "": false} {
 		cluster := start(t, teleporttest.Options{KeyType: teleporttest.KeyEd25519, MinClientVersion: minimum})
@@ -275,7 +275,7 @@ func TestErrorKinds(t *testing.T) {
 	})
 }
 
-// One failure that may pass does not reach the caller.
+// The caller does not see one temporary failure.
 func TestRetriesUnavailable(t *testing.T) {
 	cluster := quick(t)
 	client := dial(t, config(t, cluster))
@@ -294,7 +294,7 @@ func TestRetriesUnavailable(t *testing.T) {
 	}
 }
 
-// When every connection breaks, as when a proxy restarts, the next call works.
+// If every connection breaks, for example because a proxy restarts, the next call works.
 func TestSurvivesLostConnections(t *testing.T) {
 	cluster := quick(t)
 	relay := newRelay(t, cluster.Address())
@@ -309,8 +309,7 @@ func TestSurvivesLostConnections(t *testing.T) {
 	}
 }
 
-// A Teleport that did not answer is dialed again by the next call, which then does not
-// wait for gRPC to try again.
+// If Teleport did not answer, the next call dials again, and does not wait for gRPC to retry.
 func TestDialsAgainAfterAnOutage(t *testing.T) {
 	cluster := quick(t)
 	relay := newRelay(t, cluster.Address())
@@ -324,7 +323,7 @@ func TestDialsAgainAfterAnOutage(t *testing.T) {
 	}{
 		{trace.ConnectionProblem(nil, "restarting"), 2},
 		{trace.AccessDenied("no"), 2},
-		{trace.LimitExceeded("slow down"), 2}, // a handshake more would not help
+		{trace.LimitExceeded("slow down"), 2}, // one more handshake would not help
 		{trace.ConnectionProblem(nil, "restarting"), 3},
 	} {
 		cluster.Intercept(func(context.Context, string) error { return test.answer })
@@ -341,7 +340,7 @@ func TestDialsAgainAfterAnOutage(t *testing.T) {
 	}
 }
 
-// relay passes connections on until it is told to drop them.
+// relay passes on connections until it is told to drop them.
 type relay struct {
 	address string
 	mu      sync.Mutex
@@ -356,8 +355,8 @@ func (r *relay) accepted() int {
 	return r.count
 }
 
-// settle counts the connections so far as one. A client that dials asks the proxy for its
-// versions, too, by a connection of its own.
+// settle counts the connections so far as one. A client that dials also asks the proxy for its
+// versions, over a separate connection.
 func (r *relay) settle() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -406,8 +405,8 @@ func (r *relay) dropAll() {
 	r.open = nil
 }
 
-// A connection that rested longer than one may be trusted to live is not used
-// again: its other end may be gone without a word.
+// A connection that was idle too long is not used again: its other end may have closed it
+// without notice.
 func TestDialsAgainAfterRest(t *testing.T) {
 	cluster := quick(t)
 	relay := newRelay(t, cluster.Address())
@@ -430,8 +429,8 @@ func TestDialsAgainAfterRest(t *testing.T) {
 	}
 }
 
-// A new identity file is used at once, and one that is lost or broken is missed
-// only when the login from it ends.
+// A new identity file is used at once. A missing or broken one matters only when the login
+// from the old file expires.
 func TestIdentityFileChanges(t *testing.T) {
 	cluster := quick(t)
 	relay := newRelay(t, cluster.Address())

@@ -5,7 +5,8 @@ import (
 	"time"
 )
 
-// The clock that a client is given may have a monotonic reading; what it keeps has none.
+// The clock that a client gets may have a monotonic reading; the times that it keeps have
+// none.
 func TestWallClockHasNoMonotonicReading(t *testing.T) {
 	for name, clock := range map[string]func() time.Time{"the default": nil, "a given one": time.Now} {
 		if now := wallClock(clock)(); now != now.Round(0) {

@@ -32,7 +32,7 @@ func (f *freezer) freeze() {
 	f.now = clocktest.Freeze(f.now, clocktest.FreezeTime)
 }
 
-// The other end of a connection that was frozen with the process may be long gone.
+// The other end of a connection that was frozen with the process may have closed long ago.
 func TestAFrozenClientDialsAgain(t *testing.T) {
 	cluster := quick(t)
 	relay := newRelay(t, cluster.Address())
@@ -52,7 +52,7 @@ func TestAFrozenClientDialsAgain(t *testing.T) {
 	}
 }
 
-// A bot's login is good for an hour and is replaced when two thirds of it have passed.
+// A bot's login is valid for an hour and is replaced after two thirds of it.
 func TestAFrozenBotJoinsAgain(t *testing.T) {
 	j := newJoinable(t, teleporttest.Options{})
 	clock := newFreezer()
@@ -90,7 +90,7 @@ func TestAFrozenClientReadsItsSecretAgain(t *testing.T) {
 	}
 }
 
-// Nothing that a client keeps has a monotonic reading, whatever the clock has.
+// No time that a client keeps has a monotonic reading, even if the clock has one.
 func TestNoClientStoresAMonotonicReading(t *testing.T) {
 	cluster, j := quick(t), newJoinable(t, teleporttest.Options{})
 	secret := teleport.Config{Address: cluster.Address(), Login: teleport.IdentitySecret{
@@ -102,7 +102,8 @@ func TestNoClientStoresAMonotonicReading(t *testing.T) {
 		if _, err := client.CAs(timeout(t, time.Minute)); err != nil {
 			t.Fatal(err)
 		}
-		// When it was used and looked at its login, and when that ends and is renewed.
+		// These are when it was used, when it last compared its login, and when that expires
+		// and is renewed.
 		if times := clocktest.CheckStored(t, name, client); times < 4 {
 			t.Errorf("%s: only %d times found: the test does not see what is stored", name, times)
 		}

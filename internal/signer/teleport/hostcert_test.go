@@ -30,7 +30,7 @@ func signOne(t *testing.T, client *teleport.Client) error {
 	return err
 }
 
-// The server's answer decides which way host keys are signed, once a connection.
+// The server's answer decides how host keys are signed, once for each connection.
 func TestHostCertificateWay(t *testing.T) {
 	for name, tt := range map[string]struct {
 		cluster  *teleporttest.Cluster
@@ -55,7 +55,7 @@ func TestHostCertificateWay(t *testing.T) {
 	}
 }
 
-// Errors are of the same kinds, whichever way they came.
+// Errors are of the same kinds in both ways.
 func TestHostCertificateErrors(t *testing.T) {
 	for way, cluster := range map[string]*teleporttest.Cluster{"gRPC": quick(t), "HTTP": legacy(t)} {
 		client := dial(t, config(t, cluster))
@@ -94,7 +94,7 @@ func TestHostCertificateErrors(t *testing.T) {
 	}
 }
 
-// Where neither way leads to a certificate, the cluster's version is the reason.
+// If neither way leads to a certificate, the cluster's version is the reason.
 func TestHostCertificateNoWay(t *testing.T) {
 	cluster := legacy(t)
 	client := dial(t, config(t, cluster))
@@ -107,7 +107,7 @@ func TestHostCertificateNoWay(t *testing.T) {
 	expect(t, signOne(t, client), teleport.ErrDenied, "versions 13 to 19")
 }
 
-// A role that the server does not know gives way to the next one, once a connection.
+// If the server does not know a role, the client tries the next one, once for each connection.
 func TestHostCertificateRole(t *testing.T) {
 	const first, second, third = "ProvisionToken", "Nop", "Signup"
 	for name, tt := range map[string]struct {
@@ -158,7 +158,7 @@ func rolesAsked(cluster *teleporttest.Cluster) []string {
 	return roles
 }
 
-// Nothing but an unknown role leads to another one, even if it quotes the words.
+// Only an unknown role leads to another one, even if another error quotes the words.
 func TestHostCertificateRoleIsKept(t *testing.T) {
 	for way, cluster := range map[string]*teleporttest.Cluster{"gRPC": quick(t), "HTTP": legacy(t)} {
 		for _, answer := range []error{

@@ -10,7 +10,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/sshkey"
 )
 
-// Each row is what an auth service gone wrong could give for a CA's public key.
+// Each row is what a faulty auth service could return as a CA's public key.
 func TestAttackCALine(t *testing.T) {
 	signer, err := ssh.NewSignerFromKey(ed25519.NewKeyFromSeed(make([]byte, ed25519.SeedSize)))
 	if err != nil {

@@ -19,8 +19,8 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/signer/teleport/joinv1"
 )
 
-// What an odd or hostile join service says is refused at once, without our proof if it
-// comes before that, and the server hears why.
+// A strange or hostile answer from a join service is refused at once, before our proof if it
+// comes before that, and the server learns why.
 func TestHostileJoinService(t *testing.T) {
 	long := strings.Repeat("a", maxChallenge+1)
 	for name, tt := range map[string]struct {
@@ -62,7 +62,7 @@ func TestHostileJoinService(t *testing.T) {
 	}
 }
 
-// A server that never ends is left when the time is up.
+// If a server never ends the stream, the client leaves when its time is up.
 func TestEndlessJoinService(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
 	defer cancel()
@@ -75,7 +75,7 @@ func TestEndlessJoinService(t *testing.T) {
 	}
 }
 
-// A server that does not end when we give up does not hold us for long.
+// If a server does not end the stream when the client gives up, the client does not wait long.
 func TestJoinServiceIgnoresGivingUp(t *testing.T) {
 	err := joinAt(t, func(stream joinv1.ServerStream) error {
 		if err := stream.Send(initOf("token")); err != nil {
@@ -95,7 +95,7 @@ func TestUnimplementedJoinService(t *testing.T) {
 	}
 }
 
-// say answers each message with the next of a list, and notes why the client gives up.
+// say answers each message with the next in a list, and records why the client gives up.
 func say(stream joinv1.ServerStream, responses []*joinv1.JoinResponse, sent chan<- joinv1.GivingUp_Reason) error {
 	for n := 0; ; n++ {
 		request, err := stream.Recv()
@@ -125,7 +125,7 @@ func joinAt(t *testing.T, serve func(joinv1.ServerStream) error) error {
 	return joinWith(ctx, t, serve)
 }
 
-// joinWith joins at a server; without serve it is one without the service.
+// joinWith joins at a server; nil means a server without the service.
 func joinWith(ctx context.Context, t *testing.T, serve func(joinv1.ServerStream) error) error {
 	t.Helper()
 	listener := bufconn.Listen(1 << 20)

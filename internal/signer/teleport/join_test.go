@@ -13,12 +13,12 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/signer/teleport/teleporttest"
 )
 
-// A server that has the new join service is not asked for the old one, and one that has
-// not is asked for the new one once.
+// A server with the new join service is not asked for the old one. A server without it is
+// asked for the new one once.
 func TestJoinService(t *testing.T) {
 	for name, tt := range map[string]struct {
 		options teleporttest.Options
-		hideNew bool // a proxy from before 18 is in between
+		hideNew bool // a proxy from before 18 is in front
 		calls   map[string]int
 	}{
 		"13":                       {teleporttest.Options{Generation: teleporttest.Generation13}, false, map[string]int{oldJoin: 2}},
@@ -54,8 +54,7 @@ func TestJoinService(t *testing.T) {
 	}
 }
 
-// A server that was updated may have switched the old service off: then the client finds
-// the new one.
+// An updated server may have switched off the old service: then the client finds the new one.
 func TestJoinServiceAfterUpdate(t *testing.T) {
 	j := newJoinable(t, teleporttest.Options{})
 	var updated bool
@@ -109,7 +108,7 @@ func TestNoOldJoinAfterRefusal(t *testing.T) {
 	}
 }
 
-// A bot of a FIPS cluster joins by STS's FIPS endpoint alone.
+// A bot of a FIPS cluster joins only through STS's FIPS endpoint.
 func TestJoinFIPS(t *testing.T) {
 	for name, generation := range generations() {
 		t.Run(name, func(t *testing.T) {
@@ -125,7 +124,7 @@ func TestJoinFIPS(t *testing.T) {
 	}
 }
 
-// Without AWS credentials the bot gives up, and the server learns no more than that.
+// Without AWS credentials the bot gives up, and the server learns nothing more.
 func TestJoinGivesUp(t *testing.T) {
 	j := newJoinable(t, teleporttest.Options{})
 	config, login := j.config(), bot()

@@ -18,9 +18,9 @@ type phaseOf struct {
 	joins bool
 }
 
-// In each phase of each rotation the bot's login is good and machines accept its
-// certificates. The bot joins again while old and new CA are trusted, without a
-// connection that breaks; when the old one is gone, nothing is left to do.
+// In each phase of each rotation the bot's login is valid and machines accept its
+// certificates. The bot joins again while both the old and the new CA are trusted, although no
+// connection breaks. When the old CA is gone, nothing is left to do.
 func TestRotationWithoutRestart(t *testing.T) {
 	const (
 		begin, clients, servers = teleporttest.PhaseInit, teleporttest.PhaseUpdateClients, teleporttest.PhaseUpdateServers
@@ -30,10 +30,10 @@ func TestRotationWithoutRestart(t *testing.T) {
 		rotate func(*teleporttest.Cluster, teleporttest.Phase) error
 		phases []phaseOf
 	}{
-		// A new login knows the new CA of the servers.
+		// A new login has the servers' new CA.
 		"host":           {(*teleporttest.Cluster).RotateHost, []phaseOf{{begin, true}, {clients, false}, {servers, false}, {end, false}}},
 		"host, rollback": {(*teleporttest.Cluster).RotateHost, []phaseOf{{begin, true}, {clients, false}, {servers, false}, {back, false}, {end, false}}},
-		// A new login is signed by the new CA of the users.
+		// A new login is signed by the users' new CA.
 		"user":           {(*teleporttest.Cluster).RotateUser, []phaseOf{{begin, false}, {clients, true}, {servers, false}, {end, false}}},
 		"user, rollback": {(*teleporttest.Cluster).RotateUser, []phaseOf{{begin, false}, {clients, true}, {back, true}, {end, false}}},
 		"openssh":        {(*teleporttest.Cluster).RotateOpenSSH, []phaseOf{{begin, false}, {clients, false}, {servers, false}, {end, false}}},
@@ -59,7 +59,7 @@ func TestRotationWithoutRestart(t *testing.T) {
 						t.Errorf("after phase %s: %d joins, want %d", p.phase, j.joins(), joins)
 					}
 				}
-				// A login of a CA that is gone would end here.
+				// A login of a CA that is gone would stop working here.
 				relay.dropAll()
 				verifyOnMachine(t, client)
 				if j.joins() != joins {
@@ -91,7 +91,7 @@ func verifyOnMachine(t *testing.T, client *teleport.Client) {
 	}
 }
 
-// Looking for a rotation costs two calls in five minutes, whatever the number of others.
+// Checking for a rotation costs two calls in five minutes, however many other calls there are.
 func TestRotationIsLookedForRarely(t *testing.T) {
 	j := newJoinable(t, teleporttest.Options{})
 	client := dial(t, j.config())
@@ -116,7 +116,7 @@ func TestRotationIsLookedForRarely(t *testing.T) {
 	}
 }
 
-// A login that is a file cannot follow by itself: the log says so, and calls go on.
+// A login from a file cannot follow a rotation by itself: the log says so, and calls continue.
 func TestRotationOfIdentityFile(t *testing.T) {
 	cluster := quick(t)
 	clock := newClock()

@@ -11,8 +11,8 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/signer/teleport/teleporttest"
 )
 
-// The log says once that the next Teleport will refuse us: by what the proxy says of
-// clients, or, where nobody says, by the server's own version.
+// The log says once that the next Teleport version will refuse this Hallmark, judging by what
+// the proxy says about clients or, without a proxy, by the server's own version.
 func TestOutdatedClientIsWarned(t *testing.T) {
 	for name, tt := range map[string]struct {
 		options  teleporttest.Options

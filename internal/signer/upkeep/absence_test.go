@@ -26,8 +26,8 @@ func upTo(n int) (numbers []int) {
 	return numbers
 }
 
-// Missing once is no end, by a sweep or by an event, and missing again too soon is none
-// either.
+// Missing once does not retire an instance, whether in a sweep or an event. Missing again too
+// soon does not either.
 func TestAMissingInstanceEndsAtTheSecondLook(t *testing.T) {
 	sweep := func(w *world) { w.sweep(0) }
 	event := func(w *world) {
@@ -94,8 +94,8 @@ func TestAnInstanceThatIsShownAgain(t *testing.T) {
 	}
 }
 
-// EC2 stops showing everything. What goes within a day is bounded, by events and sweeps
-// together, and a small cluster is never emptied.
+// EC2 stops showing everything. Events and sweeps together remove a bounded number within a
+// day, and never empty a small cluster.
 func TestALostViewEmptiesNoCluster(t *testing.T) {
 	for nodes, most := range map[int]int{1: 1, 2: 1, 3: 1, 5: 2, 20: 10, 39: 19, 40: 20, 100: 20, 300: 30} {
 		for name, hidden := range map[string]int{"all": nodes, "as many as may go": most} {
@@ -107,7 +107,7 @@ func TestALostViewEmptiesNoCluster(t *testing.T) {
 				w.hide(upTo(hidden)...)
 				for range 3 {
 					w.sweep(0)
-					for n := 0; n < hidden; n += 7 { // a batch of events has some of them
+					for n := 0; n < hidden; n += 7 { // a batch of events includes some of them
 						var batch []ec2ref.Instance
 						for k := n; k < min(n+7, hidden); k++ {
 							batch = append(batch, ref(k))
@@ -126,7 +126,7 @@ func TestALostViewEmptiesNoCluster(t *testing.T) {
 	}
 }
 
-// The limit counts over a day, for events and sweeps together, and survives the process.
+// The limit covers a day, for events and sweeps together, and survives the process.
 func TestTheLimitIsOfADay(t *testing.T) {
 	w := newWorld(t)
 	for n := range 20 {
@@ -155,7 +155,7 @@ func TestTheLimitIsOfADay(t *testing.T) {
 	}
 }
 
-// Whatever EC2 says itself needs neither a second look nor a limit.
+// What EC2 itself reports needs neither a second look nor a limit.
 func TestTerminatedInstancesHaveNoLimit(t *testing.T) {
 	w := newWorld(t)
 	for n := range 20 {
@@ -167,7 +167,7 @@ func TestTerminatedInstancesHaveNoLimit(t *testing.T) {
 	}
 }
 
-// With credentials of another account everything is missing, and nothing of it counts.
+// With credentials of another account everything is missing, and none of it counts.
 func TestAnotherAccountsCredentials(t *testing.T) {
 	w := newWorld(t)
 	w.enroll(1)
@@ -189,7 +189,7 @@ func TestAnotherAccountsCredentials(t *testing.T) {
 	}
 }
 
-// A young instance may be on its way into EC2's answers.
+// EC2 may not show a young instance yet.
 func TestAnUnknownInstanceIsNotRetired(t *testing.T) {
 	w := newWorld(t)
 	for range 3 {
@@ -237,8 +237,8 @@ func TestWithoutItsNotesNothingMissingEnds(t *testing.T) {
 	}
 }
 
-// What was given up and not finished, because Teleport or the ledger was down, does not
-// count again.
+// Instances that were given up, but not finished because Teleport or the ledger was down, do
+// not count again.
 func TestWhatWasGivenUpIsFinished(t *testing.T) {
 	w := newWorld(t)
 	w.enroll(1)

@@ -8,7 +8,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 )
 
-// Events in AWS's own form (Amazon EC2 User Guide, "Automate Amazon EC2 using
+// These are events in AWS's own form (Amazon EC2 User Guide, "Automate Amazon EC2 using
 // EventBridge"; AWS Tagging documentation, "Monitor tag changes with EventBridge").
 const (
 	stateEvent = `{"version":"0","id":"7bf73129-1428-4cd3-a780-95db273d1602",
@@ -93,7 +93,7 @@ func TestParseEventRefuses(t *testing.T) {
 	}
 }
 
-// Whatever an event says, it names a well-formed instance or nothing.
+// Any event names a well-formed instance or nothing.
 func FuzzParseEvent(f *testing.F) {
 	for _, seed := range []string{stateEvent, tagEvent, scheduleEvent, `{"sweep":{}}`, "", "null", "[]"} {
 		f.Add([]byte(seed))

@@ -14,7 +14,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/signer/policy"
 )
 
-// leave enrolls instances whose nodes then go without anybody being told, as leases end.
+// leave enrolls instances whose nodes then disappear without an event, as leases expire.
 func (w *world) leave(numbers ...int) {
 	w.t.Helper()
 	for _, n := range numbers {
@@ -23,7 +23,7 @@ func (w *world) leave(numbers ...int) {
 	}
 }
 
-// lapse lets all certificates end.
+// lapse lets all certificates expire.
 func (w *world) lapse() { w.now = w.now.Add(policy.DefaultLifetime + time.Hour) }
 
 func (w *world) step() ExpiredReport {
@@ -87,8 +87,8 @@ func TestRetireExpired(t *testing.T) {
 	}
 }
 
-// A step costs one question to the ledger, one to EC2 for each account and region, and
-// touches no node. It lists nodes only where an instance is to be taken for gone.
+// A step makes one request to the ledger and one to EC2 for each account and region, and
+// touches no node. It lists nodes only where an instance may count as gone.
 func TestRetireExpiredCalls(t *testing.T) {
 	w := newWorld(t)
 	var many []int
@@ -108,7 +108,7 @@ func TestRetireExpiredCalls(t *testing.T) {
 	}
 }
 
-// EC2 stops showing everything. Machines that were stopped for long must not all be kept
+// EC2 stops showing everything. Machines that were stopped for long must not all be locked
 // out, and the limit must not stop the walk for good.
 func TestALostViewEndsFewExpiredRecords(t *testing.T) {
 	for expired, most := range map[int]int{1: 1, 2: 1, 6: 3, 39: 19, 60: 20} {
@@ -134,7 +134,7 @@ func TestALostViewEndsFewExpiredRecords(t *testing.T) {
 			if strings.Contains(w.log.String(), "alarm=true") {
 				t.Errorf("an alarm about records without a node: %s", w.log.String())
 			}
-			for day := 0; day < 60 && retired < expired; day++ { // one a day is slow, and not for ever
+			for day := 0; day < 60 && retired < expired; day++ { // one a day is slow, but not endless
 				w.now = w.now.Add(limitTime)
 				retired += w.step().Retired
 			}
@@ -145,7 +145,7 @@ func TestALostViewEndsFewExpiredRecords(t *testing.T) {
 	}
 }
 
-// What the walk gives up takes nothing from what the sweep may.
+// What the walk gives up takes nothing from what the sweep may delete.
 func TestTheWalkHasALimitOfItsOwn(t *testing.T) {
 	w := newWorld(t)
 	w.leave(upTo(20)...)
@@ -191,8 +191,8 @@ func TestAnExpiredInstanceThatIsShownAgain(t *testing.T) {
 	}
 }
 
-// A machine that was stopped for long starts and renews while EC2, which shows old news,
-// is asked about it.
+// A machine that was stopped for long starts and renews while the walk asks EC2, which shows
+// old data.
 func TestARenewalDuringTheWalk(t *testing.T) {
 	w := newWorld(t)
 	w.leave(1)
@@ -211,8 +211,8 @@ func TestARenewalDuringTheWalk(t *testing.T) {
 	}
 }
 
-// What another signer enrolled, or what is of an account or region that is not listed, is
-// not asked about.
+// The walk does not ask about instances that another signer enrolled, or whose account or
+// region is not listed.
 func TestTheWalkLeavesOthersRecordsAlone(t *testing.T) {
 	w := newWorld(t)
 	for n, change := range []func(*ledger.Claim){
@@ -283,8 +283,8 @@ func (brokenRecords) RetireExpired(context.Context, ec2ref.Instance, time.Time) 
 	return false, errors.New("throttled")
 }
 
-// The walk goes on where the last process stopped, and comes round. A step that ran out of
-// time comes again.
+// The walk continues where the last process stopped, and starts over at the end. A step that
+// ran out of time is repeated.
 func TestTheWalkGoesRound(t *testing.T) {
 	w := newWorld(t)
 	w.leave(upTo(ledger.MaxExpired + 5)...)

@@ -29,7 +29,7 @@ const (
 	testRegion   = "us-west-2"
 )
 
-// world is a fleet and all that it calls, faked, with a note of each call.
+// world is a fleet and everything that it calls, as fakes, with a record of each call.
 type world struct {
 	t     *testing.T
 	fleet *Fleet
@@ -314,7 +314,7 @@ func TestStateChangedBeforeTheClaim(t *testing.T) {
 	}
 }
 
-// A stranger's event costs nothing.
+// An event from an account that is not listed costs nothing.
 func TestUnlistedEventsCallNobody(t *testing.T) {
 	w := newWorld(t)
 	stranger := ec2ref.Instance{Account: "999999999999", Region: testRegion, ID: ref(1).ID}
@@ -425,8 +425,8 @@ func (w *world) renew(n int, hostname string, end time.Time) {
 	}
 }
 
-// An event that dies after it has written the node of an instance that was off-boarded
-// meanwhile comes again, and the sweep comes in any case.
+// An event fails after it has written the node of an instance that was off-boarded in the
+// meantime. It comes again, and the sweep comes in any case.
 func TestATagEventThatDiesDoesNotBringANodeBack(t *testing.T) {
 	tests := map[string]func(w *world){
 		"the event comes again": func(w *world) { w.tagsChanged(TagChange{ref(1), 5}) },
@@ -436,7 +436,7 @@ func TestATagEventThatDiesDoesNotBringANodeBack(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t)
 			w.enroll(1).Tags["env"] = "staging"
-			w.onUpsert = func(node.Node) { // off-boarded meanwhile
+			w.onUpsert = func(node.Node) { // off-boarded in the meantime
 				w.onUpsert = nil
 				if err := w.ledger.Retire(t.Context(), ref(1)); err != nil {
 					t.Fatal(err)
@@ -465,8 +465,8 @@ func (lookupFails) Lookup(context.Context, ec2ref.Instance) (ledger.Record, erro
 	return ledger.Record{}, errors.New("throttled")
 }
 
-// The tags change back while the node is deleted for them, and the event of that finds
-// the node still there.
+// The tags change back while the node is being deleted because of them, and that change's
+// event still finds the node.
 func TestAMachineThatIsAdmittedAgainKeepsItsNode(t *testing.T) {
 	w := newWorld(t)
 	w.setPolicy("{name: default, match: {image_owners: [listed], max_age: 24h, tags: {env: [prod]}}}")

@@ -33,8 +33,8 @@ func TestANodeOutlivesAMovingAddress(t *testing.T) {
 	}
 }
 
-// What the ledger remembers of an image stands in for an image that EC2 no longer shows,
-// and for no other.
+// What the ledger remembers about an image replaces an image that EC2 no longer shows, and no
+// other.
 func TestImagesThatEC2NoLongerShows(t *testing.T) {
 	const (
 		owner = "{name: default, match: {image_owners: [self], max_age: 24h}}"

@@ -24,7 +24,7 @@ import (
 
 var update = flag.Bool("update", false, "rewrite the golden files")
 
-// lastLine returns the log's one metric record, as it stands there and decoded.
+// lastLine returns the log's one metric record, as text and decoded.
 func (w *world) lastLine() (line []byte, entry map[string]any) {
 	w.t.Helper()
 	for text := range strings.Lines(w.log.String()) {
@@ -123,7 +123,7 @@ func TestLinesOfFailures(t *testing.T) {
 	}
 }
 
-// Each service's failures are its own, and an answer that says no is none.
+// Each service's failures count separately, and a negative answer is not a failure.
 func TestServicesThatDoNotAnswer(t *testing.T) {
 	failure := errors.New("connection lost")
 	tests := map[string]struct {
@@ -241,8 +241,8 @@ func TestLinesAreDocumented(t *testing.T) {
 			documented[name[1]] = true
 		}
 	}
-	// Those of every line, which the first part explains, and those that the golden
-	// lines have no occasion for.
+	// These are the members of every line, which the first part explains, and those that do
+	// not occur in the golden lines.
 	explained := []string{"time", "level", "msg", "signer", "_aws"}
 	written := map[string]bool{"next": true, "login_left_s": true}
 	for _, name := range []string{"events.json", "sweep.json"} {

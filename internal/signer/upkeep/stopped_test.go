@@ -11,11 +11,11 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/signer/policy"
 )
 
-// The rules that decide what becomes of the node of a stopped instance.
+// These rules decide what happens to the node of a stopped instance.
 const (
 	removing = "{name: a, match: {image_owners: [listed], max_age: 24h}, when_stopped: remove}"
 	keeping  = "{name: a, match: {image_owners: [listed], max_age: 24h}, when_stopped: keep}"
-	// A public address is lost by being stopped.
+	// A stopped instance loses its public address.
 	removingPublic = "{name: a, match: {image_owners: [listed], max_age: 24h}, address: public, when_stopped: remove}"
 	keepingPublic  = "{name: a, match: {image_owners: [listed], max_age: 24h}, address: public}"
 )
@@ -79,8 +79,8 @@ func TestStoppedWithoutAnEnrollment(t *testing.T) {
 	}
 }
 
-// Tags may change while an instance is stopped and has no address to be reached at:
-// that alone must not cost it its node.
+// Tags may change while an instance is stopped and has no address: that alone must not remove
+// its node.
 func TestTagsOfAStoppedInstance(t *testing.T) {
 	w := newWorld(t)
 	i := w.run(1)
@@ -134,7 +134,8 @@ func TestSweepOfStoppedInstances(t *testing.T) {
 	}
 }
 
-// What the listing saw stopped may run again, and have renewed, when its turn comes.
+// An instance that the listing saw stopped may run again, and have renewed, when its turn
+// comes.
 func TestSweepAsksAgainBeforeItRemovesAStoppedInstance(t *testing.T) {
 	w := newWorld(t)
 	w.setPolicy(removing)
@@ -165,7 +166,7 @@ func TestSweepOfManyStoppedInstancesNeedsAPerson(t *testing.T) {
 	}
 }
 
-// A policy that refuses the whole fleet, by a slip of its author's, empties nothing.
+// If the author of a policy makes a mistake that refuses the whole fleet, it empties nothing.
 func TestSweepReportsWhatThePolicyRefuses(t *testing.T) {
 	w := newWorld(t)
 	for n := range 5 {
@@ -182,7 +183,7 @@ func TestSweepReportsWhatThePolicyRefuses(t *testing.T) {
 	}
 }
 
-// The policy is read once, and one question to EC2 serves all nodes to repair.
+// The policy is read once, and one request to EC2 serves all nodes to repair.
 func TestSweepSharesItsQuestions(t *testing.T) {
 	w := newWorld(t)
 	const nodes = 450
@@ -204,7 +205,7 @@ func TestSweepSharesItsQuestions(t *testing.T) {
 	}
 }
 
-// Time that is up is no failure, and nothing is done after it.
+// Running out of time is not a failure, and nothing is done after it.
 func TestSweepStopsInTheMiddle(t *testing.T) {
 	w := newWorld(t)
 	for n := range 20 {

@@ -57,7 +57,7 @@ func TestSweep(t *testing.T) {
 	}
 }
 
-// What an enrollment or an event that died halfway left behind.
+// These are leftovers of an enrollment or an event that failed halfway.
 func TestSweepMendsHostNameAndLease(t *testing.T) {
 	w := newWorld(t)
 	i := w.enroll(1)
@@ -95,7 +95,7 @@ func TestSweepMendsHostNameAndLease(t *testing.T) {
 	}
 }
 
-// A failed question never looks like instances that are gone.
+// A failed request never looks like instances that are gone.
 func TestSweepWithoutEC2TouchesNothing(t *testing.T) {
 	w := newWorld(t)
 	w.enroll(1)
@@ -197,7 +197,7 @@ func TestSweepGoesOnWhereItStopped(t *testing.T) {
 	}
 }
 
-// A region that takes all the time there is does not keep the others from their turn.
+// A region that takes all the time does not keep the others from their turn.
 func TestSweepIsNotHeldUpByOneRegion(t *testing.T) {
 	w := newWorld(t)
 	w.fleet.Regions = []ec2ref.Region{"eu-west-1", testRegion, "us-west-3"}

@@ -21,8 +21,8 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/signer/policy"
 )
 
-// world is a parameter, a last good text, and a policy on both. Tests run in a
-// bubble of package synctest, whose clock stands still until everybody waits.
+// world is a parameter, a last good text, and a policy that uses both. Tests run in a bubble
+// of package synctest, whose clock stands still until everything waits.
 type world struct {
 	policy *Policy
 	log    bytes.Buffer
@@ -46,7 +46,7 @@ func newWorld(text string) *world {
 	return w
 }
 
-// restart returns what a process that starts now has.
+// restart returns the policy of a process that starts now.
 func (w *world) restart() *Policy {
 	return New(Config{
 		Fetch: w.fetch, LastGood: w, Limits: limits(), Now: time.Now, Log: slog.New(slog.NewJSONHandler(&w.log, nil)),
@@ -88,14 +88,14 @@ func (w *world) Save(_ context.Context, text []byte) error {
 	return w.saveErr
 }
 
-// looks is how often the parameter was read, also by a look that nobody waits for.
+// looks is how often the parameter was read, including looks that nobody waits for.
 func (w *world) looks() int {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.fetches
 }
 
-// put changes the parameter and lets the last look grow old.
+// put changes the parameter and makes the last look old.
 func (w *world) put(text string, err error) {
 	w.mu.Lock()
 	w.text, w.fetchErr = text, err
@@ -103,7 +103,7 @@ func (w *world) put(text string, err error) {
 	pass(maxAge + time.Second)
 }
 
-// pass lets time go by; in a bubble that takes none.
+// pass lets time pass; in a bubble that takes none.
 func pass(d time.Duration) { <-time.After(d) }
 
 // inForce checks which text's policy is in force; empty means none.
@@ -231,7 +231,7 @@ func TestBroken(t *testing.T) {
 	})
 }
 
-// CloudFormation may put the stack's first policy back over one that was edited in place.
+// CloudFormation may replace an edited policy with the stack's first one.
 func TestReset(t *testing.T) {
 	const builtIn = "version: 1\nrules:\n  - name: default\n    match:\n      image_owners: [listed]\n      max_age: 24h\n"
 	if p, err := policy.Default(limits()); err != nil || p.SHA256 != digest([]byte(builtIn)) {
@@ -267,7 +267,7 @@ func TestReset(t *testing.T) {
 	})
 }
 
-// wantReset checks which texts the built-in policy replaced so far, as the log says.
+// wantReset checks which texts the built-in policy has replaced so far, according to the log.
 func (w *world) wantReset(t *testing.T, replaced ...string) {
 	t.Helper()
 	var got, want []string
@@ -313,7 +313,7 @@ func TestStart(t *testing.T) {
 			if alarms := w.alarms(t); len(alarms) != tt.alarms || w.saves != tt.saves || w.loads != 1 {
 				t.Errorf("%d alarms, %d saves, %d loads; log: %s", len(alarms), w.saves, w.loads, w.log.String())
 			}
-			// A second look of the same process reads and stores no more than is new.
+			// A second look in the same process reads and stores only what is new.
 			want := tt.saves
 			if w.last != good {
 				want++
@@ -396,7 +396,7 @@ func TestASlowParameterDelaysNobodyForLong(t *testing.T) {
 		if waited := time.Since(start); waited != patience {
 			t.Errorf("waited %s, want %s", waited, patience)
 		}
-		// The look goes on, and serves the requests after it.
+		// The look continues, and serves the requests after it.
 		pass(2 * time.Second)
 		w.inForce(t, better)
 		if w.fetches != 2 {
@@ -417,7 +417,7 @@ func TestALookEnds(t *testing.T) {
 	})
 }
 
-// The request that begins a look may go away; the others still get its result.
+// The request that begins a look may end; the others still get its result.
 func TestACanceledRequestSpoilsNoLook(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(good)
@@ -440,14 +440,14 @@ func TestACanceledRequestSpoilsNoLook(t *testing.T) {
 	})
 }
 
-// A process that was frozen takes another look, though its monotonic clock stood still.
+// A process that was frozen looks again, although its monotonic clock stood still.
 func TestAFrozenProcessLooksAgain(t *testing.T) {
 	now := time.Now() // a bubble's clock has no monotonic reading
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(good)
 		w.policy.config.Now = func() time.Time { return now }
 		for want := 1; want <= 2; want++ {
-			for range 2 { // the second comes at the same moment
+			for range 2 { // the second one comes at the same moment
 				if _, err := w.policy.Current(t.Context()); err != nil {
 					t.Fatal(err)
 				}

@@ -28,8 +28,8 @@ func found(text string) answer {
 	return answer{http.StatusOK, string(encoded)}
 }
 
-// serve answers requests in turn, the last answer again and again, and returns the
-// parameter at it and the number of requests so far.
+// serve answers requests one after the other, repeating the last answer. It returns the
+// parameter at that server and the number of requests so far.
 func serve(t *testing.T, answers ...answer) (Parameter, *int) {
 	t.Helper()
 	asked := new(int)
