@@ -36,7 +36,7 @@ func checkLogin(t *testing.T, i *lab.Instance, hostname string) {
 	}
 }
 
-// checkKeyPairLogin sees that the login which needs nothing of Hallmark works.
+// checkKeyPairLogin checks that a login that does not use Hallmark works.
 func checkKeyPairLogin(t *testing.T, i *lab.Instance) {
 	t.Helper()
 	poll(t, 30*time.Second, func() error {
@@ -45,7 +45,7 @@ func checkKeyPairLogin(t *testing.T, i *lab.Instance) {
 	})
 }
 
-// checkExit runs hallmark enroll, and checks how it ends and what it says.
+// checkExit runs hallmark enroll, and checks its exit code and its output.
 func checkExit(t *testing.T, i *lab.Instance, code int, says string) {
 	t.Helper()
 	_, err := i.Hallmark(t.Context(), "enroll")
@@ -82,7 +82,7 @@ func TestHostIsRefusedByAnotherName(t *testing.T) {
 	}
 }
 
-// The words of ssh-keygen are what an operator sees.
+// An operator sees ssh-keygen's output.
 func TestKeygenShowsWhatThePolicyAskedFor(t *testing.T) {
 	i := web(t)
 	node := enrolledState(t, i).Node
@@ -158,12 +158,12 @@ func TestNodeHasLabelsAndLease(t *testing.T) {
 
 func TestEnrollAgainChangesNothing(t *testing.T) {
 	i := web(t)
-	// The unit has fewer capabilities than sshd, and finds its sockets all the same.
+	// The unit has fewer capabilities than sshd, but finds sshd's sockets anyway.
 	if s := enrolledState(t, i); !s.Presented || s.NotVerified != "" {
 		t.Errorf("hallmark.service did not see sshd present the certificates: %t, %q", s.Presented, s.NotVerified)
 	}
 	calls := shared.lab.STS.Calls()
-	// Each run notes in the lock when it took it.
+	// Each run records in the lock when it took it.
 	const list = `find /etc/ssh /etc/hallmark /var/lib/hallmark -type f ! -name .lock -printf '%p %T@ %i %m %U\n' -exec sha256sum {} + | sort`
 	before := run(t, i, "sh", "-c", list)
 	if !strings.Contains(before, "/var/lib/hallmark/state.json") {
@@ -178,7 +178,7 @@ func TestEnrollAgainChangesNothing(t *testing.T) {
 	}
 }
 
-// Version 1 of the metadata service answers whoever gets a request forwarded.
+// Version 1 of the metadata service answers anyone whose request gets forwarded.
 func TestMetadataIsAskedWithTokensOnly(t *testing.T) {
 	own := 0
 	for _, r := range web(t).Metadata.Requests() {
@@ -202,7 +202,7 @@ func TestGoldenImageHasNoIdentity(t *testing.T) {
 		"var/lib/cloud/instances/*", "tmp/hallmark-*",
 	} {
 		for _, path := range must[[]string](t)(filepath.Glob(filepath.Join(top, pattern))) {
-			// The overlay marks what was deleted by a device in its place.
+			// The overlay marks a deleted file with a device in its place.
 			if info, err := os.Lstat(path); err != nil || info.Mode()&os.ModeCharDevice == 0 {
 				t.Errorf("the image has %s", path)
 			}
@@ -233,7 +233,7 @@ func TestRebootKeepsTheEnrollment(t *testing.T) {
 	}
 }
 
-// A signer that is down must never cost anyone a login.
+// While the signer is down, no login may fail.
 func TestSignerDownAtBoot(t *testing.T) {
 	start := stopSigner(t)
 	i := launch(t, lab.Template{Name: "down"})

@@ -36,8 +36,7 @@ func fqdn(s *state.State) string { return s.Node.Hostname + "." + s.Node.Cluster
 
 const newHostKeys = "rm /etc/ssh/ssh_host_* && ssh-keygen -A && systemctl reload ssh"
 
-// An instance that comes with other host keys needs a person's permit, which works
-// once.
+// An instance that comes with other host keys needs a person's permit, which works once.
 func TestAnOperatorPermitsOneRekey(t *testing.T) {
 	i := launch(t, lab.Template{Name: "permitted"})
 	s := must[*state.State](t)(i.WaitEnrolled(t.Context()))
@@ -62,8 +61,8 @@ func TestAnOperatorPermitsOneRekey(t *testing.T) {
 	checkKeyPairLogin(t, i)
 }
 
-// A host name that a tag asks for goes to the first, where the policy lets tags ask
-// at all. The second machine is not kept out.
+// If the policy lets a tag choose a host name, the first machine to ask gets it. The second
+// machine is not kept out.
 func TestAHostNameGoesToTheFirst(t *testing.T) {
 	tags := map[string]string{"TeleportHostname": "bastion-1"}
 	first := launch(t, lab.Template{Name: "bastion-a", Tags: tags})
@@ -76,7 +75,8 @@ func TestAHostNameGoesToTheFirst(t *testing.T) {
 	if want := "bastion-1-" + second.ID; s.Node.Hostname != want {
 		t.Errorf("the second is named %s, want %s", s.Node.Hostname, want)
 	}
-	// Teleport names the holder by its node; the ledger, asked afterwards, by its instance.
+	// Teleport names the holder by its node. The ledger, asked later, names the holder's
+	// instance.
 	if entry := string(must[[]byte](t)(json.Marshal(lastAudit(t, second.ID)))); !strings.Contains(entry, bastion.Node.ID) && !strings.Contains(entry, first.ID) {
 		t.Errorf("the audit line does not say who holds the name: %s", entry)
 	}
@@ -92,7 +92,7 @@ func TestAHostNameGoesToTheFirst(t *testing.T) {
 	}
 }
 
-// The ledger outlives the function's environments: a new one knows the machines.
+// The ledger outlives the function's environments: a new environment still has the machines.
 func TestTheLedgerOutlivesTheFunction(t *testing.T) {
 	i := launch(t, lab.Template{Name: "remembered"})
 	must[*state.State](t)(i.WaitEnrolled(t.Context()))
@@ -101,9 +101,9 @@ func TestTheLedgerOutlivesTheFunction(t *testing.T) {
 	checkExit(t, i, 4, string(protocol.CodeKeyConflict))
 }
 
-// The policy is the parameter's, or the last good one where that is broken: a cold
-// start finds it in the ledger's table. (That a warm function looks again after 30
-// seconds is tested where time can be made up, in internal/signer/policy/live.)
+// The policy in force is the parameter's, or the last good one if the parameter is broken: a
+// cold start finds it in the ledger's table. (internal/signer/policy/live tests, on a
+// simulated clock, that a warm function looks again after 30 seconds.)
 func TestPolicyOfTheParameter(t *testing.T) {
 	const (
 		changed = policy + "# changed\n"

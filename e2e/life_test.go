@@ -24,7 +24,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
 )
 
-// behindSocket has systemd listen for sshd, as Ubuntu does from 22.10 on.
+// behindSocket makes systemd listen for sshd, as Ubuntu does since 22.10.
 func behindSocket(ctx context.Context, root string) error {
 	for _, args := range [][]string{{"disable", "ssh.service"}, {"enable", "ssh.socket"}} {
 		out, err := exec.CommandContext(ctx, "systemctl", append([]string{"--root=" + root}, args...)...).CombinedOutput()
@@ -35,7 +35,7 @@ func behindSocket(ctx context.Context, root string) error {
 	return os.WriteFile(root+"/etc/systemd/system-preset/40-socket.preset", []byte("enable ssh.socket\ndisable ssh.service\n"), 0o644)
 }
 
-// edit changes the state of a machine, which must be there.
+// edit changes the machine's state, which must exist.
 func edit(t *testing.T, i *lab.Instance, change func(*state.State)) {
 	t.Helper()
 	s := enrolledState(t, i)
@@ -60,7 +60,7 @@ func TestSSHDBehindSocket(t *testing.T) {
 	name := s.Node.Hostname + "." + s.Node.Cluster
 	checkLogin(t, i, name)
 
-	// Without a running sshd, and without its folder.
+	// No sshd is running, and its folder is missing.
 	run(t, i, "sh", "-c", "systemctl stop ssh.service; rm -rf /run/sshd /var/lib/hallmark/state.json")
 	run(t, i, "systemctl", "restart", "hallmark.service")
 	if s = must[*state.State](t)(i.WaitEnrolled(t.Context())); !s.Presented {
@@ -68,8 +68,8 @@ func TestSSHDBehindSocket(t *testing.T) {
 	}
 	checkLogin(t, i, name)
 
-	// With one that runs and does not know the certificates: it has to be made to
-	// read its configuration, and a SIGHUP would end it. A session lives on.
+	// An sshd is running that does not have the certificates. It has to read its configuration
+	// again, and a SIGHUP would end it. An open session continues.
 	run(t, i, "sh", "-c", `mv /etc/ssh/sshd_config.d/00-hallmark.conf /root/ && systemctl restart ssh.service && mv /root/00-hallmark.conf /etc/ssh/sshd_config.d/
 rm /var/lib/hallmark/state.json`)
 	if out := hallmark(t, i, "enroll"); !strings.Contains(out, "sshd was reloaded and presents the certificates") {
@@ -77,13 +77,13 @@ rm /var/lib/hallmark/state.json`)
 	}
 	checkLogin(t, i, name)
 	checkKeyPairLogin(t, i)
-	// A SIGHUP ends it in a way that the socket makes good for, and the journal shows.
+	// A SIGHUP ends it, systemd's socket makes up for that, and the journal shows it.
 	if journal := run(t, i, "journalctl", "--unit=ssh.service"); strings.Contains(journal, "Failed with result") {
 		t.Errorf("sshd did not end in order:\n%s", journal)
 	}
 }
 
-// An image that was made of an enrolled machine, unsealed.
+// This image was made from an enrolled machine, without sealing it.
 func TestImageOfAnEnrolledMachine(t *testing.T) {
 	first, err := shared.lab.Launch(t.Context(), lab.Template{Name: "original", Image: shared.image})
 	if err != nil {
@@ -135,7 +135,7 @@ func TestRenewalIsDue(t *testing.T) {
 		{"a third is over", func(s *state.State) {
 			s.EnrolledAt, s.RenewAfter = s.EnrolledAt.Add(-13*time.Hour), time.Now().Add(-time.Minute)
 		}, "certificates are due for renewal"},
-		// A disk that was put back to what it was a month ago.
+		// A disk is restored to its content of a month ago.
 		{"a restored snapshot", func(s *state.State) {
 			s.EnrolledAt, s.RenewAfter = s.EnrolledAt.Add(-720*time.Hour), s.RenewAfter.Add(-720*time.Hour)
 			for n := range s.Certificates {
@@ -159,8 +159,7 @@ func TestRenewalIsDue(t *testing.T) {
 	}
 }
 
-// A tag that changes brings its name with the next renewal, and the certificate with
-// it.
+// A changed tag brings its name with the next renewal, together with the certificate.
 func TestRenamedByTag(t *testing.T) {
 	i := launch(t, lab.Template{Name: "renamed", Tags: map[string]string{"Name": "before"}})
 	must[*state.State](t)(i.WaitEnrolled(t.Context()))
@@ -183,7 +182,7 @@ func TestRenamedByTag(t *testing.T) {
 	checkLogin(t, i, s.Node.Hostname+"."+s.Node.Cluster)
 }
 
-// A refused machine does not keep asking, until something is another.
+// A refused machine does not keep asking until something changes.
 func TestRefusedMachineWaits(t *testing.T) {
 	i := launch(t, lab.Template{Name: "patient", Claim: "i-0123456789abcdef1"})
 	checkKeyPairLogin(t, i)
@@ -198,8 +197,8 @@ func TestRefusedMachineWaits(t *testing.T) {
 	}
 }
 
-// Everything down at once, each alone, and back: nothing is lost, nothing needs a
-// hand.
+// Everything is down at once, then each service alone, and comes back: nothing is lost, and
+// nobody has to do anything.
 func TestOutages(t *testing.T) {
 	i := launch(t, lab.Template{Name: "outage"})
 	before := must[*state.State](t)(i.WaitEnrolled(t.Context()))
@@ -232,7 +231,7 @@ func TestOutages(t *testing.T) {
 			for _, end := range ends {
 				end()
 			}
-			// What an hour's waiting does.
+			// This stands for an hour of waiting.
 			run(t, i, "rm", "-f", "/var/lib/hallmark/setback.json")
 			hallmark(t, i, "renew")
 			if s := enrolledState(t, i); !s.RenewAfter.After(time.Now()) {

@@ -1,10 +1,8 @@
 //go:build e2e && linux
 
-// Package e2e tests the whole path on real parts: Packer bakes an image, machines
-// of it boot and enroll, and ssh logs in to them.
-//
-// The tests share one lab and one image, and take their turns: some stop the
-// signer, which concerns every machine.
+// Package e2e tests the whole path with real parts: Packer bakes an image, machines boot from
+// it and enroll, and ssh logs in to them. The tests share one lab and one image, and run one
+// after the other: some stop the signer, which affects every machine.
 package e2e
 
 import (
@@ -20,7 +18,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/e2e/machine"
 )
 
-// policy asks for what the default does not give, so that it shows.
+// policy asks for what the default does not give, so the difference shows.
 const policy = `version: 1
 rules:
   - name: e2e
@@ -41,7 +39,7 @@ const lifetime = 36 * time.Hour
 var shared struct {
 	lab   *lab.Lab
 	image lab.Image
-	web   *lab.Instance // enrolled; tests leave it so
+	web   *lab.Instance // enrolled; tests leave it that way
 }
 
 func TestMain(m *testing.M) {

@@ -20,7 +20,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/signer/teleport/teleporttest"
 )
 
-// privateDNS lets a machine find the VPC endpoints. cloud-init writes /etc/hosts by this
+// privateDNS lets a machine find the VPC endpoints. cloud-init writes /etc/hosts from this
 // template.
 func privateDNS(_ context.Context, root string) error {
 	name := filepath.Join(root, "etc/cloud/templates/hosts.debian.tmpl")
@@ -31,7 +31,7 @@ func privateDNS(_ context.Context, root string) error {
 	return os.WriteFile(name, append(hosts, lab.HostsLines...), 0o644)
 }
 
-// Machines without a default route reach the signer through VPC endpoints only: they are
+// Machines without a default route reach the signer only through VPC endpoints: they are
 // baked, boot, enroll, renew and follow a rotation of the OpenSSH CA.
 func TestPrivateNetworks(t *testing.T) {
 	for _, kind := range []entry.Kind{entry.PrivateAPI, entry.Invoke} {
@@ -94,7 +94,7 @@ func checkArrival(t *testing.T, kind entry.Kind, i *lab.Instance) {
 	t.Error("no audit line of the enrollment")
 }
 
-// followRotation begins a rotation of the OpenSSH CA, and takes it back.
+// followRotation begins a rotation of the OpenSSH CA, and rolls it back.
 func followRotation(t *testing.T, i *lab.Instance) {
 	t.Helper()
 	keys := func() int {

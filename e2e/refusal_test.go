@@ -26,8 +26,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/sshkey"
 )
 
-// The identity document of an instance that is gone stays valid for ever: EC2
-// decides.
+// The identity document of a terminated instance stays valid forever: EC2 decides.
 func TestInstanceMustRun(t *testing.T) {
 	stop := func(id string) error {
 		_, err := shared.lab.EC2.StopInstances(t.Context(), &ec2.StopInstancesInput{InstanceIds: []string{id}})
@@ -74,7 +73,7 @@ func TestMetadataTrouble(t *testing.T) {
 	hallmark(t, i, "enroll")
 }
 
-// What anyone can send who knows the function's URL.
+// Anyone who knows the function's URL can send these.
 func TestStrangersRequests(t *testing.T) {
 	for _, test := range []struct {
 		name, method, body string
@@ -92,8 +91,8 @@ func TestStrangersRequests(t *testing.T) {
 	}
 }
 
-// A document is a bearer token that any process on the instance can read. Whoever
-// has stolen one proves who he is himself: another.
+// A document is a bearer token that any process on the instance can read. A thief of one can
+// only prove the thief's own identity, which is another.
 func TestStolenDocument(t *testing.T) {
 	victim, thief := web(t), launch(t, lab.Template{Name: "thief"})
 	must[*state.State](t)(thief.WaitEnrolled(t.Context()))

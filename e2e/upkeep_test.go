@@ -26,7 +26,7 @@ const eventLimit = 20 * time.Second
 
 var errNotYet = errors.New("not yet")
 
-// node returns an enrolled machine's node, nil if there is none.
+// node returns an enrolled machine's node, or nil if there is none.
 func node(t *testing.T, s *state.State) types.Server {
 	t.Helper()
 	for _, n := range must[[]types.Server](t)(shared.lab.Cluster.Nodes(t.Context())) {
@@ -61,12 +61,12 @@ func send(t *testing.T, err error) {
 	}
 }
 
-// From the event to the effect: the queue, the real function, EC2, the ledger, the
-// cluster.
+// This tests everything from the event to its effect: the queue, the real function, EC2, the
+// ledger, the cluster.
 func TestATerminatedInstanceLeavesTheCluster(t *testing.T) {
 	i := launch(t, lab.Template{Name: "mortal"})
 	s := must[*state.State](t)(i.WaitEnrolled(t.Context()))
-	// An event says what anyone says. EC2 says that the machine runs.
+	// Anyone can write an event. EC2 says that the machine is running.
 	send(t, shared.lab.SendState(t.Context(), i.ID, "terminated"))
 	poll(t, eventLimit, func() error { return logged(i.ID, "instance still exists; nothing to do") })
 	if node(t, s) == nil {
@@ -74,7 +74,7 @@ func TestATerminatedInstanceLeavesTheCluster(t *testing.T) {
 	}
 
 	terminate(t, i)
-	for _, state := range []string{"shutting-down", "terminated", "terminated"} { // twice, as it happens
+	for _, state := range []string{"shutting-down", "terminated", "terminated"} { // twice, as happens with SQS
 		send(t, shared.lab.SendState(t.Context(), i.ID, state))
 	}
 	poll(t, eventLimit, func() error {
@@ -83,7 +83,8 @@ func TestATerminatedInstanceLeavesTheCluster(t *testing.T) {
 		}
 		return nil
 	})
-	// The ledger remembers it: were EC2's answer out of date, it would not come back.
+	// The ledger remembers it: even if EC2's answer were out of date, the machine would not
+	// come back.
 	run(t, i, "rm", "/var/lib/hallmark/state.json")
 	checkExit(t, i, 4, string(protocol.CodeInstanceEnded))
 	if node(t, s) != nil {
@@ -112,7 +113,7 @@ func TestLabelsFollowTags(t *testing.T) {
 	}); err != nil {
 		t.Fatal(err)
 	}
-	send(t, shared.lab.SendRaw(t.Context(), "no event at all")) // is dropped, and holds nothing up
+	send(t, shared.lab.SendRaw(t.Context(), "no event at all")) // it is dropped, and delays nothing
 	send(t, shared.lab.SendTags(t.Context(), i.ID, 2))
 	poll(t, eventLimit, func() error {
 		n := node(t, s)
@@ -134,8 +135,8 @@ func TestLabelsFollowTags(t *testing.T) {
 	if after.GetHostname() != before.GetHostname() || after.GetAddr() != before.GetAddr() {
 		t.Errorf("%s at %s, was %s at %s", after.GetHostname(), after.GetAddr(), before.GetHostname(), before.GetAddr())
 	}
-	// An event's version decides nothing: whichever comes, the labels become what EC2 has
-	// now. An event about a machine without a node makes none.
+	// An event's version decides nothing: for any version, the labels become the tags that EC2
+	// has now. An event about a machine without a node creates none.
 	tag(t, i, "late", "yes")
 	send(t, shared.lab.SendTags(t.Context(), i.ID, 1))
 	stranger := launch(t, lab.Template{Name: "stranger", Claim: "i-0123456789abcdef0"})
@@ -156,7 +157,7 @@ func TestLabelsFollowTags(t *testing.T) {
 	})
 }
 
-// What events missed, the sweep finds.
+// The sweep finds what events missed.
 func TestSweepMendsWhatEventsMissed(t *testing.T) {
 	dead := launch(t, lab.Template{Name: "dead"})
 	gone := must[*state.State](t)(dead.WaitEnrolled(t.Context()))

@@ -20,8 +20,8 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/signer/entry/entrytest"
 )
 
-// Each row is an event that somebody sends by the URL, or by invoking the function
-// himself. The signer behind the handler is a real one that can reach nobody.
+// Each row is an event that somebody sends to the URL, or by invoking the function directly.
+// The signer behind the handler is a real one that can reach nothing.
 func TestAttackEvents(t *testing.T) {
 	for name, test := range map[string]struct {
 		change func(*events.LambdaFunctionURLRequest)
@@ -52,8 +52,8 @@ func TestAttackEvents(t *testing.T) {
 		"the method in another case": {func(e *events.LambdaFunctionURLRequest) {
 			e.RequestContext.HTTP.Method = "post"
 		}, protocol.CodeMethodNotAllowed},
-		// Whoever may invoke the function can write all of this, which is why the
-		// permission is bound to the URL. He still has no evidence.
+		// Anyone who may invoke the function can write all of this, which is why the
+		// permission is bound to the URL. They still have no evidence.
 		"forged direct invocation, with the second lock's keys": {func(e *events.LambdaFunctionURLRequest) {
 			e.RequestContext.Authorizer = &events.LambdaFunctionURLRequestContextAuthorizerDescription{
 				IAM: &events.LambdaFunctionURLRequestContextAuthorizerIAMDescription{

@@ -28,7 +28,7 @@ func alarms(t *testing.T) map[string]*yaml.Node {
 	return found
 }
 
-// Each alarm says where operations.md explains it, and operations.md explains no other.
+// Each alarm links to its section in operations.md, and operations.md explains no other alarm.
 func TestAlarmsLinkToTheirSection(t *testing.T) {
 	const document = "https://github.com/hallmark-ssh/hallmark/blob/main/docs/operations.md#"
 	text, err := os.ReadFile(filepath.Join("..", "docs", "operations.md"))
@@ -57,7 +57,7 @@ func TestAlarmsLinkToTheirSection(t *testing.T) {
 	}
 }
 
-// dashboardBody is the dashboard's text, with the alarms that depend on no condition.
+// dashboardBody is the dashboard's text, with the alarms that do not depend on a condition.
 func dashboardBody(t *testing.T) string {
 	t.Helper()
 	sub := field(readTemplate(t, "template.yaml"), "Resources", "Dashboard", "Properties", "DashboardBody")

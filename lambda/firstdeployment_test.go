@@ -32,8 +32,8 @@ func TestRulesUseOnlyRuleFunctions(t *testing.T) {
 	}
 }
 
-// If any of these changes, CloudFormation puts the stack's first policy back over the one
-// in force: the resource's handler writes every property, also the value.
+// If any of these changes, CloudFormation overwrites the policy in force with the stack's
+// first one: the resource's handler writes every property, including the value.
 func TestThePolicyParameterNeverChanges(t *testing.T) {
 	parameter := field(readTemplate(t, "template.yaml"), "Resources", "PolicyParameter")
 	const want = `{Name: !Sub /hallmark/${AWS::StackName}/policy, ` +
@@ -49,8 +49,8 @@ func TestThePolicyParameterNeverChanges(t *testing.T) {
 	}
 }
 
-// What is kept when a stack is deleted must go when its first deployment fails: an orphan
-// blocks the second attempt, or stays and costs.
+// Resources that outlive the stack must go when its first deployment fails: an orphan blocks
+// the second attempt, or stays and costs money.
 func TestAFailedFirstDeploymentLeavesNothing(t *testing.T) {
 	resources := field(readTemplate(t, "template.yaml"), "Resources")
 	kept := 0
@@ -67,7 +67,7 @@ func TestAFailedFirstDeploymentLeavesNothing(t *testing.T) {
 	if kept < 4 {
 		t.Errorf("%d resources outlive the stack, want the table, the policy and both log groups", kept)
 	}
-	// A protected table cannot be rolled back.
+	// CloudFormation cannot roll back a protected table.
 	protection := field(resources, "LedgerTable", "Properties", "DeletionProtectionEnabled")
 	if got := flow(protection); got != "!If [ProtectsLedger, true, false]" {
 		t.Errorf("the table's deletion protection is %s", got)

@@ -48,8 +48,7 @@ func (l *lockedBuffer) String() string {
 	return l.b.String()
 }
 
-// motoWorld is an account in moto, a cluster, and the two functions over the Runtime
-// API.
+// motoWorld is an account in moto, a cluster, and the two functions over the Runtime API.
 type motoWorld struct {
 	t             *testing.T
 	ec2           *ec2.Client
@@ -147,7 +146,7 @@ func (w *motoWorld) login() teleport.Config {
 	return teleport.Config{Address: w.cluster.Address(), RootsPEM: w.cluster.RootsPEM(), Login: teleport.IdentityFile(path)}
 }
 
-// run runs an instance; moto picks its id.
+// run runs an instance; moto chooses its id.
 func (w *motoWorld) run() string {
 	w.t.Helper()
 	subnets := check(w.ec2.DescribeSubnets(w.t.Context(), &ec2.DescribeSubnetsInput{}))(w.t)
@@ -208,9 +207,9 @@ func (w *motoWorld) invoke(ctx context.Context, h *lambdahost.Host, event []byte
 	return string(answer)
 }
 
-// Each kind of event, as AWS sends it, to the real program: a terminated instance
-// leaves, tags follow, the sweep finds what no event told, and what makes no sense
-// changes nothing.
+// This sends each kind of event, as AWS does, to the real program: a terminated instance
+// leaves, labels follow tags, the sweep finds changes that no event reported, and a senseless
+// event changes nothing.
 func TestFleetOnMoto(t *testing.T) {
 	w := newMotoWorld(t)
 	ctx := t.Context()
@@ -218,7 +217,7 @@ func TestFleetOnMoto(t *testing.T) {
 	w.terminate(gone)
 	w.tag(tagged, "env", "prod")
 
-	// Neither what is malformed nor the other function acts.
+	// Neither a malformed event nor the other function's event has an effect.
 	for _, event := range []string{stateEvent(moto.Account, gone, "terminated"), `{"sweep":{"limit":-1}}`, "{}"} {
 		if answer := w.invoke(ctx, w.fleet, []byte(event)); !strings.HasPrefix(answer, `{"error":`) {
 			t.Errorf("answer %s to %s", answer, event)
@@ -231,7 +230,7 @@ func TestFleetOnMoto(t *testing.T) {
 		t.Fatalf("%d nodes, want 3", n)
 	}
 
-	// Twice and out of order, with one that is no event among them.
+	// Events come twice and out of order, with one message among them that is not an event.
 	batch := batchOf(t, "hello", stateEvent(moto.Account, gone, "terminated"), tagEvent(moto.Account, tagged, 2),
 		stateEvent(moto.Account, gone, "shutting-down"), tagEvent(moto.Account, tagged, 1), stateEvent(moto.Account, tagged, "stopped"))
 	for range 2 {
@@ -247,7 +246,7 @@ func TestFleetOnMoto(t *testing.T) {
 		t.Errorf("record %+v", record)
 	}
 
-	// No event comes of these, and the third has no node any more.
+	// No events come from these changes, and the third instance no longer has a node.
 	expired := ec2ref.Instance{Account: moto.Account, Region: testRegion, ID: ec2ref.InstanceID(w.run())}
 	expire(t, w.ledger, expired)
 	w.terminate(string(expired.ID))
@@ -262,13 +261,13 @@ func TestFleetOnMoto(t *testing.T) {
 	if record := check(w.ledger.Lookup(ctx, expired))(t); !record.Retired {
 		t.Errorf("record %+v; log %s", record, w.log.String())
 	}
-	w.fleet.Close() // all that it wrote is in the log then
+	w.fleet.Close() // then the log has everything that it wrote
 	if log := w.log.String(); !strings.Contains(log, `"offboarded":1`) || !strings.Contains(log, `"sweep_deleted":1`) || !strings.Contains(log, `"login_left_s"`) {
 		t.Errorf("log %s", log)
 	}
 }
 
-// A program that is given another handler does not start, and says why.
+// A program with another handler does not start, and says why.
 func TestUnknownHandlerOnMoto(t *testing.T) {
 	w := newMotoWorld(t)
 	if err := w.bookmark.Save(t.Context(), []byte("somewhere")); err != nil {

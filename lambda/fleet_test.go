@@ -31,20 +31,20 @@ import (
 
 var _ lambda.Handler = fleetHandler{}
 
-// fleetWorld is the function "fleet" as it is deployed, with a cluster that speaks
-// Teleport's protocol, and an EC2.
+// fleetWorld is the function "fleet" as deployed, with a cluster that speaks Teleport's
+// protocol, and an EC2.
 type fleetWorld struct {
 	*world
 	ec2   *fakeEC2
 	fleet fleetHandler
 }
 
-// fakeEC2 answers questions by filter, and those for all.
+// fakeEC2 answers requests with a filter, and those for all instances.
 type fakeEC2 struct {
 	mu        sync.Mutex
 	instances map[string]*ec2Instance
 	broken    bool
-	asked     func() // called at each question, if it is set
+	asked     func() // called for each request, if it is set
 }
 
 type ec2Instance struct {
@@ -177,13 +177,13 @@ type claimer interface {
 	Confirm(ctx context.Context, c ledger.Claim, g ledger.Grant, now time.Time) error
 }
 
-// enrolled notes in the ledger that the instance of a node has enrolled.
+// enrolled records in the ledger that the instance of a node has enrolled.
 func enrolled(t *testing.T, l claimer, n node.Node, i ec2ref.Instance) {
 	t.Helper()
 	claim := ledger.Claim{Instance: i, Fingerprints: []string{"SHA256:" + string(i.ID)}, Hostname: n.Hostname, ImageOwner: testAccount, ValidUntil: n.Expires}
 	at := time.Now()
 	if !n.Expires.IsZero() && !n.Expires.After(at) {
-		at = n.Expires.Add(-time.Hour) // an enrollment that has ended was granted before
+		at = n.Expires.Add(-time.Hour) // an enrollment that is over was granted before
 	}
 	granted, err := l.Claim(t.Context(), claim, at)
 	if err == nil {
@@ -208,7 +208,7 @@ func (w *fleetWorld) labels(n int) map[string]string {
 	return labels(w.cluster, testAccount, instanceID(n))
 }
 
-// Events in AWS's own form (Amazon EC2 User Guide; AWS Tagging documentation; Lambda
+// These are events in AWS's own form (Amazon EC2 User Guide; AWS Tagging documentation; Lambda
 // Developer Guide, "Using Lambda with Amazon SQS").
 
 func stateEvent(account, id, state string) string {
@@ -229,7 +229,7 @@ func tagEvent(account, id string, version int) string {
 const scheduleEvent = `{"version":"0","id":"53dc4d37-cffa-4f76-80c9-8b7d4a4d2eaa","detail-type":"Scheduled Event","source":"aws.events",
 	"account":"111122223333","time":"2026-01-02T03:04:05Z","region":"hm-test-1","resources":["arn:aws:events:hm-test-1:111122223333:rule/sweep"],"detail":{}}`
 
-// batchOf is what the queue's event source hands over; messages are numbered.
+// batchOf is what the queue's event source passes on; messages are numbered.
 func batchOf(t *testing.T, bodies ...string) []byte {
 	t.Helper()
 	type record map[string]any
@@ -269,7 +269,7 @@ func TestStateEvents(t *testing.T) {
 	}
 	w.ec2.set(instanceID(1), "terminated", nil)
 	w.ec2.set(instanceID(2), "stopped", map[string]string{"Name": "web"})
-	// Twice, in the wrong order, and one that is not true.
+	// They come twice, in the wrong order, and one is not true.
 	w.send(allDone, stateEvent(testAccount, instanceID(1), "terminated"), stateEvent(testAccount, instanceID(1), "shutting-down"),
 		stateEvent(testAccount, instanceID(1), "terminated"), stateEvent(testAccount, instanceID(2), "stopped"),
 		stateEvent(testAccount, instanceID(3), "terminated"), stateEvent("999999999999", instanceID(0), "terminated"))
@@ -299,7 +299,7 @@ func TestTagEvents(t *testing.T) {
 	if w.labels(2) != nil {
 		t.Error("an event made a node")
 	}
-	// A tag that is gone is gone, whatever the event's version is.
+	// A removed tag stays removed, whatever the event's version is.
 	w.ec2.set(instanceID(1), "running", nil)
 	w.send(allDone, tagEvent(testAccount, instanceID(1), 4))
 	if got, ok := w.labels(1)["aws/env"]; ok {
@@ -339,7 +339,7 @@ func TestSweeps(t *testing.T) {
 	}
 }
 
-// expire notes an enrollment whose certificates have ended, and whose node is gone.
+// expire records an enrollment whose certificates have expired, and whose node is gone.
 func expire(t *testing.T, l claimer, i ec2ref.Instance) {
 	t.Helper()
 	enrolled(t, l, node.Node{Hostname: string("web-" + i.ID), Expires: time.Now().Add(-time.Hour)}, i)
@@ -377,7 +377,7 @@ func TestASweepGoesOnWithoutTheWalk(t *testing.T) {
 	}
 }
 
-// ownEC2 is asked with the credentials of each account, whatever STS would say of the
+// ownEC2 is called with the credentials of each account, whatever STS would say about the
 // test's.
 type ownEC2 struct{ *inventory.EC2 }
 
@@ -404,8 +404,7 @@ func TestAPersonsLimit(t *testing.T) {
 	}
 }
 
-// Lambda runs a function again after an error; what makes no sense would not get
-// better by that.
+// Lambda runs a function again after an error, and a retry would not help a senseless event.
 func TestTheFleetRefuses(t *testing.T) {
 	w := newFleetWorld(t)
 	w.enroll(1)
@@ -435,7 +434,7 @@ func TestTheFleetRefuses(t *testing.T) {
 	}
 }
 
-// Neither function does the other's work, whoever invokes it.
+// Neither function does the other's work, no matter who invokes it.
 func TestTheEnrollFunctionDoesNotOffboard(t *testing.T) {
 	w := newFleetWorld(t)
 	w.enroll(1)
@@ -491,7 +490,7 @@ func TestASweepThatRunsOutOfTimeGoesOn(t *testing.T) {
 	if m.saves != 2 {
 		t.Error("a bookmark was written that had not changed")
 	}
-	// Without it, a sweep begins at the beginning.
+	// Without it, a sweep starts from the beginning.
 	m.err = errors.New("throttled")
 	if answer := w.invoke([]byte(scheduleEvent)); !strings.Contains(answer, `"Nodes":1`) || !strings.Contains(w.log.String(), "throttled") {
 		t.Errorf("answer %s, log %s", answer, w.log)

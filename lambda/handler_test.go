@@ -35,7 +35,7 @@ func encode(t *testing.T, e any) []byte {
 	return data
 }
 
-// invoke sends an event as Lambda does, and wants an answer in the form of the entry.
+// invoke sends an event as Lambda does, and requires an answer in the entry's form.
 func invoke(ctx context.Context, t *testing.T, h handler, event []byte) entry.Answer {
 	t.Helper()
 	data, err := h.Invoke(ctx, event)
@@ -49,7 +49,7 @@ func invoke(ctx context.Context, t *testing.T, h handler, event []byte) entry.An
 	return answer
 }
 
-// recording returns a handler whose signer notes the request and refuses it.
+// recording returns a handler whose signer records the request and refuses it.
 func recording(kind entry.Kind, log *bytes.Buffer) (h handler, got *entry.Request, calls *int) {
 	got, calls = new(entry.Request), new(int)
 	return handler{kind, func(_ context.Context, r entry.Request) entry.Answer {
@@ -85,7 +85,7 @@ func TestInvoke(t *testing.T) {
 	}
 }
 
-// Somebody who may invoke the function directly, or attaches it to something else, gets
+// A person who may invoke the function directly, or who attaches it to something else, gets
 // the answer to a malformed request.
 func TestOtherEventsAreMalformed(t *testing.T) {
 	eventBridge := `{"version": "0", "id": "1", "detail-type": "EC2 Instance State-change Notification", "source": "aws.ec2",
@@ -110,8 +110,8 @@ func TestOtherEventsAreMalformed(t *testing.T) {
 	}
 }
 
-// FuzzInvoke sends any bytes as an event: the answer is always in the entry's form, and
-// only an event that has a method itself reaches the signer.
+// FuzzInvoke sends any bytes as an event: the answer always has the entry's form, and only an
+// event that has a method reaches the signer.
 func FuzzInvoke(f *testing.F) {
 	for _, kind := range entry.Kinds() {
 		data, err := entrytest.Event(kind, newRequest("{}"))

@@ -20,7 +20,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/signer/stored"
 )
 
-// itemsSeen is a table that keeps no conditions, and notes the keys that are touched.
+// itemsSeen is a table that ignores conditions, and records the keys that are used.
 type itemsSeen struct {
 	items map[string]map[string]types.AttributeValue
 	keys  []string
@@ -66,8 +66,8 @@ func (s *itemsSeen) TransactWriteItems(_ context.Context, in *dynamodb.TransactW
 	return &dynamodb.TransactWriteItemsOutput{}, nil
 }
 
-// The fleet's role may touch items by their keys, which no emulator enforces: what the
-// function does has to be among them.
+// The fleet's role limits which items it may use by their keys. No emulator enforces that, so
+// this compares the role with what the function does.
 func TestTheFleetsRoleReachesItsItems(t *testing.T) {
 	ctx, now := t.Context(), time.Now()
 	table := &itemsSeen{items: make(map[string]map[string]types.AttributeValue)}
@@ -78,7 +78,7 @@ func TestTheFleetsRoleReachesItsItems(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	table.keys = nil // from here on it is the fleet
+	table.keys = nil // from here on, the fleet runs
 	check(l.Lookup(ctx, ref(1)))(t)
 	for _, err := range []error{l.SeeTags(ctx, ref(1), 1), l.Retire(ctx, ref(1)), l.Retire(ctx, ref(2))} {
 		if err != nil {
@@ -118,7 +118,8 @@ func TestTheFleetsRoleReachesItsItems(t *testing.T) {
 	}
 }
 
-// namesInTable returns the names of what the function "fleet" notes beside the ledger.
+// namesInTable returns the names of what the function "fleet" stores in addition to the
+// ledger.
 func namesInTable(t *testing.T) []string {
 	t.Helper()
 	t.Setenv("HALLMARK_LEDGER_TABLE", "ledger")
@@ -130,7 +131,7 @@ func namesInTable(t *testing.T) []string {
 	return []string{u.Bookmark.Name, u.Fleet.Missing.(stored.Text).Name, u.Fleet.Walk.(stored.Text).Name}
 }
 
-// A scan reaches every item, so the fleet's role bounds which attributes it may ask for.
+// A scan reaches every item, so the fleet's role limits which attributes it may request.
 func TestTheFleetsRoleReachesWhatItScans(t *testing.T) {
 	table := &itemsSeen{items: make(map[string]map[string]types.AttributeValue)}
 	check(ledger.NewDynamoDB(table, "ledger", time.Now).Expired(t.Context(), "instance#x", time.Now()))(t)

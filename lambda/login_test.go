@@ -12,7 +12,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/signer/teleport/teleporttest"
 )
 
-// The whole signer, logged in as a bot by the function's own credentials, at either
+// This is the whole signer, logged in as a bot with the function's own credentials, to each
 // generation of Teleport.
 func TestEnrollAsBot(t *testing.T) {
 	for name, tt := range map[string]struct {
@@ -59,8 +59,8 @@ func newWorldWithBot(t *testing.T, generation teleporttest.Generation) *world {
 	return w
 }
 
-// A login that cannot work is an answer and a line in the log that says what to
-// change, not a signer that does not start.
+// A login that cannot work gives an answer, and a line in the log that says what to change.
+// The signer still starts.
 func TestLoginFailsInTheOpen(t *testing.T) {
 	w := newWorldOn(t, teleporttest.Options{STS: sts.New(sts.Options{Region: "us-west-2"})})
 	w.deploy("method: iam, token: hallmark-enroll, role: hallmark-enroll, region: us-west-2")

@@ -49,9 +49,8 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// world is the signer as it is deployed, with AWS and Teleport around it: STS
-// checks whole signatures, Teleport speaks its own protocol, and EC2 knows one
-// instance.
+// world is the signer as deployed, with AWS and Teleport around it: STS verifies complete
+// signatures, Teleport speaks its own protocol, and EC2 has one instance.
 type world struct {
 	t       *testing.T
 	region  *identitytest.Region
@@ -256,7 +255,7 @@ func TestEnrollTwiceOnRealParts(t *testing.T) {
 	}
 }
 
-// Whatever arrives before proof, Teleport hears nothing of it.
+// Nothing that arrives before proof causes a call to Teleport.
 func TestNobodyIsCalledForAStranger(t *testing.T) {
 	w := newWorld(t)
 	if status, body := w.post("another.example.com"); status != http.StatusUnauthorized {

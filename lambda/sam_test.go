@@ -27,8 +27,8 @@ teleport:
   fleet_login: {method: iam, token: token-of-fleet, role: hallmark-fleet}
 `
 
-// SAM copies the folder of the template, and in the copy calls the Makefile's target
-// for each function with the folder that becomes its package.
+// SAM copies the template's folder, and in the copy calls the Makefile's target for each
+// function with the folder that becomes its package.
 func TestBuildAsSAM(t *testing.T) {
 	source := sourceCopy(t)
 	functions := 0
@@ -112,7 +112,7 @@ func buildFunction(t *testing.T, source, name, artifacts string) ([]byte, error)
 	return cmd.CombinedOutput()
 }
 
-// checkPackage looks at what would be zipped, and returns the program's hash.
+// checkPackage checks the content of the future zip file, and returns the program's hash.
 func checkPackage(t *testing.T, artifacts string) [sha256.Size]byte {
 	t.Helper()
 	entries, err := os.ReadDir(artifacts)
@@ -143,7 +143,7 @@ func checkPackage(t *testing.T, artifacts string) [sha256.Size]byte {
 	return sha256.Sum256(program)
 }
 
-// checkLogin sees that a function's package has its own login, and not the other's.
+// checkLogin checks that a function's package has its own login, and not the other's.
 func checkLogin(t *testing.T, artifacts, handler string) {
 	t.Helper()
 	text, err := os.ReadFile(filepath.Join(artifacts, "deployment.yaml"))
@@ -157,7 +157,7 @@ func checkLogin(t *testing.T, artifacts, handler string) {
 	}
 }
 
-// checkSettings sees that the function runs what is built.
+// checkSettings checks that the function runs what is built.
 func checkSettings(t *testing.T, name string, function *yaml.Node) {
 	t.Helper()
 	for _, want := range []struct {

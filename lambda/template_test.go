@@ -23,13 +23,13 @@ import (
 
 var update = flag.Bool("update", false, "write the golden files")
 
-// templates are all that CloudFormation gets.
+// templates are all templates that CloudFormation gets.
 var templates = []string{
 	"template.yaml", "templates/member-account/role.yaml", "templates/member-account/events.yaml", "templates/autoscaling/fleet.yaml",
 }
 
-// Whoever widens what the functions, the queues, the bus or the member accounts' roles
-// may do or let others do has to change this list with it.
+// A change that lets the functions, the queues, the bus or the member accounts' roles do more,
+// or lets others do more with them, has to change this list too.
 func TestPermissionsOfTheTemplates(t *testing.T) {
 	var got strings.Builder
 	for _, name := range templates {
@@ -60,8 +60,8 @@ func golden(t *testing.T, name, got string) {
 	}
 }
 
-// describe writes every statement below a resource, and resources that are a
-// permission in themselves.
+// describe writes every statement below a resource, and resources that are themselves
+// permissions.
 func describe(w *strings.Builder, name string, resource *yaml.Node) {
 	properties := field(resource, "Properties")
 	switch field(resource, "Type").Value {
@@ -110,7 +110,7 @@ func walk(n *yaml.Node, path string, visit func(path string, n *yaml.Node)) {
 	}
 }
 
-// flow renders a node on one line, CloudFormation's tags as they are.
+// flow renders a node on one line, and leaves CloudFormation's tags unchanged.
 func flow(n *yaml.Node) string {
 	var parts []string
 	switch n.Kind {
@@ -149,7 +149,7 @@ func readTemplate(t *testing.T, name string) *yaml.Node {
 	return root.Content[0]
 }
 
-// field returns a mapping's value for the key, an empty node if there is none.
+// field returns a mapping's value for the key, or an empty node if there is none.
 func field(n *yaml.Node, keys ...string) *yaml.Node {
 	for _, key := range keys {
 		i := -1
@@ -164,8 +164,7 @@ func field(n *yaml.Node, keys ...string) *yaml.Node {
 	return n
 }
 
-// The policy that a new deployment starts with is the one that it would have
-// without any.
+// The initial policy of a new deployment is the one that it would have without any.
 func TestTheTemplatesPolicyIsTheDefault(t *testing.T) {
 	limits := policy.Limits{Accounts: []ec2ref.Account{testAccount}, Regions: []ec2ref.Region{"us-west-2"}, MaxLifetime: policy.LongestLifetime}
 	text := field(readTemplate(t, "template.yaml"), "Parameters", "PolicyText", "Default").Value
@@ -201,8 +200,7 @@ func TestTheLedgersTableIsKept(t *testing.T) {
 	}
 }
 
-// expanded returns the template as AWS's own SAM transform makes it, which is what
-// gets deployed.
+// expanded returns the template after AWS's own SAM transform, which is what gets deployed.
 func expanded(t *testing.T) []byte {
 	t.Helper()
 	text, err := cfn.Transform(t.Context(), filepath.Join("..", "template.yaml"), nil)
@@ -219,7 +217,7 @@ func TestExpandedTemplate(t *testing.T) {
 	golden(t, "expanded.golden.json", string(expanded(t)))
 }
 
-// What a flood of requests or a forged event could otherwise use.
+// These are resources that a flood of requests or a forged event could otherwise use up.
 func TestTheFunctionsShareNothing(t *testing.T) {
 	var template struct {
 		Resources map[string]struct {
@@ -256,8 +254,7 @@ func TestTheFunctionsShareNothing(t *testing.T) {
 	}
 }
 
-// A URL that asks for nothing has to say that everybody may call it, and one that asks
-// for credentials must not.
+// A URL without authentication has to let everybody call it, and a URL with it must not.
 func TestWhoMayCallTheURL(t *testing.T) {
 	var template struct {
 		Resources map[string]struct {
@@ -281,8 +278,8 @@ func TestWhoMayCallTheURL(t *testing.T) {
 			t.Errorf("%s: anybody may invoke the function without its URL", name)
 		}
 	}
-	// A direct invocation can say of itself what it likes, so only the entry that expects
-	// one admits any.
+	// A direct invocation can claim anything about itself, so only the entry that expects one
+	// allows any.
 	for name, resource := range template.Resources {
 		p := resource.Properties
 		if resource.Type != "AWS::Lambda::Permission" || p["Action"] != "lambda:InvokeFunction" || p["InvokedViaFunctionUrl"] == true {
@@ -304,8 +301,8 @@ func TestWhoMayCallTheURL(t *testing.T) {
 	}
 }
 
-// How long a message is hidden, how long it is worked on, and what the function's own
-// code bounds, stand in three places.
+// Three places say how long a message is hidden, how long it is processed, and what the
+// function's own code allows.
 func TestTimesFitTogether(t *testing.T) {
 	resources := field(readTemplate(t, "template.yaml"), "Resources")
 	seconds := func(path ...string) time.Duration {
@@ -324,7 +321,7 @@ func TestTimesFitTogether(t *testing.T) {
 	}
 }
 
-// Alarms and dashboard would never tell anything of a metric whose name is wrong.
+// With a wrong metric name, alarms and dashboard would never show anything.
 func TestMetricsOfTheAlarmsAreWritten(t *testing.T) {
 	written := map[string]bool{"policy_alarms": true, "login_left_s": true} // of the filters; TestLoginIsWatched
 	for _, line := range []string{"enroll/testdata/granted.json", "upkeep/testdata/events.json", "upkeep/testdata/sweep.json"} {
@@ -346,7 +343,7 @@ func TestMetricsOfTheAlarmsAreWritten(t *testing.T) {
 			}
 		}
 	}
-	// A filter goes by the event, never by the message.
+	// A filter uses the event, never the message.
 	filters := 0
 	walk(readTemplate(t, "template.yaml"), "", func(_ string, n *yaml.Node) {
 		pattern := field(n, "FilterPattern").Value

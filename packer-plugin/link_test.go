@@ -9,7 +9,7 @@ import (
 )
 
 // People run Packer on macOS and Windows. What the plugin shares with the instance must build
-// there: an import of the rest of the machine's side, which is Linux's, breaks that.
+// there. An import of the rest of the machine's side, which needs Linux, breaks that.
 func TestPluginSharesOnlyPortablePackages(t *testing.T) {
 	const machine = "github.com/hallmark-ssh/hallmark/internal/machine/"
 	portable := []string{"cafile", "config", "sshdconf"}

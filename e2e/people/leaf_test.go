@@ -38,8 +38,8 @@ func TestReachedFromRootCluster(t *testing.T) {
 		})
 		reached(t, m, out, nil)
 	})
-	// The root's proxy ends the connection, with a certificate of its own cluster: tsh
-	// expects that, and the configuration that it writes for OpenSSH does not.
+	// The root's proxy terminates the connection with a certificate of its own cluster. tsh
+	// expects that, but the configuration that it writes for OpenSSH does not.
 	address := name + "." + leaf.Name()
 	t.Run("ssh -F", func(t *testing.T) {
 		out, err := dana.SSH(t.Context(), "-p", "22", "-o", "HostKeyAlias="+m.state.Node.Hostname+"."+root.Name(), address, reach)
@@ -54,8 +54,8 @@ func TestReachedFromRootCluster(t *testing.T) {
 		refused(t, out, err, "Connection closed")
 	})
 
-	// Trust must not make the root's CAs pass for the leaf's: machines would
-	// let in everyone with a certificate of the root's CA.
+	// The trust between clusters must not make the root's CAs pass for the leaf's: machines
+	// would let in everyone with a certificate of the root's CA.
 	for kind, before := range keys {
 		if after := cas(t, leaf, kind); !slices.Equal(after, before) {
 			t.Errorf("%s CA %v, before it joined %v", kind, after, before)
@@ -104,8 +104,8 @@ func startRoot(t *testing.T) *teleportd.Cluster {
 	return root
 }
 
-// joinRoot makes a cluster trust another one, as Teleport's guide says: a token in
-// the root, and a trusted cluster in the leaf that maps the roles of people.
+// joinRoot makes a cluster trust another one, as Teleport's guide describes: a token in the
+// root, and a trusted cluster in the leaf that maps people's roles.
 func joinRoot(t *testing.T, leaf, root *teleportd.Cluster) {
 	t.Helper()
 	const token = "a-token-for-leaf-clusters-0123456789"

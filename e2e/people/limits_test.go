@@ -21,16 +21,16 @@ import (
 	"github.com/hallmark-ssh/hallmark/e2e/machine"
 )
 
-// The proxy is one source address for everybody. OpenSSH 9.8 and later shuts out an
-// address from which logins fail, unless proxy_sources names it.
+// To sshd, everybody has the proxy's address. OpenSSH 9.8 and later locks out an address whose
+// logins fail, unless proxy_sources names it.
 func TestOnePersonsFailuresDelayNobody(t *testing.T) {
-	const ghost = "ghost" // no account of the machine's
+	const ghost = "ghost" // not an account on the machine
 	m := launchTrixie(t)
 	bob := newCaller(t, "bob-limits", lab.User)
 	carol := newCaller(t, "carol-limits", lab.User)
 	mallory := newCaller(t, "mallory-limits", ghost)
 
-	// Each is the best of some rounds: other work on this computer delays some of them,
+	// Each is the best of several rounds: other work on this computer delays some rounds, but
 	// penalties would delay all.
 	beside := func(rounds, times int, other func() error) time.Duration {
 		best := time.Hour
@@ -64,7 +64,7 @@ func TestOnePersonsFailuresDelayNobody(t *testing.T) {
 		t.Errorf("sshd dropped connections of the proxy:\n%s", log)
 	}
 
-	// Without the exemption the same failures shut everybody out, so the above can fail.
+	// Without the exemption the same failures lock everybody out, so the test above can fail.
 	for _, command := range [][]string{
 		{"sed", "-i", "/^PerSourcePenaltyExemptList/d", "/etc/ssh/sshd_config.d/00-hallmark.conf"},
 		{"systemctl", "reload", "ssh.service"},
@@ -87,8 +87,8 @@ func TestOnePersonsFailuresDelayNobody(t *testing.T) {
 	t.Errorf("without the exemption bob still logs in:\n%s", sshdLog(t, m))
 }
 
-// slowestBeside has somebody log in again and again while something else is done several
-// times, and returns how long the slowest login took.
+// slowestBeside logs somebody in again and again while something else is done several times,
+// and returns how long the slowest login took.
 func slowestBeside(t *testing.T, c caller, m enrolled, times int, other func() error) (slowest time.Duration) {
 	t.Helper()
 	done := make(chan error, 1)
@@ -112,7 +112,7 @@ func slowestBeside(t *testing.T, c caller, m enrolled, times int, other func() e
 	}
 }
 
-// launchTrixie boots a machine with OpenSSH 10 that knows where the proxy connects from.
+// launchTrixie boots a machine with OpenSSH 10 that has the proxy's address in proxy_sources.
 func launchTrixie(t *testing.T) enrolled {
 	t.Helper()
 	var packer strings.Builder
@@ -154,14 +154,14 @@ func sshdLog(t *testing.T, m enrolled) string {
 	return log
 }
 
-// caller is somebody who is connected to the proxy, as tsh and `ssh -J` are. Starting tsh
+// caller is a person who is connected to the proxy, like tsh and `ssh -J`. Starting tsh
 // hundreds of times would take minutes.
 type caller struct {
 	proxy  *ssh.Client
 	config *ssh.ClientConfig // to the proxy and to machines
 }
 
-// newCaller connects somebody whose role allows one login.
+// newCaller connects a person whose role allows one login.
 func newCaller(t *testing.T, name, login string) caller {
 	t.Helper()
 	cluster := shared.lab.Teleport

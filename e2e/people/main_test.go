@@ -1,7 +1,7 @@
 //go:build teleport && linux
 
-// Package people tests what the people of a real Teleport cluster see of enrolled
-// machines: with tsh, and with OpenSSH's client as tsh configures it.
+// Package people tests how the people of a real Teleport cluster see enrolled machines: with
+// tsh, and with OpenSSH's client as tsh configures it.
 package people
 
 import (
@@ -30,7 +30,7 @@ var shared struct {
 	prod, dev enrolled
 }
 
-// programs is the folder that all clusters here are started from.
+// programs is the folder from which all clusters here are started.
 var programs = flag.String("programs", "../../bin/teleport", "folder with the programs of one version of Teleport")
 
 // enrolled is an enrolled instance.
@@ -80,7 +80,7 @@ func setUp(ctx context.Context, f *machine.Fleet) error {
 	return group.Wait()
 }
 
-// newPerson logs in somebody of a role that this makes. The name is the role's, too.
+// newPerson logs in a person with a role that it creates. The name is also the role's.
 func newPerson(t *testing.T, cluster *teleportd.Cluster, name, allow string, more ...string) *teleportd.Person {
 	t.Helper()
 	role := fmt.Sprintf("kind: role\nversion: v6\nmetadata: {name: %s}\nspec: {allow: %s}\n", name, allow)
@@ -94,7 +94,7 @@ func newPerson(t *testing.T, cluster *teleportd.Cluster, name, allow string, mor
 	return p
 }
 
-// reach is a command that only the machine itself answers to with its instance id.
+// reach is a command that only the machine itself answers with its instance id.
 const reach = "cat /run/cloud-init/.instance-id"
 
 // reached checks the outcome of running reach.

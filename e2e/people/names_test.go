@@ -22,8 +22,8 @@ import (
 
 const theirAddress = "192.0.2.9:22"
 
-// Somebody else's node keeps its record and its name: the signer is no way to take
-// over the sessions of a machine that it does not know.
+// Somebody else's node keeps its record and its name: the signer cannot be used to take over
+// the sessions of a machine that it does not know.
 func TestForeignNodeStays(t *testing.T) {
 	for test, foreign := range map[string]func(instance string) (id, hostname string){
 		"id": func(i string) (string, string) {
@@ -64,7 +64,7 @@ func TestForeignNodeStays(t *testing.T) {
 	}
 }
 
-// addForeign adds a node of somebody else's, and waits until reads show it.
+// addForeign adds somebody else's node, and waits until reads show it.
 func addForeign(t *testing.T, id, hostname string) error {
 	err := shared.lab.Teleport.Create(t.Context(), fmt.Sprintf(`kind: node
 version: v2
@@ -90,7 +90,7 @@ spec: {addr: "%s", hostname: %s}
 	return nil
 }
 
-// checkForeign sees that the foreign node is as it was, and the instance has none.
+// checkForeign checks that the foreign node has not changed, and that the instance has none.
 func checkForeign(t *testing.T, id, instance string) {
 	t.Helper()
 	node, err := find(t, func(n types.Server) bool { return n.GetName() == id })
@@ -118,8 +118,8 @@ func find(t *testing.T, ok func(types.Server) bool) (types.Server, error) {
 	return nil, nil
 }
 
-// With this setting the proxy takes, of nodes with one name, that with the latest
-// expiry. A machine that could choose its name would take over another's sessions.
+// With this setting the proxy picks the node with the latest expiry among those with the same
+// name. A machine that could choose its name would take over another's sessions.
 func TestMostRecentRouting(t *testing.T) {
 	route := func(ctx context.Context, strategy types.RoutingStrategy) {
 		err := shared.lab.Teleport.Create(ctx, fmt.Sprintf(`kind: cluster_networking_config
@@ -134,7 +134,7 @@ spec: {routing_strategy: %d, proxy_listener_mode: 1}
 	route(t.Context(), types.RoutingStrategy_MOST_RECENT)
 	t.Cleanup(func() { route(context.WithoutCancel(t.Context()), types.RoutingStrategy_UNAMBIGUOUS_MATCH) })
 
-	// Its Name tag is what tells the first machine apart, with its instance id.
+	// Only the Name tag and the instance id distinguish the first machine.
 	name := shared.prod.state.Node.Hostname
 	thief, err := shared.lab.Launch(t.Context(), lab.Template{
 		Name: "thief", Image: shared.image, Tags: map[string]string{"Name": name, "TeleportHostname": name},

@@ -15,10 +15,10 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
 )
 
-// Teleport, auth and proxy, down under a machine that has to renew, alone and together
-// with the rest of what that needs: logins without Teleport work, nothing is taken
-// away, and once all is back the timer's next run puts things right. The signer's process
-// lives through it.
+// Teleport, both auth and proxy, is down while a machine has to renew: first alone, then
+// together with everything else that a renewal needs. Logins without Teleport work, nothing is
+// taken away, and once everything is back, the timer's next run repairs the rest. The signer's
+// process survives the outage.
 func TestTeleportDown(t *testing.T) {
 	alice := newPerson(t, shared.lab.Teleport, "alice-after-outages", everywhere)
 	m := shared.dev
@@ -68,7 +68,7 @@ func TestTeleportDown(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			// What an hour's waiting does.
+			// This stands for an hour of waiting.
 			if err := os.Remove(m.Path("var/lib/hallmark/setback.json")); err != nil {
 				t.Errorf("no setback was noted: %v", err)
 			}
@@ -89,7 +89,7 @@ func TestTeleportDown(t *testing.T) {
 	}
 }
 
-// installed is what a machine has of the cluster's: certificates and CAs.
+// installed is what a machine has from the cluster: certificates and CAs.
 func installed(t *testing.T, m enrolled) string {
 	t.Helper()
 	paths, err := filepath.Glob(m.Path("etc/ssh/*-cert.pub"))

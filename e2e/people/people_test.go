@@ -64,7 +64,7 @@ func TestListShowsLabels(t *testing.T) {
 	}
 }
 
-// The names and ports that docs/teleport.md tells people to type.
+// These are the names and ports that docs/people.md tells people to type.
 func TestLogin(t *testing.T) {
 	alice := newPerson(t, shared.lab.Teleport, "alice", everywhere)
 	m := shared.prod
@@ -93,11 +93,12 @@ func TestLogin(t *testing.T) {
 	// Certificates name no addresses, which repeat across VPCs.
 	t.Run("tsh ssh to the address", func(t *testing.T) {
 		out, err := alice.Tsh(t.Context(), "ssh", lab.User+"@"+m.Address.String(), reach)
-		// The proxy sends the reason while tsh still waits for its answer to the channel. Which
-		// of the two tsh reads first is up to the network: it prints the reason or this error.
+		// The proxy sends the reason while tsh still waits for its answer to the channel. The
+		// network decides which of the two tsh reads first: tsh prints the reason or this
+		// error.
 		refused(t, out, err, "unexpected packet in response to channel open", "not in the set of valid principals")
 	})
-	// tsh config says Port 3022, that of Teleport's own agents.
+	// tsh config writes Port 3022, the port of Teleport's own agents.
 	t.Run("ssh -F without a port", func(t *testing.T) {
 		out, err := alice.SSH(t.Context(), lab.User+"@"+name+cluster, reach)
 		refused(t, out, err, "Connection closed")
@@ -169,8 +170,8 @@ func TestProxyRecords(t *testing.T) {
 	}
 }
 
-// recorded returns the auditor's session that `tsh recordings ls` lists beside those that
-// it listed before.
+// recorded returns the auditor's session that `tsh recordings ls` lists in addition to those
+// that it listed before.
 func recorded(t *testing.T, auditor *teleportd.Person, before map[string]bool) (id string, err error) {
 	t.Helper()
 	out, err := auditor.Tsh(t.Context(), "recordings", "ls", "--format=json")
@@ -199,7 +200,7 @@ func recorded(t *testing.T, auditor *teleportd.Person, before map[string]bool) (
 	return "", errors.New("no recording")
 }
 
-// A machine's lease ends with its certificate, and a renewal moves both.
+// A machine's lease expires with its certificate, and a renewal extends both.
 func TestRenewalMovesTheLease(t *testing.T) {
 	alice := newPerson(t, shared.lab.Teleport, "alice-renews", everywhere)
 	m := shared.dev
@@ -222,7 +223,7 @@ func TestRenewalMovesTheLease(t *testing.T) {
 	reached(t, m, out, err)
 }
 
-// A node whose lease ended, as that of a machine that nobody renews, is gone.
+// A node whose lease has expired disappears, like the node of a machine that nobody renews.
 func TestEndedLeaseLeavesTheList(t *testing.T) {
 	alice := newPerson(t, shared.lab.Teleport, "alice-waits", everywhere)
 	const name = "gone-soon"

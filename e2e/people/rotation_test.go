@@ -23,15 +23,15 @@ import (
 
 const statePath = "var/lib/hallmark/state.json"
 
-// pass lets time go by for a machine and the signer: what that one remembers of a minute
-// ago is forgotten.
+// pass lets time pass for a machine and the signer: the signer forgets what it remembers from
+// a minute ago.
 func pass(t *testing.T, m enrolled, d time.Duration) {
 	t.Helper()
 	shared.lab.Signer.Restart()
 	age(t, m, d)
 }
 
-// age lets time go by for a machine. Its clock is the host's, so its state moves
+// age lets time pass for a machine. Its clock is the host's, so this changes its state
 // instead: it enrolled that much earlier, and is due that much sooner.
 func age(t *testing.T, m enrolled, d time.Duration) {
 	t.Helper()
@@ -88,7 +88,7 @@ func signers(t *testing.T, m enrolled) []string {
 	return fingerprints(t, out)
 }
 
-// fingerprints are those of keys, and of certificates' signers, each once.
+// fingerprints are those of keys, or of certificates' signers, each once.
 func fingerprints(t *testing.T, lines string) []string {
 	t.Helper()
 	var list []string
@@ -107,9 +107,8 @@ func fingerprints(t *testing.T, lines string) []string {
 	return list
 }
 
-// current are the fingerprints of the cluster's keys, the one that it signs with
-// first. It asks again while the cluster does not answer: some versions restart in a
-// rotation.
+// current are the fingerprints of the cluster's keys, first the one that it signs with. It
+// asks again while the cluster does not answer: some versions restart in a rotation.
 func current(t *testing.T, kind caexport.Kind) []string {
 	t.Helper()
 	var keys []ssh.PublicKey
@@ -124,9 +123,9 @@ func current(t *testing.T, kind caexport.Kind) []string {
 	return list
 }
 
-// logsIn logs a person in to the machine. During a rotation of the Host CA
-// that takes a new login to the cluster, and the services follow each phase within
-// seconds. The proxy limits logins by source address, so they are rare.
+// logsIn logs a person in to the machine. During a rotation of the Host CA that needs a new
+// login to the cluster, and the services follow each phase within seconds. The proxy limits
+// logins by source address, so they are rare.
 func logsIn(t *testing.T, p *teleportd.Person, m enrolled, when string) {
 	t.Helper()
 	var out string
@@ -139,7 +138,7 @@ func logsIn(t *testing.T, p *teleportd.Person, m enrolled, when string) {
 			return err
 		}
 		asked = time.Now()
-		// To a login that is still good tsh adds nothing, and so no new CA.
+		// tsh adds nothing to a login that is still valid, so it would not add a new CA.
 		if _, err := p.Tsh(t.Context(), "logout"); err != nil {
 			return err
 		}
@@ -151,8 +150,8 @@ func logsIn(t *testing.T, p *teleportd.Person, m enrolled, when string) {
 	reached(t, m, out, nil)
 }
 
-// rotate takes a CA through phases. Nobody touches the machine: its timer
-// runs in each, and a person logs in before it does and after.
+// rotate moves a CA through phases. Nobody touches the machine: its timer runs in each phase,
+// and a person logs in before and after the run.
 func rotate(t *testing.T, p *teleportd.Person, m enrolled, kind caexport.Kind, phases ...string) {
 	t.Helper()
 	for _, phase := range phases {
@@ -161,7 +160,7 @@ func rotate(t *testing.T, p *teleportd.Person, m enrolled, kind caexport.Kind, p
 		if err := shared.lab.Teleport.Rotate(t.Context(), kind, phase); err != nil {
 			t.Fatalf("%s: %v", when, err)
 		}
-		// What the cluster says lags behind what it does. An operator waits for hours.
+		// The cluster's reports lag behind what it does. An operator waits for hours.
 		poll(t, 30*time.Second, func() error {
 			if now := current(t, kind); phase != "update_servers" && slices.Equal(now, before) {
 				return fmt.Errorf("%s: the keys are %v still", when, now)
@@ -184,8 +183,8 @@ func rotate(t *testing.T, p *teleportd.Person, m enrolled, kind caexport.Kind, p
 	}
 }
 
-// issueAgain has new certificates issued although none is due. The machine verifies them,
-// and that sshd presents them.
+// issueAgain makes the machine get new certificates although none is due. The machine verifies
+// them, and that sshd presents them.
 func issueAgain(t *testing.T, m enrolled) {
 	t.Helper()
 	pass(t, m, time.Hour)
@@ -197,7 +196,7 @@ func issueAgain(t *testing.T, m enrolled) {
 	}
 }
 
-// A rotation that an operator begins and takes back leaves things as they were.
+// A rotation that an operator begins and rolls back leaves everything as it was.
 func TestRotationsThatAreRolledBack(t *testing.T) {
 	alice := newPerson(t, shared.lab.Teleport, "alice-rolls-back", everywhere)
 	for _, kind := range []caexport.Kind{caexport.OpenSSH, caexport.Host} {
@@ -212,8 +211,8 @@ func TestRotationsThatAreRolledBack(t *testing.T) {
 	}
 }
 
-// A month of a machine's life: renewals, a rotation of each CA, a reboot and a
-// signer that is down for a day. Somebody logs in each day.
+// This is a month of a machine's life: renewals, a rotation of each CA, a reboot and a signer
+// that is down for a day. Somebody logs in each day.
 func TestAMonth(t *testing.T) {
 	alice := newPerson(t, shared.lab.Teleport, "alice-for-a-month", everywhere)
 	m := shared.dev
@@ -238,7 +237,7 @@ func TestAMonth(t *testing.T) {
 			if err := m.Start(t.Context()); err != nil {
 				t.Fatal(err)
 			}
-			poll(t, 60*time.Second, func() error { // before, its systemd answers nobody
+			poll(t, 60*time.Second, func() error { // before that, its systemd answers nothing
 				_, err := m.Run(t.Context(), "systemctl", "is-active", "multi-user.target")
 				return err
 			})
@@ -274,18 +273,18 @@ func TestAMonth(t *testing.T) {
 		}
 		logsIn(t, alice, m, when)
 	}
-	// A third of seven days, give or take a tenth, and the rotation of the Host CA.
+	// That is a third of seven days, plus or minus a tenth, and the rotation of the Host CA.
 	if renewals < 9 || renewals > 18 {
 		t.Errorf("%d renewals in a month", renewals)
 	}
 	t.Logf("%d renewals in a month", renewals)
 
-	// This one slept through all of it.
+	// This machine slept through all of it.
 	anHourPasses(t, shared.prod)
 	logsIn(t, alice, shared.prod, "a machine that slept for a month")
 }
 
-// certificateEnd is when the first of the machine's certificates ends.
+// certificateEnd is when the first of the machine's certificates expires.
 func certificateEnd(t *testing.T, m enrolled) time.Time {
 	t.Helper()
 	s, err := m.State(t.Context())
@@ -295,8 +294,8 @@ func certificateEnd(t *testing.T, m enrolled) time.Time {
 	return s.End()
 }
 
-// follows checks that the machine trusts what the cluster has now, no more and no
-// less, and that its certificates are signed by the key that the cluster signs with.
+// follows checks that the machine trusts exactly what the cluster has now, and that its
+// certificates are signed by the key that the cluster signs with.
 func follows(t *testing.T, m enrolled, kind caexport.Kind, when string) error {
 	t.Helper()
 	want := current(t, kind)

@@ -15,7 +15,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/e2e/lab"
 )
 
-// An instance's tags decide who reaches it, and its end takes it off people's lists.
+// An instance's tags decide who can reach it. When it terminates, it leaves people's lists.
 func TestPeopleSeeWhatEC2Has(t *testing.T) {
 	alice := newPerson(t, shared.lab.Teleport, "alice-watches", everywhere)
 	prod := newPerson(t, shared.lab.Teleport, "peter", `{logins: [debian], node_labels: {aws/env: prod}}`)

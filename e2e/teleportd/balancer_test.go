@@ -19,9 +19,9 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/signer/teleport/teleporttest/contract"
 )
 
-// TestMain makes the load balancers' certificate one that the system trusts: Teleport's
-// library verifies them by the system's CAs alone, and those a process reads
-// once. The clusters have CAs of their own.
+// TestMain makes the system trust the load balancers' certificate: Teleport's library verifies
+// them only with the system's CAs, and a process reads those once. The clusters have their own
+// CAs.
 func TestMain(m *testing.M) {
 	code, err := trustBalancers(m.Run)
 	if err != nil {
@@ -37,7 +37,7 @@ func trustBalancers(run func() int) (code int, err error) {
 		return 0, err
 	}
 	defer os.RemoveAll(dir)
-	server := httptest.NewTLSServer(nil) // all of that kind have one certificate
+	server := httptest.NewTLSServer(nil) // all of that kind have the same certificate
 	server.Close()
 	file := filepath.Join(dir, "ca.pem")
 	ca := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw})
@@ -52,7 +52,7 @@ func trustBalancers(run func() int) (code int, err error) {
 	return run(), nil
 }
 
-// Behind a load balancer that ends TLS, the signer does all that it does elsewhere.
+// Behind a load balancer that terminates TLS, the signer works as it does elsewhere.
 func TestThroughBalancer(t *testing.T) {
 	t.Run("contract", func(t *testing.T) {
 		cluster := start(t, "balanced.test", "127.83.5.1")
@@ -75,9 +75,9 @@ func TestThroughBalancer(t *testing.T) {
 	})
 }
 
-// newBalancer starts a load balancer that ends TLS before the cluster's proxy, and
-// returns its address. It knows HTTP and no protocol of Teleport's: with protocols it
-// refuses others, without it ignores them.
+// newBalancer starts a load balancer that terminates TLS in front of the cluster's proxy, and
+// returns its address. It supports HTTP and none of Teleport's protocols: with protocols it
+// refuses others, without any it ignores them.
 func newBalancer(t *testing.T, cluster *teleportd.Cluster, protocols []string) string {
 	t.Helper()
 	behind := &tls.Config{RootCAs: x509.NewCertPool(), NextProtos: []string{"http/1.1"}}
@@ -90,7 +90,7 @@ func newBalancer(t *testing.T, cluster *teleportd.Cluster, protocols []string) s
 	server.Config.ErrorLog = log.New(io.Discard, "", 0)
 	server.TLS = &tls.Config{NextProtos: protocols}
 	if protocols == nil {
-		// httptest adds names of its own to the list, and none to this one.
+		// httptest adds its own names to the list, but adds none to this one.
 		server.TLS.GetConfigForClient = func(*tls.ClientHelloInfo) (*tls.Config, error) {
 			return &tls.Config{Certificates: server.TLS.Certificates}, nil
 		}
@@ -100,8 +100,8 @@ func newBalancer(t *testing.T, cluster *teleportd.Cluster, protocols []string) s
 	return server.Listener.Addr().String()
 }
 
-// passOn passes a request on with the headers that it has, as AWS's load balancers do,
-// and then whatever either side says.
+// passOn passes on a request with its headers, as AWS's load balancers do, and then everything
+// that either side sends.
 func passOn(w http.ResponseWriter, r *http.Request, address string, config *tls.Config) error {
 	out, err := (&tls.Dialer{Config: config}).DialContext(r.Context(), "tcp", address)
 	if err != nil {

@@ -31,8 +31,8 @@ var access = map[string]string{
 	functionARN: "ASIAENROLLENROLLENRO", fleetARN: "ASIAFLEETFLEETFLEETF", strangerARN: "ASIASTRANGERSTRANGER",
 }
 
-// bots is a real cluster with the bots of templates/teleport, whose calls of STS a
-// test's own answers.
+// bots is a real cluster with the bots of templates/teleport. A test's own STS answers its
+// calls to STS.
 type bots struct {
 	*teleportd.Cluster
 	sts *sts.Server
@@ -94,7 +94,7 @@ func TestBot(t *testing.T) {
 	t.Run("limits", b.limits)
 }
 
-// enroll does what the signer does to one machine.
+// enroll does what the signer does for one machine.
 func (b bots) enroll(t *testing.T, client *teleport.Client) {
 	t.Helper()
 	const id = "6f1c9e0a-0000-5000-8000-000000000001"
@@ -131,7 +131,7 @@ func newKey(t *testing.T) ssh.PublicKey {
 	return key
 }
 
-// Each error names what to change.
+// Each error says what to change.
 func (b bots) refused(t *testing.T) {
 	for name, tt := range map[string]struct {
 		config func() teleport.Config
@@ -177,8 +177,8 @@ func (b bots) refused(t *testing.T) {
 	}
 }
 
-// What the role's where clause takes off the right to sign, and that the fleet's
-// bot has no such right.
+// This shows how the role's where clause limits the right to sign, and that the fleet's bot
+// has no such right.
 func (b bots) limits(t *testing.T) {
 	enroll, err := b.dial(t, b.config(functionARN, "hallmark-enroll", "hallmark-enroll"))
 	if err != nil {

@@ -22,7 +22,7 @@ import (
 
 var programs = flag.String("programs", "../../bin/teleport", "folder with the programs of one version of Teleport")
 
-// addSigner makes the signer's login, a user with the role that operators get.
+// addSigner creates the signer's login, a user with the role that operators create.
 func addSigner(t *testing.T, cluster *teleportd.Cluster) {
 	t.Helper()
 	const user = "kind: user\nversion: v2\nmetadata: {name: hallmark-enroll}\nspec: {roles: [hallmark-enroll]}\n"
@@ -74,13 +74,13 @@ func target(cluster *teleportd.Cluster, address string) contract.Target {
 	}
 }
 
-// start starts a cluster. What it logs goes into the test's log if the test fails.
+// start starts a cluster. If the test fails, the cluster's log goes into the test's log.
 func start(t *testing.T, name, address string) *teleportd.Cluster {
 	t.Helper()
 	return startWith(t, teleportd.Options{Name: name, Address: address})
 }
 
-// startWith is start with further options.
+// startWith is start with more options.
 func startWith(t *testing.T, options teleportd.Options) *teleportd.Cluster {
 	t.Helper()
 	dir, name := t.TempDir(), options.Name

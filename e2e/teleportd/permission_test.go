@@ -18,8 +18,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/e2e/teleportd"
 )
 
-// person has the role of templates/teleport/role.yaml outright, as an identity file
-// does.
+// person has the role of templates/teleport/role.yaml directly, as an identity file does.
 const person = `kind: user
 version: v2
 metadata:

@@ -13,10 +13,9 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/signer/teleport"
 )
 
-// A function that joined before a rotation of the Host CA works in each phase and after
-// it, whether or not the rotation ends its connection: a call joins again at most once.
-// At the auth service it does so with the new CA in its roots, as docs/teleport.md
-// says.
+// A function that joined before a rotation of the Host CA works in each phase and after it,
+// whether or not the rotation ends its connection: a call joins again at most once. At the
+// auth service it does so with the new CA in its roots, as docs/teleport.md says.
 func TestBotAfterRotation(t *testing.T) {
 	b := startBots(t, "rotation.test", "127.83.6.1")
 	config := b.config(functionARN, teleportd.EnrollBot, teleportd.EnrollBot)
@@ -30,7 +29,7 @@ func TestBotAfterRotation(t *testing.T) {
 	others := b.sts.Calls() - joined
 
 	b.rotateHost(t, atProxy, "update_servers", "standby")
-	// A connection that survived ends now, and the CA of the first login is gone.
+	// A connection that survived ends now, and the first login's CA is gone.
 	if err := b.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -46,8 +45,8 @@ func TestBotAfterRotation(t *testing.T) {
 	b.connect(t, config)
 }
 
-// signs has a host key signed, which takes one join at most for each call. It calls again
-// only if the services restart.
+// signs has a host key signed, with at most one join for each call. It calls again only if the
+// services restart.
 func (b bots) signs(t *testing.T, client *teleport.Client, when string, restarts bool) {
 	t.Helper()
 	joined, calls := b.sts.Calls(), 0

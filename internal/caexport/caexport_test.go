@@ -17,7 +17,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/sshkey"
 )
 
-// newKey returns a public key that is always the same for a seed.
+// newKey returns a public key that depends only on the seed.
 func newKey(t testing.TB, seed byte) ssh.PublicKey {
 	t.Helper()
 	private := ed25519.NewKeyFromSeed([]byte(strings.Repeat(string(rune('a'+seed)), ed25519.SeedSize)))
@@ -118,7 +118,7 @@ func answer(status int, body string) http.HandlerFunc {
 	}
 }
 
-// A proxy whose certificate no known root signed is not asked for anything.
+// A proxy whose certificate is not signed by a known root is not asked for anything.
 func TestFetchVerifiesTLS(t *testing.T) {
 	address, roots := newProxy(t, func(http.ResponseWriter, *http.Request) { t.Error("a request came through") })
 	_, err := caexport.Fetch(t.Context(), nil, address, caexport.OpenSSH)
@@ -202,8 +202,8 @@ func TestParseHost(t *testing.T) {
 	expect(t, err, "line 1")
 }
 
-// Each row is a line that whoever answers for the proxy passes off as an
-// CA. In sshd's or ssh's file it would mean more than one key, or another.
+// Each row is a line that an attacker in the proxy's place passes off as a CA. In sshd's or
+// ssh's file it would mean more than one key, or another.
 func TestAttackCALine(t *testing.T) {
 	key := sshkey.Line(newKey(t, 0))
 	openssh := "cert-authority " + key + " clustername=c&type=user\n"

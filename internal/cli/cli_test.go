@@ -10,7 +10,7 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// program has a command that fails with an error, and takes a flag with a value.
+// program has a command that fails with an error, and accepts a flag with a value.
 func program(err error) *cobra.Command {
 	leaf := &cobra.Command{Use: "leaf FILE", Short: "do a thing", Args: OneFile, RunE: func(*cobra.Command, []string) error { return err }}
 	leaf.Flags().String("name", "", "the `name`")
@@ -65,7 +65,7 @@ func TestRun(t *testing.T) {
 	}
 }
 
-// Help that was asked for is a success, on standard output.
+// Help that the user asked for is a success, on standard output.
 func TestHelp(t *testing.T) {
 	const leaf = `usage: tree branch leaf FILE [flags]
 

@@ -130,8 +130,8 @@ func TestPartitionAndHosts(t *testing.T) {
 	}
 }
 
-// TestHostRefuses holds regions that would lead to another host than the region's,
-// made without a parser.
+// TestHostRefuses has regions, made without a parser, that would lead to another host than the
+// region's.
 func TestHostRefuses(t *testing.T) {
 	for _, region := range []Region{"", "aws-global", "us-west-2.evil.example", "evil.example/us-west-2", "us-west-2:443", "user@us-west-2"} {
 		if host, err := EC2.Host(region); err == nil {
@@ -165,8 +165,8 @@ func TestSTSHost(t *testing.T) {
 	}
 }
 
-// FuzzParse holds the parsers to their forms, written another way, and the name of an
-// instance to its parts.
+// FuzzParse compares the parsers with their forms, written another way, and the name of an
+// instance with its parts.
 func FuzzParse(f *testing.F) {
 	f.Add("123456789012", "us-west-2", "i-0123456789abcdef0")
 	f.Add("123456789012", "us-gov-east-1", "i-01234567")

@@ -85,8 +85,8 @@ func sign(t testing.TB, cert *ssh.Certificate, signer ssh.Signer) {
 	cert.Signature = signature
 }
 
-// TestCheck mutates a good certificate before it is signed, or what is wanted,
-// and expects the error to name the property.
+// TestCheck changes a good certificate before it is signed, or changes what is wanted, and
+// expects the error to name the property.
 func TestCheck(t *testing.T) {
 	host, other := newSigner(t), newSigner(t)
 	ca, retired, stranger := newSigner(t), newSigner(t), newSigner(t)
@@ -291,8 +291,8 @@ func TestCheck(t *testing.T) {
 	}
 }
 
-// A certificate whose fields were changed after it was signed carries the name of
-// the right CA and a signature that does not fit.
+// If the fields of a certificate change after it was signed, it still names the right CA, but
+// the signature does not match.
 func TestCheckChangedAfterSigning(t *testing.T) {
 	host, ca := newSigner(t), newSigner(t)
 	cert := &ssh.Certificate{

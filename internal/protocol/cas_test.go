@@ -6,7 +6,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
 )
 
-// Written out by hand: a signer and machines of every version must agree on the
+// The expected text is written out: a signer and machines of every version must agree on the
 // tag, or every wake-up fetches the CAs again.
 func TestCAsEncodeAndETagAreStable(t *testing.T) {
 	body, err := protocol.CAs{Version: 1, OpenSSHCAs: []string{"ssh-ed25519 AAAA"}, HostCAs: []string{"ssh-rsa BBBB"}}.Encode()

@@ -13,8 +13,8 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
 )
 
-// The binding is written out by hand: machines and signers of every version
-// must agree on it for ever.
+// The expected binding is written out: machines and signers of every version must always agree
+// on it.
 func TestBindIsSHA256OverDomainAndPayload(t *testing.T) {
 	payload := []byte(`{"version":1}`)
 	want := sha256.Sum256([]byte("hallmark-enroll-v1\x00" + `{"version":1}`))
@@ -87,8 +87,8 @@ func TestParsePayload(t *testing.T) {
 	}
 }
 
-// FuzzParseRequest holds the parser to encoding/json at its strictest: it accepts
-// less, and what it accepts it reads the same.
+// FuzzParseRequest compares the parser with encoding/json at its strictest: the parser accepts
+// less, and reads the same from what it accepts.
 func FuzzParseRequest(f *testing.F) {
 	f.Add([]byte(`{"payload":"e30=","caller":{"authorization":"a","date":"d","securityToken":"s"},"signatures":["x"]}`))
 	f.Add([]byte(`{"payload":"e30=","Payload":"e30="}`))

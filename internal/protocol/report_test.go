@@ -13,8 +13,8 @@ func withReport(version int, report string) []byte {
 	return []byte(`{"version":` + string(rune('0'+version)) + `,"audience":"a","report":` + report + `}`)
 }
 
-// A report is open, and everything else of a payload is not. internal/signer/enroll has the table
-// of attacks on it.
+// A report is open, and everything else in a payload is not. internal/signer/enroll has the
+// table of attacks on it.
 func TestParseReport(t *testing.T) {
 	const rejected = `{"code":"not_presented","requestId":"request-1","detail":"sshd presents another"}`
 	for _, test := range []struct {
@@ -44,7 +44,7 @@ func TestParseReport(t *testing.T) {
 	}
 }
 
-// Whatever went wrong on a machine, telling it never makes a request that is refused.
+// Whatever went wrong on a machine, its report never makes the signer refuse the request.
 func FuzzNewRejection(f *testing.F) {
 	for _, detail := range []string{
 		"", "plain", "two\nlines\x1b[2J", "\u202e\u200b\u2028\ufeff", "\xff\xfe", strings.Repeat("é", 300), strings.Repeat("a", 298) + "日本",
@@ -72,7 +72,7 @@ func FuzzNewRejection(f *testing.F) {
 	})
 }
 
-// FuzzParseReport holds what is accepted of a report to encoding/json.
+// FuzzParseReport compares accepted reports with encoding/json.
 func FuzzParseReport(f *testing.F) {
 	f.Add([]byte(`{"rejected":{"code":"x","requestId":"r","detail":"d"},"health":{"a":1}}`))
 	f.Add([]byte(`{"Rejected":{}}`))
@@ -87,7 +87,7 @@ func FuzzParseReport(f *testing.F) {
 		if err := json.NewDecoder(bytes.NewReader(payload)).Decode(&want); err != nil {
 			t.Fatalf("accepted %q, which encoding/json refuses: %v", payload, err)
 		}
-		// With a member of the payload in the text, it is not only about the report.
+		// If the text contains a member of the payload, it is not only about the report.
 		if again, err := json.Marshal(p); err != nil || !bytes.Equal(again, mustMarshal(t, want)) {
 			t.Errorf("read %s, encoding/json %+v", again, want)
 		}

@@ -11,12 +11,11 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
 )
 
-// testdata has what machines and signers of each released version send, recorded
-// once: the tests of packages agent and signer, run with -record, make what is
-// missing for the version of today. What a release has sent never changes again, so a
-// file that is there is never written.
+// testdata has what machines and signers of each released version send, recorded once. The
+// tests of packages agent and signer, run with -record, create what is missing for today's
+// version. What a release has sent never changes, so an existing file is never overwritten.
 
-// Each version that is spoken is recorded, and read to the last byte.
+// There is a recording of each supported version, and it is read to the last byte.
 func TestRecordedVersions(t *testing.T) {
 	for version := 1; version <= protocol.Version; version++ {
 		dir := filepath.Join("testdata", fmt.Sprintf("v%d", version))
@@ -35,7 +34,7 @@ func TestRecordedVersions(t *testing.T) {
 		if version != protocol.Version {
 			continue
 		}
-		// A machine of today writes what the recorded one did.
+		// A machine of today writes what the recorded one wrote.
 		if again := must(json.Marshal(payload)); !bytes.Equal(again, request.Payload) {
 			t.Errorf("the payload is written as %s, was %s", again, request.Payload)
 		}
@@ -50,7 +49,7 @@ func TestRecordedVersions(t *testing.T) {
 		if again := must(json.Marshal(response)); !bytes.Equal(again, answer) {
 			t.Errorf("the response is written as %s, was %s", again, answer)
 		}
-		// Machines of this version know the entity tag of what an enrollment told them.
+		// Machines of this version compute the entity tag of what an enrollment returned.
 		var cas protocol.CAs
 		list := read(t, dir, "authorities.json")
 		if err := json.Unmarshal(list, &cas); err != nil {

@@ -28,7 +28,7 @@ func newCertificate(t testing.TB) *ssh.Certificate {
 	return certificate
 }
 
-// Each row is a line in which sshd would read something else than one key.
+// Each row is a line that sshd would not read as exactly one key.
 func TestAttackLine(t *testing.T) {
 	key, other := Line(newSigner(t, 1).PublicKey()), Line(newSigner(t, 2).PublicKey())
 	for name, line := range map[string]string{
@@ -106,7 +106,7 @@ func TestIsFingerprint(t *testing.T) {
 	for text, want := range map[string]bool{
 		good: true, good + "=": false, good + " ": false, good + "\n": false, good[:20] + "\n" + good[20:]: false, good[:len(good)-1]: false, "": false,
 		"SHA256:": false, strings.TrimPrefix(good, "SHA256:"): false, strings.ToLower(good): false,
-		good[:len(good)-1] + "/":                              false, // bits that mean nothing
+		good[:len(good)-1] + "/":                              false, // bits without meaning
 		"MD5:16:27:ac:a5:76:28:2d:36:63:1b:56:4d:eb:df:a6:48": false,
 	} {
 		if got := IsFingerprint(text); got != want {

@@ -16,11 +16,11 @@ import (
 	packersdk "github.com/hashicorp/packer-plugin-sdk/packer"
 )
 
-// localMachine is a communicator that really runs commands, with sh, in a folder
-// of the test. The programs that need a real machine are stubs in bin.
+// localMachine is a communicator that really runs commands, with sh, in one of the test's
+// folders. The programs that need a real machine are stubs in bin.
 type localMachine struct {
 	root string
-	// start, if set, is asked before each command.
+	// start, if set, is called before each command.
 	start func(command string) error
 
 	mu       sync.Mutex
@@ -44,7 +44,7 @@ func newMachine(t *testing.T) *localMachine {
 	return m
 }
 
-// stub puts a shell script in place of a program of the machine.
+// stub replaces one of the machine's programs with a shell script.
 func (m *localMachine) stub(t *testing.T, name, script string) {
 	t.Helper()
 	if err := os.WriteFile(filepath.Join(m.root, "bin", name), []byte("#!/bin/sh\n"+script+"\n"), 0o755); err != nil {
@@ -54,7 +54,7 @@ func (m *localMachine) stub(t *testing.T, name, script string) {
 
 func (m *localMachine) tmp() string { return filepath.Join(m.root, "tmp") }
 
-// read returns the content of a file of the machine, and "" if there is none.
+// read returns the content of a file on the machine, or "" if there is none.
 func (m *localMachine) read(t *testing.T, file string) string {
 	t.Helper()
 	data, err := os.ReadFile(filepath.Join(m.root, file))
@@ -64,7 +64,7 @@ func (m *localMachine) read(t *testing.T, file string) string {
 	return string(data)
 }
 
-// ran returns the commands that were started so far.
+// ran returns the commands that have started so far.
 func (m *localMachine) ran() []string {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -93,8 +93,8 @@ func (m *localMachine) Start(ctx context.Context, cmd *packersdk.RemoteCmd) erro
 	return nil
 }
 
-// Upload stores a file under the path that it is given, and keeps the script
-// within the machine's folder.
+// Upload stores a file under the given path, and changes the script to stay within the
+// machine's folder.
 func (m *localMachine) Upload(file string, content io.Reader, _ *os.FileInfo) error {
 	data, err := io.ReadAll(content)
 	if err != nil {

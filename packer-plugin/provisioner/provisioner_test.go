@@ -25,8 +25,8 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/sshkey"
 )
 
-// program stands for hallmark: it notes how it was called, keeps what was there
-// to install, and installs itself.
+// program replaces hallmark: it records how it was called, keeps what was there to install,
+// and installs itself.
 const program = `#!/bin/sh
 set -e
 echo "$1 $2" >>"$ROOT/calls"
@@ -51,7 +51,7 @@ type proxy struct {
 	address string
 	caFile  string
 	pins    []string
-	lines   string // the keys as sshd wants them
+	lines   string // the keys in the form that sshd needs
 }
 
 func newProxy(t *testing.T, keys int) proxy {
@@ -164,8 +164,8 @@ func TestProvision(t *testing.T) {
 	}
 }
 
-// checkClean checks that the staging folder is gone, and the temporary file
-// beside the program as well.
+// checkClean checks that the staging folder is gone, and also the temporary file next to the
+// program.
 func checkClean(t *testing.T, m *localMachine) {
 	t.Helper()
 	for _, pattern := range []string{"tmp/*", "usr/local/bin/hallmark.*"} {
@@ -345,8 +345,8 @@ func TestProvisionWithoutCommunicator(t *testing.T) {
 	}
 }
 
-// Ctrl-C cancels the context while the remote command goes on: the staging
-// folder has to go nevertheless.
+// Ctrl-C cancels the context while the remote command continues: the staging folder has to go
+// anyway.
 func TestCancelCleansUp(t *testing.T) {
 	m := newMachine(t)
 	m.stub(t, "cp", `touch "$ROOT/installing"; while [ -d "$2" ]; do sleep 0.01; done; exit 1`)
@@ -387,7 +387,7 @@ func waitFor(t *testing.T, file string) {
 	}
 }
 
-// The specification is what Packer reads a template by.
+// Packer reads a template with this specification.
 func TestGeneratedSpecificationIsCurrent(t *testing.T) {
 	dir := t.TempDir()
 	generate := exec.Command("go", "tool", "packer-sdc", "mapstructure-to-hcl2", "-type", "Config")

@@ -13,7 +13,7 @@ import (
 
 const pin = "SHA256:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"
 
-// goodBlock is the least that a template says.
+// goodBlock is the smallest valid block.
 func goodBlock() map[string]any {
 	return map[string]any{
 		"signer_url":      "https://abc.lambda-url.us-west-2.on.aws/",
@@ -135,8 +135,8 @@ func TestPrepareCollectsAllErrors(t *testing.T) {
 	}
 }
 
-// Packer prepares the same provisioner again when all values are known; nothing
-// may be left of the first time.
+// Packer prepares the same provisioner again when all values are known; nothing from the first
+// time may remain.
 func TestPrepareTwice(t *testing.T) {
 	p := New(stubPrograms())
 	first := goodBlock()
@@ -151,5 +151,5 @@ func TestPrepareTwice(t *testing.T) {
 	}
 }
 
-// otherCA is a public key of a CA that is not the cluster's.
+// otherCA is a public key of a CA that does not belong to the cluster.
 const otherCA = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIHXQo7CkDureE6dyDV6EbqnMIVmD8Dsa97stQTHD/4+v vault"
