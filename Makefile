@@ -7,7 +7,7 @@ SHELL := /bin/bash -euo pipefail
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 
-# Packer asks a server whether it is current.
+# Without this, Packer asks a server whether it is up to date.
 export CHECKPOINT_DISABLE := 1
 
 VERSION ?= 0.1.0-dev
@@ -15,7 +15,7 @@ BUILDINFO := github.com/hallmark-ssh/hallmark/internal/buildinfo
 LDFLAGS := -s -w -X $(BUILDINFO).version=$(VERSION)
 GO_BUILD := CGO_ENABLED=0 go build -trimpath -ldflags "$(LDFLAGS)"
 # Each long command is a step: CI prints how long it took. "make test RACE=-race" uses the
-# race detector; CI does, and compiling for it takes long.
+# race detector, as CI does. Compiling for it takes long.
 STEP := $(CURDIR)/e2e/step.sh
 RACE ?=
 # What the programs are built from, including embedded files.
@@ -38,7 +38,7 @@ setup: ## install every Debian package and tool that the rest needs
 .PHONY: build
 build: bin/hallmark bin/bootstrap bin/hallmark-signer bin/packer-plugin-hallmark ## build the programs into bin/
 
-# The programs that the Packer plugin carries, one for each architecture of EC2.
+# The programs that the Packer plugin carries, one for each architecture in EC2.
 PROGRAMS := packer-plugin/programs/hallmark-linux-amd64 packer-plugin/programs/hallmark-linux-arm64
 
 bin/hallmark: $(GO_SOURCES)
@@ -73,12 +73,12 @@ bin/packer: e2e/tools/packer/go.mod e2e/tools/packer/go.sum
 bin/golangci-lint: e2e/tools/golangci-lint/go.mod e2e/tools/golangci-lint/go.sum
 	cd e2e/tools/golangci-lint && $(STEP) "build $@" go build -o ../../../$@ github.com/golangci/golangci-lint/v2/cmd/golangci-lint
 
-# AWS's emulator of Lambda's Runtime API, which the whole-path tests run the functions in.
+# AWS's emulator of Lambda's Runtime API. The whole-path tests run the functions in it.
 bin/aws-lambda-rie: e2e/tools/rie/go.mod e2e/tools/rie/go.sum
 	cd e2e/tools/rie && $(STEP) "build $@" go build -o ../../../$@ github.com/aws/aws-lambda-runtime-interface-emulator/cmd/aws-lambda-rie
 
-# Teleport, for tests only. "make TARGET TELEPORT=DIR" takes the programs of any version
-# from a folder; without it, 13.3.8 is built: about ten minutes on two processors, once.
+# Teleport, for tests only. "make TARGET TELEPORT=DIR" uses the programs of any version
+# in a folder. Without it, make builds 13.3.8: about ten minutes on two processors, once.
 TELEPORT ?=
 TELEPORT_DIR := $(abspath $(or $(TELEPORT),bin/teleport))
 BUILT_PROGRAMS := bin/teleport/cluster bin/teleport/tctl bin/teleport/tsh
@@ -93,7 +93,7 @@ bin/teleport/teleport: e2e/teleport/go.mod e2e/teleport/go.sum
 .PHONY: bin/teleport
 bin/teleport: $(BUILT_PROGRAMS)
 
-# The targets below need the programs: built, or all in the given folder.
+# The targets below need the programs, either built or all in the given folder.
 .PHONY: teleport-programs
 teleport-programs: $(if $(TELEPORT),,$(BUILT_PROGRAMS) bin/teleport/teleport)
 	@for program in cluster tctl tsh teleport; do \
@@ -115,17 +115,17 @@ test: setup unit check-templates test-sshd e2e test-releases ## run all tests, w
 
 # The race detector slows the explorer down too much, so with RACE it runs separately.
 .PHONY: unit
-unit: ## run what needs no root, on any Linux or macOS
+unit: ## run the tests that need no root, on any Linux or macOS
 	$(STEP) "go vet" go vet ./...
 	$(STEP) "unit tests" go test $(RACE) -timeout 20m ./...
 	$(if $(RACE),$(STEP) "explorer" go test -timeout 20m ./internal/signer/explore -run 'TestInterleavings$$|TestReduction|TestIndependence')
 
-# How many states of a pair "make explore" looks at. Some pairs have 10^13 orders when none
-# is left out: no machine can hold their states.
+# How many states of a pair "make explore" looks at. Without reduction, some pairs have 10^13
+# orders: no machine can hold their states.
 EXPLORE_STATES ?= 30000
 
 .PHONY: explore
-explore: ## run every pair of operations in every order, also of calls that commute, up to EXPLORE_STATES
+explore: ## run every pair of operations in every order, even of calls that commute, up to EXPLORE_STATES
 	go test -count 1 -timeout 0 -v ./internal/signer/explore -run TestInterleavings -args -explore.all -explore.stale -explore.states $(EXPLORE_STATES)
 	go test -count 1 -timeout 0 -v ./internal/signer/explore -run TestInterleavings -args -explore.all -explore.commuting -explore.states $(EXPLORE_STATES)
 
@@ -173,7 +173,7 @@ test-sshd: setup ## run the tests that use sshd with OpenSSH 8.4 and 10.0
 	$(STEP) "make test-sshd" $(AS_ROOT) e2e/sshd.sh
 
 .PHONY: test-teleport
-test-teleport: teleport-programs setup build bin/packer ## run what needs a real Teleport cluster; TELEPORT=DIR takes another version's programs
+test-teleport: teleport-programs setup build bin/packer ## run the tests that need a real Teleport cluster; TELEPORT=DIR uses another version's programs
 	$(STEP) "real Teleport" go test -count 1 -timeout 20m -tags teleport ./e2e/teleportd -args -programs="$(TELEPORT_DIR)"
 	$(STEP) "build people.test" go test -c -tags teleport -o bin/people.test ./e2e/people
 	cd e2e/people && $(STEP) "people" $(AS_ROOT) ../../bin/people.test -test.v -test.timeout 20m -programs="$(TELEPORT_DIR)"
@@ -182,7 +182,7 @@ test-teleport: teleport-programs setup build bin/packer ## run what needs a real
 	go build -o bin/bench ./e2e/cmd/bench
 	$(STEP) "comparison with teleport join" $(AS_ROOT) bin/bench -join -teleport "$(TELEPORT_DIR)"
 
-# Without CI=true it installs nothing, and skips the tools that are missing.
+# Without CI=true, this installs nothing and skips missing tools.
 .PHONY: lint
 lint: $(if $(filter true,$(CI)),setup) bin/golangci-lint ## check the code, the scripts and the templates
 	e2e/lint.sh

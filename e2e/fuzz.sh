@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Runs every fuzz target for a while, one per processor at once.
+# Runs every fuzz target for a while, as many at once as there are processors.
 #
 #   e2e/fuzz.sh 10s
 #
-# An input that breaks a target is written to testdata/fuzz beside it. Commit it, and
-# "go test" tries it from then on. Inputs that reach new code stay in Go's cache, and the
+# If an input breaks a target, this writes it to testdata/fuzz next to the target. Commit it:
+# after that, "go test" tries it too. Inputs that reach new code stay in Go's cache, and the
 # next run starts from them.
 #
 # An interrupt ends each target. Go's own -fuzztime may fail with "context deadline

@@ -4,13 +4,13 @@
 set -euo pipefail
 
 packages=(
-  ca-certificates                 # TLS roots, for us and the tests
+  ca-certificates                 # TLS roots, for this script and the tests
   gcc libc6-dev git make          # the race detector, and this Makefile
   openssh-client openssh-server   # real ssh and sshd
   systemd-container mmdebstrap    # machines: nspawn on a Debian root file system
   debian-archive-keyring          # on Ubuntu: Debian's keys
   iproute2 dbus                   # network namespaces; systemd inside the machines
-  qemu-system-x86 e2fsprogs       # a machine with a kernel of its own, for SELinux
+  qemu-system-x86 e2fsprogs       # a machine with its own kernel, for SELinux
   shellcheck zip                  # lint; the size of the Lambda's package
   openjdk-17-jre-headless         # DynamoDB Local
 )

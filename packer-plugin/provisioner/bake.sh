@@ -1,9 +1,9 @@
 #!/bin/sh
-# Installs hallmark on the machine that is being baked, from the folder that this
-# script lies in, and seals the machine. Runs as root.
+# Installs hallmark on the machine being baked, from the folder that contains this
+# script, and seals the machine. Runs as root.
 #
 # Sealing removes the host keys, and sshd then resets every new connection. So
-# this is one command, it is the last, and it tidies up after itself.
+# this is a single command, runs last, and cleans up after itself.
 set -eu
 
 die() {
@@ -13,7 +13,7 @@ die() {
 
 [ "$(id -u)" -eq 0 ] || die "this must run as root: does execute_command use sudo?"
 
-# This folder is removed at the end, so be sure that it is ours.
+# This folder is removed at the end, so make sure that it is the provisioner's.
 stage=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
 case $stage in
 */hallmark-*) ;;
@@ -21,7 +21,7 @@ case $stage in
 esac
 
 # The folder may be mounted noexec, so run a copy from where the program will be:
-# hallmark install puts itself there, or everything back.
+# hallmark install puts itself there, or restores everything.
 program=/usr/local/bin/hallmark
 mkdir -p /usr/local/bin
 copy=$(mktemp "$program.XXXXXXXX")
@@ -31,5 +31,5 @@ cat "$stage/hallmark" >"$copy"
 chmod 0755 "$copy"
 
 "$copy" install --from "$stage"
-# A builder that was started from an image with hallmark has enrolled by now.
+# A build machine whose image already had hallmark has enrolled by now.
 "$program" seal --force
