@@ -30,7 +30,7 @@ import (
 //	image_tags M     tags of that image (S), if known
 //	permit     M     fingerprint (S), end (N), by (S): a permitted re-key
 //	signer     S     audience of the signer that claimed last
-//	lease      N     when the node's lease ends, according to the last confirmed claim
+//	lease      N     when the node's lease expires, according to the last confirmed claim
 //	renewed    N     when that claim was confirmed
 //	rule       S     rule of the policy that admitted it
 //	tags       N     counts the events about changes of the instance's tags

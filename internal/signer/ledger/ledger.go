@@ -114,7 +114,7 @@ type Record struct {
 	// ValidUntil is when the claim of ConfirmedHostname expires, and its certificates
 	// with it.
 	ValidUntil time.Time
-	// Lease is when the node's lease ends, according to the last confirmed claim. Old
+	// Lease is when the node's lease expires, according to the last confirmed claim. Old
 	// records lack it.
 	Lease time.Time
 	// Renewed is when the last claim was confirmed, in whole seconds, and Rule the rule of

@@ -29,7 +29,7 @@ type record struct {
 	imageTags         map[string]string
 	// signer is the audience of the signer that claims for the instance.
 	signer string
-	// lease is when the node's lease ends, according to the last confirmed claim.
+	// lease is when the node's lease expires, according to the last confirmed claim.
 	lease time.Time
 	// renewed is when the last claim was confirmed, and rule the rule that admitted it.
 	// Both are for reports only.

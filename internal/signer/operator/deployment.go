@@ -14,7 +14,7 @@ const (
 	deploymentCheckLong = `Checks deployment.yaml and every file it names, as the functions do when they start, and
 says which setting is wrong.`
 
-	deploymentPackLong = `Writes what a function's package holds beside the program: deployment.yaml with this
+	deploymentPackLong = `Writes the content of a function's package, except the program: deployment.yaml with this
 function's login only, and the files it names. The build calls it.`
 )
 
@@ -56,7 +56,7 @@ func join[T ~string](values []T) string {
 func deploymentPackCommand() *cobra.Command {
 	var function, into string
 	cmd := &cobra.Command{
-		Use: "pack FILE", Short: "write what a function's package holds beside the program", Long: deploymentPackLong, Args: cli.OneFile,
+		Use: "pack FILE", Short: "write the content of a function's package, except the program", Long: deploymentPackLong, Args: cli.OneFile,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			switch {
 			case function != "enroll" && function != "fleet":

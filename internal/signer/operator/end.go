@@ -13,14 +13,14 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/signer/teleport"
 )
 
-const endLong = `Off-boards an instance for good: ends its record in the ledger, then deletes its node in
+const endLong = `Off-boards an instance for good: retires its record in the ledger, then deletes its node in
 Teleport. The instance can never enroll again, whether or not it is still running. Its
 certificates stay valid until they expire, and its names stay reserved until then.
 
-Prints one audit line. The ledger records who ended the instance, and so does the
+Prints one audit line. The ledger records who off-boarded the instance, and so does the
 signer's audit line if the instance asks again.
 
-Without --proxy and --identity the node stays until its lease ends, or until you run
+Without --proxy and --identity, the node stays until its lease expires, or until you run
 'tctl rm node/ID'.`
 
 // ending holds the command line's flags.

@@ -23,11 +23,11 @@ import (
 const (
 	policyCheckLong = `Checks a policy file, and says what is wrong on which line.`
 
-	policyExplainLong = `Says which rule decides on an instance, why those before it do not, and what the instance
-would get. It calls nobody: FACTS.json holds what EC2 would say. account, region and
+	policyExplainLong = `Shows which rule decides about an instance, why earlier rules do not, and what the instance
+would get. It makes no calls: FACTS.json contains what EC2 would answer. account, region and
 instance_id are required. Where a rule asks for them, add vpc, subnet, zone,
 instance_profile, image, image_owner, image_tags, launch_time, enrolled, private_ip,
-public_ip, ipv6, private_dns and tags. Exit code 4 means that the policy refuses.`
+public_ip, ipv6, private_dns and tags. Exit code 4 means that the policy refuses the instance.`
 
 	policySchemaLong = `Prints the JSON schema of policy files. To use it in an editor with the YAML language
 server, start the policy with # yaml-language-server: $schema=policy.schema.json`

@@ -14,8 +14,8 @@ import (
 const releaseLong = `Frees a host name or address that an instance holds, so that another instance can have it:
 for example, the name of a machine that is stopped for good but not terminated.
 
-The instance stays enrolled. If its name is taken when it comes back, it gets another. A
-name that a certificate may still carry is not released.
+The instance stays enrolled. If its name is taken when it asks again, it gets another. A
+name that a valid certificate may still contain is not released.
 
 Prints one audit line. The ledger records who released the name until it is claimed again.`
 
@@ -50,9 +50,9 @@ func runRelease(cmd *cobra.Command, table, name string) error {
 	holder, err := o.ledger.Release(ctx, name, o.arn, deployment.Now())
 	switch {
 	case errors.Is(err, ledger.ErrNotHeld):
-		return &cli.Error{Err: err, Code: cli.Failed, Hint: "the name is free; if it should not be, check --table, and --name (in lower case)"}
+		return &cli.Error{Err: err, Code: cli.Failed, Hint: "the name is free; if it should not be, check --table and --name (lower case)"}
 	case errors.Is(err, ledger.ErrCertified):
-		return &cli.Error{Err: err, Code: cli.Failed, Hint: "host certificates cannot be revoked: wait until then, or end an instance that is lost"}
+		return &cli.Error{Err: err, Code: cli.Failed, Hint: "host certificates cannot be revoked: wait until then, or off-board the instance if it is lost (hallmark-signer end)"}
 	case err != nil:
 		return err
 	}

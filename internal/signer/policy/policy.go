@@ -81,7 +81,7 @@ type Decision struct {
 	// Lifetime is how long the certificates last.
 	Lifetime time.Duration
 	// RemoveWhenStopped says that the node is deleted when the instance is stopped,
-	// rather than when its lease ends.
+	// rather than when its lease expires.
 	RemoveWhenStopped bool
 }
 

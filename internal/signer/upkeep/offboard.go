@@ -142,7 +142,7 @@ func (f *Fleet) stopped(ctx context.Context, i ec2ref.Instance, found *inventory
 		return err
 	}
 	if !p.rules.RemovesStopped(factsOf(found, record), f.Now()) {
-		log.InfoContext(ctx, "the instance is stopped, and its node stays until its lease ends")
+		log.InfoContext(ctx, "the instance is stopped, and its node stays until its lease expires")
 		return nil
 	}
 	deleted, err := f.deleteOwn(ctx, p.cluster, i.NodeID())
