@@ -20,7 +20,7 @@ func (e *Enroller) reportFindings(ctx context.Context, logins []sshd.Login, cas 
 		ProxySources: e.Config.ProxySources,
 	})
 	if err != nil {
-		e.note("judge sshd's settings", err)
+		e.note("check sshd's settings", err)
 		return nil
 	}
 	for _, f := range found {

@@ -249,7 +249,7 @@ func (Facts) methods(_ sshd.Login, s sshd.Settings) []problem {
 
 // admission judges AllowUsers and its like, in sshd's order.
 func (f Facts) admission(login sshd.Login, s sshd.Settings) []problem {
-	const consequence, remedy = "sshd admits nobody to this account", "admit the accounts that people log in to"
+	const consequence, remedy = "sshd lets nobody log in to this account", "allow the accounts that people log in to"
 	var groups []string
 	for _, a := range f.Accounts {
 		if a.Name == login.User {
@@ -372,7 +372,7 @@ func (Facts) transport(_ sshd.Login, s sshd.Settings) (all []problem) {
 }
 
 func (f Facts) limits(_ sshd.Login, s sshd.Settings) (all []problem) {
-	proxy := "Teleport's proxy is one source address for everybody"
+	proxy := "to sshd, everybody has the address of Teleport's proxy"
 	effective, wanted := s.Value("maxstartups"), f.MaxStartups
 	if effective != "" && wanted != "" && startsBelow(effective, wanted) {
 		all = append(all, risk("MaxStartups", effective, "sshd drops connections when the proxy opens many at once: the last line wins, not hallmark's "+wanted,
@@ -380,7 +380,7 @@ func (f Facts) limits(_ sshd.Login, s sshd.Settings) (all []problem) {
 	}
 	full, _, _ := strings.Cut(wanted, ":")
 	if value := s.Optional("persourcemaxstartups"); value != "" && value != maxInt && below(value, cmp.Or(full, "100")) {
-		all = append(all, risk("PerSourceMaxStartups", value, proxy+", and sshd drops its connections beyond this number",
+		all = append(all, risk("PerSourceMaxStartups", value, proxy+", and sshd drops connections from one address beyond this number",
 			"write PerSourceMaxStartups none")...)
 	}
 	return append(all, f.penalties(s, proxy+", so one person's failed logins shut out the others")...)

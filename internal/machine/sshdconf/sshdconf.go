@@ -1,5 +1,5 @@
-// Package sshdconf renders what Hallmark sets in sshd's configuration. It builds wherever the
-// Packer plugin does.
+// Package sshdconf reads the language of sshd's configuration, and renders what Hallmark writes
+// in it. It builds wherever the Packer plugin does.
 package sshdconf
 
 import (
