@@ -1,5 +1,5 @@
-// Package findings judges sshd's settings: what keeps certificates from working, and what
-// makes logins through Teleport's proxy unreliable.
+// Package findings checks sshd's settings: it finds what keeps certificates from working, and
+// what makes logins through Teleport's proxy unreliable.
 package findings
 
 import (
@@ -23,9 +23,9 @@ type Finding struct {
 	// Places are where it is set. They are empty if no file sets it: then it is OpenSSH's
 	// default, or comes from a crypto policy or sshd's command line.
 	Places []sshd.Line
-	// Logins are those that the setting affects, or nil for all.
+	// Logins are the logins that the setting affects, or nil for all.
 	Logins []sshd.Connection
-	// Consequence says what does not work, Remedy what to write instead.
+	// Consequence says what does not work; Remedy says what to write instead.
 	Consequence, Remedy string
 	// Blocks says that no certificate can work because of this finding, alone or together with
 	// others.
@@ -93,7 +93,7 @@ func Blocking(findings []Finding) (blocking []Finding) {
 	return blocking
 }
 
-// Join makes one error of findings.
+// Join joins findings into one error.
 func Join(findings []Finding) error {
 	var texts []string
 	for _, f := range findings {
@@ -123,8 +123,8 @@ type Facts struct {
 	Logins   []sshd.Login
 	Lines    []sshd.Line // of the configuration
 	Accounts []sshd.Account
-	// Absent are users and groups that AllowUsers and AllowGroups name and that nothing on
-	// this machine knows. Others, without an account of their own yet, may get one at boot.
+	// Absent are users and groups that AllowUsers and AllowGroups name and that this machine
+	// does not have. Other names may get an account at boot.
 	Absent []string
 	// Files has the content of the files that the settings name. Missing files are left out.
 	Files map[string][]byte
@@ -211,8 +211,8 @@ func aliases(keyword string) []string {
 	}[keyword]
 }
 
-// places returns the lines that set what a finding is about: those in Match blocks if it
-// is about some logins only, the others if it is about all.
+// places returns the lines that cause a finding: lines in Match blocks if the finding is about
+// some logins, other lines if it is about all.
 func places(lines []sshd.Line, f Finding) (found []sshd.Line) {
 	keyword := strings.ToLower(f.Keyword)
 	var inMatch, global []sshd.Line
@@ -238,8 +238,8 @@ func places(lines []sshd.Line, f Finding) (found []sshd.Line) {
 	return global[:1]
 }
 
-// sameValue prefers the lines that have just the value that sshd prints. Lists, which sshd
-// expands, mostly have none.
+// sameValue prefers lines with exactly the value that sshd prints. For lists, which sshd
+// expands, there is usually none.
 func sameValue(lines []sshd.Line, value string) []sshd.Line {
 	var same []sshd.Line
 	for _, l := range lines {
@@ -264,19 +264,19 @@ func accumulates(keyword string) bool {
 	return false
 }
 
-// Server is the OpenSSH server that is judged.
+// Server is the OpenSSH server to check.
 type Server interface {
 	// Lines returns the directives of its configuration.
 	Lines() []sshd.Line
 	Accounts() ([]sshd.Account, error)
 	// Absent returns which of the names no account ("passwd") or group ("group") has.
 	Absent(ctx context.Context, database string, names []string) []string
-	// Files reads files by the patterns that name them.
+	// Files reads the files that match the patterns.
 	Files(patterns []string) map[string][]byte
 }
 
-// Of gathers what there is to know about the logins that Logins returned, and has Assess
-// judge it. It does not run sshd.
+// Of gathers the facts about the logins that Logins returned, and passes them to Assess. It
+// does not run sshd.
 func Of(ctx context.Context, server Server, logins []sshd.Login, want Want) ([]Finding, error) {
 	accounts, err := server.Accounts()
 	if err != nil {
@@ -288,8 +288,7 @@ func Of(ctx context.Context, server Server, logins []sshd.Login, want Want) ([]F
 	return Assess(f), nil
 }
 
-// unknown returns the names in AllowUsers or AllowGroups that are no local account's or
-// group's.
+// unknown returns the names in AllowUsers or AllowGroups that no local account or group has.
 func (f Facts) unknown(keyword string) (names []string) {
 	for _, login := range f.Logins {
 		for _, pattern := range sshd.ParseSettings(login.Settings)[keyword] {

@@ -13,7 +13,7 @@ import (
 	"golang.org/x/crypto/ssh"
 )
 
-// problems returns what keeps a login by certificate from working.
+// problems returns what keeps a login with a certificate from working.
 func (f Facts) problems(login sshd.Login) (all []problem) {
 	s := sshd.ParseSettings(login.Settings)
 	for _, check := range []func(sshd.Login, sshd.Settings) []problem{
@@ -65,7 +65,7 @@ func (Facts) certificateTypes(_ sshd.Login, s sshd.Settings) (all []problem) {
 				"which certificates work depends on the cluster's signature algorithm suite: sshd does not accept "+strings.Join(missing, ", "), remedy)...)
 		}
 	}
-	const teleportRSA = 2048 // bits of the keys that Teleport makes
+	const teleportRSA = 2048 // bits of the keys that Teleport generates
 	if size, err := strconv.Atoi(s.Value("requiredrsasize")); err == nil && size > teleportRSA {
 		all = append(all, risk("RequiredRSASize", s.Value("requiredrsasize"),
 			"sshd refuses certificates for RSA keys of 2048 bits, which clusters with the signature algorithm suite legacy issue",
@@ -74,14 +74,14 @@ func (Facts) certificateTypes(_ sshd.Login, s sshd.Settings) (all []problem) {
 	return all
 }
 
-// without returns those of all that are not in some.
+// without returns all of the values that some does not contain.
 func without(all, some []string) []string {
 	return slices.DeleteFunc(slices.Clone(all), func(s string) bool { return slices.Contains(some, s) })
 }
 
 func (f Facts) trustedCAs(_ sshd.Login, s sshd.Settings) (all []problem) {
 	if value := s.Value("trustedusercakeys"); f.CAFile != "" && value != "" && value != f.CAFile {
-		// Those may be the cluster's as well: what is in that file is somebody else's matter.
+		// Those may include the cluster's: that file belongs to somebody else.
 		all = append(all, risk("TrustedUserCAKeys", value,
 			"sshd trusts the CAs in this file, not hallmark's: the cluster's certificates do not work there", "remove that line")...)
 	}
@@ -247,7 +247,7 @@ func (Facts) methods(_ sshd.Login, s sshd.Settings) []problem {
 		"add publickey as a list of its own: AuthenticationMethods publickey "+value)
 }
 
-// admission judges AllowUsers and its like, in sshd's order.
+// admission checks AllowUsers and similar keywords, in sshd's order.
 func (f Facts) admission(login sshd.Login, s sshd.Settings) []problem {
 	const consequence, remedy = "sshd lets nobody log in to this account", "allow the accounts that people log in to"
 	var groups []string
@@ -330,8 +330,9 @@ func hostCertificates() []string {
 }
 
 func (Facts) transport(_ sshd.Login, s sshd.Settings) (all []problem) {
-	// What Teleport's proxy offers when it connects to a host: Go's x/crypto/ssh without
-	// SHA-1. A cluster's configuration may name others (kex_algos, ciphers, mac_algos).
+	// These are the algorithms that Teleport's proxy offers when it connects to a host: Go's
+	// x/crypto/ssh without SHA-1. A cluster's configuration may list others (kex_algos,
+	// ciphers, mac_algos).
 	proxyKeyExchanges := []string{
 		"curve25519-sha256", "curve25519-sha256@libssh.org",
 		"ecdh-sha2-nistp256", "ecdh-sha2-nistp384", "ecdh-sha2-nistp521", "diffie-hellman-group14-sha256",
@@ -386,7 +387,7 @@ func (f Facts) limits(_ sshd.Login, s sshd.Settings) (all []problem) {
 	return append(all, f.penalties(s, proxy+", so one person's failed logins shut out the others")...)
 }
 
-// penalties compares the sources that sshd exempts with those of the proxies.
+// penalties compares the sources that sshd exempts with the proxies' sources.
 func (f Facts) penalties(s sshd.Settings, consequence string) []problem {
 	const remedy = "set proxy_sources to the addresses that the proxies connect from, and install again"
 	penalties, exempt := s.Value("persourcepenalties"), s.Optional("persourcepenaltyexemptlist")

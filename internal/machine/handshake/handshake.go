@@ -35,16 +35,16 @@ var (
 // timeout bounds one handshake on the machine itself.
 const timeout = 5 * time.Second
 
-// HostKey connects to an sshd, permits only the given host key algorithms, and returns the
-// key or certificate that sshd proves to hold. It does not log in. Without algorithms, it
-// permits all that the library knows.
+// HostKey connects to an sshd, permits only the given host key algorithms, and returns the key
+// or certificate that sshd proves to hold. It does not log in. Without algorithms, it permits
+// all that the library knows.
 //
 // Only this shows whether sshd uses a certificate: "sshd -t" accepts certificates that sshd
 // then ignores.
 //
 // OpenSSH 9.8 and later counts a connection without a login against its source address
-// (PerSourcePenalties noauth). The connection comes from an address of its own, if it can,
-// so that it never counts against those from which people log in.
+// (PerSourcePenalties noauth). So the connection comes from an address of its own, if
+// possible, and never counts against addresses from which people log in.
 func HostKey(ctx context.Context, address netip.AddrPort, algorithms []string) (ssh.PublicKey, error) {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()

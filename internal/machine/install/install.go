@@ -170,7 +170,7 @@ func (in *Installer) Install(ctx context.Context, from string) (changes []string
 	return in.put(ctx, append(files, unitFor(options.HostCertificates)...), plan)
 }
 
-// otherCertificates are findings for the HostCertificate lines of somebody else. The keys
+// otherCertificates are findings for HostCertificate lines that somebody else wrote. The keys
 // of an image are not those of its machines, so which are certified shows there.
 func (in *Installer) otherCertificates(logins []sshd.Login, own []string) (found []findings.Finding) {
 	for _, path := range sshd.Values(logins[0].Settings, "hostcertificate") {

@@ -48,7 +48,7 @@ func (t Tracker) look(ctx context.Context, conf *sshd.Effective, logins []sshd.L
 	return f, nil
 }
 
-// remember saves what the running sshd has, if that is known and not saved yet.
+// remember saves what the running sshd has loaded, if that is known and not saved yet.
 func (t Tracker) remember(f facts) {
 	if f.Load.Stamp == "" || f.Snapshot != nil && f.Snapshot.Stamp == f.Load.Stamp {
 		return
@@ -90,7 +90,7 @@ func Path(dir string) string { return filepath.Join(dir, "sshd.json") }
 // settings of its own.
 const maxSnapshotBytes = 4 << 20
 
-// LoadSnapshot returns nil if there is none that can be understood.
+// LoadSnapshot returns nil if there is no readable snapshot.
 func LoadSnapshot(dir string) *Snapshot {
 	if dir == "" {
 		return nil

@@ -10,25 +10,26 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/machine/sshd"
 )
 
-// Snapshot is a View that the running sshd has.
+// Snapshot is the View that a running sshd has loaded.
 type Snapshot struct {
 	Stamp string `json:"stamp"` // of the Load
 	sshd.View
 }
 
-// facts are what is known about the running sshd and the files that a reload would
-// have it read.
+// facts are what is known about the running sshd and about the files that it would read in a
+// reload.
 type facts struct {
 	Load     sshd.Load
-	Snapshot *Snapshot // that was saved last, or nil
+	Snapshot *Snapshot // the last saved snapshot, or nil
 	Files    sshd.View
 	Changed  []sshd.Changed
 }
 
-// running returns what the running sshd has. If it is not known, why says so.
+// running returns what the running sshd has loaded. If that is not known, why says so.
 //
-// A snapshot of the same load is right whatever the clock says and the files hold. Without
-// one sshd has what the files hold if none of them changed since the load.
+// A snapshot of the same load is right, whatever the clock says and the files contain. Without
+// a snapshot, sshd has loaded what the files contain if none of them has changed since the
+// load.
 func (f facts) running() (v *sshd.View, why string) {
 	if f.Snapshot != nil && f.Load.Stamp != "" && f.Snapshot.Stamp == f.Load.Stamp {
 		return &f.Snapshot.View, ""
@@ -45,8 +46,8 @@ func (f facts) running() (v *sshd.View, why string) {
 	return &f.Files, ""
 }
 
-// pending returns what a reload would put into effect beside hallmark's own lines, or "".
-// It errs on the side of saying that there is something.
+// pending returns what a reload would activate besides Hallmark's own lines, or "". If in
+// doubt, it reports a change.
 func (f facts) pending() string {
 	if f.Load.Stamp == "" {
 		return ""
@@ -58,8 +59,8 @@ func (f facts) pending() string {
 	return difference(*running, f.Files)
 }
 
-// difference returns what of the settings becomes different, or "". Lines that come to
-// the same for every login do not count.
+// difference returns which setting would change, or "". Lines that give every login the same
+// settings do not count.
 func difference(v, next sshd.View) string {
 	for _, path := range slices.Sorted(maps.Keys(next.Keys)) {
 		if before, ok := v.Keys[path]; !ok || before != next.Keys[path] {
@@ -86,7 +87,7 @@ func difference(v, next sshd.View) string {
 			return d + ", for " + login
 		}
 	}
-	// Who a Match block is for may be nobody who was asked about.
+	// A Match block may apply to somebody whose login was not checked.
 	if compared == 0 {
 		return firstChange(v.Directives, next.Directives)
 	}
@@ -101,7 +102,7 @@ func settings(v sshd.View, login string) (text string, ok bool) {
 	return v.Settings[n], true
 }
 
-// firstChange says what of the lines became different, or "".
+// firstChange says which line changed, or "".
 func firstChange(was, is []string) string {
 	if slices.Equal(was, is) {
 		return ""
@@ -118,7 +119,7 @@ func firstChange(was, is []string) string {
 	return "the order of lines changed"
 }
 
-// missingFrom returns the first of the lines that the others lack.
+// missingFrom returns the first of the lines that the others do not contain.
 func missingFrom(others, lines []string) string {
 	for _, line := range lines {
 		if !slices.Contains(others, line) {
@@ -128,7 +129,7 @@ func missingFrom(others, lines []string) string {
 	return ""
 }
 
-// withoutOwn returns the lines of "sshd -T" that are not hallmark's.
+// withoutOwn returns the lines of "sshd -T" that are not Hallmark's.
 func withoutOwn(settings string, own []string) (lines []string) {
 	for line := range strings.Lines(settings) {
 		line = strings.TrimSpace(line)

@@ -76,9 +76,9 @@ func parseAccounts(passwd, group string) []Account {
 	return accounts
 }
 
-// Absent returns which of the names no account, or no group, has: database is "passwd" or
-// "group". Only the running machine can tell, as directory services hold some, and only
-// as long as getent(1) says so: an image may get its accounts at boot.
+// Absent returns those of the names that no account, or no group, has: database is "passwd" or
+// "group". Only the running machine can tell, because directory services hold some, and only
+// if getent(1) answers: an image may get its accounts at boot.
 func (s *Server) Absent(ctx context.Context, database string, names []string) (absent []string) {
 	if filepath.Join("/", s.Root) != "/" {
 		return nil

@@ -12,8 +12,8 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/machine/sshdconf"
 )
 
-// Files reads the files that decide about logins, by the patterns that name them. It leaves
-// out those that it cannot read.
+// Files reads the files that match the patterns and affect logins. It skips files that it
+// cannot read.
 func (s *Server) Files(patterns []string) map[string][]byte {
 	files := make(map[string][]byte)
 	for _, file := range s.existing(patterns) {
@@ -24,8 +24,8 @@ func (s *Server) Files(patterns []string) map[string][]byte {
 	return files
 }
 
-// existing returns the files that patterns name, up to a number, as sshd names them. A
-// name without wildcards stays, whether it exists or not.
+// existing returns the files that patterns match, up to a limit, as sshd names them. It keeps
+// a name without wildcards whether or not the file exists.
 func (s *Server) existing(patterns []string) (files []string) {
 	const most = 256
 	root := filepath.Join("/", s.Root)
@@ -42,8 +42,8 @@ func (s *Server) existing(patterns []string) (files []string) {
 	return files
 }
 
-// readBounded reads a file that decides about logins. What is no regular file, as
-// /dev/null, or longer than any such list counts as empty.
+// readBounded reads a file that affects logins. A file that is not regular, such as /dev/null,
+// or that is longer than any such list, counts as empty.
 func readBounded(path string) ([]byte, error) {
 	const most = 64 << 20
 	file, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)

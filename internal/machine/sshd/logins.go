@@ -47,7 +47,7 @@ func (p probe) spec() string {
 // IsLocal reports whether the login comes from this machine itself.
 func (c Connection) IsLocal() bool { return c.Address == here }
 
-// Login is what sshd settles on for one connection.
+// Login is a connection with the settings that sshd applies to it.
 type Login struct {
 	Connection
 	// Settings is what "sshd -T" prints.

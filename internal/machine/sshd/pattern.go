@@ -8,7 +8,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/machine/sshdconf"
 )
 
-// probe is a login made up so that it meets a Match block.
+// probe is a made-up login that matches a Match block.
 type probe struct {
 	Connection
 	host, localAddress, localPort, domain string

@@ -19,8 +19,8 @@ func ParseSettings(output []byte) Settings {
 // Values returns what "sshd -T" prints for a keyword, given in lower case.
 func Values(output []byte, keyword string) []string { return ParseSettings(output)[keyword] }
 
-// Value returns the one value of a keyword, or "" if sshd does not print it: not every
-// version knows all.
+// Value returns the single value of a keyword, or "" if sshd does not print it: not every
+// version has all keywords.
 func (s Settings) Value(keywords ...string) string {
 	for _, keyword := range keywords {
 		if values := s[keyword]; len(values) > 0 {
@@ -30,8 +30,7 @@ func (s Settings) Value(keywords ...string) string {
 	return ""
 }
 
-// List returns the elements of a value that is a list with commas, or none if sshd does not
-// print it.
+// List returns the elements of a comma-separated value, or none if sshd does not print it.
 func (s Settings) List(keyword string) []string {
 	value := s.Value(keyword)
 	if value == "" {
@@ -40,5 +39,5 @@ func (s Settings) List(keyword string) []string {
 	return strings.Split(value, ",")
 }
 
-// Optional returns the value of a keyword that may be none, which it returns as "".
+// Optional returns the value of a keyword, and "" if the value is none.
 func (s Settings) Optional(keyword string) string { return noneIsEmpty(s.Value(keyword)) }

@@ -40,8 +40,8 @@ type Changed struct {
 	At   time.Time
 }
 
-// ViewOf returns what a reload would have sshd read, and when the files of it changed. The
-// logins are those that Logins returned just before.
+// ViewOf returns what sshd would read in a reload, and when its files changed. The logins are
+// those that Logins has just returned.
 func (s *Server) ViewOf(conf *Effective, logins []Login) (View, []Changed) {
 	r := s.read()
 	v := View{Keys: map[string]string{}, Logins: map[string]int{}}
@@ -81,10 +81,10 @@ func (s *Server) ViewOf(conf *Effective, logins []Login) (View, []Changed) {
 	return v, append(s.changes(others), s.folderChanges(r.folders, conf)...)
 }
 
-// matchMark begins a directive that stands in a Match block.
+// matchMark begins a directive that is in a Match block.
 const matchMark = "match "
 
-// InMatch returns the directives that stand in Match blocks.
+// InMatch returns the directives that are in Match blocks.
 func (v View) InMatch() (some []string) {
 	for _, d := range v.Directives {
 		if strings.HasPrefix(d, matchMark) {
@@ -94,7 +94,7 @@ func (v View) InMatch() (some []string) {
 	return some
 }
 
-// directive returns a line without its place, as sshd understands it.
+// directive returns a line without its place, as sshd interprets it.
 func (l Line) directive() string {
 	var b strings.Builder
 	if len(l.Match) > 0 {

@@ -9,8 +9,8 @@ import (
 	"strings"
 )
 
-// BlockBegin and BlockEnd enclose the lines that Hallmark adds to a main configuration file that includes
-// no drop-ins (OpenSSH before 8.2, on Amazon Linux 2).
+// BlockBegin and BlockEnd enclose the lines that Hallmark adds to a main configuration file
+// that includes no drop-ins (OpenSSH before 8.2, on Amazon Linux 2).
 const (
 	BlockBegin = "# BEGIN hallmark"
 	BlockEnd   = "# END hallmark"
@@ -38,7 +38,7 @@ func IncludesFirst(config []byte, dropIn string) bool {
 }
 
 // SplitDirective reads a line as sshd does: a keyword in any case, returned in lower case,
-// then white space or one "=", then arguments that may stand in double quotes.
+// then white space or one "=", then arguments that may be in double quotes.
 func SplitDirective(line string) (keyword string, arguments []string) {
 	line = strings.TrimSpace(line)
 	if line == "" || strings.HasPrefix(line, "#") {
@@ -71,7 +71,7 @@ func splitArguments(s string) (arguments []string) {
 	}
 }
 
-// Includes reports whether one of the patterns of an Include names the file.
+// Includes reports whether one of an Include's patterns matches the file.
 func Includes(patterns []string, file string) bool {
 	for _, pattern := range patterns {
 		if ok, err := path.Match(AbsolutePattern(pattern), file); err == nil && ok {
@@ -81,8 +81,8 @@ func Includes(patterns []string, file string) bool {
 	return false
 }
 
-// AbsolutePattern returns a pattern of an Include as sshd_config(5) takes it: one that is
-// not absolute stands for files in /etc/ssh, wherever the configuration is.
+// AbsolutePattern returns an Include pattern as sshd_config(5) defines it: a relative pattern
+// means files in /etc/ssh, wherever the configuration is.
 func AbsolutePattern(pattern string) string {
 	if path.IsAbs(pattern) {
 		return pattern

@@ -2,8 +2,7 @@ package sshdconf
 
 import "strings"
 
-// MatchPattern matches a pattern of ssh_config(5), PATTERNS: "*" for any characters, "?" for
-// one.
+// MatchPattern implements PATTERNS of ssh_config(5): "*" for any characters, "?" for one.
 func MatchPattern(pattern, s string) bool {
 	for {
 		switch {
@@ -27,7 +26,7 @@ func MatchPattern(pattern, s string) bool {
 	}
 }
 
-// MatchAny reports whether one of the patterns names s, and none rules it out by "!".
+// MatchAny reports whether one of the patterns matches s, and none excludes it with "!".
 func MatchAny(patterns []string, s string) bool {
 	found := false
 	for _, pattern := range patterns {
