@@ -1,5 +1,5 @@
-// Package clocktest helps to test what a process does that was frozen, as Lambda freezes
-// one between invocations: Go's monotonic clock stands still meanwhile.
+// Package clocktest helps to test a process that was frozen, as Lambda freezes one between
+// invocations: Go's monotonic clock stands still meanwhile.
 package clocktest
 
 import (
@@ -16,10 +16,10 @@ import (
 	"unsafe"
 )
 
-// HangUp closes each connection on which h has answered before, instead of answering a
-// second request on it. So does a server that timed out the connections of a frozen process,
-// if the process sends before it notices. It counts those that it closed. Use the server's
-// own client.
+// HangUp closes each connection on which h has answered before, instead of answering a second
+// request on it. A server that timed out the connections of a frozen process does the same if
+// the process sends before it notices. It counts the connections that it closed. Use the
+// server's own client.
 func HangUp(t *testing.T, h http.Handler) (server *httptest.Server, closed *atomic.Int64) {
 	t.Helper()
 	closed = new(atomic.Int64)
@@ -35,7 +35,7 @@ func HangUp(t *testing.T, h http.Handler) (server *httptest.Server, closed *atom
 		return context.WithValue(ctx, answered{}, new(atomic.Bool))
 	}
 	server.Start()
-	// With one connection at a time, the client must use it again.
+	// With only one connection at a time, the client must use it again.
 	server.Client().Transport.(*http.Transport).MaxConnsPerHost = 1
 	t.Cleanup(server.Close)
 	return server, closed
@@ -47,9 +47,9 @@ const FreezeTime = 45 * time.Minute
 // hasMonotonic is the bit of a time.Time that says so.
 const hasMonotonic = 1 << 63
 
-// Freeze returns the time after a process was frozen for so long: the wall clock has gone
-// on, and the monotonic one has not. A negative duration sets the wall clock back. It panics
-// if the time has no monotonic reading.
+// Freeze returns the time after a process was frozen for this long: the wall clock has
+// continued, and the monotonic clock has not. A negative duration sets the wall clock back. It
+// panics if the time has no monotonic reading.
 func Freeze(t time.Time, d time.Duration) time.Time {
 	r := (*struct { // as package time has it
 		wall uint64
@@ -63,9 +63,9 @@ func Freeze(t time.Time, d time.Duration) time.Time {
 	return t
 }
 
-// CheckStored finds all times in a value, unexported ones too, and returns how many. None
-// may have a monotonic reading. It does not look into other modules' types and into
-// connections, which goroutines of their own write.
+// CheckStored finds all times in a value, including unexported ones, and returns how many.
+// None may have a monotonic reading. It does not look into other modules' types or into
+// connections, which their own goroutines write.
 func CheckStored(t *testing.T, name string, value any) int {
 	t.Helper()
 	return check(t, name, reflect.ValueOf(value), make(map[uintptr]bool))

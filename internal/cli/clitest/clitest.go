@@ -11,10 +11,10 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/cli"
 )
 
-// ReleasedFlags sees that flags of releases are still taken in every form: with one dash
-// or two, and with the value after a space or "=". Each line is a command, a flag and a
-// value, such as "enroll -timeout 5m0s". A value may start with a dash. A flag without
-// a value is set to true.
+// ReleasedFlags checks that flags of releases are still accepted in every form: with one dash
+// or two, and with the value after a space or "=". Each line is a command, a flag and a value,
+// such as "enroll -timeout 5m0s". A value may start with a dash. A flag without a value is set
+// to true.
 func ReleasedFlags(t *testing.T, program func() *cobra.Command, lines ...string) {
 	t.Helper()
 	for _, line := range lines {
@@ -37,7 +37,7 @@ func ReleasedFlags(t *testing.T, program func() *cobra.Command, lines ...string)
 	}
 }
 
-// value runs a command with flags, without what it does, and returns what a flag was then.
+// value runs a command with flags, without its action, and returns the value of a flag.
 func value(t *testing.T, root *cobra.Command, command []string, name string, flags []string) (got string) {
 	t.Helper()
 	cmd, _, err := root.Find(command)

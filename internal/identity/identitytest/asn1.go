@@ -10,8 +10,8 @@ import (
 	"time"
 )
 
-// Object identifiers of the messages, and of the algorithms that a forger or an
-// older form of the document would name.
+// Object identifiers of the messages, and of the algorithms that a forger or an older form of
+// the document would use.
 const (
 	OIDData                = "1.2.840.113549.1.7.1"
 	OIDSignedData          = "1.2.840.113549.1.7.2"
@@ -28,7 +28,7 @@ const (
 	OIDDSAWithSHA1         = "1.2.840.10040.4.3"
 )
 
-// OID encodes an object identifier. It panics if that is malformed.
+// OID encodes an object identifier. It panics if the identifier is malformed.
 func OID(dotted string) []byte {
 	var id asn1.ObjectIdentifier
 	for part := range strings.SplitSeq(dotted, ".") {
@@ -49,7 +49,7 @@ func Attribute(oid string, values ...[]byte) []byte {
 	return Sequence(OID(oid), element(tagSet, values...))
 }
 
-// SortedSet encodes a SET OF as DER wants it.
+// SortedSet encodes a SET OF in DER's order.
 func SortedSet(elements ...[]byte) []byte {
 	return element(tagSet, slices.SortedFunc(slices.Values(elements), bytes.Compare)...)
 }

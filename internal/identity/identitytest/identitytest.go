@@ -1,9 +1,9 @@
-// Package identitytest signs instance identity documents for made-up regions,
-// byte for byte in the layout in which the EC2 metadata service serves them, and
-// builds the messages that a forger would send.
+// Package identitytest signs instance identity documents for made-up regions, byte for byte in
+// the form in which the EC2 metadata service serves them, and builds the messages that a
+// forger would send.
 //
-// It is for tests and for the demonstration. A region made here is believed
-// only by a verifier that was given its certificate.
+// It is for tests and for the demo. Only a verifier that was given a made-up region's
+// certificate trusts the region.
 package identitytest
 
 import (
@@ -19,7 +19,7 @@ import (
 	"time"
 )
 
-// Region is a region with a key of its own to sign identity documents.
+// Region is a region with its own key to sign identity documents.
 type Region struct {
 	Name string
 
@@ -27,14 +27,13 @@ type Region struct {
 	certificate []byte // DER
 }
 
-// NewRegion makes a region with a fresh RSA-2048 key and a self-signed
-// certificate, such as AWS publishes one for every region.
+// NewRegion creates a region with a new RSA-2048 key and a self-signed certificate, such as
+// AWS publishes for every region.
 func NewRegion(name string) (*Region, error) {
 	return NewRegionWithKeySize(name, 2048)
 }
 
-// NewRegionWithKeySize is NewRegion with a key of another size, which verifiers
-// must refuse.
+// NewRegionWithKeySize is NewRegion with a key of another size, which verifiers must refuse.
 func NewRegionWithKeySize(name string, bits int) (*Region, error) {
 	key, err := rsa.GenerateKey(rand.Reader, bits)
 	if err != nil {
@@ -67,7 +66,7 @@ func (r *Region) CertificatePEM() []byte {
 	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: r.certificate})
 }
 
-// CertificateDER returns the region's certificate, to be put into a bag.
+// CertificateDER returns the region's certificate, to put into a bag.
 func (r *Region) CertificateDER() []byte { return r.certificate }
 
 // Sign signs a document as the metadata service does and returns the text that
@@ -95,8 +94,8 @@ func (r *Region) Message(document []byte) (*Message, error) {
 	}, nil
 }
 
-// SignAttributes returns a signer whose signature covers the attributes, sorted
-// as DER demands. Without attributes it signs the empty set.
+// SignAttributes returns a signer whose signature covers the attributes, sorted as DER
+// requires. Without attributes it signs the empty set.
 func (r *Region) SignAttributes(attributes ...[]byte) (Signer, error) {
 	set := SortedSet(attributes...)
 	signature, err := r.signature(set)

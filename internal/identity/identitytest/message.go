@@ -8,8 +8,8 @@ import (
 	"time"
 )
 
-// Message is a PKCS#7 SignedData (RFC 2315, RFC 5652) in parts. Nothing in it is
-// checked: a forger would not check it either.
+// Message is a PKCS#7 SignedData (RFC 2315, RFC 5652) in parts. It checks nothing, because a
+// forger would not either.
 type Message struct {
 	ContentType      string   // object identifier
 	DigestAlgorithms [][]byte // encoded AlgorithmIdentifiers
@@ -49,8 +49,8 @@ func MessageDigest(content []byte) []byte {
 	return Attribute(OIDMessageDigest, OctetString(sum[:]))
 }
 
-// BER encodes the message as the metadata service does: the outer elements and
-// the content of indefinite length, the signer in DER.
+// BER encodes the message as the metadata service does: the outer elements and the content
+// with indefinite length, the signer in DER.
 func (m *Message) BER() []byte { return m.encode(indefinite, segmented) }
 
 // DER encodes the message with definite lengths throughout.

@@ -1,4 +1,4 @@
-// Package emftest checks lines that are to be metric records.
+// Package emftest checks lines that should be metric records.
 package emftest
 
 import (
@@ -18,9 +18,8 @@ type Metadata struct {
 	}
 }
 
-// Check checks that a decoded line is a metric record of that time: every name in it
-// stands for a member of the line's top level, text if it is a dimension and a
-// number if it is a metric.
+// Check checks that a decoded line is a metric record of that time: every name in it refers to
+// a member at the line's top level, text for a dimension and a number for a metric.
 func Check(t *testing.T, line map[string]any, at time.Time) Metadata {
 	t.Helper()
 	var m Metadata

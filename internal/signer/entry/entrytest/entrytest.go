@@ -1,5 +1,5 @@
-// Package entrytest writes events as AWS or a machine writes them, and reads the answers,
-// for tests and for the stand-ins of AWS's front ends.
+// Package entrytest writes events as AWS or a machine does, and reads the answers, for tests
+// and for the stand-ins for AWS's front ends.
 package entrytest
 
 import (

@@ -10,11 +10,11 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
 )
 
-// errCrash is what a call gets when the process crashed before or after it.
+// errCrash is the error of a call before or after which the process crashed.
 var errCrash = errors.New("crashed here")
 
-// crashing returns a client whose process crashes at one call: nothing works from
-// then on, and that call is made or not.
+// crashing returns a client whose process crashes at one call: that call is either made or
+// not, and nothing works afterwards.
 func crashing(client ledger.DynamoDBClient, at int, made bool) *interposed {
 	return &interposed{DynamoDBClient: client, around: func(n int, call func() error) error {
 		if n < at {
@@ -29,11 +29,11 @@ func crashing(client ledger.DynamoDBClient, at int, made bool) *interposed {
 	}}
 }
 
-// Crash crashes each operation before and after each of its calls to DynamoDB. Then
-// the instance tries again, or another one comes first. Nothing may end otherwise
-// than it does without a crash: no key or name with two holders, none that nobody
-// can get, and the same records as a ledger has that can't crash. Open returns the
-// client of a new and empty table, and its name.
+// Crash crashes each operation before and after each of its calls to DynamoDB. Then the
+// instance tries again, or another one comes first. The result must be the same as without a
+// crash: no key or name has two holders, none is unavailable to everybody, and the records are
+// those of a ledger that can't crash. Open returns the client of a new and empty table, and
+// its name.
 func Crash(t *testing.T, open func(*testing.T) (ledger.DynamoDBClient, string)) {
 	for name, o := range operations() {
 		t.Run(name, func(t *testing.T) {

@@ -97,8 +97,9 @@ func testExpiredClaim(_ *testing.T, f *fixture) {
 	f.wantExpired("a claim that nobody confirmed", 1)
 }
 
-// testExpiredWalk ends what the first step finds before it goes on: records change between
-// two steps. The emulators are slow, so the ledger has few records more than a step.
+// testExpiredWalk retires what the first step finds before it continues: records change
+// between two steps. The emulators are slow, so the ledger has only a few records more than a
+// step.
 func testExpiredWalk(t *testing.T, f *fixture) {
 	const more = 5
 	for n := range ledger.MaxExpired + more {
@@ -155,8 +156,8 @@ func testRetireExpired(t *testing.T, f *fixture) {
 	f.claim(ledger.ErrKeyInUse, 3, "web", "k3", "k1")
 }
 
-// testDroppedNameClaimedAgain has the item of a dropped name end, and the name claimed
-// again by the same instance: the item must be good again, and the name has one holder.
+// testDroppedNameClaimedAgain lets the item of a dropped name expire, and the same instance
+// claim the name again: the item must be valid again, and the name has one holder.
 func testDroppedNameClaimedAgain(_ *testing.T, f *fixture) {
 	f.enroll(1, "web", "k1")
 	f.enroll(1, "www", "k1")

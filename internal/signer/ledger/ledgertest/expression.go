@@ -9,7 +9,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/dynamodb/types"
 )
 
-// expression evaluates conditions on an item: AND, OR and parentheses of the comparisons
+// expression evaluates conditions on an item: AND, OR and parentheses, with the comparisons
 // and functions that the ledger uses. Others are errors.
 type expression struct {
 	item, values map[string]types.AttributeValue
@@ -49,7 +49,7 @@ func (e expression) holds(condition string) (bool, error) {
 	return e.compare(condition)
 }
 
-// cut splits a condition at the first operator that is in no parentheses.
+// cut splits a condition at the first operator outside parentheses.
 func cut(condition, operator string) (left, right string, found bool) {
 	depth := 0
 	for n, r := range condition {
@@ -66,7 +66,7 @@ func cut(condition, operator string) (left, right string, found bool) {
 	return "", "", false
 }
 
-// join evaluates both sides: neither may be beyond the table.
+// join evaluates both sides, because the table must support both.
 func (e expression) join(operator, left, right string) (bool, error) {
 	l, err := e.holds(left)
 	if err != nil {
@@ -79,8 +79,8 @@ func (e expression) join(operator, left, right string) (bool, error) {
 	return l && r, err
 }
 
-// compare evaluates "name = :value", and "<" and ">" of numbers. An attribute that is not
-// there compares with nothing.
+// compare evaluates "name = :value", and "<" and ">" of numbers. A missing attribute compares
+// with nothing.
 func (e expression) compare(condition string) (bool, error) {
 	parts := strings.Split(condition, " ")
 	if len(parts) != 3 {

@@ -10,7 +10,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
 )
 
-// outcome is all that anybody sees of two operations.
+// outcome is everything that anybody sees of two operations.
 type outcome struct {
 	first, second result
 	records       [4]ledger.Record
@@ -21,10 +21,10 @@ type result struct {
 	refusal error
 }
 
-// Interleave has each operation disturbed by another one, which happens as a whole
-// before one of its calls to DynamoDB. It must end as if one had happened after the
-// other, in a ledger that does one thing at a time. Open returns the client of a new
-// and empty table, and its name.
+// Interleave disturbs each operation with another one, which happens as a whole before one of
+// its calls to DynamoDB. The result must be the same as if one had happened after the other,
+// in a ledger that does one thing at a time. Open returns the client of a new and empty table,
+// and its name.
 func Interleave(t *testing.T, open func(*testing.T) (ledger.DynamoDBClient, string)) {
 	for name, o := range operations() {
 		for rivalName, rival := range o.rivals() {
@@ -36,7 +36,7 @@ func Interleave(t *testing.T, open func(*testing.T) (ledger.DynamoDBClient, stri
 	}
 }
 
-// rivals are what may happen beside the operation.
+// rivals are the operations that may happen at the same time.
 func (o operation) rivals() map[string]func(*fixture) (ledger.Grant, error) {
 	end := func(n int) func(*fixture) (ledger.Grant, error) {
 		return func(f *fixture) (ledger.Grant, error) { return ledger.Grant{}, f.Retire(f.t.Context(), instance(n)) }
@@ -125,8 +125,8 @@ func resultOf(g ledger.Grant, err error) result {
 	return result{visible(g), err}
 }
 
-// visible returns what a grant says of the claim. How often the record was written
-// does not matter: whoever crashed writes it once more.
+// visible returns what a grant says about the claim. How often the record was written does not
+// matter: after a crash, the caller writes it again.
 func visible(g ledger.Grant) ledger.Grant {
 	return ledger.Grant{Generation: g.Generation, ConfirmedHostname: g.ConfirmedHostname, PermittedBy: g.PermittedBy}
 }

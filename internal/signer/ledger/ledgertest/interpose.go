@@ -54,14 +54,13 @@ func interpose[Out any](i *interposed, call func() (*Out, error)) (out *Out, err
 	return out, nil
 }
 
-// operation is one that is disturbed, with its surroundings.
+// operation is an operation to disturb, with its surroundings.
 type operation struct {
-	// prepare makes what was there before.
+	// prepare creates what was there before.
 	prepare func(*fixture)
-	// run is disturbed.
+	// run is the operation itself.
 	run func(*fixture) (ledger.Grant, error)
-	// rival asks for what run asks for, on behalf of another instance. If it is nil,
-	// nobody can.
+	// rival asks for what run asks for, for another instance. If it is nil, nobody can.
 	rival func(*fixture) (ledger.Grant, error)
 }
 

@@ -1,4 +1,4 @@
-// Package ledgertest holds every implementation of the ledger to the same rules.
+// Package ledgertest checks that every implementation of the ledger follows the same rules.
 package ledgertest
 
 import (
@@ -14,7 +14,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
 )
 
-// Ledger is what is tested.
+// Ledger is the ledger under test.
 type Ledger interface {
 	Lookup(ctx context.Context, i ec2ref.Instance) (ledger.Record, error)
 	Claim(ctx context.Context, c ledger.Claim, now time.Time) (ledger.Grant, error)
@@ -96,7 +96,7 @@ func (f *fixture) claimOf(n int, name string, keys ...string) ledger.Claim {
 	return ledger.Claim{Instance: instance(n), Fingerprints: keys, Hostname: name, ValidUntil: f.now.Add(lifetime)}
 }
 
-// claim wants the claim accepted, or refused with the error wanted.
+// claim expects the claim to be accepted, or refused with the given error.
 func (f *fixture) claim(want error, n int, name string, keys ...string) ledger.Grant {
 	f.t.Helper()
 	return f.make(want, f.claimOf(n, name, keys...))
@@ -129,7 +129,7 @@ func (f *fixture) lookup(n int) ledger.Record {
 	return r
 }
 
-// endFirst ends instance 1.
+// endFirst retires instance 1.
 func (f *fixture) endFirst() {
 	f.t.Helper()
 	if err := f.Retire(f.t.Context(), instance(1)); err != nil {
@@ -237,7 +237,7 @@ func testConfirmAfterRetire(t *testing.T, f *fixture) {
 	}
 }
 
-// A request that was frozen after its claim confirms nothing that it does not hold any more.
+// A request that was frozen after its claim confirms nothing that it no longer holds.
 func testConfirmLostClaim(t *testing.T, f *fixture) {
 	const name, key = "web", "k1"
 	c := f.claimOf(1, name, key)
@@ -372,7 +372,7 @@ func testSeeTags(t *testing.T, f *fixture) {
 	}
 	f.claim(nil, 1, "web", "k1")
 	see(5, 1)
-	see(math.MaxUint64, 2) // whoever can write to the queue chooses the version
+	see(math.MaxUint64, 2) // anyone who can write to the queue chooses the version
 	see(6, 3)
 	see(6, 4)
 	f.claim(nil, 1, "web", "k1")
@@ -444,7 +444,7 @@ func testComplete(t *testing.T, f *fixture) {
 	}
 }
 
-// Two signers with one ledger would write one node in turns.
+// Two signers with one ledger would take turns writing one node.
 func testOtherSigner(t *testing.T, f *fixture) {
 	claimBy := func(signer string, want error) {
 		t.Helper()
@@ -461,7 +461,7 @@ func testOtherSigner(t *testing.T, f *fixture) {
 	}
 	f.now = f.now.Add(lifetime)
 	claimBy("second", ledger.ErrOtherSigner)
-	f.now = f.now.Add(time.Second) // the last certificate has ended
+	f.now = f.now.Add(time.Second) // the last certificate has expired
 	claimBy("second", nil)
 	claimBy("first", ledger.ErrOtherSigner)
 }

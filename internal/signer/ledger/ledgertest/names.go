@@ -98,7 +98,7 @@ func testRenaming(t *testing.T, f *fixture) {
 		f.enroll(1, name, "k1")
 		f.claim(ledger.ErrNameInUse, 2, "a", "k2")
 	}
-	f.now = f.now.Add(10 * lifetime) // its certificates for a and b have ended, but it is there
+	f.now = f.now.Add(10 * lifetime) // its certificates for a and b have expired, but it is still there
 	f.claim(ledger.ErrNameInUse, 2, "a", "k2")
 	f.claim(nil, 1, "a", "k1")
 	f.endFirst()
@@ -171,7 +171,7 @@ func testBoundedNames(t *testing.T, f *fixture) {
 	}
 	f.make(ledger.ErrTooManyNames, f.withNames(3, "db", many...))
 	f.make(nil, f.withNames(3, "db", many[1:]...))
-	// All of them at once can end, and can be taken.
+	// All of them can be retired at once, and their names can be taken.
 	if err := f.Retire(t.Context(), instance(3)); err != nil {
 		t.Fatal(err)
 	}
@@ -206,13 +206,13 @@ func testAddressesThenRename(_ *testing.T, f *fixture) {
 	f.make(nil, f.withNames(1, "renamed", "203.0.113.200"))
 }
 
-// testDroppedName has another instance take a name that its holder dropped. The former
-// holder gets it back only if nobody has.
+// testDroppedName lets another instance take a name that its holder dropped. The former holder
+// gets it back only if nobody else has it.
 func testDroppedName(_ *testing.T, f *fixture) {
 	f.enroll(1, "web", "k1")
 	f.enroll(1, "www", "k1")
 	f.now = f.now.Add(lifetime)
-	f.claim(nil, 1, "www", "k1") // the last certificate for web ends this very second
+	f.claim(nil, 1, "www", "k1") // the last certificate for web expires this very second
 	f.claim(ledger.ErrNameInUse, 2, "web", "k2")
 	f.now = f.now.Add(time.Second)
 	f.claim(ledger.ErrNameInUse, 2, "web", "k2") // nobody dropped it yet
@@ -278,15 +278,15 @@ func testReleaseCertified(t *testing.T, f *fixture) {
 	f.endFirst()
 	f.release(ledger.ErrCertified, "web")
 	f.now = f.now.Add(time.Second)
-	f.release(ledger.ErrNotHeld, "web") // its holder has ended: whoever claims it gets it
+	f.release(ledger.ErrNotHeld, "web") // its holder is retired: the next instance to claim it gets it
 	f.claim(nil, 2, "web", "k2")
 	if !f.lookup(1).Retired {
 		t.Error("a release brings back who ended")
 	}
 }
 
-// testReleasePresentName releases the name of a machine that has been stopped for long.
-// It stays enrolled, but must not pass for one whose name was found free in Teleport.
+// testReleasePresentName releases the name of a machine that has been stopped for long. The
+// machine stays enrolled, but its name must not count as found free in Teleport.
 func testReleasePresentName(t *testing.T, f *fixture) {
 	f.enroll(1, "web", "k1")
 	f.now = f.now.Add(10 * lifetime)

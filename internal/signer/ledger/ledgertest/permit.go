@@ -55,7 +55,7 @@ func testPermitOnce(t *testing.T, f *fixture) {
 	}
 	f.claim(ledger.ErrKeyConflict, 1, "web", "k1", "k2")
 	f.claim(ledger.ErrKeyConflict, 1, "web", "k5")
-	f.claim(ledger.ErrKeyInUse, 2, "db", "k1") // the old keys stay its own
+	f.claim(ledger.ErrKeyInUse, 2, "db", "k1") // the old keys still belong to it
 	f.claim(ledger.ErrKeyInUse, 2, "db", "k3")
 	f.claim(nil, 1, "web", "k4")
 }
@@ -80,8 +80,8 @@ func testPermitEnds(t *testing.T, f *fixture) {
 	f.claim(nil, 1, "web", "k2")
 }
 
-// testPermitSomeKeys re-keys one of several keys, say because it leaked. The
-// permit says that what comes now is all there is.
+// testPermitSomeKeys re-keys one of several keys, for example because it leaked. The permit
+// says that only the keys in the next request count.
 func testPermitSomeKeys(t *testing.T, f *fixture) {
 	f.enroll(1, "web", "kept", "leaked")
 	f.permit(nil, 1, "new")

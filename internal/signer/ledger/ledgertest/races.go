@@ -26,7 +26,7 @@ func raceTests() map[string]func(*testing.T, *fixture) {
 
 const racers = 50
 
-// race makes claims at once and returns their errors.
+// race makes claims at the same time and returns their errors.
 func (f *fixture) race(claim func(n int) ledger.Claim) []error { return f.raceOf(racers, claim) }
 
 func (f *fixture) raceOf(many int, claim func(n int) ledger.Claim) []error {
@@ -104,8 +104,8 @@ func testConcurrentTaking(t *testing.T, f *fixture) {
 	wantOneWinner(t, f.race(func(n int) ledger.Claim { return f.withNames(n, "web", "10.0.0.1") }), ledger.ErrNameInUse)
 }
 
-// testConcurrentEnd ends an instance in the midst of its own claims: each is
-// granted or refused, and none can be confirmed afterwards.
+// testConcurrentEnd retires an instance in the middle of its own claims: each is granted or
+// refused, and none can be confirmed afterwards.
 func testConcurrentRetire(t *testing.T, f *fixture) {
 	retired := make(chan error, 1)
 	go func() { retired <- f.Retire(t.Context(), instance(1)) }()
@@ -127,9 +127,9 @@ func testConcurrentRetire(t *testing.T, f *fixture) {
 	}
 }
 
-// testConcurrentPermit has claims race for one permit, each with the permitted key
-// and one of its own. The first begins a new life; the others add a key to it. There
-// are fewer than a ledger makes attempts, since each may lose to every other.
+// testConcurrentPermit lets claims race for one permit, each with the permitted key and one of
+// its own. The first starts a new set of keys; the others add a key to it. There are fewer
+// claims than a ledger makes attempts, because each may lose to every other.
 func testConcurrentPermit(t *testing.T, f *fixture) {
 	const many = 10
 	f.enroll(1, "web", "old")

@@ -15,9 +15,9 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/dynamodb/types"
 )
 
-// Table is a table of DynamoDB in memory, for tests that must run anywhere. It knows
-// the calls and conditions that the ledger uses, and refuses others. The tests in
-// e2e/fake/dynamodb hold the ledger to the real thing. The zero value is an empty table.
+// Table is a DynamoDB table in memory, for tests that must run anywhere. It supports the calls
+// and conditions that the ledger uses, and refuses others. The tests in e2e/fake/dynamodb
+// compare it with the real thing. The zero value is an empty table.
 type Table struct {
 	mu    sync.Mutex
 	items map[string]map[string]types.AttributeValue
@@ -37,7 +37,7 @@ func (t *Table) Delete(pk string) {
 	delete(t.items, pk)
 }
 
-// BatchGetItem implements ledger.DynamoDBClient. It wants consistent reads.
+// BatchGetItem implements ledger.DynamoDBClient. It requires consistent reads.
 func (t *Table) BatchGetItem(ctx context.Context, in *dynamodb.BatchGetItemInput, _ ...func(*dynamodb.Options)) (*dynamodb.BatchGetItemOutput, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
@@ -82,8 +82,8 @@ func (t *Table) PutItem(ctx context.Context, in *dynamodb.PutItemInput, _ ...fun
 	return &dynamodb.PutItemOutput{}, nil
 }
 
-// Scan implements ledger.DynamoDBClient. It goes through the items in the order of their keys.
-// It wants a bounded page and named attributes, or one segment with all of them.
+// Scan implements ledger.DynamoDBClient. It returns the items in the order of their keys. It
+// requires a bounded page and named attributes, or one segment with all of them.
 func (t *Table) Scan(ctx context.Context, in *dynamodb.ScanInput, _ ...func(*dynamodb.Options)) (*dynamodb.ScanOutput, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
@@ -131,7 +131,7 @@ func segmentOf(pk string, segments int32) int32 {
 	return int32(crc32.ChecksumIEEE([]byte(pk)) % uint32(segments)) //nolint:gosec // both are small
 }
 
-// project returns the attributes of an item that are named, or all without names.
+// project returns the named attributes of an item, or all if none are named.
 func project(item map[string]types.AttributeValue, names *string) map[string]types.AttributeValue {
 	if names == nil {
 		return maps.Clone(item)
@@ -163,7 +163,7 @@ func (t *Table) TransactWriteItems(ctx context.Context, in *dynamodb.TransactWri
 	return &dynamodb.TransactWriteItemsOutput{}, nil
 }
 
-// check returns the error of a transaction that DynamoDB would not make.
+// check returns the error of a transaction that DynamoDB would refuse.
 func (t *Table) check(actions []types.TransactWriteItem) error {
 	if len(actions) > 100 {
 		return fmt.Errorf("%d actions in one transaction", len(actions))

@@ -28,13 +28,13 @@ type authService struct {
 	cluster *Cluster
 }
 
-// toStatus turns the library's errors into gRPC's, as Teleport's servers do.
+// toStatus turns the library's errors into gRPC errors, as Teleport's servers do.
 func toStatus(ctx context.Context, request any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
 	return interceptors.GRPCServerUnaryErrorInterceptor(ctx, request, info, handler)
 }
 
-// requireLogin refuses callers whose TLS certificate the cluster did not sign. The
-// handshake sees to that; this stops a request that came to the proxy's name.
+// requireLogin refuses callers whose TLS certificate the cluster did not sign. The handshake
+// ensures that for the auth service; this stops a request to the proxy's name.
 func requireLogin(ctx context.Context, request any, _ *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
 	caller, ok := peer.FromContext(ctx)
 	if !ok {
@@ -47,7 +47,7 @@ func requireLogin(ctx context.Context, request any, _ *grpc.UnaryServerInfo, han
 	return handler(ctx, request)
 }
 
-// observe counts the call and lets the hook have its say.
+// observe counts the call and calls the hook.
 func (c *Cluster) observe(ctx context.Context, request any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
 	if err := c.called(ctx, path.Base(info.FullMethod)); err != nil {
 		return nil, err
@@ -93,8 +93,8 @@ func (s *authService) UpsertNode(ctx context.Context, node *types.ServerV2) (*ty
 
 var validHostname = regexp.MustCompile(`^[a-zA-Z0-9]+[a-zA-Z0-9.-]*$`)
 
-// replaceInvalidHostname does to a bad host name what Teleport 17 does: it stores
-// another, without an error, and remembers the first in a label.
+// replaceInvalidHostname handles a bad host name as Teleport 17 does: it stores another one,
+// without an error, and keeps the original in a label.
 func replaceInvalidHostname(node *types.ServerV2) {
 	given := node.GetHostname()
 	if len(given) <= 256 && validHostname.MatchString(given) {
@@ -112,8 +112,8 @@ func replaceInvalidHostname(node *types.ServerV2) {
 	}
 }
 
-// replaceLocalhost does what Teleport does for its own agents, which may not know
-// their address: one that means the host itself becomes that of the caller.
+// replaceLocalhost does what Teleport does for its own agents, which may not know their
+// address: it replaces an address that means the host itself with the caller's.
 func replaceLocalhost(node *types.ServerV2, caller net.Addr) {
 	host, port, err := net.SplitHostPort(node.GetAddr())
 	if err != nil {
@@ -134,8 +134,8 @@ func (s *authService) DeleteNode(_ context.Context, request *types.ResourceInNam
 	return &emptypb.Empty{}, nil
 }
 
-// parseNames reads as much of Teleport's predicate language as the client uses:
-// `name == "a" || name == "b"`. Nil is no expression.
+// parseNames reads the part of Teleport's predicate language that the client uses: `name ==
+// "a" || name == "b"`. Nil is no expression.
 func parseNames(expression string) ([]string, error) {
 	if expression == "" {
 		return nil, nil

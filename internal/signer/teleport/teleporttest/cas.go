@@ -30,19 +30,18 @@ import (
 // KeyType is the type of an SSH CA's key.
 type KeyType string
 
-// The key types of Teleport's SSH CAs: RSA in clusters made before
-// version 17 and in FIPS ones, Ed25519 in others.
+// The key types of Teleport's SSH CAs: RSA in clusters that were created before version 17 and
+// in FIPS clusters, Ed25519 in others.
 const (
 	KeyRSA     KeyType = "rsa"
 	KeyEd25519 KeyType = "ed25519"
 )
 
-// Phase is a step of the rotation of a CA by hand, as `tctl auth rotate
-// --phase` takes it.
+// Phase is a step of a manual CA rotation, as `tctl auth rotate --phase` names it.
 type Phase string
 
-// The phases in the order that a rotation takes. PhaseRollback may follow each of
-// the first three and goes on to PhaseStandby.
+// The phases in the order of a rotation. PhaseRollback may follow each of the first three and
+// continues to PhaseStandby.
 const (
 	PhaseInit          Phase = "init"           // the new key is trusted, the old one signs
 	PhaseUpdateClients Phase = "update_clients" // the new key signs, the old one is trusted
@@ -51,7 +50,7 @@ const (
 	PhaseRollback      Phase = "rollback"       // the old key signs, the new one is trusted
 )
 
-// caSet are all the keys of a cluster.
+// caSet are all keys of a cluster.
 type caSet struct {
 	cluster string
 	now     func() time.Time
@@ -81,11 +80,11 @@ func newCASet(o Options) (*caSet, error) {
 	return a, a.renewAuth()
 }
 
-// RotateOpenSSH takes the OpenSSH CA to the phase.
+// RotateOpenSSH moves the OpenSSH CA to the phase.
 func (c *Cluster) RotateOpenSSH(phase Phase) error { return c.ca.openssh.rotate(phase) }
 
-// RotateHost takes the Host CA to the phase: it signs host certificates, and the
-// auth service's own.
+// RotateHost moves the Host CA to the phase. It signs host certificates, and the auth
+// service's own.
 func (c *Cluster) RotateHost(phase Phase) error {
 	if err := c.ca.host.rotate(phase); err != nil {
 		return err
@@ -99,7 +98,7 @@ func (c *Cluster) RotateHost(phase Phase) error {
 	return nil
 }
 
-// RotateUser takes the User CA to the phase: it signs logins, those of bots too.
+// RotateUser moves the User CA to the phase. It signs logins, including those of bots.
 func (c *Cluster) RotateUser(phase Phase) error {
 	if err := c.ca.user.rotate(phase); err != nil {
 		return err
@@ -107,7 +106,7 @@ func (c *Cluster) RotateUser(phase Phase) error {
 	return c.ca.renewAuth()
 }
 
-// rotatingCA is the key that signs, and while a rotation lasts another one that is trusted.
+// rotatingCA is the key that signs and, during a rotation, another trusted key.
 type rotatingCA struct {
 	cluster string
 	keyType KeyType
@@ -119,7 +118,7 @@ type rotatingCA struct {
 	serving    *caKey // signs the servers' certificates
 }
 
-// caKey is a key of a CA, in two kinds that are rotated together.
+// caKey is a key of a CA, in two kinds that rotate together.
 type caKey struct {
 	ssh ssh.Signer
 	tls *tlsCA // nil if it has none
@@ -164,7 +163,7 @@ func (a *rotatingCA) servingTLS() *tlsCA {
 	return a.serving.tls
 }
 
-// keys returns all that are trusted, the signing one first.
+// keys returns all trusted keys, the signing one first.
 func (a *rotatingCA) keys() []*caKey {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -183,7 +182,7 @@ func (a *rotatingCA) trusted() []ssh.PublicKey {
 	return trusted
 }
 
-// trustedTLS returns the certificates, that of the signing key first.
+// trustedTLS returns the trusted certificates, the signing key's first.
 func (a *rotatingCA) trustedTLS() [][]byte {
 	var trusted [][]byte
 	for _, key := range a.keys() {
@@ -252,7 +251,7 @@ func newSSHSigner(kind KeyType) (ssh.Signer, error) {
 	return nil, fmt.Errorf("unknown key type %q", kind)
 }
 
-// signUser makes a user certificate with the permissions of an interactive login.
+// signUser issues a user certificate with the permissions of an interactive login.
 func signUser(ca ssh.Signer, key ssh.PublicKey, user string, logins []string, now time.Time, ttl time.Duration) (*ssh.Certificate, error) {
 	cert := &ssh.Certificate{
 		Key:             key,
@@ -310,14 +309,14 @@ func signTLS(template *x509.Certificate, key crypto.Signer, parent *x509.Certifi
 	return &tlsCA{cert: cert, key: key}, nil
 }
 
-// certify signs a certificate for a key, which may be somebody else's.
+// certify signs a certificate for a key, which may belong to somebody else.
 func certify(template *x509.Certificate, key crypto.PublicKey, parent *x509.Certificate, parentKey crypto.Signer) (*x509.Certificate, error) {
 	serial, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 127))
 	if err != nil {
 		return nil, err
 	}
 	template.SerialNumber = serial
-	// An hour before now, and before the end of a certificate made to have expired.
+	// This is an hour before now, and before the expiry of a certificate made to have expired.
 	template.NotBefore = time.Now().Add(-time.Hour)
 	if !template.NotBefore.Before(template.NotAfter) {
 		template.NotBefore = template.NotAfter.Add(-time.Hour)
@@ -337,13 +336,13 @@ func (a *tlsCA) certificate() tls.Certificate {
 	return tls.Certificate{Certificate: [][]byte{a.cert.Raw}, PrivateKey: a.key, Leaf: a.cert}
 }
 
-// isAuthName tells the names of auth services, which every Teleport client sends,
-// from those of proxies.
+// isAuthName recognizes the names of auth services, which every Teleport client sends, as
+// opposed to those of proxies.
 func isAuthName(serverName string) bool {
 	return serverName == constants.APIDomain || strings.HasSuffix(serverName, "."+constants.APIDomain)
 }
 
-// renewAuth makes what the auth service needs for TLS.
+// renewAuth creates what the auth service needs for TLS.
 func (a *caSet) renewAuth() error {
 	certificate, err := a.host.servingTLS().issue(serverTemplate([]string{constants.APIDomain, utils.EncodeClusterName(a.cluster)}))
 	if err != nil {
@@ -378,8 +377,8 @@ func (a *caSet) webConfig(hosts []string) (*tls.Config, error) {
 	}
 	return &tls.Config{
 		Certificates: []tls.Certificate{certificate.certificate()},
-		// The last two are how clients of the join service and of the tunnel service know
-		// a proxy with TLS routing; like Teleport's it prefers the plain names.
+		// The last two are how clients of the join service and of the tunnel service recognize
+		// a proxy with TLS routing. Like Teleport's, this proxy prefers the plain names.
 		NextProtos: []string{"h2", "http/1.1", "teleport-proxy-grpc", "teleport-reversetunnel"},
 	}, nil
 }
@@ -401,8 +400,8 @@ func serverTemplate(hosts []string) *x509.Certificate {
 	return template
 }
 
-// identityFile makes a login in the form of `tctl auth sign`: one key with an SSH
-// and a TLS certificate, and the cluster's CAs.
+// identityFile creates a login in the form of `tctl auth sign`: one key with an SSH and a TLS
+// certificate, and the cluster's CAs.
 func (a *caSet) identityFile(user string, ttl time.Duration) ([]byte, error) {
 	leaf, err := a.user.signerTLS().issue(&x509.Certificate{
 		Subject:     pkix.Name{CommonName: user, Organization: []string{user}}, // the roles
@@ -435,7 +434,7 @@ func (a *caSet) identityFile(user string, ttl time.Duration) ([]byte, error) {
 	})
 }
 
-// knownHostsLines are the host CA as a known_hosts file has it.
+// knownHostsLines are the Host CA in the form of a known_hosts file.
 func knownHostsLines(cluster string, keys []ssh.PublicKey) [][]byte {
 	var lines [][]byte
 	for _, key := range keys {
@@ -445,7 +444,7 @@ func knownHostsLines(cluster string, keys []ssh.PublicKey) [][]byte {
 	return lines
 }
 
-// resource is the CA as the auth service shows it: public keys only.
+// resource is the CA as the auth service returns it: public keys only.
 func (a *rotatingCA) resource(cluster string, kind types.CertAuthType) (*types.CertAuthorityV2, error) {
 	keys := a.keys()
 	ca := &types.CertAuthorityV2{Spec: types.CertAuthoritySpecV2{

@@ -1,10 +1,10 @@
-// Package teleporttest is the part of a Teleport cluster that Hallmark uses, in
-// one process: the auth service's records of nodes, its CAs and its
-// signing of host certificates, and the proxy's public export.
+// Package teleporttest is the part of a Teleport cluster that Hallmark uses, in one process:
+// the auth service's records of nodes, its CAs and its signing of host certificates, and the
+// proxy's public export.
 //
-// It answers as Teleport does where that matters, also where it is awkward, and
-// is for tests and demonstrations only: it keeps nothing, knows one role, and
-// trusts whoever holds the one identity file that it writes.
+// It answers as Teleport does where that matters, even where it is awkward. It is for tests
+// and demonstrations only: it stores nothing, knows one role, and trusts anyone who holds the
+// one identity file that it writes.
 package teleporttest
 
 import (
@@ -47,7 +47,7 @@ const (
 	Generation19 Generation = 19
 )
 
-// version is the Teleport version that a cluster claims to be.
+// version is the Teleport version that a cluster reports.
 func (g Generation) version() string {
 	if g == Generation13 {
 		return "13.3.8"
@@ -55,10 +55,10 @@ func (g Generation) version() string {
 	return "19.0.0"
 }
 
-// minClientVersion is the oldest client library that it takes.
+// minClientVersion is the oldest client library that it accepts.
 func (g Generation) minClientVersion() string { return fmt.Sprintf("%d.0.0", g-1) }
 
-// Options describe a cluster. The zero value is a good one.
+// Options describe a cluster. The zero value is valid.
 type Options struct {
 	// ClusterName is "hallmark.test" by default.
 	ClusterName string
@@ -69,40 +69,40 @@ type Options struct {
 	Hosts []string
 	// KeyType of the SSH CAs: KeyRSA by default.
 	KeyType KeyType
-	// ReadLag is how long reads do not see a write, as Teleport's cache has it.
+	// ReadLag is how long reads do not see a write, like Teleport's cache.
 	ReadLag time.Duration
 	// Generation is Generation19 by default.
 	Generation Generation
-	// NoOldJoin switches the old join service off, as
-	// TELEPORT_UNSTABLE_NO_AGENT_ID_SELECTION does.
+	// NoOldJoin switches off the old join service, as TELEPORT_UNSTABLE_NO_AGENT_ID_SELECTION
+	// does.
 	NoOldJoin bool
-	// UnknownRoles are further system roles that the cluster does not have.
+	// UnknownRoles are additional system roles that the cluster does not have.
 	UnknownRoles []types.SystemRole
-	// MinClientVersion is the oldest client library that the cluster says it takes; by
+	// MinClientVersion is the oldest client library that the cluster says it accepts; by
 	// default that of its generation.
 	MinClientVersion string
-	// LoginTTL is how long the identity file is good for, 12 hours by default.
+	// LoginTTL is how long the identity file is valid, 12 hours by default.
 	LoginTTL time.Duration
-	// FIPS makes it take no other STS hosts than sts-fips.
+	// FIPS makes it accept no STS hosts except sts-fips.
 	FIPS bool
-	// STS answers the calls of GetCallerIdentity by which bots join.
+	// STS answers the GetCallerIdentity calls with which bots join.
 	STS http.Handler
-	// Now is the clock of everything but TLS; time.Now by default.
+	// Now is the clock for everything except TLS; time.Now by default.
 	Now func() time.Time
 }
 
-// Hook is called before each request is served. An error of it is the answer, in
-// gRPC and HTTP alike by the kinds of the trace package (trace.LimitExceeded is
-// 429); waiting in it is latency. Method is "GetNode", "GenerateHostCert" and so on, or
-// the path of an HTTP request.
+// Hook is called before each request is served. Its error becomes the answer, over gRPC and
+// HTTP alike, by the kinds of the trace package (trace.LimitExceeded is 429); if it waits,
+// that is latency. Method is "GetNode", "GenerateHostCert" and so on, or the path of an HTTP
+// request.
 type Hook func(ctx context.Context, method string) error
 
-// Cluster is a running cluster. All its methods may be called by many goroutines.
+// Cluster is a running cluster. Its methods are safe for concurrent use.
 type Cluster struct {
 	options  Options
 	listener net.Listener
 	server   *http.Server
-	served   chan struct{} // closed when the server has ended
+	served   chan struct{} // closed when the server has stopped
 
 	ca    *caSet
 	nodes *nodes
@@ -118,7 +118,7 @@ type Cluster struct {
 	hostCerts []*trustpb.GenerateHostCertRequest
 }
 
-// Start starts a cluster; Close ends it.
+// Start starts a cluster; Close stops it.
 func Start(options Options) (*Cluster, error) {
 	setDefaults(&options)
 	ca, err := newCASet(options)
@@ -174,9 +174,9 @@ func setDefaults(o *Options) {
 	}
 }
 
-// serve answers as an auth service and as a proxy on one port. A TLS handshake
-// for the auth service's own name meets mutual TLS; that is what a direct
-// connection asks for, and what a proxy with TLS routing passes on.
+// serve answers as an auth service and as a proxy on one port. A TLS handshake with the auth
+// service's own name gets mutual TLS: direct connections ask for that name, and so do
+// connections that a proxy with TLS routing passes on.
 func (c *Cluster) serve() error {
 	webTLS, err := c.ca.webConfig(c.options.Hosts)
 	if err != nil {
@@ -215,8 +215,7 @@ func (c *Cluster) serve() error {
 		},
 		ConnState:         c.conns.note,
 		ReadHeaderTimeout: 10 * time.Second,
-		// The client tries several protocols on each port; their failed handshakes
-		// are no news.
+		// The client tries several protocols on each port, so failed handshakes are expected.
 		ErrorLog: log.New(io.Discard, "", 0),
 	}
 	go func() {
@@ -227,7 +226,7 @@ func (c *Cluster) serve() error {
 	return nil
 }
 
-// Close ends the cluster and every connection to it.
+// Close stops the cluster and closes every connection to it.
 func (c *Cluster) Close() error {
 	err := c.server.Close()
 	<-c.served
@@ -247,13 +246,13 @@ func (c *Cluster) PublicAddress() string {
 	return net.JoinHostPort(c.options.Hosts[0], port)
 }
 
-// RootsPEM returns the certificate that the proxy's web certificate is signed by.
+// RootsPEM returns the certificate that signed the proxy's web certificate.
 func (c *Cluster) RootsPEM() []byte { return c.ca.web.pem() }
 
-// IdentityFile returns the login of the signer.
+// IdentityFile returns the signer's login.
 func (c *Cluster) IdentityFile() []byte { return c.login }
 
-// NewIdentityFile returns another login, good for ttl; a negative one has expired.
+// NewIdentityFile returns another login, valid for ttl; with a negative ttl it has expired.
 func (c *Cluster) NewIdentityFile(ttl time.Duration) ([]byte, error) {
 	return c.ca.identityFile("hallmark-signer", ttl)
 }
@@ -269,16 +268,16 @@ func (c *Cluster) KnownHosts() []byte {
 	return bytes.Join(knownHostsLines(c.Name(), c.ca.host.trusted()), nil)
 }
 
-// IssueUserCertificate signs a certificate such as Teleport's proxy shows to
-// OpenSSH nodes when somebody of the cluster logs in.
+// IssueUserCertificate signs a certificate such as Teleport's proxy presents to OpenSSH nodes
+// when somebody from the cluster logs in.
 func (c *Cluster) IssueUserCertificate(key ssh.PublicKey, logins []string, ttl time.Duration) (*ssh.Certificate, error) {
 	return signUser(c.ca.openssh.signer(), key, "demo", logins, c.options.Now(), ttl)
 }
 
-// Nodes returns the nodes that the cluster holds, without lag, sorted by name.
+// Nodes returns the cluster's nodes, without lag, sorted by name.
 func (c *Cluster) Nodes() []*types.ServerV2 { return c.nodes.current() }
 
-// Intercept sets the hook, or with nil removes it.
+// Intercept sets the hook; nil removes it.
 func (c *Cluster) Intercept(hook Hook) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -299,7 +298,7 @@ func (c *Cluster) HostCertRequests() []*trustpb.GenerateHostCertRequest {
 	return append([]*trustpb.GenerateHostCertRequest(nil), c.hostCerts...)
 }
 
-// called counts a call and asks the hook.
+// called counts a call and calls the hook.
 func (c *Cluster) called(ctx context.Context, method string) error {
 	c.mu.Lock()
 	c.calls[method]++

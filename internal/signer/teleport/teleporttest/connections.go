@@ -6,7 +6,7 @@ import (
 	"sync"
 )
 
-// connections are those that are open, so that a restart can end them.
+// connections are the open connections, so that a restart can close them.
 type connections struct {
 	mu   sync.Mutex
 	open map[net.Conn]struct{}

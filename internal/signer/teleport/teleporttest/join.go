@@ -40,11 +40,11 @@ type Bot struct {
 	Token string
 	// AWSARN is the pattern of the token's allow list.
 	AWSARN string
-	// Roles are those that the bot may work in.
+	// Roles are the roles that the bot may use.
 	Roles []string
 }
 
-// AddBot makes a bot known, in place of one with the same token.
+// AddBot adds a bot, in place of one with the same token.
 func (c *Cluster) AddBot(b Bot) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -61,13 +61,13 @@ func (c *Cluster) bot(fits func(Bot) bool) (Bot, bool) {
 	return c.bots[i], true
 }
 
-// user is the name of a bot's user, and of the role that it has.
+// user is the name of a bot's user, and of its role.
 func (b Bot) user() string { return "bot-" + b.Name }
 
-// maxBotTTL is the longest life of a bot's certificates.
+// maxBotTTL is the longest lifetime of a bot's certificates.
 const maxBotTTL = 12 * time.Hour
 
-// joinService lets bots in by the method iam, as proxies and auth services do.
+// joinService lets bots join with the method iam, as proxies and auth services do.
 type joinService struct {
 	proto.UnimplementedJoinServiceServer
 	cluster *Cluster
@@ -119,7 +119,8 @@ func (c *Cluster) joinOld(request *proto.RegisterUsingIAMMethodRequest, challeng
 	return c.joinedCerts(bot, register.PublicSSHKey, register.Expires)
 }
 
-// joinedCerts are those for the bot's own role, good for an hour unless it says how long.
+// joinedCerts are those for the bot's own role, valid for an hour unless the request says how
+// long.
 func (c *Cluster) joinedCerts(bot Bot, sshKey []byte, expires *time.Time) (*proto.Certs, error) {
 	end := c.options.Now().Add(time.Hour)
 	if expires != nil {
@@ -133,7 +134,7 @@ func (c *Cluster) joinedCerts(bot Bot, sshKey []byte, expires *time.Time) (*prot
 	return certs, nil
 }
 
-// checkCaller has STS say who signed the request, and looks for it in the token's list.
+// checkCaller asks STS who signed the request, and looks for that ARN in the token's list.
 func (c *Cluster) checkCaller(bot Bot, wire []byte, challenge string) error {
 	arn, err := c.callerOf(wire, challenge)
 	if err != nil {
@@ -196,7 +197,7 @@ func (c *Cluster) knowsSTS(host string) bool {
 	return strings.HasSuffix(rest, ".amazonaws.com")
 }
 
-// unknownSTS refuses a host in the words of the generation.
+// unknownSTS refuses a host with the generation's message.
 func (c *Cluster) unknownSTS(host string) error {
 	switch {
 	case c.options.Generation == Generation13 && c.options.FIPS:
@@ -209,7 +210,7 @@ func (c *Cluster) unknownSTS(host string) error {
 	return trace.AccessDenied("rejecting IAM join request using STS host %q. Error: AWS STS host is for unknown region", host)
 }
 
-// botCerts signs certificates for a bot's key, in its own or another role.
+// botCerts signs certificates for a bot's key, with its own role or another.
 func (c *Cluster) botCerts(bot Bot, role string, sshKey []byte, expires time.Time) (*proto.Certs, error) {
 	public, _, _, _, err := ssh.ParseAuthorizedKey(sshKey)
 	if err != nil {
@@ -244,7 +245,7 @@ func (c *Cluster) botCerts(bot Bot, role string, sshKey []byte, expires time.Tim
 	}, nil
 }
 
-// joinNew lets a bot in by the method iam of the new join service.
+// joinNew lets a bot join with the method iam of the new join service.
 func (c *Cluster) joinNew(stream joinv1.ServerStream) error {
 	if err := c.called(stream.Context(), "Join"); err != nil {
 		return err
@@ -284,7 +285,7 @@ func (c *Cluster) joinNew(stream joinv1.ServerStream) error {
 	return stream.Send(result)
 }
 
-// GaveUp returns the reasons of clients that could not go on with a join.
+// GaveUp returns the reasons of clients that gave up a join.
 func (c *Cluster) GaveUp() []string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -327,7 +328,7 @@ func (c *Cluster) receive(stream joinv1.ServerStream) (*joinv1.JoinRequest, erro
 	return request, nil
 }
 
-// joinResult has the certificates in the forms of the new join service.
+// joinResult contains the certificates in the forms of the new join service.
 func (c *Cluster) joinResult(bot Bot, params *joinv1.BotParams) (*joinv1.JoinResponse, error) {
 	key, err := ssh.ParsePublicKey(params.GetPublicKeys().GetPublicSshKey())
 	if err != nil {
@@ -366,8 +367,7 @@ func der(certificatePEM []byte) []byte {
 	return block.Bytes
 }
 
-// GenerateUserCerts lets a bot work in one of its roles. Other users have no need
-// of it here.
+// GenerateUserCerts gives a bot one of its roles. Other users do not need it here.
 func (s *authService) GenerateUserCerts(ctx context.Context, request *proto.UserCertsRequest) (*proto.Certs, error) {
 	caller, err := callerName(ctx)
 	if err != nil {
@@ -387,7 +387,7 @@ func (s *authService) GenerateUserCerts(ctx context.Context, request *proto.User
 	return s.cluster.botCerts(bot, request.RoleRequests[0], key, request.Expires)
 }
 
-// GetClusterCACert names the CA of the auth service's certificate.
+// GetClusterCACert returns the CA of the auth service's certificate.
 func (s *authService) GetClusterCACert(context.Context, *emptypb.Empty) (*proto.GetClusterCACertResponse, error) {
 	return &proto.GetClusterCACertResponse{TLSCA: bytes.Join(s.cluster.ca.host.trustedTLS(), []byte("\n"))}, nil
 }
@@ -410,7 +410,7 @@ func callerSubject(ctx context.Context) (pkix.Name, error) {
 	return info.State.VerifiedChains[0][0].Subject, nil
 }
 
-// limitBots refuses to bots in their own role all but what leads to another one.
+// limitBots refuses bots in their own role everything except what leads to another role.
 func limitBots(ctx context.Context, request any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
 	subject, err := callerSubject(ctx)
 	if err != nil {
@@ -424,8 +424,8 @@ func limitBots(ctx context.Context, request any, info *grpc.UnaryServerInfo, han
 	return handler(ctx, request)
 }
 
-// relayErrors is toStatus for streams. It hides the code in the text, as a proxy
-// does that passes on what the auth service says to a join.
+// relayErrors is toStatus for streams. It hides the code in the text, like a proxy that passes
+// on the auth service's answer to a join.
 func relayErrors(server any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
 	if err := interceptors.GRPCServerStreamErrorInterceptor(server, stream, info, handler); err != nil {
 		return status.Error(codes.Unknown, err.Error())

@@ -10,8 +10,8 @@ import (
 	"github.com/gravitational/teleport/api/types"
 )
 
-// nodes holds the records of nodes as Teleport does: writes go to the backend,
-// reads come from a cache that learns of them later.
+// nodes holds the records of nodes as Teleport does: writes go to the backend, and reads come
+// from a cache that sees them later.
 type nodes struct {
 	now func() time.Time
 	lag time.Duration
@@ -21,7 +21,7 @@ type nodes struct {
 	pending []write // that the cache has not seen, oldest first
 }
 
-// write is a put, or with no node a deletion.
+// write is a put or, without a node, a deletion.
 type write struct {
 	at   time.Time
 	name string
@@ -70,7 +70,7 @@ func (n *nodes) visible() []*types.ServerV2 {
 	return n.live(n.cached)
 }
 
-// settle brings the cache up to the writes that are old enough.
+// settle adds the writes that are old enough to the cache.
 func (n *nodes) settle() {
 	due := n.now().Add(-n.lag)
 	count := 0

@@ -72,8 +72,8 @@ func (s *trustService) GenerateHostCert(ctx context.Context, request *trustpb.Ge
 	return &trustpb.GenerateHostCertResponse{SshCertificate: cert}, nil
 }
 
-// generateHostCert signs what it is asked to, as Teleport does: any system role,
-// and for ever if no lifetime is named.
+// generateHostCert signs what it is asked to, as Teleport does: any system role, and without
+// an expiry if no lifetime is given.
 func (c *Cluster) generateHostCert(request *trustpb.GenerateHostCertRequest) ([]byte, error) {
 	c.record(request)
 	role := types.SystemRole(request.Role)
@@ -110,7 +110,7 @@ func (c *Cluster) generateHostCert(request *trustpb.GenerateHostCertRequest) ([]
 	return ssh.MarshalAuthorizedKey(cert), nil
 }
 
-// checkRole refuses unknown roles in the words of all of Teleport's versions.
+// checkRole refuses unknown roles with the message of all Teleport versions.
 func (c *Cluster) checkRole(role types.SystemRole) error {
 	dropped := role == types.RoleNop && c.options.Generation >= Generation19
 	if dropped || slices.Contains(c.options.UnknownRoles, role) {
@@ -119,7 +119,7 @@ func (c *Cluster) checkRole(role types.SystemRole) error {
 	return role.Check()
 }
 
-// writtenRole is the role as the certificate has it.
+// writtenRole is the role as written into the certificate.
 func (c *Cluster) writtenRole(role types.SystemRole) string {
 	if c.options.Generation == Generation13 && role == types.RoleSignup {
 		return "Password" // its name there
@@ -127,7 +127,7 @@ func (c *Cluster) writtenRole(role types.SystemRole) string {
 	return role.String()
 }
 
-// principals are those asked for, and with a host ID those that Teleport adds.
+// principals are the requested ones and, with a host ID, those that Teleport adds.
 func principals(request *trustpb.GenerateHostCertRequest) []string {
 	var names []string
 	if request.HostId != "" {

@@ -40,7 +40,7 @@ func (c *Cluster) find(w http.ResponseWriter, _ *http.Request) {
 	})
 }
 
-// export writes a CA's keys in the form that sshd or ssh takes them.
+// export writes a CA's keys in the form that sshd or ssh reads.
 func (c *Cluster) export(w http.ResponseWriter, r *http.Request) {
 	if c.options.Generation >= Generation19 {
 		if err := c.rates.take(r.RemoteAddr); err != nil {

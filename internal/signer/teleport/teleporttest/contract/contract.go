@@ -25,11 +25,11 @@ import (
 
 // Target is the cluster to test.
 type Target struct {
-	// Connect returns a client whose login is good now. The test closes it.
+	// Connect returns a client with a valid login. The test closes it.
 	Connect func(t *testing.T) *teleport.Client
 	// Export reads a CA's keys from the public export of the proxy.
 	Export func(ctx context.Context, kind caexport.Kind) ([]ssh.PublicKey, error)
-	// Rotate takes a CA to a phase of its rotation.
+	// Rotate moves a CA to a phase of its rotation.
 	Rotate func(ctx context.Context, kind caexport.Kind, phase teleporttest.Phase) error
 }
 
@@ -107,8 +107,8 @@ func testNodeExpiry(t *testing.T, c *teleport.Client) {
 	await(t, c, server.ID, func(n *node.Node) bool { return n == nil && time.Now().After(server.Expires) })
 }
 
-// An address that means the host itself never stays: Teleport takes it for that of
-// the caller, which for an agent is the machine, and here is the signer.
+// An address that means the host itself never stays: Teleport replaces it with the caller's,
+// which for an agent is the machine, and here is the signer.
 func testNodeLoopback(t *testing.T, c *teleport.Client) {
 	server := newNode(t, c, time.Hour)
 	server.Address = "127.66.66.66:22"
@@ -240,7 +240,7 @@ func testClosed(t *testing.T, c *teleport.Client) {
 	}
 }
 
-// newNode returns a node of our own making, removed when the test ends.
+// newNode returns a new node, which is removed when the test ends.
 func newNode(t *testing.T, c *teleport.Client, ttl time.Duration) node.Node {
 	id := uuid.NewString()
 	t.Cleanup(func() {
@@ -267,7 +267,7 @@ func newHostKey(t *testing.T) ssh.PublicKey {
 	return key
 }
 
-// await reads the node, nil if there is none, until it is as it should be.
+// await reads the node, nil if there is none, until it is as expected.
 func await(t *testing.T, c *teleport.Client, id string, ok func(*node.Node) bool) *node.Node {
 	t.Helper()
 	ctx := deadline(t)

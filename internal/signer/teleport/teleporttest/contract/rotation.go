@@ -29,8 +29,7 @@ func (target Target) cas(t *testing.T) {
 	}
 }
 
-// rotation is a phase, and which of the old and new key are trusted then. The first
-// is the one that signs.
+// rotation is a phase, and which of the old and new key are trusted then. The first one signs.
 type rotation struct {
 	phase       teleporttest.Phase
 	first, last string
@@ -60,8 +59,8 @@ func (target Target) rotateHost(t *testing.T) {
 	})
 }
 
-// rotate takes a CA through the phases. In each, the cluster and its export
-// name the keys in one order, and host certificates are signed with the first.
+// rotate moves a CA through the phases. In each, the cluster and its export list the keys in
+// the same order, and the first key signs host certificates.
 func (target Target) rotate(t *testing.T, kind caexport.Kind, rotations []rotation) {
 	old := target.await(t, kind, func(keys []string) bool { return len(keys) == 1 })[0]
 	var next string
@@ -89,8 +88,8 @@ func (target Target) rotate(t *testing.T, kind caexport.Kind, rotations []rotati
 	}
 }
 
-// await reads a CA's keys until they are as they should be, and its export
-// agrees. It asks for the export only then: Teleport limits how often one may.
+// await reads a CA's keys until they are as expected, and its export agrees. It asks for the
+// export only then: Teleport limits how often one may ask.
 func (target Target) await(t *testing.T, kind caexport.Kind, ok func(keys []string) bool) []string {
 	t.Helper()
 	var got []string
@@ -118,7 +117,7 @@ func (target Target) await(t *testing.T, kind caexport.Kind, ok func(keys []stri
 	return got
 }
 
-// sign sees that a host certificate is signed with the first key of the Host CA.
+// sign checks that the first key of the Host CA signs a host certificate.
 func (target Target) sign(t *testing.T) {
 	t.Helper()
 	key, principals := newHostKey(t), []string{uuid.NewString()}
@@ -140,8 +139,8 @@ func (target Target) sign(t *testing.T) {
 	})
 }
 
-// eventually tries until it works. A cluster restarts in some phases of a rotation,
-// and logins from before may not be good after.
+// eventually retries until it works. A cluster restarts in some phases of a rotation, and
+// older logins may not be valid afterwards.
 func (target Target) eventually(t *testing.T, try func(*teleport.Client) error) {
 	t.Helper()
 	ctx := deadline(t)
