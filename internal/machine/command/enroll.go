@@ -62,7 +62,7 @@ succeeds.`,
 func (e *enrollment) flags(cmd *cobra.Command) *cobra.Command {
 	cmd.Args, cmd.ValidArgsFunction = cli.NoArgs, cobra.NoFileCompletions
 	cmd.Flags().StringVar(&e.config, "config", config.File, "read the configuration from this `file`")
-	cmd.Flags().DurationVar(&e.timeout, "timeout", 2*time.Minute, "give up on the signer after this `time`, such as 90s or 2m")
+	cmd.Flags().DurationVar(&e.timeout, "timeout", 2*time.Minute, "give up after this `time`, such as 90s or 2m")
 	cmd.Flags().BoolVar(&e.reload, "reload", false, "reload sshd for new certificates, even if that activates pending changes to its configuration")
 	return cmd
 }
