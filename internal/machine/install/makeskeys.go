@@ -13,7 +13,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/machine/rooted"
 )
 
-// makesHostKeys reports whether something in the file system at root generates host keys at
+// MakesHostKeys reports whether something in the file system at root generates host keys at
 // boot: cloud-init, or a unit or script that runs a program that does.
 func MakesHostKeys(root string) bool { return cloudInitMakesKeys(root) || unitMakesKeys(root) }
 

@@ -78,8 +78,8 @@ func checkSealable(root string, o SealOptions) error {
 		}
 	}
 	if _, err := sshd.Find(root); err == nil && !o.HostKeysElsewhere && !MakesHostKeys(root) {
-		return fault.Newf(fault.Failed, "install cloud-init or a unit that runs 'ssh-keygen -A', or give --host-keys-elsewhere if something else makes them",
-			"nothing in %s makes host keys at boot: sshd would not start", root)
+		return fault.Newf(fault.Failed, "install cloud-init or a unit that runs 'ssh-keygen -A', or pass --host-keys-elsewhere if something else generates them",
+			"nothing in %s generates host keys at boot: sshd would not start", root)
 	}
 	return nil
 }
