@@ -143,7 +143,7 @@ func TestRenewalIsDue(t *testing.T) {
 			}
 		}, "certificates are due for renewal"},
 		{"another instance's state", func(s *state.State) { s.Instance.InstanceID = "i-0123456789abcdef0" }, "enrolled as instance i-0123456789abcdef0, but this is " + i.ID},
-		{"an address that is another's now", func(s *state.State) { s.Node.Address = "10.83.0.250:22" }, "no longer this machine's"},
+		{"an address that is another's now", func(s *state.State) { s.Node.Address = "10.83.0.250:22" }, "no longer belongs to this machine"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			edit(t, i, test.change)

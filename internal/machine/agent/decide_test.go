@@ -34,7 +34,7 @@ func TestStateStale(t *testing.T) {
 		{"not due for a second", func(s *state.State, _ *observed, now *time.Time) { *now = s.RenewAfter.Add(-time.Second) }, ""},
 		{"clock set back", func(s *state.State, _ *observed, now *time.Time) { *now = s.EnrolledAt.Add(-2 * time.Hour) }, "clock was set back"},
 		{"renewal in a hundred years", func(s *state.State, _ *observed, _ *time.Time) { s.RenewAfter = s.EnrolledAt.Add(876_000 * time.Hour) }, "later than any certificate"},
-		{"address moved", func(_ *state.State, o *observed, _ *time.Time) { o.moved = true }, "no longer this machine's"},
+		{"address moved", func(_ *state.State, o *observed, _ *time.Time) { o.moved = true }, "no longer belongs to this machine"},
 		{"an old state on newer certificates", func(s *state.State, _ *observed, _ *time.Time) {
 			s.Certificates[0].ValidBefore = s.Certificates[0].ValidBefore.Add(-time.Minute)
 		}, "is not the one that was installed"},

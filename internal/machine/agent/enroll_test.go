@@ -148,7 +148,7 @@ func TestEnrollPutsBackWhenSSHDDoesNotComeBack(t *testing.T) {
 	m.now = func() time.Time { return time.Now().Add(4 * 24 * time.Hour) }
 
 	_, err := m.Enroll(t.Context())
-	machinetest.WantError(t, err, fault.Failed, "connection refused", "the old files were put back")
+	machinetest.WantError(t, err, fault.Failed, "connection refused", "the old files were restored")
 	if m.sshd.Starts != 1 {
 		t.Errorf("sshd was started %d times, want once", m.sshd.Starts)
 	}
@@ -176,7 +176,7 @@ func TestEnrollPutsBackWhenSSHDIgnoresTheCertificate(t *testing.T) {
 		return nil
 	}
 	_, err := m.Enroll(t.Context())
-	machinetest.WantError(t, err, fault.Failed, "presents no such host key", "put back")
+	machinetest.WantError(t, err, fault.Failed, "presents no such host key", "the old files were restored")
 	if m.files() != before {
 		t.Errorf("files differ:\n%s\nwant\n%s", m.files(), before)
 	}
@@ -194,7 +194,7 @@ func TestEnrollPutsBackWhenInterrupted(t *testing.T) {
 	m.sshd.OnReload = func(ctx context.Context) error { cancel(); return ctx.Err() }
 	before := m.files()
 	_, err := m.Enroll(ctx)
-	machinetest.WantError(t, err, fault.Failed, "reload sshd", "put back")
+	machinetest.WantError(t, err, fault.Failed, "reload sshd", "the old files were restored")
 	if m.sshd.Reloads != 2 || m.sshd.Starts != 0 {
 		t.Errorf("%d reloads and %d starts, want a second reload for the old files", m.sshd.Reloads, m.sshd.Starts)
 	}
@@ -455,7 +455,7 @@ func TestEnrollDoesNotReloadABrokenConfiguration(t *testing.T) {
 	m.ActivatePending = true
 	before := m.files()
 	_, err := m.Enroll(t.Context())
-	machinetest.WantError(t, err, fault.Failed, "Nonsense", "put back")
+	machinetest.WantError(t, err, fault.Failed, "Nonsense", "the old files were restored")
 	if m.files() != before {
 		t.Errorf("files differ:\n%s\nwant\n%s", m.files(), before)
 	}

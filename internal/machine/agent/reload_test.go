@@ -249,7 +249,7 @@ func TestUnexpectedFilesInHallmarksPlaces(t *testing.T) {
 				t.Errorf("it does not heal: %v", err)
 			}
 			if !test.heals {
-				machinetest.WantError(t, err, fault.Failed, test.path, "move away the folder")
+				machinetest.WantError(t, err, fault.Failed, test.path, "a folder is in this file's place")
 				if err := os.RemoveAll(test.path); err != nil {
 					t.Fatal(err)
 				}

@@ -353,13 +353,13 @@ func TestResigned(t *testing.T) {
 	}{
 		{"the only one", a, []string{line(a)}, line(a), ""},
 		{"a second one is known", a, []string{line(a), line(b)}, line(a), ""},
-		{"the second one signs", a, []string{line(b), line(a)}, line(a), "another key now"},
-		{"back to the first", b, []string{line(a), line(b)}, line(b), "another key now"},
+		{"the second one signs", a, []string{line(b), line(a)}, line(a), "now signs host certificates with another key"},
+		{"back to the first", b, []string{line(a), line(b)}, line(b), "now signs host certificates with another key"},
 		{"the second one only", a, []string{line(b)}, line(a), "no longer the cluster's"},
 		// Each auth server has its own key, and the other one signed the renewal.
 		{"several that sign", b, []string{line(a), line(b)}, line(a), ""},
 		{"several, of which one goes", b, []string{line(a), line(c)}, line(a), "no longer the cluster's"},
-		{"a state of an older version", a, []string{line(b), line(a)}, "", "another key now"},
+		{"a state of an older version", a, []string{line(b), line(a)}, "", "now signs host certificates with another key"},
 		{"no CAs known", a, nil, "", ""},
 	} {
 		key := hostkey.Key{Path: "/k", Certificate: &ssh.Certificate{SignatureKey: test.signer.PublicKey()}}

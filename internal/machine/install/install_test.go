@@ -256,7 +256,7 @@ func TestInstallRefuses(t *testing.T) {
 		{"bad configuration", func(i *image) { i.give("config.yaml", "signer: x\n") }, "line 1: field signer not found"},
 		{"bad CAs", func(i *image) { i.give("openssh_ca.pub", "cert-authority junk\n") }, "openssh_ca.pub: key 1"},
 		{"no CA in the file", func(i *image) { i.give("openssh_ca.pub", "# none\n") }, "openssh_ca.pub: no keys"},
-		{"unnamed signer CA", func(i *image) { i.give("signer_ca.pem", "x") }, "does not say signer_ca_file"},
+		{"unnamed signer CA", func(i *image) { i.give("signer_ca.pem", "x") }, "does not have signer_ca_file"},
 		{"someone else's CAs", func(i *image) {
 			i.write(sshdconf.MainConfig, withInclude+"TrustedUserCAKeys /etc/other.pub\n")
 		}, "/etc/ssh/sshd_config:3"},

@@ -97,7 +97,7 @@ func TestInstallRefusesStaleCAs(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, err := i.Install(t.Context(), i.from)
-	machinetest.WantError(t, err, fault.Misconfigured, "exists already", "remove")
+	machinetest.WantError(t, err, fault.Misconfigured, "already exists", "remove")
 	i.write(state.Path(state.Dir), "{}") // then they come from the signer
 	if _, err := i.Install(t.Context(), i.from); err != nil {
 		t.Error(err)

@@ -19,21 +19,21 @@ func TestSealRefuses(t *testing.T) {
 		files map[string]string // in addition to sshd and a host key
 		want  string            // the error, or ""
 	}{
-		{"nothing makes host keys", nil, "makes host keys at boot"},
+		{"nothing makes host keys", nil, "generates host keys at boot"},
 		{"cloud-init", map[string]string{"/usr/bin/cloud-init": "", "/etc/cloud/cloud.cfg": "cloud_init_modules:\n - seed_random\n - ssh\n"}, ""},
-		{"cloud-init that is off", map[string]string{"/usr/bin/cloud-init": "", "/etc/cloud/cloud-init.disabled": ""}, "makes host keys"},
-		{"cloud-init told not to", map[string]string{"/usr/bin/cloud-init": "", "/etc/cloud/cloud.cfg.d/99.cfg": "ssh_genkeytypes: []\n"}, "makes host keys"},
+		{"cloud-init that is off", map[string]string{"/usr/bin/cloud-init": "", "/etc/cloud/cloud-init.disabled": ""}, "generates host keys"},
+		{"cloud-init told not to", map[string]string{"/usr/bin/cloud-init": "", "/etc/cloud/cloud.cfg.d/99.cfg": "ssh_genkeytypes: []\n"}, "generates host keys"},
 		{"cloud-init told to again", map[string]string{
 			"/usr/bin/cloud-init": "", "/etc/cloud/cloud.cfg.d/98.cfg": "ssh_genkeytypes: []\n", "/etc/cloud/cloud.cfg.d/99.cfg": "ssh_genkeytypes: [ed25519]\n",
 		}, ""},
-		{"cloud-init without its ssh module", map[string]string{"/usr/bin/cloud-init": "", "/etc/cloud/cloud.cfg": "cloud_init_modules: [seed_random]\n"}, "makes host keys"},
+		{"cloud-init without its ssh module", map[string]string{"/usr/bin/cloud-init": "", "/etc/cloud/cloud.cfg": "cloud_init_modules: [seed_random]\n"}, "generates host keys"},
 		{"Red Hat's unit", map[string]string{"/usr/lib/systemd/system/sshd-keygen@.service": "[Service]\nExecStart=/usr/libexec/openssh/sshd-keygen %i\n"}, ""},
 		{"the same, replaced", map[string]string{
 			"/usr/lib/systemd/system/sshd-keygen@.service": "[Service]\nExecStart=/usr/libexec/openssh/sshd-keygen %i\n",
 			"/etc/systemd/system/sshd-keygen@.service":     "[Service]\nExecStart=/bin/true\n",
-		}, "makes host keys"},
+		}, "generates host keys"},
 		{"a unit of the image's", map[string]string{"/etc/systemd/system/keys.service": "[Service]\nExecStart=/usr/bin/ssh-keygen -A\n"}, ""},
-		{"a unit that only waits for one", map[string]string{"/etc/systemd/system/x.service": "[Unit]\nAfter=sshd-keygen.target\n# ssh-keygen -A\n"}, "makes host keys"},
+		{"a unit that only waits for one", map[string]string{"/etc/systemd/system/x.service": "[Unit]\nAfter=sshd-keygen.target\n# ssh-keygen -A\n"}, "generates host keys"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			i := newImage(t, withInclude)

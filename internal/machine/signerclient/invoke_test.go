@@ -159,9 +159,9 @@ func TestInvokeGoesWrong(t *testing.T) {
 		"Lambda fails": {http.StatusBadGateway, nil, `<html>`, fault.Temporary, "Lambda answered 502", "retries"},
 		"the function failed": {http.StatusOK, http.Header{"X-Amz-Function-Error": {"Unhandled"}}, `{"errorType":"Runtime.ExitError"}`,
 			fault.Temporary, "function failed", "retries"},
-		"another function's answer": {http.StatusOK, nil, `{"statusCode":200,"body":"{}"}`, fault.Failed, "not a signer's", "entry invoke"},
-		"no JSON":                   {http.StatusOK, nil, `hello`, fault.Failed, "not a signer's", ""},
-		"null":                      {http.StatusOK, nil, `null`, fault.Failed, "not a signer's", ""},
+		"another function's answer": {http.StatusOK, nil, `{"statusCode":200,"body":"{}"}`, fault.Failed, "signer_function is not a valid Hallmark response", "entry invoke"},
+		"no JSON":                   {http.StatusOK, nil, `hello`, fault.Failed, "signer_function is not a valid Hallmark response", ""},
+		"null":                      {http.StatusOK, nil, `null`, fault.Failed, "signer_function is not a valid Hallmark response", ""},
 		"too long":                  {http.StatusOK, nil, strings.Repeat(" ", maxInvocationBytes+1), fault.Failed, "more than", ""},
 		"a body that is too long": {http.StatusOK, nil, answered(t, protocol.InvocationAnswer{
 			Status: http.StatusOK, Body: strings.Repeat(" ", protocol.MaxResponseBytes+1),

@@ -329,7 +329,7 @@ func TestIdentityFileAfterRotation(t *testing.T) {
 	rotateFully(t, cluster, (*teleporttest.Cluster).RotateUser)
 	relay.dropAll()
 	_, err := client.CAs(timeout(t, time.Minute))
-	expect(t, err, teleport.ErrUnavailable, "after its last rotation")
+	expect(t, err, teleport.ErrUnavailable, "newer than its last rotation")
 	// The new file is used at once.
 	fresh, err := cluster.NewIdentityFile(time.Hour)
 	if err != nil {

@@ -192,8 +192,8 @@ func TestDialWhatIsNotTeleport(t *testing.T) {
 		login  teleport.Login
 		want   string
 	}{
-		"no TLS, file":  {plain, file, "is no Teleport"},
-		"no TLS, bot":   {plain, bot(), "is no Teleport"},
+		"no TLS, file":  {plain, file, "is not Teleport"},
+		"no TLS, bot":   {plain, bot(), "is not Teleport"},
 		"website, file": {encrypted, file, "teleport.address"},
 		"website, bot":  {encrypted, bot(), "teleport.address"},
 	} {
