@@ -85,7 +85,7 @@ func runEnd(cmd *cobra.Command, e ending) error {
 		return &cli.Error{Err: err, Code: cli.Failed, Hint: "the record is retired; to delete the node, run the command again, or 'tctl rm node/" + id + "'"}
 	}
 	if e.cluster.proxy == "" {
-		cli.Note(cmd, "the node stays until its lease ends; to delete it now: tctl rm node/%s", id)
+		cli.Note(cmd, "the node stays until its lease expires; to delete it now: tctl rm node/%s", id)
 	}
 	return nil
 }

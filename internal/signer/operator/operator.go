@@ -1,5 +1,5 @@
 // Package operator is hallmark-signer, the operator's command: it checks and explains
-// policies, and changes what the ledger says about an instance.
+// policies, reports on the fleet, and changes what the ledger says about an instance.
 package operator
 
 import (
@@ -11,7 +11,7 @@ import (
 
 // Command returns hallmark-signer.
 func Command() *cobra.Command {
-	return cli.New("hallmark-signer", "check policies, report on the fleet, and change what the ledger says of an instance",
+	return cli.New("hallmark-signer", "check policies, report on the fleet, and change what the ledger says about an instance",
 		cli.Group("policy", "check and explain policies", policyCheckCommand(), policyExplainCommand(), policySchemaCommand()),
 		reportCommand(),
 		cli.Group("deployment", "check a deployment, and pack it", deploymentCheckCommand(), deploymentPackCommand()),

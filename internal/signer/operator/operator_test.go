@@ -55,8 +55,8 @@ func TestScript(t *testing.T) {
 	})
 }
 
-// withTeleport gives the script that ends instances a cluster at $PROXY, with the node of the
-// known instance.
+// withTeleport gives the scripts that need it a cluster at $PROXY, with the node of the known
+// instance.
 func withTeleport(env *testscript.Env) error {
 	if !strings.HasSuffix(env.WorkDir, "script-end") && !strings.HasSuffix(env.WorkDir, "script-report") {
 		return nil
