@@ -51,13 +51,22 @@ func openLedger(cmd *cobra.Command, table string) (operator, error) {
 
 // loadAWS reads the AWS configuration and credentials at hand, for the table's region.
 func loadAWS(ctx context.Context, cmd *cobra.Command, table string) (aws.Config, error) {
-	cfg, err := config.LoadDefaultConfig(ctx, config.WithHTTPClient(awshttp.NewBuildableClient()))
+	cfg, err := loadAnyAWS(ctx)
 	if err != nil {
-		return cfg, fmt.Errorf("load the AWS configuration: %w", err)
+		return cfg, err
 	}
 	if cfg.Region = deployment.RegionOf(table, cfg.Region); cfg.Region == "" {
 		return cfg, &cli.Error{Err: fmt.Errorf("%s: the table's region is not known", cmd.Name()), Code: cli.Usage,
 			Hint: "set AWS_REGION, or pass the table's ARN"}
+	}
+	return cfg, nil
+}
+
+// loadAnyAWS is loadAWS without a table. The region may be empty.
+func loadAnyAWS(ctx context.Context) (aws.Config, error) {
+	cfg, err := config.LoadDefaultConfig(ctx, config.WithHTTPClient(awshttp.NewBuildableClient()))
+	if err != nil {
+		return cfg, fmt.Errorf("load the AWS configuration: %w", err)
 	}
 	return cfg, nil
 }

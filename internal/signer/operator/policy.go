@@ -24,7 +24,13 @@ const (
 	policyCheckLong = `Checks a policy file, and says what is wrong on which line.`
 
 	policyExplainLong = `Shows which rule decides about an instance, why earlier rules do not, and what the instance
-would get. It makes no calls: FACTS.json contains what EC2 would answer. account, region and
+would get. With --instance it makes no calls: FACTS.json contains what EC2 would answer.
+
+With --live it asks EC2 about a real instance, as the signer does, with your own AWS
+credentials or with the account's role in deployment.yaml. With --table it also asks the
+ledger whether the instance has enrolled. Without --table the instance counts as new.
+
+Ages are as of --now, or the present time. In FACTS.json, account, region and
 instance_id are required. Where a rule asks for them, add vpc, subnet, zone,
 instance_profile, image, image_owner, image_tags, launch_time, enrolled, private_ip,
 public_ip, ipv6, private_dns and tags. Exit code 4 means that the policy refuses the instance.`
@@ -150,43 +156,45 @@ func readFile(name string, stdin io.Reader) ([]byte, error) {
 }
 
 func policyExplainCommand() *cobra.Command {
-	var deploymentFile, instance string
+	var e explaining
 	cmd := &cobra.Command{
-		Use: "explain FILE|- --instance FACTS.json", Short: "explain what a policy decides for an instance",
+		Use: "explain FILE|- --instance FACTS.json|--live ID", Short: "explain what a policy decides for an instance",
 		Long: policyExplainLong, Args: cli.OneFile,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if instance == "" {
-				return cli.Usagef(cmd, "--instance is missing")
-			}
-			return runPolicyExplain(cmd, args[0], instance, deploymentFile)
+			return runPolicyExplain(cmd, args[0], e)
 		},
 	}
-	deploymentFlag(cmd, &deploymentFile)
-	cmd.Flags().StringVar(&instance, "instance", "", "JSON `file` of what is known about the instance")
+	deploymentFlag(cmd, &e.deployment)
+	cmd.Flags().StringVar(&e.instance, "instance", "", "JSON `file` of what is known about the instance")
+	cmd.Flags().StringVar(&e.live, "live", "", "ask EC2 about the instance with this `id`; needs --deployment")
+	cmd.Flags().StringVar((*string)(&e.at.Account), "account", "", "with --live: the instance's `account`, if the deployment lists several")
+	cmd.Flags().StringVar((*string)(&e.at.Region), "region", "", "with --live: the instance's `region`, if the deployment lists several")
+	cmd.Flags().StringVar(&e.table, "table", "", "with --live: the ledger's DynamoDB `table`, by name or ARN")
+	cmd.Flags().StringVar(&e.now, "now", "", "decide as of this `time`, such as 2026-11-27T08:00:00Z; default: the present time")
 	return cmd
 }
 
-func runPolicyExplain(cmd *cobra.Command, file, instance, deploymentFile string) error {
-	p, cluster, err := readPolicyFile(cmd, file, deploymentFile)
+func runPolicyExplain(cmd *cobra.Command, file string, e explaining) error {
+	now, err := e.check(cmd)
 	if err != nil {
 		return err
 	}
-	data, err := readFile(instance, nil)
+	p, cluster, err := readPolicyFile(cmd, file, e.deployment)
 	if err != nil {
-		return fmt.Errorf("read the instance's facts: %w", err)
-	}
-	facts, err := node.ParseFacts(data)
-	if err != nil {
-		return fmt.Errorf("%s: %w", instance, err)
-	}
-	e := p.Explain(facts, cluster, deployment.Now())
-	if _, err := io.WriteString(cmd.OutOrStdout(), explain(e, facts)); err != nil {
 		return err
 	}
-	if errors.Is(e.Err, policy.ErrRefused) || errors.Is(e.Err, policy.ErrIncomplete) {
-		return &cli.Error{Err: e.Err, Code: cli.Refused}
+	facts, err := e.facts(cmd)
+	if err != nil {
+		return err
 	}
-	return e.Err
+	explained := p.Explain(facts, cluster, now)
+	if _, err := io.WriteString(cmd.OutOrStdout(), explain(explained, facts)); err != nil {
+		return err
+	}
+	if errors.Is(explained.Err, policy.ErrRefused) || errors.Is(explained.Err, policy.ErrIncomplete) {
+		return &cli.Error{Err: explained.Err, Code: cli.Refused}
+	}
+	return explained.Err
 }
 
 // explain renders an explanation: a line for each rule, and then a line for each thing that

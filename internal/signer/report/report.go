@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
+	"github.com/hallmark-ssh/hallmark/internal/protocol"
 	"github.com/hallmark-ssh/hallmark/internal/signer/inventory"
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
 	"github.com/hallmark-ssh/hallmark/internal/signer/node"
@@ -268,6 +269,7 @@ func (e evidence) judgeWithoutNode(now time.Time) (State, string) {
 // illness says what is wrong with an instance that has a record and a node, or "".
 func (e evidence) illness(now time.Time) string {
 	end := node.Lease(e.record)
+	health := node.Health(e.record.Health, now)
 	switch {
 	case !e.confirmed():
 		return "an enrollment began and did not end"
@@ -275,6 +277,8 @@ func (e evidence) illness(now time.Time) string {
 		return "its certificates ended on " + day(end)
 	case e.node.Hostname != e.record.ConfirmedHostname:
 		return fmt.Sprintf("its node is called %s, and its certificates name %s", e.node.Hostname, e.record.ConfirmedHostname)
+	case health != "" && health != string(protocol.HealthOK):
+		return "health: " + health
 	case isOverdue(e.record, now):
 		return "its renewal is overdue; the last one was on " + day(e.record.Renewed)
 	}

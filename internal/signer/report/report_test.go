@@ -141,6 +141,17 @@ func TestJoin(t *testing.T) {
 			"its certificates ended on 2026-01-09 11:59 UTC"},
 		"a node of an enrollment that did not end": {func(f *Fleet) { f.record(func(r *ledger.Record) { r.ConfirmedHostname = "" }) }, Unhealthy,
 			"an enrollment began and did not end"},
+		"its health is good": {func(f *Fleet) {
+			f.record(func(r *ledger.Record) { r.Health = ledger.Health{Reported: "ok", ReportedAt: noon()} })
+		}, Enrolled, ""},
+		"the proxy does not reach it": {func(f *Fleet) {
+			f.record(func(r *ledger.Record) {
+				r.Health = ledger.Health{Reported: "ok", ReportedAt: noon(), Unreachable: true}
+			})
+		}, Unhealthy, "health: unreachable"},
+		"it reports no longer": {func(f *Fleet) {
+			f.record(func(r *ledger.Record) { r.Health = ledger.Health{Reported: "ok", ReportedAt: noon().Add(-2 * day1)} })
+		}, Unhealthy, "health: silent"},
 		"two thirds of its time": {func(f *Fleet) {
 			f.record(func(r *ledger.Record) { r.Renewed, r.Lease = noon().Add(-2*day1), noon().Add(day1) })
 		}, Enrolled, ""},
