@@ -10,7 +10,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 )
 
-// Filter says which instances to report. What is empty admits all.
+// Filter says which instances to report. An empty field admits all.
 type Filter struct {
 	Accounts []ec2ref.Account
 	Regions  []ec2ref.Region
@@ -18,8 +18,8 @@ type Filter struct {
 	States   []State
 	// Hostname is a pattern as in path.Match, such as web-*.
 	Hostname string
-	// Within admits instances whose certificates end within that time or have ended. It leaves
-	// out instances that were off-boarded. Zero admits all.
+	// Within admits instances whose certificates expire within that time or have expired. It
+	// leaves out instances that were off-boarded. Zero admits all.
 	Within time.Duration
 }
 
@@ -27,7 +27,7 @@ type Filter struct {
 func (f Filter) Check() error {
 	for _, s := range f.States {
 		if !slices.Contains(States(), s) {
-			return fmt.Errorf("%q is no state; write %s", s, join(States()))
+			return fmt.Errorf("%q is not a state; write %s", s, join(States()))
 		}
 	}
 	if _, err := path.Match(f.Hostname, ""); err != nil {

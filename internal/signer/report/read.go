@@ -15,14 +15,14 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/signer/node"
 )
 
-// Ledger is read as a whole. *ledger.DynamoDB implements it.
+// Ledger is the ledger, which the report reads as a whole. *ledger.DynamoDB implements it.
 type Ledger interface {
 	Each(ctx context.Context, v ledger.Visitor) error
 }
 
-// EC2 says in which state instances are. *inventory.EC2 implements it.
+// EC2 returns the states of instances. *inventory.EC2 implements it.
 type EC2 interface {
-	// CheckAccount fails unless the credentials are of this account.
+	// CheckAccount fails unless the credentials belong to this account.
 	CheckAccount(ctx context.Context, account ec2ref.Account) error
 	// States returns the state of every instance of an account in a region.
 	States(ctx context.Context, at ec2ref.Place) (map[ec2ref.InstanceID]string, error)
@@ -36,23 +36,23 @@ type Reader struct {
 	EC2   EC2
 	// Places are the accounts and regions of the deployment.
 	Places []ec2ref.Place
-	// Audience is the signer's. Records of other signers are left out.
+	// Audience is the signer's. The report leaves out records of other signers.
 	Audience string
 }
 
 const (
 	// MaxInstances bounds the memory of a report: about a kilobyte for each.
 	MaxInstances = 200_000
-	// placesAtOnce bounds the questions to EC2 that wait for an answer.
+	// placesAtOnce bounds the concurrent requests to EC2.
 	placesAtOnce = 16
 )
 
 // ErrTooMany says that a source has more than MaxInstances.
 var ErrTooMany = fmt.Errorf("more than %d instances", MaxInstances)
 
-// Read asks all sources at once about the accounts and regions that the filter covers. If
-// Teleport or EC2 cannot be read, the fleet says so. Without the ledger there is nothing to
-// report, and Read fails.
+// Read asks all sources at the same time about the accounts and regions that the filter
+// covers. If Teleport or EC2 cannot be read, the fleet says so. Without the ledger there is
+// nothing to report, and Read fails.
 func (r Reader) Read(ctx context.Context, f Filter) (Fleet, error) {
 	w := &reading{Reader: r, filter: f, fleet: Fleet{
 		Records:  make(map[ec2ref.Instance]ledger.Record),
@@ -114,7 +114,7 @@ func (w *reading) readNodes(ctx context.Context) error {
 	}
 	byInstance := make(map[ec2ref.Instance]node.Node, len(nodes))
 	for _, n := range nodes {
-		// A node whose labels do not fit its id is not this signer's work.
+		// If a node's labels do not fit its id, this signer did not write it.
 		if i := n.Instance(); i.NodeID() == n.ID && w.filter.covers(i.Place()) {
 			byInstance[i] = n
 		}
@@ -160,7 +160,8 @@ func (w *reading) gap(g Gap) {
 // errUnlisted is the gap of accounts and regions that the deployment no longer lists.
 var errUnlisted = errors.New("deployment.yaml does not list it")
 
-// noteUnlisted notes places that have records and that nobody could ask EC2 about.
+// noteUnlisted records places that have records but that the deployment does not list, so EC2
+// was not asked about them.
 func (w *reading) noteUnlisted() {
 	noted := make(map[ec2ref.Place]bool)
 	for i, r := range w.fleet.Records {

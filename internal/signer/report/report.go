@@ -1,6 +1,6 @@
-// Package report says how each instance of a fleet is doing, by what the ledger, Teleport and
-// EC2 know. Read asks them, Join decides, and Filter and the writers do the rest. It changes
-// nothing, and nothing may be decided by it: the sources are read one after the other.
+// Package report says how each instance of a fleet is doing, according to the ledger, Teleport
+// and EC2. Read asks them, Join decides, and Filter and the writers do the rest. It changes
+// nothing, and nothing may depend on it: it reads the sources one after the other.
 package report
 
 import (
@@ -24,11 +24,11 @@ type State string
 const (
 	// Enrolled has valid certificates and a node.
 	Enrolled State = "enrolled"
-	// Unhealthy has a node or a record that something is wrong with. The reason says what.
+	// Unhealthy has a node or a record with something wrong. The reason says what.
 	Unhealthy State = "unhealthy"
-	// NoNode runs, and Teleport has no node of it.
+	// NoNode runs, but has no node in Teleport.
 	NoNode State = "no_node"
-	// Refused asked after its last renewal, if it ever had one, and the signer refused it.
+	// Refused asked after its last renewal, if it had one, and the signer refused it.
 	Refused State = "refused"
 	// Stopped is stopped in EC2 and can renew when it starts.
 	Stopped State = "stopped"
@@ -43,18 +43,18 @@ func States() []State {
 	return []State{Enrolled, Unhealthy, NoNode, Refused, Stopped, Ended, Unknown}
 }
 
-// Row is one instance. Times are in UTC. What is not known is left out.
+// Row is one instance. Times are in UTC. Unknown values are left out.
 type Row struct {
 	Instance ec2ref.InstanceID `json:"instance"`
 	Account  ec2ref.Account    `json:"account"`
 	Region   ec2ref.Region     `json:"region"`
 	// Hostname is the name in the certificates, from the ledger.
 	Hostname string `json:"host_name,omitempty"`
-	// Rule is the rule of the policy that admitted it last.
+	// Rule is the policy rule that last admitted it.
 	Rule string `json:"rule,omitempty"`
-	// Renewed is when it got its certificates. Old records lack it.
+	// Renewed is when it got its certificates. Old records do not have it.
 	Renewed time.Time `json:"renewed,omitzero"`
-	// CertificateEnd is when its certificates and the lease of its node end.
+	// CertificateEnd is when its certificates and its node's lease expire.
 	CertificateEnd time.Time `json:"certificate_end,omitzero"`
 	State          State     `json:"state"`
 	// Reason says why it is in that state, if that is not enrolled.
@@ -91,21 +91,21 @@ const (
 	sourceEC2      = "ec2"
 )
 
-// Fleet is what the sources say.
+// Fleet is what the sources returned.
 type Fleet struct {
-	// Records and Refusals are the ledger's.
+	// Records and Refusals come from the ledger.
 	Records  map[ec2ref.Instance]ledger.Record
 	Refusals map[ec2ref.Instance]ledger.Refusal
-	// Nodes are this signer's nodes in Teleport, nil if it could not be read.
+	// Nodes are this signer's nodes in Teleport, or nil if Teleport could not be read.
 	Nodes map[ec2ref.Instance]node.Node
-	// EC2 has the states of instances. It lacks places that could not be read.
+	// EC2 has the states of instances. It leaves out places that could not be read.
 	EC2 map[ec2ref.Place]map[ec2ref.InstanceID]string
 	// Gaps says what could not be read.
 	Gaps []Gap
 }
 
-// Join returns a row for each instance, by account, region, host name and id. Instances that
-// EC2 has and that do not run have no row unless the ledger or Teleport knows them.
+// Join returns a row for each instance, by account, region, host name and id. An instance that
+// EC2 has and that does not run has no row unless the ledger or Teleport knows it.
 func Join(f Fleet, now time.Time) []Row {
 	var rows []Row
 	for i := range f.instances() {
@@ -157,7 +157,7 @@ func (f Fleet) row(i ec2ref.Instance, now time.Time) (Row, bool) {
 	return row, row.State != ""
 }
 
-// evidence is what the sources say of one instance.
+// evidence is what the sources say about one instance.
 type evidence struct {
 	record   ledger.Record
 	refusal  ledger.Refusal
@@ -183,12 +183,12 @@ func (e evidence) runs() bool {
 	return e.state == inventory.StateRunning || e.state == inventory.StatePending
 }
 
-// gone reports whether EC2 says that the instance does not come back, or does not show it.
+// gone reports whether EC2 says that the instance will not come back, or does not show it.
 func (e evidence) gone() bool {
 	return e.readEC2 && (e.state == "" || e.state == inventory.StateShuttingDown || e.state == inventory.StateTerminated)
 }
 
-// judge decides the state. It is empty for an instance that is none of Hallmark's business.
+// judge decides the state. It is empty for an instance that has nothing to do with Hallmark.
 func (e evidence) judge(now time.Time) (State, string) {
 	switch {
 	case e.record.Retired:
@@ -202,7 +202,7 @@ func (e evidence) judge(now time.Time) (State, string) {
 	case !e.hasNode:
 		return e.judgeWithoutNode(now)
 	case !e.known():
-		return Unhealthy, "its node has no record in the ledger; the next sweep removes it, or its lease ends on " + day(e.node.Expires)
+		return Unhealthy, "its node has no record in the ledger; the next sweep removes it, or its lease expires on " + day(e.node.Expires)
 	case e.readEC2 && !e.runs():
 		return Stopped, ""
 	}
@@ -231,7 +231,7 @@ func (e evidence) judgeGone() (State, string) {
 	if e.state == "" {
 		return Unhealthy, "EC2 does not show the instance"
 	}
-	return Unhealthy, "EC2 says it is " + e.state + "; the next sweep ends its record"
+	return Unhealthy, "EC2 says it is " + e.state + "; the next sweep retires its record"
 }
 
 func (e evidence) judgeWithoutTeleport() (State, string) {
@@ -258,10 +258,10 @@ func (e evidence) judgeWithoutNode(now time.Time) (State, string) {
 	case !e.known():
 		return NoNode, "it never enrolled"
 	case !e.confirmed():
-		return NoNode, "an enrollment began and did not end"
+		return NoNode, "an enrollment started and did not finish"
 	}
 	if end := node.Lease(e.record); now.After(end) {
-		return NoNode, "its certificates ended on " + day(end)
+		return NoNode, "its certificates expired on " + day(end)
 	}
 	return NoNode, "its certificates are valid, but Teleport has no node"
 }
@@ -272,9 +272,9 @@ func (e evidence) illness(now time.Time) string {
 	health := node.Health(e.record.Health, now)
 	switch {
 	case !e.confirmed():
-		return "an enrollment began and did not end"
+		return "an enrollment started and did not finish"
 	case now.After(end):
-		return "its certificates ended on " + day(end)
+		return "its certificates expired on " + day(end)
 	case e.node.Hostname != e.record.ConfirmedHostname:
 		return fmt.Sprintf("its node is called %s, and its certificates name %s", e.node.Hostname, e.record.ConfirmedHostname)
 	case health != "" && health != string(protocol.HealthOK):

@@ -120,25 +120,25 @@ func TestJoin(t *testing.T) {
 		"its lease is past": {func(f *Fleet) {
 			delete(f.Nodes, web())
 			f.record(func(r *ledger.Record) { r.Lease = noon().Add(-time.Hour) })
-		}, NoNode, "its certificates ended on 2026-01-09 11:00 UTC"},
+		}, NoNode, "its certificates expired on 2026-01-09 11:00 UTC"},
 		"a claim that nobody confirmed": {func(f *Fleet) {
 			delete(f.Nodes, web())
 			f.record(func(r *ledger.Record) { r.ConfirmedHostname = "" })
-		}, NoNode, "an enrollment began and did not end"},
+		}, NoNode, "an enrollment started and did not finish"},
 
 		"stopped, with a node":    {func(f *Fleet) { f.ec2(inventory.StateStopped) }, Stopped, ""},
 		"stopping":                {func(f *Fleet) { f.ec2("stopping") }, Stopped, ""},
 		"stopped, without a node": {func(f *Fleet) { f.ec2(inventory.StateStopped); delete(f.Nodes, web()) }, Stopped, ""},
 
-		"terminated, with a record": {func(f *Fleet) { f.ec2(inventory.StateTerminated) }, Unhealthy, "EC2 says it is terminated; the next sweep ends its record"},
-		"shutting down":             {func(f *Fleet) { f.ec2(inventory.StateShuttingDown) }, Unhealthy, "EC2 says it is shutting-down; the next sweep ends its record"},
+		"terminated, with a record": {func(f *Fleet) { f.ec2(inventory.StateTerminated) }, Unhealthy, "EC2 says it is terminated; the next sweep retires its record"},
+		"shutting down":             {func(f *Fleet) { f.ec2(inventory.StateShuttingDown) }, Unhealthy, "EC2 says it is shutting-down; the next sweep retires its record"},
 		"EC2 does not show it":      {func(f *Fleet) { delete(f.EC2[place()], web().ID) }, Unhealthy, "EC2 does not show the instance"},
 		"a node without a record": {func(f *Fleet) { delete(f.Records, web()) }, Unhealthy,
-			"its node has no record in the ledger; the next sweep removes it, or its lease ends on 2026-01-15 12:00 UTC"},
+			"its node has no record in the ledger; the next sweep removes it, or its lease expires on 2026-01-15 12:00 UTC"},
 		"a node with another name": {func(f *Fleet) { f.record(func(r *ledger.Record) { r.ConfirmedHostname = "db" }) }, Unhealthy,
-			"its node is called web, and its certificates name db"},
+			"its node is named web, but its certificates name db"},
 		"a node past its lease": {func(f *Fleet) { f.record(func(r *ledger.Record) { r.Lease = noon().Add(-time.Second) }) }, Unhealthy,
-			"its certificates ended on 2026-01-09 11:59 UTC"},
+			"its certificates expired on 2026-01-09 11:59 UTC"},
 		"a node of an enrollment that did not end": {func(f *Fleet) { f.record(func(r *ledger.Record) { r.ConfirmedHostname = "" }) }, Unhealthy,
 			"an enrollment began and did not end"},
 		"its health is good": {func(f *Fleet) {

@@ -12,7 +12,7 @@ import (
 	"unicode"
 )
 
-// Report is the whole answer, and the object that JSON writes.
+// Report is the whole report, and the object that JSON writes.
 type Report struct {
 	// Time is when the sources were read.
 	Time time.Time `json:"time"`
@@ -78,7 +78,7 @@ func (r Report) WriteJSON(w io.Writer) error {
 	return encoder.Encode(r)
 }
 
-// WriteCSV writes a line of names and one for each row (RFC 4180, with LF).
+// WriteCSV writes a line of names and one line for each row (RFC 4180, with LF).
 func (r Report) WriteCSV(w io.Writer) error {
 	out := csv.NewWriter(w)
 	_ = out.Write([]string{ // Flush keeps the error
@@ -94,7 +94,7 @@ func (r Report) WriteCSV(w io.Writer) error {
 	return out.Error()
 }
 
-// WriteTable writes a table for people, and the summary below it.
+// WriteTable writes a table for people, with the summary below it.
 func (r Report) WriteTable(w io.Writer) error {
 	if len(r.Instances) > 0 {
 		table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
@@ -118,8 +118,8 @@ func (r Report) WriteTable(w io.Writer) error {
 	return err
 }
 
-// visible replaces what could change a terminal or the table: anybody who may write nodes
-// chooses their names.
+// visible replaces characters that could change a terminal or the table: anyone who may write
+// nodes chooses their names.
 func visible(text string) string {
 	return strings.Map(func(r rune) rune {
 		if !unicode.IsPrint(r) {
