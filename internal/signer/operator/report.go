@@ -71,7 +71,7 @@ func reportCommand() *cobra.Command {
 	cmd.Flags().StringSliceVar(&r.filter.Rules, "rule", nil, "only instances that these `rules` of the policy admitted")
 	cmd.Flags().StringSliceVar(&r.states, "state", nil, "only instances in these `states`")
 	cmd.Flags().StringVar(&r.filter.Hostname, "host-name", "", "only host names that match the `pattern`, such as 'web-*'")
-	cmd.Flags().StringVar(&r.within, "expires-within", "", "only instances whose certificates end within this `time`, such as 36h or 3d, or have ended")
+	cmd.Flags().StringVar(&r.within, "expires-within", "", "only instances whose certificates expire within this `time`, such as 36h or 3d, or have expired")
 	return cmd
 }
 
