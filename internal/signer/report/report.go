@@ -276,7 +276,7 @@ func (e evidence) illness(now time.Time) string {
 	case now.After(end):
 		return "its certificates expired on " + day(end)
 	case e.node.Hostname != e.record.ConfirmedHostname:
-		return fmt.Sprintf("its node is called %s, and its certificates name %s", e.node.Hostname, e.record.ConfirmedHostname)
+		return fmt.Sprintf("its node is named %s, but its certificates name %s", e.node.Hostname, e.record.ConfirmedHostname)
 	case health != "" && health != string(protocol.HealthOK):
 		return "health: " + health
 	case isOverdue(e.record, now):

@@ -140,7 +140,7 @@ func TestJoin(t *testing.T) {
 		"a node past its lease": {func(f *Fleet) { f.record(func(r *ledger.Record) { r.Lease = noon().Add(-time.Second) }) }, Unhealthy,
 			"its certificates expired on 2026-01-09 11:59 UTC"},
 		"a node of an enrollment that did not end": {func(f *Fleet) { f.record(func(r *ledger.Record) { r.ConfirmedHostname = "" }) }, Unhealthy,
-			"an enrollment began and did not end"},
+			"an enrollment started and did not finish"},
 		"its health is good": {func(f *Fleet) {
 			f.record(func(r *ledger.Record) { r.Health = ledger.Health{Reported: "ok", ReportedAt: noon()} })
 		}, Enrolled, ""},
