@@ -2,7 +2,7 @@
 // the handler setting selects which: "enroll", which instances call at its URL or through
 // another entry, and "fleet", which then keeps Teleport in step with EC2. Neither does the
 // other's work. So a flood of requests cannot stop off-boarding, and a caller who sends
-// requests cannot have a node deleted.
+// requests cannot have another's node deleted.
 //
 // The functions take their settings from the file that HALLMARK_DEPLOYMENT names, by
 // default deployment.yaml beside the program, from HALLMARK_LEDGER_TABLE,

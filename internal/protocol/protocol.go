@@ -1,5 +1,5 @@
-// Package protocol defines what an instance and the signer exchange: the enrollment request,
-// the binding that every proof in it signs, and the answer.
+// Package protocol defines what an instance and the signer exchange: requests to enroll and
+// to leave, the binding that every proof in them signs, and the answers.
 //
 // A request carries its payload as the exact bytes that were signed. Neither side re-encodes
 // anything before hashing: the signer hashes what it received, and only then parses it.
@@ -8,6 +8,7 @@ package protocol
 import (
 	"crypto/sha256"
 	"encoding/hex"
+	"encoding/json"
 	"fmt"
 	"time"
 )
@@ -44,7 +45,7 @@ const (
 	bindingDomain = "hallmark-enroll-v1\x00"
 )
 
-// Request asks for host certificates. It is the body of an HTTP POST.
+// Request asks for host certificates, or to leave. It is the body of an HTTP POST.
 type Request struct {
 	// Payload is an encoded Payload, in the exact bytes that Bind hashed.
 	Payload []byte `json:"payload"`
@@ -82,11 +83,38 @@ type Payload struct {
 	IdentityDocument string `json:"identityDocument"`
 	// HostKeys are public keys in authorized_keys form, without comment.
 	HostKeys []string `json:"hostKeys"`
+	// Purpose is what the request asks for. Version 1 has only PurposeEnroll.
+	//
+	// It is here, in the bytes that every proof binds, and not beside them: otherwise
+	// whoever gets hold of a request to enroll could have the signer delete the node, and
+	// a request to leave could bring the node back. A signer that does not know the field
+	// refuses the whole payload, so it never takes one request for the other.
+	Purpose Purpose `json:"purpose,omitempty"`
 	// Report is what the machine says about itself, or nil. Version 1 has none.
 	Report *Report `json:"report,omitempty"`
 }
 
-// Response is the signer's answer to a granted request.
+// Purpose is what a request asks for.
+type Purpose string
+
+// The purposes of a request.
+const (
+	// PurposeEnroll asks for host certificates.
+	PurposeEnroll Purpose = ""
+	// PurposeLeave asks the signer to delete the instance's node, and to forget none of its
+	// keys and names. At least one host key of the request must be recorded.
+	PurposeLeave Purpose = "leave"
+)
+
+// LeaveResponse is the signer's answer to a granted request to leave.
+type LeaveResponse struct {
+	Version   int    `json:"version"` // that of the request
+	RequestID string `json:"requestId"`
+	// NodeID is the node that is gone.
+	NodeID string `json:"nodeId"`
+}
+
+// Response is the signer's answer to a granted request to enroll.
 type Response struct {
 	Version   int    `json:"version"` // the version of the request
 	RequestID string `json:"requestId"`
@@ -141,6 +169,7 @@ const (
 	CodeKeyInUse         Code = "host_key_in_use"      // 409: another instance holds one of the host keys
 	CodeNameInUse        Code = "host_name_in_use"     // 409: somebody else's node holds the host name
 	CodeInstanceEnded    Code = "instance_ended"       // 403: the instance was off-boarded
+	CodeNotEnrolled      Code = "not_enrolled"         // 403: the instance never enrolled, or it left
 	CodeRateLimited      Code = "rate_limited"         // 429, with Retry-After
 	CodeUpstream         Code = "upstream_unavailable" // 503: AWS or Teleport did not answer
 	CodeTeleportRefused  Code = "teleport_refused"     // 403: Teleport refuses the signer's login, or refuses it for this request
@@ -221,6 +250,7 @@ func ParsePayload(payload []byte) (*Payload, error) {
 		"issuedAt":         &p.IssuedAt,
 		"identityDocument": &p.IdentityDocument,
 		"hostKeys":         &p.HostKeys,
+		"purpose":          p.readPurpose,
 		"report": func(data []byte) (err error) {
 			p.Report, err = parseReport(data)
 			return err
@@ -232,5 +262,20 @@ func ParsePayload(payload []byte) (*Payload, error) {
 	if p.Version < 2 && p.Report != nil {
 		return nil, fmt.Errorf("decode payload: version %d has no field %q", p.Version, "report")
 	}
+	if p.Version < 2 && p.Purpose != PurposeEnroll {
+		return nil, fmt.Errorf("decode payload: version %d has no field %q", p.Version, "purpose")
+	}
 	return &p, nil
+}
+
+// readPurpose accepts only a purpose that is known. An enrollment has no such field, so
+// there is one way to write each request.
+func (p *Payload) readPurpose(data []byte) error {
+	if err := json.Unmarshal(data, &p.Purpose); err != nil {
+		return err
+	}
+	if p.Purpose != PurposeLeave {
+		return fmt.Errorf("unknown purpose %.64q", p.Purpose)
+	}
+	return nil
 }

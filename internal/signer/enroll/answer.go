@@ -101,6 +101,7 @@ func outcomes() map[protocol.Code]outcome {
 		protocol.CodeKeyInUse:         {status: http.StatusConflict, message: "another instance holds one of the host keys; remove host keys from the image and make new ones"},
 		protocol.CodeNameInUse:        {status: http.StatusConflict, message: "another node holds the host name or the node's id"},
 		protocol.CodeInstanceEnded:    {status: http.StatusForbidden, message: "the instance was off-boarded"},
+		protocol.CodeNotEnrolled:      {status: http.StatusForbidden, message: "the instance is not enrolled"},
 		protocol.CodeRateLimited:      {status: http.StatusTooManyRequests, message: "too many requests", retryAfter: 30 * time.Second},
 		protocol.CodeUpstream:         {status: http.StatusServiceUnavailable, message: "a service behind the signer did not answer; try again", retryAfter: 10 * time.Second},
 		protocol.CodeTeleportRefused:  {status: http.StatusForbidden, message: "Teleport refuses what the signer asks; the signer's log has the reason under the request id"},
@@ -124,7 +125,7 @@ func missing(err error) service {
 	return ""
 }
 
-func newAnswer(response *protocol.Response, err error, requestID string, now time.Time) entry.Answer {
+func newAnswer(response any, err error, requestID string, now time.Time) entry.Answer {
 	if err != nil {
 		return refusalAnswer(err, requestID, now)
 	}

@@ -19,8 +19,11 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/signer/policy"
 )
 
-// codeGranted is the logged code of a granted request.
-const codeGranted = "granted"
+// These are the logged codes of granted requests.
+const (
+	codeGranted = "granted"
+	codeLeft    = "left"
+)
 
 // maxLoggedError bounds how much of a malformed request, or of a policy with many rules,
 // reaches the log.
@@ -35,6 +38,7 @@ type audit struct {
 	start   time.Time
 
 	keys         []string           // fingerprints, claimed until proved is set
+	purpose      protocol.Purpose   // the same
 	document     *identity.Document // verified
 	proved       bool               // the caller is that instance and holds the keys
 	report       *protocol.Report   // the instance's report on itself, once its identity is proved
@@ -113,13 +117,14 @@ func (a *audit) log(ctx context.Context, log *slog.Logger, status int, err error
 func (a *audit) line(status int, err error) []slog.Attr {
 	var f fields
 	f.add("request_id", a.request.ID)
-	f.add("code", codeText(err))
+	f.add("code", a.code(err))
 	f.add("status", status)
 	f.text("source", a.request.Source)
 	f.text("vpc_endpoint", a.request.Endpoint)
 	if a.request.IAM != nil {
 		f.text("iam_arn", a.request.IAM.ARN)
 	}
+	f.text("purpose", string(a.purpose))
 	f.add("proved", a.proved)
 	a.addCaller(&f)
 	a.addFacts(&f)
@@ -134,12 +139,17 @@ func (a *audit) line(status int, err error) []slog.Attr {
 	return f
 }
 
-func codeText(err error) string {
-	if err == nil {
-		return codeGranted
+func (a *audit) code(err error) string {
+	switch {
+	case err != nil:
+		return string(codeOf(err))
+	case a.leaves():
+		return codeLeft
 	}
-	return string(codeOf(err))
+	return codeGranted
 }
+
+func (a *audit) leaves() bool { return a.purpose == protocol.PurposeLeave }
 
 // addCaller adds the caller and its host keys.
 func (a *audit) addCaller(f *fields) {

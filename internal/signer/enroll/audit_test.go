@@ -131,6 +131,13 @@ func TestAuditLineOfARefusedRequest(t *testing.T) {
 	golden(t, "refused.json", w.log.Bytes())
 }
 
+func TestAuditLineOfALeave(t *testing.T) {
+	w, a := audited(t)
+	w.claimFor(theInstance(), testHostname, fingerprintOf(a.keys[0]), w.now.Add(time.Hour))
+	w.askToLeave("", a)
+	golden(t, "left.json", w.log.Bytes())
+}
+
 func TestAuditLineOfAnUnprovedCaller(t *testing.T) {
 	w, a := audited(t)
 	a.http = func(r *entry.Request) { r.Body = []byte("hello") }
@@ -156,7 +163,7 @@ func TestAuditLineIsDocumented(t *testing.T) {
 		"hostname_wanted": true, "held_by_others": true, "skipped_principals": true, "renamed_from": true, "notes": true,
 		"released": true,
 	}
-	for _, name := range []string{"granted.json", "refused.json", "stranger.json", "rejected.json"} {
+	for _, name := range []string{"granted.json", "refused.json", "stranger.json", "rejected.json", "left.json"} {
 		line, err := os.ReadFile(filepath.Join("testdata", name))
 		if err != nil {
 			t.Fatal(err)

@@ -239,6 +239,8 @@ func refuseLedger(err error) error {
 		return refuse(protocol.CodeNameInUse, err).withMessage("another signer enrolled the instance; enroll with that signer, or wait until its certificates expire")
 	case errors.Is(err, ledger.ErrRetired):
 		return refuse(protocol.CodeInstanceEnded, err)
+	case errors.Is(err, ledger.ErrLeft):
+		return refuse(protocol.CodeNotEnrolled, err).withMessage("the instance left while it enrolled")
 	}
 	return unanswered(serviceLedger, err)
 }
@@ -288,9 +290,10 @@ func (k ask) deciding(d policy.Decision) ask {
 }
 
 // keepsHostname reports whether the instance keeps the host name of its last confirmed
-// claim, which it still holds. A failed attempt proves nothing.
+// claim, which it still holds. A failed attempt proves nothing. While the instance had no
+// node because it left, another program's node may have got the name.
 func (k ask) keepsHostname() bool {
-	return k.record.ConfirmedHostname == k.decision.Hostname && !k.record.ValidUntil.IsZero()
+	return k.record.ConfirmedHostname == k.decision.Hostname && !k.record.ValidUntil.IsZero() && !k.record.Left
 }
 
 // leaveForeign returns the decision without the names of other nodes in Teleport, which

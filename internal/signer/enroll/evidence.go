@@ -23,6 +23,8 @@ type caller struct {
 	document *identity.Document
 	keys     []ssh.PublicKey
 	version  int // protocol version
+	purpose  protocol.Purpose
+	issuedAt time.Time
 }
 
 // evidence is a parsed request. Nothing in it is proved.
@@ -53,7 +55,8 @@ func (s *Signer) authenticate(ctx context.Context, r entry.Request, a *audit) (c
 	if err := s.limitProved(ctx, e, a); err != nil {
 		return caller{}, err
 	}
-	return caller{document: document, keys: e.keys, version: e.payload.Version}, nil
+	p := e.payload
+	return caller{document: document, keys: e.keys, version: p.Version, purpose: p.Purpose, issuedAt: p.IssuedAt}, nil
 }
 
 // examine checks everything that needs no call to a service.
@@ -65,7 +68,7 @@ func (s *Signer) examine(r entry.Request, a *audit) (*evidence, *identity.Docume
 	if err != nil {
 		return nil, nil, err
 	}
-	a.keys = sshkey.Fingerprints(e.keys)
+	a.keys, a.purpose = sshkey.Fingerprints(e.keys), e.payload.Purpose
 	document, err := s.verifyDocument(e.payload.IdentityDocument)
 	if err != nil {
 		return nil, nil, err

@@ -15,11 +15,12 @@ func isFailure(status int, err error) bool { return status >= 500 || missing(err
 // metrics returns the attributes that make the line a metric record. Codes are a
 // dimension of one metric only. Steps that did not run have no time.
 func (a *audit) metrics(end time.Time, status int, err error) []slog.Attr {
-	granted := err == nil
+	granted, leaves := err == nil, a.leaves()
 	again := a.facts != nil && a.facts.Enrolled
 	bySigner := emf.By("signer")
-	bySigner.Happened("enrollments", granted && !again)
-	bySigner.Happened("renewals", granted && again)
+	bySigner.Happened("enrollments", granted && !leaves && !again)
+	bySigner.Happened("renewals", granted && !leaves && again)
+	bySigner.Happened("leaves", granted && leaves)
 	failed := isFailure(status, err)
 	bySigner.Happened("refusals", !granted && !failed)
 	bySigner.Happened("failures", failed)

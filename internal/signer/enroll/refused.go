@@ -29,7 +29,7 @@ func (s *Signer) noteRefusal(ctx context.Context, a *audit, status int, err erro
 	}
 	ctx, cancel := context.WithTimeout(ctx, noteTimeout)
 	defer cancel()
-	r := ledger.Refusal{At: s.now(), Code: codeText(err), Reason: err.Error()}
+	r := ledger.Refusal{At: s.now(), Code: a.code(err), Reason: err.Error()}
 	if failed := s.Refusals.NoteRefusal(ctx, a.document.Instance, r); failed != nil {
 		s.Log.WarnContext(ctx, "refusal not noted; hallmark-signer report does not show it",
 			slog.String("request_id", a.request.ID), slog.Any("", a.document.Instance), slog.Any("error", failed))

@@ -24,6 +24,9 @@ const maxSettles = 3
 // errMoving says that others kept writing about an instance.
 var errMoving = errors.New("the instance's record kept changing while its node was written")
 
+// errNotDeleted says that Teleport did not delete a node.
+var errNotDeleted = errors.New("cannot delete node")
+
 // isQuiet reports whether others have written about the instance since this request read
 // its record and asked EC2.
 func isQuiet(g grant, confirmed, read ledger.Record) bool {
@@ -34,7 +37,7 @@ func isQuiet(g grant, confirmed, read ledger.Record) bool {
 // no longer changes. The certificates are good either way: a failure here is left to the
 // sweep, unless the instance is retired or the policy no longer admits it.
 func (s *Signer) settle(ctx context.Context, cluster Cluster, g grant, record ledger.Record, a *audit) error {
-	err := s.settleNode(ctx, cluster, g, record, a)
+	err := s.settleNode(ctx, cluster, record, a)
 	if err == nil || isFinal(err) {
 		return err
 	}
@@ -46,43 +49,64 @@ func (s *Signer) settle(ctx context.Context, cluster Cluster, g grant, record le
 // isFinal reports whether an error says that the instance must have no node.
 func isFinal(err error) bool {
 	code := codeOf(err)
-	return code == protocol.CodeInstanceEnded || code == protocol.CodePolicyRefused && errors.Is(err, policy.ErrRefused)
+	return code == protocol.CodeInstanceEnded || code == protocol.CodeNotEnrolled ||
+		code == protocol.CodePolicyRefused && errors.Is(err, policy.ErrRefused)
 }
 
-func (s *Signer) settleNode(ctx context.Context, cluster Cluster, g grant, record ledger.Record, a *audit) error {
+// settleNode makes the node what the record says, until the record no longer changes. It
+// fails with ledger.ErrLeft once there is no node because the instance left. That is not the
+// end, as for a retired instance: it may be enrolling again.
+func (s *Signer) settleNode(ctx context.Context, cluster Cluster, record ledger.Record, a *audit) error {
+	i := a.document.Instance
 	for range maxSettles {
-		if record.Retired {
-			return undo(ctx, cluster, g, refuse(protocol.CodeInstanceEnded, ledger.ErrRetired))
+		err := s.settleOnce(ctx, cluster, record, a)
+		if err != nil && !errors.Is(err, ledger.ErrLeft) {
+			return err
 		}
-		// While this process was frozen, the claim may have expired and another signer
-		// may have enrolled the instance. The node then belongs to that signer.
-		if record.Signer != "" && record.Signer != s.Audience {
-			return fmt.Errorf("%w: %q", ledger.ErrOtherSigner, record.Signer)
-		}
-		fresh, err := s.renderAgain(ctx, cluster, g, record, a)
+		after, unread := s.Ledger.Lookup(ctx, i)
 		switch {
-		case err != nil && isFinal(err):
-			return undo(ctx, cluster, g, err)
-		case err != nil:
-			return err
+		case unread != nil && err != nil:
+			return errors.Join(err, fmt.Errorf("%w: %w", errMoving, unread))
+		case unread != nil || after.Version == record.Version:
+			return errors.Join(err, unread)
 		}
-		if err := cluster.UpsertNode(ctx, fresh); err != nil {
-			return fmt.Errorf("write node %s again: %w", fresh.ID, err)
-		}
-		after, err := s.Ledger.Lookup(ctx, g.claim.Instance)
-		if err != nil || after.Version == record.Version {
-			return err
-		}
-		if record, err = s.Ledger.Announce(ctx, g.claim.Instance); err != nil {
+		if record, err = s.Ledger.Announce(ctx, i); err != nil {
 			return err
 		}
 	}
 	return errMoving
 }
 
+// settleOnce writes or deletes the node as the record says.
+func (s *Signer) settleOnce(ctx context.Context, cluster Cluster, record ledger.Record, a *audit) error {
+	id := a.document.Instance.NodeID()
+	if record.Retired {
+		return undo(ctx, cluster, id, refuse(protocol.CodeInstanceEnded, ledger.ErrRetired))
+	}
+	// While this process was frozen, the claim may have expired and another signer
+	// may have enrolled the instance. The node then belongs to that signer.
+	if record.Signer != "" && record.Signer != s.Audience {
+		return fmt.Errorf("%w: %q", ledger.ErrOtherSigner, record.Signer)
+	}
+	if record.Left {
+		return undo(ctx, cluster, id, refuseLedger(ledger.ErrLeft))
+	}
+	fresh, err := s.renderAgain(ctx, cluster, record, a)
+	switch {
+	case err != nil && isFinal(err):
+		return undo(ctx, cluster, id, err)
+	case err != nil:
+		return err
+	}
+	if err := cluster.UpsertNode(ctx, fresh); err != nil {
+		return fmt.Errorf("write node %s again: %w", fresh.ID, err)
+	}
+	return nil
+}
+
 // renderAgain renders the node of the latest confirmed enrollment, with EC2's current
 // labels and address.
-func (s *Signer) renderAgain(ctx context.Context, cluster Cluster, g grant, record ledger.Record, a *audit) (node.Node, error) {
+func (s *Signer) renderAgain(ctx context.Context, cluster Cluster, record ledger.Record, a *audit) (node.Node, error) {
 	instance, err := s.describe(ctx, a.document, a)
 	if err != nil {
 		return node.Node{}, err
@@ -94,12 +118,12 @@ func (s *Signer) renderAgain(ctx context.Context, cluster Cluster, g grant, reco
 	if err != nil {
 		return node.Node{}, err
 	}
-	return node.Confirmed(g.claim.Instance, record, decision.Address, decision.Labels).WithHealth(record.Health, s.now()), nil
+	return node.Confirmed(a.document.Instance, record, decision.Address, decision.Labels).WithHealth(record.Health, s.now()), nil
 }
 
 // giveUp handles a node that may have been written although the enrollment then failed.
-// If the instance was retired meanwhile, it deletes the node: the off-boarding may have
-// looked before the node existed. If an earlier enrollment is confirmed, it restores that
+// If the instance was retired or left meanwhile, it deletes the node: the off-boarding may
+// have looked before the node existed. If an earlier enrollment is confirmed, it restores that
 // enrollment's node; otherwise the node would have a name that no certificate of the
 // machine has. The node of a first enrollment stays: the machine retries, and the lease
 // ends by itself.
@@ -112,15 +136,15 @@ func (s *Signer) giveUp(ctx context.Context, cluster Cluster, g grant, i issued,
 	if err != nil {
 		return errors.Join(reason, err)
 	}
-	if !record.Retired && (record.ConfirmedHostname == "" || !record.Lease.After(s.now())) {
+	if !record.IsOut() && (record.ConfirmedHostname == "" || !record.Lease.After(s.now())) {
 		return reason
 	}
 	// In an outage, more calls only keep the machine waiting. If the node was written
 	// anyway, the sweep restores it.
-	if !record.Retired && !i.written && errors.Is(reason, teleport.ErrUnavailable) {
+	if !record.IsOut() && !i.written && errors.Is(reason, teleport.ErrUnavailable) {
 		return reason
 	}
-	err = s.settleNode(ctx, cluster, g, record, a)
+	err = s.settleNode(ctx, cluster, record, a)
 	if isFinal(err) {
 		return err
 	}
@@ -128,11 +152,11 @@ func (s *Signer) giveUp(ctx context.Context, cluster Cluster, g grant, i issued,
 }
 
 // undo deletes the node, even if the caller has gone or its time is up.
-func undo(ctx context.Context, cluster Cluster, g grant, reason error) error {
+func undo(ctx context.Context, cluster Cluster, id string, reason error) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
 	defer cancel()
-	if err := cluster.DeleteNode(ctx, g.node.ID); err != nil && !errors.Is(err, teleport.ErrNotFound) {
-		return errors.Join(reason, fmt.Errorf("delete node %s again: %w", g.node.ID, err))
+	if err := cluster.DeleteNode(ctx, id); err != nil && !errors.Is(err, teleport.ErrNotFound) {
+		return errors.Join(reason, fmt.Errorf("%w %s: %w", errNotDeleted, id, err))
 	}
 	return reason
 }

@@ -1,5 +1,5 @@
-// Package enroll decides on enrollment requests. It verifies the evidence, asks the
-// policy and the ledger, registers the node and has its host keys signed.
+// Package enroll decides on requests to enroll and to leave. It verifies the evidence, asks
+// the policy and the ledger, registers the node and has its host keys signed, or deletes it.
 //
 // The order of the steps is a security property (see Enroll): a caller that has proved
 // nothing causes no call to any service, and a caller with a stolen document causes one
@@ -57,6 +57,7 @@ type Ledger interface {
 	Claim(ctx context.Context, c ledger.Claim, now time.Time) (ledger.Grant, error)
 	Complete(ctx context.Context, c ledger.Claim, g ledger.Grant, now time.Time) (ledger.Record, error)
 	Announce(ctx context.Context, i ec2ref.Instance) (ledger.Record, error)
+	Leave(ctx context.Context, l ledger.Leave, now time.Time) (ledger.Record, error)
 	Release(ctx context.Context, name, by string, now time.Time) (ec2ref.Instance, error)
 }
 
@@ -162,11 +163,13 @@ const (
 //     recorded, which costs one read of the ledger per minute and instance
 //  7. STS confirms that the instance is calling; the rate of its proved requests
 //  8. EC2 and the ledger; policy; claim; Teleport; confirm
+//
+// A request to leave takes the same steps up to 7, and then those of leave.
 func (s *Signer) Enroll(ctx context.Context, r entry.Request) entry.Answer {
 	ctx, cancel := withDeadline(ctx)
 	defer cancel()
 	a := newAudit(s.Audience, r, s.now)
-	response, err := s.enroll(ctx, r, a)
+	response, err := s.answer(ctx, r, a)
 	answer := newAnswer(response, err, r.ID, s.now())
 	s.noteRefusal(ctx, a, answer.Status, err)
 	a.log(ctx, s.Log, answer.Status, err)
@@ -180,11 +183,19 @@ func withDeadline(ctx context.Context) (context.Context, context.CancelFunc) {
 	return context.WithTimeout(ctx, requestTimeout)
 }
 
-func (s *Signer) enroll(ctx context.Context, r entry.Request, a *audit) (*protocol.Response, error) {
+// answer returns what the request's purpose asks for.
+func (s *Signer) answer(ctx context.Context, r entry.Request, a *audit) (any, error) {
 	c, err := s.authenticate(ctx, r, a)
-	if err != nil {
+	switch {
+	case err != nil:
 		return nil, err
+	case c.purpose == protocol.PurposeLeave:
+		return s.leave(ctx, c, a)
 	}
+	return s.enroll(ctx, c, a)
+}
+
+func (s *Signer) enroll(ctx context.Context, c caller, a *audit) (*protocol.Response, error) {
 	facts, err := s.inspect(ctx, c.document, a)
 	if err != nil {
 		return nil, err

@@ -88,11 +88,14 @@ type world struct {
 	nodes     map[string]node.Node
 	nodeErr   error
 	upsertErr error
-	signErr   error
-	hostCA    ssh.Signer
-	sign      func(*ssh.Certificate) // changes a certificate before it is signed
-	casRead   int
-	cas       func(n int) teleport.CAs // the answer to the nth reading
+	deleteErr error
+	// beforeDelete runs before a node is deleted.
+	beforeDelete func()
+	signErr      error
+	hostCA       ssh.Signer
+	sign         func(*ssh.Certificate) // changes a certificate before it is signed
+	casRead      int
+	cas          func(n int) teleport.CAs // the answer to the nth reading
 }
 
 func newKey(t testing.TB) ssh.Signer {
@@ -273,6 +276,14 @@ func (f fakeLedger) Announce(ctx context.Context, i ec2ref.Instance) (ledger.Rec
 	return f.ledger.Announce(ctx, i)
 }
 
+func (f fakeLedger) Leave(ctx context.Context, l ledger.Leave, now time.Time) (ledger.Record, error) {
+	f.note("leave")
+	if f.claimErr != nil {
+		return ledger.Record{}, f.claimErr
+	}
+	return f.ledger.Leave(ctx, l, now)
+}
+
 func (f fakeLedger) Complete(ctx context.Context, c ledger.Claim, g ledger.Grant, now time.Time) (ledger.Record, error) {
 	f.note("confirm")
 	if f.beforeOK != nil {
@@ -326,8 +337,14 @@ func (f fakeCluster) UpsertNode(_ context.Context, n node.Node) error {
 
 func (f fakeCluster) DeleteNode(ctx context.Context, id string) error {
 	f.note("delete")
+	if f.beforeDelete != nil {
+		f.beforeDelete()
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if f.deleteErr != nil {
+		return f.deleteErr
+	}
 	delete(f.nodes, id)
 	return ctx.Err()
 }

@@ -157,6 +157,11 @@ func (r remote) Announce(ctx context.Context, i ec2ref.Instance) (found ledger.R
 	return found, err
 }
 
+func (r remote) Leave(ctx context.Context, l ledger.Leave, now time.Time) (left ledger.Record, err error) {
+	r.do(func() { left, err = r.ledger.Leave(ctx, l, now) })
+	return left, err
+}
+
 func (r remote) Retire(ctx context.Context, i ec2ref.Instance) (err error) {
 	r.do(func() { err = r.ledger.Retire(ctx, i) })
 	return err

@@ -26,7 +26,7 @@ var (
 
 // interleavings is how many orders there are, up to calls that commute. It changes when an
 // operation makes another call; then look whether it should.
-const interleavings = 2514316
+const interleavings = 2855724
 
 // TestInterleavings explores every order of every pair of operations, with at most one
 // failure. A failure prints a trace, which -explore.replay takes.

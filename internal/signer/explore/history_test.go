@@ -149,7 +149,7 @@ func (h *history) isRestless() bool {
 func (h *history) writes() int {
 	n := 0
 	for ; h.parent != nil; h = h.parent {
-		if strings.HasPrefix(h.event.call, "UpsertNode ") {
+		if strings.HasPrefix(h.event.call, "UpsertNode ") || strings.HasPrefix(h.event.call, "DeleteNode ") {
 			n++
 		}
 	}

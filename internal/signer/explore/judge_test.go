@@ -42,12 +42,16 @@ func (j *judge) retire(p pair, s state) error {
 			return err
 		}
 	}
-	return once(j.retired, s.world.text(), func() error {
+	// A process that deletes the node of a leave may die, or fail, after an enrollment has
+	// overtaken it. The next renewal writes the node: see checkRenewal.
+	mayLackNode := p.leaves() && (s.failure != none || s.failsToLeave(p))
+	return once(j.retired, fmt.Sprint(mayLackNode, s.world.text()), func() error {
 		w := s.world.clone()
 		if err := w.sweep(); err != nil {
 			return err
 		}
-		if err := errors.Join(w.checkNode(1), w.checkNode(2)); err != nil {
+		err := errors.Join(w.checkNode(1), w.checkNode(2))
+		if err != nil && (!mayLackNode || !errors.Is(err, errNoNode)) {
 			return fmt.Errorf("after a sweep: %w", err)
 		}
 		if err := j.world(w); err != nil {
@@ -55,6 +59,15 @@ func (j *judge) retire(p pair, s state) error {
 		}
 		return nil
 	})
+}
+
+func (s state) failsToLeave(p pair) bool {
+	for k, op := range p.ops {
+		if op.name == "leave" && s.ops[k].err != nil {
+			return true
+		}
+	}
+	return false
 }
 
 func (w *world) sweep() error {
@@ -78,6 +91,10 @@ func (s state) checkPromises(p pair) error {
 			continue
 		}
 		again := op.run
+		if op.name == "leave" {
+			w.advance(time.Second) // it is another request, made later
+			again = leaveAs(op.instance, w.key(op.instance))
+		}
 		if op.enrolls {
 			again = w.renewal(op.instance)
 		}
@@ -155,6 +172,9 @@ func (w *world) checkHeld(n int) error {
 	return nil
 }
 
+// errNoNode says what a sweep cannot repair: it creates no nodes.
+var errNoNode = errors.New("is enrolled and has no node")
+
 // checkNode compares a node with the ledger's latest confirmed enrollment and with EC2.
 func (w *world) checkNode(n int) error {
 	record := w.record(n)
@@ -165,10 +185,14 @@ func (w *world) checkNode(n int) error {
 		if there {
 			return fmt.Errorf("instance %d has ended, and its node is still there: %s", n, nodeText(server))
 		}
+	case record.Left:
+		if there {
+			return fmt.Errorf("instance %d left, and its node is still there: %s", n, nodeText(server))
+		}
 	case record.ConfirmedHostname == "" || !record.Lease.After(w.now):
 		// The node of an attempt that failed may be there. Its lease ends by itself.
 	case !there:
-		return fmt.Errorf("instance %d is enrolled and has no node", n)
+		return fmt.Errorf("instance %d %w", n, errNoNode)
 	default:
 		return w.compare(n, server)
 	}
@@ -191,14 +215,20 @@ func (w *world) compare(n int, server node.Node) error {
 // renewal is what the machine does next, with the keys and at the signer that it has.
 func (w *world) renewal(n int) run {
 	record := w.record(n)
-	to, key := audience, fmt.Sprint(n)
+	to := audience
 	if record.Signer != "" {
 		to = record.Signer
 	}
-	if again := key + " again"; slices.Contains(record.Fingerprints, w.fingerprint(again)) {
-		key = again
+	return enrollAs(n, w.key(n), to)
+}
+
+// key is the key that the machine has.
+func (w *world) key(n int) string {
+	key := fmt.Sprint(n)
+	if again := key + " again"; slices.Contains(w.record(n).Fingerprints, w.fingerprint(again)) {
+		return again
 	}
-	return enrollAs(n, key, to)
+	return key
 }
 
 // checkRenewal has the machine renew. Whatever went wrong before, and whatever is still

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/crypto/ssh"
 
 	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
+	"github.com/hallmark-ssh/hallmark/internal/protocol"
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
 	"github.com/hallmark-ssh/hallmark/internal/signer/policy"
 	"github.com/hallmark-ssh/hallmark/internal/signer/upkeep"
@@ -30,7 +31,7 @@ var errRefused = errors.New("refused")
 // enrollAs sends a request and reports what a machine would get.
 func enrollAs(n int, key, to string) run {
 	return func(ctx context.Context, p *process) error {
-		r, err := p.request(n, key, to, p.clock())
+		r, err := p.request(n, key, to, protocol.PurposeEnroll, p.clock())
 		if err != nil {
 			return err
 		}
@@ -38,6 +39,22 @@ func enrollAs(n int, key, to string) run {
 			return fmt.Errorf("%w: status %d: %s", errAnswer, answer.Status, answer.Body)
 		}
 		p.handed = p.signed
+		return nil
+	}
+}
+
+// leave has the machine unenroll.
+func leave(n int) run { return leaveAs(n, fmt.Sprint(n)) }
+
+func leaveAs(n int, key string) run {
+	return func(ctx context.Context, p *process) error {
+		r, err := p.request(n, key, audience, protocol.PurposeLeave, p.clock())
+		if err != nil {
+			return err
+		}
+		if answer := p.signerFor(audience).Enroll(ctx, r); answer.Status != http.StatusOK {
+			return fmt.Errorf("%w: status %d: %s", errAnswer, answer.Status, answer.Body)
+		}
 		return nil
 	}
 }
@@ -143,6 +160,7 @@ func operations(n int, name string) []operation {
 		{name: "renew", run: enrollOnce(n), instance: n, enrolls: true},
 		{name: "rename", run: rename(n, name), instance: n, enrolls: true},
 		{name: "off-board", run: offboard(n), instance: n, enrolls: false},
+		{name: "leave", run: leave(n), instance: n, enrolls: false},
 		{name: "tag", run: tag(n), instance: n, enrolls: false},
 		{name: "sweep", run: sweepAs(audience), instance: n, enrolls: false},
 		{name: "re-key", run: rekey(n), instance: n, enrolls: true},
@@ -171,6 +189,10 @@ func (p pair) takesTheFailure(t *transition) bool {
 
 func (p pair) losesEvent(n int) bool {
 	return slices.ContainsFunc(p.ops[:], func(o operation) bool { return o.losesEvent && o.instance == n })
+}
+
+func (p pair) leaves() bool {
+	return slices.ContainsFunc(p.ops[:], func(o operation) bool { return o.name == "leave" })
 }
 
 // isLong reports whether both operations are enrollments, which follow each other.

@@ -198,6 +198,11 @@ func (r records) Announce(ctx context.Context, i ec2ref.Instance) (ledger.Record
 		func(w *world) (ledger.Record, error) { return w.ledger.Announce(context.Background(), i) })
 }
 
+func (r records) Leave(ctx context.Context, l ledger.Leave, now time.Time) (ledger.Record, error) {
+	return wait(r.to(ctx, inLedger, "Leave "+string(l.Instance.ID)).writes("record/"+string(l.Instance.ID)), recordText,
+		func(w *world) (ledger.Record, error) { return w.ledger.Leave(context.Background(), l, now) })
+}
+
 func (r records) Retire(ctx context.Context, i ec2ref.Instance) error {
 	return r.to(ctx, inLedger, "Retire "+string(i.ID)).writes("record/" + string(i.ID)).done(func(w *world) error { return w.ledger.Retire(context.Background(), i) })
 }

@@ -86,16 +86,16 @@ rules: [{name: default, match: {image_owners: [listed], max_age: any}, teleport_
 }
 
 // request returns what an instance sends with a key, to a signer.
-func (f *fixed) request(n int, key, to string, now time.Time) (entry.Request, error) {
+func (f *fixed) request(n int, key, to string, purpose protocol.Purpose, now time.Time) (entry.Request, error) {
 	f.making.Lock()
 	defer f.making.Unlock()
-	name := fmt.Sprint(n, key, to, now)
+	name := fmt.Sprint(n, key, to, purpose, now)
 	if r, made := f.requests[name]; made {
 		return r, nil
 	}
 	line := sshkey.Line(f.keys[key].PublicKey())
 	payload, err := json.Marshal(protocol.Payload{
-		Version: protocol.Version, Audience: to, IssuedAt: now, HostKeys: []string{line},
+		Version: protocol.Version, Audience: to, IssuedAt: now, HostKeys: []string{line}, Purpose: purpose,
 		IdentityDocument: base64.StdEncoding.EncodeToString([]byte(ref(n).ID)),
 	})
 	if err != nil {
@@ -152,6 +152,7 @@ type store interface {
 	Claim(ctx context.Context, c ledger.Claim, now time.Time) (ledger.Grant, error)
 	Complete(ctx context.Context, c ledger.Claim, g ledger.Grant, now time.Time) (ledger.Record, error)
 	Announce(ctx context.Context, i ec2ref.Instance) (ledger.Record, error)
+	Leave(ctx context.Context, l ledger.Leave, now time.Time) (ledger.Record, error)
 	Retire(ctx context.Context, i ec2ref.Instance) error
 	Permit(ctx context.Context, i ec2ref.Instance, p ledger.Permit) error
 	Release(ctx context.Context, name, by string, now time.Time) (ec2ref.Instance, error)

@@ -21,7 +21,7 @@ import (
 //
 //	pk         S     instance#<account>/<region>/<instance id>
 //	version    N     counts the writes; every write requires the version that was read
-//	generation N     counts the sets of host keys; a permitted re-key starts a new one
+//	generation N     counts the sets of host keys and the leaves; claims of an earlier one are void
 //	keys       SS    fingerprints of the host keys of this generation
 //	names      M     names that it holds, each with its last certificate's expiry (N)
 //	confirmed  S     host name of the last confirmed claim
@@ -35,6 +35,8 @@ import (
 //	rule       S     rule of the policy that admitted it
 //	tags       N     counts the events about changes of the instance's tags
 //	rekeyed_by S     operator who permitted the keys of this generation, until confirmed
+//	left       BOOL  true if the instance left and has not enrolled again
+//	left_at    N     when the instance made its latest request to leave
 //	ended      BOOL  true once the record is retired
 //	ended_by   S     operator who retired it, if one did
 //	health     S     what the machine last said about itself
@@ -85,6 +87,8 @@ const (
 	attrRule       = "rule"
 	attrTags       = "tags"
 	attrRekeyedBy  = "rekeyed_by"
+	attrLeft       = "left"
+	attrLeftAt     = "left_at"
 	attrRetired    = "ended"
 	attrRetiredBy  = "ended_by"
 	attrReleasedBy = "released_by"
@@ -165,11 +169,14 @@ func formatRecord(i ec2ref.Instance, r record) item {
 		it[attrTags] = number(r.tagsVersion)
 	}
 	for name, value := range map[string]time.Time{
-		attrLease: r.lease, attrExpires: r.expires, attrRenewed: r.renewed, attrHealthAt: r.health.ReportedAt,
+		attrLease: r.lease, attrLeftAt: r.leftAt, attrExpires: r.expires, attrRenewed: r.renewed, attrHealthAt: r.health.ReportedAt,
 	} {
 		if !value.IsZero() {
 			it[name] = number(value.Unix())
 		}
+	}
+	if r.left {
+		it[attrLeft] = &types.AttributeValueMemberBOOL{Value: true}
 	}
 	if r.health.Unreachable {
 		it[attrUnreachable] = &types.AttributeValueMemberBOOL{Value: true}
@@ -208,6 +215,8 @@ func parseRecord(it item) (record, error) {
 		rule:              p.text(attrRule),
 		tagsVersion:       p.count(attrTags),
 		rekeyedBy:         p.text(attrRekeyedBy),
+		left:              p.bool(attrLeft),
+		leftAt:            p.time(attrLeftAt),
 		retired:           p.bool(attrRetired),
 		retiredBy:         p.text(attrRetiredBy),
 		expires:           p.time(attrExpires),

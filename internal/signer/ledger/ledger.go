@@ -12,6 +12,8 @@
 //     and the holder is retired, claims other names, or loses the name to an
 //     operator's release. Host names and other principals share one namespace.
 //   - A retired instance stays retired.
+//   - An instance that leaves keeps its keys and names, and can enroll again with them. No
+//     enrollment that claimed before it left can be confirmed.
 //   - Every operation is safe to repeat after a crash: it makes one write, and
 //     recognizes its own earlier write.
 package ledger
@@ -38,6 +40,10 @@ var (
 	ErrTooManyNames = errors.New("the instance would hold too many names")
 	// ErrRetired says that the instance's record is retired: it was off-boarded.
 	ErrRetired = errors.New("the instance was off-boarded")
+	// ErrLeft says that the instance left: it asked to have no node.
+	ErrLeft = errors.New("the instance left")
+	// ErrOldLeave says that the instance has enrolled again since it asked to leave.
+	ErrOldLeave = errors.New("the instance has enrolled again since it asked to leave")
 	// ErrOtherSigner says that another signer enrolled the instance, and that
 	// certificates of that enrollment may still be valid.
 	ErrOtherSigner = errors.New("another signer enrolled the instance")
@@ -125,6 +131,8 @@ type Record struct {
 	TagsVersion uint64
 	// Retired says that the instance is gone for good. It can never enroll again.
 	Retired bool
+	// Left says that the instance left: it has no node until it enrolls again.
+	Left bool
 	// Expires is when the ledger may forget the record. Zero means never.
 	Expires time.Time
 	// PermittedKey is the key of an unused permit to re-key, or empty. The permit may
@@ -134,6 +142,22 @@ type Record struct {
 	RetiredBy string
 	// Health is for display only. Old records lack it.
 	Health Health
+}
+
+// IsOut reports whether the instance must have no node.
+func (r Record) IsOut() bool { return r.Retired || r.Left }
+
+// Leave asks to end an instance's enrollment, but not the instance.
+type Leave struct {
+	Instance ec2ref.Instance
+	// Fingerprints are the SHA-256 fingerprints of the host keys that signed the request.
+	// At least one must be recorded.
+	Fingerprints []string
+	// Signer is the audience of the signer that the instance leaves.
+	Signer string
+	// IssuedAt is when the instance made the request. A request from before the latest
+	// leave cannot end a later enrollment.
+	IssuedAt time.Time
 }
 
 // Expired is one step of a walk through the records that are not retired although all

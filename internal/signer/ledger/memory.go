@@ -249,6 +249,15 @@ func (m *Memory) RetireBy(ctx context.Context, i ec2ref.Instance, by string) err
 	return err
 }
 
+// Leave records that an instance left: it has no node until it enrolls again, and keeps its
+// keys and names. The instance may leave again. Leave returns the new record, and fails with
+// ErrRetired, ErrUnclaimed for an unknown instance, ErrKeyConflict if no key is recorded,
+// ErrOtherSigner, and ErrOldLeave.
+func (m *Memory) Leave(ctx context.Context, l Leave, now time.Time) (Record, error) {
+	r, err := m.amend(ctx, "leave of", l.Instance, func(r record) (record, error) { return r.leave(l, now) })
+	return r.exported(), err
+}
+
 // Release frees a name that an instance holds, even if the instance still exists, and
 // returns the former holder. It fails with ErrNotHeld if no instance holds the name, and
 // with ErrCertified while a certificate with the name may be valid.

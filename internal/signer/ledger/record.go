@@ -44,6 +44,10 @@ type record struct {
 	// that attempt must name the operator, too.
 	rekeyedBy string
 	retired   bool
+	// left says that the instance left, and has not enrolled again.
+	left bool
+	// leftAt is when the instance made its latest request to leave.
+	leftAt time.Time
 	// retiredBy is the operator who retired it, empty if an event did.
 	retiredBy string
 	// health is for display only.
@@ -56,7 +60,7 @@ type record struct {
 func (r record) exported() Record {
 	return Record{
 		Version: r.version, Generation: r.generation, Fingerprints: slices.Clone(r.keys),
-		ConfirmedHostname: r.confirmedHostname, Signer: r.signer, Retired: r.retired,
+		ConfirmedHostname: r.confirmedHostname, Signer: r.signer, Retired: r.retired, Left: r.left,
 		Image: r.image, ImageOwner: r.imageOwner, ImageTags: maps.Clone(r.imageTags),
 		ValidUntil: r.names[r.confirmedHostname], Lease: r.lease, Renewed: r.renewed, Rule: r.rule, TagsVersion: r.tagsVersion,
 		PermittedKey: r.permit.Fingerprint, RetiredBy: r.retiredBy, Expires: r.expires, Health: r.health,
@@ -71,11 +75,11 @@ func (r record) text(i ec2ref.Instance) string {
 	}
 	slices.Sort(names)
 	return fmt.Sprintf("%s version %d.%d keys %q names %q confirmed %q lease %d signer %q tags %d "+
-		"image %q %q %t%q permit %q %d %q re-keyed %q ended %t %q expires %d renewed %d rule %q health %q %d %t",
+		"image %q %q %t%q permit %q %d %q re-keyed %q ended %t %q expires %d renewed %d rule %q health %q %d %t left %t %d",
 		instancePK(i), r.version, r.generation, r.keys, names, r.confirmedHostname, r.lease.Unix(), r.signer, r.tagsVersion,
 		r.image, r.imageOwner, r.imageTags == nil, r.imageTags, r.permit.Fingerprint, r.permit.ValidUntil.Unix(), r.permit.By, r.rekeyedBy,
 		r.retired, r.retiredBy, r.expires.Unix(), r.renewed.Unix(), r.rule,
-		r.health.Reported, r.health.ReportedAt.Unix(), r.health.Unreachable)
+		r.health.Reported, r.health.ReportedAt.Unix(), r.health.Unreachable, r.left, r.leftAt.Unix())
 }
 
 // isKnown reports whether the instance ever claimed anything or was retired. A record
@@ -90,7 +94,7 @@ func (r record) equal(s record) bool {
 		r.image == s.image && r.imageOwner == s.imageOwner && sameTags(r.imageTags, s.imageTags) &&
 		r.tagsVersion == s.tagsVersion &&
 		r.permit.equal(s.permit) && r.rekeyedBy == s.rekeyedBy && r.retired == s.retired && r.retiredBy == s.retiredBy &&
-		r.expires.Equal(s.expires) && r.renewed.Equal(s.renewed) && r.rule == s.rule && r.health.equal(s.health)
+		r.left == s.left && r.leftAt.Equal(s.leftAt) && r.expires.Equal(s.expires) && r.renewed.Equal(s.renewed) && r.rule == s.rule && r.health.equal(s.health)
 }
 
 func (p Permit) equal(q Permit) bool {
@@ -151,9 +155,10 @@ func (c change) formerHolders(i ec2ref.Instance) []tenure {
 	return slices.Collect(maps.Values(byHolder))
 }
 
-// changes reports whether there is anything to write.
+// changes reports whether there is anything to write. A claim of an instance that left is
+// always written: whoever deletes its node then sees that it enrolls again.
 func (c change) changes(old record) bool {
-	return len(c.keys) > 0 || len(c.names) > 0 || !c.record.equal(old)
+	return old.left || len(c.keys) > 0 || len(c.names) > 0 || !c.record.equal(old)
 }
 
 // check refuses an invalid claim before the ledger reads anything.
@@ -355,7 +360,7 @@ func (r record) confirm(c Claim, g Grant, now time.Time) (record, error) {
 	if r.generation != g.Generation || !r.holds(c, now) {
 		return record{}, ErrUnclaimed
 	}
-	r.confirmedHostname, r.rekeyedBy = c.Hostname, ""
+	r.confirmedHostname, r.rekeyedBy, r.left = c.Hostname, "", false
 	if r.lease = roundUp(c.Lease); c.Lease.IsZero() {
 		r.lease = roundUp(c.ValidUntil)
 	}
@@ -405,6 +410,32 @@ func (r record) retire(by string, now time.Time) record {
 		r.expires = last.Add(retention)
 	}
 	return r
+}
+
+// leave returns the record after the instance left. It keeps keys and names. The new
+// generation keeps a running enrollment from confirming its claim. The instance may leave
+// again, in case the signer died before it deleted the node.
+func (r record) leave(l Leave, now time.Time) (record, error) {
+	switch {
+	case r.retired:
+		return record{}, ErrRetired
+	case !r.isKnown():
+		return record{}, ErrUnclaimed
+	case !slices.ContainsFunc(l.Fingerprints, func(f string) bool { return slices.Contains(r.keys, f) }):
+		return record{}, ErrKeyConflict
+	}
+	if err := r.checkSigner(l.Signer, now); err != nil {
+		return record{}, err
+	}
+	if !r.left && !r.leftAt.IsZero() && !l.IssuedAt.After(r.leftAt) {
+		return record{}, ErrOldLeave
+	}
+	r.generation++
+	r.left = true
+	if l.IssuedAt.After(r.leftAt) {
+		r.leftAt = l.IssuedAt.Truncate(time.Second)
+	}
+	return r, nil
 }
 
 // hasExpired reports whether the instance is known and not retired, and all its

@@ -76,7 +76,7 @@ func (f *Fleet) checkHealth(ctx context.Context) (HealthReport, error) {
 		return report, err
 	}
 	own = slices.DeleteFunc(own, func(o ownNode) bool {
-		return records[o.instance].Retired || records[o.instance].ConfirmedHostname == ""
+		return records[o.instance].IsOut() || records[o.instance].ConfirmedHostname == ""
 	})
 	f.noteProbes(ctx, own, records, f.probeAll(ctx, own), &report)
 	p.showHealth(ctx, own, records, &report)

@@ -133,7 +133,7 @@ func (f *Fleet) stopped(ctx context.Context, i ec2ref.Instance, found *inventory
 	if err != nil {
 		return err
 	}
-	if record.Retired || record.ConfirmedHostname == "" {
+	if record.IsOut() || record.ConfirmedHostname == "" {
 		log.InfoContext(ctx, "an instance that is not enrolled is stopped")
 		return nil
 	}

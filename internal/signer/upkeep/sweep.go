@@ -23,7 +23,7 @@ type Report struct {
 	// removes the nodes of stopped instances.
 	Deleted int
 	// Repaired counts nodes that differed from what they should be: in labels, address,
-	// host name or lease, or because the instance's record was retired.
+	// host name or lease, or because the instance was retired or left.
 	Repaired int `json:"Mended"`
 	// Refused counts nodes of running instances that the policy no longer admits. They
 	// stay until their leases end, and cannot be renewed: a mistake in a policy must not
@@ -259,8 +259,8 @@ func (r run) survey(ctx context.Context, at ec2ref.Place, nodes []ownNode) (surv
 // policy.ErrIncomplete, and concerns a running instance.
 func (r run) judge(o ownNode, i *inventory.Instance, record ledger.Record, s *survey) error {
 	switch {
-	case record.Retired:
-		s.suspect = append(s.suspect, o) // the process that retired it, or wrote the node, died halfway
+	case record.IsOut():
+		s.suspect = append(s.suspect, o) // the process that recorded it, or wrote the node, died halfway
 		return nil
 	case isGone(i):
 		s.dead = append(s.dead, o)

@@ -45,7 +45,7 @@ func (f *Fleet) TagsChanged(ctx context.Context, changes []TagChange) []error {
 		switch {
 		case err != nil:
 			errs[n] = err
-		case record.Retired || record.ConfirmedHostname != "":
+		case record.IsOut() || record.ConfirmedHostname != "":
 			records[i] = record
 			at := i.Place()
 			byPlace[at] = append(byPlace[at], n)
@@ -102,7 +102,7 @@ func (p pass) follow(of ec2ref.Instance, dismisses bool) *follower {
 }
 
 // relabel writes the node of an enrolled instance as it should be, or deletes the node of
-// a retired one, and reports whether it changed anything. It fails with
+// one that is retired or left, and reports whether it changed anything. It fails with
 // policy.ErrIncomplete, and with policy.ErrRefused for a running instance that the policy
 // does not admit unless it dismisses. It changes nothing for an instance that is not
 // enrolled or has no node of this signer.
@@ -138,6 +138,11 @@ func (w *follower) once(ctx context.Context, record ledger.Record, i *inventory.
 	switch {
 	case record.Retired:
 		return w.deleteOwn(ctx, w.cluster, w.of.NodeID())
+	case record.Left:
+		// Unlike a retired instance, it may be enrolling again right now.
+		deleted, err := w.deleteOwn(ctx, w.cluster, w.of.NodeID())
+		w.dismissed = w.dismissed || deleted
+		return deleted, err
 	case i == nil || isGone(i): // its own event, or the sweep, off-boards it
 		return false, nil
 	case record.ConfirmedHostname == "" || !node.Lease(record).After(w.Now()):

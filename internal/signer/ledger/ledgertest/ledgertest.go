@@ -30,6 +30,7 @@ type Ledger interface {
 	Release(ctx context.Context, name, by string, now time.Time) (ec2ref.Instance, error)
 	Permit(ctx context.Context, i ec2ref.Instance, p ledger.Permit) error
 	Announce(ctx context.Context, i ec2ref.Instance) (ledger.Record, error)
+	Leave(ctx context.Context, l ledger.Leave, now time.Time) (ledger.Record, error)
 	SeeTags(ctx context.Context, i ec2ref.Instance, version uint64) error
 	ReportHealth(ctx context.Context, i ec2ref.Instance, report ledger.HealthReport) (bool, error)
 	NoteProbe(ctx context.Context, i ec2ref.Instance, unreachable bool) (bool, error)
@@ -40,7 +41,7 @@ const lifetime = 7 * 24 * time.Hour
 
 // Run runs the contract tests. Open returns an empty ledger each time.
 func Run(t *testing.T, open func(*testing.T) Ledger) {
-	for _, tests := range []map[string]func(*testing.T, *fixture){claimTests(), nameTests(), permitTests(), expiredTests(), eachTests(), raceTests(), healthTests()} {
+	for _, tests := range []map[string]func(*testing.T, *fixture){claimTests(), nameTests(), permitTests(), expiredTests(), eachTests(), leaveTests(), raceTests(), healthTests()} {
 		for name, test := range tests {
 			t.Run(name, func(t *testing.T) { test(t, newFixture(t, open(t))) })
 		}
