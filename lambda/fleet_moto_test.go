@@ -168,8 +168,8 @@ func (w *motoWorld) launch() string {
 	n := node.Node{
 		ID: ec2ref.Instance{Account: moto.Account, Region: testRegion, ID: ec2ref.InstanceID(id)}.NodeID(), Hostname: "web-" + id, Address: "10.0.0.7:22", Expires: time.Now().Add(time.Hour),
 		Labels: map[string]string{
-			"hallmark/signer": testAudience, "teleport.dev/account-id": moto.Account, "teleport.dev/aws-region": testRegion,
-			"teleport.dev/instance-id": id,
+			node.SignerLabel: testAudience, node.AccountLabel: moto.Account, node.RegionLabel: testRegion,
+			node.InstanceLabel: id,
 		},
 	}
 	if err := w.nodes.UpsertNode(w.t.Context(), n); err != nil {

@@ -162,8 +162,8 @@ func (w *fleetWorld) node(n int) node.Node {
 		ID: ec2ref.Instance{Account: testAccount, Region: testRegion, ID: ec2ref.InstanceID(instanceID(n))}.NodeID(), Hostname: "web-" + instanceID(n), Address: "10.0.0.7:22",
 		Expires: time.Now().Add(time.Hour),
 		Labels: map[string]string{
-			"hallmark/signer": testAudience, "teleport.dev/account-id": testAccount, "teleport.dev/aws-region": testRegion,
-			"teleport.dev/instance-id": instanceID(n),
+			node.SignerLabel: testAudience, node.AccountLabel: testAccount, node.RegionLabel: testRegion,
+			node.InstanceLabel: instanceID(n),
 		},
 	}
 	if err := cluster.UpsertNode(w.t.Context(), server); err != nil {

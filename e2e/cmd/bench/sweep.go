@@ -228,8 +228,8 @@ func (w *sweepWorld) enroll(ctx context.Context, i *sweepInstance) error {
 	}
 	n := i.ref.NodeID()
 	w.nodes[n] = node.Node{ID: n, Hostname: claim.Hostname, Expires: end, Labels: map[string]string{
-		"hallmark/signer": sweepAudience, "hallmark/image-owner": account,
-		"teleport.dev/account-id": account, "teleport.dev/aws-region": sweepRegion, "teleport.dev/instance-id": id,
+		node.SignerLabel: sweepAudience, "hallmark/image-owner": account,
+		node.AccountLabel: account, node.RegionLabel: sweepRegion, node.InstanceLabel: id,
 	}}
 	return nil
 }

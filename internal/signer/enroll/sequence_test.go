@@ -305,7 +305,7 @@ func (s *stage) faults() (faults []string) {
 		if n.Labels[node.SignerLabel] != testAudience {
 			continue
 		}
-		instance := n.Labels["teleport.dev/instance-id"]
+		instance := n.Labels[node.InstanceLabel]
 		record := must(s.ledger.Lookup(s.t.Context(), inTestAccount(instance)))
 		if record.Retired {
 			fault("node %s of %s, which has ended", id, instance)

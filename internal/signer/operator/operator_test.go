@@ -84,7 +84,7 @@ func withTeleport(env *testscript.Env) error {
 	return client.UpsertNode(ctx, node.Node{
 		ID: ec2ref.Instance{Account: ec2ref.Account(parts[0]), Region: ec2ref.Region(parts[1]), ID: ec2ref.InstanceID(parts[2])}.NodeID(), Hostname: "web", Address: "10.0.0.7:22",
 		Labels: map[string]string{
-			"hallmark/signer": "signer.example.com", "teleport.dev/account-id": parts[0], "teleport.dev/aws-region": parts[1], "teleport.dev/instance-id": parts[2],
+			node.SignerLabel: "signer.example.com", node.AccountLabel: parts[0], node.RegionLabel: parts[1], node.InstanceLabel: parts[2],
 		}, Expires: deployment.Now().Add(time.Hour),
 	})
 }

@@ -150,14 +150,14 @@ func testNodesNamed(t *testing.T, c *teleport.Client) {
 func testNodesWith(t *testing.T, c *teleport.Client) {
 	server, other := newNode(t, c, time.Hour), newNode(t, c, time.Hour)
 	mark := uuid.NewString()
-	server.Labels["hallmark/signer"], server.Labels["aws/mark"] = "contract", mark
-	other.Labels["hallmark/signer"], other.Labels["aws/mark"] = "another", mark
+	server.Labels[node.SignerLabel], server.Labels["aws/mark"] = "contract", mark
+	other.Labels[node.SignerLabel], other.Labels["aws/mark"] = "another", mark
 	ctx := deadline(t)
 	check(t, c.UpsertNode(ctx, server))
 	check(t, c.UpsertNode(ctx, other))
 	await(t, c, server.ID, func(n *node.Node) bool { return n != nil })
 	await(t, c, other.ID, func(n *node.Node) bool { return n != nil })
-	nodes, err := c.NodesWith(ctx, map[string]string{"hallmark/signer": "contract", "aws/mark": mark})
+	nodes, err := c.NodesWith(ctx, map[string]string{node.SignerLabel: "contract", "aws/mark": mark})
 	check(t, err)
 	if len(nodes) != 1 || nodes[0].ID != server.ID || !maps.Equal(nodes[0].Labels, server.Labels) {
 		t.Errorf("got %+v, want just %s", nodes, server.ID)
@@ -253,7 +253,7 @@ func newNode(t *testing.T, c *teleport.Client, ttl time.Duration) node.Node {
 		ID:       id,
 		Hostname: "contract-" + id[:8],
 		Address:  "192.0.2.1:22",
-		Labels:   map[string]string{"hallmark/signer": "contract", "aws/Name": "web", "aws:autoscaling:groupName": "web"},
+		Labels:   map[string]string{node.SignerLabel: "contract", "aws/Name": "web", "aws:autoscaling:groupName": "web"},
 		Expires:  time.Now().Add(ttl).UTC().Truncate(time.Second),
 	}
 }
