@@ -5,8 +5,9 @@
 // Standard output carries only what was asked for, so that it can be piped. Everything
 // else goes to standard error, one line each, in the form "PROGRAM: …", lower case and
 // without a full stop. An error says what failed and where; a line of its own that starts
-// with "hint:" says what to do. No prompt, no progress bar: the reader is often a
-// log. Color is for screens such as status's, on a terminal only.
+// with "hint:" says what to do. A file with several errors gives a line for each, and below
+// it the line of the file. No prompt, no progress bar: the reader is often a log. Color is
+// for screens such as status's, on a terminal only.
 //
 // Help that was asked for goes to standard output and is a success. Help after a mistake
 // goes to standard error.
@@ -133,7 +134,9 @@ func Run(ctx context.Context, root *cobra.Command, args []string, in io.Reader, 
 	if err == nil {
 		return OK
 	}
-	fmt.Fprintf(errs, "%s: error: %s\n", root.Name(), OneLine(err))
+	for _, line := range errorLines(err) {
+		fmt.Fprintf(errs, "%s: error: %s\n", root.Name(), line)
+	}
 	e, ok := errors.AsType[*Error](err)
 	if !ok {
 		return Failed
@@ -142,6 +145,31 @@ func Run(ctx context.Context, root *cobra.Command, args []string, in io.Reader, 
 		fmt.Fprintf(errs, "hint: %s\n", e.Hint)
 	}
 	return e.Code
+}
+
+// several is an error that lists several problems, as those of a file: for each a line, and
+// below it an excerpt.
+type several interface {
+	error
+	Problems() []string
+}
+
+// errorLines returns what to print of an error. Each problem of a file stands for itself,
+// with what wraps them all, such as the file's name, in front.
+func errorLines(err error) []string {
+	list, ok := errors.AsType[several](err)
+	if !ok {
+		return []string{OneLine(err)}
+	}
+	front, ok := strings.CutSuffix(err.Error(), list.Error())
+	if !ok {
+		return []string{OneLine(err)}
+	}
+	var lines []string
+	for _, problem := range list.Problems() {
+		lines = append(lines, front+problem)
+	}
+	return lines
 }
 
 // Note prints a line about the program's actions to standard error.

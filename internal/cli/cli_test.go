@@ -3,6 +3,7 @@ package cli
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -38,6 +39,11 @@ func TestTwoDashes(t *testing.T) {
 	}
 }
 
+type twoProblems struct{}
+
+func (twoProblems) Error() string      { return "line 1: no; line 2: no" }
+func (twoProblems) Problems() []string { return []string{"line 1: no\n  1:1 | x", "line 2: no"} }
+
 func TestRun(t *testing.T) {
 	for name, test := range map[string]struct {
 		err  error
@@ -49,6 +55,7 @@ func TestRun(t *testing.T) {
 		"an error":         {errors.New("broken:\n  twice"), "branch leaf f", Failed, "tree: error: broken: twice\n"},
 		"a code":           {&Error{Err: errors.New("no"), Code: Refused}, "branch leaf f", Refused, "tree: error: no\n"},
 		"a hint":           {&Error{Err: errors.New("no"), Code: 75, Hint: "wait"}, "branch leaf f", 75, "tree: error: no\nhint: wait\n"},
+		"errors of a file": {fmt.Errorf("a.yaml: %w", twoProblems{}), "branch leaf f", Failed, "tree: error: a.yaml: line 1: no\n  1:1 | x\ntree: error: a.yaml: line 2: no\n"},
 		"no file":          {nil, "branch leaf", Usage, "tree: error: branch leaf: want one file, or - for standard input\nhint: see 'tree branch leaf --help'\n"},
 		"an unknown shell": {nil, "completion", Usage, "tree: error: completion: want one shell: bash, zsh, fish or powershell\nhint: see 'tree completion --help'\n"},
 		"help of nothing":  {nil, "help branch twig", Usage, "tree: error: unknown command \"branch twig\"\nhint: see 'tree branch --help'\n"},

@@ -3,23 +3,21 @@
 package config
 
 import (
-	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"io"
 	"net/url"
 	"path"
 	"regexp"
-	"strings"
 
-	"go.yaml.in/yaml/v3"
+	"go.yaml.in/yaml/v4"
 	"golang.org/x/crypto/ssh"
 
 	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 	"github.com/hallmark-ssh/hallmark/internal/machine/cafile"
 	"github.com/hallmark-ssh/hallmark/internal/machine/sshdconf"
+	"github.com/hallmark-ssh/hallmark/internal/strictyaml"
 )
 
 // Files of a machine's configuration.
@@ -76,90 +74,131 @@ const (
 	ReplaceCertificate = "replace"
 )
 
-// maxConfigBytes bounds a configuration, which has a few short lines.
-const maxConfigBytes = 64 << 10
+// maxBytes bounds a configuration, which has a few short lines.
+const maxBytes = 64 << 10
 
 // maxAudience bounds an audience, which is often a DNS name.
 const maxAudience = 253
 
-var (
-	audience = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._:/-]*$`)
-	yamlType = regexp.MustCompile(` in type \S+$`)
-)
+var audience = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._:/-]*$`)
 
-// Parse reads a configuration strictly: an unknown key or a second document is an error.
-// Errors name the line.
+// Parse reads a configuration strictly: an unknown key or a second document is an error. If the file is wrong, the error is a *strictyaml.Error with everything
+// that is.
 func Parse(data []byte) (Config, error) {
-	if len(data) > maxConfigBytes {
-		return Config{}, fmt.Errorf("%d bytes, more than %d", len(data), maxConfigBytes)
-	}
 	var c Config
-	decoder := yaml.NewDecoder(bytes.NewReader(data))
-	decoder.KnownFields(true)
-	if err := decoder.Decode(&c); err != nil && !errors.Is(err, io.EOF) {
-		return Config{}, yamlError(err)
+	file := strictyaml.Decode(data, &c, strictyaml.Options{MaxBytes: maxBytes, EmptyIsUnset: true})
+	if file.Readable() {
+		for _, w := range c.check() {
+			switch key := file.Top().Key(w.key); {
+			case !key.Present():
+				key.Missing(w.fix())
+			case w.entry > 0:
+				key.Entry(w.entry - 1).Fail(w.err)
+			default:
+				key.Fail(w.err)
+			}
+		}
 	}
-	if err := decoder.Decode(new(any)); !errors.Is(err, io.EOF) {
-		return Config{}, errors.New("more than one YAML document")
-	}
-	if key, err := c.check(); err != nil {
-		return Config{}, fmt.Errorf("%s%s: %w", lineOf(data, key), key, err)
+	if err := file.Err(); err != nil {
+		return Config{}, err
 	}
 	return c, nil
 }
 
-// check returns the first key whose value is wrong, and why.
-func (c Config) check() (key string, err error) {
-	if key, err := c.checkSigner(); err != nil {
-		return key, err
-	}
-	if len(c.Audience) > maxAudience || !audience.MatchString(c.Audience) {
-		return "audience", fmt.Errorf("%q is not a name such as hallmark.example.com", c.Audience)
-	}
-	if c.SignerCAFile != "" && (!path.IsAbs(c.SignerCAFile) || path.Clean(c.SignerCAFile) != c.SignerCAFile) {
-		return "signer_ca_file", fmt.Errorf("%q is not an absolute path", c.SignerCAFile)
-	}
-	switch c.SignerAuth {
-	case "", AuthNone, AuthIAM:
-	default:
-		return "signer_auth", fmt.Errorf("%q is neither %s nor %s", c.SignerAuth, AuthNone, AuthIAM)
-	}
-	if c.MaxStartups != "" {
-		if err := sshdconf.CheckMaxStartups(c.MaxStartups); err != nil {
-			return "max_startups", err
-		}
-	}
-	switch c.HostCertificate {
-	case "", KeepCertificate, ReplaceCertificate:
-	default:
-		return "host_certificate", fmt.Errorf("%q is neither %s nor %s", c.HostCertificate, KeepCertificate, ReplaceCertificate)
-	}
-	if _, err := c.ExtraCAs(); err != nil {
-		return "extra_user_cas", err
-	}
-	if err := sshdconf.CheckSources(c.ProxySources); err != nil {
-		return "proxy_sources", err
-	}
-	return "", nil
+// wrong is a key whose value is wrong, and why.
+type wrong struct {
+	key   string
+	err   error
+	entry int // of a list, from 1; 0 means all of it
 }
 
-// checkSigner returns the key that is wrong about how to reach the signer, and why.
-func (c Config) checkSigner() (key string, err error) {
-	if c.SignerFunction == "" {
-		return "signer_url", checkSignerURL(c.SignerURL)
+// fix is what to do if the key is missing.
+func (w wrong) fix() string {
+	if m, ok := errors.AsType[*missingError](w.err); ok {
+		return m.fix
 	}
-	if _, err := FunctionRegion(c.SignerFunction); err != nil {
-		return "signer_function", err
-	}
-	if c.SignerURL != "" {
-		if err := checkSignerURL(c.SignerURL); err != nil {
-			return "signer_url", err
+	return w.err.Error()
+}
+
+// missingError is a value that must be there.
+type missingError struct{ fix string }
+
+func (e *missingError) Error() string { return "missing; " + e.fix }
+
+// check returns everything that is wrong.
+func (c Config) check() []wrong {
+	all := c.checkSigner()
+	add := func(key string, err error) {
+		if err != nil {
+			all = append(all, wrong{key: key, err: err})
 		}
 	}
-	if c.SignerAuth == AuthNone {
-		return "signer_auth", errors.New("invocations of signer_function are always signed: remove signer_auth")
+	add("audience", checkAudience(c.Audience))
+	if c.SignerCAFile != "" && (!path.IsAbs(c.SignerCAFile) || path.Clean(c.SignerCAFile) != c.SignerCAFile) {
+		add("signer_ca_file", fmt.Errorf("%q is not an absolute path", c.SignerCAFile))
 	}
-	return "", nil
+	add("signer_auth", oneOf(c.SignerAuth, AuthNone, AuthIAM))
+	if c.MaxStartups != "" {
+		add("max_startups", sshdconf.CheckMaxStartups(c.MaxStartups))
+	}
+	add("host_certificate", oneOf(c.HostCertificate, KeepCertificate, ReplaceCertificate))
+	all = append(all, checkEach("extra_user_cas", c.ExtraUserCAs, func(list []string) error {
+		_, err := Config{ExtraUserCAs: list}.ExtraCAs()
+		return err
+	})...)
+	return append(all, checkEach("proxy_sources", c.ProxySources, sshdconf.CheckSources)...)
+}
+
+// checkEach checks the entries of a list one by one, and if all are good, the list.
+func checkEach(key string, list []string, check func([]string) error) []wrong {
+	var all []wrong
+	for i, entry := range list {
+		if err := check([]string{entry}); err != nil {
+			all = append(all, wrong{key, err, i + 1})
+		}
+	}
+	if err := check(list); err != nil && all == nil {
+		return []wrong{{key: key, err: err}}
+	}
+	return all
+}
+
+func checkAudience(name string) error {
+	switch {
+	case name == "":
+		return &missingError{"write the signer's name, such as hallmark.example.com"}
+	case len(name) > maxAudience || !audience.MatchString(name):
+		return fmt.Errorf("%.300q is not a name such as hallmark.example.com", name)
+	}
+	return nil
+}
+
+// oneOf admits two values, and none.
+func oneOf(value, first, second string) error {
+	switch value {
+	case "", first, second:
+		return nil
+	}
+	return fmt.Errorf("%.100q is neither %s nor %s", value, first, second)
+}
+
+// checkSigner returns what is wrong with the keys that say how to reach the signer.
+func (c Config) checkSigner() []wrong {
+	var all []wrong
+	if c.SignerFunction != "" {
+		if _, err := FunctionRegion(c.SignerFunction); err != nil {
+			all = append(all, wrong{key: "signer_function", err: err})
+		}
+		if c.SignerAuth == AuthNone {
+			all = append(all, wrong{key: "signer_auth", err: errors.New("invocations of signer_function are always signed: remove signer_auth")})
+		}
+	}
+	if c.SignerFunction == "" || c.SignerURL != "" {
+		if err := checkSignerURL(c.SignerURL); err != nil {
+			all = append(all, wrong{key: "signer_url", err: err})
+		}
+	}
+	return all
 }
 
 // function matches the ARN of a function, or of one of its versions or aliases.
@@ -182,7 +221,7 @@ func (c Config) ExtraCAs() ([]ssh.PublicKey, error) {
 	}
 	keys, err := cafile.ParseKeys(c.ExtraUserCAs)
 	if err != nil {
-		return nil, fmt.Errorf("%w: give public keys of CAs, as in ssh-ed25519 AAAA…", err)
+		return nil, fmt.Errorf("%w; give public keys of CAs, as in ssh-ed25519 AAAA…", err)
 	}
 	return keys, nil
 }
@@ -191,46 +230,23 @@ func (c Config) ExtraCAs() ([]ssh.PublicKey, error) {
 // little, but one who changes it chooses the CA that sshd trusts.
 func checkSignerURL(s string) error {
 	if s == "" {
-		return errors.New("missing: give the https URL of the signer, or signer_function")
+		return &missingError{"write the https URL of the signer, or signer_function"}
 	}
 	u, err := url.Parse(s)
-	if err != nil {
-		return err
-	}
-	if u.Scheme != "https" || u.Host == "" || u.User != nil || u.Fragment != "" {
-		return fmt.Errorf("%q is not of the form https://HOST/", s)
+	if err != nil || u.Scheme != "https" || u.Host == "" || u.User != nil || u.Fragment != "" {
+		return fmt.Errorf("%.300q is not of the form https://HOST/", s)
 	}
 	return nil
 }
 
-// yamlError returns the first line of a YAML error, without the name of a Go type.
-func yamlError(err error) error {
-	message := err.Error()
-	if e, ok := errors.AsType[*yaml.TypeError](err); ok && len(e.Errors) > 0 {
-		message = e.Errors[0]
-	}
-	return errors.New(yamlType.ReplaceAllString(strings.TrimPrefix(message, "yaml: "), ""))
-}
-
-// lineOf returns "line N: " for a key at the top level, or "" if it is not there.
-func lineOf(data []byte, key string) string {
-	var document yaml.Node
-	if err := yaml.Unmarshal(data, &document); err != nil || len(document.Content) == 0 {
-		return ""
-	}
-	pairs := document.Content[0].Content
-	for i := 0; i+1 < len(pairs); i += 2 {
-		if pairs[i].Value == key {
-			return fmt.Sprintf("line %d: ", pairs[i].Line)
-		}
-	}
-	return ""
-}
-
 // Marshal returns the configuration in the form that Parse reads.
 func (c Config) Marshal() ([]byte, error) {
-	if key, err := c.check(); err != nil {
-		return nil, fmt.Errorf("%s: %w", key, err)
+	var all []error
+	for _, w := range c.check() {
+		all = append(all, fmt.Errorf("%s: %w", w.key, w.err))
+	}
+	if all != nil {
+		return nil, errors.Join(all...)
 	}
 	return yaml.Marshal(c)
 }

@@ -1,16 +1,13 @@
 package deployment
 
 import (
-	"errors"
-	"fmt"
 	"regexp"
-	"slices"
 
 	"github.com/aws/aws-sdk-go-v2/aws/arn"
-	"go.yaml.in/yaml/v3"
 
 	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 	"github.com/hallmark-ssh/hallmark/internal/signer/inventory"
+	"github.com/hallmark-ssh/hallmark/internal/strictyaml"
 )
 
 // account is an AWS account whose instances may enroll: its number, optionally with the
@@ -25,22 +22,11 @@ type account struct {
 // accounts is the deployment's list.
 type accounts []account
 
-// UnmarshalYAML reads either form. It checks for unknown keys itself, because the decoder
-// does not pass on that setting.
-func (a *account) UnmarshalYAML(n *yaml.Node) error {
-	if n.Kind == yaml.ScalarNode {
-		return n.Decode(&a.ID)
-	}
-	if n.Kind != yaml.MappingNode {
-		return fmt.Errorf("line %d: an account is twelve digits, in quotes, or id, role and external_id", n.Line)
-	}
-	for i := 0; i < len(n.Content); i += 2 {
-		if key := n.Content[i]; !slices.Contains([]string{"id", "role", "external_id"}, key.Value) {
-			return fmt.Errorf("line %d: field %s not found in an account", key.Line, key.Value)
-		}
-	}
-	type plain account // without this method
-	return n.Decode((*plain)(a))
+// UnmarshalText reads the short form, the number alone. It implements
+// encoding.TextUnmarshaler.
+func (a *account) UnmarshalText(text []byte) error {
+	a.ID = ec2ref.Account(text)
+	return nil
 }
 
 var (
@@ -72,52 +58,56 @@ func (list accounts) inventory() []inventory.Account {
 	return converted
 }
 
-// check names the wrong entry. The region is one of the signer's.
-func (list accounts) check(region ec2ref.Region) error {
-	if err := checkList("accounts", list.ids(), ec2ref.ParseAccount, "twelve digits, in quotes"); err != nil {
-		return err
-	}
-	partition, err := region.Partition()
-	if err != nil {
-		return fmt.Errorf("regions: %w", err)
-	}
+// check adds what is wrong with the entries. The region is one of the signer's, or empty if
+// none is good.
+func (list accounts) check(region ec2ref.Region, at strictyaml.Value) {
+	checkList(list.ids(), parseAccount, "an account of 12 digits, in quotes", at)
 	var own ec2ref.Account
-	for _, a := range list {
-		if err := a.check(partition); err != nil {
-			return fmt.Errorf("accounts: %s: %w", a.ID, err)
+	for i, a := range list {
+		if a.ID == "" {
+			at.Entry(i).Key("id").Missing("write the account's 12 digits, in quotes")
 		}
+		a.check(region, at.Entry(i))
 		if a.Role != "" {
 			continue
 		}
-		if own != "" {
-			return fmt.Errorf("accounts: %s and %s have no role; only the function's own account can go without", own, a.ID)
+		if own != "" && own != a.ID {
+			at.Entry(i).Failf("%s and %s have no role; only the function's own account can go without", own, a.ID)
 		}
 		own = a.ID
 	}
-	return nil
 }
 
-func (a account) check(partition ec2ref.Partition) error {
+// parseAccount lets pass a number that is missing: its error is another one.
+func parseAccount(text string) (ec2ref.Account, error) {
+	if text == "" {
+		return "", nil
+	}
+	return ec2ref.ParseAccount(text)
+}
+
+func (a account) check(region ec2ref.Region, at strictyaml.Value) {
 	if a.Role == "" {
 		if a.ExternalID != "" {
-			return errors.New("external_id: not used without role")
+			at.Key("external_id").Failf("not used without role")
 		}
-		return nil
+		return
 	}
+	if !regexpExternalID.MatchString(a.ExternalID) || len(a.ExternalID) > maxExternalID {
+		at.Key("external_id").Failf("needed with role; 2 to %d letters, digits and characters of _+=,.@:/-", maxExternalID)
+	}
+	key := at.Key("role")
 	role, err := arn.Parse(a.Role)
 	if err != nil || role.Service != "iam" || role.Region != "" || !regexpRole.MatchString(role.Resource) || len(role.Resource) > maxRole {
-		return fmt.Errorf("role: %q is not the ARN of an IAM role", a.Role)
+		key.Failf("%.200q is not the ARN of an IAM role, such as arn:aws:iam::111122223333:role/hallmark-member", a.Role)
+		return
 	}
 	// With a role in another account, that account's EC2 could confirm this account's
 	// instances.
-	if role.AccountID != string(a.ID) {
-		return fmt.Errorf("role: %s is in account %s", a.Role, role.AccountID)
+	if a.ID != "" && role.AccountID != string(a.ID) {
+		key.Failf("%s is in account %s; write a role in account %s", a.Role, role.AccountID, a.ID)
 	}
-	if role.Partition != string(partition) {
-		return fmt.Errorf("role: %s is not in the regions' partition, %s", a.Role, partition)
+	if partition, err := region.Partition(); err == nil && role.Partition != string(partition) {
+		key.Failf("%s is not in the regions' partition, %s", a.Role, partition)
 	}
-	if !regexpExternalID.MatchString(a.ExternalID) || len(a.ExternalID) > maxExternalID {
-		return fmt.Errorf("external_id: needed with role; 2 to %d letters, digits and characters of _+=,.@:/-", maxExternalID)
-	}
-	return nil
 }

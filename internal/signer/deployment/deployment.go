@@ -3,10 +3,7 @@
 package deployment
 
 import (
-	"bytes"
-	"errors"
 	"fmt"
-	"io"
 	"maps"
 	"net"
 	"net/netip"
@@ -16,12 +13,11 @@ import (
 	"slices"
 	"time"
 
-	"go.yaml.in/yaml/v3"
-
 	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 	"github.com/hallmark-ssh/hallmark/internal/identity"
 	"github.com/hallmark-ssh/hallmark/internal/signer/node"
 	"github.com/hallmark-ssh/hallmark/internal/signer/policy"
+	"github.com/hallmark-ssh/hallmark/internal/strictyaml"
 )
 
 // deployment is the configuration that changes only by deploying: which accounts the
@@ -96,34 +92,19 @@ func readDeployment(path string) (*deployment, error) {
 	return d, nil
 }
 
-// parseDeployment decodes strictly and checks everything that needs no other file.
+// maxFileBytes bounds deployment.yaml.
+const maxFileBytes = 1 << 20
+
+// parseDeployment decodes strictly and checks everything that needs no other file. Its
+// error is a *strictyaml.Error with everything that is wrong.
 func parseDeployment(data []byte) (*deployment, error) {
 	d := &deployment{MaxCertificateLifetime: policy.Duration(policy.LongestLifetime), URLAuth: urlAuthNone}
-	decoder := yaml.NewDecoder(bytes.NewReader(data))
-	decoder.KnownFields(true)
-	if err := decoder.Decode(d); err != nil {
-		if errors.Is(err, io.EOF) {
-			err = errors.New("the file is empty")
-		}
+	file := strictyaml.Decode(data, d, strictyaml.Options{MaxBytes: maxFileBytes})
+	if file.Readable() {
+		d.check(file.Top())
+	}
+	if err := file.Err(); err != nil {
 		return nil, err
-	}
-	if err := decoder.Decode(new(yaml.Node)); !errors.Is(err, io.EOF) {
-		return nil, errors.New("the file holds more than one YAML document")
-	}
-	if err := d.check(); err != nil {
-		return nil, err
-	}
-	var err error
-	if d.sources, d.endpoints, err = parseSources(d.AllowSources); err != nil {
-		return nil, fmt.Errorf("allow_sources: %w", err)
-	}
-	if d.keyring, err = newKeyring(d.RegionCertificates); err != nil {
-		return nil, err
-	}
-	for _, region := range d.Regions {
-		if !d.keyring.Has(region) {
-			return nil, fmt.Errorf("regions: no key is known for %s; add its certificate under region_certificates", region)
-		}
 	}
 	return d, nil
 }
@@ -134,63 +115,105 @@ var regexpAudience = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9.:/_-]*$`)
 // every cold start.
 const maxAudience = 253
 
-func (d *deployment) check() error {
-	if !regexpAudience.MatchString(d.Audience) || len(d.Audience) > maxAudience {
-		return fmt.Errorf("audience: %q is not a name of 1 to 253 letters, digits, dots and hyphens", d.Audience)
+// check adds what is wrong with the settings, and prepares those that are used in another
+// form.
+func (d *deployment) check(at strictyaml.Value) {
+	switch audience := at.Key("audience"); {
+	case !audience.Present():
+		audience.Missing("write the signer's name, such as hallmark.example.com")
+	case !regexpAudience.MatchString(d.Audience) || len(d.Audience) > maxAudience:
+		audience.Failf("%.300q is not a name of 1 to %d letters, digits, dots and hyphens", d.Audience, maxAudience)
 	}
-	if err := checkList("regions", d.Regions, ec2ref.ParseRegion, "an AWS region"); err != nil {
-		return err
+	d.checkRegions(at.Key("regions"))
+	var first ec2ref.Region
+	if len(d.Regions) > 0 {
+		first = d.Regions[0]
 	}
-	if err := checkPartition(d.Regions); err != nil {
-		return fmt.Errorf("regions: %w", err)
-	}
-	if err := d.Accounts.check(d.Regions[0]); err != nil {
-		return err
-	}
+	d.Accounts.check(first, at.Key("accounts"))
 	if d.URLAuth != urlAuthNone && d.URLAuth != urlAuthIAM {
-		return fmt.Errorf("url_auth: %q is neither %s nor %s", d.URLAuth, urlAuthNone, urlAuthIAM)
+		at.Key("url_auth").Failf("%q is neither %s nor %s", d.URLAuth, urlAuthNone, urlAuthIAM)
 	}
-	if m := time.Duration(d.MaxCertificateLifetime); m < policy.ShortestLifetime || m > policy.LongestLifetime {
-		return fmt.Errorf("max_certificate_lifetime: %s is not in %s to %s", m, policy.ShortestLifetime, policy.LongestLifetime)
+	if m := d.MaxCertificateLifetime; m < policy.Duration(policy.ShortestLifetime) || m > policy.Duration(policy.LongestLifetime) {
+		at.Key("max_certificate_lifetime").Failf("%s is not in %s to %s", m, policy.Duration(policy.ShortestLifetime), policy.Duration(policy.LongestLifetime))
 	}
-	if _, _, err := net.SplitHostPort(d.Teleport.Address); err != nil {
-		return fmt.Errorf("teleport.address: want host:port: %w", err)
-	}
-	if err := d.Teleport.Login.check(); err != nil {
-		return fmt.Errorf("teleport.login.%w", err)
-	}
-	if l := d.Teleport.FleetLogin; l != nil {
-		if err := l.check(); err != nil {
-			return fmt.Errorf("teleport.fleet_login.%w", err)
-		}
-	}
-	return nil
+	d.checkTeleport(at.Key("teleport"))
+	d.sources, d.endpoints = parseSources(d.AllowSources, at.Key("allow_sources"))
+	d.checkKeys(at)
 }
 
-func checkList[T ~string](name string, list []T, parse func(string) (T, error), want string) error {
-	if len(list) == 0 {
-		return fmt.Errorf("%s: empty; list those that may enroll instances", name)
+func (d *deployment) checkTeleport(at strictyaml.Value) {
+	if address := at.Key("address"); !address.Present() {
+		address.Missing("write the proxy's host:port, such as teleport.example.com:443")
+	} else if _, _, err := net.SplitHostPort(d.Teleport.Address); err != nil {
+		address.Failf("%.300q is not host:port, such as teleport.example.com:443", d.Teleport.Address)
 	}
+	if login := at.Key("login"); login.Present() {
+		d.Teleport.Login.check(login)
+	} else {
+		login.Missing("write method and its settings")
+	}
+	if l := d.Teleport.FleetLogin; l != nil {
+		l.check(at.Key("fleet_login"))
+	}
+}
+
+// checkKeys adds the shipped keys of regions to those of the file. It checks that there is
+// one for each region.
+func (d *deployment) checkKeys(at strictyaml.Value) {
+	d.keyring = newKeyring(d.RegionCertificates, at.Key("region_certificates"))
+	for i, region := range d.Regions {
+		_, own := d.RegionCertificates[string(region)] // what is wrong with it was said
+		if _, err := ec2ref.ParseRegion(string(region)); err == nil && !own && d.keyring != nil && !d.keyring.Has(region) {
+			at.Key("regions").Entry(i).Failf("no key is known for %s; add its certificate under region_certificates", region)
+		}
+	}
+}
+
+func checkList[T ~string](list []T, parse func(string) (T, error), want string, at strictyaml.Value) {
+	if !at.Present() {
+		at.Missing("list those that may enroll instances")
+		return
+	}
+	if len(list) == 0 {
+		at.Failf("empty; list those that may enroll instances")
+	}
+	seen := make(map[T]bool, len(list))
 	for i, value := range list {
 		if _, err := parse(string(value)); err != nil {
-			return fmt.Errorf("%s: %q is not %s", name, value, want)
+			at.Entry(i).Failf("%.100q is not %s", value, want)
+		} else if seen[value] {
+			at.Entry(i).Failf("%q is listed twice; remove one", value)
 		}
-		if slices.Contains(list[:i], value) {
-			return fmt.Errorf("%s: %q is listed twice", name, value)
+		seen[value] = true
+	}
+}
+
+// checkRegions keeps a signer within one partition: account numbers are unique only within
+// one, and so is access to EC2.
+func (d *deployment) checkRegions(at strictyaml.Value) {
+	checkList(d.Regions, ec2ref.ParseRegion, "an AWS region, such as us-west-2", at)
+	var first ec2ref.Partition
+	for i, region := range d.Regions {
+		partition, err := region.Partition()
+		switch {
+		case err != nil: // checkList said so
+		case first == "":
+			first = partition
+		case partition != first:
+			at.Entry(i).Failf("%s is in partition %s, others are in %s; deploy a signer for each", region, partition, first)
 		}
 	}
-	return nil
 }
 
 var regexpEndpoint = regexp.MustCompile(`^vpce-([0-9a-f]{8}|[0-9a-f]{17})$`)
 
 // parseSources reads networks in CIDR notation and ids of VPC endpoints. An empty list is
 // an error: it looks like "nobody" but would mean "everybody".
-func parseSources(list []string) (networks []netip.Prefix, endpoints []string, err error) {
+func parseSources(list []string, at strictyaml.Value) (networks []netip.Prefix, endpoints []string) {
 	if list != nil && len(list) == 0 {
-		return nil, nil, errors.New("empty; leave it out to admit every address")
+		at.Failf("empty; leave it out to admit every address")
 	}
-	for _, text := range list {
+	for i, text := range list {
 		if regexpEndpoint.MatchString(text) {
 			endpoints = append(endpoints, text)
 			continue
@@ -198,46 +221,31 @@ func parseSources(list []string) (networks []netip.Prefix, endpoints []string, e
 		network, err := netip.ParsePrefix(text)
 		switch {
 		case err != nil || network.Addr().Is4In6():
-			return nil, nil, fmt.Errorf("%q is neither a network such as 192.0.2.0/24 or 2001:db8::/32 nor a VPC endpoint such as vpce-0a1b2c3d4e5f60718", text)
+			at.Entry(i).Failf("%.100q is neither a network such as 192.0.2.0/24 or 2001:db8::/32 nor a VPC endpoint such as vpce-0a1b2c3d4e5f60718", text)
 		case network != network.Masked():
-			return nil, nil, fmt.Errorf("%s is an address within %s; write the network", text, network.Masked())
+			at.Entry(i).Failf("%s is an address within %s; write the network", text, network.Masked())
 		}
 		networks = append(networks, network)
 	}
-	return networks, endpoints, nil
-}
-
-// checkPartition keeps a signer within one partition: account numbers are unique only
-// within one, and so is access to EC2.
-func checkPartition(regions []ec2ref.Region) error {
-	first, err := regions[0].Partition()
-	if err != nil {
-		return err
-	}
-	for _, region := range regions[1:] {
-		partition, err := region.Partition()
-		if err != nil {
-			return err
-		}
-		if partition != first {
-			return fmt.Errorf("%s is in partition %s and %s in %s; deploy a signer for each", regions[0], first, region, partition)
-		}
-	}
-	return nil
+	return networks, endpoints
 }
 
 // newKeyring adds regions to the shipped ones, and replaces none of them.
-func newKeyring(certificates map[string]string) (*identity.Keyring, error) {
+func newKeyring(certificates map[string]string, at strictyaml.Value) *identity.Keyring {
 	keyring, err := identity.Regions()
 	if err != nil {
-		return nil, err
+		at.Fail(err)
+		return nil
 	}
 	for _, region := range slices.Sorted(maps.Keys(certificates)) {
-		if keyring, err = keyring.With(ec2ref.Region(region), []byte(certificates[region])); err != nil {
-			return nil, fmt.Errorf("region_certificates: %w", err)
+		more, err := keyring.With(ec2ref.Region(region), []byte(certificates[region]))
+		if err != nil {
+			at.Key(region).Fail(err)
+			continue
 		}
+		keyring = more
 	}
-	return keyring, nil
+	return keyring
 }
 
 func (d *deployment) readFiles(folder string) error {

@@ -2,11 +2,11 @@ package deployment
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"regexp"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -15,6 +15,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 	"github.com/hallmark-ssh/hallmark/internal/signer/emf"
 	"github.com/hallmark-ssh/hallmark/internal/signer/teleport"
+	"github.com/hallmark-ssh/hallmark/internal/strictyaml"
 )
 
 // The ways to log in to Teleport.
@@ -43,35 +44,46 @@ type login struct {
 
 var regexpSecret = regexp.MustCompile(`^arn:aws[a-z-]*:secretsmanager:[a-z0-9-]+:[0-9]{12}:secret:.+$`)
 
-// check names the wrong setting.
-func (l login) check() error {
+// check adds what is wrong with the settings.
+func (l login) check(at strictyaml.Value) {
 	uses := map[string][]string{
 		loginIAM: {"token", "role", "region"}, loginFile: {"file"}, loginSecret: {"secret"},
 	}[l.Method]
 	if uses == nil {
-		return fmt.Errorf("method: %q is none of %s, %s and %s", l.Method, loginIAM, loginFile, loginSecret)
+		if method := at.Key("method"); method.Present() {
+			method.Failf("%q is none of %s, %s and %s", l.Method, loginIAM, loginFile, loginSecret)
+		} else {
+			method.Missing(fmt.Sprintf("write %s, %s or %s", loginIAM, loginFile, loginSecret))
+		}
+		return
 	}
 	for _, setting := range []struct{ name, value string }{
 		{"token", l.Token}, {"role", l.Role}, {"region", string(l.Region)}, {"file", l.File}, {"secret", l.Secret},
 	} {
-		used := slices.Contains(uses, setting.name)
+		used, key := slices.Contains(uses, setting.name), at.Key(setting.name)
 		switch {
 		case !used && setting.value != "":
-			return fmt.Errorf("%s: not used with method %s", setting.name, l.Method)
+			key.Failf("not used with method %s; remove it", l.Method)
 		case used && setting.value == "" && setting.name != "region":
-			return fmt.Errorf("%s: missing; method %s needs it", setting.name, l.Method)
+			key.Failf("missing; method %s needs it", l.Method)
 		}
 	}
-	switch {
-	case l.FIPS && l.Method != loginIAM:
-		return fmt.Errorf("fips: not used with method %s", l.Method)
-	case l.Secret != "" && !regexpSecret.MatchString(l.Secret):
-		return errors.New("secret: not the ARN of a secret in Secrets Manager")
-	case l.Region != "":
-		_, err := stsHost(l.Region, l.FIPS)
-		return err
+	if l.FIPS && l.Method != loginIAM {
+		at.Key("fips").Failf("not used with method %s; remove it", l.Method)
 	}
-	return nil
+	if l.Secret != "" && l.Method == loginSecret && !regexpSecret.MatchString(l.Secret) {
+		at.Key("secret").Failf("not the ARN of a secret in Secrets Manager, such as arn:aws:secretsmanager:us-west-2:111122223333:secret:NAME")
+	}
+	if l.Region != "" && l.Method == loginIAM {
+		l.checkRegion(at)
+	}
+}
+
+func (l login) checkRegion(at strictyaml.Value) {
+	if _, err := stsHost(l.Region, l.FIPS); err != nil {
+		setting, reason, _ := strings.Cut(err.Error(), ": ")
+		at.Key(setting).Failf("%s", reason)
+	}
 }
 
 // The role and token of templates/teleport for the fleet's upkeep.

@@ -9,7 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 
-	"go.yaml.in/yaml/v3"
+	"go.yaml.in/yaml/v4"
 
 	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 )

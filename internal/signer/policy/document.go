@@ -12,6 +12,7 @@ import (
 	"cel.dev/cel-go/cel"
 
 	"github.com/hallmark-ssh/hallmark/internal/signer/node"
+	"github.com/hallmark-ssh/hallmark/internal/strictyaml"
 )
 
 // These types mirror the file. A pointer or a nil slice distinguishes "not set" from "set
@@ -69,43 +70,33 @@ type builder struct {
 
 var regexpRuleName = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`)
 
-func (b *builder) rule(d ruleDocument) (rule, error) {
-	if !regexpRuleName.MatchString(d.Name) {
-		return rule{}, in("name", errors.New("use 1 to 63 lower-case letters, digits and hyphens"))
+// rule checks a document, adds what is wrong to the file's problems, and fills in the
+// defaults.
+func (b *builder) rule(d ruleDocument, at strictyaml.Value) rule {
+	r := rule{name: d.Name, line: at.Line(), document: d, principals: d.Principals, port: or(d.Port, defaultPort)}
+	if name := at.Key("name"); !name.Present() {
+		name.Missing("use 1 to 63 lower-case letters, digits and hyphens")
+	} else if !regexpRuleName.MatchString(d.Name) {
+		name.Failf("use 1 to 63 lower-case letters, digits and hyphens")
 	}
-	r := rule{name: d.Name, principals: d.Principals}
+	r.match = d.Match.conditions(b.limits, at.Key("match"))
+	r.when = b.expression(d.When, at.Key("when"))
+	r.tagName = d.TeleportHostname.tagName(at.Key("teleport_hostname"))
+	r.labels = d.Labels.rules(at.Key("labels"))
+	if r.port < 1 || r.port > 65535 {
+		at.Key("port").Failf("%d is not in 1 to 65535", r.port)
+	}
+	checkPrincipals(d.Principals, at.Key("principals"))
 	var err error
-	if r.match, err = d.Match.conditions(b.limits); err != nil {
-		return rule{}, in("match", err)
-	}
-	if r.when, err = b.expression(d.When); err != nil {
-		return rule{}, in("when", err)
-	}
-	if r.hostname, err = parseTemplate(or(d.Hostname, defaultTemplate)); err != nil {
-		return rule{}, in("hostname", err)
-	}
-	if r.tagName, err = d.TeleportHostname.tagName(); err != nil {
-		return rule{}, in("teleport_hostname", err)
-	}
-	if r.address, err = parseAddress(d.Address); err != nil {
-		return rule{}, in("address", err)
-	}
-	if r.port = or(d.Port, defaultPort); r.port < 1 || r.port > 65535 {
-		return rule{}, in("port", fmt.Errorf("%d is not in 1 to 65535", r.port))
-	}
-	if err = checkPrincipals(d.Principals); err != nil {
-		return rule{}, in("principals", err)
-	}
-	if r.labels, err = d.Labels.rules(); err != nil {
-		return rule{}, in("labels", err)
-	}
-	if r.lifetime, err = lifetime(d.CertificateLifetime, b.limits.MaxLifetime); err != nil {
-		return rule{}, in("certificate_lifetime", err)
-	}
-	if r.removeWhenStopped, err = parseWhenStopped(d.WhenStopped); err != nil {
-		return rule{}, in("when_stopped", err)
-	}
-	return r, nil
+	r.hostname, err = parseTemplate(or(d.Hostname, defaultTemplate))
+	at.Key("hostname").Fail(err)
+	r.address, err = parseAddress(d.Address)
+	at.Key("address").Fail(err)
+	r.lifetime, err = lifetime(d.CertificateLifetime, b.limits.MaxLifetime)
+	at.Key("certificate_lifetime").Fail(err)
+	r.removeWhenStopped, err = parseWhenStopped(d.WhenStopped)
+	at.Key("when_stopped").Fail(err)
+	return r
 }
 
 // parseWhenStopped reports whether an instance that is stopped loses its node.
@@ -127,53 +118,46 @@ func or[T any](value *T, otherwise T) T {
 	return *value
 }
 
-func (b *builder) expression(text *string) (_ *expression, err error) {
+func (b *builder) expression(text *string, at strictyaml.Value) *expression {
 	if text == nil {
-		return nil, nil
+		return nil
 	}
 	if b.env == nil {
-		if b.env, err = expressions(); err != nil {
-			return nil, err
+		env, err := expressions()
+		if err != nil {
+			at.Fail(err)
+			return nil
 		}
+		b.env = env
 	}
-	return compile(b.env, *text)
+	e, wrong := compile(b.env, *text)
+	for _, w := range wrong {
+		at.FailAt(w.offset, w.err)
+	}
+	return e
 }
 
 // conditions returns a rule's conditions in the order in which a refusal names them:
 // where the instance is, what it runs, and last its tags.
-func (d matchDocument) conditions(limits Limits) ([]condition, error) {
-	place, err := d.place(limits)
-	if err != nil {
-		return nil, err
-	}
-	provenance, err := d.provenance(limits)
-	if err != nil {
-		return nil, err
-	}
-	imageTags, err := tagConditions("image_tags", d.ImageTags, func(f node.Facts) map[string]string { return f.ImageTags })
-	if err != nil {
-		return nil, in("image_tags", err)
-	}
-	tags, err := tagConditions("tags", d.Tags, func(f node.Facts) map[string]string { return f.Tags })
-	if err != nil {
-		return nil, in("tags", err)
-	}
+func (d matchDocument) conditions(limits Limits, at strictyaml.Value) []condition {
+	imageTags := tagConditions("image_tags", d.ImageTags, func(f node.Facts) map[string]string { return f.ImageTags }, at.Key("image_tags"))
+	tags := tagConditions("tags", d.Tags, func(f node.Facts) map[string]string { return f.Tags }, at.Key("tags"))
 	for n, holds := range imageTags {
 		imageTags[n] = ofOwnImage(holds)
 	}
-	return slices.Concat(place, provenance, imageTags, tags), nil
+	return slices.Concat(d.place(limits, at), d.provenance(limits, at), imageTags, tags)
 }
 
-func (d matchDocument) place(limits Limits) ([]condition, error) {
+func (d matchDocument) place(limits Limits, at strictyaml.Value) []condition {
 	var list []condition
 	for _, m := range []struct {
 		key              string
 		entries, allowed []string
-		form             *regexp.Regexp
+		form             form
 		fact             func(node.Facts) string
 	}{
-		{"accounts", d.Accounts, texts(limits.Accounts), regexpAccount, func(f node.Facts) string { return f.Account }},
-		{"regions", d.Regions, texts(limits.Regions), regexpRegion, func(f node.Facts) string { return f.Region }},
+		{"accounts", d.Accounts, texts(limits.Accounts), formAccount, func(f node.Facts) string { return f.Account }},
+		{"regions", d.Regions, texts(limits.Regions), formRegion, func(f node.Facts) string { return f.Region }},
 	} {
 		if m.entries == nil {
 			if !limits.unlimited {
@@ -181,100 +165,100 @@ func (d matchDocument) place(limits Limits) ([]condition, error) {
 			}
 			continue
 		}
-		if err := checkEntries(m.entries, m.form); err != nil {
-			return nil, in(m.key, err)
-		}
-		if err := narrows(m.entries, m.allowed); err != nil && !limits.unlimited {
-			return nil, in(m.key, err)
+		checkEntries(m.entries, m.form, at.Key(m.key))
+		if !limits.unlimited {
+			narrows(m.entries, m.allowed, m.form, at.Key(m.key))
 		}
 		list = append(list, oneOf(m.key, m.entries, m.fact))
 	}
 	for _, m := range []struct {
 		key     string
 		entries []string
-		form    *regexp.Regexp
+		form    form
 		holds   condition
 	}{
-		{"vpcs", d.VPCs, regexpVPC, oneOf("vpcs", d.VPCs, func(f node.Facts) string { return f.VPC })},
-		{"subnets", d.Subnets, regexpSubnet, oneOf("subnets", d.Subnets, func(f node.Facts) string { return f.Subnet })},
-		{"instance_profiles", d.InstanceProfiles, regexpProfile, profiles("instance_profiles", d.InstanceProfiles)},
+		{"vpcs", d.VPCs, formVPC, oneOf("vpcs", d.VPCs, func(f node.Facts) string { return f.VPC })},
+		{"subnets", d.Subnets, formSubnet, oneOf("subnets", d.Subnets, func(f node.Facts) string { return f.Subnet })},
+		{"instance_profiles", d.InstanceProfiles, formProfile, profiles("instance_profiles", d.InstanceProfiles)},
 	} {
-		if m.entries == nil {
-			continue
+		if m.entries != nil {
+			checkEntries(m.entries, m.form, at.Key(m.key))
+			list = append(list, m.holds)
 		}
-		if err := checkEntries(m.entries, m.form); err != nil {
-			return nil, in(m.key, err)
-		}
-		list = append(list, m.holds)
 	}
-	return list, nil
+	return list
 }
 
 // provenance returns the conditions on the image and the age. Every rule must set both: a
 // rule without them would admit any image that someone in a listed account starts, and
 // any old machine.
-func (d matchDocument) provenance(limits Limits) ([]condition, error) {
+func (d matchDocument) provenance(limits Limits, at strictyaml.Value) []condition {
 	var list []condition
-	if d.ImageOwners == nil {
-		return nil, in("image_owners", errors.New("required: list accounts, self or listed; [any] waives it"))
-	}
-	if !slices.Equal(d.ImageOwners, []string{anything}) {
-		if err := checkEntries(d.ImageOwners, regexpImageOwner); err != nil {
-			return nil, in("image_owners", err)
+	owners := at.Key("image_owners")
+	switch {
+	case d.ImageOwners == nil:
+		owners.Failf("required: list accounts, self or listed; [any] waives it")
+	case !slices.Equal(d.ImageOwners, []string{anything}):
+		if slices.Contains(d.ImageOwners, anything) {
+			owners.Failf("any waives the check, so it stands alone: write [any]")
+		} else {
+			checkEntries(d.ImageOwners, formImageOwner, owners)
 		}
 		list = append(list, imageOwners("image_owners", d.ImageOwners, limits))
 	}
 	if d.Images != nil {
-		if err := checkEntries(d.Images, regexpImage); err != nil {
-			return nil, in("images", err)
-		}
+		checkEntries(d.Images, formImage, at.Key("images"))
 		list = append(list, oneOf("images", d.Images, func(f node.Facts) string { return f.Image }))
 	}
-	if d.MaxAge == nil {
-		return nil, in("max_age", errors.New("required: the longest time from launch to first enrollment, 24h for example; any waives it"))
-	}
-	if *d.MaxAge != anything {
+	switch age := at.Key("max_age"); {
+	case d.MaxAge == nil:
+		age.Failf("required: the longest time from launch to first enrollment, such as 24h or 7d; any waives it")
+	case *d.MaxAge != anything:
 		longest, err := ParseDuration(*d.MaxAge)
 		if err != nil || longest <= 0 {
-			return nil, in("max_age", fmt.Errorf("%s is neither a duration (90m, 24h, 7d) nor any", quote(*d.MaxAge)))
+			age.Failf("%s is neither any nor a duration above 0; write %s", quote(*d.MaxAge), exampleOf(*d.MaxAge))
 		}
 		list = append(list, maxAge("max_age", longest))
 	}
-	return list, nil
+	return list
 }
 
-// These are the forms of AWS's identifiers: a mistyped one would never match.
+// form is the form of an identifier of AWS: a mistyped one would never match.
+type form struct {
+	matches *regexp.Regexp
+	is      string // what it is, with an example
+}
+
 var (
-	regexpAccount    = regexp.MustCompile(`^[0-9]{12}$`)
-	regexpRegion     = regexp.MustCompile(`^[a-z0-9]+(-[a-z0-9]+)+$`)
-	regexpVPC        = regexp.MustCompile(`^vpc-([0-9a-f]{17}|[0-9a-f]{8})$`)
-	regexpSubnet     = regexp.MustCompile(`^subnet-([0-9a-f]{17}|[0-9a-f]{8})$`)
-	regexpImage      = regexp.MustCompile(`^ami-([0-9a-f]{17}|[0-9a-f]{8})$`)
-	regexpImageOwner = regexp.MustCompile(`^([0-9]{12}|self|listed)$`)
+	formAccount    = form{regexp.MustCompile(`^[0-9]{12}$`), "an account of 12 digits, in quotes, such as \"111122223333\""}
+	formRegion     = form{regexp.MustCompile(`^[a-z0-9]+(-[a-z0-9]+)+$`), "an AWS region, such as us-west-2"}
+	formVPC        = form{regexp.MustCompile(`^vpc-([0-9a-f]{17}|[0-9a-f]{8})$`), "a VPC id, such as vpc-0123456789abcdef0"}
+	formSubnet     = form{regexp.MustCompile(`^subnet-([0-9a-f]{17}|[0-9a-f]{8})$`), "a subnet id, such as subnet-0123456789abcdef0"}
+	formImage      = form{regexp.MustCompile(`^ami-([0-9a-f]{17}|[0-9a-f]{8})$`), "an image id, such as ami-0123456789abcdef0"}
+	formImageOwner = form{regexp.MustCompile(`^([0-9]{12}|self|listed)$`), "self, listed or an account of 12 digits, in quotes"}
 	// Allow one * at most, in the last part (IAM User Guide, "IAM identifiers": a path has any
 	// ASCII characters except control characters and space, a name letters, digits and
 	// +=,.@_-).
-	regexpProfile = regexp.MustCompile(`^arn:aws[a-z-]*:iam::[0-9]{12}:instance-profile/([!-)+-.0-~]+/)*[A-Za-z0-9+=,.@_*-]+$`)
+	formProfile = form{regexp.MustCompile(`^arn:aws[a-z-]*:iam::[0-9]{12}:instance-profile/([!-)+-.0-~]+/)*[A-Za-z0-9+=,.@_*-]+$`),
+		"the ARN of an instance profile, such as arn:aws:iam::111122223333:instance-profile/web; a * may be in its last part only"}
 )
 
 // checkEntries checks the number and the form of a list's entries.
-func checkEntries(list []string, form *regexp.Regexp) error {
+func checkEntries(list []string, form form, at strictyaml.Value) {
 	switch {
 	case len(list) == 0:
-		return errors.New("an empty list matches nothing; leave it out to match all")
+		at.Failf("an empty list matches nothing; leave it out to match all")
 	case len(list) > maxEntries:
-		return fmt.Errorf("%d entries, more than %d", len(list), maxEntries)
+		at.Failf("%d entries, more than %d", len(list), maxEntries)
+		return
 	}
-	for _, entry := range list {
-		if !form.MatchString(entry) {
-			return fmt.Errorf("%s does not have the form %s", quote(entry), form)
+	for i, entry := range list {
+		if !form.matches.MatchString(entry) {
+			at.Entry(i).Failf("%s is not %s", quote(entry), form.is)
 		}
 	}
-	return nil
 }
 
-// narrows stops a policy from admitting more than the deployment does: a person who may
-// edit the policy must not be able to admit another account.
 func texts[T ~string](list []T) []string {
 	plain := make([]string, len(list))
 	for n, value := range list {
@@ -283,62 +267,62 @@ func texts[T ~string](list []T) []string {
 	return plain
 }
 
-func narrows(list, allowed []string) error {
-	for _, entry := range list {
-		if !slices.Contains(allowed, entry) {
-			return fmt.Errorf("%s is not in the deployment's list; a policy can only narrow it", quote(entry))
+// narrows stops a policy from admitting more than the deployment does: a person who may
+// edit the policy must not be able to admit another account.
+func narrows(list, allowed []string, form form, at strictyaml.Value) {
+	for i, entry := range list[:min(len(list), maxEntries)] {
+		if form.matches.MatchString(entry) && !slices.Contains(allowed, entry) {
+			at.Entry(i).Failf("%s is not in the deployment's list; a policy can only narrow it", quote(entry))
 		}
 	}
-	return nil
 }
 
-func tagConditions(key string, tags map[string][]string, of func(node.Facts) map[string]string) ([]condition, error) {
+func tagConditions(key string, tags map[string][]string, of func(node.Facts) map[string]string, at strictyaml.Value) []condition {
 	if tags != nil && len(tags) == 0 || len(tags) > maxEntries {
-		return nil, fmt.Errorf("%d tags; list 1 to %d or leave it out", len(tags), maxEntries)
+		at.Failf("%d tags; list 1 to %d or leave it out", len(tags), maxEntries)
+		return nil
 	}
 	var list []condition
 	for _, tag := range slices.Sorted(maps.Keys(tags)) {
-		patterns, err := globs(tags[tag])
-		if err == nil && len(patterns) == 0 {
-			err = errors.New(`an empty list matches nothing; ["*"] matches every value`)
-		}
-		if err != nil {
-			return nil, in(tag, err)
+		patterns := globs(tags[tag], at.Key(tag))
+		if len(patterns) == 0 {
+			at.Key(tag).Failf(`an empty list matches nothing; ["*"] matches every value`)
 		}
 		list = append(list, tagged(key, tag, patterns, of))
 	}
-	return list, nil
+	return list
 }
 
-func (d *tagNameDocument) tagName() (*tagName, error) {
+func (d *tagNameDocument) tagName(at strictyaml.Value) *tagName {
 	if d == nil {
-		return nil, nil
+		return nil
+	}
+	if key := at.Key("pattern"); !key.Present() {
+		key.Missing("write a regular expression for the names that the tag " + hostnameTag + " may give")
 	}
 	pattern, err := parseNamePattern(d.Pattern)
-	if err != nil {
-		return nil, in("pattern", err)
+	if at.Key("pattern").Present() {
+		at.Key("pattern").Fail(err)
 	}
+	suffixes := at.Key("suffixes")
 	if len(d.Suffixes) > maxSuffixes {
-		return nil, in("suffixes", fmt.Errorf("%d entries, more than %d", len(d.Suffixes), maxSuffixes))
+		suffixes.Failf("%d entries, more than %d", len(d.Suffixes), maxSuffixes)
+		return nil
 	}
-	for _, suffix := range d.Suffixes {
-		if err := checkSuffix(suffix); err != nil {
-			return nil, in("suffixes", err)
-		}
+	for i, suffix := range d.Suffixes {
+		suffixes.Entry(i).Fail(checkSuffix(suffix))
 	}
-	return &tagName{pattern: pattern, suffixes: d.Suffixes}, nil
+	return &tagName{pattern: pattern, suffixes: d.Suffixes}
 }
 
-func checkPrincipals(list []principalKind) error {
+func checkPrincipals(list []principalKind, at strictyaml.Value) {
 	for i, kind := range list {
 		if !slices.Contains(principalKinds(), kind) {
-			return fmt.Errorf("%s is none of %q", quote(string(kind)), principalKinds())
-		}
-		if slices.Contains(list[:i], kind) {
-			return fmt.Errorf("%s appears twice", kind)
+			at.Entry(i).Failf("%s is not private_ip, public_ip, ipv6 or private_dns", quote(string(kind)))
+		} else if slices.Contains(list[:i], kind) {
+			at.Entry(i).Failf("%s appears twice; remove one", kind)
 		}
 	}
-	return nil
 }
 
 func lifetime(asked *Duration, longest time.Duration) (time.Duration, error) {
@@ -347,38 +331,31 @@ func lifetime(asked *Duration, longest time.Duration) (time.Duration, error) {
 	}
 	switch d := time.Duration(*asked); {
 	case d < ShortestLifetime:
-		return 0, fmt.Errorf("%s is shorter than %s", d, ShortestLifetime)
+		return 0, fmt.Errorf("%s is shorter than %s", *asked, Duration(ShortestLifetime))
 	case d > longest:
-		return 0, fmt.Errorf("%s is longer than the deployment's %s; a policy can only narrow it", d, longest)
+		return 0, fmt.Errorf("%s is longer than the deployment's %s; a policy can only narrow it", *asked, Duration(longest))
 	default:
 		return d.Truncate(time.Second), nil // the resolution of certificates
 	}
 }
 
-func (d labelsDocument) rules() (labelRules, error) {
+func (d labelsDocument) rules(at strictyaml.Value) labelRules {
 	l := labelRules{static: d.Static, tagPrefix: or(d.TagPrefix, defaultTagPrefix)}
+	static := at.Key("static")
 	if len(d.Static) > maxStaticLabels {
-		return l, in("static", fmt.Errorf("%d labels, more than %d", len(d.Static), maxStaticLabels))
+		static.Failf("%d labels, more than %d", len(d.Static), maxStaticLabels)
+		return l
 	}
 	for _, key := range slices.Sorted(maps.Keys(d.Static)) {
-		if err := checkStatic(key, d.Static[key]); err != nil {
-			return l, in("static", in(key, err))
-		}
+		static.Key(key).Fail(checkStatic(key, d.Static[key]))
 	}
-	if err := checkTagPrefix(l.tagPrefix); err != nil {
-		return l, in("tag_prefix", err)
-	}
+	at.Key("tag_prefix").Fail(checkTagPrefix(l.tagPrefix))
 	if d.AllowTags == nil {
 		d.AllowTags = []string{"*"}
 	}
-	var err error
-	if l.allow, err = globs(d.AllowTags); err != nil {
-		return l, in("allow_tags", err)
-	}
-	if l.deny, err = globs(d.DenyTags); err != nil {
-		return l, in("deny_tags", err)
-	}
-	return l, nil
+	l.allow = globs(d.AllowTags, at.Key("allow_tags"))
+	l.deny = globs(d.DenyTags, at.Key("deny_tags"))
+	return l
 }
 
 func checkTagPrefix(prefix string) error {
@@ -406,16 +383,17 @@ func checkStatic(key, value string) error {
 	return nil
 }
 
-func globs(patterns []string) ([]glob, error) {
+func globs(patterns []string, at strictyaml.Value) []glob {
 	if len(patterns) > maxEntries {
-		return nil, fmt.Errorf("%d patterns, more than %d", len(patterns), maxEntries)
+		at.Failf("%d patterns, more than %d", len(patterns), maxEntries)
+		return nil
 	}
 	list := make([]glob, 0, len(patterns))
-	for _, p := range patterns {
+	for i, p := range patterns {
 		if p == "" || len(p) > maxGlobBytes {
-			return nil, fmt.Errorf("pattern %s: use 1 to %d characters", quote(p), maxGlobBytes)
+			at.Entry(i).Failf("pattern %s: use 1 to %d characters", quote(p), maxGlobBytes)
 		}
 		list = append(list, glob(p))
 	}
-	return list, nil
+	return list
 }

@@ -5,22 +5,49 @@ import (
 	"strconv"
 	"strings"
 	"time"
-
-	"go.yaml.in/yaml/v3"
 )
 
 // Duration is a time.Duration that a YAML file writes as text such as 90m, 24h, 7d or 1d12h.
 // A day has 24 hours.
 type Duration time.Duration
 
-// UnmarshalYAML implements yaml.Unmarshaler.
-func (d *Duration) UnmarshalYAML(n *yaml.Node) error {
-	parsed, err := ParseDuration(n.Value)
-	if n.Kind != yaml.ScalarNode || err != nil {
-		return &yaml.TypeError{Errors: []string{fmt.Sprintf("line %d: %s is not a duration; write 90m, 24h or 7d", n.Line, quote(n.Value))}}
+const day = 24 * time.Hour
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (d *Duration) UnmarshalText(text []byte) error {
+	parsed, err := ParseDuration(string(text))
+	if err != nil {
+		return fmt.Errorf("%s is not a duration; write %s", quote(string(text)), exampleOf(string(text)))
 	}
 	*d = Duration(parsed)
 	return nil
+}
+
+// String returns the duration as a file would write it: 7d rather than 168h0m0s.
+func (d Duration) String() string {
+	days, rest := time.Duration(d)/day, time.Duration(d)%day
+	text := rest.String()
+	if strings.HasSuffix(text, "m0s") {
+		text = strings.TrimSuffix(text, "0s")
+	}
+	if strings.HasSuffix(text, "h0m") {
+		text = strings.TrimSuffix(text, "0m")
+	}
+	switch {
+	case days <= 0:
+		return text
+	case rest == 0:
+		return fmt.Sprintf("%dd", days)
+	}
+	return fmt.Sprintf("%dd%s", days, text)
+}
+
+// exampleOf returns a duration that was probably meant.
+func exampleOf(text string) string {
+	if hours, err := strconv.ParseUint(text, 10, 16); err == nil && hours > 0 {
+		return text + "h"
+	}
+	return "90m, 24h or 7d"
 }
 
 // ParseDuration reads what time.ParseDuration reads, and whole days before that: 7d, 1d12h.
@@ -39,7 +66,7 @@ func ParseDuration(text string) (time.Duration, error) {
 			return 0, err
 		}
 	}
-	d := time.Duration(n)*24*time.Hour + more
+	d := time.Duration(n)*day + more
 	if d < more { // it overflowed
 		return 0, fmt.Errorf("%s is too long", quote(text))
 	}

@@ -92,13 +92,15 @@ type Policy struct {
 	// Size is the file's size in bytes.
 	Size int
 
-	rules []rule
+	limits Limits
+	rules  []rule
 }
 
 // rule is one entry of the file, checked and with its defaults filled in.
 type rule struct {
 	name       string
 	line       int
+	document   ruleDocument // for the warnings
 	match      []condition
 	when       *expression // or nil
 	hostname   template

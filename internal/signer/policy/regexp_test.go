@@ -34,9 +34,9 @@ func TestPatternsOfTagsAreBounded(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			e, err := compile(env, tt.when)
-			if err != nil {
-				t.Fatal(err)
+			e, wrong := compile(env, tt.when)
+			if wrong != nil {
+				t.Fatal(wrong)
 			}
 			ok, err := e.holds(node.Facts{Tags: map[string]string{"a": tt.text, "b": tt.pattern}}, clock())
 			if tt.want == "" && (err != nil || !ok) || tt.want != "" && (err == nil || !strings.Contains(err.Error(), tt.want)) {

@@ -12,7 +12,7 @@ import (
 	"strings"
 	"testing"
 
-	"go.yaml.in/yaml/v3"
+	"go.yaml.in/yaml/v4"
 
 	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 	templates "github.com/hallmark-ssh/hallmark/templates/policy"

@@ -3,7 +3,6 @@ package policy
 import (
 	"errors"
 	"fmt"
-	"strings"
 	"time"
 
 	"cel.dev/cel-go/cel"
@@ -71,21 +70,22 @@ func getTag(tags, key ref.Val) ref.Val {
 	return types.String("")
 }
 
-// compile checks the text and the type of its result.
-func compile(env *cel.Env, text string) (*expression, error) {
+// compile checks the text and the type of its result. It returns everything that is
+// wrong with it.
+func compile(env *cel.Env, text string) (*expression, []wrongWhen) {
 	if len(text) > maxWhenBytes {
-		return nil, fmt.Errorf("%d bytes, more than %d", len(text), maxWhenBytes)
+		return nil, []wrongWhen{{err: fmt.Errorf("%d bytes, more than %d", len(text), maxWhenBytes)}}
 	}
 	checked, issues := env.Compile(text)
-	if err := issues.Err(); err != nil {
-		return nil, errors.New(firstIssue(issues))
+	if issues.Err() != nil {
+		return nil, wrongOf(issues, text)
 	}
 	if t := checked.OutputType(); !t.IsExactType(cel.BoolType) {
-		return nil, fmt.Errorf("expression must return bool, not %s", t)
+		return nil, []wrongWhen{{err: fmt.Errorf("expression must return bool, not %s", t)}}
 	}
 	program, err := env.Program(checked, cel.CostLimit(maxWhenCost), cel.CostTracking(costs{}), cel.EvalOptions(cel.OptPartialEval))
 	if err != nil {
-		return nil, err
+		return nil, []wrongWhen{{err: err}}
 	}
 	return &expression{program: program, facts: variablesOf(checked)}, nil
 }
@@ -116,14 +116,6 @@ func (e *expression) lacks(f node.Facts) bool {
 		}
 	}
 	return false
-}
-
-// firstIssue omits the excerpt that CEL draws below an error.
-func firstIssue(issues *cel.Issues) string {
-	for _, e := range issues.Errors() {
-		return fmt.Sprintf("column %d: %.300s", e.Location.Column()+1, strings.TrimSpace(e.Message))
-	}
-	return "it does not compile"
 }
 
 // errUnknown is the outcome of an expression that depends on something unknown about the
