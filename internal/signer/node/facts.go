@@ -191,7 +191,23 @@ func readValue(d *json.Decoder, value any) error {
 	if bytes.Equal(raw, []byte("null")) {
 		return errors.New("null is not a value; remove the key")
 	}
-	return json.Unmarshal(raw, value)
+	if err := json.Unmarshal(raw, value); err != nil {
+		return fmt.Errorf("%.100s %s", raw, wanted(value))
+	}
+	return nil
+}
+
+// wanted says what a value must be, without the names of Go's types.
+func wanted(value any) string {
+	switch value.(type) {
+	case *time.Time:
+		return "is not a time; write it as EC2 does, such as 2026-01-31T12:00:00Z"
+	case *string:
+		return "is not a text; put it in quotes"
+	case *bool:
+		return "is neither true nor false"
+	}
+	return "is not what this fact takes"
 }
 
 func atEnd(d *json.Decoder) error {

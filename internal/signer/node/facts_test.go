@@ -86,7 +86,7 @@ func TestParseFactsRefuses(t *testing.T) {
 		"null":             {"{" + required + `, "vpc": null}`, `"vpc": null is not a value`},
 		"null tags":        {"{" + required + `, "tags": null}`, `"tags": want a JSON object`},
 		"null tag":         {"{" + required + `, "tags": {"a": null}}`, "null is not a value"},
-		"wrong type":       {"{" + required + `, "vpc": 1}`, "cannot unmarshal number"},
+		"wrong type":       {"{" + required + `, "vpc": 1}`, "\"vpc\": 1 is not a text; put it in quotes"},
 		"tags as EC2 says": {"{" + required + `, "tags": [{"Key": "a", "Value": "b"}]}`, `"tags": want a JSON object`},
 		"time":             {"{" + required + `, "launch_time": "yesterday"}`, `"launch_time"`},
 		"no account":       {`{"region": "us-west-2", "instance_id": "i-0a1b2c3d"}`, "account, region and instance_id are required"},

@@ -21,7 +21,9 @@ import (
 )
 
 const (
-	policyCheckLong = `Checks a policy file, and says what is wrong on which line.`
+	policyCheckLong = `Checks a policy file, and reports everything that is wrong, each with its line and the fix.
+Warns of rules that can never match, and of tag keys that are almost another's. Warnings do
+not change the exit code.`
 
 	policyExplainLong = `Shows which rule decides about an instance, why earlier rules do not, and what the instance
 would get. With --instance it makes no calls: FACTS.json contains what EC2 would answer.
@@ -82,6 +84,9 @@ func runPolicyCheck(cmd *cobra.Command, file, deploymentFile string) error {
 	p, _, err := readPolicyFile(cmd, file, deploymentFile)
 	if err != nil {
 		return err
+	}
+	for _, w := range p.Warnings() {
+		cli.Note(cmd, "warning: %s: %s", title(file), w)
 	}
 	// The parser only needs to know which rules there are, not what they decide.
 	rules := p.Explain(node.Facts{}, node.Cluster{}, time.Time{}).Rules
@@ -224,7 +229,7 @@ func explain(e policy.Explanation, f node.Facts) string {
 		show("principal", name)
 	}
 	show("address", d.Address)
-	show("lifetime", d.Lifetime.String())
+	show("lifetime", policy.Duration(d.Lifetime).String())
 	for _, key := range slices.Sorted(maps.Keys(d.Labels)) {
 		show("label", key+"="+d.Labels[key])
 	}

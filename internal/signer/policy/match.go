@@ -95,7 +95,7 @@ func maxAge(key string, longest time.Duration) condition {
 		case !known:
 			return not(key + ": the launch time is not known or is yet to come")
 		case age > longest:
-			return not(fmt.Sprintf("%s: launched %s ago, more than %s, and never enrolled", key, age.Truncate(time.Second), longest))
+			return not(fmt.Sprintf("%s: launched %s, more than %s, and never enrolled", key, ago(age), Duration(longest)))
 		}
 		return unmet{}
 	}
