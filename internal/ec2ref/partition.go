@@ -58,10 +58,11 @@ type Service string
 
 // The services that Hallmark calls by name.
 const (
-	EC2    Service = "ec2"
-	Lambda Service = "lambda"
-	SSM    Service = "ssm"
-	STS    Service = "sts"
+	EC2           Service = "ec2"
+	Lambda        Service = "lambda"
+	Organizations Service = "organizations"
+	SSM           Service = "ssm"
+	STS           Service = "sts"
 )
 
 // Host returns the name of the service's endpoint in the region. It fails for a
@@ -72,6 +73,25 @@ func (s Service) Host(r Region) (string, error) {
 		return "", err
 	}
 	return fmt.Sprintf("%s.%s.%s", s, r, p.dnsSuffix), nil
+}
+
+// OrganizationsRegion returns the region of the only endpoint of AWS Organizations in a
+// region's partition (https://docs.aws.amazon.com/general/latest/gr/ao.html). It fails for a
+// partition whose endpoint is not known.
+func OrganizationsRegion(r Region) (Region, error) {
+	p, err := r.partition()
+	if err != nil {
+		return "", err
+	}
+	switch p.name {
+	case "aws":
+		return "us-east-1", nil
+	case "aws-cn":
+		return "cn-northwest-1", nil
+	case govCloud:
+		return "us-gov-west-1", nil
+	}
+	return "", fmt.Errorf("the endpoint of AWS Organizations in partition %s is not known; list the accounts instead", p.name)
 }
 
 // STSHost returns the name of STS's endpoint in the region, or of its FIPS endpoint

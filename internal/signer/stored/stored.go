@@ -1,5 +1,5 @@
 // Package stored keeps a text in the ledger's table: the last good policy, where the next
-// sweep begins, and which instances EC2 does not show.
+// sweep begins, which instances EC2 does not show, and the accounts of an organization.
 package stored
 
 import (
@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/dynamodb"
@@ -34,6 +35,9 @@ type Text struct {
 const (
 	keyAttribute  = "pk"
 	textAttribute = "text"
+	// expiresAttribute is when DynamoDB may delete the item, in seconds since 1970. The
+	// table's template names it.
+	expiresAttribute = "expires"
 	// versionAttribute counts the updates. A text that is only ever saved does not have it.
 	versionAttribute = "version"
 )
@@ -119,14 +123,23 @@ func (m Text) load(ctx context.Context) (content []byte, version uint64, err err
 
 // Save replaces the text.
 func (m Text) Save(ctx context.Context, text []byte) error {
-	_, err := m.Client.PutItem(ctx, &dynamodb.PutItemInput{
-		TableName: &m.Table,
-		Item: map[string]types.AttributeValue{
-			keyAttribute:  &types.AttributeValueMemberS{Value: m.Name},
-			textAttribute: &types.AttributeValueMemberS{Value: string(text)},
-		},
-	})
-	if err != nil {
+	return m.save(ctx, text, nil)
+}
+
+// SaveUntil replaces the text. DynamoDB may delete it after that time.
+func (m Text) SaveUntil(ctx context.Context, text []byte, until time.Time) error {
+	return m.save(ctx, text, &types.AttributeValueMemberN{Value: strconv.FormatInt(until.Unix(), 10)})
+}
+
+func (m Text) save(ctx context.Context, text []byte, expires types.AttributeValue) error {
+	item := map[string]types.AttributeValue{
+		keyAttribute:  &types.AttributeValueMemberS{Value: m.Name},
+		textAttribute: &types.AttributeValueMemberS{Value: string(text)},
+	}
+	if expires != nil {
+		item[expiresAttribute] = expires
+	}
+	if _, err := m.Client.PutItem(ctx, &dynamodb.PutItemInput{TableName: &m.Table, Item: item}); err != nil {
 		return fmt.Errorf("put item %s into table %s: %w", m.Name, m.Table, err)
 	}
 	return nil

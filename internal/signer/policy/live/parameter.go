@@ -1,12 +1,10 @@
 package live
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"strings"
 	"time"
@@ -78,8 +76,8 @@ func (p Parameter) get(ctx context.Context) ([]byte, error) {
 
 // parseAnswer returns the value in an answer about the parameter. No error shows any of it.
 func (p Parameter) parseAnswer(status int, data []byte) ([]byte, error) {
-	answer, decodeErr := members(data)
-	kind, message := text(answer["__type"]), text(answer["message"]) // in an error
+	answer, decodeErr := awscall.Members(data)
+	kind, message := awscall.Text(answer["__type"]), awscall.Text(answer["message"]) // in an error
 	switch {
 	case status >= http.StatusInternalServerError || strings.HasSuffix(kind, "ThrottlingException"):
 		return nil, fmt.Errorf("%w: HTTP status %d: %.100s: %.300s", errBusy, status, kind, message)
@@ -88,14 +86,14 @@ func (p Parameter) parseAnswer(status int, data []byte) ([]byte, error) {
 	case decodeErr != nil:
 		return nil, fmt.Errorf("the answer of SSM is not JSON of the expected form: %w", decodeErr)
 	}
-	parameter, err := members(answer["Parameter"])
+	parameter, err := awscall.Members(answer["Parameter"])
 	if err != nil {
 		return nil, fmt.Errorf("the answer of SSM holds no parameter: %w", err)
 	}
-	if !p.isNamed(text(parameter["Name"]), text(parameter["ARN"])) {
+	if !p.isNamed(awscall.Text(parameter["Name"]), awscall.Text(parameter["ARN"])) {
 		return nil, errors.New("the answer of SSM is about another parameter")
 	}
-	return bounded(text(parameter["Value"]))
+	return bounded(awscall.Text(parameter["Value"]))
 }
 
 // isNamed reports whether an answer's name or ARN is the parameter's. The answer's name does
@@ -105,43 +103,6 @@ func (p Parameter) isNamed(name, arn string) bool {
 		return full != "" && (p.Name == full || strings.HasPrefix(p.Name, full+":"))
 	}
 	return name == "" && arn == "" || selected(name) || selected(arn)
-}
-
-// members reads a JSON object that spans all of data and contains each name once.
-// encoding/json alone would take the last of several, in any case.
-func members(data []byte) (map[string]json.RawMessage, error) {
-	d := json.NewDecoder(bytes.NewReader(data))
-	if t, err := d.Token(); err != nil || t != json.Delim('{') {
-		return nil, errors.New("it is not an object")
-	}
-	object := make(map[string]json.RawMessage)
-	for d.More() {
-		t, err := d.Token()
-		name, _ := t.(string)
-		if _, twice := object[name]; err != nil || twice {
-			return nil, errors.New("a key is malformed or appears twice")
-		}
-		var value json.RawMessage
-		if d.Decode(&value) != nil {
-			return nil, errors.New("a value is malformed")
-		}
-		object[name] = value
-	}
-	if _, err := d.Token(); err != nil {
-		return nil, errors.New("it is cut off")
-	}
-	if _, err := d.Token(); !errors.Is(err, io.EOF) {
-		return nil, errors.New("something follows it")
-	}
-	return object, nil
-}
-
-// text returns a JSON string's value, and nothing for any other value.
-func text(value json.RawMessage) (s string) {
-	if json.Unmarshal(value, &s) != nil {
-		return ""
-	}
-	return s
 }
 
 // maxTextBytes bounds a text from outside. A parameter of the advanced tier has at
