@@ -19,15 +19,24 @@ type Facts struct {
 	Account    string
 	Region     string
 	InstanceID string
-	VPC        string
-	Subnet     string
-	Zone       string // availability zone
+
+	// AccountName and AccountPath are the account's name in its organization, and the names of
+	// the units above it, such as /Workloads/Production. They are empty if unknown.
+	AccountName string
+	AccountPath string
+
+	VPC    string
+	Subnet string
+	Zone   string // availability zone
 	// InstanceProfile is the ARN of the instance profile, or empty.
 	InstanceProfile string
 
 	Image string // id
 	// ImageOwner is the account that owns the image, or empty if it is no longer known.
 	ImageOwner string
+	// ImageOwnerMember says that the owner is an account of the organization that may enroll
+	// instances.
+	ImageOwnerMember bool
 	// ImageTags are the image's tags. They are empty unless the instance's own account owns
 	// the image: AWS shows them to no other account, and anyone who copies an image can forge
 	// them.
@@ -63,7 +72,7 @@ func FactsOf(i *inventory.Instance, r ledger.Record) Facts {
 		ImageOwner:      owner,
 		ImageTags:       tags,
 		LaunchTime:      i.LaunchTime,
-		Enrolled:        r.ConfirmedHostname != "" && !r.Retired,
+		Enrolled:        IsEnrolled(r),
 		PrivateIP:       i.PrivateIP,
 		PublicIP:        i.PublicIP,
 		IPv6:            i.IPv6,
@@ -71,6 +80,10 @@ func FactsOf(i *inventory.Instance, r ledger.Record) Facts {
 		Tags:            i.Tags,
 	}
 }
+
+// IsEnrolled reports whether the ledger knows an instance from an enrollment that went
+// through.
+func IsEnrolled(r ledger.Record) bool { return r.ConfirmedHostname != "" && !r.Retired }
 
 // MaxLaunchSkew is how far EC2's clock may be ahead of the signer's.
 const MaxLaunchSkew = 5 * time.Minute
@@ -88,23 +101,26 @@ func (f Facts) Age(now time.Time) (age time.Duration, known bool) {
 // policy's conditions, except launch_time.
 func (f *Facts) Fields() map[string]any {
 	return map[string]any{
-		"account":          &f.Account,
-		"region":           &f.Region,
-		"zone":             &f.Zone,
-		"vpc":              &f.VPC,
-		"subnet":           &f.Subnet,
-		"instance_id":      &f.InstanceID,
-		"instance_profile": &f.InstanceProfile,
-		"image":            &f.Image,
-		"image_owner":      &f.ImageOwner,
-		"image_tags":       &f.ImageTags,
-		"launch_time":      &f.LaunchTime,
-		"enrolled":         &f.Enrolled,
-		"private_ip":       &f.PrivateIP,
-		"public_ip":        &f.PublicIP,
-		"ipv6":             &f.IPv6,
-		"private_dns":      &f.PrivateDNS,
-		"tags":             &f.Tags,
+		"account":            &f.Account,
+		"account_name":       &f.AccountName,
+		"account_path":       &f.AccountPath,
+		"region":             &f.Region,
+		"zone":               &f.Zone,
+		"vpc":                &f.VPC,
+		"subnet":             &f.Subnet,
+		"instance_id":        &f.InstanceID,
+		"instance_profile":   &f.InstanceProfile,
+		"image":              &f.Image,
+		"image_owner":        &f.ImageOwner,
+		"image_owner_member": &f.ImageOwnerMember,
+		"image_tags":         &f.ImageTags,
+		"launch_time":        &f.LaunchTime,
+		"enrolled":           &f.Enrolled,
+		"private_ip":         &f.PrivateIP,
+		"public_ip":          &f.PublicIP,
+		"ipv6":               &f.IPv6,
+		"private_dns":        &f.PrivateDNS,
+		"tags":               &f.Tags,
 	}
 }
 

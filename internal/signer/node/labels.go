@@ -26,10 +26,21 @@ const (
 	MaxLabelValueBytes = 1024
 )
 
+// The names of labels that a node gets only if a policy's rule asks for them.
+const (
+	addAccountName = "account-name"
+	addAccountPath = "account-path"
+)
+
+// AddedLabels returns the names of the labels that a rule may ask for. The labels begin with
+// "hallmark/".
+func AddedLabels() []string { return []string{addAccountName, addAccountPath} }
+
 // Labels returns the labels that come only from verified facts, so that people can grant
 // access based on them. The first three are those of Teleport's own discovery, which therefore
-// leaves the instance alone. Add new labels here, and nowhere else.
-func Labels(f Facts, c Cluster, rule string) map[string]string {
+// leaves the instance alone. added are the names of further labels. Add new labels here, and
+// nowhere else.
+func Labels(f Facts, c Cluster, rule string, added []string) map[string]string {
 	labels := map[string]string{
 		InstanceLabel:          f.InstanceID,
 		AccountLabel:           f.Account,
@@ -40,8 +51,11 @@ func Labels(f Facts, c Cluster, rule string) map[string]string {
 		"hallmark/image-owner": f.ImageOwner,
 		RuleLabel:              rule,
 	}
+	for _, name := range added {
+		labels["hallmark/"+name] = map[string]string{addAccountName: f.AccountName, addAccountPath: f.AccountPath}[name]
+	}
 	// An unknown fact gives no label. An empty label could match a role.
-	maps.DeleteFunc(labels, func(_, value string) bool { return value == "" })
+	maps.DeleteFunc(labels, func(_, value string) bool { return !IsLabelValue(value) || value == "" })
 	return labels
 }
 

@@ -54,6 +54,7 @@ type (
 	}
 	labelsDocument struct {
 		Static    map[string]string `yaml:"static"`
+		Add       []string          `yaml:"add"`
 		TagPrefix *string           `yaml:"tag_prefix"`
 		AllowTags []string          `yaml:"allow_tags"`
 		DenyTags  []string          `yaml:"deny_tags"`
@@ -155,18 +156,20 @@ func (d matchDocument) place(limits Limits, at strictyaml.Value) []condition {
 		entries, allowed []string
 		form             form
 		fact             func(node.Facts) string
+		// open admits more than is listed; nil admits no more.
+		open exception
 	}{
-		{"accounts", d.Accounts, texts(limits.Accounts), formAccount, func(f node.Facts) string { return f.Account }},
-		{"regions", d.Regions, texts(limits.Regions), formRegion, func(f node.Facts) string { return f.Region }},
+		{"accounts", d.Accounts, texts(limits.Accounts), formAccount, func(f node.Facts) string { return f.Account }, limits.members()},
+		{"regions", d.Regions, texts(limits.Regions), formRegion, func(f node.Facts) string { return f.Region }, nil},
 	} {
 		if m.entries == nil {
 			if !limits.unlimited {
-				list = append(list, oneOf(m.key, m.allowed, m.fact))
+				list = append(list, m.open.or(oneOf(m.key, m.allowed, m.fact)))
 			}
 			continue
 		}
 		checkEntries(m.entries, m.form, at.Key(m.key))
-		if !limits.unlimited {
+		if !limits.unlimited && m.open == nil {
 			narrows(m.entries, m.allowed, m.form, at.Key(m.key))
 		}
 		list = append(list, oneOf(m.key, m.entries, m.fact))
@@ -340,7 +343,7 @@ func lifetime(asked *Duration, longest time.Duration) (time.Duration, error) {
 }
 
 func (d labelsDocument) rules(at strictyaml.Value) labelRules {
-	l := labelRules{static: d.Static, tagPrefix: or(d.TagPrefix, defaultTagPrefix)}
+	l := labelRules{static: d.Static, add: d.Add, tagPrefix: or(d.TagPrefix, defaultTagPrefix)}
 	static := at.Key("static")
 	if len(d.Static) > maxStaticLabels {
 		static.Failf("%d labels, more than %d", len(d.Static), maxStaticLabels)
@@ -349,6 +352,7 @@ func (d labelsDocument) rules(at strictyaml.Value) labelRules {
 	for _, key := range slices.Sorted(maps.Keys(d.Static)) {
 		static.Key(key).Fail(checkStatic(key, d.Static[key]))
 	}
+	at.Key("add").Fail(checkAdded(d.Add))
 	at.Key("tag_prefix").Fail(checkTagPrefix(l.tagPrefix))
 	if d.AllowTags == nil {
 		d.AllowTags = []string{"*"}
@@ -356,6 +360,20 @@ func (d labelsDocument) rules(at strictyaml.Value) labelRules {
 	l.allow = globs(d.AllowTags, at.Key("allow_tags"))
 	l.deny = globs(d.DenyTags, at.Key("deny_tags"))
 	return l
+}
+
+// checkAdded checks the names of labels that a rule asks for.
+func checkAdded(list []string) error {
+	known := node.AddedLabels()
+	for i, name := range list {
+		if !slices.Contains(known, name) {
+			return fmt.Errorf("%s is none of %s", quote(name), strings.Join(known, ", "))
+		}
+		if slices.Contains(list[:i], name) {
+			return fmt.Errorf("%s appears twice", name)
+		}
+	}
+	return nil
 }
 
 func checkTagPrefix(prefix string) error {

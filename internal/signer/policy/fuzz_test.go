@@ -70,7 +70,7 @@ func checkDecision(t *testing.T, p *Policy, f node.Facts) {
 			t.Errorf("%q is not the instance's own", name)
 		}
 	}
-	for key, value := range node.Labels(f, c, d.Rule) {
+	for key, value := range node.Labels(f, c, d.Rule, nil) {
 		if d.Labels[key] != value {
 			t.Errorf("label %s is %q, want %q", key, d.Labels[key], value)
 		}

@@ -24,6 +24,7 @@ func yieldsReserved(prefix string) bool {
 // labelRules say which labels a node gets in addition to the fixed ones.
 type labelRules struct {
 	static    map[string]string
+	add       []string // of node.AddedLabels
 	tagPrefix string
 	allow     []glob
 	deny      []glob

@@ -41,6 +41,30 @@ func oneOf(key string, list []string, fact func(node.Facts) string) condition {
 	}
 }
 
+// exception reports whether an instance need not meet a condition.
+type exception func(node.Facts) bool
+
+func (e exception) or(holds condition) condition {
+	if e == nil {
+		return holds
+	}
+	return func(f node.Facts, now time.Time) unmet {
+		if e(f) {
+			return unmet{}
+		}
+		return holds(f, now)
+	}
+}
+
+// members returns the exception for accounts of the deployment's organization. Only its
+// members have a known path: the signer fills that in.
+func (l Limits) members() exception {
+	if !l.Organization {
+		return nil
+	}
+	return func(f node.Facts) bool { return f.AccountPath != "" }
+}
+
 // profiles holds for the instance-profile ARNs in a list. The last part of an entry may
 // be a pattern. It does not match "/", so it stays within one path of profiles.
 func profiles(key string, list []string) condition {
@@ -76,11 +100,16 @@ func imageOwners(key string, list []string, limits Limits) condition {
 			return unmet{key + ": nobody knows the image's owner", true}
 		case slices.Contains(list, owner),
 			slices.Contains(list, ownAccount) && owner == f.Account,
-			slices.Contains(list, listedAccounts) && (limits.unlimited || slices.Contains(limits.Accounts, ec2ref.Account(owner))):
+			slices.Contains(list, listedAccounts) && limits.admits(f):
 			return unmet{}
 		}
 		return not(fmt.Sprintf("%s: %s is not listed", key, quote(owner)))
 	}
+}
+
+// admits reports whether the image's owner is an account that may enroll instances.
+func (l Limits) admits(f node.Facts) bool {
+	return l.unlimited || slices.Contains(l.Accounts, ec2ref.Account(f.ImageOwner)) || l.Organization && f.ImageOwnerMember
 }
 
 // maxAge bounds the time since launch at the first enrollment: a document never expires,

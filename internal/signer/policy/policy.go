@@ -39,8 +39,11 @@ const (
 
 // Limits are the deployment's limits, which a policy can only narrow.
 type Limits struct {
-	// Accounts are the AWS accounts whose instances may enroll.
+	// Accounts are the listed AWS accounts whose instances may enroll.
 	Accounts []ec2ref.Account
+	// Organization says that accounts of an AWS organization may enroll, too. Which ones
+	// changes without a deployment: the facts say whether an account is one.
+	Organization bool
 	// Regions are the AWS regions whose instances may enroll.
 	Regions []ec2ref.Region
 	// MaxLifetime bounds the certificates.
@@ -279,7 +282,7 @@ func (r rule) decide(f node.Facts, c node.Cluster) (Decision, error) {
 	notes = append(notes, more...)
 	d.Labels, d.SkippedTags, more = r.labels.render(f.Tags)
 	d.Notes = append(notes, more...)
-	maps.Copy(d.Labels, node.Labels(f, c, r.name))
+	maps.Copy(d.Labels, node.Labels(f, c, r.name, r.labels.add))
 	return d, nil
 }
 

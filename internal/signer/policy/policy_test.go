@@ -29,6 +29,7 @@ func limits() Limits {
 func facts() node.Facts {
 	return node.Facts{
 		Account: account, Region: "us-west-2", InstanceID: ownID,
+		AccountName: "web team", AccountPath: "/Workloads/Production",
 		Zone: "us-west-2a", VPC: "vpc-0a1b2c3d", Subnet: "subnet-0a1b2c3d",
 		InstanceProfile: "arn:aws:iam::" + account + ":instance-profile/web/front",
 		Image:           "ami-0a1b2c3d", ImageOwner: "444455556666",
@@ -222,7 +223,7 @@ func TestLabelsDoNotCollide(t *testing.T) {
 			t.Fatal(err)
 		}
 		want := map[string]string{"xteam": "static", "xother": "static", "xTeam": "1", "xxteam": "2", "xaws/team": "4"}
-		maps.Copy(want, node.Labels(f, cluster(), "a"))
+		maps.Copy(want, node.Labels(f, cluster(), "a", nil))
 		if !maps.Equal(d.Labels, want) {
 			t.Fatalf("labels %v, want %v", d.Labels, want)
 		}
@@ -242,7 +243,7 @@ func TestTagLabelsAreBounded(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := len(d.Labels) - len(node.Labels(f, cluster(), "default")); got != maxTagLabels {
+	if got := len(d.Labels) - len(node.Labels(f, cluster(), "default", nil)); got != maxTagLabels {
 		t.Errorf("%d labels of tags, want %d", got, maxTagLabels)
 	}
 }

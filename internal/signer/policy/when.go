@@ -46,11 +46,12 @@ func expressions() (*cel.Env, error) {
 		cel.Function("get", cel.MemberOverload("tags_get", []*cel.Type{tags, cel.StringType}, cel.StringType, cel.BinaryBinding(getTag))),
 		cel.Variable("age", cel.DurationType),
 		cel.Variable("enrolled", cel.BoolType),
+		cel.Variable("image_owner_member", cel.BoolType),
 		cel.Variable("tags", tags),
 		cel.Variable("image_tags", tags),
 	}
 	for _, name := range []string{
-		"account", "region", "zone", "vpc", "subnet", "instance_id", "instance_profile", "image", "image_owner",
+		"account", "account_name", "account_path", "region", "zone", "vpc", "subnet", "instance_id", "instance_profile", "image", "image_owner",
 		"private_ip", "public_ip", "ipv6", "private_dns",
 	} {
 		options = append(options, cel.Variable(name, cel.StringType))
@@ -119,14 +120,20 @@ func (e *expression) lacks(f node.Facts) bool {
 }
 
 // errUnknown is the outcome of an expression that depends on something unknown about the
-// image. An unknown owner is not "", and unknown tags may exist.
-var errUnknown = errors.New("it depends on the image's owner or tags, which are unknown")
+// image or the account. An unknown owner is not "", and unknown tags may exist.
+var errUnknown = errors.New("it depends on the image's owner or tags, or on the account's name or path, which are unknown")
 
 // unknown are the variables whose values are not known.
 func unknown(f node.Facts) []*cel.AttributePatternType {
 	var patterns []*cel.AttributePatternType
 	if f.ImageOwner == "" {
-		patterns = append(patterns, cel.AttributePattern("image_owner"))
+		patterns = append(patterns, cel.AttributePattern("image_owner"), cel.AttributePattern("image_owner_member"))
+	}
+	if f.AccountName == "" {
+		patterns = append(patterns, cel.AttributePattern("account_name"))
+	}
+	if f.AccountPath == "" {
+		patterns = append(patterns, cel.AttributePattern("account_path"))
 	}
 	if f.ImageOwner == "" || f.ImageOwner == f.Account && f.ImageTags == nil {
 		patterns = append(patterns, cel.AttributePattern("image_tags"))
@@ -142,6 +149,8 @@ func (e *expression) holds(f node.Facts, now time.Time) (bool, error) {
 	}
 	variables := map[string]any{
 		"account":          f.Account,
+		"account_name":     f.AccountName,
+		"account_path":     f.AccountPath,
 		"region":           f.Region,
 		"zone":             f.Zone,
 		"vpc":              f.VPC,
@@ -150,13 +159,16 @@ func (e *expression) holds(f node.Facts, now time.Time) (bool, error) {
 		"instance_profile": f.InstanceProfile,
 		"image":            f.Image,
 		"image_owner":      f.ImageOwner,
-		"image_tags":       nonNil(imageTags),
-		"enrolled":         f.Enrolled,
-		"private_ip":       f.PrivateIP,
-		"public_ip":        f.PublicIP,
-		"ipv6":             f.IPv6,
-		"private_dns":      f.PrivateDNS,
-		"tags":             nonNil(f.Tags),
+
+		"image_owner_member": f.ImageOwnerMember,
+
+		"image_tags":  nonNil(imageTags),
+		"enrolled":    f.Enrolled,
+		"private_ip":  f.PrivateIP,
+		"public_ip":   f.PublicIP,
+		"ipv6":        f.IPv6,
+		"private_dns": f.PrivateDNS,
+		"tags":        nonNil(f.Tags),
 	}
 	// Without a known age, an expression that uses it is an error.
 	if age, known := f.Age(now); known {
