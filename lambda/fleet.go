@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/hallmark-ssh/hallmark/internal/signer/deployment"
+	"github.com/hallmark-ssh/hallmark/internal/signer/organization"
 	"github.com/hallmark-ssh/hallmark/internal/signer/upkeep"
 )
 
@@ -24,7 +25,15 @@ const (
 	// walkTime bounds a step of the walk through expired records, which runs before each
 	// sweep: a hanging EC2 must leave the sweep enough time.
 	walkTime = 45 * time.Second
+	// readingTime bounds a reading of the organization. The next one begins two minutes after
+	// this one (template.yaml).
+	readingTime = 110 * time.Second
 )
+
+// reading reads which accounts an organization has. *organization.Refresher implements it.
+type reading interface {
+	Refresh(ctx context.Context) (organization.Report, error)
+}
 
 // bookmark stores where the next sweep begins. *stored.Text implements it.
 type bookmark interface {
@@ -36,7 +45,9 @@ type bookmark interface {
 type fleetHandler struct {
 	fleet    *upkeep.Fleet
 	bookmark bookmark // nil: every sweep starts from the beginning
-	log      *slog.Logger
+	// organization is nil if the deployment has none.
+	organization reading
+	log          *slog.Logger
 }
 
 // newFleetHandler builds the function that the deployment describes. It makes no calls.
@@ -49,6 +60,9 @@ func newFleetHandler(ctx context.Context, log *slog.Logger) (fleetHandler, error
 	if u.Bookmark != nil { // a typed nil is not a nil interface
 		h.bookmark = u.Bookmark
 	}
+	if u.Organization != nil {
+		h.organization = u.Organization
+	}
 	return h, nil
 }
 
@@ -57,8 +71,8 @@ type refusal struct {
 	Error string `json:"error"`
 }
 
-// Invoke acts on one event: a batch from the queue, the schedule, or an operator's
-// {"sweep":{"limit":500}}. It refuses anything else with an answer, not with an error:
+// Invoke acts on one event: a batch from the queue, a schedule, or an operator's
+// {"sweep":{"limit":500}} or {"organization":{}}. It refuses anything else with an answer, not with an error:
 // Lambda would run the function again after an error, and a retry cannot help.
 func (h fleetHandler) Invoke(ctx context.Context, event []byte) ([]byte, error) {
 	batch, isBatch, err := upkeep.ParseBatch(event)
@@ -81,6 +95,9 @@ func (h fleetHandler) Invoke(ctx context.Context, event []byte) ([]byte, error) 
 		}
 		return json.Marshal(report)
 	}
+	if e.Organization {
+		return h.readOrganization(ctx)
+	}
 	if e.Sweep == nil {
 		// Someone pointed a rule at the function by hand. An event through the queue
 		// would come again by itself after a failure, and be kept if it keeps failing.
@@ -89,6 +106,22 @@ func (h fleetHandler) Invoke(ctx context.Context, event []byte) ([]byte, error) 
 	report, err := h.sweep(ctx, e.Sweep.Limit)
 	if err != nil {
 		return nil, err // Lambda retries, and then sends the event to the queue for failures
+	}
+	return json.Marshal(report)
+}
+
+// readOrganization reads which accounts the organization has. It answers a failure, which
+// has its own alarm, instead of returning it: Lambda would run the function again, and the
+// schedule does so anyway.
+func (h fleetHandler) readOrganization(ctx context.Context) ([]byte, error) {
+	if h.organization == nil {
+		return h.refuse(ctx, errors.New("deployment.yaml names no organization"))
+	}
+	ctx, cancel := context.WithTimeout(ctx, readingTime)
+	defer cancel()
+	report, err := h.organization.Refresh(ctx)
+	if err != nil {
+		return json.Marshal(refusal{err.Error()})
 	}
 	return json.Marshal(report)
 }

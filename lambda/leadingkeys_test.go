@@ -17,6 +17,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/signer/deployment"
 	"github.com/hallmark-ssh/hallmark/internal/signer/deployment/deploymenttest"
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
+	"github.com/hallmark-ssh/hallmark/internal/signer/organization"
 	"github.com/hallmark-ssh/hallmark/internal/signer/stored"
 )
 
@@ -99,6 +100,7 @@ func TestTheFleetsRoleReachesItsItems(t *testing.T) {
 		}
 	}
 	check(l.RetireExpired(ctx, ref(3), now))(t)
+	readOrganization(t, table)
 
 	patterns := leadingKeys(t)
 	used := make(map[string]bool)
@@ -115,6 +117,30 @@ func TestTheFleetsRoleReachesItsItems(t *testing.T) {
 	}
 	if len(used) != len(patterns) {
 		t.Errorf("of %q only %v are needed", patterns, used)
+	}
+}
+
+// oneAccount is an organization with one account.
+type oneAccount struct{}
+
+func (oneAccount) Read(context.Context) (organization.List, error) {
+	return organization.List{
+		ID: "o-a1b2c3d4e5", Units: []organization.Unit{{ID: "r-ab12", Name: "Root"}},
+		Accounts: []organization.Account{{ID: testAccount, Name: "test"}},
+	}, nil
+}
+
+// readOrganization stores a reading, as the function does, and reads it, as both do.
+func readOrganization(t *testing.T, table *itemsSeen) {
+	t.Helper()
+	store := organization.Store{Name: organization.Item + "signer", Text: func(name string) organization.Text {
+		return stored.Text{Client: table, Table: "ledger", Name: name}
+	}}
+	log := slog.New(slog.DiscardHandler)
+	check(organization.Refresher{Organization: oneAccount{}, Store: store, Log: log, Now: time.Now}.Refresh(t.Context()))(t)
+	members := &organization.Members{Store: store, Log: log, Now: time.Now}
+	if view := check(members.Current(t.Context()))(t); !view.Has(testAccount) {
+		t.Error("the stored account is no member")
 	}
 }
 

@@ -25,7 +25,7 @@ var update = flag.Bool("update", false, "write the golden files")
 
 // templates are all templates that CloudFormation gets.
 var templates = []string{
-	"template.yaml", "templates/member-account/role.yaml", "templates/member-account/events.yaml", "templates/autoscaling/fleet.yaml",
+	"template.yaml", "templates/member-account/role.yaml", "templates/member-account/events.yaml", "templates/member-account/organization.yaml", "templates/autoscaling/fleet.yaml",
 }
 
 // A change that lets the functions, the queues, the bus or the member accounts' roles do more,
@@ -324,7 +324,7 @@ func TestTimesFitTogether(t *testing.T) {
 // With a wrong metric name, alarms and dashboard would never show anything.
 func TestMetricsOfTheAlarmsAreWritten(t *testing.T) {
 	written := map[string]bool{"policy_alarms": true, "login_left_s": true} // of the filters; TestLoginIsWatched
-	for _, line := range []string{"enroll/testdata/granted.json", "upkeep/testdata/events.json", "upkeep/testdata/sweep.json"} {
+	for _, line := range []string{"enroll/testdata/granted.json", "upkeep/testdata/events.json", "upkeep/testdata/sweep.json", "organization/testdata/reading.json"} {
 		var record struct {
 			AWS struct {
 				CloudWatchMetrics []struct{ Metrics []struct{ Name string } }

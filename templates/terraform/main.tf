@@ -31,32 +31,35 @@ resource "aws_cloudformation_stack" "hallmark" {
 
   parameters = {
     for name, value in {
-      Audience                 = var.audience
-      AlarmEmail               = var.alarm_email
-      Entry                    = var.entry
-      VpcEndpointIds           = try(join(",", var.vpc_endpoint_ids), null)
-      UrlAuthType              = var.url_auth_type
-      UrlOrganizationId        = var.url_organization_id
-      VpcSubnetIds             = try(join(",", var.vpc_subnet_ids), null)
-      VpcSecurityGroupIds      = try(join(",", var.vpc_security_group_ids), null)
-      ProbeMachines            = var.probe_machines
-      TeleportSecretArn        = var.teleport_secret_arn
-      FleetSecretArn           = var.fleet_secret_arn
-      MemberRoleArns           = try(join(",", var.member_role_arns), null)
-      EventAccountIds          = try(join(",", var.event_account_ids), null)
-      EventOrganizationId      = var.event_organization_id
-      PolicyIn                 = var.policy_in
-      PolicyText               = var.policy_text
-      LedgerTableArn           = var.ledger_table_arn
-      ProtectLedger            = var.protect_ledger
-      ReservedConcurrency      = var.reserved_concurrency
-      FleetReservedConcurrency = var.fleet_reserved_concurrency
-      SweepRate                = var.sweep_rate
-      LogRetentionDays         = var.log_retention_days
-      AlarmRefusals            = var.alarm_refusals
-      AlarmQuietDays           = var.alarm_quiet_days
-      AlarmLoginSeconds        = var.alarm_login_seconds
-      AlarmConcurrency         = var.alarm_concurrency
+      Audience                  = var.audience
+      AlarmEmail                = var.alarm_email
+      Entry                     = var.entry
+      VpcEndpointIds            = try(join(",", var.vpc_endpoint_ids), null)
+      UrlAuthType               = var.url_auth_type
+      UrlOrganizationId         = var.url_organization_id
+      VpcSubnetIds              = try(join(",", var.vpc_subnet_ids), null)
+      VpcSecurityGroupIds       = try(join(",", var.vpc_security_group_ids), null)
+      ProbeMachines             = var.probe_machines
+      TeleportSecretArn         = var.teleport_secret_arn
+      FleetSecretArn            = var.fleet_secret_arn
+      MemberRoleArns            = try(join(",", var.member_role_arns), null)
+      OrganizationId            = var.organization_id
+      OrganizationRoleName      = var.organization_role_name
+      OrganizationReaderRoleArn = var.organization_reader_role_arn
+      EventAccountIds           = try(join(",", var.event_account_ids), null)
+      EventOrganizationId       = var.event_organization_id
+      PolicyIn                  = var.policy_in
+      PolicyText                = var.policy_text
+      LedgerTableArn            = var.ledger_table_arn
+      ProtectLedger             = var.protect_ledger
+      ReservedConcurrency       = var.reserved_concurrency
+      FleetReservedConcurrency  = var.fleet_reserved_concurrency
+      SweepRate                 = var.sweep_rate
+      LogRetentionDays          = var.log_retention_days
+      AlarmRefusals             = var.alarm_refusals
+      AlarmQuietDays            = var.alarm_quiet_days
+      AlarmLoginSeconds         = var.alarm_login_seconds
+      AlarmConcurrency          = var.alarm_concurrency
     } : name => value if value != null
   }
 }

@@ -49,7 +49,7 @@ variable "vpc_security_group_ids" {
 }
 
 variable "probe_machines" {
-  description = "Whether the fleet function probes the machines' SSH port: yes or no"
+  description = "Probe the machines' SSH port?"
   type        = string
   default     = null
 }
@@ -69,6 +69,24 @@ variable "fleet_secret_arn" {
 variable "member_role_arns" {
   description = "Roles to assume in member accounts"
   type        = list(string)
+  default     = null
+}
+
+variable "organization_id" {
+  description = "Organization whose accounts may enroll instances"
+  type        = string
+  default     = null
+}
+
+variable "organization_role_name" {
+  description = "Name of the role in its accounts"
+  type        = string
+  default     = null
+}
+
+variable "organization_reader_role_arn" {
+  description = "Role that lists its accounts"
+  type        = string
   default     = null
 }
 

@@ -93,21 +93,29 @@ func (a account) check(region ec2ref.Region, at strictyaml.Value) {
 		}
 		return
 	}
-	if !regexpExternalID.MatchString(a.ExternalID) || len(a.ExternalID) > maxExternalID {
-		at.Key("external_id").Failf("needed with role; 2 to %d letters, digits and characters of _+=,.@:/-", maxExternalID)
+	checkExternalID(a.ExternalID, at.Key("external_id"))
+	checkRole(a.Role, a.ID, region, at.Key("role"))
+}
+
+func checkExternalID(id string, at strictyaml.Value) {
+	if !regexpExternalID.MatchString(id) || len(id) > maxExternalID {
+		at.Failf("needed with role; 2 to %d letters, digits and characters of _+=,.@:/-", maxExternalID)
 	}
-	key := at.Key("role")
-	role, err := arn.Parse(a.Role)
+}
+
+// checkRole checks the ARN of a role in that account, or in any if it is empty.
+func checkRole(text string, account ec2ref.Account, region ec2ref.Region, at strictyaml.Value) {
+	role, err := arn.Parse(text)
 	if err != nil || role.Service != "iam" || role.Region != "" || !regexpRole.MatchString(role.Resource) || len(role.Resource) > maxRole {
-		key.Failf("%.200q is not the ARN of an IAM role, such as arn:aws:iam::111122223333:role/hallmark-member", a.Role)
+		at.Failf("%.200q is not the ARN of an IAM role, such as arn:aws:iam::111122223333:role/hallmark-member", text)
 		return
 	}
 	// With a role in another account, that account's EC2 could confirm this account's
 	// instances.
-	if a.ID != "" && role.AccountID != string(a.ID) {
-		key.Failf("%s is in account %s; write a role in account %s", a.Role, role.AccountID, a.ID)
+	if account != "" && role.AccountID != string(account) {
+		at.Failf("%s is in account %s; write a role in account %s", text, role.AccountID, account)
 	}
 	if partition, err := region.Partition(); err == nil && role.Partition != string(partition) {
-		key.Failf("%s is not in the regions' partition, %s", a.Role, partition)
+		at.Failf("%s is not in the regions' partition, %s", text, partition)
 	}
 }

@@ -19,6 +19,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/signer/enroll"
 	"github.com/hallmark-ssh/hallmark/internal/signer/entry"
 	"github.com/hallmark-ssh/hallmark/internal/signer/inventory"
+	organizations "github.com/hallmark-ssh/hallmark/internal/signer/organization"
 	"github.com/hallmark-ssh/hallmark/internal/signer/policy"
 	"github.com/hallmark-ssh/hallmark/internal/signer/stored"
 	"github.com/hallmark-ssh/hallmark/internal/signer/upkeep"
@@ -56,6 +57,9 @@ func load(ctx context.Context, log *slog.Logger) (*parts, error) {
 		return nil, fmt.Errorf("load the AWS configuration: %w", err)
 	}
 	p := &parts{deployment: d, env: env, aws: cfg}
+	if err := env.checkOrganization(d.organizationID()); err != nil {
+		return nil, err
+	}
 	p.ledger, p.table = env.ledger(cfg)
 	p.policy, err = env.policy(d, cfg, p.table, log)
 	return p, err
@@ -76,10 +80,14 @@ func NewSigner(ctx context.Context, log *slog.Logger) (*enroll.Signer, entry.Kin
 	if err != nil {
 		return nil, "", err
 	}
+	members, err := p.members(log)
+	if err != nil {
+		return nil, "", err
+	}
 	cluster := &connector{config: login}
-	ec2 := newInventory(d, p.aws)
+	ec2 := newInventory(d, p.aws, members)
 	p.logStart(ctx, log, d.Teleport.Login, slog.String("entry", string(p.env.entry)), slog.String("url_auth", d.URLAuth))
-	return &enroll.Signer{
+	s := &enroll.Signer{
 		Audience:     d.Audience,
 		Accounts:     d.Accounts.ids(),
 		Regions:      d.Regions,
@@ -97,7 +105,11 @@ func NewSigner(ctx context.Context, log *slog.Logger) (*enroll.Signer, entry.Kin
 		Connect:      cluster.signer,
 		Log:          log,
 		Now:          Now,
-	}, p.env.entry, nil
+	}
+	if members != nil { // a typed nil is not a nil interface
+		s.Organization = members
+	}
+	return s, p.env.entry, nil
 }
 
 // Upkeep is the content of the function "fleet".
@@ -105,6 +117,8 @@ type Upkeep struct {
 	Fleet *upkeep.Fleet
 	// Bookmark is where the next sweep begins; nil if the ledger is in memory.
 	Bookmark *stored.Text
+	// Organization reads which accounts the organization has; nil without one.
+	Organization *organizations.Refresher
 }
 
 // These are the names of upkeep's items in the ledger's table.
@@ -135,13 +149,17 @@ func NewUpkeep(ctx context.Context, log *slog.Logger) (Upkeep, error) {
 	if err != nil {
 		return Upkeep{}, err
 	}
+	members, err := p.members(log)
+	if err != nil {
+		return Upkeep{}, err
+	}
 	cluster := &connector{config: config}
 	p.logStart(ctx, log, l)
 	u := Upkeep{Fleet: &upkeep.Fleet{
 		Audience:  d.Audience,
 		Accounts:  d.Accounts.ids(),
 		Regions:   d.Regions,
-		Inventory: newInventory(d, p.aws),
+		Inventory: newInventory(d, p.aws, members),
 		Ledger:    p.ledger,
 		Health:    p.ledger,
 		Missing:   p.notes(missingItem),
@@ -154,6 +172,12 @@ func NewUpkeep(ctx context.Context, log *slog.Logger) (Upkeep, error) {
 	}}
 	if p.env.probes {
 		u.Fleet.Probe = upkeep.Probe
+	}
+	if members != nil {
+		u.Fleet.Organization = members
+		if u.Organization, err = p.refresher(log); err != nil {
+			return Upkeep{}, fmt.Errorf("organization: %w", err)
+		}
 	}
 	if p.table != nil {
 		u.Bookmark = &stored.Text{Client: p.table, Table: tableName(p.env.table), Name: sweepItem}
@@ -179,6 +203,9 @@ func (p *parts) logStart(ctx context.Context, log *slog.Logger, l login, more ..
 		slog.String("login", l.Method),
 		slog.String("ledger_table", p.env.table),
 	}, more...)
+	if id := d.organizationID(); id != "" {
+		attributes = append(attributes, slog.String("organization", id))
+	}
 	if p.env.parameter != "" {
 		attributes = append(attributes, slog.String("policy_parameter", p.env.parameter))
 	} else {
@@ -187,11 +214,12 @@ func (p *parts) logStart(ctx context.Context, log *slog.Logger, l login, more ..
 	log.LogAttrs(ctx, slog.LevelInfo, "signer started", attributes...)
 }
 
-func newInventory(d *deployment, cfg aws.Config) *inventory.EC2 {
+func newInventory(d *deployment, cfg aws.Config, members *organizations.Members) *inventory.EC2 {
 	client := sts.NewFromConfig(cfg)
 	return inventory.New(inventory.Config{
 		AWS:      cfg,
 		Accounts: d.Accounts.inventory(),
+		Member:   d.member(members),
 		Roles:    client,
 		Identity: client,
 		Endpoint: func(r ec2ref.Region) (string, error) { return endpoint(ec2ref.EC2, r) },

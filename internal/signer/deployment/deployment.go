@@ -27,6 +27,7 @@ import (
 type deployment struct {
 	Audience               string            `yaml:"audience"`
 	Accounts               accounts          `yaml:"accounts"`
+	Organization           *organization     `yaml:"organization"`
 	Regions                []ec2ref.Region   `yaml:"regions"`
 	RegionCertificates     map[string]string `yaml:"region_certificates"`
 	MaxCertificateLifetime policy.Duration   `yaml:"max_certificate_lifetime"`
@@ -61,7 +62,7 @@ const (
 
 // limits are the limits that the deployment sets for the policy.
 func (d *deployment) limits() policy.Limits {
-	return policy.Limits{Accounts: d.Accounts.ids(), Regions: d.Regions, MaxLifetime: time.Duration(d.MaxCertificateLifetime)}
+	return policy.Limits{Accounts: d.Accounts.ids(), Organization: d.Organization != nil, Regions: d.Regions, MaxLifetime: time.Duration(d.MaxCertificateLifetime)}
 }
 
 // Limits returns the limits that a deployment.yaml sets for the policy, and the names of
@@ -129,7 +130,12 @@ func (d *deployment) check(at strictyaml.Value) {
 	if len(d.Regions) > 0 {
 		first = d.Regions[0]
 	}
-	d.Accounts.check(first, at.Key("accounts"))
+	if len(d.Accounts) > 0 || d.Organization == nil {
+		d.Accounts.check(first, at.Key("accounts"))
+	}
+	if d.Organization != nil {
+		d.Organization.check(first, at.Key("organization"))
+	}
 	if d.URLAuth != urlAuthNone && d.URLAuth != urlAuthIAM {
 		at.Key("url_auth").Failf("%q is neither %s nor %s", d.URLAuth, urlAuthNone, urlAuthIAM)
 	}

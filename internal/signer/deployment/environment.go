@@ -37,6 +37,10 @@ type environment struct {
 	audience string
 	// probes says that the fleet function has a route to the machines, and probes them.
 	probes bool
+	// organization is the organization that the stack's roles are for, or empty.
+	organization string
+	// isFunction says that the program runs in Lambda.
+	isFunction bool
 }
 
 // readEnvironment refuses a memory ledger inside Lambda: each cold start would lose it,
@@ -48,6 +52,9 @@ func readEnvironment() (environment, error) {
 		parameter: os.Getenv("HALLMARK_POLICY_PARAMETER"),
 		audience:  os.Getenv("HALLMARK_AUDIENCE"),
 		entry:     entry.URL,
+
+		organization: os.Getenv("HALLMARK_ORGANIZATION"),
+		isFunction:   os.Getenv("AWS_LAMBDA_FUNCTION_NAME") != "",
 	}
 	if text := os.Getenv("HALLMARK_ENTRY"); text != "" {
 		var err error
@@ -77,6 +84,16 @@ func (e environment) checkAudience(audience string) error {
 	if e.audience != "" && e.audience != audience {
 		return fmt.Errorf("the stack's parameter Audience (HALLMARK_AUDIENCE) is %q, and audience in deployment.yaml is %q: make them the same",
 			e.audience, audience)
+	}
+	return nil
+}
+
+// checkOrganization refuses an organization that the stack's roles and schedule are not
+// for: the list of its accounts would never be read.
+func (e environment) checkOrganization(id string) error {
+	if (e.isFunction || e.organization != "") && e.organization != id {
+		return fmt.Errorf("the stack's parameter OrganizationId (HALLMARK_ORGANIZATION) is %q, and organization.id in deployment.yaml is %q: make them the same",
+			e.organization, id)
 	}
 	return nil
 }

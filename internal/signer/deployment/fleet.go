@@ -10,7 +10,8 @@ import (
 // Fleet is what a deployment.yaml says about the fleet, for operators.
 type Fleet struct {
 	Audience string
-	// Places are the listed accounts, each in all listed regions.
+	// Places are the listed accounts, each in all listed regions. Accounts of the organization
+	// are not among them.
 	Places []ec2ref.Place
 	// EC2 asks about instances, with the configuration's credentials or with the roles in
 	// deployment.yaml.
@@ -26,7 +27,7 @@ func ReadFleet(data []byte, cfg aws.Config) (Fleet, error) {
 	if err != nil {
 		return Fleet{}, err
 	}
-	f := Fleet{Audience: d.Audience, EC2: newInventory(d, cfg), Teleport: d.Teleport.Address, RootsFile: d.Teleport.RootsFile}
+	f := Fleet{Audience: d.Audience, EC2: newInventory(d, cfg, nil), Teleport: d.Teleport.Address, RootsFile: d.Teleport.RootsFile}
 	for _, account := range d.Accounts.ids() {
 		for _, region := range d.Regions {
 			f.Places = append(f.Places, ec2ref.Place{Account: account, Region: region})

@@ -22,6 +22,8 @@ type Summary struct {
 	Audience string
 	Accounts []ec2ref.Account
 	Regions  []ec2ref.Region
+	// Organization is the id of the organization, or empty.
+	Organization string
 	// PolicySHA256 is the hash of the policy in the package, or of the built-in one.
 	PolicySHA256 string
 }
@@ -57,7 +59,7 @@ func Check(path string) (Summary, error) {
 				path, setting, name)
 		}
 	}
-	return Summary{d.Audience, d.Accounts.ids(), d.Regions, d.policy.SHA256}, nil
+	return Summary{d.Audience, d.Accounts.ids(), d.Regions, d.organizationID(), d.policy.SHA256}, nil
 }
 
 // Pack writes the content of a function's package, "enroll" or "fleet", except for the

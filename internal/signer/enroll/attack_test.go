@@ -61,7 +61,7 @@ func TestAttacks(t *testing.T) {
 		doorAttacks(), requestAttacks(), reportAttacks(), documentAttacks(), listAttacks(), timeAttacks(), hostKeyAttacks(),
 		proofAttacks(), signatureAttacks(), answerAttacks(),
 		instanceAttacks(), policyAttacks(), nameAttacks(), hostnameTagAttacks(), principalAttacks(), labelAttacks(),
-		ledgerAttacks(), heldNameAttacks(), endingAttacks(), leaveAttacks(), nodeAttacks(), certificateAttacks(),
+		ledgerAttacks(), heldNameAttacks(), endingAttacks(), leaveAttacks(), nodeAttacks(), certificateAttacks(), organizationAttacks(),
 	} {
 		for _, name := range slices.Sorted(maps.Keys(group)) {
 			if seen[name] {

@@ -189,7 +189,10 @@ const releasedBySigner = "the signer: EC2 does not have the holder"
 
 // isGone reports whether EC2 says that an instance is gone. An error does not say so.
 func (s *Signer) isGone(ctx context.Context, i ec2ref.Instance, a *audit) bool {
-	if !slices.Contains(s.Accounts, i.Account) || !slices.Contains(s.Regions, i.Region) {
+	if !slices.Contains(s.Regions, i.Region) {
+		return false
+	}
+	if members, err := s.members(ctx, a); !slices.Contains(s.Accounts, i.Account) && (err != nil || !members.Has(i.Account)) {
 		return false
 	}
 	var found *inventory.Instance

@@ -15,6 +15,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/identity"
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
 	"github.com/hallmark-ssh/hallmark/internal/signer/entry"
+	"github.com/hallmark-ssh/hallmark/internal/signer/organization"
 	"github.com/hallmark-ssh/hallmark/internal/sshkey"
 )
 
@@ -38,7 +39,7 @@ type evidence struct {
 
 // authenticate takes the steps up to and including STS.
 func (s *Signer) authenticate(ctx context.Context, r entry.Request, a *audit) (caller, error) {
-	e, document, err := s.examine(r, a)
+	e, document, err := s.examine(ctx, r, a)
 	if err != nil {
 		return caller{}, err
 	}
@@ -59,8 +60,9 @@ func (s *Signer) authenticate(ctx context.Context, r entry.Request, a *audit) (c
 	return caller{document: document, keys: e.keys, version: p.Version, purpose: p.Purpose, issuedAt: p.IssuedAt}, nil
 }
 
-// examine checks everything that needs no call to a service.
-func (s *Signer) examine(r entry.Request, a *audit) (*evidence, *identity.Document, error) {
+// examine checks everything that needs no call to a service, except for the shared read of
+// an organization's stored list.
+func (s *Signer) examine(ctx context.Context, r entry.Request, a *audit) (*evidence, *identity.Document, error) {
 	if err := s.checkDoor(r); err != nil {
 		return nil, nil, err
 	}
@@ -74,7 +76,7 @@ func (s *Signer) examine(r entry.Request, a *audit) (*evidence, *identity.Docume
 		return nil, nil, err
 	}
 	a.document = document
-	if err := s.checkListed(document); err != nil {
+	if err := s.checkListed(ctx, document, a); err != nil {
 		return nil, nil, err
 	}
 	if err := checkIAM(r.IAM, document); err != nil {
@@ -153,14 +155,37 @@ func (s *Signer) verifyDocument(text string) (*identity.Document, error) {
 // checkListed stops a caller from an unlisted account before the signer calls any
 // service. Only the log says whether the account or the region is not listed: the answer
 // must not reveal the deployment's lists.
-func (s *Signer) checkListed(d *identity.Document) error {
-	if !slices.Contains(s.Accounts, d.Instance.Account) {
-		return refuse(protocol.CodeNotAllowed, errors.New("account is not in the deployment's list"))
-	}
+func (s *Signer) checkListed(ctx context.Context, d *identity.Document, a *audit) error {
 	if !slices.Contains(s.Regions, d.Instance.Region) {
 		return refuse(protocol.CodeNotAllowed, errors.New("region is not in the deployment's list"))
 	}
+	if slices.Contains(s.Accounts, d.Instance.Account) {
+		return nil
+	}
+	members, err := s.members(ctx, a)
+	if err != nil {
+		return err
+	}
+	if !members.Has(d.Instance.Account) {
+		return refuse(protocol.CodeNotAllowed, errors.New("account is not in the deployment's list, nor in the organization's units that it allows"))
+	}
 	return nil
+}
+
+// members returns the accounts of the organization that may call, none without one.
+func (s *Signer) members(ctx context.Context, a *audit) (organization.View, error) {
+	var members organization.View
+	if s.Organization == nil {
+		return members, nil
+	}
+	err := a.step(ctx, "members", ledgerTimeout, func(ctx context.Context) (err error) {
+		members, err = s.Organization.Current(ctx)
+		return err
+	})
+	if err != nil {
+		return members, unanswered(serviceLedger, err)
+	}
+	return members, nil
 }
 
 // checkTime bounds how long a captured request is useful, to less than the 15 minutes of

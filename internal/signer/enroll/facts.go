@@ -5,12 +5,15 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
+	"time"
 
 	"github.com/hallmark-ssh/hallmark/internal/identity"
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
 	"github.com/hallmark-ssh/hallmark/internal/signer/inventory"
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
 	"github.com/hallmark-ssh/hallmark/internal/signer/node"
+	"github.com/hallmark-ssh/hallmark/internal/signer/organization"
 )
 
 // inspect asks the ledger and then EC2 about the instance, and compares EC2's answer with
@@ -19,6 +22,10 @@ import (
 // instance needs no call to EC2.
 func (s *Signer) inspect(ctx context.Context, d *identity.Document, a *audit) (node.Facts, error) {
 	record, err := s.recall(ctx, d, a)
+	if err != nil {
+		return node.Facts{}, err
+	}
+	members, err := s.membership(ctx, d, record, a)
 	if err != nil {
 		return node.Facts{}, err
 	}
@@ -33,8 +40,31 @@ func (s *Signer) inspect(ctx context.Context, d *identity.Document, a *audit) (n
 		return node.Facts{}, err
 	}
 	facts := node.FactsOf(instance, record)
+	members.Describe(&facts)
 	a.facts, a.record = &facts, record
 	return facts, nil
+}
+
+// membership returns the organization's accounts, for the facts. It stops the first
+// enrollment of an instance whose account is a member by an old list only: the account may
+// have left long ago. Renewals go on, because an outage of AWS Organizations must not empty
+// Teleport; to ask EC2, the signer needs a role that AWS gives it only within the
+// organization.
+func (s *Signer) membership(ctx context.Context, d *identity.Document, r ledger.Record, a *audit) (organization.View, error) {
+	listed := slices.Contains(s.Accounts, d.Instance.Account)
+	members, err := s.members(ctx, a)
+	switch {
+	case err != nil && listed:
+		s.Log.WarnContext(ctx, "the account's name and path are unknown", slog.Any("", d.Instance), slog.Any("error", err))
+		return organization.View{}, nil
+	case err != nil:
+		return members, err
+	case !listed && !node.IsEnrolled(r) && members.IsStale(s.now()):
+		reason := fmt.Errorf("the list of the organization's accounts is from %s, more than %s ago: it admits no first enrollment",
+			members.Read().UTC().Format(time.RFC3339), organization.MaxAge)
+		return members, refuse(protocol.CodeUpstream, reason).withMessage("the signer's list of accounts is out of date; ask its operator")
+	}
+	return members, nil
 }
 
 // describe asks EC2 about the instance.

@@ -51,8 +51,27 @@ func (s *Signer) noteHealth(ctx context.Context, r entry.Request, list []byte) {
 func (s *Signer) recordHealth(ctx context.Context, i ec2ref.Instance, h *protocol.Health) error {
 	ctx, cancel := context.WithTimeout(ctx, ledgerTimeout)
 	defer cancel()
+	if err := s.checkMember(ctx, i.Account); err != nil {
+		return err
+	}
 	_, err := s.Health.ReportHealth(ctx, i, ledger.HealthReport{State: string(h.State), At: h.At, Signer: s.Audience})
 	return err
+}
+
+// checkMember refuses an account that is neither listed nor, by now, a member of the
+// organization.
+func (s *Signer) checkMember(ctx context.Context, account ec2ref.Account) error {
+	if s.Organization == nil || slices.Contains(s.Accounts, account) {
+		return nil
+	}
+	members, err := s.Organization.Current(ctx)
+	if err != nil {
+		return err
+	}
+	if !members.Has(account) {
+		return errors.New("the account is no longer in the organization")
+	}
+	return nil
 }
 
 // verifyHealth checks a report: it was made for this signer and just now, and signed by a
@@ -79,7 +98,8 @@ func (s *Signer) verifyHealth(value string, list []byte) (ec2ref.Instance, *prot
 	if s.now().Sub(h.At).Abs() > protocol.MaxClockSkew {
 		return ec2ref.Instance{}, nil, errors.New("health report: its time is more than five minutes from the signer's")
 	}
-	if !slices.Contains(s.Accounts, i.Account) || !slices.Contains(s.Regions, i.Region) {
+	// Whether a member's account is still one is asked later: this is before any proof.
+	if listed := s.Organization != nil || slices.Contains(s.Accounts, i.Account); !listed || !slices.Contains(s.Regions, i.Region) {
 		return ec2ref.Instance{}, nil, errors.New("health report: account or region is not listed")
 	}
 	if err := s.checkReporter(signed, i, list); err != nil {

@@ -114,7 +114,13 @@ func (s *Signer) renderAgain(ctx context.Context, cluster Cluster, record ledger
 	if err := checkInstance(instance, a.document); err != nil {
 		return node.Node{}, err
 	}
-	decision, err := s.decide(ctx, node.FactsOf(instance, record), cluster, a)
+	members, err := s.membership(ctx, a.document, record, a)
+	if err != nil {
+		return node.Node{}, err
+	}
+	facts := node.FactsOf(instance, record)
+	members.Describe(&facts)
+	decision, err := s.decide(ctx, facts, cluster, a)
 	if err != nil {
 		return node.Node{}, err
 	}

@@ -22,6 +22,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/signer/inventory"
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
 	"github.com/hallmark-ssh/hallmark/internal/signer/node"
+	"github.com/hallmark-ssh/hallmark/internal/signer/organization"
 	"github.com/hallmark-ssh/hallmark/internal/signer/policy"
 	"github.com/hallmark-ssh/hallmark/internal/signer/teleport"
 )
@@ -41,6 +42,13 @@ type CallerVerifier interface {
 // inventory.ErrNotFound for an instance that EC2 does not know.
 type Inventory interface {
 	Instance(ctx context.Context, i ec2ref.Instance) (*inventory.Instance, error)
+}
+
+// Organization returns the accounts of an AWS organization that may call. It calls no
+// service but the ledger's table, and rarely: strangers cause calls of Current.
+// *organization.Members implements it.
+type Organization interface {
+	Current(ctx context.Context) (organization.View, error)
 }
 
 // LaunchImages returns the image that an instance was launched from, even if EC2 no
@@ -90,6 +98,8 @@ type Signer struct {
 	// call.
 	Accounts []ec2ref.Account
 	Regions  []ec2ref.Region
+	// Organization lists more accounts that may call. It is optional.
+	Organization Organization
 	// Sources are the networks that requests may come from; empty allows all.
 	Sources []netip.Prefix
 	// Endpoints are the ids of the VPC endpoints that requests may come through; empty
@@ -157,7 +167,9 @@ const (
 //  1. the source of the request
 //  2. shape and size, version, audience, number and size of host keys
 //  3. the identity document's signature
-//  4. account and region in the deployment's lists; the IAM caller of the HTTP request
+//  4. region and account in the deployment's lists, or the account in the stored list of the
+//     organization, which is read at most every few seconds for all callers together; the
+//     IAM caller of the HTTP request
 //  5. the time, and each host key's signature of the binding
 //  6. the rate for this instance and source; if it is exceeded, whether a host key is
 //     recorded, which costs one read of the ledger per minute and instance

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
@@ -55,7 +56,7 @@ type CallerIdentifier interface {
 // another account, all its instances would look gone. STS named a role's account when the
 // signer assumed it; for its own credentials, CheckAccount asks STS once.
 func (e *EC2) CheckAccount(ctx context.Context, account ec2ref.Account) error {
-	if _, listed := e.credentials[account]; !listed {
+	if _, listed := e.credentials.of(account); !listed {
 		return ErrNotListed
 	}
 	if account != e.own {
@@ -92,20 +93,60 @@ func ownAccount(accounts []Account) ec2ref.Account {
 	return ""
 }
 
-// newCredentials returns the credentials for each account, by its id. Each account with a role
-// has its own cache, which asks STS once for all waiting requests. It looks up credentials by
-// account number, never by the role's name, which many accounts share.
-func newCredentials(own aws.CredentialsProvider, assumer RoleAssumer, accounts []Account) map[ec2ref.Account]aws.CredentialsProvider {
-	byAccount := make(map[ec2ref.Account]aws.CredentialsProvider, len(accounts))
-	for _, account := range accounts {
-		byAccount[account.ID] = own
+// accountCredentials are the credentials for each account, by its id: never by the role's name,
+// which many accounts share.
+type accountCredentials struct {
+	roles  RoleAssumer
+	member func(ec2ref.Account) (Account, bool)
+	listed map[ec2ref.Account]aws.CredentialsProvider
+
+	mu      sync.Mutex
+	members map[ec2ref.Account]aws.CredentialsProvider
+}
+
+func newCredentials(c Config) *accountCredentials {
+	all := &accountCredentials{
+		roles: c.Roles, member: c.Member,
+		listed: make(map[ec2ref.Account]aws.CredentialsProvider, len(c.Accounts)), members: make(map[ec2ref.Account]aws.CredentialsProvider),
+	}
+	for _, account := range c.Accounts {
+		all.listed[account.ID] = c.AWS.Credentials
 		if account.Role != "" {
-			byAccount[account.ID] = aws.NewCredentialsCache(assumedRole{assumer, account}, func(o *aws.CredentialsCacheOptions) {
-				o.ExpiryWindow = renewBefore
-			})
+			all.listed[account.ID] = Credentials(c.Roles, account)
 		}
 	}
-	return byAccount
+	return all
+}
+
+// of returns the credentials for an account, and whether it may be asked about. An account
+// that is no longer a member gets none, even if STS issued some before.
+func (c *accountCredentials) of(id ec2ref.Account) (aws.CredentialsProvider, bool) {
+	if provider, ok := c.listed[id]; ok {
+		return provider, true
+	}
+	if c.member == nil {
+		return nil, false
+	}
+	account, ok := c.member(id)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !ok {
+		delete(c.members, id)
+		return nil, false
+	}
+	if c.members[id] == nil {
+		c.members[id] = Credentials(c.roles, account)
+	}
+	return c.members[id], true
+}
+
+// Credentials returns the credentials of an account's role. Each role has its own cache,
+// which asks STS once for all waiting requests. They fail if STS's answer is for another
+// account.
+func Credentials(roles RoleAssumer, account Account) aws.CredentialsProvider {
+	return aws.NewCredentialsCache(assumedRole{roles, account}, func(o *aws.CredentialsCacheOptions) {
+		o.ExpiryWindow = renewBefore
+	})
 }
 
 // assumedRole fetches credentials for the role of an account.

@@ -154,12 +154,44 @@ func TestAnAccountThatIsNotListedMakesNoCall(t *testing.T) {
 	}
 }
 
+// Members of an organization come and go while the process runs. One that left gets no
+// call, although STS's credentials for it would still work.
+func TestMembersComeAndGo(t *testing.T) {
+	roles, f := &fakeSTS{}, fakeEC2Everywhere()
+	e, _ := startFor(t, f, roles.client(t))
+	members := map[ec2ref.Account]bool{}
+	e.credentials.member = func(id ec2ref.Account) (Account, bool) {
+		return Account{ID: id, Role: "arn:aws:iam::" + string(id) + ":role/member", ExternalID: "x"}, members[id]
+	}
+	ask := func() error {
+		_, err := e.Instance(t.Context(), ec2ref.Instance{Account: account, Region: region, ID: id})
+		return errors.Join(err, e.CheckAccount(t.Context(), account))
+	}
+	if err := ask(); !errors.Is(err, ErrNotListed) || roles.calls()+len(f.requests) != 0 {
+		t.Fatalf("before it joined: error %v, %d calls of STS, %d of EC2", err, roles.calls(), len(f.requests))
+	}
+	members[account] = true
+	for range 2 {
+		if err := ask(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if roles.calls() != 1 || !strings.HasPrefix(roles.requests[0], "arn:aws:iam::"+account+":role/member x ") {
+		t.Errorf("STS was asked %q", roles.requests)
+	}
+	asked := len(f.requests)
+	members[account] = false
+	if err := ask(); !errors.Is(err, ErrNotListed) || len(f.requests) != asked {
+		t.Errorf("after it left: error %v, %d more calls of EC2", err, len(f.requests)-asked)
+	}
+}
+
 func TestCredentialsAreFetchedOnceForAll(t *testing.T) {
 	roles := &fakeSTS{}
-	byAccount := newCredentials(nil, roles.client(t), twoAccounts())
+	byAccount := newCredentials(Config{Roles: roles.client(t), Accounts: twoAccounts()})
 	var all sync.WaitGroup
 	for range 50 {
-		for _, provider := range byAccount {
+		for _, provider := range byAccount.listed {
 			all.Go(func() {
 				if _, err := provider.Retrieve(t.Context()); err != nil {
 					t.Error(err)
@@ -184,7 +216,7 @@ func TestCredentialsAreRenewedBeforeTheirEnd(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			roles := &fakeSTS{life: tt.life}
-			provider := newCredentials(nil, roles.client(t), twoAccounts())[account]
+			provider := newCredentials(Config{Roles: roles.client(t), Accounts: twoAccounts()}).listed[account]
 			for range 3 {
 				if _, err := provider.Retrieve(t.Context()); err != nil {
 					t.Fatal(err)
@@ -209,7 +241,7 @@ func TestOneWhoGivesUpLeavesTheCallToTheOthers(t *testing.T) {
 			return ctx.Err()
 		}
 	})
-	provider := newCredentials(nil, slow, twoAccounts())[account]
+	provider := newCredentials(Config{Roles: slow, Accounts: twoAccounts()}).listed[account]
 	impatient, giveUp := context.WithCancel(t.Context())
 	first, second := make(chan error, 1), make(chan error, 1)
 	go func() { _, err := provider.Retrieve(impatient); first <- err }()
@@ -237,10 +269,10 @@ func (f assumerFunc) AssumeRole(ctx context.Context, _ *sts.AssumeRoleInput, _ .
 
 func TestTheCallOfSTSIsBounded(t *testing.T) {
 	var deadline time.Time
-	provider := newCredentials(nil, assumerFunc(func(ctx context.Context) error {
+	provider := Credentials(assumerFunc(func(ctx context.Context) error {
 		deadline, _ = ctx.Deadline()
 		return nil
-	}), twoAccounts())[account]
+	}), twoAccounts()[0])
 	if _, err := provider.Retrieve(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -338,7 +370,7 @@ func assumed(session string) *sts.AssumeRoleOutput {
 
 // assume returns the credentials of a role.
 func assume(client RoleAssumer) aws.CredentialsProvider {
-	return newCredentials(nil, client, []Account{{ID: account, Role: role, ExternalID: "one"}})[account]
+	return Credentials(client, Account{ID: account, Role: role, ExternalID: "one"})
 }
 
 // Lambda freezes the process, and its monotonic clock stands still: credentials that have

@@ -100,7 +100,7 @@ type EC2 struct {
 	Wait func(ctx context.Context, d time.Duration) error
 
 	client      awscall.Client
-	credentials map[ec2ref.Account]aws.CredentialsProvider
+	credentials *accountCredentials
 	endpoint    func(region ec2ref.Region) (string, error)
 	now         func() time.Time
 
@@ -112,13 +112,16 @@ type EC2 struct {
 	ownChecked bool
 }
 
-// Config says which EC2 to ask, and with which credentials. All fields are required, except
-// that only CheckAccount needs Identity.
+// Config says which EC2 to ask, and with which credentials. All fields but Member are
+// required, Identity only for CheckAccount.
 type Config struct {
 	// AWS has the HTTP client, and the credentials for accounts without a role.
 	AWS aws.Config
-	// Accounts are the only accounts that the signer asks about.
+	// Accounts may be asked about.
 	Accounts []Account
+	// Member returns another account that may be asked about now, if it is one. It is
+	// optional, and calls nobody.
+	Member func(ec2ref.Account) (Account, bool)
 	// Roles returns the credentials for accounts with a role.
 	Roles RoleAssumer
 	// Identity says which account the credentials without a role belong to.
@@ -133,7 +136,7 @@ func New(c Config) *EC2 {
 	return &EC2{
 		Wait:        backoff.Wait,
 		client:      awscall.Client{HTTP: c.AWS.HTTPClient, Now: c.Now},
-		credentials: newCredentials(c.AWS.Credentials, c.Roles, c.Accounts),
+		credentials: newCredentials(c),
 		endpoint:    c.Endpoint,
 		now:         c.Now,
 		own:         ownAccount(c.Accounts),

@@ -41,7 +41,7 @@ func (e *apiError) Is(target error) bool {
 func (e *EC2) call(ctx context.Context, at ec2ref.Place, form url.Values, limit int64) ([]byte, error) {
 	// An attacker's account with a role of the expected name would let the signer in. So an
 	// account that is not listed causes no call, not even to STS.
-	provider, listed := e.credentials[at.Account]
+	provider, listed := e.credentials.of(at.Account)
 	if !listed {
 		return nil, ErrNotListed
 	}

@@ -40,8 +40,12 @@ func runDeploymentCheck(cmd *cobra.Command, file, print string) error {
 		_, err = fmt.Fprintln(cmd.OutOrStdout(), summary.Audience)
 		return err
 	}
-	_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s: good\naudience: %s\naccounts: %s\nregions: %s\npolicy_sha256: %s\n", file,
-		summary.Audience, join(summary.Accounts), join(summary.Regions), summary.PolicySHA256)
+	organization := ""
+	if summary.Organization != "" {
+		organization = "organization: " + summary.Organization + "\n"
+	}
+	_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s: good\naudience: %s\naccounts: %s\n%sregions: %s\npolicy_sha256: %s\n", file,
+		summary.Audience, join(summary.Accounts), organization, join(summary.Regions), summary.PolicySHA256)
 	return err
 }
 

@@ -28,6 +28,7 @@ const awsTimeout = 30 * time.Second
 type operator struct {
 	ledger *ledger.DynamoDB
 	arn    string // the ARN from STS
+	config aws.Config
 }
 
 // openLedger asks STS who the operator is, for the ledger and the audit line.
@@ -46,7 +47,7 @@ func openLedger(cmd *cobra.Command, table string) (operator, error) {
 	if arn == "" {
 		return operator{}, errors.New("STS does not say who you are")
 	}
-	return operator{ledger: deployment.OpenLedger(cfg, table), arn: arn}, nil
+	return operator{ledger: deployment.OpenLedger(cfg, table), arn: arn, config: cfg}, nil
 }
 
 // loadAWS reads the AWS configuration and credentials at hand, for the table's region.
@@ -80,9 +81,13 @@ type auditField struct {
 // print prints what was done as one JSON line, with the field names of the signer's audit
 // lines.
 func (o operator) print(cmd *cobra.Command, i ec2ref.Instance, more ...auditField) error {
-	fields := append([]auditField{
+	return o.printLine(cmd, append([]auditField{
 		{"msg", cmd.Name()}, {"by", o.arn}, {"account", i.Account}, {"region", i.Region}, {"instance", i.ID},
-	}, more...)
+	}, more...)...)
+}
+
+// printLine prints one JSON line with these members.
+func (o operator) printLine(cmd *cobra.Command, fields ...auditField) error {
 	line := []byte("{")
 	for n, f := range fields {
 		value, err := json.Marshal(f.value)

@@ -15,6 +15,7 @@ func Command() *cobra.Command {
 		cli.Group("policy", "check and explain policies", policyCheckCommand(), policyExplainCommand(), policySchemaCommand()),
 		reportCommand(),
 		cli.Group("deployment", "check a deployment, and pack it", deploymentCheckCommand(), deploymentPackCommand()),
+		cli.Group("organization", "confirm a change of an organization's accounts", organizationShowCommand(), organizationConfirmCommand()),
 		permitRekeyCommand(), endCommand(), releaseCommand())
 }
 

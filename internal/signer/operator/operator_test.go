@@ -23,6 +23,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 	"github.com/hallmark-ssh/hallmark/internal/signer/deployment"
 	"github.com/hallmark-ssh/hallmark/internal/signer/node"
+	"github.com/hallmark-ssh/hallmark/internal/signer/organization"
 	"github.com/hallmark-ssh/hallmark/internal/signer/teleport"
 	"github.com/hallmark-ssh/hallmark/internal/signer/teleport/teleporttest"
 )
@@ -134,6 +135,7 @@ func (f fakeAWS) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 		TableName     string
 		Segment       int
+		Key           struct{ PK struct{ S string } }
 		Item          map[string]any
 		TransactItems []struct {
 			Put struct {
@@ -168,7 +170,21 @@ func (f fakeAWS) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			}
 		}
 		f.answer(w, map[string]any{"Responses": map[string]any{"hallmark": items}})
+	case "DynamoDB_20120810.GetItem":
+		item, there := organizationItems(f.t)[in.Key.PK.S]
+		if !there {
+			f.answer(w, struct{}{})
+			return
+		}
+		f.answer(w, map[string]any{"Item": map[string]any{"pk": s(in.Key.PK.S), "text": s(item)}})
 	case "DynamoDB_20120810.PutItem":
+		if text := fmt.Sprint(in.Item["text"]); strings.Contains(fmt.Sprint(in.Item["pk"]), organization.Item) {
+			if in.TableName != "hallmark" || !strings.Contains(text, operatorARN) {
+				f.t.Errorf("put %s", text)
+			}
+			f.answer(w, struct{}{})
+			return
+		}
 		permit := fmt.Sprint(in.Item["permit"])
 		if in.TableName != "hallmark" || !strings.Contains(permit, operatorARN) || !strings.Contains(permit, "SHA256:") {
 			f.t.Errorf("put into table %q: permit %s", in.TableName, permit)
@@ -247,6 +263,8 @@ func TestReleasedFlags(t *testing.T) {
 		"permit-rekey -table t", "permit-rekey -account 1", "permit-rekey -region r", "permit-rekey -instance i",
 		"permit-rekey -fingerprint SHA256:a", "permit-rekey -from -", "permit-rekey -hours 0.5",
 		"end -table t", "end -account 1", "end -region r", "end -instance i", "end -proxy p:443", "end -identity f", "end -roots f",
+		"organization show -table t", "organization show -deployment d", "organization confirm -table t",
+		"organization confirm -deployment d", "organization confirm -change c",
 		"release -table t", "release -name -web")
 }
 

@@ -21,6 +21,8 @@ type Event struct {
 	Sweep *SweepRequest
 	// Health is a health check requested by its schedule or an operator.
 	Health bool
+	// Organization asks for a reading of the organization's accounts.
+	Organization bool
 	// Ignored says why the event needs no action.
 	Ignored string
 }
@@ -49,6 +51,9 @@ type envelope struct {
 	Sweep *SweepRequest `json:"sweep"`
 	// Health is the schedule's input for a health check: {"health":{}}.
 	Health *struct{} `json:"health"`
+	// Organization is the input of the stack's rule for that, {"organization":{}}, or of an
+	// operator's invocation.
+	Organization *struct{} `json:"organization"`
 }
 
 // ParseEvent reads an event. It fails with ErrEvent for anything else; a retry cannot
@@ -69,6 +74,8 @@ func ParseEvent(data []byte) (Event, error) {
 			return Event{}, fmt.Errorf("%w: a limit of %d", ErrEvent, e.Sweep.Limit)
 		}
 		return Event{Sweep: e.Sweep}, nil
+	case e.Organization != nil && e.Source == "" && e.DetailType == "":
+		return Event{Organization: true}, nil
 	case e.DetailType == "Scheduled Event" && (e.Source == "aws.events" || e.Source == "aws.scheduler"):
 		return Event{Sweep: new(SweepRequest)}, nil
 	case e.DetailType == "EC2 Instance State-change Notification" && e.Source == "aws.ec2":

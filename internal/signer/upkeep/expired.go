@@ -61,7 +61,7 @@ type ExpiredReport struct {
 
 // step is one step of the walk in progress.
 type step struct {
-	*Fleet
+	scope
 	now    time.Time
 	report *ExpiredReport
 }
@@ -75,12 +75,16 @@ func (f *Fleet) RetireExpired(ctx context.Context) (ExpiredReport, error) {
 	if err := f.noteWalk(ctx, now, func(w *walk) { from = w.Next }); err != nil {
 		return ExpiredReport{}, err
 	}
+	within, err := f.scope(ctx)
+	if err != nil {
+		return ExpiredReport{}, err
+	}
 	found, err := f.Records.Expired(ctx, from, now)
 	if err != nil {
 		return ExpiredReport{}, err
 	}
 	var report ExpiredReport
-	s := step{f, now, &report}
+	s := step{within, now, &report}
 	for at, instances := range s.ownRecords(found.Records) {
 		if err := s.settle(ctx, at, instances); err != nil && ctx.Err() == nil {
 			report.Failed++
@@ -99,8 +103,7 @@ func (f *Fleet) RetireExpired(ctx context.Context) (ExpiredReport, error) {
 func (s step) ownRecords(records map[ec2ref.Instance]ledger.Record) map[ec2ref.Place][]ec2ref.Instance {
 	byPlace := make(map[ec2ref.Place][]ec2ref.Instance)
 	for i, r := range records {
-		listed := slices.Contains(s.Accounts, i.Account) && slices.Contains(s.Regions, i.Region)
-		if listed && (r.Signer == "" || r.Signer == s.Audience) {
+		if s.has(i.Place()) && (r.Signer == "" || r.Signer == s.Audience) {
 			at := i.Place()
 			byPlace[at] = append(byPlace[at], i)
 			s.report.Records++

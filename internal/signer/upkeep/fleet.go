@@ -19,6 +19,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/signer/inventory"
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
 	"github.com/hallmark-ssh/hallmark/internal/signer/node"
+	"github.com/hallmark-ssh/hallmark/internal/signer/organization"
 	"github.com/hallmark-ssh/hallmark/internal/signer/policy"
 )
 
@@ -58,6 +59,12 @@ type Cluster interface {
 	DeleteNode(ctx context.Context, id string) error
 }
 
+// Organization returns the accounts of an AWS organization that may enroll instances.
+// *organization.Members implements it.
+type Organization interface {
+	Current(ctx context.Context) (organization.View, error)
+}
+
 // Fleet acts on events and sweeps. All fields are required unless they say otherwise. It is
 // safe for concurrent use.
 type Fleet struct {
@@ -67,6 +74,8 @@ type Fleet struct {
 	// untouched.
 	Accounts []ec2ref.Account
 	Regions  []ec2ref.Region
+	// Organization lists more accounts. It is optional.
+	Organization Organization
 
 	Inventory Inventory
 	Ledger    Ledger
@@ -88,13 +97,36 @@ type Fleet struct {
 	Now func() time.Time
 }
 
+// scope is the accounts and regions that a fleet acts on.
+type scope struct {
+	*Fleet
+	members organization.View
+}
+
+// scope reads which accounts the organization has.
+func (f *Fleet) scope(ctx context.Context) (scope, error) {
+	if f.Organization == nil {
+		return scope{Fleet: f}, nil
+	}
+	members, err := f.Organization.Current(ctx)
+	if err != nil {
+		return scope{}, fmt.Errorf("read which accounts the organization has: %w", err)
+	}
+	return scope{f, members}, nil
+}
+
+// has reports whether the account and region are listed, or the account is a member.
+func (s scope) has(at ec2ref.Place) bool {
+	return slices.Contains(s.Regions, at.Region) && (slices.Contains(s.Accounts, at.Account) || s.members.Has(at.Account))
+}
+
 // serves rejects events from accounts or regions that are not listed, before any call.
 // Any account that may put events on the bus can write them, and a retry would not help.
-func (f *Fleet) serves(ctx context.Context, i ec2ref.Instance) bool {
-	if slices.Contains(f.Accounts, i.Account) && slices.Contains(f.Regions, i.Region) {
+func (s scope) serves(ctx context.Context, i ec2ref.Instance) bool {
+	if s.has(i.Place()) {
 		return true
 	}
-	f.Log.WarnContext(ctx, "event from an account or region that is not listed",
+	s.Log.WarnContext(ctx, "event from an account or region that is not listed",
 		slog.Any("", i))
 	return false
 }
@@ -126,12 +158,16 @@ func isStopped(i *inventory.Instance) bool { return i != nil && i.State == inven
 
 // pass is the policy and the cluster that several nodes are checked against.
 type pass struct {
-	*Fleet
+	scope
 	rules   *policy.Policy
 	cluster Cluster
 }
 
 func (f *Fleet) newPass(ctx context.Context) (pass, error) {
+	within, err := f.scope(ctx)
+	if err != nil {
+		return pass{}, err
+	}
 	cluster, err := f.Connect(ctx)
 	if err != nil {
 		return pass{}, err
@@ -140,14 +176,14 @@ func (f *Fleet) newPass(ctx context.Context) (pass, error) {
 	if err != nil {
 		return pass{}, fmt.Errorf("read the policy: %w", err)
 	}
-	return pass{f, rules, cluster}, nil
+	return pass{within, rules, cluster}, nil
 }
 
 // render returns the node that an enrolled instance should have now. Its error is
 // policy.ErrRefused or policy.ErrIncomplete.
 func (p pass) render(i *inventory.Instance, r ledger.Record) (node.Node, error) {
 	names := node.Cluster{Name: p.cluster.ClusterName(), Proxy: p.cluster.ProxyName(), Signer: p.Audience}
-	decision, err := p.rules.Decide(factsOf(i, r), names, p.Now())
+	decision, err := p.rules.Decide(p.factsOf(i, r), names, p.Now())
 	if err != nil {
 		return node.Node{}, err
 	}
@@ -156,8 +192,9 @@ func (p pass) render(i *inventory.Instance, r ledger.Record) (node.Node, error) 
 }
 
 // factsOf treats the instance as enrolled: it has, or had, a node.
-func factsOf(i *inventory.Instance, r ledger.Record) node.Facts {
+func (s scope) factsOf(i *inventory.Instance, r ledger.Record) node.Facts {
 	facts := node.FactsOf(i, r)
+	s.members.Describe(&facts)
 	facts.Enrolled = true
 	return facts
 }

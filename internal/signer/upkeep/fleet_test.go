@@ -51,10 +51,12 @@ type world struct {
 	onAll      func(region string)
 }
 
+func testTime() time.Time { return time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC) }
+
 func newWorld(t *testing.T) *world {
 	t.Helper()
 	w := &world{
-		t: t, now: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC),
+		t: t, now: testTime(),
 		instances: make(map[ec2ref.InstanceID]*inventory.Instance), nodes: make(map[string]node.Node),
 	}
 	w.fleet = &Fleet{

@@ -69,7 +69,7 @@ func (f *Fleet) checkHealth(ctx context.Context) (HealthReport, error) {
 	if err != nil {
 		return HealthReport{}, fmt.Errorf("list our nodes: %w", err)
 	}
-	own := f.listed(found)
+	own := p.listed(found)
 	report := HealthReport{Nodes: len(own)}
 	records, err := f.Ledger.LookupAll(ctx, instancesOf(own))
 	if err != nil {
@@ -83,12 +83,13 @@ func (f *Fleet) checkHealth(ctx context.Context) (HealthReport, error) {
 	return report, nil
 }
 
-// listed returns the nodes that belong to an instance of a listed account and region.
-func (f *Fleet) listed(nodes []node.Node) []ownNode {
+// listed returns the nodes that belong to an instance of a listed account or a member, in a
+// listed region.
+func (s scope) listed(nodes []node.Node) []ownNode {
 	var own []ownNode
 	for _, n := range nodes {
 		i := n.Instance()
-		if slices.Contains(f.Accounts, i.Account) && slices.Contains(f.Regions, i.Region) && n.Signer() == f.Audience && i.NodeID() == n.ID {
+		if s.has(i.Place()) && n.Signer() == s.Audience && i.NodeID() == n.ID {
 			own = append(own, ownNode{i, n})
 		}
 	}

@@ -25,9 +25,13 @@ import (
 // is done or nothing needs to be done.
 func (f *Fleet) StatesChanged(ctx context.Context, instances []ec2ref.Instance) []error {
 	errs := make([]error, len(instances))
+	within, err := f.scope(ctx)
+	if err != nil {
+		return failed(errs, err)
+	}
 	byPlace := make(map[ec2ref.Place][]int)
 	for n, i := range instances {
-		if f.serves(ctx, i) {
+		if within.serves(ctx, i) {
 			at := i.Place()
 			byPlace[at] = append(byPlace[at], n)
 		}
@@ -46,6 +50,14 @@ func (f *Fleet) StatesChanged(ctx context.Context, instances []ec2ref.Instance) 
 			}
 		}
 		f.missing(ctx, at, instances, missing, found, errs)
+	}
+	return errs
+}
+
+// failed returns the same error for each.
+func failed(errs []error, err error) []error {
+	for n := range errs {
+		errs[n] = err
 	}
 	return errs
 }
@@ -104,7 +116,7 @@ func (f *Fleet) size(ctx context.Context, at ec2ref.Place) (size, error) {
 		return size{}, fmt.Errorf("list our nodes: %w", err)
 	}
 	var report Report
-	byPlace := f.sort(ctx, nodes, &report)
+	byPlace := p.sort(ctx, nodes, &report)
 	return size{all: report.Nodes, here: len(byPlace[at])}, nil
 }
 
@@ -141,7 +153,7 @@ func (f *Fleet) stopped(ctx context.Context, i ec2ref.Instance, found *inventory
 	if err != nil {
 		return err
 	}
-	if !p.rules.RemovesStopped(factsOf(found, record), f.Now()) {
+	if !p.rules.RemovesStopped(p.factsOf(found, record), f.Now()) {
 		log.InfoContext(ctx, "the instance is stopped, and its node stays until its lease expires")
 		return nil
 	}

@@ -63,11 +63,11 @@ func (f *Fleet) handle(ctx context.Context, batch Batch) (BatchAnswer, kinds) {
 		case e.StateChanged != nil:
 			k.states++
 			instances, moved = append(instances, *e.StateChanged), append(moved, m)
-		case e.Sweep != nil:
+		case e.Sweep != nil || e.Organization:
 			// An operator or the schedule requests a sweep directly. A principal that may
 			// only write to the queue may not.
 			k.dropped++
-			f.Log.ErrorContext(ctx, "message dropped: the queue may not request a sweep", slog.String("message_id", m.ID))
+			f.Log.ErrorContext(ctx, "message dropped: the queue may not request a sweep or a reading of the organization", slog.String("message_id", m.ID))
 		default:
 			k.ignored++
 		}

@@ -32,7 +32,8 @@ type Report struct {
 	// Incomplete counts nodes of running instances for which EC2 does not show something
 	// that the policy needs, such as an address or the image. They stay unchanged.
 	Incomplete int
-	// Unenrolled counts running instances without a node.
+	// Unenrolled counts running instances without a node. Of the organization's accounts, it
+	// covers those that have a node in the region.
 	Unenrolled int
 	// Foreign counts nodes with this signer's label that do not belong to an instance of
 	// a listed account and region, or that have another instance's id. They stay
@@ -101,7 +102,7 @@ func (f *Fleet) sweep(ctx context.Context, from string, limit int) (Report, erro
 		return Report{}, fmt.Errorf("list our nodes: %w", err)
 	}
 	var report Report
-	byPlace := f.sort(ctx, nodes, &report)
+	byPlace := p.sort(ctx, nodes, &report)
 	noted, err := f.notedPlaces(ctx)
 	if err != nil {
 		return report, err
@@ -198,20 +199,21 @@ func (f *Fleet) notedPlaces(ctx context.Context) (map[ec2ref.Place]bool, error) 
 }
 
 // sort groups this signer's nodes by account and region. It leaves out nodes of unlisted
-// accounts and regions, and nodes whose labels do not match their id.
-func (f *Fleet) sort(ctx context.Context, nodes []node.Node, report *Report) map[ec2ref.Place][]ownNode {
+// accounts and regions, and nodes whose labels do not match their id. Accounts of the
+// organization that have no nodes are not among the groups: there may be thousands.
+func (s scope) sort(ctx context.Context, nodes []node.Node, report *Report) map[ec2ref.Place][]ownNode {
 	byPlace := make(map[ec2ref.Place][]ownNode)
-	for _, account := range f.Accounts {
-		for _, region := range f.Regions {
+	for _, account := range s.Accounts {
+		for _, region := range s.Regions {
 			byPlace[ec2ref.Place{Account: account, Region: region}] = nil
 		}
 	}
 	for _, found := range nodes {
 		i := found.Instance()
 		p := i.Place()
-		if _, listed := byPlace[p]; !listed || found.Signer() != f.Audience || i.NodeID() != found.ID {
+		if !s.has(p) || found.Signer() != s.Audience || i.NodeID() != found.ID {
 			report.Foreign++
-			f.Log.WarnContext(ctx, "node with this signer's label belongs to no listed instance; left unchanged", slog.String("node_id", found.ID),
+			s.Log.WarnContext(ctx, "node with this signer's label belongs to no listed instance; left unchanged", slog.String("node_id", found.ID),
 				slog.Any("", i))
 			continue
 		}
@@ -265,7 +267,7 @@ func (r run) judge(o ownNode, i *inventory.Instance, record ledger.Record, s *su
 	case isGone(i):
 		s.dead = append(s.dead, o)
 		return nil
-	case isStopped(i) && r.rules.RemovesStopped(factsOf(i, record), r.Now()):
+	case isStopped(i) && r.rules.RemovesStopped(r.factsOf(i, record), r.Now()):
 		s.stopped = append(s.stopped, o)
 		return nil
 	}
@@ -384,7 +386,7 @@ func (r run) refresh(ctx context.Context, at ec2ref.Place, batch []ownNode) {
 			continue
 		}
 		i := found[o.instance.ID]
-		if isStopped(i) && r.rules.RemovesStopped(factsOf(i, records[o.instance.ID]), r.Now()) {
+		if isStopped(i) && r.rules.RemovesStopped(r.factsOf(i, records[o.instance.ID]), r.Now()) {
 			r.remove(ctx, o)
 			continue
 		}

@@ -32,11 +32,15 @@ type TagChange struct {
 func (f *Fleet) TagsChanged(ctx context.Context, changes []TagChange) []error {
 	errs := make([]error, len(changes))
 	instances := make([]ec2ref.Instance, len(changes))
+	within, err := f.scope(ctx)
+	if err != nil {
+		return failed(errs, err)
+	}
 	records := make(map[ec2ref.Instance]ledger.Record)
 	byPlace := make(map[ec2ref.Place][]int)
 	for n, change := range changes {
 		i := change.Instance
-		if instances[n] = i; !f.serves(ctx, i) {
+		if instances[n] = i; !within.serves(ctx, i) {
 			continue
 		}
 		// Announce before asking EC2: an enrollment that read the old tags then finds the
