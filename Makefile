@@ -144,6 +144,7 @@ check-templates: setup bin/packer
 .PHONY: e2e
 e2e: export HALLMARK_TEST_STRICT := 1
 e2e: setup build bin/packer bin/aws-lambda-rie
+	$(STEP) "stacks on moto" go test $(RACE) -timeout 20m -tags e2e ./e2e/stack
 	$(STEP) "emulated AWS services" go test $(RACE) -timeout 20m -tags e2e ./e2e/fake/moto ./e2e/fake/sts ./e2e/fake/dynamodb ./e2e/policystore
 	$(STEP) "functions in AWS's emulator" go test $(RACE) -timeout 20m -tags e2e ./e2e/fake/lambdahost ./e2e/runtime
 	$(STEP) "functions on moto and SAM's template" go test $(RACE) -timeout 20m -tags e2e -run 'Moto|SAM' ./lambda ./lambda/deploy ./internal/signer/operator

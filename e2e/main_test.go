@@ -52,6 +52,7 @@ func setUp(ctx context.Context, f *machine.Fleet) (err error) {
 		return err
 	}
 	shared.lab, err = lab.New(ctx, f, lab.Config{
+		Template:  "../template.yaml",
 		Bootstrap: "../bin/bootstrap", Packer: "../bin/packer", Plugin: "../bin/packer-plugin-hallmark",
 		Operator: "../bin/hallmark-signer", Policy: policy,
 	}, dir)

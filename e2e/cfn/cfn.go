@@ -60,6 +60,7 @@ type Stack struct {
 type Resource struct {
 	Type       string
 	Properties map[string]any
+	DependsOn  any
 }
 
 // Expand expands the template for a place and parameters. It returns an error if the
@@ -85,6 +86,7 @@ func Expand(ctx context.Context, template string, p Place, parameters map[string
 		Resources map[string]struct {
 			Type, Condition string
 			Properties      map[string]any
+			DependsOn       any
 		}
 		Outputs map[string]struct {
 			Condition string
@@ -130,7 +132,7 @@ func Expand(ctx context.Context, template string, p Place, parameters map[string
 	for name, r := range t.Resources {
 		if r.Condition == "" || e.condition(r.Condition) {
 			properties, _ := e.value(r.Properties).(map[string]any)
-			s.Resources[name] = Resource{Type: r.Type, Properties: properties}
+			s.Resources[name] = Resource{Type: r.Type, Properties: properties, DependsOn: r.DependsOn}
 		}
 	}
 	for name, o := range t.Outputs {

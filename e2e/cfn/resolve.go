@@ -12,7 +12,11 @@ func (s *Stack) Body(leave func(name string, r Resource) bool) (string, error) {
 	resources, outputs := make(map[string]any), make(map[string]any)
 	for name, r := range s.Resources {
 		if !leave(name, r) {
-			resources[name] = map[string]any{"Type": r.Type, "Properties": r.Properties}
+			resource := map[string]any{"Type": r.Type, "Properties": r.Properties}
+			if r.DependsOn != nil {
+				resource["DependsOn"] = r.DependsOn
+			}
+			resources[name] = resource
 		}
 	}
 	for name, value := range s.Outputs {

@@ -70,7 +70,7 @@ func (l *Lab) startEmbedded(ctx context.Context) (*embedded, error) {
 	if err != nil {
 		return nil, err
 	}
-	for bot, arn := range botARNs() {
+	for bot, arn := range l.login.bots() {
 		cluster.AddBot(teleporttest.Bot{Name: bot, Token: bot, AWSARN: arn, Roles: []string{bot}})
 	}
 	context.AfterFunc(ctx, func() { _ = cluster.Close() })
@@ -126,7 +126,7 @@ func (l *Lab) startTeleport(ctx context.Context) (*real, error) {
 	}
 	l.Teleport = cluster
 	r := &real{Cluster: cluster}
-	for _, step := range []func(context.Context) error{r.addSigner, r.addPerson, r.readCAs} {
+	for _, step := range []func(context.Context) error{l.addSigner, r.addPerson, r.readCAs} {
 		if err := step(ctx); err != nil {
 			return nil, err
 		}
@@ -135,13 +135,13 @@ func (l *Lab) startTeleport(ctx context.Context) (*real, error) {
 }
 
 // addSigner lets the signer log in with its AWS role, as docs/teleport.md says.
-func (r *real) addSigner(ctx context.Context) error {
-	return r.AddBots(ctx, botARNs())
+func (l *Lab) addSigner(ctx context.Context) error {
+	return l.Teleport.AddBots(ctx, l.login.bots())
 }
 
-// botARNs are the functions' AWS roles, by the bot that each logs in as.
-func botARNs() map[string]string {
-	return map[string]string{teleportd.EnrollBot: functionARN, teleportd.FleetBot: fleetFunctionARN}
+// bots are the functions' AWS roles, by the bot that each logs in as.
+func (l *login) bots() map[string]string {
+	return map[string]string{teleportd.EnrollBot: l.enroll.ARN, teleportd.FleetBot: l.fleet.ARN}
 }
 
 func (r *real) addPerson(ctx context.Context) (err error) {

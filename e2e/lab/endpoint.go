@@ -40,7 +40,7 @@ const (
 	VPCEndpoint = "vpce-0a1b2c3d4e5f60718"
 
 	apiPath   = "/hallmark/"
-	invokeARN = "arn:aws:lambda:" + Region + ":" + moto.Account + ":function:" + function + "-invoke"
+	invokeARN = "arn:aws:lambda:" + Region + ":" + moto.Account + ":function:hallmark-invoke"
 )
 
 // HostsLines are the lines of /etc/hosts that stand for the private DNS of the endpoints.
@@ -81,8 +81,8 @@ func (l *Lab) StartEndpoint(ctx context.Context, kind entry.Kind) (*Endpoint, er
 		return nil, err
 	}
 	signer := lambdahost.New(lambdahost.Function{
-		Name: function, Program: l.config.Bootstrap, Emulator: l.config.Emulator, Handler: "enroll", TaskRoot: root, Region: Region,
-		Environment: append(l.environment(l.login.enroll), "HALLMARK_ENTRY="+string(kind)),
+		Name: l.stack.enroll.FunctionName, Program: l.config.Bootstrap, Emulator: l.config.Emulator, Handler: l.stack.enroll.Handler, TaskRoot: root, Region: Region,
+		Environment: append(l.environment(l.stack.enroll, l.login.enroll), "HALLMARK_ENTRY="+string(kind)),
 		Concurrency: 2, Timeout: 20 * time.Second, Log: log,
 	})
 	context.AfterFunc(ctx, signer.Close)

@@ -25,7 +25,6 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/ssm/types"
 	"go.yaml.in/yaml/v3"
 
-	"github.com/hallmark-ssh/hallmark/e2e/fake/dynamodb"
 	"github.com/hallmark-ssh/hallmark/e2e/fake/lambdahost"
 	"github.com/hallmark-ssh/hallmark/e2e/fake/moto"
 	"github.com/hallmark-ssh/hallmark/e2e/fake/sts"
@@ -42,10 +41,6 @@ const (
 
 	zone = Region + "a"
 
-	// policyParameter is the signer's policy in Systems Manager, which is moto's as
-	// DynamoDB and EC2 are.
-	policyParameter = "/hallmark/lab/policy"
-
 	// lastReserved is the last of the addresses that AWS keeps for itself in a
 	// subnet; the hub is the first.
 	lastReserved = "10.83.0.3"
@@ -53,6 +48,8 @@ const (
 
 // Config says what the lab consists of.
 type Config struct {
+	// Template is the path of template.yaml. The lab creates its stack in moto.
+	Template string
 	// Bootstrap, Packer and Plugin are the paths of the programs under test.
 	Bootstrap, Packer, Plugin string
 	// Operator is the path of hallmark-signer; only Lab.Operator needs it.
@@ -79,6 +76,8 @@ type Lab struct {
 	Region *identitytest.Region
 	// Teleport is the real cluster, or nil with the embedded one.
 	Teleport *teleportd.Cluster
+	// LedgerTable is the ARN of the signer's table in DynamoDB.
+	LedgerTable string
 
 	fleet  *machine.Fleet
 	config Config
@@ -97,6 +96,7 @@ type Lab struct {
 	stsURL string
 	login  *login
 	moto   *moto.Server
+	stack  *stack
 	keys   *keys
 	queue  queue
 }
@@ -104,7 +104,7 @@ type Lab struct {
 // New starts the lab in a folder. The lab ends with the context or the program.
 func New(ctx context.Context, f *machine.Fleet, config Config, dir string) (*Lab, error) {
 	l := &Lab{fleet: f, config: config, dir: dir, last: netip.MustParseAddr(lastReserved)}
-	for _, program := range []*string{&l.config.Bootstrap, &l.config.Packer, &l.config.Plugin, &l.config.Operator, &l.config.Emulator} {
+	for _, program := range []*string{&l.config.Template, &l.config.Bootstrap, &l.config.Packer, &l.config.Plugin, &l.config.Operator, &l.config.Emulator} {
 		if err := absolute(program); err != nil {
 			return nil, err
 		}
@@ -115,6 +115,7 @@ func New(ctx context.Context, f *machine.Fleet, config Config, dir string) (*Lab
 	}{
 		{"make a region", l.makeRegion},
 		{"start moto", l.startMoto},
+		{"create the stack", l.createStack},
 		{"start STS", l.startSTS},
 		{"start the cluster", l.startCluster},
 		{"make keys", l.makeKeys},
@@ -128,7 +129,7 @@ func New(ctx context.Context, f *machine.Fleet, config Config, dir string) (*Lab
 	return l, nil
 }
 
-// absolute resolves a program's path, if it is not empty, and checks that it exists.
+// absolute resolves a file's path, if it is not empty, and checks that it exists.
 func absolute(program *string) error {
 	if *program == "" {
 		return nil
@@ -138,7 +139,7 @@ func absolute(program *string) error {
 		return err
 	}
 	if _, err := os.Stat(path); err != nil {
-		return fmt.Errorf("a program is missing (%w): run 'make build bin/packer bin/aws-lambda-rie'", err)
+		return fmt.Errorf("a file is missing (%w): run 'make build bin/packer bin/aws-lambda-rie'", err)
 	}
 	*program = path
 	return nil
@@ -162,10 +163,8 @@ func (l *Lab) startMoto(ctx context.Context) error {
 		BaseEndpoint: aws.String(l.moto.URL),
 		Credentials:  credentials.NewStaticCredentialsProvider("lab", "lab", ""),
 	})
-	if l.subnet, err = makeSubnet(ctx, l.EC2); err != nil {
-		return err
-	}
-	return dynamodb.CreateTable(ctx, dynamodb.Client(l.moto.URL, Region), LedgerTable)
+	l.subnet, err = makeSubnet(ctx, l.EC2)
+	return err
 }
 
 func makeSubnet(ctx context.Context, client *ec2.Client) (string, error) {
@@ -188,10 +187,10 @@ func (l *Lab) startSTS(ctx context.Context) error {
 		return err
 	}
 	l.STS = sts.New(sts.Options{Region: Region, Backend: backend})
-	if l.stsURL, err = serveLocally(ctx, l.STS); err != nil {
+	if l.login, err = l.newLogin(ctx); err != nil {
 		return err
 	}
-	l.login, err = newLogin(ctx)
+	l.stsURL, err = serveLocally(ctx, l.STS)
 	return err
 }
 
@@ -220,24 +219,19 @@ func (l *Lab) startSigner(ctx context.Context) error {
 	if err := l.writeDeployment(root, nil); err != nil {
 		return err
 	}
-	if l.config.Policy != "" {
-		if err := l.PutPolicy(ctx, l.config.Policy); err != nil {
-			return err
-		}
-	}
 	log, err := l.createLog("signer")
 	if err != nil {
 		return err
 	}
 	l.Signer = lambdahost.New(lambdahost.Function{
-		Name: function, Program: l.config.Bootstrap, Emulator: l.config.Emulator, Handler: "enroll", TaskRoot: root, Region: Region,
-		Environment: l.environment(l.login.enroll),
+		Name: l.stack.enroll.FunctionName, Program: l.config.Bootstrap, Emulator: l.config.Emulator, Handler: l.stack.enroll.Handler, TaskRoot: root, Region: Region,
+		Environment: l.environment(l.stack.enroll, l.login.enroll),
 		Concurrency: 4, Timeout: 20 * time.Second, Log: log,
 	})
 	context.AfterFunc(ctx, l.Signer.Close)
 	l.Fleet = lambdahost.New(lambdahost.Function{
-		Name: fleetFunction, Program: l.config.Bootstrap, Emulator: l.config.Emulator, Handler: "fleet", TaskRoot: root, Region: Region,
-		Environment: l.environment(l.login.fleet),
+		Name: l.stack.fleet.FunctionName, Program: l.config.Bootstrap, Emulator: l.config.Emulator, Handler: l.stack.fleet.Handler, TaskRoot: root, Region: Region,
+		Environment: l.environment(l.stack.fleet, l.login.fleet),
 		Concurrency: 2, Timeout: time.Minute, Log: log,
 	})
 	context.AfterFunc(ctx, l.Fleet.Close)
@@ -245,16 +239,16 @@ func (l *Lab) startSigner(ctx context.Context) error {
 	return l.StartURL(ctx)
 }
 
-// environment returns a function's environment, with its role's credentials as Lambda sets them.
-func (l *Lab) environment(role sts.Credential) []string {
+// environment returns a function's environment: what the stack sets, and its role's
+// credentials as Lambda sets them.
+func (l *Lab) environment(f moto.FunctionSettings, role sts.Credential) []string {
 	environment := []string{
 		"AWS_ACCESS_KEY_ID=" + role.AccessKeyID, "AWS_SECRET_ACCESS_KEY=" + role.SecretAccessKey,
 		"AWS_SESSION_TOKEN=" + role.SessionToken, "AWS_ENDPOINT_URL_STS=" + l.stsURL,
 		"AWS_ENDPOINT_URL_EC2=" + l.moto.URL, "AWS_ENDPOINT_URL_DYNAMODB=" + l.moto.URL, "AWS_ENDPOINT_URL_SSM=" + l.moto.URL,
-		"HALLMARK_LEDGER_TABLE=" + LedgerTable,
 	}
-	if l.config.Policy != "" {
-		environment = append(environment, "HALLMARK_POLICY_PARAMETER="+policyParameter)
+	for name, value := range f.Environment.Variables {
+		environment = append(environment, name+"="+value)
 	}
 	return environment
 }
@@ -299,7 +293,7 @@ func (l *Lab) PutPolicy(ctx context.Context, policy string) error {
 		Credentials:  credentials.NewStaticCredentialsProvider("lab", "lab", ""),
 	})
 	_, err := client.PutParameter(ctx, &ssm.PutParameterInput{
-		Name: aws.String(policyParameter), Value: &policy, Type: types.ParameterTypeString, Overwrite: aws.Bool(true),
+		Name: aws.String(l.stack.Resources["PolicyParameter"]), Value: &policy, Type: types.ParameterTypeString, Overwrite: aws.Bool(true),
 	})
 	return err
 }

@@ -15,9 +15,6 @@ import (
 // OperatorARN is the identity that moto gives callers without a role.
 const OperatorARN = "arn:aws:sts::" + moto.Account + ":user/moto"
 
-// LedgerTable is the signer's table in DynamoDB.
-const LedgerTable = "hallmark-ledger"
-
 // Operator runs hallmark-signer as an operator does on a workstation, with the operator's own
 // credentials. It returns the program's output.
 func (l *Lab) Operator(ctx context.Context, args ...string) (string, error) {

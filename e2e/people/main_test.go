@@ -50,6 +50,7 @@ func setUp(ctx context.Context, f *machine.Fleet) error {
 		return err
 	}
 	shared.lab, err = lab.New(ctx, f, lab.Config{
+		Template:  "../../template.yaml",
 		Bootstrap: "../../bin/bootstrap", Packer: "../../bin/packer", Plugin: "../../bin/packer-plugin-hallmark",
 		Teleport: *programs,
 	}, dir)

@@ -35,6 +35,7 @@ func setUp(ctx context.Context, f *machine.Fleet) error {
 		return err
 	}
 	shared, err = lab.New(ctx, f, lab.Config{
+		Template:  "../../template.yaml",
 		Bootstrap: "../../bin/bootstrap", Packer: "../../bin/packer", Plugin: "../../bin/packer-plugin-hallmark",
 		Emulator: "../../bin/aws-lambda-rie",
 	}, dir)

@@ -36,6 +36,7 @@ func main() {
 	hallmark := flag.String("hallmark", "bin/hallmark", "path of the machine's program")
 	document := flag.String("document", "internal/identity/testdata/real/us-west-2/rsa2048.txt", "path of a signed identity document")
 	empty := flag.String("empty", "bin/bench-empty", "path of a function that does nothing, to compare cold starts with")
+	flag.StringVar(&c.Template, "template", "template.yaml", "path of the stack's template")
 	flag.StringVar(&c.Bootstrap, "bootstrap", "bin/bootstrap", "path of the signer")
 	flag.StringVar(&c.Packer, "packer", "bin/packer", "path of Packer 1.15")
 	flag.StringVar(&c.Plugin, "plugin", "bin/packer-plugin-hallmark", "path of the Packer plugin")

@@ -32,6 +32,7 @@ const machines = 3
 
 func main() {
 	var config lab.Config
+	flag.StringVar(&config.Template, "template", "template.yaml", "path of the stack's template")
 	flag.StringVar(&config.Bootstrap, "bootstrap", "bin/bootstrap", "path of the signer")
 	flag.StringVar(&config.Packer, "packer", "bin/packer", "path of Packer 1.15")
 	flag.StringVar(&config.Plugin, "plugin", "bin/packer-plugin-hallmark", "path of the Packer plugin")

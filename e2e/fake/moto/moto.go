@@ -50,7 +50,8 @@ func Start(ctx context.Context, region string, w io.Writer) (*Server, error) {
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	cmd := exec.CommandContext(ctx, "python3", "-c", program, host, port, region)
-	cmd.Env = append(os.Environ(), "MOTO_ALLOW_NONEXISTENT_REGION=true", "PYTHONUNBUFFERED=1")
+	cmd.Env = append(os.Environ(), "MOTO_ALLOW_NONEXISTENT_REGION=true", "PYTHONUNBUFFERED=1",
+		"VALIDATE_LAMBDA_S3=false") // a stack's functions need no package
 	cmd.Stdout, cmd.Stderr = w, w
 	if err := cmd.Start(); err != nil {
 		cancel()
