@@ -47,6 +47,16 @@ func (r Region) partition() (partition, error) {
 	return all[n], nil
 }
 
+// DNSSuffixes returns the domain of each partition's endpoints, each once.
+func DNSSuffixes() []string {
+	var suffixes []string
+	for _, p := range partitions() {
+		suffixes = append(suffixes, p.dnsSuffix)
+	}
+	slices.Sort(suffixes)
+	return slices.Compact(suffixes)
+}
+
 // Partition returns the partition of the region. It fails for a malformed region.
 func (r Region) Partition() (Partition, error) {
 	p, err := r.partition()

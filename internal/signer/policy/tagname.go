@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 	"github.com/hallmark-ssh/hallmark/internal/signer/node"
 )
 
@@ -49,7 +50,7 @@ func checkSuffix(suffix string) error {
 		return fmt.Errorf("%s: %w", quote(suffix), err)
 	}
 	// AWS itself assigns these names to addresses and instances.
-	for _, taken := range []string{"ec2.internal", "compute.internal", "amazonaws.com", "amazonaws.com.cn"} {
+	for _, taken := range append(ec2ref.DNSSuffixes(), "ec2.internal", "compute.internal") {
 		if node.IsWithin(domain, taken) {
 			return fmt.Errorf("%s: AWS assigns the names below %s", quote(suffix), taken)
 		}
