@@ -77,6 +77,14 @@ bin/golangci-lint: e2e/tools/golangci-lint/go.mod e2e/tools/golangci-lint/go.sum
 bin/aws-lambda-rie: e2e/tools/rie/go.mod e2e/tools/rie/go.sum
 	cd e2e/tools/rie && $(STEP) "build $@" go build -o ../../../$@ github.com/aws/aws-lambda-runtime-interface-emulator/cmd/aws-lambda-rie
 
+# A simulator of IAM, for tests only: it is AGPL, and part of no program.
+bin/iam-simulate/simulate.mjs: $(addprefix e2e/tools/iam-simulate/,package.json package-lock.json simulate.mjs)
+	rm -rf bin/iam-simulate
+	mkdir -p bin/iam-simulate
+	cp e2e/tools/iam-simulate/package*.json bin/iam-simulate/
+	cd bin/iam-simulate && $(STEP) "install iam-simulate" npm ci --silent --no-audit --no-fund --ignore-scripts
+	cp e2e/tools/iam-simulate/simulate.mjs $@
+
 # Teleport, for tests only. "make TARGET TELEPORT=DIR" uses the programs of any version
 # in a folder. Without it, make builds 13.3.8: about ten minutes on two processors, once.
 TELEPORT ?=
@@ -143,7 +151,8 @@ check-templates: setup bin/packer
 
 .PHONY: e2e
 e2e: export HALLMARK_TEST_STRICT := 1
-e2e: setup build bin/packer bin/aws-lambda-rie
+e2e: setup build bin/packer bin/aws-lambda-rie bin/iam-simulate/simulate.mjs
+	$(STEP) "permissions of the template" go test -timeout 20m -tags e2e ./e2e/iam
 	$(STEP) "stacks on moto" go test $(RACE) -timeout 20m -tags e2e ./e2e/stack
 	$(STEP) "emulated AWS services" go test $(RACE) -timeout 20m -tags e2e ./e2e/fake/moto ./e2e/fake/sts ./e2e/fake/dynamodb ./e2e/policystore
 	$(STEP) "functions in AWS's emulator" go test $(RACE) -timeout 20m -tags e2e ./e2e/fake/lambdahost ./e2e/runtime

@@ -38,9 +38,10 @@ missing_packages() {
 
 install_packages() {
   local missing sudo=()
-  # Debian's npm needs hundreds of packages. Install it only if there is no npm, and
-  # something to fetch with it.
-  [ -f "$dynamodb_local/DynamoDBLocal.jar" ] || command -v npm >/dev/null || packages+=(npm)
+  # Debian's npm needs hundreds of packages. Install it only if there is no npm. Another
+  # npm brings its own node.
+  command -v npm >/dev/null || packages+=(npm)
+  command -v node >/dev/null || packages+=(nodejs)
   mapfile -t missing < <(missing_packages)
   [ "${#missing[@]}" -eq 0 ] && return
   [ "$(id -u)" -eq 0 ] || sudo=(sudo)
