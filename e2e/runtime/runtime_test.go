@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"errors"
 	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -19,6 +20,8 @@ import (
 	"github.com/aws/aws-lambda-go/events"
 
 	"github.com/hallmark-ssh/hallmark/e2e/fake/lambdahost"
+	"github.com/hallmark-ssh/hallmark/internal/signer/entry"
+	"github.com/hallmark-ssh/hallmark/internal/signer/entry/entrytest"
 )
 
 const settings = `audience: hallmark.example.com
@@ -146,6 +149,48 @@ func TestEnroll(t *testing.T) {
 				t.Errorf("answer %s (%v), want status %d and %q", data, err, test.status, test.body)
 			}
 		})
+	}
+}
+
+// Each entry has a form of event of its own, and refuses the others' without asking anybody.
+func TestEntries(t *testing.T) {
+	kinds := []entry.Kind{entry.URL, entry.PrivateAPI, entry.Invoke}
+	for _, kind := range kinds {
+		t.Run(string(kind), func(t *testing.T) {
+			host, log := start(t, "enroll", closed(t), func(f *lambdahost.Function) {
+				f.Environment = append(f.Environment, "HALLMARK_ENTRY="+string(kind))
+			})
+			for _, form := range kinds {
+				want := http.StatusBadRequest
+				if form == kind {
+					want = http.StatusServiceUnavailable // it asks Teleport
+				}
+				event, err := entrytest.Event(form, entry.Request{ID: "1", Method: http.MethodGet, Source: "192.0.2.1", Endpoint: "vpce-0a1b2c3d4e5f60718"})
+				if err != nil {
+					t.Fatal(err)
+				}
+				data, err := host.Invoke(t.Context(), event)
+				if err != nil {
+					t.Fatalf("%v\n%s", err, log)
+				}
+				if answer, err := entrytest.Answer(kind, data); err != nil || answer.Status != want {
+					t.Errorf("answer %s (%v) to the form of %s, want status %d", data, err, form, want)
+				}
+			}
+		})
+	}
+}
+
+// The function answers before Lambda ends it, also if nobody answers the function.
+func TestTheFunctionAnswersBeforeItsTimeout(t *testing.T) {
+	host, log := start(t, "enroll", silent(t), func(f *lambdahost.Function) { f.Timeout = 5 * time.Second })
+	data, err := host.Invoke(t.Context(), encode(t, urlEvent("GET", "")))
+	if err != nil {
+		t.Fatalf("%v\n%s", err, log)
+	}
+	var answer events.LambdaFunctionURLResponse
+	if err := json.Unmarshal(data, &answer); err != nil || answer.StatusCode != http.StatusServiceUnavailable {
+		t.Errorf("answer %s (%v)", data, err)
 	}
 }
 
