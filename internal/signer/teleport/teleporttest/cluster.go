@@ -233,6 +233,9 @@ func (c *Cluster) Close() error {
 	return err
 }
 
+// CloseConnections closes all connections, as a restart does.
+func (c *Cluster) CloseConnections() { c.conns.closeAll() }
+
 // Name returns the cluster's name.
 func (c *Cluster) Name() string { return c.options.ClusterName }
 
