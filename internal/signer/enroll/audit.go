@@ -189,7 +189,7 @@ func (a *audit) addFacts(f *fields) {
 	f.text("subnet", a.facts.Subnet)
 	f.text("instance_profile", a.facts.InstanceProfile)
 	f.text("image", a.facts.Image)
-	f.text("image_owner", a.facts.ImageOwner)
+	f.text("image_owner", a.facts.ImageOwner.String())
 	f.add("enrolled_before", a.facts.Enrolled)
 }
 

@@ -8,6 +8,7 @@ import (
 	"io"
 	"time"
 
+	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 	"github.com/hallmark-ssh/hallmark/internal/signer/inventory"
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
 )
@@ -16,9 +17,9 @@ import (
 // the ledger, and none of it only from the caller. But anyone who may call ec2:CreateTags
 // chooses the tags.
 type Facts struct {
-	Account    string
-	Region     string
-	InstanceID string
+	Account    ec2ref.Account
+	Region     ec2ref.Region
+	InstanceID ec2ref.InstanceID
 
 	// AccountName and AccountPath are the account's name in its organization, and the names of
 	// the units above it, such as /Workloads/Production. They are empty if unknown.
@@ -33,7 +34,7 @@ type Facts struct {
 
 	Image string // id
 	// ImageOwner is the account that owns the image, or empty if it is no longer known.
-	ImageOwner string
+	ImageOwner ec2ref.Account
 	// ImageOwnerMember says that the owner is an account of the organization that may enroll
 	// instances.
 	ImageOwnerMember bool
@@ -61,15 +62,15 @@ type Facts struct {
 func FactsOf(i *inventory.Instance, r ledger.Record) Facts {
 	owner, tags := r.ImageOf(i.ImageID, i.ImageOwner, i.ImageTags)
 	return Facts{
-		Account:         string(i.OwnerID),
-		Region:          string(i.Region),
-		InstanceID:      string(i.ID),
+		Account:         i.OwnerID,
+		Region:          i.Region,
+		InstanceID:      i.ID,
 		VPC:             i.VPC,
 		Subnet:          i.Subnet,
 		Zone:            i.AvailabilityZone,
 		InstanceProfile: i.InstanceProfileARN,
 		Image:           i.ImageID,
-		ImageOwner:      owner,
+		ImageOwner:      ec2ref.Account(owner),
 		ImageTags:       tags,
 		LaunchTime:      i.LaunchTime,
 		Enrolled:        IsEnrolled(r),

@@ -42,7 +42,7 @@ func CheckHostname(name string, f Facts, c Cluster) error {
 	case isOrBegins(c.Proxy, name):
 		return fmt.Errorf("%q is the proxy's name", name)
 	}
-	if id := regexpInstanceID.FindString(name); id != "" && id != f.InstanceID {
+	if id := regexpInstanceID.FindString(name); id != "" && id != f.InstanceID.String() {
 		return fmt.Errorf("%q ends in the id of another instance", name)
 	}
 	return nil
@@ -68,7 +68,7 @@ func CheckDNSName(name string, f Facts, c Cluster) error {
 			return fmt.Errorf("%q is %q or below it", name, taken)
 		}
 	}
-	if id := regexpInstanceID.FindString(name); id != "" && id != f.InstanceID {
+	if id := regexpInstanceID.FindString(name); id != "" && id != f.InstanceID.String() {
 		return fmt.Errorf("%q ends in the id of another instance", name)
 	}
 	return nil
@@ -120,15 +120,16 @@ func IsWithin(name, domain string) bool {
 // is empty if the name already contains the id.
 func Fallback(name string, f Facts, c Cluster) string {
 	label, domain, dotted := strings.Cut(name, ".")
-	if strings.HasSuffix(label, f.InstanceID) {
+	id := f.InstanceID.String()
+	if strings.HasSuffix(label, id) {
 		return ""
 	}
 	if dotted {
 		domain = "." + domain
 	}
-	room := max(MaxDNSLabelBytes-len("-")-len(f.InstanceID), 0)
+	room := max(MaxDNSLabelBytes-len("-")-len(id), 0)
 	front := strings.TrimRight(label[:min(len(label), room)], "-")
-	for _, unique := range []string{front + "-" + f.InstanceID, f.InstanceID} {
+	for _, unique := range []string{front + "-" + id, id} {
 		if CheckDNSName(unique+domain, f, c) == nil {
 			return unique + domain
 		}

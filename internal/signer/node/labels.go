@@ -42,13 +42,13 @@ func AddedLabels() []string { return []string{addAccountName, addAccountPath} }
 // nowhere else.
 func Labels(f Facts, c Cluster, rule string, added []string) map[string]string {
 	labels := map[string]string{
-		InstanceLabel:          f.InstanceID,
-		AccountLabel:           f.Account,
-		RegionLabel:            f.Region,
+		InstanceLabel:          f.InstanceID.String(),
+		AccountLabel:           f.Account.String(),
+		RegionLabel:            f.Region.String(),
 		SignerLabel:            c.Signer,
-		"hallmark/account":     f.Account,
+		"hallmark/account":     f.Account.String(),
 		"hallmark/vpc":         f.VPC,
-		"hallmark/image-owner": f.ImageOwner,
+		"hallmark/image-owner": f.ImageOwner.String(),
 		RuleLabel:              rule,
 	}
 	for _, name := range added {

@@ -159,8 +159,8 @@ func (d matchDocument) place(limits Limits, at strictyaml.Value) []condition {
 		// open admits more than is listed; nil admits no more.
 		open exception
 	}{
-		{"accounts", d.Accounts, texts(limits.Accounts), formAccount, func(f node.Facts) string { return f.Account }, limits.members()},
-		{"regions", d.Regions, texts(limits.Regions), formRegion, func(f node.Facts) string { return f.Region }, nil},
+		{"accounts", d.Accounts, texts(limits.Accounts), formAccount, func(f node.Facts) string { return f.Account.String() }, limits.members()},
+		{"regions", d.Regions, texts(limits.Regions), formRegion, func(f node.Facts) string { return f.Region.String() }, nil},
 	} {
 		if m.entries == nil {
 			if !limits.unlimited {

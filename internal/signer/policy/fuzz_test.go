@@ -62,7 +62,7 @@ func checkDecision(t *testing.T, p *Policy, f node.Facts) {
 		t.Errorf("lifetime %s", d.Lifetime)
 	}
 	checkGranted(t, d.Hostname, c)
-	if label, _, _ := strings.Cut(d.Hostname, "."); d.Hostname != f.Tags[hostnameTag] && !strings.HasSuffix(label, f.InstanceID) {
+	if label, _, _ := strings.Cut(d.Hostname, "."); d.Hostname != f.Tags[hostnameTag] && !strings.HasSuffix(label, f.InstanceID.String()) {
 		t.Errorf("host name %q is neither the tag's nor ends in the id", d.Hostname)
 	}
 	for _, name := range d.Names {

@@ -6,7 +6,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 	"github.com/hallmark-ssh/hallmark/internal/signer/node"
 )
 
@@ -98,12 +97,12 @@ func imageOwners(key string, list []string, limits Limits) condition {
 		switch {
 		case owner == "":
 			return unmet{key + ": nobody knows the image's owner", true}
-		case slices.Contains(list, owner),
+		case slices.Contains(list, owner.String()),
 			slices.Contains(list, ownAccount) && owner == f.Account,
 			slices.Contains(list, listedAccounts) && limits.admits(f):
 			return unmet{}
 		}
-		return not(fmt.Sprintf("%s: %s is not listed", key, quote(owner)))
+		return not(fmt.Sprintf("%s: %s is not listed", key, quote(owner.String())))
 	}
 }
 

@@ -101,6 +101,6 @@ func (t *tagName) of(f node.Facts, c node.Cluster) (string, error) {
 // isOwnName reports whether a name that begins like an instance's id begins with this
 // instance's id.
 func isOwnName(label string, f node.Facts) bool {
-	rest, ok := strings.CutPrefix(label, f.InstanceID)
+	rest, ok := strings.CutPrefix(label, f.InstanceID.String())
 	return ok && (rest == "" || rest[0] == '-')
 }

@@ -75,9 +75,9 @@ func placeholder(name string) (func(node.Facts) string, error) {
 	}
 	switch name {
 	case "account":
-		return func(f node.Facts) string { return f.Account }, nil
+		return func(f node.Facts) string { return f.Account.String() }, nil
 	case "region":
-		return func(f node.Facts) string { return f.Region }, nil
+		return func(f node.Facts) string { return f.Region.String() }, nil
 	case "vpc":
 		return func(f node.Facts) string { return f.VPC }, nil
 	}
@@ -88,7 +88,7 @@ func placeholder(name string) (func(node.Facts) string, error) {
 // needed; the id always stays whole. If that part makes a name that is not allowed (an account
 // number, for example), the name is the bare id: an unlucky tag must not keep a machine out.
 func (t template) hostname(f node.Facts, c node.Cluster) (string, error) {
-	id := f.InstanceID
+	id := f.InstanceID.String()
 	if name := t.prefix(f, node.MaxDNSLabelBytes-len("-")-len(id)); name != "" {
 		if full := name + "-" + id; node.CheckHostname(full, f, c) == nil {
 			return full, nil

@@ -148,17 +148,17 @@ func (e *expression) holds(f node.Facts, now time.Time) (bool, error) {
 		imageTags = nil
 	}
 	variables := map[string]any{
-		"account":          f.Account,
+		"account":          f.Account.String(),
 		"account_name":     f.AccountName,
 		"account_path":     f.AccountPath,
-		"region":           f.Region,
+		"region":           f.Region.String(),
 		"zone":             f.Zone,
 		"vpc":              f.VPC,
 		"subnet":           f.Subnet,
-		"instance_id":      f.InstanceID,
+		"instance_id":      f.InstanceID.String(),
 		"instance_profile": f.InstanceProfile,
 		"image":            f.Image,
-		"image_owner":      f.ImageOwner,
+		"image_owner":      f.ImageOwner.String(),
 
 		"image_owner_member": f.ImageOwnerMember,
 
