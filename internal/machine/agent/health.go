@@ -104,7 +104,7 @@ func withPort(listeners []netip.AddrPort, address string) []netip.AddrPort {
 // signHealth proves that the report is this machine's, and of this moment.
 func (r *run) signHealth(key hostkey.Key, state protocol.HealthState) (string, error) {
 	seen := r.seen.instance
-	i, err := ec2ref.NewInstance(string(seen.AccountID), string(seen.Region), string(seen.InstanceID))
+	i, err := ec2ref.ParseInstance(seen.Ref().String())
 	if err != nil {
 		return "", err
 	}

@@ -67,7 +67,7 @@ func (e *Enroller) check(ctx context.Context, answer *protocol.Response, keys []
 }
 
 // newRequest makes a request with fresh proofs.
-func (e *Enroller) newRequest(ctx context.Context, version int, region, document string, creds identity.Credentials, keys []hostkey.Key, report *protocol.Report) ([]byte, error) {
+func (e *Enroller) newRequest(ctx context.Context, version int, region ec2ref.Region, document string, creds identity.Credentials, keys []hostkey.Key, report *protocol.Report) ([]byte, error) {
 	now := e.now().UTC().Truncate(time.Second)
 	p := protocol.Payload{Version: version, Audience: e.Config.Audience, IssuedAt: now, IdentityDocument: document}
 	for _, key := range keys {
@@ -81,10 +81,10 @@ func (e *Enroller) newRequest(ctx context.Context, version int, region, document
 		return nil, fmt.Errorf("encode the request: %w", err)
 	}
 	binding := protocol.Bind(payload)
-	if _, err := ec2ref.STSHost(ec2ref.Region(region), e.Config.FIPS); err != nil {
+	if _, err := ec2ref.STSHost(region, e.Config.FIPS); err != nil {
 		return nil, fault.Newf(fault.Misconfigured, "remove fips from "+config.File+", or use a region that has a FIPS endpoint", "prove the caller: %w", err)
 	}
-	caller, err := identity.SignCaller(ctx, creds, ec2ref.Region(region), e.Config.FIPS, binding, now)
+	caller, err := identity.SignCaller(ctx, creds, region, e.Config.FIPS, binding, now)
 	if err != nil {
 		return nil, fmt.Errorf("prove the caller: %w", err)
 	}

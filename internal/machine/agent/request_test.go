@@ -5,6 +5,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 	"github.com/hallmark-ssh/hallmark/internal/identity"
 	"github.com/hallmark-ssh/hallmark/internal/machine/config"
 	"github.com/hallmark-ssh/hallmark/internal/machine/fault"
@@ -19,7 +20,7 @@ func TestFIPSRequest(t *testing.T) {
 		now:    func() time.Time { return time.Date(2026, 1, 2, 3, 5, 0, 0, time.UTC) },
 	}
 	creds := identity.Credentials{AccessKeyID: "ASIAHALLMARKTESTKEY0", SecretAccessKey: "secret", SessionToken: "token"}
-	ask := func(region string) ([]byte, error) {
+	ask := func(region ec2ref.Region) ([]byte, error) {
 		return e.newRequest(t.Context(), protocol.Version, region, "document", creds, nil, nil)
 	}
 

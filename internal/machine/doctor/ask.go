@@ -83,7 +83,7 @@ func answered(ctx context.Context, ask func(context.Context) Remote, late Remote
 }
 
 // region returns where the instance is, as far as that is known without asking.
-func (f *Facts) region() string {
+func (f *Facts) region() ec2ref.Region {
 	switch {
 	case f.Instance != nil:
 		return f.Instance.Region
@@ -142,7 +142,7 @@ func target(c config.Config) string {
 	return "https://" + host + "/"
 }
 
-func (m *Machine) askSigner(ctx context.Context, c config.Config, region string) (r Remote) {
+func (m *Machine) askSigner(ctx context.Context, c config.Config, region ec2ref.Region) (r Remote) {
 	r.SignerURL = target(c)
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, r.SignerURL, nil)
 	if err != nil {

@@ -64,11 +64,11 @@ func checkClock(f *Facts) []Finding {
 func (f *Facts) instanceID() string {
 	switch {
 	case f.Remote.Instance.InstanceID != "":
-		return f.Remote.Instance.InstanceID
+		return f.Remote.Instance.InstanceID.String()
 	case f.Instance != nil:
-		return f.Instance.InstanceID
+		return f.Instance.InstanceID.String()
 	case f.State != nil:
-		return f.State.Instance.InstanceID
+		return f.State.Instance.InstanceID.String()
 	}
 	return "INSTANCE"
 }
@@ -76,7 +76,7 @@ func (f *Facts) instanceID() string {
 func checkMetadata(f *Facts) []Finding {
 	const name = "metadata"
 	if f.Remote.MetadataErr == nil {
-		return fine(name, "the metadata service answers with session tokens: this is "+f.Remote.Instance.InstanceID)
+		return fine(name, "the metadata service answers with session tokens: this is "+f.Remote.Instance.InstanceID.String())
 	}
 	return []Finding{{
 		Check: name, Level: Failure, Text: f.Remote.MetadataErr.Error(),

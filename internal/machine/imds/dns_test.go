@@ -2,12 +2,15 @@ package imds
 
 import (
 	"testing"
+
+	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 )
 
 func TestIsPrivateDNS(t *testing.T) {
 	for _, test := range []struct {
-		name, region string
-		want         bool
+		name   string
+		region ec2ref.Region
+		want   bool
 	}{
 		{"ip-10-0-0-1.us-west-2.compute.internal", "us-west-2", true},
 		{"ip-10-0-0-1.ec2.internal", "us-east-1", true},

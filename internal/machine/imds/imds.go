@@ -37,16 +37,16 @@ const (
 
 // Instance is which instance this is, according to its metadata.
 type Instance struct {
-	AccountID  string `json:"accountId"`
-	Region     string `json:"region"`
-	InstanceID string `json:"instanceId"`
+	AccountID  ec2ref.Account    `json:"accountId"`
+	Region     ec2ref.Region     `json:"region"`
+	InstanceID ec2ref.InstanceID `json:"instanceId"`
 	// Started is when it last started, as the document says. A reboot does not change it.
 	Started string `json:"pendingTime"`
 }
 
 // Ref returns the instance's account, region and id, without parsing them.
 func (i Instance) Ref() ec2ref.Instance {
-	return ec2ref.Instance{Account: ec2ref.Account(i.AccountID), Region: ec2ref.Region(i.Region), ID: ec2ref.InstanceID(i.InstanceID)}
+	return ec2ref.Instance{Account: i.AccountID, Region: i.Region, ID: i.InstanceID}
 }
 
 // Client speaks only IMDSv2: anything that forwards requests from outside could make a request
@@ -226,14 +226,14 @@ func isPrivateDNS(name string, i Instance, privateIP string) bool {
 	if a, err := netip.ParseAddr(privateIP); err == nil && a.Is4() {
 		byAddress = host == "ip-"+strings.ReplaceAll(a.String(), ".", "-")
 	}
-	if !byAddress && (i.InstanceID == "" || host != i.InstanceID) {
+	if !byAddress && (i.InstanceID == "" || host != i.InstanceID.String()) {
 		return false
 	}
 	if domain == "ec2.internal" {
 		return i.Region == "us-east-1"
 	}
 	region, ok := strings.CutSuffix(domain, ".compute.internal")
-	if !ok || region == i.Region {
+	if !ok || region == i.Region.String() {
 		return ok
 	}
 	// For a region that this build does not know, the name of its domain is not known either.

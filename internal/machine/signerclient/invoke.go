@@ -27,7 +27,7 @@ const maxInvocationBytes = 2*protocol.MaxResponseBytes + 4096
 // (https://docs.aws.amazon.com/lambda/latest/api/API_Invoke.html).
 type function struct {
 	url    string
-	region string
+	region ec2ref.Region
 }
 
 // newFunction returns the function that a configuration names, or nil if it names none.
@@ -50,7 +50,7 @@ func newFunction(c config.Config) (*function, error) {
 	return &function{
 		// Escape colons as AWS's SDKs do: the signature covers the path.
 		url:    strings.TrimSuffix(endpoint, "/") + "/2015-03-31/functions/" + strings.ReplaceAll(c.SignerFunction, ":", "%3A") + "/invocations",
-		region: string(region),
+		region: region,
 	}, nil
 }
 

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
 )
 
@@ -20,7 +21,7 @@ type Probe struct {
 }
 
 // Probe asks once for the cluster's CAs.
-func (c *Client) Probe(ctx context.Context, region string) (Probe, error) {
+func (c *Client) Probe(ctx context.Context, region ec2ref.Region) (Probe, error) {
 	status, data, err := c.send(ctx, region, http.MethodGet, http.Header{}, nil)
 	if err != nil {
 		return Probe{}, err
@@ -40,7 +41,7 @@ func (c *Client) Probe(ctx context.Context, region string) (Probe, error) {
 // that is about the protocol's version, the audience or the clock. A signer checks version and
 // audience first, and refuses the request for its host key before it verifies anything. So the
 // probe costs nothing and proves nothing.
-func (c *Client) CheckAudience(ctx context.Context, region, audience string) error {
+func (c *Client) CheckAudience(ctx context.Context, region ec2ref.Region, audience string) error {
 	version := protocol.Version
 	err := c.probeAudience(ctx, region, audience, version)
 	if older := olderVersion(err, version); older > 0 {
@@ -53,7 +54,7 @@ func (c *Client) CheckAudience(ctx context.Context, region, audience string) err
 	return nil
 }
 
-func (c *Client) probeAudience(ctx context.Context, region, audience string, version int) error {
+func (c *Client) probeAudience(ctx context.Context, region ec2ref.Region, audience string, version int) error {
 	payload, err := json.Marshal(protocol.Payload{
 		Version: version, Audience: audience, IssuedAt: c.now().UTC().Truncate(time.Second),
 		IdentityDocument: "probe", HostKeys: []string{"probe"},

@@ -32,7 +32,7 @@ func TestScope(t *testing.T) {
 		"a.b.lambda-url.eu-west-1.on.aws": {"lambda", "own"},
 	} {
 		if got := scopeOf(host, "own"); got != want {
-			t.Errorf("%s: %s, want %s", host, got, want)
+			t.Errorf("%s: %v, want %v", host, got, want)
 		}
 	}
 }

@@ -11,23 +11,27 @@ import (
 	"github.com/aws/aws-sdk-go-v2/aws"
 	v4 "github.com/aws/aws-sdk-go-v2/aws/signer/v4"
 
+	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 	"github.com/hallmark-ssh/hallmark/internal/machine/fault"
 )
 
 // scope is the AWS service and the region that a request is signed for.
-type scope struct{ service, region string }
+type scope struct {
+	service string
+	region  ec2ref.Region
+}
 
 // scopeOf returns the scope of a function URL, <id>.lambda-url.<region>.on.aws, or of a
 // private API, <id>.execute-api.<region>.amazonaws.com, where <id> may include the VPC
 // endpoint. The operator's own host name stands for a function URL in the machine's region.
-func scopeOf(host, own string) scope {
+func scopeOf(host string, own ec2ref.Region) scope {
 	labels := strings.Split(host, ".")
 	if len(labels) > 3 {
 		switch labels[1] {
 		case "lambda-url":
-			return scope{"lambda", labels[2]}
+			return scope{"lambda", ec2ref.Region(labels[2])}
 		case "execute-api":
-			return scope{"execute-api", labels[2]}
+			return scope{"execute-api", ec2ref.Region(labels[2])}
 		}
 	}
 	return scope{"lambda", own}
@@ -61,7 +65,7 @@ func (c *Client) signRequest(ctx context.Context, req *http.Request, s scope, bo
 	digest := sha256.Sum256(body)
 	err = v4.NewSigner().SignHTTP(ctx, aws.Credentials{
 		AccessKeyID: creds.AccessKeyID, SecretAccessKey: creds.SecretAccessKey, SessionToken: creds.SessionToken,
-	}, req, hex.EncodeToString(digest[:]), s.service, s.region, c.now())
+	}, req, hex.EncodeToString(digest[:]), s.service, s.region.String(), c.now())
 	if err != nil {
 		return fmt.Errorf("sign the request to the signer: %w", err)
 	}

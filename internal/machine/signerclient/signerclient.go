@@ -21,6 +21,7 @@ import (
 
 	"github.com/hallmark-ssh/hallmark/internal/backoff"
 	"github.com/hallmark-ssh/hallmark/internal/buildinfo"
+	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 	"github.com/hallmark-ssh/hallmark/internal/identity"
 	"github.com/hallmark-ssh/hallmark/internal/machine/config"
 	"github.com/hallmark-ssh/hallmark/internal/machine/fault"
@@ -175,7 +176,7 @@ type requestMaker func(ctx context.Context, version int) ([]byte, error)
 // Ask posts requests until one is answered. It creates a new one each time, because a proof is
 // valid for minutes only. It begins with the latest version of the protocol, because an older
 // signer may have been updated since the last run.
-func (c *Client) Ask(ctx context.Context, region string, newRequest requestMaker) (*protocol.Response, error) {
+func (c *Client) Ask(ctx context.Context, region ec2ref.Region, newRequest requestMaker) (*protocol.Response, error) {
 	var answer *protocol.Response
 	version := protocol.Version
 	err := c.retry.Do(ctx, manyAttempts, func(ctx context.Context) (again bool, after time.Duration, err error) {
@@ -189,7 +190,7 @@ func (c *Client) Ask(ctx context.Context, region string, newRequest requestMaker
 	return answer, err
 }
 
-func (c *Client) askOnce(ctx context.Context, region string, version int, newRequest requestMaker) (*protocol.Response, error) {
+func (c *Client) askOnce(ctx context.Context, region ec2ref.Region, version int, newRequest requestMaker) (*protocol.Response, error) {
 	body, err := newRequest(ctx, version)
 	if err != nil {
 		return nil, err
@@ -228,7 +229,7 @@ func olderVersion(err error, asked int) (older int) {
 	return older
 }
 
-func (c *Client) post(ctx context.Context, region string, version int, body []byte) (*protocol.Response, error) {
+func (c *Client) post(ctx context.Context, region ec2ref.Region, version int, body []byte) (*protocol.Response, error) {
 	header := http.Header{"Content-Type": {"application/json"}}
 	status, data, err := c.send(ctx, region, http.MethodPost, header, body)
 	if err != nil {
@@ -243,7 +244,7 @@ func (c *Client) post(ctx context.Context, region string, version int, body []by
 // CAs asks once for the cluster's current CAs, and returns nil if they still have the entity
 // tag, or if the signer does not offer the list: the next enrollment brings them. The request
 // carries the machine's health, the value of protocol.HealthHeader, unless it is empty.
-func (c *Client) CAs(ctx context.Context, etag, health, region string) (current *CAs, newETag string, err error) {
+func (c *Client) CAs(ctx context.Context, etag, health string, region ec2ref.Region) (current *CAs, newETag string, err error) {
 	header := http.Header{}
 	if etag != "" {
 		header.Set("If-None-Match", etag)
@@ -302,7 +303,7 @@ func (c *Client) newStatus(code int, header http.Header) status {
 }
 
 // send sends one request. It returns at most one byte more than any answer may have.
-func (c *Client) send(ctx context.Context, region, method string, header http.Header, body []byte) (status, []byte, error) {
+func (c *Client) send(ctx context.Context, region ec2ref.Region, method string, header http.Header, body []byte) (status, []byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, c.Attempt)
 	defer cancel()
 	if c.function != nil {

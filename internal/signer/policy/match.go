@@ -6,6 +6,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 	"github.com/hallmark-ssh/hallmark/internal/signer/node"
 )
 
