@@ -50,7 +50,7 @@ func TestUnknownInQueries(t *testing.T) {
 	members := []string{"msg", "code"}
 	for query, want := range map[string]string{
 		`filter msg = "enroll" and code != "granted"`:          "",
-		`filter msg = "enrol"`:                                 `"enrol"`,
+		`filter msg = "enrolled"`:                              `"enrolled"`,
 		"fields @timestamp, cod":                               "cod",
 		"filter ispresent(cod)":                                "cod",
 		"stats count(*) as n by code, bin(1h) | sort n desc":   "",

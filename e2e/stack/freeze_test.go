@@ -3,6 +3,7 @@
 package stack
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -15,6 +16,7 @@ import (
 	"time"
 
 	"github.com/hallmark-ssh/hallmark/e2e/fake/moto"
+	"github.com/hallmark-ssh/hallmark/internal/backoff"
 )
 
 // limit is a safety net. The tests wait for conditions.
@@ -23,8 +25,10 @@ const limit = 2 * time.Minute
 // waitFor waits until a condition holds.
 func waitFor(t *testing.T, what string, holds func() bool) {
 	t.Helper()
-	for end := time.Now().Add(limit); !holds(); time.Sleep(10 * time.Millisecond) {
-		if time.Now().After(end) {
+	ctx, cancel := context.WithTimeout(t.Context(), limit)
+	defer cancel()
+	for !holds() {
+		if backoff.Wait(ctx, 10*time.Millisecond) != nil {
 			t.Fatalf("gave up waiting for %s", what)
 		}
 	}

@@ -53,13 +53,13 @@ func (f *File) breaks(v Value, message string) {
 
 // wanted says what to write where something else was found.
 func wanted(into reflect.Value, n *yaml.Node) string {
-	switch into.Kind() {
-	case reflect.Slice:
+	switch kind := into.Kind(); {
+	case kind == reflect.Slice:
 		if n.Kind == yaml.ScalarNode {
 			return fmt.Sprintf("write a list, [%s]", shorten(quoteIfNeeded(n), maxExcerpt))
 		}
 		return "write a list: begin each entry with a dash"
-	case reflect.Struct, reflect.Map:
+	case kind == reflect.Struct, kind == reflect.Map:
 		return "write keys and values, not " + kindOf(n)
 	}
 	if n.Kind == yaml.SequenceNode && len(n.Content) == 1 && n.Content[0].Kind == yaml.ScalarNode {
@@ -77,10 +77,10 @@ func quoteIfNeeded(n *yaml.Node) string {
 }
 
 func kindOf(n *yaml.Node) string {
-	switch n.Kind {
-	case yaml.MappingNode:
+	if n.Kind == yaml.MappingNode {
 		return "keys and values"
-	case yaml.SequenceNode:
+	}
+	if n.Kind == yaml.SequenceNode {
 		return "a list"
 	}
 	return fmt.Sprintf("%q", shorten(n.Value, maxExcerpt))

@@ -171,7 +171,7 @@ func (f fakeAWS) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 		f.answer(w, map[string]any{"Responses": map[string]any{"hallmark": items}})
 	case "DynamoDB_20120810.GetItem":
-		item, there := organizationItems(f.t)[in.Key.PK.S]
+		item, there := organizationItems(r.Context(), f.t)[in.Key.PK.S]
 		if !there {
 			f.answer(w, struct{}{})
 			return

@@ -47,7 +47,7 @@ func (n accounts) Read(context.Context) (organization.List, error) {
 
 // organizationItems is what the signer hallmark.example.com has stored: of 30 accounts, five
 // would leave. Nothing waits for the signer quiet.example.com.
-func organizationItems(t *testing.T) map[string]string {
+func organizationItems(ctx context.Context, t *testing.T) map[string]string {
 	t.Helper()
 	items := make(texts)
 	for signer, readings := range map[string][]accounts{"hallmark.example.com": {30, 25}, "quiet.example.com": {30}} {
@@ -57,7 +57,7 @@ func organizationItems(t *testing.T) map[string]string {
 				Organization: reading, Store: store, Audience: signer, Log: slog.New(slog.DiscardHandler),
 				Now: func() time.Time { return time.Date(2026, 7, 1, 12, 0, 0, 0, time.UTC) },
 			}
-			if _, err := r.Refresh(t.Context()); err != nil {
+			if _, err := r.Refresh(ctx); err != nil {
 				t.Error(err)
 			}
 		}

@@ -11,6 +11,7 @@ import (
 
 	"cel.dev/cel-go/cel"
 
+	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 	"github.com/hallmark-ssh/hallmark/internal/signer/node"
 	"github.com/hallmark-ssh/hallmark/internal/strictyaml"
 )
@@ -159,8 +160,8 @@ func (d matchDocument) place(limits Limits, at strictyaml.Value) []condition {
 		// open admits more than is listed; nil admits no more.
 		open exception
 	}{
-		{"accounts", d.Accounts, texts(limits.Accounts), formAccount, func(f node.Facts) string { return f.Account.String() }, limits.members()},
-		{"regions", d.Regions, texts(limits.Regions), formRegion, func(f node.Facts) string { return f.Region.String() }, nil},
+		{"accounts", d.Accounts, texts(limits.Accounts), formAccount(), func(f node.Facts) string { return f.Account.String() }, limits.members()},
+		{"regions", d.Regions, texts(limits.Regions), formRegion(), func(f node.Facts) string { return f.Region.String() }, nil},
 	} {
 		if m.entries == nil {
 			if !limits.unlimited {
@@ -180,9 +181,9 @@ func (d matchDocument) place(limits Limits, at strictyaml.Value) []condition {
 		form    form
 		holds   condition
 	}{
-		{"vpcs", d.VPCs, formVPC, oneOf("vpcs", d.VPCs, func(f node.Facts) string { return f.VPC })},
-		{"subnets", d.Subnets, formSubnet, oneOf("subnets", d.Subnets, func(f node.Facts) string { return f.Subnet })},
-		{"instance_profiles", d.InstanceProfiles, formProfile, profiles("instance_profiles", d.InstanceProfiles)},
+		{"vpcs", d.VPCs, formVPC(), oneOf("vpcs", d.VPCs, func(f node.Facts) string { return f.VPC })},
+		{"subnets", d.Subnets, formSubnet(), oneOf("subnets", d.Subnets, func(f node.Facts) string { return f.Subnet })},
+		{"instance_profiles", d.InstanceProfiles, formProfile(), profiles("instance_profiles", d.InstanceProfiles)},
 	} {
 		if m.entries != nil {
 			checkEntries(m.entries, m.form, at.Key(m.key))
@@ -205,12 +206,12 @@ func (d matchDocument) provenance(limits Limits, at strictyaml.Value) []conditio
 		if slices.Contains(d.ImageOwners, anything) {
 			owners.Failf("any waives the check, so it stands alone: write [any]")
 		} else {
-			checkEntries(d.ImageOwners, formImageOwner, owners)
+			checkEntries(d.ImageOwners, formImageOwner(), owners)
 		}
 		list = append(list, imageOwners("image_owners", d.ImageOwners, limits))
 	}
 	if d.Images != nil {
-		checkEntries(d.Images, formImage, at.Key("images"))
+		checkEntries(d.Images, formImage(), at.Key("images"))
 		list = append(list, oneOf("images", d.Images, func(f node.Facts) string { return f.Image }))
 	}
 	switch age := at.Key("max_age"); {
@@ -228,23 +229,56 @@ func (d matchDocument) provenance(limits Limits, at strictyaml.Value) []conditio
 
 // form is the form of an identifier of AWS: a mistyped one would never match.
 type form struct {
-	matches *regexp.Regexp
+	matches func(text string) bool
 	is      string // what it is, with an example
 }
 
 var (
-	formAccount    = form{regexp.MustCompile(`^[0-9]{12}$`), "an account of 12 digits, in quotes, such as \"111122223333\""}
-	formRegion     = form{regexp.MustCompile(`^[a-z0-9]+(-[a-z0-9]+)+$`), "an AWS region, such as us-west-2"}
-	formVPC        = form{regexp.MustCompile(`^vpc-([0-9a-f]{17}|[0-9a-f]{8})$`), "a VPC id, such as vpc-0123456789abcdef0"}
-	formSubnet     = form{regexp.MustCompile(`^subnet-([0-9a-f]{17}|[0-9a-f]{8})$`), "a subnet id, such as subnet-0123456789abcdef0"}
-	formImage      = form{regexp.MustCompile(`^ami-([0-9a-f]{17}|[0-9a-f]{8})$`), "an image id, such as ami-0123456789abcdef0"}
-	formImageOwner = form{regexp.MustCompile(`^([0-9]{12}|self|listed)$`), "self, listed or an account of 12 digits, in quotes"}
+	regexpVPC    = regexp.MustCompile(`^vpc-([0-9a-f]{17}|[0-9a-f]{8})$`)
+	regexpSubnet = regexp.MustCompile(`^subnet-([0-9a-f]{17}|[0-9a-f]{8})$`)
+	regexpImage  = regexp.MustCompile(`^ami-([0-9a-f]{17}|[0-9a-f]{8})$`)
 	// Allow one * at most, in the last part (IAM User Guide, "IAM identifiers": a path has any
 	// ASCII characters except control characters and space, a name letters, digits and
 	// +=,.@_-).
-	formProfile = form{regexp.MustCompile(`^arn:aws[a-z-]*:iam::[0-9]{12}:instance-profile/([!-)+-.0-~]+/)*[A-Za-z0-9+=,.@_*-]+$`),
-		"the ARN of an instance profile, such as arn:aws:iam::111122223333:instance-profile/web; a * may be in its last part only"}
+	regexpProfile = regexp.MustCompile(`^arn:aws[a-z-]*:iam::[0-9]{12}:instance-profile/([!-)+-.0-~]+/)*[A-Za-z0-9+=,.@_*-]+$`)
 )
+
+func formAccount() form {
+	return form{isAccount, "an account of 12 digits, in quotes, such as \"111122223333\""}
+}
+
+func formRegion() form {
+	return form{func(text string) bool { _, err := ec2ref.ParseRegion(text); return err == nil }, "an AWS region, such as us-west-2"}
+}
+
+func formImageOwner() form {
+	return form{
+		func(text string) bool { return text == ownAccount || text == listedAccounts || isAccount(text) },
+		"self, listed or an account of 12 digits, in quotes",
+	}
+}
+
+func isAccount(text string) bool {
+	_, err := ec2ref.ParseAccount(text)
+	return err == nil
+}
+
+func formVPC() form {
+	return form{regexpVPC.MatchString, "a VPC id, such as vpc-0123456789abcdef0"}
+}
+
+func formSubnet() form {
+	return form{regexpSubnet.MatchString, "a subnet id, such as subnet-0123456789abcdef0"}
+}
+
+func formImage() form {
+	return form{regexpImage.MatchString, "an image id, such as ami-0123456789abcdef0"}
+}
+
+func formProfile() form {
+	return form{regexpProfile.MatchString,
+		"the ARN of an instance profile, such as arn:aws:iam::111122223333:instance-profile/web; a * may be in its last part only"}
+}
 
 // checkEntries checks the number and the form of a list's entries.
 func checkEntries(list []string, form form, at strictyaml.Value) {
@@ -256,7 +290,7 @@ func checkEntries(list []string, form form, at strictyaml.Value) {
 		return
 	}
 	for i, entry := range list {
-		if !form.matches.MatchString(entry) {
+		if !form.matches(entry) {
 			at.Entry(i).Failf("%s is not %s", quote(entry), form.is)
 		}
 	}
@@ -274,7 +308,7 @@ func texts[T ~string](list []T) []string {
 // edit the policy must not be able to admit another account.
 func narrows(list, allowed []string, form form, at strictyaml.Value) {
 	for i, entry := range list[:min(len(list), maxEntries)] {
-		if form.matches.MatchString(entry) && !slices.Contains(allowed, entry) {
+		if form.matches(entry) && !slices.Contains(allowed, entry) {
 			at.Entry(i).Failf("%s is not in the deployment's list; a policy can only narrow it", quote(entry))
 		}
 	}
