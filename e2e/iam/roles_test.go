@@ -266,8 +266,13 @@ func checkFunctionsMayDoNothingElse(t *testing.T, s *stack) {
 	for _, key := range []string{"instance#x", "name#x", "key#x"} {
 		questions = append(questions, both("read an item outside a batch", "dynamodb:GetItem", ledger, "dynamodb:LeadingKeys="+key)...)
 	}
-	for _, key := range []string{"sweep", "missing/x", "expired/x"} {
-		questions = append(questions, s.forbid(t, "enroll", "what the sweep notes", "dynamodb:GetItem", ledger, "dynamodb:LeadingKeys="+key))
+	for _, action := range []string{"BatchGetItem", "PutItem", "GetItem", "ConditionCheckItem"} {
+		for _, key := range []string{"sweep", "missing/x", "expired/x"} {
+			questions = append(questions, s.forbid(t, "enroll", "what the sweep notes", "dynamodb:"+action, ledger, "dynamodb:LeadingKeys="+key))
+		}
+	}
+	for _, action := range []string{"BatchGetItem", "PutItem"} {
+		questions = append(questions, s.forbid(t, "enroll", "the organization's accounts", "dynamodb:"+action, ledger, "dynamodb:LeadingKeys=organization/x"))
 	}
 	for _, action := range []string{"BatchGetItem", "PutItem", "GetItem", "ConditionCheckItem"} {
 		for _, keys := range []string{"key#x", "instance#x,key#x", "other"} {
