@@ -253,7 +253,7 @@ func TestInstallRefuses(t *testing.T) {
 		want  string
 	}{
 		{"no configuration", func(i *image) { os.Remove(filepath.Join(i.from, "config.yaml")) }, "read the configuration"},
-		{"bad configuration", func(i *image) { i.give("config.yaml", "signer: x\n") }, "line 1: field signer not found"},
+		{"bad configuration", func(i *image) { i.give("config.yaml", "signer: x\n") }, "line 1: unknown key signer"},
 		{"bad CAs", func(i *image) { i.give("openssh_ca.pub", "cert-authority junk\n") }, "openssh_ca.pub: key 1"},
 		{"no CA in the file", func(i *image) { i.give("openssh_ca.pub", "# none\n") }, "openssh_ca.pub: no keys"},
 		{"unnamed signer CA", func(i *image) { i.give("signer_ca.pem", "x") }, "does not have signer_ca_file"},

@@ -28,6 +28,7 @@ the rule that admitted it, its last renewal, the end of its certificates, and it
   no_node    it runs, and Teleport has no node of it
   refused    the signer refused its latest request
   stopped    it is stopped in EC2
+  left       it left the fleet at its own request, and may enroll again
   ended      it was off-boarded and can never enroll again
   unknown    a source that the state depends on could not be read
 

@@ -32,6 +32,8 @@ const (
 	Refused State = "refused"
 	// Stopped is stopped in EC2 and can renew when it starts.
 	Stopped State = "stopped"
+	// Left asked to have no node, and may enroll again.
+	Left State = "left"
 	// Ended was off-boarded and can never enroll again.
 	Ended State = "ended"
 	// Unknown depends on a source that could not be read.
@@ -40,7 +42,7 @@ const (
 
 // States returns all states, in the order of summaries.
 func States() []State {
-	return []State{Enrolled, Unhealthy, NoNode, Refused, Stopped, Ended, Unknown}
+	return []State{Enrolled, Unhealthy, NoNode, Refused, Stopped, Left, Ended, Unknown}
 }
 
 // Row is one instance. Times are in UTC. Unknown values are left out.
@@ -195,6 +197,8 @@ func (e evidence) judge(now time.Time) (State, string) {
 		return Ended, e.whyEnded()
 	case e.gone():
 		return e.judgeGone()
+	case e.record.Left:
+		return Left, e.whyLeft()
 	case !e.refusal.At.IsZero() && !e.refusal.At.Before(e.record.Renewed):
 		return Refused, strings.TrimSuffix(e.refusal.Code+": "+strings.TrimPrefix(e.refusal.Reason, e.refusal.Code+": "), ": ")
 	case !e.readNode:
@@ -221,6 +225,13 @@ func (e evidence) whyEnded() string {
 		why += "; its node is still there until the next sweep"
 	}
 	return why
+}
+
+func (e evidence) whyLeft() string {
+	if e.hasNode {
+		return "its node is still there until the next sweep"
+	}
+	return ""
 }
 
 // judgeGone is for instances that EC2 no longer has.

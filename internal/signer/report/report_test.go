@@ -90,6 +90,19 @@ func TestJoin(t *testing.T) {
 			f.Nodes = nil
 		}, Ended, "off-boarded"},
 
+		"left": {func(f *Fleet) {
+			f.record(func(r *ledger.Record) { r.Left = true })
+			delete(f.Nodes, web())
+		}, Left, ""},
+		"left, and its node is not deleted yet": {func(f *Fleet) {
+			f.record(func(r *ledger.Record) { r.Left = true })
+		}, Left, "its node is still there until the next sweep"},
+		"left, and terminated": {func(f *Fleet) {
+			f.record(func(r *ledger.Record) { r.Left = true })
+			delete(f.Nodes, web())
+			f.ec2(inventory.StateTerminated)
+		}, Unhealthy, "EC2 says it is terminated; the next sweep retires its record"},
+
 		"refused before it enrolled": {func(f *Fleet) {
 			forget(f)
 			f.Refusals[web()] = ledger.Refusal{At: noon(), Code: "policy_refused", Reason: "policy_refused: no rule matches"}
