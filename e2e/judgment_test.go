@@ -45,7 +45,7 @@ func TestAnOperatorPermitsOneRekey(t *testing.T) {
 
 	fingerprint := strings.Fields(run(t, i, "ssh-keygen", "-lf", "/etc/ssh/ssh_host_ed25519_key.pub"))[1]
 	audit := must[string](t)(shared.lab.Operator(t.Context(), "permit-rekey", "--table", shared.lab.LedgerTable,
-		"--account", s.Instance.AccountID, "--region", lab.Region, "--instance", i.ID, "--fingerprint", fingerprint))
+		"--account", s.Instance.AccountID.String(), "--region", lab.Region, "--instance", i.ID, "--fingerprint", fingerprint))
 	if !strings.Contains(audit, lab.OperatorARN) || !strings.Contains(audit, fingerprint) {
 		t.Errorf("audit line %s", audit)
 	}
