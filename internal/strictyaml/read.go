@@ -53,13 +53,14 @@ func (f *File) breaks(v Value, message string) {
 
 // wanted says what to write where something else was found.
 func wanted(into reflect.Value, n *yaml.Node) string {
-	switch kind := into.Kind(); {
-	case kind == reflect.Slice:
-		if n.Kind == yaml.ScalarNode {
-			return fmt.Sprintf("write a list, [%s]", shorten(quoteIfNeeded(n), maxExcerpt))
-		}
+	kind := into.Kind()
+	if kind == reflect.Slice && n.Kind == yaml.ScalarNode {
+		return fmt.Sprintf("write a list, [%s]", shorten(quoteIfNeeded(n), maxExcerpt))
+	}
+	if kind == reflect.Slice {
 		return "write a list: begin each entry with a dash"
-	case kind == reflect.Struct, kind == reflect.Map:
+	}
+	if kind == reflect.Struct || kind == reflect.Map {
 		return "write keys and values, not " + kindOf(n)
 	}
 	if n.Kind == yaml.SequenceNode && len(n.Content) == 1 && n.Content[0].Kind == yaml.ScalarNode {

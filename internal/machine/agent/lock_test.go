@@ -22,15 +22,16 @@ func TestOneRunAtATime(t *testing.T) {
 		kind    fault.Kind
 		running bool // the timer's run exits with 0
 		message string
+		hint    string
 	}{
-		{0, fault.Temporary, true, "another run of hallmark is still in progress"},
-		{state.LongestRun, fault.Temporary, true, "another run"},
-		{-time.Hour, fault.Temporary, true, "another run"}, // the clock was set back
-		{state.LongestRun + time.Second, fault.Failed, false, "since " + began.UTC().Format("2006-01-02")},
+		{0, fault.Temporary, true, "another run of hallmark is still in progress", "wait for it to end"},
+		{state.LongestRun, fault.Temporary, true, "another run", "wait for it to end"},
+		{-time.Hour, fault.Temporary, true, "another run", "wait for it to end"}, // the clock was set back
+		{state.LongestRun + time.Second, fault.Failed, false, "since " + began.UTC().Format("2006-01-02"), "stop it"},
 	} {
 		m.now = func() time.Time { return began.Add(test.after) }
 		_, err := m.Renew(t.Context())
-		machinetest.WantError(t, err, test.kind, test.message, "end")
+		machinetest.WantError(t, err, test.kind, test.message, test.hint)
 		if errors.Is(err, state.ErrRunning) != test.running {
 			t.Errorf("after %s: %v, want it taken for running: %v", test.after, err, test.running)
 		}

@@ -238,7 +238,7 @@ func isPrivateDNS(name string, i Instance, privateIP string) bool {
 	}
 	// For a region that this build does not know, the name of its domain is not known either.
 	known, err := identity.Regions()
-	return err == nil && !known.Has(ec2ref.Region(i.Region)) && isRegion(region)
+	return err == nil && !known.Has(i.Region) && isRegion(region)
 }
 
 func isRegion(text string) bool {

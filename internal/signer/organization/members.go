@@ -47,9 +47,9 @@ func (v View) Read() time.Time { return v.read }
 
 // Describe adds what the list says about the instance's account and the image's owner.
 func (v View) Describe(f *node.Facts) {
-	m := v.members[ec2ref.Account(f.Account)]
+	m := v.members[f.Account]
 	f.AccountName, f.AccountPath = m.Name, m.Path
-	f.ImageOwnerMember = f.ImageOwner != "" && v.Has(ec2ref.Account(f.ImageOwner))
+	f.ImageOwnerMember = f.ImageOwner != "" && v.Has(f.ImageOwner)
 }
 
 // Members reads the stored list. It may be used by several goroutines at once.
