@@ -224,7 +224,7 @@ func explain(e policy.Explanation, f node.Facts) string {
 	if d.Fallback != "" {
 		show("if taken", d.Fallback)
 	}
-	id := ec2ref.Instance{Account: ec2ref.Account(f.Account), Region: ec2ref.Region(f.Region), ID: ec2ref.InstanceID(f.InstanceID)}.NodeID()
+	id := ec2ref.Instance{Account: f.Account, Region: f.Region, ID: f.InstanceID}.NodeID()
 	for _, name := range node.Principals(d.Hostname, id, "<cluster>", d.Names) {
 		show("principal", name)
 	}

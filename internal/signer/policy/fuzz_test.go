@@ -55,7 +55,7 @@ func checkDecision(t *testing.T, p *Policy, f node.Facts) {
 	if err != nil {
 		return
 	}
-	if l := limits(); !slices.Contains(l.Accounts, ec2ref.Account(f.Account)) || !slices.Contains(l.Regions, ec2ref.Region(f.Region)) {
+	if l := limits(); !slices.Contains(l.Accounts, f.Account) || !slices.Contains(l.Regions, f.Region) {
 		t.Errorf("account %s in %s was admitted", f.Account, f.Region)
 	}
 	if d.Lifetime < ShortestLifetime || d.Lifetime > LongestLifetime {

@@ -6,7 +6,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 	"github.com/hallmark-ssh/hallmark/internal/signer/node"
 )
 
@@ -109,7 +108,7 @@ func imageOwners(key string, list []string, limits Limits) condition {
 
 // admits reports whether the image's owner is an account that may enroll instances.
 func (l Limits) admits(f node.Facts) bool {
-	return l.unlimited || slices.Contains(l.Accounts, ec2ref.Account(f.ImageOwner)) || l.Organization && f.ImageOwnerMember
+	return l.unlimited || slices.Contains(l.Accounts, f.ImageOwner) || l.Organization && f.ImageOwnerMember
 }
 
 // maxAge bounds the time since launch at the first enrollment: a document never expires,
