@@ -7,7 +7,6 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 	"github.com/hallmark-ssh/hallmark/internal/signer/node"
 )
 
