@@ -37,8 +37,8 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/signer/teleport/teleporttest"
 )
 
-// A machine's certificate must not let its thief pass for the machine's agent: the
-// proxy would hand people's sessions to whoever opened the tunnel, from anywhere. So the
+// A thief with a machine's certificate must not pass for the machine's agent: the proxy
+// would send people's sessions through the thief's tunnel, opened from anywhere. So the
 // tunnel refuses every role that the signer asks for. A server may not issue all of them.
 func TestReverseTunnel(t *testing.T) {
 	cluster := start(t, "tunnel.test", "127.83.2.1")

@@ -85,10 +85,10 @@ type Payload struct {
 	HostKeys []string `json:"hostKeys"`
 	// Purpose is what the request asks for. Version 1 has only PurposeEnroll.
 	//
-	// It is here, in the bytes that every proof binds, and not beside them: otherwise
-	// whoever gets hold of a request to enroll could have the signer delete the node, and
-	// a request to leave could bring the node back. A signer that does not know the field
-	// refuses the whole payload, so it never takes one request for the other.
+	// It is part of the bytes that every proof binds. Otherwise someone with a captured
+	// request to enroll could have the signer delete the node, and a captured request to
+	// leave could bring the node back. A signer that does not know the field refuses the
+	// whole payload, so it never takes one request for the other.
 	Purpose Purpose `json:"purpose,omitempty"`
 	// Report is what the machine says about itself, or nil. Version 1 has none.
 	Report *Report `json:"report,omitempty"`

@@ -12,8 +12,8 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/sshkey"
 )
 
-// Each row is a line that a signer gone wrong, or whoever answers in its place,
-// passes off as a CA. sshd would read more into its file than one key.
+// Each row is a line that a faulty signer, or an attacker in its place, passes off as a CA.
+// sshd would read more from its file than one key.
 func TestAttackCALine(t *testing.T) {
 	key := sshkey.Line(machinetest.SeededSigner(t, 1).PublicKey())
 	for name, line := range map[string]string{

@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/crypto/ssh"
 
+	"github.com/hallmark-ssh/hallmark/internal/backoff"
 	"github.com/hallmark-ssh/hallmark/internal/machine/cafile"
 	"github.com/hallmark-ssh/hallmark/internal/machine/config"
 	"github.com/hallmark-ssh/hallmark/internal/machine/hostkey"
@@ -167,20 +168,25 @@ func (m *enrolled) folder(name string) {
 // An sshd program that hangs, with a child that holds its output, does not hold a look up.
 func TestLookAtHungSSHD(t *testing.T) {
 	m := newEnrolled(t)
-	m.sshd.Write("hung", "#!/bin/sh\nsleep 600 &\nsleep 600\n")
+	started := filepath.Join(m.sshd.Dir, "started")
+	m.sshd.Write("hung", "#!/bin/sh\nsleep 600 &\ntouch "+started+"\nsleep 600\n")
 	server := *m.Server
 	server.Program = filepath.Join(m.sshd.Dir, "hung")
 	if err := os.Chmod(server.Program, 0o700); err != nil {
 		t.Fatal(err)
 	}
 	m.Server = &server
-	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	start := time.Now()
-	f := m.Look(ctx)
-	if took := time.Since(start); took > time.Minute {
-		t.Errorf("took %s", took)
-	}
+	go func() { // the time is up once the program hangs
+		defer cancel()
+		for {
+			if _, err := os.Stat(started); err == nil || backoff.Wait(ctx, time.Millisecond) != nil {
+				return
+			}
+		}
+	}()
+	f := m.Look(ctx) // if the program held it up, this would last ten minutes
 	if !errors.Is(f.SettingsErr, errLate) {
 		t.Errorf("error %v, want %v", f.SettingsErr, errLate)
 	}
@@ -257,7 +263,7 @@ func TestLockedSince(t *testing.T) {
 		t.Fatal(err)
 	}
 	if got := lockedSince(state.LockPath(dir)); !got.Equal(began) {
-		if got.IsZero() {
+		if got.IsZero() && os.Getenv("HALLMARK_TEST_STRICT") == "" {
 			t.Skip("/proc/locks does not show locks here")
 		}
 		t.Errorf("locked since %s, want %s", got, began)

@@ -180,7 +180,7 @@ func (m *Client) PublicAddress(ctx context.Context) (string, error) {
 const PublicAddressPage = "/latest/meta-data/public-ipv4"
 
 // Names returns the addresses and names that AWS gave this instance, each in the only form
-// that a certificate may contain. It includes those of the names in question that follow EC2's
+// that a certificate may contain. It also includes every name in inQuestion that follows EC2's
 // own naming rule.
 func (m *Client) Names(ctx context.Context, inQuestion []string) (map[string]bool, error) {
 	text, err := m.get(ctx, documentPage)

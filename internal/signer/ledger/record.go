@@ -155,8 +155,8 @@ func (c change) formerHolders(i ec2ref.Instance) []tenure {
 	return slices.Collect(maps.Values(byHolder))
 }
 
-// changes reports whether there is anything to write. A claim of an instance that left is
-// always written: whoever deletes its node then sees that it enrolls again.
+// changes reports whether there is anything to write. A claim by an instance that left is
+// always written, so that the process that deletes its node sees the new enrollment.
 func (c change) changes(old record) bool {
 	return old.left || len(c.keys) > 0 || len(c.names) > 0 || !c.record.equal(old)
 }

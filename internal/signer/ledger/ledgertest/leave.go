@@ -134,7 +134,8 @@ func testLeaveOtherSigner(t *testing.T, f *fixture) {
 	}
 }
 
-// testClaimAfterLeaveIsWritten: whoever deletes the node compares versions afterwards.
+// testClaimAfterLeaveIsWritten checks that a claim after a leave changes the version. The
+// process that deletes the node compares versions afterwards.
 func testClaimAfterLeaveIsWritten(t *testing.T, f *fixture) {
 	f.enroll(1, "web", "k1")
 	left := f.leave(nil, 1, "k1")
