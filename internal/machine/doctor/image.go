@@ -59,9 +59,11 @@ func (i *image) install() string {
 }
 
 func (i *image) program(context.Context) []Finding {
-	info, err := os.Stat(i.path(install.Program))
-	if err == nil && info.Mode().IsRegular() && info.Mode()&0o111 != 0 {
-		return fine("program", install.Program+" is installed")
+	for _, program := range []string{install.Program, install.PackagedProgram} {
+		info, err := os.Stat(i.path(program))
+		if err == nil && info.Mode().IsRegular() && info.Mode()&0o111 != 0 {
+			return fine("program", program+" is installed")
+		}
 	}
 	return []Finding{{Check: "program", Level: Failure, Text: install.Program + " is missing, or is no program", Fix: "install Hallmark into the image", Command: i.install()}}
 }

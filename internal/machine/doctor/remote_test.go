@@ -279,6 +279,11 @@ func TestImage(t *testing.T) {
 		}
 	}
 	want("program", Failure, "is missing")
+	put("usr/bin/hallmark", "", 0o755) // a package's
+	want("configuration", Failure, "is missing")
+	if err := os.Remove(filepath.Join(root, "usr/bin/hallmark")); err != nil {
+		t.Fatal(err)
+	}
 	put("usr/local/bin/hallmark", "", 0o755)
 	want("configuration", Failure, "is missing")
 	put("etc/hallmark/config.yaml", "signer_ulr: x\n", 0o644)

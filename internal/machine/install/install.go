@@ -29,10 +29,9 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/machine/sshd"
 	"github.com/hallmark-ssh/hallmark/internal/machine/sshdconf"
 	"github.com/hallmark-ssh/hallmark/internal/machine/state"
-	"github.com/hallmark-ssh/hallmark/templates/systemd"
 )
 
-// Program is where hallmark is installed.
+// Program is where Install puts hallmark, unless a package has brought it.
 const Program = "/usr/local/bin/hallmark"
 
 // Names of the files that Install reads in its folder.
@@ -102,7 +101,7 @@ func observer(server *sshd.Server, log func(string, ...any)) func(context.Contex
 // enableTimers makes systemd start the timers at the next boot. It works without a running
 // systemd.
 func enableTimers(ctx context.Context, root string) error {
-	args := []string{"enable", "hallmark.timer", "hallmark-renew.timer"}
+	args := []string{enableVerb(root), "hallmark.timer", "hallmark-renew.timer"}
 	if root != "/" {
 		args = append([]string{"--root=" + root}, args...)
 	}
@@ -113,8 +112,8 @@ func enableTimers(ctx context.Context, root string) error {
 	return nil
 }
 
-// Install copies this program, the configuration, the CAs and sshd's settings from the folder
-// to their places, and enables the timers. sshd checks the settings before anything is in
+// Install copies this program, unless it is a package's, the configuration, the CAs and sshd's
+// settings from the folder to their places, and enables the timers. sshd checks the settings before anything is in
 // place. sshd's configuration changes last, and with a single rename. Install returns a line
 // for each file that it changed.
 func (in *Installer) Install(ctx context.Context, from string) (changes []string, err error) {
@@ -240,6 +239,9 @@ func (in *Installer) put(ctx context.Context, files []file, plan plan) (changes 
 			return nil, err
 		}
 	}
+	if err := in.stageSuperseded(change); err != nil {
+		return nil, err
+	}
 	if err := in.stagePlan(change, plan); err != nil {
 		return nil, err
 	}
@@ -332,13 +334,11 @@ func (in *Installer) read(from string) ([]file, sshdconf.Options, []ssh.PublicKe
 	if err := checkNames(from); err != nil {
 		return nil, sshdconf.Options{}, nil, err
 	}
-	files := []file{
-		{Program, program, 0o755},
-		{config.File, data, 0o644},
-		{filepath.Join(unitDir, "hallmark.service"), systemd.Service, 0o644},
-		{filepath.Join(unitDir, "hallmark.timer"), systemd.Timer, 0o644},
-		{filepath.Join(unitDir, "hallmark-renew.timer"), systemd.RenewTimer, 0o644},
+	files, err := in.programFiles(program)
+	if err != nil {
+		return nil, sshdconf.Options{}, nil, fmt.Errorf("find out whether a package brought this program: %w", err)
 	}
+	files = append(files, file{config.File, data, 0o644})
 	extra, cas, err := readTrust(from, c)
 	if err != nil {
 		return nil, sshdconf.Options{}, nil, &fault.Error{Kind: fault.Misconfigured, Err: err}
