@@ -4,8 +4,6 @@ package e2e
 
 import (
 	"bytes"
-	"crypto/ed25519"
-	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
@@ -16,7 +14,6 @@ import (
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/service/ec2"
-	"golang.org/x/crypto/ssh"
 
 	"github.com/hallmark-ssh/hallmark/e2e/fake/imds"
 	"github.com/hallmark-ssh/hallmark/e2e/lab"
@@ -24,6 +21,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/machine/state"
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
 	"github.com/hallmark-ssh/hallmark/internal/sshkey"
+	"github.com/hallmark-ssh/hallmark/internal/sshkey/sshkeytest"
 )
 
 // The identity document of a terminated instance stays valid forever: EC2 decides.
@@ -97,11 +95,7 @@ func TestStolenDocument(t *testing.T) {
 	victim, thief := web(t), launch(t, lab.Template{Name: "thief"})
 	must[*state.State](t)(thief.WaitEnrolled(t.Context()))
 
-	_, private, err := ed25519.GenerateKey(rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	key := must[ssh.Signer](t)(ssh.NewSignerFromKey(private))
+	key := sshkeytest.NewSigner(t)
 	now := time.Now().UTC().Truncate(time.Second)
 	payload := must[[]byte](t)(json.Marshal(protocol.Payload{
 		Version: protocol.Version, Audience: lab.Audience, IssuedAt: now,

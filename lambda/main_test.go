@@ -2,8 +2,6 @@ package main
 
 import (
 	"bytes"
-	"crypto/ed25519"
-	"crypto/rand"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -31,6 +29,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
 	"github.com/hallmark-ssh/hallmark/internal/signer/teleport/teleporttest"
 	"github.com/hallmark-ssh/hallmark/internal/sshkey"
+	"github.com/hallmark-ssh/hallmark/internal/sshkey/sshkeytest"
 )
 
 const (
@@ -75,16 +74,8 @@ func newWorldOn(t *testing.T, options teleporttest.Options) *world {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = cluster.Close() })
-	_, private, err := ed25519.GenerateKey(rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	key, err := ssh.NewSignerFromSigner(private)
-	if err != nil {
-		t.Fatal(err)
-	}
 	w := &world{
-		t: t, region: region, cluster: cluster, key: key, log: new(bytes.Buffer),
+		t: t, region: region, cluster: cluster, key: sshkeytest.NewSigner(t), log: new(bytes.Buffer),
 		sts:   sts.New(sts.Options{Region: testRegion}),
 		creds: identity.Credentials{AccessKeyID: "ASIATESTTESTTESTTEST", SecretAccessKey: "secret", SessionToken: "session-token"},
 	}
@@ -281,13 +272,7 @@ func TestOtherKeysAreRefusedOnRealParts(t *testing.T) {
 	if status, body := w.post(testAudience); status != http.StatusOK {
 		t.Fatalf("status %d, %s", status, body)
 	}
-	_, private, err := ed25519.GenerateKey(rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if w.key, err = ssh.NewSignerFromSigner(private); err != nil {
-		t.Fatal(err)
-	}
+	w.key = sshkeytest.NewSigner(t)
 	if status, body := w.post(testAudience); status != http.StatusConflict || !strings.Contains(body, string(protocol.CodeKeyConflict)) {
 		t.Errorf("status %d, %s", status, body)
 	}

@@ -17,6 +17,7 @@ import (
 
 	"github.com/hallmark-ssh/hallmark/e2e/cfn"
 	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
+	"github.com/hallmark-ssh/hallmark/internal/golden"
 	"github.com/hallmark-ssh/hallmark/internal/signer/policy"
 	"github.com/hallmark-ssh/hallmark/internal/signer/policy/live"
 )
@@ -39,25 +40,13 @@ func TestPermissionsOfTheTemplates(t *testing.T) {
 			describe(&got, resources.Content[i].Value, resources.Content[i+1])
 		}
 	}
-	golden(t, "permissions.golden", got.String())
+	compare(t, "permissions.golden", got.String())
 }
 
-// golden compares text with a golden file.
-func golden(t *testing.T, name, got string) {
+// compare compares text with a golden file.
+func compare(t *testing.T, name, got string) {
 	t.Helper()
-	path := filepath.Join("testdata", name)
-	if *update {
-		if err := os.WriteFile(path, []byte(got), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	want, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if got != string(want) {
-		t.Errorf("%s differs; if this is intended, run the test with -update, and read the changes.\n%s", path, got)
-	}
+	golden.Compare(t, filepath.Join("testdata", name), []byte(got), *update)
 }
 
 // describe writes every statement below a resource, and resources that are themselves
@@ -214,7 +203,7 @@ func expanded(t *testing.T) []byte {
 }
 
 func TestExpandedTemplate(t *testing.T) {
-	golden(t, "expanded.golden.json", string(expanded(t)))
+	compare(t, "expanded.golden.json", string(expanded(t)))
 }
 
 // These are resources that a flood of requests or a forged event could otherwise use up.

@@ -5,7 +5,6 @@
 package runtime
 
 import (
-	"bytes"
 	"encoding/json"
 	"errors"
 	"net"
@@ -13,7 +12,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -32,24 +30,6 @@ teleport:
   login: {method: iam, token: hallmark-enroll, role: hallmark-enroll}
   fleet_login: {method: iam, token: hallmark-fleet, role: hallmark-fleet}
 `
-
-// logBuffer is the function's log.
-type logBuffer struct {
-	mu   sync.Mutex
-	text bytes.Buffer
-}
-
-func (b *logBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.text.Write(p)
-}
-
-func (b *logBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.text.String()
-}
 
 // silent returns the address of a service that takes connections and never answers.
 func silent(t *testing.T) string {
@@ -74,9 +54,9 @@ func closed(t *testing.T) string {
 }
 
 // start returns a function as the stack makes it. All its services are at one address.
-func start(t *testing.T, handler, service string, change func(*lambdahost.Function)) (*lambdahost.Host, *logBuffer) {
+func start(t *testing.T, handler, service string, change func(*lambdahost.Function)) (*lambdahost.Host, *lambdahost.Log) {
 	t.Helper()
-	root, log := t.TempDir(), new(logBuffer)
+	root, log := t.TempDir(), new(lambdahost.Log)
 	text := strings.Replace(settings, "%s", service, 1)
 	if err := os.WriteFile(filepath.Join(root, "deployment.yaml"), []byte(text), 0o600); err != nil {
 		t.Fatal(err)

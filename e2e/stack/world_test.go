@@ -6,9 +6,7 @@
 package stack
 
 import (
-	"bytes"
 	"context"
-	"crypto/ed25519"
 	"crypto/rand"
 	"encoding/json"
 	"fmt"
@@ -48,6 +46,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/signer/entry/entrytest"
 	"github.com/hallmark-ssh/hallmark/internal/signer/teleport/teleporttest"
 	"github.com/hallmark-ssh/hallmark/internal/sshkey"
+	"github.com/hallmark-ssh/hallmark/internal/sshkey/sshkeytest"
 )
 
 const (
@@ -60,24 +59,6 @@ const (
 	endpoint   = "vpce-0a1b2c3d4e5f60718"
 )
 
-// logBuffer is what the functions log.
-type logBuffer struct {
-	mu   sync.Mutex
-	text bytes.Buffer
-}
-
-func (b *logBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.text.Write(p)
-}
-
-func (b *logBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.text.String()
-}
-
 // world is an AWS with emulated services, and a cluster. Several stacks can be in it.
 type world struct {
 	t       *testing.T
@@ -85,7 +66,7 @@ type world struct {
 	sts     *sts.Server
 	region  *identitytest.Region
 	cluster *teleporttest.Cluster
-	log     logBuffer
+	log     lambdahost.Log
 
 	recorder       *calls.Recorder
 	awsURL, stsURL string
@@ -282,10 +263,7 @@ func (w *world) launch(account string) *instance {
 	})
 	must(w.t, err)
 	i.id, i.image = aws.ToString(run.Instances[0].InstanceId), aws.ToString(image.ImageId)
-	_, private, err := ed25519.GenerateKey(rand.Reader)
-	must(w.t, err)
-	i.key, err = ssh.NewSignerFromSigner(private)
-	must(w.t, err)
+	i.key = sshkeytest.NewSigner(w.t)
 	i.role = identity.Credentials{AccessKeyID: "ASIA" + rand.Text()[:16], SecretAccessKey: rand.Text(), SessionToken: rand.Text()}
 	w.sts.Register(sts.Credential{
 		AccessKeyID: i.role.AccessKeyID, SecretAccessKey: i.role.SecretAccessKey, SessionToken: i.role.SessionToken,

@@ -8,7 +8,6 @@ import (
 	"encoding/pem"
 	"fmt"
 	"io"
-	"log"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -82,21 +81,11 @@ func newBalancer(t *testing.T, cluster *teleportd.Cluster, protocols []string) s
 	t.Helper()
 	behind := &tls.Config{RootCAs: x509.NewCertPool(), NextProtos: []string{"http/1.1"}}
 	behind.RootCAs.AppendCertsFromPEM(cluster.RootsPEM())
-	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	server := contract.StartBalancer(t, protocols, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if err := passOn(w, r, cluster.Address(), behind); err != nil {
 			http.Error(w, err.Error(), http.StatusBadGateway)
 		}
 	}))
-	server.Config.ErrorLog = log.New(io.Discard, "", 0)
-	server.TLS = &tls.Config{NextProtos: protocols}
-	if protocols == nil {
-		// httptest adds its own names to the list, but adds none to this one.
-		server.TLS.GetConfigForClient = func(*tls.ClientHelloInfo) (*tls.Config, error) {
-			return &tls.Config{Certificates: server.TLS.Certificates}, nil
-		}
-	}
-	server.StartTLS()
-	t.Cleanup(server.Close)
 	return server.Listener.Addr().String()
 }
 

@@ -4,20 +4,18 @@ package teleportd_test
 
 import (
 	"context"
-	"crypto/ed25519"
-	"crypto/rand"
 	"net/http/httptest"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/credentials"
-	"golang.org/x/crypto/ssh"
 
 	"github.com/hallmark-ssh/hallmark/e2e/fake/sts"
 	"github.com/hallmark-ssh/hallmark/e2e/teleportd"
 	"github.com/hallmark-ssh/hallmark/internal/signer/node"
 	"github.com/hallmark-ssh/hallmark/internal/signer/teleport"
+	"github.com/hallmark-ssh/hallmark/internal/sshkey/sshkeytest"
 )
 
 const (
@@ -104,7 +102,7 @@ func (b bots) enroll(t *testing.T, client *teleport.Client) {
 		t.Error(err)
 	}
 	names := []string{"web-1", id, "web-1." + b.Name(), id + "." + b.Name()}
-	if _, err := client.SignHostKey(t.Context(), newKey(t), names, time.Hour); err != nil {
+	if _, err := client.SignHostKey(t.Context(), sshkeytest.NewSigner(t).PublicKey(), names, time.Hour); err != nil {
 		t.Error(err)
 	}
 	if _, err := client.CAs(t.Context()); err != nil {
@@ -116,19 +114,6 @@ func (b bots) enroll(t *testing.T, client *teleport.Client) {
 	if err := client.DeleteNode(t.Context(), id); err != nil {
 		t.Error(err)
 	}
-}
-
-func newKey(t *testing.T) ssh.PublicKey {
-	t.Helper()
-	public, _, err := ed25519.GenerateKey(rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	key, err := ssh.NewPublicKey(public)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return key
 }
 
 // Each error says what to change.
@@ -197,7 +182,7 @@ func (b bots) limits(t *testing.T) {
 		{enroll, b.Name(), true}, {enroll, "localhost", true}, {enroll, "127.0.0.1", true}, {enroll, "::1", true}, {enroll, "*", true},
 		{upkeep, "web-1", true},
 	} {
-		_, err := tt.client.SignHostKey(t.Context(), newKey(t), []string{"web-2", tt.principal}, time.Hour)
+		_, err := tt.client.SignHostKey(t.Context(), sshkeytest.NewSigner(t).PublicKey(), []string{"web-2", tt.principal}, time.Hour)
 		if refused := err != nil; refused != tt.refused {
 			t.Errorf("principal %q: %v", tt.principal, err)
 		} else if refused && !strings.Contains(err.Error(), "host_cert: [create]") {

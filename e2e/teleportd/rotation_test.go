@@ -11,6 +11,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/e2e/teleportd"
 	"github.com/hallmark-ssh/hallmark/internal/caexport"
 	"github.com/hallmark-ssh/hallmark/internal/signer/teleport"
+	"github.com/hallmark-ssh/hallmark/internal/sshkey/sshkeytest"
 )
 
 // A function that joined before a rotation of the Host CA works in each phase and after it,
@@ -52,7 +53,7 @@ func (b bots) signs(t *testing.T, client *teleport.Client, when string, restarts
 	joined, calls := b.sts.Calls(), 0
 	if err := machine.Poll(t.Context(), 30*time.Second, func() error {
 		calls++
-		_, err := client.SignHostKey(t.Context(), newKey(t), []string{"web-1"}, time.Hour)
+		_, err := client.SignHostKey(t.Context(), sshkeytest.NewSigner(t).PublicKey(), []string{"web-1"}, time.Hour)
 		return err
 	}); err != nil {
 		t.Errorf("%s: %v", when, err)

@@ -5,8 +5,6 @@ package teleportd_test
 import (
 	"bytes"
 	"context"
-	"crypto/ed25519"
-	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
@@ -35,6 +33,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/e2e/teleportd"
 	"github.com/hallmark-ssh/hallmark/internal/signer/teleport"
 	"github.com/hallmark-ssh/hallmark/internal/signer/teleport/teleporttest"
+	"github.com/hallmark-ssh/hallmark/internal/sshkey/sshkeytest"
 )
 
 // A thief with a machine's certificate must not pass for the machine's agent: the proxy
@@ -124,7 +123,7 @@ func newIssuer(t *testing.T, cluster *teleportd.Cluster) issuer {
 // not sign host keys over gRPC.
 func (i issuer) sign(t *testing.T, role types.SystemRole, principal string) (ssh.Signer, error) {
 	t.Helper()
-	key := newPrivateKey(t)
+	key := sshkeytest.NewSigner(t)
 	public := ssh.MarshalAuthorizedKey(key.PublicKey())
 	response, err := i.api.TrustClient().GenerateHostCert(t.Context(), &trustpb.GenerateHostCertRequest{
 		Key: public, Principals: []string{principal}, ClusterName: i.cluster, Role: string(role), Ttl: durationpb.New(time.Hour),
@@ -180,25 +179,12 @@ func (i issuer) post(ctx context.Context, key []byte, role types.SystemRole, pri
 // signAsSigner makes a host certificate as the signer does.
 func signAsSigner(t *testing.T, cluster *teleportd.Cluster, principal string) ssh.Signer {
 	t.Helper()
-	key := newPrivateKey(t)
+	key := sshkeytest.NewSigner(t)
 	certificate, err := target(cluster, cluster.Address()).Connect(t).SignHostKey(t.Context(), key.PublicKey(), []string{principal}, time.Hour)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return certSigner(t, certificate, key)
-}
-
-func newPrivateKey(t *testing.T) ssh.Signer {
-	t.Helper()
-	_, private, err := ed25519.GenerateKey(rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	key, err := ssh.NewSignerFromKey(private)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return key
 }
 
 func signNode(t *testing.T, cluster *teleportd.Cluster, principal string) ssh.Signer {

@@ -108,9 +108,9 @@ func (p Place) LogValue() slog.Value {
 	return slog.GroupValue(slog.String("account", string(p.Account)), slog.String("region", string(p.Region)))
 }
 
-// NewPlace parses an account and a region. The error begins with "account: " or
+// newPlace parses an account and a region. The error begins with "account: " or
 // "region: ".
-func NewPlace(account, region string) (Place, error) {
+func newPlace(account, region string) (Place, error) {
 	a, err := ParseAccount(account)
 	if err != nil {
 		return Place{}, fmt.Errorf("account: %w", err)
@@ -125,7 +125,7 @@ func NewPlace(account, region string) (Place, error) {
 // NewInstance parses an account, a region and an instance id. The error begins with
 // "account: ", "region: " or "instance: ".
 func NewInstance(account, region, id string) (Instance, error) {
-	at, err := NewPlace(account, region)
+	at, err := newPlace(account, region)
 	if err != nil {
 		return Instance{}, err
 	}

@@ -1,7 +1,6 @@
 package hostcert_test
 
 import (
-	"crypto/ed25519"
 	"crypto/rand"
 	"crypto/rsa"
 	"errors"
@@ -13,6 +12,7 @@ import (
 
 	"github.com/hallmark-ssh/hallmark/internal/hostcert"
 	"github.com/hallmark-ssh/hallmark/internal/sshkey"
+	"github.com/hallmark-ssh/hallmark/internal/sshkey/sshkeytest"
 )
 
 var now = time.Date(2026, 5, 4, 3, 2, 1, 0, time.UTC)
@@ -21,15 +21,6 @@ const (
 	name = "web-i-0123456789abcdef0"
 	week = 7 * 24 * time.Hour
 )
-
-func newSigner(t testing.TB) ssh.Signer {
-	t.Helper()
-	_, key, err := ed25519.GenerateKey(rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return signerOf(t, key)
-}
 
 func newRSASigner(t testing.TB, algorithm string) ssh.Signer {
 	t.Helper()
@@ -88,8 +79,8 @@ func sign(t testing.TB, cert *ssh.Certificate, signer ssh.Signer) {
 // TestCheck changes a good certificate before it is signed, or changes what is wanted, and
 // expects the error to name the property.
 func TestCheck(t *testing.T) {
-	host, other := newSigner(t), newSigner(t)
-	ca, retired, stranger := newSigner(t), newSigner(t), newSigner(t)
+	host, other := sshkeytest.NewSigner(t), sshkeytest.NewSigner(t)
+	ca, retired, stranger := sshkeytest.NewSigner(t), sshkeytest.NewSigner(t), sshkeytest.NewSigner(t)
 	nested := certified(t, stranger, ca)
 	at := func(d time.Duration) uint64 { return uint64(now.Add(d).Unix()) }
 
@@ -294,7 +285,7 @@ func TestCheck(t *testing.T) {
 // If the fields of a certificate change after it was signed, it still names the right CA, but
 // the signature does not match.
 func TestCheckChangedAfterSigning(t *testing.T) {
-	host, ca := newSigner(t), newSigner(t)
+	host, ca := sshkeytest.NewSigner(t), sshkeytest.NewSigner(t)
 	cert := &ssh.Certificate{
 		CertType:        ssh.HostCert,
 		Key:             host.PublicKey(),
@@ -314,14 +305,14 @@ func TestCheckChangedAfterSigning(t *testing.T) {
 }
 
 func TestUnknownCAIsTyped(t *testing.T) {
-	host := newSigner(t)
+	host := sshkeytest.NewSigner(t)
 	cert := &ssh.Certificate{
 		CertType:        ssh.HostCert,
 		Key:             host.PublicKey(),
 		ValidPrincipals: []string{name},
 		ValidBefore:     uint64(now.Add(time.Hour).Unix()),
 	}
-	if err := cert.SignCert(rand.Reader, newSigner(t)); err != nil {
+	if err := cert.SignCert(rand.Reader, sshkeytest.NewSigner(t)); err != nil {
 		t.Fatal(err)
 	}
 	err := hostcert.Check(cert, hostcert.Want{
@@ -333,11 +324,11 @@ func TestUnknownCAIsTyped(t *testing.T) {
 }
 
 func TestParse(t *testing.T) {
-	host := newSigner(t)
+	host := sshkeytest.NewSigner(t)
 	cert := &ssh.Certificate{
 		CertType: ssh.HostCert, Key: host.PublicKey(), ValidPrincipals: []string{name}, ValidBefore: 1,
 	}
-	if err := cert.SignCert(rand.Reader, newSigner(t)); err != nil {
+	if err := cert.SignCert(rand.Reader, sshkeytest.NewSigner(t)); err != nil {
 		t.Fatal(err)
 	}
 	line := sshkey.Line(cert)
@@ -369,7 +360,7 @@ func TestParse(t *testing.T) {
 }
 
 func FuzzParse(f *testing.F) {
-	host := newSigner(f)
+	host := sshkeytest.NewSigner(f)
 	cert := &ssh.Certificate{CertType: ssh.HostCert, Key: host.PublicKey(), ValidPrincipals: []string{name}}
 	if err := cert.SignCert(rand.Reader, host); err != nil {
 		f.Fatal(err)

@@ -2,11 +2,8 @@ package identity
 
 import (
 	"bytes"
-	"crypto/ecdsa"
 	"crypto/ed25519"
-	"crypto/elliptic"
 	"crypto/rand"
-	"crypto/rsa"
 	"encoding/base64"
 	"encoding/pem"
 	"io"
@@ -21,40 +18,10 @@ import (
 
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
 	"github.com/hallmark-ssh/hallmark/internal/sshkey"
+	"github.com/hallmark-ssh/hallmark/internal/sshkey/sshkeytest"
 )
 
 var testBinding = protocol.Bind([]byte("payload"))
-
-// newHostKey generates a host key of a type, by ssh-keygen's name.
-func newHostKey(t testing.TB, kind string) ssh.Signer {
-	t.Helper()
-	var private any
-	var err error
-	switch kind {
-	case "ed25519":
-		_, private, err = ed25519.GenerateKey(rand.Reader)
-	case "ecdsa-256":
-		private, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	case "ecdsa-384":
-		private, err = ecdsa.GenerateKey(elliptic.P384(), rand.Reader)
-	case "ecdsa-521":
-		private, err = ecdsa.GenerateKey(elliptic.P521(), rand.Reader)
-	case "rsa-2048":
-		private, err = rsa.GenerateKey(rand.Reader, 2048)
-	case "rsa-3072":
-		private, err = rsa.GenerateKey(rand.Reader, 3072)
-	default:
-		t.Fatalf("unknown kind %s", kind)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	signer, err := ssh.NewSignerFromKey(private)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return signer
-}
 
 func hostKeyKinds() []string {
 	return []string{"ed25519", "ecdsa-256", "ecdsa-384", "ecdsa-521", "rsa-2048", "rsa-3072"}
@@ -63,7 +30,7 @@ func hostKeyKinds() []string {
 func TestSignAndVerifyBinding(t *testing.T) {
 	for _, kind := range hostKeyKinds() {
 		t.Run(kind, func(t *testing.T) {
-			signer := newHostKey(t, kind)
+			signer := sshkeytest.NewSignerOf(t, kind)
 			armored, err := SignBinding(signer, testBinding)
 			if err != nil {
 				t.Fatal(err)
@@ -93,7 +60,7 @@ func rawLine(name string, tail []byte, fields ...[]byte) string {
 }
 
 func TestParseHostKeysRefuses(t *testing.T) {
-	ed := newHostKey(t, "ed25519")
+	ed := sshkeytest.NewSignerOf(t, "ed25519")
 	line := sshkey.Line(ed.PublicKey())
 	edBlob := ed.PublicKey().Marshal()
 	point := edBlob[len(edBlob)-ed25519.PublicKeySize:]
@@ -111,7 +78,7 @@ func TestParseHostKeysRefuses(t *testing.T) {
 
 	many := make([]string, protocol.MaxHostKeys+1)
 	for i := range many {
-		many[i] = sshkey.Line(newHostKey(t, "ed25519").PublicKey())
+		many[i] = sshkey.Line(sshkeytest.NewSignerOf(t, "ed25519").PublicKey())
 	}
 	if _, err := ParseHostKeys(many[1:]); err != nil {
 		t.Errorf("%d keys: %v", len(many)-1, err)
@@ -163,7 +130,7 @@ func TestParseHostKeysRefuses(t *testing.T) {
 
 // TestVerifyBindingRefuses changes one thing about a good signature in each row.
 func TestVerifyBindingRefuses(t *testing.T) {
-	ed, rsaKey := newHostKey(t, "ed25519"), newHostKey(t, "rsa-2048")
+	ed, rsaKey := sshkeytest.NewSignerOf(t, "ed25519"), sshkeytest.NewSignerOf(t, "rsa-2048")
 	sign := func(signer ssh.Signer, message []byte, hash sshsig.HashAlgorithm, namespace string) string {
 		sig, err := sshsig.Sign(bytes.NewReader(message), signer, hash, namespace)
 		if err != nil {
@@ -207,7 +174,7 @@ func TestVerifyBindingRefuses(t *testing.T) {
 		armored string
 		want    string
 	}{
-		"by another key":        {newHostKey(t, "ed25519").PublicKey(), good, "by another key"},
+		"by another key":        {sshkeytest.NewSignerOf(t, "ed25519").PublicKey(), good, "by another key"},
 		"key swapped inside":    {ed.PublicKey(), relabeled(func(s *sshsig.Signature) { s.PublicKey = rsaKey.PublicKey() }), "SSH signature"},
 		"over other text":       {ed.PublicKey(), sign(ed, []byte("other"), sshsig.HashSHA512, protocol.SignatureNamespace), "SSH signature"},
 		"over the raw hash":     {ed.PublicKey(), sign(ed, testBinding[:], sshsig.HashSHA512, protocol.SignatureNamespace), "SSH signature"},
@@ -308,7 +275,7 @@ func newWeakRSA(t *testing.T) (line string, key ssh.PublicKey) {
 }
 
 func TestSignBindingRefuses(t *testing.T) {
-	ed := newHostKey(t, "ed25519")
+	ed := sshkeytest.NewSignerOf(t, "ed25519")
 	certificate := &ssh.Certificate{Key: ed.PublicKey(), CertType: ssh.HostCert, ValidBefore: ssh.CertTimeInfinity}
 	if err := certificate.SignCert(rand.Reader, ed); err != nil {
 		t.Fatal(err)
@@ -392,7 +359,7 @@ func writeFile(t *testing.T, dir, name, text string) {
 
 func FuzzParseHostKey(f *testing.F) {
 	for _, kind := range []string{"ed25519", "ecdsa-256", "rsa-2048"} {
-		f.Add(sshkey.Line(newHostKey(f, kind).PublicKey()))
+		f.Add(sshkey.Line(sshkeytest.NewSignerOf(f, kind).PublicKey()))
 	}
 	f.Fuzz(func(t *testing.T, line string) {
 		key, err := parseHostKey(line)
@@ -428,7 +395,7 @@ func FuzzVerifyBinding(f *testing.F) {
 func BenchmarkVerifyBinding(b *testing.B) {
 	for _, kind := range hostKeyKinds() {
 		b.Run(kind, func(b *testing.B) {
-			signer := newHostKey(b, kind)
+			signer := sshkeytest.NewSignerOf(b, kind)
 			armored, err := SignBinding(signer, testBinding)
 			if err != nil {
 				b.Fatal(err)

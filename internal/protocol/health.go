@@ -1,7 +1,6 @@
 package protocol
 
 import (
-	"crypto/sha256"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
@@ -69,12 +68,7 @@ type SignedHealth struct {
 
 // BindHealth returns the binding of a report's exact bytes.
 func BindHealth(report []byte) Binding {
-	h := sha256.New()
-	h.Write([]byte(healthDomain))
-	h.Write(report)
-	var b Binding
-	h.Sum(b[:0])
-	return b
+	return bind(healthDomain, report)
 }
 
 // Encode returns the header's value.

@@ -201,9 +201,14 @@ type Binding [sha256.Size]byte
 
 // Bind returns the binding of the payload's exact bytes.
 func Bind(payload []byte) Binding {
+	return bind(bindingDomain, payload)
+}
+
+// bind hashes the bytes after a prefix, so that a proof for one domain is none for another.
+func bind(domain string, content []byte) Binding {
 	h := sha256.New()
-	h.Write([]byte(bindingDomain))
-	h.Write(payload)
+	h.Write([]byte(domain))
+	h.Write(content)
 	var b Binding
 	h.Sum(b[:0])
 	return b

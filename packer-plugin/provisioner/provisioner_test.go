@@ -3,8 +3,6 @@ package provisioner
 import (
 	"bytes"
 	"context"
-	"crypto/ed25519"
-	"crypto/rand"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -23,6 +21,7 @@ import (
 	"golang.org/x/crypto/ssh"
 
 	"github.com/hallmark-ssh/hallmark/internal/sshkey"
+	"github.com/hallmark-ssh/hallmark/internal/sshkey/sshkeytest"
 )
 
 // program replaces hallmark: it records how it was called, keeps what was there to install,
@@ -59,14 +58,7 @@ func newProxy(t *testing.T, keys int) proxy {
 	var p proxy
 	var export strings.Builder
 	for range keys {
-		public, _, err := ed25519.GenerateKey(rand.Reader)
-		if err != nil {
-			t.Fatal(err)
-		}
-		key, err := ssh.NewPublicKey(public)
-		if err != nil {
-			t.Fatal(err)
-		}
+		key := sshkeytest.NewSigner(t).PublicKey()
 		line := sshkey.Line(key)
 		p.pins = append(p.pins, ssh.FingerprintSHA256(key))
 		p.lines += line + "\n"

@@ -17,9 +17,8 @@ import (
 // emulator is an environment in AWS's Runtime Interface Emulator: one process, which starts
 // the program with the first event, and again after a failure.
 type emulator struct {
+	program
 	address string // where it takes events
-	cancel  context.CancelFunc
-	exited  chan struct{} // closed when the emulator has ended
 }
 
 // startEmulator starts an environment and waits until it takes events.
@@ -29,7 +28,7 @@ func (h *Host) startEmulator(ctx context.Context) (environment, error) {
 		return nil, err
 	}
 	processContext, cancel := context.WithCancel(h.ctx)
-	e := &emulator{address: addresses[0], cancel: cancel, exited: make(chan struct{})}
+	e := &emulator{program: program{cancel: cancel, exited: make(chan struct{})}, address: addresses[0]}
 	//nolint:contextcheck // the emulator outlives the event that it is started for
 	cmd := exec.CommandContext(processContext, h.function.Emulator, "--log-level", "warning",
 		"--runtime-interface-emulator-address", addresses[0], "--runtime-api-address", addresses[1],
@@ -86,20 +85,6 @@ func (e *emulator) answers(ctx context.Context) error {
 			return fmt.Errorf("wait for the emulator: %w", ctx.Err())
 		}
 	}
-}
-
-func (e *emulator) alive() bool {
-	select {
-	case <-e.exited:
-		return false
-	default:
-		return true
-	}
-}
-
-func (e *emulator) close() {
-	e.cancel()
-	<-e.exited
 }
 
 // invoke passes an event to the emulator. It answers with status 200 even if the function

@@ -33,14 +33,34 @@ type environment interface {
 	close()
 }
 
+// program is a process that the host started.
+type program struct {
+	cancel context.CancelFunc
+	exited chan struct{} // closed when it has ended
+}
+
+func (p program) alive() bool {
+	select {
+	case <-p.exited:
+		return false
+	default:
+		return true
+	}
+}
+
+// close kills the program. AWS gives no warning either.
+func (p program) close() {
+	p.cancel()
+	<-p.exited
+}
+
 // process is an environment without AWS's emulator: a process, and the Runtime API that it
 // talks to.
 type process struct {
+	program
 	arn    string
-	cancel context.CancelFunc
 	events chan invocation
 	ready  chan struct{} // closed when the program asks for its first event
-	exited chan struct{} // closed when the program has ended
 	server *http.Server
 
 	mu      sync.Mutex
@@ -56,11 +76,10 @@ func (h *Host) startProcess(ctx context.Context) (environment, error) {
 	}
 	processContext, cancel := context.WithCancel(h.ctx)
 	e := &process{
-		arn:    fmt.Sprintf("arn:aws:lambda:%s:123456789012:function:%s", h.function.Region, h.function.Name),
-		cancel: cancel,
-		events: make(chan invocation),
-		ready:  make(chan struct{}),
-		exited: make(chan struct{}),
+		program: program{cancel: cancel, exited: make(chan struct{})},
+		arn:     fmt.Sprintf("arn:aws:lambda:%s:123456789012:function:%s", h.function.Region, h.function.Name),
+		events:  make(chan invocation),
+		ready:   make(chan struct{}),
 	}
 	e.server = &http.Server{Handler: e.runtimeAPI(), ReadHeaderTimeout: 10 * time.Second}
 	h.all.Go(func() { _ = e.server.Serve(l) }) // until close
@@ -114,19 +133,8 @@ func (h *Host) environment(runtimeAPI string) []string {
 	}, f.Environment...)
 }
 
-func (e *process) alive() bool {
-	select {
-	case <-e.exited:
-		return false
-	default:
-		return true
-	}
-}
-
-// close kills the program. AWS gives no warning either.
 func (e *process) close() {
-	e.cancel()
-	<-e.exited
+	e.program.close()
 	_ = e.server.Close()
 }
 

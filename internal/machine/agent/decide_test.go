@@ -11,10 +11,10 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/machine/cafile"
 	"github.com/hallmark-ssh/hallmark/internal/machine/hostkey"
 	"github.com/hallmark-ssh/hallmark/internal/machine/imds"
-	"github.com/hallmark-ssh/hallmark/internal/machine/machinetest"
 	"github.com/hallmark-ssh/hallmark/internal/machine/state"
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
 	"github.com/hallmark-ssh/hallmark/internal/sshkey"
+	"github.com/hallmark-ssh/hallmark/internal/sshkey/sshkeytest"
 )
 
 // Each row changes one thing about a machine that has nothing to do.
@@ -41,7 +41,7 @@ func TestStateStale(t *testing.T) {
 		{"a key more", func(_ *state.State, o *observed, _ *time.Time) { o.keys = append(o.keys, o.keys[0]) }, "set of host keys changed"},
 		{"no key", func(_ *state.State, o *observed, _ *time.Time) { o.keys = nil }, "set of host keys changed"},
 		{"another key", func(_ *state.State, o *observed, _ *time.Time) {
-			o.keys[0].Public = machinetest.NewSigner(t).PublicKey()
+			o.keys[0].Public = sshkeytest.NewSigner(t).PublicKey()
 		}, "host key /k changed"},
 		{"certificate gone", func(_ *state.State, o *observed, _ *time.Time) { o.keys[0].Certificate = nil }, "certificate /k-cert.pub is missing"},
 		{"another certificate", func(_ *state.State, o *observed, _ *time.Time) { o.keys[0].Certificate.Serial++ }, "is not the one that was installed"},
@@ -67,9 +67,9 @@ func TestStateStale(t *testing.T) {
 }
 
 func enrolledMachine(t *testing.T, now time.Time) (*state.State, observed, time.Time) {
-	key := hostkey.Key{Path: "/k", Public: machinetest.NewSigner(t).PublicKey()}
+	key := hostkey.Key{Path: "/k", Public: sshkeytest.NewSigner(t).PublicKey()}
 	key.Certificate = &ssh.Certificate{Key: key.Public, Serial: 7, ValidBefore: uint64(now.Add(time.Hour).Unix())}
-	ca := machinetest.NewSigner(t).PublicKey()
+	ca := sshkeytest.NewSigner(t).PublicKey()
 	instance := imds.Instance{AccountID: testAccount, Region: testRegion, InstanceID: "i-1"}
 	s := &state.State{
 		Version: state.Version, Instance: instance, Config: "c",

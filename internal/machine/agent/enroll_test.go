@@ -22,11 +22,12 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/machine/sshd"
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
 	"github.com/hallmark-ssh/hallmark/internal/sshkey"
+	"github.com/hallmark-ssh/hallmark/internal/sshkey/sshkeytest"
 )
 
 func TestEnroll(t *testing.T) {
 	m := newMachine(t)
-	m.openSSHCA = machinetest.NewSigner(t) // the baked CA has been retired since
+	m.openSSHCA = sshkeytest.NewSigner(t) // the baked CA has been retired since
 	outcome, err := m.Enroll(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -38,7 +39,7 @@ func TestEnroll(t *testing.T) {
 	if err := m.sshd.TryLogin(machinetest.UserCertificate(t, m.openSSHCA), m.hostCertificateOnly()); err != nil {
 		t.Errorf("login by a certificate of the cluster: %v", err)
 	}
-	if err := m.sshd.TryLogin(machinetest.UserCertificate(t, machinetest.NewSigner(t)), m.hostCertificateOnly()); err == nil {
+	if err := m.sshd.TryLogin(machinetest.UserCertificate(t, sshkeytest.NewSigner(t)), m.hostCertificateOnly()); err == nil {
 		t.Error("a certificate of another CA was accepted")
 	}
 
@@ -64,7 +65,7 @@ func (m *machine) hostCertificateOnly() ssh.HostKeyCallback {
 func TestEnrollWritesNewCAs(t *testing.T) {
 	m := newMachine(t)
 	baked := m.openSSHCA
-	m.openSSHCA = machinetest.NewSigner(t)
+	m.openSSHCA = sshkeytest.NewSigner(t)
 	if _, err := m.Enroll(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -208,7 +209,7 @@ func TestEnrollPutsBackWhenInterrupted(t *testing.T) {
 func TestEnrollBadAnswers(t *testing.T) {
 	t.Parallel()
 	m := newMachine(t)
-	other := machinetest.NewSigner(t)
+	other := sshkeytest.NewSigner(t)
 	answer := func(status int, body string) func(http.ResponseWriter, *http.Request, int) bool {
 		return func(w http.ResponseWriter, _ *http.Request, _ int) bool {
 			w.WriteHeader(status)

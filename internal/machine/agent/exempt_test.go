@@ -10,6 +10,7 @@ import (
 
 	"github.com/hallmark-ssh/hallmark/internal/machine/machinetest"
 	"github.com/hallmark-ssh/hallmark/internal/machine/sshdconf"
+	"github.com/hallmark-ssh/hallmark/internal/sshkey/sshkeytest"
 )
 
 // Everybody who comes through a Teleport proxy has the proxy's address. With proxy_sources, as
@@ -19,7 +20,7 @@ func TestOneSourceForEverybody(t *testing.T) {
 	program := machinetest.FindSSHD(t)
 	for name, sources := range map[string][]string{"exempt": {"127.0.0.1"}, "not exempt": nil} {
 		t.Run(name, func(t *testing.T) {
-			s := machinetest.NewSSHD(t, program, t.TempDir(), machinetest.NewSigner(t).PublicKey())
+			s := machinetest.NewSSHD(t, program, t.TempDir(), sshkeytest.NewSigner(t).PublicKey())
 			penalties := machinetest.HandsOver(t, program)
 			s.Stop()
 			lines := "LogLevel VERBOSE\n" + s.HallmarkLines()
@@ -29,7 +30,7 @@ func TestOneSourceForEverybody(t *testing.T) {
 			s.Configure(lines)
 			s.Run()
 
-			stranger := machinetest.NewSigner(t)
+			stranger := sshkeytest.NewSigner(t)
 			failures := 200
 			if len(sources) == 0 || !penalties {
 				failures = 20 // enough to be locked out

@@ -21,6 +21,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/machine/machinetest"
 	"github.com/hallmark-ssh/hallmark/internal/machine/state"
 	"github.com/hallmark-ssh/hallmark/internal/sshkey"
+	"github.com/hallmark-ssh/hallmark/internal/sshkey/sshkeytest"
 )
 
 // sshd cannot use one of its host keys. It runs with the others, and these are certified.
@@ -113,7 +114,7 @@ func (m *machine) certifyByOther(kind, file string) (content string) {
 		m.t.Fatal(why, err)
 	}
 	cert := &ssh.Certificate{Key: public, CertType: ssh.HostCert, ValidPrincipals: []string{"web.corp.example.com"}, ValidBefore: ssh.CertTimeInfinity}
-	if err := cert.SignCert(rand.Reader, machinetest.NewSigner(m.t)); err != nil {
+	if err := cert.SignCert(rand.Reader, sshkeytest.NewSigner(m.t)); err != nil {
 		m.t.Fatal(err)
 	}
 	content = string(ssh.MarshalAuthorizedKey(cert))
@@ -213,7 +214,7 @@ func TestEnrollReplacesTheCertificateOfAnotherCA(t *testing.T) {
 // A second CA for people stays trusted, whatever happens to the cluster's CAs.
 func TestExtraUserCAs(t *testing.T) {
 	m := newMachine(t)
-	other := machinetest.NewSigner(t)
+	other := sshkeytest.NewSigner(t)
 	m.Config.ExtraUserCAs = []string{sshkey.Line(other.PublicKey()) + " old cluster"}
 	for _, what := range []string{"first", "rotated"} {
 		if _, err := m.Enroll(t.Context()); err != nil {
@@ -228,7 +229,7 @@ func TestExtraUserCAs(t *testing.T) {
 			t.Errorf("%s: the next run: %+v, %v", what, o, err)
 		}
 		retired := m.openSSHCA
-		m.openSSHCA = machinetest.NewSigner(t)
+		m.openSSHCA = sshkeytest.NewSigner(t)
 		s := m.state()
 		s.RenewAfter = s.EnrolledAt
 		if err := state.Save(m.stateDir, s); err != nil {

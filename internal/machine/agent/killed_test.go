@@ -19,6 +19,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/machine/signerclient"
 	"github.com/hallmark-ssh/hallmark/internal/machine/sshd"
 	"github.com/hallmark-ssh/hallmark/internal/machine/state"
+	"github.com/hallmark-ssh/hallmark/internal/sshkey/sshkeytest"
 )
 
 // A run that is killed at any step leaves a working sshd, and the next run repairs what it
@@ -45,7 +46,7 @@ func TestKilledAtEveryStep(t *testing.T) {
 			if err := state.Save(m.stateDir, s); err != nil {
 				t.Fatal(err)
 			}
-			ca := machinetest.NewSigner(t)
+			ca := sshkeytest.NewSigner(t)
 			m.mu.Lock() // the run that was killed cannot be waited for by channels
 			defer m.mu.Unlock()
 			m.openSSHCA = ca
@@ -86,7 +87,7 @@ func (m *machine) unenroll() {
 			m.t.Fatal(err)
 		}
 	}
-	m.sshd.Write("hallmark/openssh_ca.pub", string(cafile.Render([]ssh.PublicKey{machinetest.NewSigner(m.t).PublicKey()})))
+	m.sshd.Write("hallmark/openssh_ca.pub", string(cafile.Render([]ssh.PublicKey{sshkeytest.NewSigner(m.t).PublicKey()})))
 }
 
 // worksAfterwards checks the machine as it was left, then as the next run leaves it.

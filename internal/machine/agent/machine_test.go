@@ -33,6 +33,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/machine/state"
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
 	"github.com/hallmark-ssh/hallmark/internal/sshkey"
+	"github.com/hallmark-ssh/hallmark/internal/sshkey/sshkeytest"
 )
 
 const (
@@ -230,7 +231,7 @@ type testSigner struct {
 
 func newTestSigner(t testing.TB) *testSigner {
 	t.Helper()
-	s := &testSigner{t: t, hosts: machinetest.NewSigner(t), openSSHCA: machinetest.NewSigner(t), lifetime: 7 * 24 * time.Hour, clock: time.Now}
+	s := &testSigner{t: t, hosts: sshkeytest.NewSigner(t), openSSHCA: sshkeytest.NewSigner(t), lifetime: 7 * 24 * time.Hour, clock: time.Now}
 	s.server = httptest.NewUnstartedServer(s)
 	s.server.Config.ErrorLog = log.New(io.Discard, "", 0) // refused handshakes are part of the tests
 	s.server.StartTLS()

@@ -19,6 +19,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/machine/state"
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
 	"github.com/hallmark-ssh/hallmark/internal/sshkey"
+	"github.com/hallmark-ssh/hallmark/internal/sshkey/sshkeytest"
 )
 
 // enrolled returns a machine that enrolled some hours ago.
@@ -103,7 +104,7 @@ func TestRenewWithAnOldSigner(t *testing.T) {
 func TestRenewFollowsARotationOfTheOpenSSHCA(t *testing.T) {
 	m := enrolled(t)
 	m.noPenalties()
-	old, fresh := m.openSSHCA, machinetest.NewSigner(t)
+	old, fresh := m.openSSHCA, sshkeytest.NewSigner(t)
 	for _, phase := range []struct {
 		name    string
 		signing ssh.Signer
@@ -144,7 +145,7 @@ func TestRenewFollowsARotationOfTheOpenSSHCA(t *testing.T) {
 // another one.
 func TestRenewFollowsARotationOfTheHostCA(t *testing.T) {
 	m := enrolled(t)
-	old, fresh := m.hosts, machinetest.NewSigner(t)
+	old, fresh := m.hosts, sshkeytest.NewSigner(t)
 	for _, phase := range []struct {
 		name    string
 		signing ssh.Signer
@@ -175,8 +176,8 @@ func TestRenewFollowsARotationOfTheHostCA(t *testing.T) {
 // A new user CA is trusted even if the certificates cannot be renewed.
 func TestRenewTrustsBeforeItRenews(t *testing.T) {
 	m := enrolled(t)
-	m.hosts, m.retiredHosts = machinetest.NewSigner(t), []ssh.Signer{m.hosts}
-	m.openSSHCA, m.retiredOpenSSHCAs = machinetest.NewSigner(t), []ssh.Signer{m.openSSHCA}
+	m.hosts, m.retiredHosts = sshkeytest.NewSigner(t), []ssh.Signer{m.hosts}
+	m.openSSHCA, m.retiredOpenSSHCAs = sshkeytest.NewSigner(t), []ssh.Signer{m.openSSHCA}
 	m.answerInstead = func(w http.ResponseWriter, _ *http.Request, _ int) bool {
 		w.WriteHeader(http.StatusForbidden)
 		return true
@@ -342,7 +343,7 @@ func TestBackOff(t *testing.T) {
 }
 
 func TestResigned(t *testing.T) {
-	a, b, c := machinetest.NewSigner(t), machinetest.NewSigner(t), machinetest.NewSigner(t)
+	a, b, c := sshkeytest.NewSigner(t), sshkeytest.NewSigner(t), sshkeytest.NewSigner(t)
 	line := func(s ssh.Signer) string { return sshkey.Line(s.PublicKey()) }
 	for _, test := range []struct {
 		name        string

@@ -10,6 +10,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/machine/cafile"
 	"github.com/hallmark-ssh/hallmark/internal/machine/machinetest"
 	"github.com/hallmark-ssh/hallmark/internal/sshkey"
+	"github.com/hallmark-ssh/hallmark/internal/sshkey/sshkeytest"
 )
 
 // Each row is a line that a faulty signer, or an attacker in its place, passes off as a CA.
@@ -75,7 +76,7 @@ func FuzzParse(f *testing.F) {
 }
 
 func TestParseKeys(t *testing.T) {
-	key := sshkey.Line(machinetest.NewSigner(t).PublicKey())
+	key := sshkey.Line(sshkeytest.NewSigner(t).PublicKey())
 	for _, test := range []struct {
 		name  string
 		lines []string

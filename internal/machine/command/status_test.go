@@ -20,6 +20,7 @@ import (
 	"golang.org/x/crypto/ssh"
 
 	"github.com/hallmark-ssh/hallmark/internal/cli"
+	"github.com/hallmark-ssh/hallmark/internal/golden"
 	"github.com/hallmark-ssh/hallmark/internal/machine/agent"
 	"github.com/hallmark-ssh/hallmark/internal/machine/cafile"
 	"github.com/hallmark-ssh/hallmark/internal/machine/config"
@@ -246,7 +247,7 @@ func TestStatus(t *testing.T) {
 			if got := codeOf(err); got != test.code {
 				t.Errorf("exit code %d, want %d: %v", got, test.code, err)
 			}
-			golden(t, test.name, screen.Bytes())
+			compare(t, test.name, screen.Bytes())
 			if jsonErr := showStatus(&object, f, true); codeOf(jsonErr) != test.code {
 				t.Errorf("with --json: %v, want code %d", jsonErr, test.code)
 			}
@@ -279,23 +280,12 @@ func codeOf(err error) int {
 	return e.Code
 }
 
-// golden compares a screen with testdata/status/NAME.golden.
-func golden(t *testing.T, name string, got []byte) {
+// compare compares a screen with testdata/status/NAME.golden.
+func compare(t *testing.T, name string, got []byte) {
 	t.Helper()
 	got = regexp.MustCompile(`(?m)^( +Version:) .*$`).ReplaceAll(got, []byte("$1 VERSION"))
 	path := filepath.Join("testdata", "status", strings.NewReplacer(" ", "_", "'", "", ",", "").Replace(name)+".golden")
-	if *update {
-		if err := os.WriteFile(path, got, 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	want, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if !bytes.Equal(got, want) {
-		t.Errorf("got\n%s\nwant\n%s", got, want)
-	}
+	golden.Compare(t, path, got, *update)
 }
 
 // Colors stand on the title and the faults, and nowhere when they are off.

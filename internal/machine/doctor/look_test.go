@@ -20,6 +20,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/machine/machinetest"
 	"github.com/hallmark-ssh/hallmark/internal/machine/state"
 	"github.com/hallmark-ssh/hallmark/internal/sshkey"
+	"github.com/hallmark-ssh/hallmark/internal/sshkey/sshkeytest"
 )
 
 // enrolled is a machine with a real sshd that presents certificates.
@@ -32,7 +33,7 @@ type enrolled struct {
 func newEnrolled(t *testing.T) *enrolled {
 	t.Helper()
 	dir := t.TempDir()
-	people, hosts := machinetest.NewSigner(t), machinetest.NewSigner(t)
+	people, hosts := sshkeytest.NewSigner(t), sshkeytest.NewSigner(t)
 	m := &enrolled{t: t, sshd: machinetest.NewSSHD(t, machinetest.FindSSHD(t), dir, people.PublicKey())}
 	units := map[string]Unit{}
 	for _, name := range []string{ServiceUnit, BootTimer, RenewTimer} {
@@ -114,7 +115,7 @@ func TestLook(t *testing.T) {
 		}, "certificates", Failure, "another key", true},
 		{"the CAs removed", func(m *enrolled) { m.remove("hallmark/openssh_ca.pub") }, "trusted CAs", Failure, "is missing", false},
 		{"another CA added", func(m *enrolled) {
-			other := cafile.Render([]ssh.PublicKey{machinetest.NewSigner(m.t).PublicKey()})
+			other := cafile.Render([]ssh.PublicKey{sshkeytest.NewSigner(m.t).PublicKey()})
 			machinetest.AppendTo(m.t, m.CAFile, string(other))
 		}, "trusted CAs", Failure, "not the file", false},
 		{"the state damaged", func(m *enrolled) { m.sshd.Write("state/state.json", "{") }, "enrollment", Failure, "damaged", false},

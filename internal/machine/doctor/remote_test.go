@@ -18,10 +18,10 @@ import (
 	"golang.org/x/crypto/ssh"
 
 	"github.com/hallmark-ssh/hallmark/internal/machine/imds"
-	"github.com/hallmark-ssh/hallmark/internal/machine/machinetest"
 	"github.com/hallmark-ssh/hallmark/internal/machine/sshd"
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
 	"github.com/hallmark-ssh/hallmark/internal/sshkey"
+	"github.com/hallmark-ssh/hallmark/internal/sshkey/sshkeytest"
 )
 
 // world is the metadata service and the signer of a machine without an sshd. The checks of
@@ -68,7 +68,7 @@ func (w *world) serve(out http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if r.Method == http.MethodGet {
-		key := sshkey.Lines([]ssh.PublicKey{machinetest.NewSigner(w.t).PublicKey()})
+		key := sshkey.Lines([]ssh.PublicKey{sshkeytest.NewSigner(w.t).PublicKey()})
 		_ = json.NewEncoder(out).Encode(protocol.CAs{Version: protocol.CAsVersion, OpenSSHCAs: key, HostCAs: key})
 		return
 	}

@@ -102,7 +102,7 @@ func Join(findings []Finding) error {
 	return errors.New(strings.Join(texts, "; also "))
 }
 
-// Want is what Assess compares sshd's settings with.
+// Want is what assess compares sshd's settings with.
 type Want struct {
 	// CAFile is the TrustedUserCAKeys that hallmark sets.
 	CAFile string
@@ -117,8 +117,8 @@ type Want struct {
 	Extra []Finding
 }
 
-// Facts are everything that Assess looks at.
-type Facts struct {
+// evidence is everything that assess looks at.
+type evidence struct {
 	Want
 	Logins   []sshd.Login
 	Lines    []sshd.Line // of the configuration
@@ -139,10 +139,10 @@ type problem struct {
 	severe bool
 }
 
-// Assess compares sshd's settings with what logins with certificates need. It returns what
+// assess compares sshd's settings with what logins with certificates need. It returns what
 // keeps such logins from working, and first what blocks all of them. It looks only at the
 // facts.
-func Assess(f Facts) []Finding {
+func assess(f evidence) []Finding {
 	collected := &collection{facts: f}
 	reachable := false // some login from elsewhere can work
 	for _, login := range f.Logins {
@@ -170,7 +170,7 @@ func order(f Finding) int {
 
 // collection groups the problems of all logins by setting.
 type collection struct {
-	facts Facts
+	facts evidence
 	all   []*collected
 }
 
@@ -275,21 +275,21 @@ type Server interface {
 	Files(patterns []string) map[string][]byte
 }
 
-// Of gathers the facts about the logins that Logins returned, and passes them to Assess. It
+// Of gathers the facts about the logins that Logins returned, and passes them to assess. It
 // does not run sshd.
 func Of(ctx context.Context, server Server, logins []sshd.Login, want Want) ([]Finding, error) {
 	accounts, err := server.Accounts()
 	if err != nil {
 		return nil, err
 	}
-	f := Facts{Want: want, Logins: logins, Lines: server.Lines(), Accounts: accounts}
+	f := evidence{Want: want, Logins: logins, Lines: server.Lines(), Accounts: accounts}
 	f.Absent = append(server.Absent(ctx, "passwd", f.unknown("allowusers")), server.Absent(ctx, "group", f.unknown("allowgroups"))...)
 	f.Files = server.Files(f.filesOf())
-	return Assess(f), nil
+	return assess(f), nil
 }
 
 // unknown returns the names in AllowUsers or AllowGroups that no local account or group has.
-func (f Facts) unknown(keyword string) (names []string) {
+func (f evidence) unknown(keyword string) (names []string) {
 	for _, login := range f.Logins {
 		for _, pattern := range sshd.ParseSettings(login.Settings)[keyword] {
 			name, _, _ := strings.Cut(pattern, "@")

@@ -2,11 +2,7 @@ package findings
 
 import (
 	"bytes"
-	"crypto/ecdsa"
 	"crypto/ed25519"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/rsa"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -15,30 +11,9 @@ import (
 
 	"github.com/hallmark-ssh/hallmark/internal/machine/sshd"
 	"github.com/hallmark-ssh/hallmark/internal/machine/sshdconf"
+	"github.com/hallmark-ssh/hallmark/internal/sshkey/sshkeytest"
 	"golang.org/x/crypto/ssh"
 )
-
-func newCA(t *testing.T, kind string) ssh.Signer {
-	t.Helper()
-	var private any
-	var err error
-	switch kind {
-	case "rsa":
-		private, err = rsa.GenerateKey(rand.Reader, 2048)
-	case "ecdsa":
-		private, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	default:
-		_, private, err = ed25519.GenerateKey(rand.Reader)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	signer, err := ssh.NewSignerFromKey(private)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return signer
-}
 
 // The addresses for which sshd.Server.Logins asks.
 const (
@@ -81,8 +56,8 @@ func set(lines string) string {
 }
 
 func TestAssess(t *testing.T) {
-	ca := newCA(t, "ed25519").PublicKey()
-	rsaCA := newCA(t, "rsa").PublicKey()
+	ca := sshkeytest.NewSigner(t).PublicKey()
+	rsaCA := sshkeytest.NewSignerOf(t, "rsa-2048").PublicKey()
 	caLine := string(ssh.MarshalAuthorizedKey(ca))
 	for _, test := range []struct {
 		name, lines string
@@ -152,7 +127,7 @@ func TestAssess(t *testing.T) {
 			if test.lines != "" {
 				settings = set(test.lines)
 			}
-			findings := Assess(Facts{
+			findings := assess(evidence{
 				Want:     Want{CAFile: "/ca", CAs: append([]ssh.PublicKey{ca}, test.more...), MaxStartups: sshdconf.DefaultMaxStartups, ProxySources: test.proxies},
 				Logins:   []sshd.Login{{Connection: sshd.Connection{User: "root", Address: here}, Settings: []byte(settings)}, {Connection: sshd.Connection{User: "root", Address: elsewhere}, Settings: []byte(settings)}},
 				Accounts: []sshd.Account{{Name: "root", Home: "/root", Groups: []string{"root", "wheel"}, LogsIn: true}, {Name: "daemon"}},
@@ -193,7 +168,7 @@ func TestAssessMatch(t *testing.T) {
 		{"all but this machine", []sshd.Login{login("root", here, hardened), login("root", elsewhere, no)}, true, "root from 192.0.2.1"},
 		{"all but a network", []sshd.Login{login("root", elsewhere, no), login("root", "10.0.0.1", hardened)}, false, "root from 192.0.2.1"},
 	} {
-		findings := Assess(Facts{Logins: test.logins, Lines: []sshd.Line{
+		findings := assess(evidence{Logins: test.logins, Lines: []sshd.Line{
 			{File: "/etc/ssh/sshd_config", Number: 3, Keyword: "pubkeyauthentication", Arguments: []string{"yes"}},
 			{File: "/etc/ssh/sshd_config", Number: 9, Keyword: "pubkeyauthentication", Arguments: []string{"no"}, Match: []string{"User", "git"}},
 		}})
@@ -238,7 +213,7 @@ func TestRevokes(t *testing.T) {
 		t.Skip("no ssh-keygen")
 	}
 	dir := t.TempDir()
-	ca, other := newCA(t, "ed25519").PublicKey(), newCA(t, "rsa").PublicKey()
+	ca, other := sshkeytest.NewSigner(t).PublicKey(), sshkeytest.NewSignerOf(t, "rsa-2048").PublicKey()
 	write := func(name, content string) string {
 		path := filepath.Join(dir, name)
 		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {

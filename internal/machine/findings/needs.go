@@ -14,7 +14,7 @@ import (
 )
 
 // problems returns what keeps a login with a certificate from working.
-func (f Facts) problems(login sshd.Login) (all []problem) {
+func (f evidence) problems(login sshd.Login) (all []problem) {
 	s := sshd.ParseSettings(login.Settings)
 	for _, check := range []func(sshd.Login, sshd.Settings) []problem{
 		f.publicKeys, f.certificateTypes, f.trustedCAs, f.revocation, f.principals, f.methods,
@@ -33,7 +33,7 @@ func risk(keyword, value, consequence, remedy string) []problem {
 	return []problem{{Finding: Finding{Keyword: keyword, Value: value, Consequence: consequence, Remedy: remedy}}}
 }
 
-func (Facts) publicKeys(_ sshd.Login, s sshd.Settings) []problem {
+func (evidence) publicKeys(_ sshd.Login, s sshd.Settings) []problem {
 	if value := s.Value("pubkeyauthentication"); value == "no" {
 		return severe("PubkeyAuthentication", value, "sshd accepts no certificates", "write PubkeyAuthentication yes")
 	}
@@ -48,7 +48,7 @@ func userCertificates() []string {
 	}
 }
 
-func (Facts) certificateTypes(_ sshd.Login, s sshd.Settings) (all []problem) {
+func (evidence) certificateTypes(_ sshd.Login, s sshd.Settings) (all []problem) {
 	keyword, printed := "PubkeyAcceptedAlgorithms", "pubkeyacceptedalgorithms"
 	if s.Value(printed) == "" { // before OpenSSH 8.5
 		keyword, printed = "PubkeyAcceptedKeyTypes", "pubkeyacceptedkeytypes"
@@ -79,7 +79,7 @@ func without(all, some []string) []string {
 	return slices.DeleteFunc(slices.Clone(all), func(s string) bool { return slices.Contains(some, s) })
 }
 
-func (f Facts) trustedCAs(_ sshd.Login, s sshd.Settings) (all []problem) {
+func (f evidence) trustedCAs(_ sshd.Login, s sshd.Settings) (all []problem) {
 	if value := s.Value("trustedusercakeys"); f.CAFile != "" && value != "" && value != f.CAFile {
 		// Those may include the cluster's: that file belongs to somebody else.
 		all = append(all, risk("TrustedUserCAKeys", value,
@@ -115,7 +115,7 @@ func signatureAlgorithm(ca ssh.PublicKey) string {
 	return ca.Type()
 }
 
-func (f Facts) revocation(_ sshd.Login, s sshd.Settings) []problem {
+func (f evidence) revocation(_ sshd.Login, s sshd.Settings) []problem {
 	value := s.Optional("revokedkeys")
 	if value == "" {
 		return nil
@@ -144,7 +144,7 @@ func (f Facts) revocation(_ sshd.Login, s sshd.Settings) []problem {
 	return severe("RevokedKeys", value, consequence, "remove it from the file")
 }
 
-func (f Facts) principals(login sshd.Login, s sshd.Settings) []problem {
+func (f evidence) principals(login sshd.Login, s sshd.Settings) []problem {
 	const consequence = "a Teleport certificate has the login as its principal, but sshd looks for principals elsewhere"
 	if value := s.Optional("authorizedprincipalscommand"); value != "" {
 		return risk("AuthorizedPrincipalsCommand", value, consequence,
@@ -164,7 +164,7 @@ func (f Facts) principals(login sshd.Login, s sshd.Settings) []problem {
 }
 
 // hasOther reports whether there is a principals file for an account that is not local.
-func (f Facts) hasOther(value string) bool {
+func (f evidence) hasOther(value string) bool {
 	for file := range f.Files {
 		user, ok := userOf(value, file)
 		if ok && !slices.ContainsFunc(f.Accounts, func(a sshd.Account) bool { return a.Name == user }) {
@@ -187,7 +187,7 @@ func userOf(value, file string) (user string, ok bool) {
 
 // expand replaces the tokens of AuthorizedPrincipalsFile (TOKENS in sshd_config(5)). The home
 // directory of an unknown account is unknown.
-func (f Facts) expand(value, user string) (file string, known bool) {
+func (f evidence) expand(value, user string) (file string, known bool) {
 	home, uid := "", ""
 	for _, a := range f.Accounts {
 		if a.Name == user {
@@ -218,7 +218,7 @@ func permits(content, user string) bool {
 
 // filesOf returns the files that affect logins, in addition to the configuration. Some are
 // patterns.
-func (f Facts) filesOf() (files []string) {
+func (f evidence) filesOf() (files []string) {
 	for _, login := range f.Logins {
 		s := sshd.ParseSettings(login.Settings)
 		if value := s.Optional("revokedkeys"); value != "" {
@@ -237,7 +237,7 @@ func (f Facts) filesOf() (files []string) {
 	return slices.Compact(files)
 }
 
-func (Facts) methods(_ sshd.Login, s sshd.Settings) []problem {
+func (evidence) methods(_ sshd.Login, s sshd.Settings) []problem {
 	value := s.Value("authenticationmethods")
 	lists := strings.Fields(value)
 	if len(lists) == 0 || slices.Contains(lists, "any") || slices.Contains(lists, "publickey") {
@@ -248,7 +248,7 @@ func (Facts) methods(_ sshd.Login, s sshd.Settings) []problem {
 }
 
 // admission checks AllowUsers and similar keywords, in sshd's order.
-func (f Facts) admission(login sshd.Login, s sshd.Settings) []problem {
+func (f evidence) admission(login sshd.Login, s sshd.Settings) []problem {
 	const consequence, remedy = "sshd lets nobody log in to this account", "allow the accounts that people log in to"
 	var groups []string
 	for _, a := range f.Accounts {
@@ -296,7 +296,7 @@ func admits(patterns []string, user string) bool {
 
 // open reports whether a list admits accounts that do not exist yet, from cloud-init or from a
 // directory service.
-func (f Facts) open(keyword string, patterns []string) bool {
+func (f evidence) open(keyword string, patterns []string) bool {
 	if strings.HasPrefix(keyword, "Deny") {
 		return !slices.ContainsFunc(patterns, func(p string) bool { return p == "*" || p == "*@*" })
 	}
@@ -312,7 +312,7 @@ func (f Facts) open(keyword string, patterns []string) bool {
 	return false
 }
 
-func (Facts) hostAlgorithms(_ sshd.Login, s sshd.Settings) []problem {
+func (evidence) hostAlgorithms(_ sshd.Login, s sshd.Settings) []problem {
 	accepted := s.List("hostkeyalgorithms")
 	if accepted == nil || len(without(hostCertificates(), accepted)) < len(hostCertificates()) {
 		return nil
@@ -329,7 +329,7 @@ func hostCertificates() []string {
 	}
 }
 
-func (Facts) transport(_ sshd.Login, s sshd.Settings) (all []problem) {
+func (evidence) transport(_ sshd.Login, s sshd.Settings) (all []problem) {
 	// These are the algorithms that Teleport's proxy offers when it connects to a host: Go's
 	// x/crypto/ssh without SHA-1. A cluster's configuration may list others (kex_algos,
 	// ciphers, mac_algos).
@@ -372,7 +372,7 @@ func (Facts) transport(_ sshd.Login, s sshd.Settings) (all []problem) {
 	return all
 }
 
-func (f Facts) limits(_ sshd.Login, s sshd.Settings) (all []problem) {
+func (f evidence) limits(_ sshd.Login, s sshd.Settings) (all []problem) {
 	proxy := "to sshd, everybody has the address of Teleport's proxy"
 	effective, wanted := s.Value("maxstartups"), f.MaxStartups
 	if effective != "" && wanted != "" && startsBelow(effective, wanted) {
@@ -388,7 +388,7 @@ func (f Facts) limits(_ sshd.Login, s sshd.Settings) (all []problem) {
 }
 
 // penalties compares the sources that sshd exempts with the proxies' sources.
-func (f Facts) penalties(s sshd.Settings, consequence string) []problem {
+func (f evidence) penalties(s sshd.Settings, consequence string) []problem {
 	const remedy = "set proxy_sources to the addresses that the proxies connect from, and install again"
 	penalties, exempt := s.Value("persourcepenalties"), s.Optional("persourcepenaltyexemptlist")
 	missing := slices.DeleteFunc(slices.Clone(f.ProxySources), func(source string) bool { return sshdconf.Covers(exempt, source) })

@@ -2,8 +2,6 @@ package handshake
 
 import (
 	"context"
-	"crypto/ed25519"
-	"crypto/rand"
 	"encoding/binary"
 	"errors"
 	"io"
@@ -14,6 +12,8 @@ import (
 	"time"
 
 	"golang.org/x/crypto/ssh"
+
+	"github.com/hallmark-ssh/hallmark/internal/sshkey/sshkeytest"
 )
 
 // serve answers connections at a separate address.
@@ -41,7 +41,7 @@ func TestHostKeyTellsFailuresApart(t *testing.T) {
 	speak := func(config ssh.Config) func(net.Conn) {
 		return func(conn net.Conn) {
 			server := &ssh.ServerConfig{Config: config, NoClientAuth: true}
-			server.AddHostKey(testKey(t))
+			server.AddHostKey(sshkeytest.NewSigner(t))
 			_, _, _, _ = ssh.NewServerConn(conn, server)
 		}
 	}
@@ -112,19 +112,6 @@ func TestHostKeyComesFromAnAddressOfItsOwn(t *testing.T) {
 	if first == second {
 		t.Errorf("both connections came from %s", first)
 	}
-}
-
-func testKey(t *testing.T) ssh.Signer {
-	t.Helper()
-	_, private, err := ed25519.GenerateKey(rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	signer, err := ssh.NewSignerFromKey(private)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return signer
 }
 
 // speakRaw sends an identification string and the SSH_MSG_KEXINIT of a server that has only

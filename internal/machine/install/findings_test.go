@@ -14,6 +14,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/machine/sshd"
 	"github.com/hallmark-ssh/hallmark/internal/machine/sshdconf"
 	"github.com/hallmark-ssh/hallmark/internal/sshkey"
+	"github.com/hallmark-ssh/hallmark/internal/sshkey/sshkeytest"
 )
 
 func TestInstallRefusesWhatCannotWork(t *testing.T) {
@@ -23,7 +24,7 @@ func TestInstallRefusesWhatCannotWork(t *testing.T) {
 		{Lines: "KexAlgorithms diffie-hellman-group18-sha512\n", Want: "KexAlgorithms"},
 		{Lines: "Ciphers aes256-ctr\nMACs umac-128-etm@openssh.com\n", Want: "MACs"},
 	}
-	s := machinetest.NewSSHD(t, machinetest.FindSSHD(t), t.TempDir(), machinetest.NewSigner(t).PublicKey())
+	s := machinetest.NewSSHD(t, machinetest.FindSSHD(t), t.TempDir(), sshkeytest.NewSigner(t).PublicKey())
 	for _, test := range append(unreachable, machinetest.UselessSettings()...) {
 		t.Run(test.Want, func(t *testing.T) {
 			s.SkipUnknown(t, test.Lines)
@@ -114,11 +115,11 @@ func TestAcceptedConfigurationsLetPeopleIn(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ca := machinetest.NewSigner(t)
+	ca := sshkeytest.NewSigner(t)
 	s := machinetest.NewSSHD(t, machinetest.FindSSHD(t), t.TempDir(), ca.PublicKey())
 	s.Write("principals", "somebody\n"+me.Username+"\n")
 	s.Write("principals."+me.Username, me.Username+"\n")
-	s.Write("revoked", "# nobody\n"+sshkey.Line(machinetest.NewSigner(t).PublicKey())+"\n")
+	s.Write("revoked", "# nobody\n"+sshkey.Line(sshkeytest.NewSigner(t).PublicKey())+"\n")
 	s.Stop()
 	tried := 0
 	for n, lines := range accepted {
@@ -150,7 +151,7 @@ func TestAcceptedConfigurationsLetPeopleIn(t *testing.T) {
 
 // A problem of only some accounts or addresses is reported, and stops nothing.
 func TestInstallWarns(t *testing.T) {
-	s := machinetest.NewSSHD(t, machinetest.FindSSHD(t), t.TempDir(), machinetest.NewSigner(t).PublicKey())
+	s := machinetest.NewSSHD(t, machinetest.FindSSHD(t), t.TempDir(), sshkeytest.NewSigner(t).PublicKey())
 	for _, test := range []struct{ lines, want string }{
 		{"MaxStartups 10:30:60\n", "the last line wins, not hallmark's 100:30:200"},
 		{"HostCertificate /etc/vault-cert.pub\n", "HostCertificate /etc/vault-cert.pub ("},

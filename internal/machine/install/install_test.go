@@ -19,6 +19,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/machine/sshd"
 	"github.com/hallmark-ssh/hallmark/internal/machine/sshdconf"
 	"github.com/hallmark-ssh/hallmark/internal/machine/state"
+	"github.com/hallmark-ssh/hallmark/internal/sshkey/sshkeytest"
 )
 
 const (
@@ -48,7 +49,7 @@ func newImage(t *testing.T, mainConfig string) *image {
 	i := &image{t: t, root: t.TempDir(), from: t.TempDir()}
 	i.write(sshdconf.MainConfig, mainConfig)
 	i.give("config.yaml", "signer_url: https://signer.example.com/\naudience: hallmark.example.com\n")
-	i.give("openssh_ca.pub", string(ssh.MarshalAuthorizedKey(machinetest.NewSigner(t).PublicKey())))
+	i.give("openssh_ca.pub", string(ssh.MarshalAuthorizedKey(sshkeytest.NewSigner(t).PublicKey())))
 	self := filepath.Join(i.from, "hallmark")
 	i.give("hallmark", "program")
 	i.Installer = &Installer{root: i.root, self: self, server: i, log: t.Logf, enable: func(context.Context) error { i.enabled++; return nil }, observe: i.noteSettings}
@@ -309,7 +310,7 @@ func TestInstallWithRealSSHD(t *testing.T) {
 		{name: "a bad Match block", after: "Match User root\nNonsense yes\n", want: "Nonsense"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			s := machinetest.NewSSHD(t, machinetest.FindSSHD(t), t.TempDir(), machinetest.NewSigner(t).PublicKey())
+			s := machinetest.NewSSHD(t, machinetest.FindSSHD(t), t.TempDir(), sshkeytest.NewSigner(t).PublicKey())
 			i := newImage(t, "")
 			i.server = &sshd.Server{Program: s.Program, Config: filepath.Join(i.root, sshdconf.MainConfig)}
 			s.Configure("")
@@ -468,7 +469,7 @@ func (i *image) exemptLine() string {
 
 // A real sshd accepts the list, if it supports penalties, together with the operator's list.
 func TestInstallExemptsProxiesWithRealSSHD(t *testing.T) {
-	s := machinetest.NewSSHD(t, machinetest.FindSSHD(t), t.TempDir(), machinetest.NewSigner(t).PublicKey())
+	s := machinetest.NewSSHD(t, machinetest.FindSSHD(t), t.TempDir(), sshkeytest.NewSigner(t).PublicKey())
 	s.Configure("")
 	i := newImage(t, "")
 	i.server = &sshd.Server{Program: s.Program, Config: filepath.Join(i.root, sshdconf.MainConfig)}

@@ -13,6 +13,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/machine/machinetest"
 	"github.com/hallmark-ssh/hallmark/internal/machine/sshdconf"
 	"github.com/hallmark-ssh/hallmark/internal/sshkey"
+	"github.com/hallmark-ssh/hallmark/internal/sshkey/sshkeytest"
 )
 
 // An installation that is killed at any step leaves either sshd's old settings or its new
@@ -24,7 +25,7 @@ func TestKilledInstall(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			ca := sshkey.Line(machinetest.NewSigner(t).PublicKey())
+			ca := sshkey.Line(sshkeytest.NewSigner(t).PublicKey())
 			for step := 1; ; step++ {
 				i := newImage(t, config)
 				i.give("openssh_ca.pub", ca+"\n")

@@ -26,6 +26,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/machine/handshake"
 	"github.com/hallmark-ssh/hallmark/internal/machine/sshd"
 	"github.com/hallmark-ssh/hallmark/internal/machine/sshdconf"
+	"github.com/hallmark-ssh/hallmark/internal/sshkey/sshkeytest"
 	"golang.org/x/crypto/ssh"
 )
 
@@ -244,7 +245,7 @@ func NewSSHD(t testing.TB, program, dir string, ca ssh.PublicKey) *SSHD {
 	s := &SSHD{
 		t: t, Dir: dir, CAFile: filepath.Join(dir, "hallmark", "openssh_ca.pub"),
 		Server: sshd.Server{Program: program, Config: filepath.Join(dir, "sshd_config")},
-		Login:  NewSigner(t), blind: os.Getenv(WrappersVariable) != "",
+		Login:  sshkeytest.NewSigner(t), blind: os.Getenv(WrappersVariable) != "",
 	}
 	makePrivilegeFolder(t)
 	for _, kind := range []string{"rsa", "ecdsa", "ed25519"} {
@@ -280,7 +281,7 @@ func UserCertificate(t testing.TB, ca ssh.Signer) ssh.Signer {
 	if err != nil {
 		t.Fatal(err)
 	}
-	key := NewSigner(t)
+	key := sshkeytest.NewSigner(t)
 	cert := &ssh.Certificate{
 		Key: key.PublicKey(), CertType: ssh.UserCert, ValidPrincipals: []string{me.Username},
 		ValidBefore: ssh.CertTimeInfinity,
@@ -289,20 +290,6 @@ func UserCertificate(t testing.TB, ca ssh.Signer) ssh.Signer {
 		t.Fatal(err)
 	}
 	signer, err := ssh.NewCertSigner(cert, key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return signer
-}
-
-// NewSigner returns a new Ed25519 key.
-func NewSigner(t testing.TB) ssh.Signer {
-	t.Helper()
-	_, private, err := ed25519.GenerateKey(rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	signer, err := ssh.NewSignerFromKey(private)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -29,8 +29,8 @@ type Effective struct {
 	Listen []netip.AddrPort
 }
 
-// ParseEffective reads what "sshd -T" prints.
-func ParseEffective(output []byte) (*Effective, error) {
+// parseEffective reads what "sshd -T" prints.
+func parseEffective(output []byte) (*Effective, error) {
 	var e Effective
 	for line := range strings.Lines(string(output)) {
 		keyword, value, _ := strings.Cut(strings.TrimSpace(line), " ")

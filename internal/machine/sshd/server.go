@@ -103,7 +103,7 @@ func (s *Server) effective(ctx context.Context) (*Effective, error) {
 	if err != nil {
 		return nil, err
 	}
-	conf, err := ParseEffective(output)
+	conf, err := parseEffective(output)
 	if err == nil {
 		conf.Options = s.running
 	}

@@ -13,7 +13,7 @@ import (
 )
 
 func TestParseEffective(t *testing.T) {
-	got, err := ParseEffective([]byte(strings.Join([]string{
+	got, err := parseEffective([]byte(strings.Join([]string{
 		"port 22", "listenaddress [::]:22", "listenaddress 0.0.0.0:22", "listenaddress 10.0.0.1:2222 rdomain blue",
 		"hostkey /etc/ssh/ssh_host_rsa_key", "hostkey /etc/my keys/k", "hostcertificate /etc/ssh/ssh_host_rsa_key-cert.pub",
 		"hostkeyalgorithms ssh-ed25519-cert-v01@openssh.com,rsa-sha2-256-cert-v01@openssh.com,ssh-ed25519",
@@ -42,7 +42,7 @@ func TestParseEffective(t *testing.T) {
 		}
 	}
 	for _, bad := range []string{"", "port 22\n", "listenaddress localhost\n"} {
-		if _, err := ParseEffective([]byte(bad)); err == nil {
+		if _, err := parseEffective([]byte(bad)); err == nil {
 			t.Errorf("%q was accepted", bad)
 		}
 	}
@@ -66,7 +66,7 @@ func TestCertAlgorithmsOfVersions(t *testing.T) {
 		if test.algorithms != "" {
 			text += "hostkeyalgorithms " + test.algorithms + "\n"
 		}
-		e, err := ParseEffective([]byte(text))
+		e, err := parseEffective([]byte(text))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -81,7 +81,7 @@ func TestCertAlgorithmsOfVersions(t *testing.T) {
 func FuzzParseEffective(f *testing.F) {
 	f.Add([]byte("listenaddress 0.0.0.0:22\nhostkey /a\ntrustedusercakeys none\n"))
 	f.Fuzz(func(t *testing.T, output []byte) {
-		e, err := ParseEffective(output)
+		e, err := parseEffective(output)
 		if (e == nil) == (err == nil) {
 			t.Fatalf("%v and %v", e, err)
 		}

@@ -1,38 +1,27 @@
 package sshdconf
 
 import (
-	"bytes"
 	"flag"
 	"os"
 	"path/filepath"
 	"testing"
+
+	"github.com/hallmark-ssh/hallmark/internal/golden"
 )
 
 var update = flag.Bool("update", false, "rewrite the golden files")
 
-func golden(t *testing.T, name string, got []byte) {
+func compare(t *testing.T, name string, got []byte) {
 	t.Helper()
-	path := filepath.Join("testdata", name)
-	if *update {
-		if err := os.WriteFile(path, got, 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	want, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if !bytes.Equal(got, want) {
-		t.Errorf("%s:\n%s\nwant\n%s", name, got, want)
-	}
+	golden.Compare(t, filepath.Join("testdata", name), got, *update)
 }
 
 func TestRender(t *testing.T) {
-	golden(t, "default.golden", DefaultOptions().Render())
-	golden(t, "least.golden", Options{TrustedUserCAKeys: "/a", HostCertificates: []string{"/b"}}.Render())
+	compare(t, "default.golden", DefaultOptions().Render())
+	compare(t, "least.golden", Options{TrustedUserCAKeys: "/a", HostCertificates: []string{"/b"}}.Render())
 	exempt := DefaultOptions()
 	exempt.PenaltyExempt = "10.0.0.0/8,192.0.2.7"
-	golden(t, "exempt.golden", exempt.Render())
+	compare(t, "exempt.golden", exempt.Render())
 }
 
 // The template is for people to read and copy: it must be what is rendered.
@@ -41,7 +30,7 @@ func TestTemplateIsRendered(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	golden(t, "default.golden", got)
+	compare(t, "default.golden", got)
 }
 
 func TestCheckMaxStartups(t *testing.T) {

@@ -18,6 +18,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
 	"github.com/hallmark-ssh/hallmark/internal/signer/node"
 	"github.com/hallmark-ssh/hallmark/internal/signer/teleport"
+	"github.com/hallmark-ssh/hallmark/internal/sshkey/sshkeytest"
 )
 
 func fingerprintOf(key ssh.Signer) string { return ssh.FingerprintSHA256(key.PublicKey()) }
@@ -73,7 +74,7 @@ func ledgerAttacks() map[string]attack {
 		"key added beside a recorded one that signs": {func(w *world, a *attempt) {
 			w.earlier(a)
 			a.payload.HostKeys = nil
-			a.keys[1] = newKey(w.t)
+			a.keys[1] = sshkeytest.NewSigner(w.t)
 		}, codeGranted, renewal, func(t *testing.T, w *world, a *attempt, _ protocol.Response) {
 			record := must(w.ledger.Lookup(t.Context(), inTestAccount(testInstance)))
 			if len(record.Fingerprints) != 3 || !slices.Contains(record.Fingerprints, fingerprintOf(a.keys[1])) {
@@ -83,10 +84,10 @@ func ledgerAttacks() map[string]attack {
 		"new keys without a recorded one": {func(w *world, a *attempt) {
 			w.earlier(a)
 			a.payload.HostKeys = nil
-			a.keys = []ssh.Signer{newKey(w.t), newKey(w.t)}
+			a.keys = []ssh.Signer{sshkeytest.NewSigner(w.t), sshkeytest.NewSigner(w.t)}
 		}, protocol.CodeKeyConflict, untilRenewed, nil},
 		"a permit for another key": {rekeying(func(w *world, _ *attempt) ledger.Permit {
-			return ledger.Permit{Fingerprint: fingerprintOf(newKey(w.t)), ValidUntil: w.now.Add(time.Hour), By: "operator"}
+			return ledger.Permit{Fingerprint: fingerprintOf(sshkeytest.NewSigner(w.t)), ValidUntil: w.now.Add(time.Hour), By: "operator"}
 		}), protocol.CodeKeyConflict, untilRenewed, nil},
 		"a permit that has ended": {rekeying(func(w *world, a *attempt) ledger.Permit {
 			return ledger.Permit{Fingerprint: fingerprintOf(a.keys[0]), ValidUntil: w.now.Add(-time.Second), By: "operator"}
@@ -97,7 +98,7 @@ func ledgerAttacks() map[string]attack {
 			})(w, a)
 			w.earlier(a)
 			a.payload.HostKeys = nil
-			a.keys = []ssh.Signer{newKey(w.t)}
+			a.keys = []ssh.Signer{sshkeytest.NewSigner(w.t)}
 		}, protocol.CodeKeyConflict, untilRenewed, nil},
 		"a permit for a key that another instance holds": {func(w *world, a *attempt) {
 			rekeying(func(w *world, a *attempt) ledger.Permit {
@@ -120,12 +121,12 @@ func ledgerAttacks() map[string]attack {
 			for range ledger.MaxKeys - 2 {
 				w.earlier(a)
 				a.payload.HostKeys = nil
-				a.keys[1] = newKey(w.t)
+				a.keys[1] = sshkeytest.NewSigner(w.t)
 				w.pass(a, time.Hour)
 			}
 			w.earlier(a)
 			a.payload.HostKeys = nil
-			a.keys[1] = newKey(w.t)
+			a.keys[1] = sshkeytest.NewSigner(w.t)
 		}, protocol.CodeKeyConflict, untilRenewed, nil},
 	}
 }
@@ -135,7 +136,7 @@ func rekeying(permit func(*world, *attempt) ledger.Permit) func(*world, *attempt
 	return func(w *world, a *attempt) {
 		w.earlier(a)
 		a.payload.HostKeys = nil
-		a.keys = []ssh.Signer{newKey(w.t), newKey(w.t)}
+		a.keys = []ssh.Signer{sshkeytest.NewSigner(w.t), sshkeytest.NewSigner(w.t)}
 		if err := w.ledger.Permit(w.t.Context(), inTestAccount(testInstance), permit(w, a)); err != nil {
 			w.t.Fatal(err)
 		}
@@ -294,7 +295,7 @@ func nodeAttacks() map[string]attack {
 func certificateAttacks() map[string]attack {
 	return map[string]attack{
 		"a certificate for another key": {func(w *world, _ *attempt) {
-			w.sign = func(c *ssh.Certificate) { c.Key = newKey(w.t).PublicKey() }
+			w.sign = func(c *ssh.Certificate) { c.Key = sshkeytest.NewSigner(w.t).PublicKey() }
 		}, protocol.CodeInternal, untilIssue, nil},
 		"a certificate without principals": {func(w *world, _ *attempt) {
 			w.sign = func(c *ssh.Certificate) { c.ValidPrincipals = nil }
@@ -309,7 +310,9 @@ func certificateAttacks() map[string]attack {
 			w.sign = func(c *ssh.Certificate) { c.CertType = ssh.UserCert }
 		}, protocol.CodeInternal, untilIssue, nil},
 		"a certificate of an unknown CA": {func(w *world, _ *attempt) {
-			w.cas = func(int) teleport.CAs { return teleport.CAs{Host: []ssh.PublicKey{newKey(w.t).PublicKey()}} }
+			w.cas = func(int) teleport.CAs {
+				return teleport.CAs{Host: []ssh.PublicKey{sshkeytest.NewSigner(w.t).PublicKey()}}
+			}
 		}, protocol.CodeInternal, untilIssue, nil},
 		"a certificate with other principals": {func(w *world, _ *attempt) {
 			w.sign = func(c *ssh.Certificate) { c.ValidPrincipals = []string{"bastion"} }

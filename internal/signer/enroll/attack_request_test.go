@@ -19,6 +19,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
 	"github.com/hallmark-ssh/hallmark/internal/signer/entry"
 	"github.com/hallmark-ssh/hallmark/internal/sshkey"
+	"github.com/hallmark-ssh/hallmark/internal/sshkey/sshkeytest"
 )
 
 // insert puts text after the first brace of a JSON object.
@@ -85,7 +86,7 @@ func requestAttacks() map[string]attack {
 		}, protocol.CodeHostKeyInvalid, untilNothing, nil},
 		"too many host keys": {func(w *world, a *attempt) {
 			for len(a.keys) <= protocol.MaxHostKeys {
-				a.keys = append(a.keys, newKey(w.t))
+				a.keys = append(a.keys, sshkeytest.NewSigner(w.t))
 			}
 		}, protocol.CodeHostKeyInvalid, untilNothing, nil},
 		"one host key twice": {func(_ *world, a *attempt) {
@@ -491,7 +492,7 @@ func hostKeyAttacks() map[string]attack {
 			}
 		}, protocol.CodeHostKeyUnproved, untilNothing, nil},
 		"somebody else's host key": {func(w *world, a *attempt) {
-			a.payload.HostKeys = []string{sshkey.Line(a.keys[0].PublicKey()), sshkey.Line(newKey(w.t).PublicKey())}
+			a.payload.HostKeys = []string{sshkey.Line(a.keys[0].PublicKey()), sshkey.Line(sshkeytest.NewSigner(w.t).PublicKey())}
 		}, protocol.CodeHostKeyUnproved, untilNothing, nil},
 		"signatures of another binding": {func(_ *world, a *attempt) {
 			a.binding = func(protocol.Binding) protocol.Binding { return protocol.Bind([]byte("another payload")) }
@@ -511,13 +512,13 @@ func hostKeyAttacks() map[string]attack {
 			signatureOf(sha1Signature)(w, a)
 		}, protocol.CodeHostKeyUnproved, untilNothing, nil},
 		"SSHSIG with another key inside": {func(w *world, a *attempt) {
-			other := newKey(w.t)
+			other := sshkeytest.NewSigner(w.t)
 			signatureOf(func(_ ssh.Signer, b protocol.Binding) string {
 				return must(identity.SignBinding(other, b))
 			})(w, a)
 		}, protocol.CodeHostKeyUnproved, untilNothing, nil},
 		"SSHSIG that names our key over another's signature": {func(w *world, a *attempt) {
-			other := newKey(w.t)
+			other := sshkeytest.NewSigner(w.t)
 			signatureOf(func(key ssh.Signer, b protocol.Binding) string {
 				signature, err := sshsig.Sign(bytes.NewReader(b.Message()), other, sshsig.HashSHA512, protocol.SignatureNamespace)
 				if err == nil {
@@ -547,7 +548,7 @@ func hostKeyAttacks() map[string]attack {
 		"a key added, the recorded one named but not signing": {func(w *world, a *attempt) {
 			w.earlier(a)
 			a.payload.HostKeys = nil
-			a.keys[1] = newKey(w.t)
+			a.keys[1] = sshkeytest.NewSigner(w.t)
 			a.request = func(r *protocol.Request) { r.Signatures[0] = r.Signatures[1] }
 		}, protocol.CodeHostKeyUnproved, untilNothing, nil},
 	}

@@ -13,6 +13,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
 	"github.com/hallmark-ssh/hallmark/internal/signer/node"
 	"github.com/hallmark-ssh/hallmark/internal/signer/policy"
+	"github.com/hallmark-ssh/hallmark/internal/sshkey/sshkeytest"
 )
 
 // clockSequences set clocks wrong, and make Teleport answer strangely.
@@ -119,7 +120,7 @@ func clockSequences() map[string]sequence {
 		}},
 		// CVE-2025-49825: a certificate is in place of the CA's key.
 		"CVE-2025-49825: a nested certificate as the CA": {play: func(s *stage) {
-			middle, host := newKey(s.t), newKey(s.t)
+			middle, host := sshkeytest.NewSigner(s.t), sshkeytest.NewSigner(s.t)
 			nested := &ssh.Certificate{
 				Key: middle.PublicKey(), CertType: ssh.HostCert, ValidPrincipals: []string{"web"},
 				ValidBefore: uint64(s.now.Add(time.Hour).Unix()),

@@ -10,6 +10,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
 	"github.com/hallmark-ssh/hallmark/internal/sshkey"
+	"github.com/hallmark-ssh/hallmark/internal/sshkey/sshkeytest"
 )
 
 // permit lets the machine come with the first of its keys.
@@ -61,7 +62,7 @@ func keySequences() map[string]sequence {
 		"a local process claims a permitted key without holding it": {play: func(s *stage) {
 			s.honest.mustEnroll()
 			old := s.honest.keys
-			s.honest.keys = []ssh.Signer{newKey(s.t)}
+			s.honest.keys = []ssh.Signer{sshkeytest.NewSigner(s.t)}
 			s.honest.permit()
 			thief := s.honest.intruder()
 			thief.change = func(a *attempt) {
@@ -78,7 +79,7 @@ func keySequences() map[string]sequence {
 			s.honest.mustEnroll()
 			// The operator generates new keys and permits them. The thief's keys no longer
 			// count.
-			s.honest.keys = []ssh.Signer{newKey(s.t), newKey(s.t)}
+			s.honest.keys = []ssh.Signer{sshkeytest.NewSigner(s.t), sshkeytest.NewSigner(s.t)}
 			s.honest.permit()
 			s.honest.mustEnroll()
 			thief.mustFail(protocol.CodeKeyConflict)
@@ -119,7 +120,7 @@ func keySequences() map[string]sequence {
 				copied := s.launch(id, fmt.Sprint("copy", n))
 				copied.keys = s.honest.keys
 				copied.mustFail(protocol.CodeKeyInUse)
-				copied.keys = []ssh.Signer{newKey(s.t)}
+				copied.keys = []ssh.Signer{sshkeytest.NewSigner(s.t)}
 				copied.mustEnroll()
 			}
 		}},
@@ -128,7 +129,7 @@ func keySequences() map[string]sequence {
 			copied.keys = s.honest.keys
 			copied.mustEnroll()
 			s.honest.mustFail(protocol.CodeKeyInUse)
-			s.honest.keys = []ssh.Signer{newKey(s.t), newKey(s.t)}
+			s.honest.keys = []ssh.Signer{sshkeytest.NewSigner(s.t), sshkeytest.NewSigner(s.t)}
 			s.honest.mustEnroll()
 			copied.mustEnroll()
 		}},

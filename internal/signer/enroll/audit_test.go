@@ -19,6 +19,7 @@ import (
 	"golang.org/x/crypto/ssh"
 
 	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
+	"github.com/hallmark-ssh/hallmark/internal/golden"
 	"github.com/hallmark-ssh/hallmark/internal/identity"
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
 	"github.com/hallmark-ssh/hallmark/internal/signer/emf/emftest"
@@ -61,9 +62,9 @@ func keyOf(t *testing.T, seed byte) ssh.Signer {
 	return signer
 }
 
-// golden compares one line with a golden file, in which it is indented. The
+// compare compares one line with a golden file, in which it is indented. The
 // policy's hash is scrubbed: these tests are not about the default policy.
-func golden(t *testing.T, name string, line []byte) {
+func compare(t *testing.T, name string, line []byte) {
 	t.Helper()
 	if n := bytes.Count(line, []byte("\n")); n != 1 {
 		t.Fatalf("%d lines, want one: %s", n, line)
@@ -73,19 +74,7 @@ func golden(t *testing.T, name string, line []byte) {
 	if err := json.Indent(&got, line, "", "  "); err != nil {
 		t.Fatal(err)
 	}
-	path := filepath.Join("testdata", name)
-	if *update {
-		if err := os.WriteFile(path, got.Bytes(), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	want, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if !bytes.Equal(got.Bytes(), want) {
-		t.Errorf("the line is not %s; run the test with -update if it should be. Got:\n%s", path, got.Bytes())
-	}
+	golden.Compare(t, filepath.Join("testdata", name), got.Bytes(), *update)
 }
 
 // audited returns a world without randomness, and a request.
@@ -118,7 +107,7 @@ func TestAuditLineOfAGrantedRequest(t *testing.T) {
 	}
 	w.instance.Tags["*"] = "everything"
 	w.enroll(a)
-	golden(t, "granted.json", w.log.Bytes())
+	compare(t, "granted.json", w.log.Bytes())
 	if sum := must(w.signer.Policy(t.Context())).SHA256; parse(t, w.log.Bytes())["policy_sha256"] != sum {
 		t.Errorf("another policy than %s", sum)
 	}
@@ -128,21 +117,21 @@ func TestAuditLineOfARefusedRequest(t *testing.T) {
 	w, a := audited(t)
 	w.hold(testInstance, testHostname, "SHA256:other")
 	w.enroll(a)
-	golden(t, "refused.json", w.log.Bytes())
+	compare(t, "refused.json", w.log.Bytes())
 }
 
 func TestAuditLineOfALeave(t *testing.T) {
 	w, a := audited(t)
 	w.claimFor(theInstance(), testHostname, fingerprintOf(a.keys[0]), w.now.Add(time.Hour))
 	w.askToLeave("", a)
-	golden(t, "left.json", w.log.Bytes())
+	compare(t, "left.json", w.log.Bytes())
 }
 
 func TestAuditLineOfAnUnprovedCaller(t *testing.T) {
 	w, a := audited(t)
 	a.http = func(r *entry.Request) { r.Body = []byte("hello") }
 	w.enroll(a)
-	golden(t, "stranger.json", w.log.Bytes())
+	compare(t, "stranger.json", w.log.Bytes())
 }
 
 // The document explains each member of the lines, and nothing else.
@@ -222,7 +211,7 @@ func TestAMachinesRejectionIsLogged(t *testing.T) {
 	a.payload.Report = &protocol.Report{Rejected: protocol.NewRejection(
 		protocol.RejectedNotPresented, "request-0", "sshd presents no such host key\x1b[2J\u202e")}
 	w.enroll(a)
-	golden(t, "rejected.json", w.log.Bytes())
+	compare(t, "rejected.json", w.log.Bytes())
 }
 
 func TestARenameIsLogged(t *testing.T) {

@@ -16,6 +16,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/signer/entry"
 	"github.com/hallmark-ssh/hallmark/internal/signer/teleport"
 	"github.com/hallmark-ssh/hallmark/internal/sshkey"
+	"github.com/hallmark-ssh/hallmark/internal/sshkey/sshkeytest"
 )
 
 // newAsked is a world whose cluster has CAs of both kinds.
@@ -23,7 +24,7 @@ func newAsked(t *testing.T) (*world, teleport.CAs) {
 	t.Helper()
 	w := newWorld(t)
 	cas := teleport.CAs{
-		OpenSSH: []ssh.PublicKey{newKey(t).PublicKey(), newKey(t).PublicKey()},
+		OpenSSH: []ssh.PublicKey{sshkeytest.NewSigner(t).PublicKey(), sshkeytest.NewSigner(t).PublicKey()},
 		Host:    []ssh.PublicKey{w.hostCA.PublicKey()},
 	}
 	w.cas = func(int) teleport.CAs { return cas }
@@ -143,8 +144,8 @@ func TestFailedCAReadsAreCounted(t *testing.T) {
 func TestNoCAsAreNoAnswer(t *testing.T) {
 	for name, cas := range map[string]teleport.CAs{
 		"none":     {},
-		"no host":  {OpenSSH: []ssh.PublicKey{newKey(t).PublicKey()}},
-		"no users": {Host: []ssh.PublicKey{newKey(t).PublicKey()}},
+		"no host":  {OpenSSH: []ssh.PublicKey{sshkeytest.NewSigner(t).PublicKey()}},
+		"no users": {Host: []ssh.PublicKey{sshkeytest.NewSigner(t).PublicKey()}},
 	} {
 		w := newWorld(t)
 		w.cas = func(int) teleport.CAs { return cas }
@@ -174,7 +175,7 @@ func TestCAsOfAnEnrollment(t *testing.T) {
 		t.Errorf("status %d, body %s", answer.Status, answer.Body)
 	}
 	w.now = w.now.Add(time.Hour)
-	rotated := teleport.CAs{OpenSSH: []ssh.PublicKey{newKey(t).PublicKey()}, Host: []ssh.PublicKey{w.hostCA.PublicKey()}}
+	rotated := teleport.CAs{OpenSSH: []ssh.PublicKey{sshkeytest.NewSigner(t).PublicKey()}, Host: []ssh.PublicKey{w.hostCA.PublicKey()}}
 	w.cas = func(int) teleport.CAs { return rotated }
 	if answer := w.get(protocol.ETag(body)); answer.Status != http.StatusOK {
 		t.Errorf("status %d after a rotation", answer.Status)

@@ -17,6 +17,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
 	"github.com/hallmark-ssh/hallmark/internal/signer/node"
 	"github.com/hallmark-ssh/hallmark/internal/signer/policy"
+	"github.com/hallmark-ssh/hallmark/internal/sshkey/sshkeytest"
 )
 
 func TestLeave(t *testing.T) {
@@ -54,7 +55,7 @@ func (w *world) wants(t *testing.T) ask {
 	return ask{
 		caller: caller{
 			document: &identity.Document{Instance: theInstance()},
-			keys:     []ssh.PublicKey{newKey(t).PublicKey()},
+			keys:     []ssh.PublicKey{sshkeytest.NewSigner(t).PublicKey()},
 		},
 		facts: node.Facts{ImageOwner: testOwner},
 		decision: policy.Decision{

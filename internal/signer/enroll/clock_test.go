@@ -11,18 +11,19 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/hostcert"
 	"github.com/hallmark-ssh/hallmark/internal/signer/entry"
 	"github.com/hallmark-ssh/hallmark/internal/signer/teleport"
+	"github.com/hallmark-ssh/hallmark/internal/sshkey/sshkeytest"
 )
 
 func TestAFrozenProcessReadsTheCAsAgain(t *testing.T) {
 	w := newWorld(t)
 	now := time.Now()
 	w.signer.Now = func() time.Time { return now }
-	current := newKey(t).PublicKey()
+	current := sshkeytest.NewSigner(t).PublicKey()
 	w.cas = func(int) teleport.CAs {
 		return teleport.CAs{Host: []ssh.PublicKey{current}, OpenSSH: []ssh.PublicKey{current}}
 	}
 	before := w.signer.Answer(t.Context(), entry.Request{Method: http.MethodGet})
-	current = newKey(t).PublicKey() // a rotation
+	current = sshkeytest.NewSigner(t).PublicKey() // a rotation
 	now = clocktest.Freeze(now, clocktest.FreezeTime)
 	after := w.signer.Answer(t.Context(), entry.Request{Method: http.MethodGet})
 	if before.Status != http.StatusOK || after.Status != http.StatusOK || before.Header["ETag"] == after.Header["ETag"] {
@@ -71,7 +72,7 @@ func TestAFrozenProcessReadsRecordedKeysAgain(t *testing.T) {
 func TestAClockThatIsPutBackKeepsNothing(t *testing.T) {
 	w := newWorld(t)
 	w.cas = func(int) teleport.CAs {
-		key := newKey(t).PublicKey()
+		key := sshkeytest.NewSigner(t).PublicKey()
 		return teleport.CAs{Host: []ssh.PublicKey{key}, OpenSSH: []ssh.PublicKey{key}}
 	}
 	before := w.signer.Answer(t.Context(), entry.Request{Method: http.MethodGet})

@@ -19,6 +19,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/signer/entry"
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
 	"github.com/hallmark-ssh/hallmark/internal/sshkey"
+	"github.com/hallmark-ssh/hallmark/internal/sshkey/sshkeytest"
 )
 
 // recordedHealth is a ledger of health reports.
@@ -50,7 +51,7 @@ type healthAttempt struct {
 
 func (w *world) newHealthAttempt() *healthAttempt {
 	i := ec2ref.Instance{Account: testAccount, Region: testRegion, ID: testInstance}
-	key := newKey(w.t)
+	key := sshkeytest.NewSigner(w.t)
 	return &healthAttempt{
 		health: protocol.Health{Audience: testAudience, Instance: i.String(), At: w.now, State: protocol.HealthOK},
 		key:    key, ca: w.hostCA, signs: identity.SignHealth, binding: protocol.BindHealth,
@@ -158,11 +159,11 @@ func TestHealthAttacks(t *testing.T) {
 		"changed on the way": {func(_ *world, a *healthAttempt) {
 			a.text = func(report []byte) []byte { return []byte(strings.Replace(string(report), `"ok"`, `"unreachable"`, 1)) }
 		}, "signature"},
-		"signed by another key": {func(w *world, a *healthAttempt) { a.key = newKey(w.t) }, "another key"},
+		"signed by another key": {func(w *world, a *healthAttempt) { a.key = sshkeytest.NewSigner(w.t) }, "another key"},
 		"signed as a request":   {func(_ *world, a *healthAttempt) { a.signs = identity.SignBinding }, "signature"},
 		"a request's binding":   {func(_ *world, a *healthAttempt) { a.binding = protocol.Bind }, "signature"},
 		"no signature":          {func(_ *world, a *healthAttempt) { a.signature = "none" }, "signature"},
-		"another CA":            {func(w *world, a *healthAttempt) { a.ca = newKey(w.t) }, "unknown CA"},
+		"another CA":            {func(w *world, a *healthAttempt) { a.ca = sshkeytest.NewSigner(w.t) }, "unknown CA"},
 		"a user certificate":    {func(_ *world, a *healthAttempt) { a.cert.CertType = ssh.UserCert }, "not host"},
 		"an expired certificate": {func(w *world, a *healthAttempt) {
 			a.cert.ValidBefore = uint64(w.now.Add(-time.Minute).Unix())

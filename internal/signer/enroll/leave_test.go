@@ -17,6 +17,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
 	"github.com/hallmark-ssh/hallmark/internal/signer/node"
 	"github.com/hallmark-ssh/hallmark/internal/signer/teleport"
+	"github.com/hallmark-ssh/hallmark/internal/sshkey/sshkeytest"
 )
 
 const (
@@ -57,18 +58,18 @@ func leaveAttacks() map[string]attack {
 		}), protocol.CodeInstanceEnded, untilLeave, nil},
 		"leave: keys that are not recorded": {after(func(w *world, a *attempt) {
 			a.payload.HostKeys = nil
-			a.keys = []ssh.Signer{newKey(w.t), newKey(w.t)}
+			a.keys = []ssh.Signer{sshkeytest.NewSigner(w.t), sshkeytest.NewSigner(w.t)}
 		}), protocol.CodeKeyConflict, untilLeave, nodeStays},
 		"leave: a permitted key that is not in use yet": {after(func(w *world, a *attempt) {
 			a.payload.HostKeys = nil
-			a.keys = []ssh.Signer{newKey(w.t)}
+			a.keys = []ssh.Signer{sshkeytest.NewSigner(w.t)}
 			permit := ledger.Permit{Fingerprint: fingerprintOf(a.keys[0]), ValidUntil: w.now.Add(time.Hour), By: "operator"}
 			if err := w.ledger.Permit(w.t.Context(), theInstance(), permit); err != nil {
 				w.t.Fatal(err)
 			}
 		}), protocol.CodeKeyConflict, untilLeave, nodeStays},
 		"leave: a recorded key that does not sign": {after(func(w *world, a *attempt) {
-			a.keys = []ssh.Signer{newKey(w.t), newKey(w.t)} // the payload still names the recorded ones
+			a.keys = []ssh.Signer{sshkeytest.NewSigner(w.t), sshkeytest.NewSigner(w.t)} // the payload still names the recorded ones
 		}), protocol.CodeHostKeyUnproved, untilNothing, nodeStays},
 		"leave: no key at all": {after(func(_ *world, a *attempt) {
 			a.payload.HostKeys = []string{}

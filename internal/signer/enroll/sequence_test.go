@@ -22,6 +22,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/signer/policy"
 	"github.com/hallmark-ssh/hallmark/internal/signer/stored"
 	"github.com/hallmark-ssh/hallmark/internal/signer/upkeep"
+	"github.com/hallmark-ssh/hallmark/internal/sshkey/sshkeytest"
 )
 
 // A sequence is an attack, or a run of bad luck, that takes several steps. It is
@@ -128,13 +129,13 @@ func (s *stage) launch(id, name string) *machine {
 	instance.PrivateIP = fmt.Sprintf("10.0.1.%d", len(s.instances)+1)
 	instance.Tags = map[string]string{"Name": name}
 	s.instances[id] = &instance
-	return &machine{stage: s, id: id, keys: []ssh.Signer{newKey(s.t), newKey(s.t)}, source: "192.0.2.1"}
+	return &machine{stage: s, id: id, keys: []ssh.Signer{sshkeytest.NewSigner(s.t), sshkeytest.NewSigner(s.t)}, source: "192.0.2.1"}
 }
 
 // intruder is a process on the machine that reaches the metadata service and has its own host
 // keys, but none of the machine's.
 func (m *machine) intruder() *machine {
-	return &machine{stage: m.stage, id: m.id, keys: []ssh.Signer{newKey(m.t), newKey(m.t)}, source: m.source}
+	return &machine{stage: m.stage, id: m.id, keys: []ssh.Signer{sshkeytest.NewSigner(m.t), sshkeytest.NewSigner(m.t)}, source: m.source}
 }
 
 // thief has the identity document and nothing else.

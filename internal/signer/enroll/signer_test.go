@@ -3,7 +3,6 @@ package enroll
 import (
 	"bytes"
 	"context"
-	"crypto/ed25519"
 	"crypto/rand"
 	"encoding/json"
 	"errors"
@@ -31,6 +30,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/signer/policy"
 	"github.com/hallmark-ssh/hallmark/internal/signer/teleport"
 	"github.com/hallmark-ssh/hallmark/internal/sshkey"
+	"github.com/hallmark-ssh/hallmark/internal/sshkey/sshkeytest"
 )
 
 const (
@@ -98,19 +98,6 @@ type world struct {
 	cas          func(n int) teleport.CAs // the answer to the nth reading
 }
 
-func newKey(t testing.TB) ssh.Signer {
-	t.Helper()
-	_, private, err := ed25519.GenerateKey(rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	signer, err := ssh.NewSignerFromSigner(private)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return signer
-}
-
 func newWorld(t testing.TB) *world {
 	t.Helper()
 	now := time.Now().Truncate(time.Second)
@@ -118,7 +105,7 @@ func newWorld(t testing.TB) *world {
 		t:      t,
 		now:    now,
 		nodes:  make(map[string]node.Node),
-		hostCA: newKey(t),
+		hostCA: sshkeytest.NewSigner(t),
 		instance: inventory.Instance{
 			ID: testInstance, OwnerID: testAccount, Region: testRegion, AvailabilityZone: testRegion + "a",
 			State: inventory.StateRunning, VPC: "vpc-1", ImageID: testImage, ImageOwner: testOwner,
@@ -400,7 +387,7 @@ func newAttempt(t testing.TB, now time.Time) *attempt {
 		},
 		region:  regions()[testRegion],
 		payload: protocol.Payload{Version: protocol.Version, Audience: testAudience, IssuedAt: now.UTC()},
-		keys:    []ssh.Signer{newKey(t), newKey(t)},
+		keys:    []ssh.Signer{sshkeytest.NewSigner(t), sshkeytest.NewSigner(t)},
 		date:    now,
 	}
 }
@@ -639,7 +626,7 @@ func TestCAsThatRotateMeanwhileAreReadAgain(t *testing.T) {
 	current := w.cas
 	w.cas = func(n int) teleport.CAs {
 		if n == 1 {
-			return teleport.CAs{Host: []ssh.PublicKey{newKey(t).PublicKey()}}
+			return teleport.CAs{Host: []ssh.PublicKey{sshkeytest.NewSigner(t).PublicKey()}}
 		}
 		return current(n)
 	}

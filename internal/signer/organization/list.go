@@ -18,8 +18,8 @@ import (
 )
 
 const (
-	// MaxAccounts bounds a list.
-	MaxAccounts = 50_000
+	// maxAccounts bounds a list.
+	maxAccounts = 50_000
 	// maxUnits bounds the organizational units that are read.
 	maxUnits = 5_000
 	// maxDepth bounds how deep units nest. AWS allows five levels below the root.
@@ -128,8 +128,8 @@ func (l List) Members(scope Scope) map[ec2ref.Account]Member {
 
 // check refuses a list that is not in the form that its fields describe.
 func (l List) check() error {
-	if len(l.Units) == 0 || len(l.Units) > maxUnits || len(l.Accounts) > MaxAccounts {
-		return fmt.Errorf("%d units and %d accounts; want at most %d and %d, and a root", len(l.Units), len(l.Accounts), maxUnits, MaxAccounts)
+	if len(l.Units) == 0 || len(l.Units) > maxUnits || len(l.Accounts) > maxAccounts {
+		return fmt.Errorf("%d units and %d accounts; want at most %d and %d, and a root", len(l.Units), len(l.Accounts), maxUnits, maxAccounts)
 	}
 	for i, u := range l.Units {
 		if u.Parent < 0 || u.Parent >= i && i > 0 {

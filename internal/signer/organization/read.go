@@ -30,7 +30,7 @@ const (
 	// maxAnswerBytes bounds an answer with up to 20 units or accounts.
 	maxAnswerBytes = 1 << 20
 	// maxPages bounds the pages of one question. Some may be empty.
-	maxPages = 4 * MaxAccounts / 20
+	maxPages = 4 * maxAccounts / 20
 )
 
 // Reader reads an organization through AWS's API (AWS Organizations API Reference). All
@@ -176,8 +176,8 @@ func (w *walk) addAccounts(ctx context.Context, id string, unit int) error {
 		}
 		w.mu.Lock()
 		defer w.mu.Unlock()
-		if len(w.accounts) >= MaxAccounts {
-			return fmt.Errorf("%w: more than %d accounts", errForeign, MaxAccounts)
+		if len(w.accounts) >= maxAccounts {
+			return fmt.Errorf("%w: more than %d accounts", errForeign, maxAccounts)
 		}
 		// An account that moves meanwhile may be in two units. The next reading settles it.
 		w.accounts[number] = Account{ID: number, Name: awscall.Text(item["Name"]), Unit: unit}

@@ -8,7 +8,6 @@ import (
 	"flag"
 	"fmt"
 	"log/slog"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -16,6 +15,7 @@ import (
 	"time"
 
 	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
+	"github.com/hallmark-ssh/hallmark/internal/golden"
 	"github.com/hallmark-ssh/hallmark/internal/signer/emf/emftest"
 )
 
@@ -162,16 +162,7 @@ func TestReadingLine(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	path := filepath.Join("testdata", "reading.json")
-	if *update {
-		if err := os.WriteFile(path, append(got, '\n'), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	want, err := os.ReadFile(path)
-	if err != nil || string(want) != string(got)+"\n" {
-		t.Errorf("error %v; the line differs from %s; if this is intended, run the test with -update:\n%s", err, path, got)
-	}
+	golden.Compare(t, filepath.Join("testdata", "reading.json"), append(got, '\n'), *update)
 }
 
 func TestGuards(t *testing.T) {

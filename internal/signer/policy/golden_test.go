@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/hallmark-ssh/hallmark/internal/golden"
 	"github.com/hallmark-ssh/hallmark/internal/signer/node"
 )
 
@@ -95,17 +96,5 @@ func compareGolden(t *testing.T, name string, e Explanation) {
 	if err := encoder.Encode(shown); err != nil {
 		t.Fatal(err)
 	}
-	golden := filepath.Join("testdata", "decisions", name+".json")
-	if *update {
-		if err := os.WriteFile(golden, []byte(b.String()), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	want, err := os.ReadFile(golden)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if b.String() != string(want) {
-		t.Errorf("the decision differs from %s; if this is intended, run the test with -update.\n%s", golden, b.String())
-	}
+	golden.Compare(t, filepath.Join("testdata", "decisions", name+".json"), []byte(b.String()), *update)
 }

@@ -9,8 +9,8 @@ import (
 )
 
 const (
-	// Version is the version of the file format that this package reads.
-	Version = 1
+	// fileVersion is the version of the file format that this package reads.
+	fileVersion = 1
 
 	maxFileBytes    = 256 << 10
 	maxRules        = 100
@@ -67,9 +67,9 @@ func rules(d fileDocument, at strictyaml.Value, limits Limits) []rule {
 	version, list := at.Key("version"), at.Key("rules")
 	switch {
 	case !version.Present():
-		version.Missing(fmt.Sprintf("write version: %d", Version))
-	case d.Version != Version:
-		version.Failf("version is %d; this signer reads version %d", d.Version, Version)
+		version.Missing(fmt.Sprintf("write version: %d", fileVersion))
+	case d.Version != fileVersion:
+		version.Failf("version is %d; this signer reads version %d", d.Version, fileVersion)
 	}
 	switch {
 	case !list.Present():

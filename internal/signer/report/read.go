@@ -41,14 +41,14 @@ type Reader struct {
 }
 
 const (
-	// MaxInstances bounds the memory of a report: about a kilobyte for each.
-	MaxInstances = 200_000
+	// maxInstances bounds the memory of a report: about a kilobyte for each.
+	maxInstances = 200_000
 	// placesAtOnce bounds the concurrent requests to EC2.
 	placesAtOnce = 16
 )
 
-// ErrTooMany says that a source has more than MaxInstances.
-var ErrTooMany = fmt.Errorf("more than %d instances", MaxInstances)
+// ErrTooMany says that a source has more than maxInstances.
+var ErrTooMany = fmt.Errorf("more than %d instances", maxInstances)
 
 // Read asks all sources at the same time about the accounts and regions that the filter
 // covers. If Teleport or EC2 cannot be read, the fleet says so. Without the ledger there is
@@ -100,7 +100,7 @@ func (w *reading) readLedger(ctx context.Context) error {
 }
 
 func bounded(n int) error {
-	if n > MaxInstances {
+	if n > maxInstances {
 		return ErrTooMany
 	}
 	return nil

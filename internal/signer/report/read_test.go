@@ -176,10 +176,10 @@ func TestReadWithoutLedger(t *testing.T) {
 }
 
 func TestReadIsBounded(t *testing.T) {
-	if err := bounded(MaxInstances); err != nil {
+	if err := bounded(maxInstances); err != nil {
 		t.Error(err)
 	}
-	if err := bounded(MaxInstances + 1); !errors.Is(err, ErrTooMany) {
+	if err := bounded(maxInstances + 1); !errors.Is(err, ErrTooMany) {
 		t.Errorf("error %v", err)
 	}
 	w := newWorld(t)

@@ -12,6 +12,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/hallmark-ssh/hallmark/internal/golden"
 )
 
 var update = flag.Bool("update", false, "write the golden files")
@@ -31,16 +33,7 @@ func TestWrite(t *testing.T) {
 			if err := write(&got); err != nil {
 				t.Fatal(err)
 			}
-			golden := filepath.Join("testdata", name)
-			if *update {
-				if err := os.WriteFile(golden, got.Bytes(), 0o600); err != nil {
-					t.Fatal(err)
-				}
-			}
-			want, err := os.ReadFile(golden)
-			if err != nil || !bytes.Equal(got.Bytes(), want) {
-				t.Errorf("error %v; got\n%s\nwant\n%s", err, &got, want)
-			}
+			golden.Compare(t, filepath.Join("testdata", name), got.Bytes(), *update)
 		})
 	}
 }

@@ -2,10 +2,8 @@ package teleport_test
 
 import (
 	"context"
-	"crypto/tls"
 	"encoding/pem"
 	"io"
-	"log"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -17,6 +15,7 @@ import (
 
 	"github.com/hallmark-ssh/hallmark/internal/signer/teleport"
 	"github.com/hallmark-ssh/hallmark/internal/signer/teleport/teleporttest"
+	"github.com/hallmark-ssh/hallmark/internal/signer/teleport/teleporttest/contract"
 )
 
 // Through a load balancer that terminates TLS, the connection to Teleport is inside another
@@ -92,7 +91,7 @@ func TestBehindBalancerNoTeleport(t *testing.T) {
 // part of a proxy that accepts connections inside HTTP requests.
 func newBalancer(t *testing.T, behind string, protocols []string) *httptest.Server {
 	t.Helper()
-	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	server := contract.StartBalancer(t, protocols, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path != "/webapi/connectionupgrade" {
 			http.NotFound(w, r)
 			return
@@ -113,15 +112,5 @@ func newBalancer(t *testing.T, behind string, protocols []string) *httptest.Serv
 		go func() { _, _ = io.Copy(out, in) }()
 		_, _ = io.Copy(in, out)
 	}))
-	server.Config.ErrorLog = log.New(io.Discard, "", 0)
-	server.TLS = &tls.Config{NextProtos: protocols}
-	if protocols == nil {
-		// httptest adds its own names to the list, but adds none to this one.
-		server.TLS.GetConfigForClient = func(*tls.ClientHelloInfo) (*tls.Config, error) {
-			return &tls.Config{Certificates: server.TLS.Certificates}, nil
-		}
-	}
-	server.StartTLS()
-	t.Cleanup(server.Close)
 	return server
 }

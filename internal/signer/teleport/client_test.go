@@ -3,8 +3,6 @@ package teleport_test
 import (
 	"bytes"
 	"context"
-	"crypto/ed25519"
-	"crypto/rand"
 	"encoding/pem"
 	"errors"
 	"io"
@@ -25,6 +23,7 @@ import (
 
 	"github.com/hallmark-ssh/hallmark/internal/signer/teleport"
 	"github.com/hallmark-ssh/hallmark/internal/signer/teleport/teleporttest"
+	"github.com/hallmark-ssh/hallmark/internal/sshkey/sshkeytest"
 )
 
 func start(t *testing.T, options teleporttest.Options) *teleporttest.Cluster {
@@ -76,19 +75,6 @@ func timeout(t *testing.T, d time.Duration) context.Context {
 	ctx, cancel := context.WithTimeout(t.Context(), d)
 	t.Cleanup(cancel)
 	return ctx
-}
-
-func hostKey(t *testing.T) ssh.PublicKey {
-	t.Helper()
-	public, _, err := ed25519.GenerateKey(rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	key, err := ssh.NewPublicKey(public)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return key
 }
 
 func TestDialNames(t *testing.T) {
@@ -533,7 +519,7 @@ func TestSignHostKeyDuringRotation(t *testing.T) {
 	client := dial(t, config(t, cluster))
 	sign := func() *ssh.Certificate {
 		t.Helper()
-		cert, err := client.SignHostKey(timeout(t, time.Minute), hostKey(t), []string{"web-1"}, time.Hour)
+		cert, err := client.SignHostKey(timeout(t, time.Minute), sshkeytest.NewSigner(t).PublicKey(), []string{"web-1"}, time.Hour)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -15,6 +15,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/hostcert"
 	"github.com/hallmark-ssh/hallmark/internal/signer/teleport"
 	"github.com/hallmark-ssh/hallmark/internal/signer/teleport/teleporttest"
+	"github.com/hallmark-ssh/hallmark/internal/sshkey/sshkeytest"
 )
 
 const legacyPath = "/v2/ca/host/certs"
@@ -26,7 +27,7 @@ func legacy(t *testing.T) *teleporttest.Cluster {
 
 func signOne(t *testing.T, client *teleport.Client) error {
 	t.Helper()
-	_, err := client.SignHostKey(timeout(t, time.Minute), hostKey(t), []string{"web-1"}, time.Hour)
+	_, err := client.SignHostKey(timeout(t, time.Minute), sshkeytest.NewSigner(t).PublicKey(), []string{"web-1"}, time.Hour)
 	return err
 }
 
@@ -131,7 +132,7 @@ func TestHostCertificateRole(t *testing.T) {
 			var cert *ssh.Certificate
 			var err error
 			for range 2 {
-				cert, err = client.SignHostKey(timeout(t, time.Minute), hostKey(t), []string{"web-1"}, time.Hour)
+				cert, err = client.SignHostKey(timeout(t, time.Minute), sshkeytest.NewSigner(t).PublicKey(), []string{"web-1"}, time.Hour)
 			}
 			if got := rolesAsked(cluster); !slices.Equal(got, tt.asked) {
 				t.Errorf("asked for roles %q, want %q", got, tt.asked)

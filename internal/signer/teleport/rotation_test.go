@@ -10,6 +10,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/hostcert"
 	"github.com/hallmark-ssh/hallmark/internal/signer/teleport"
 	"github.com/hallmark-ssh/hallmark/internal/signer/teleport/teleporttest"
+	"github.com/hallmark-ssh/hallmark/internal/sshkey/sshkeytest"
 )
 
 // phaseOf is a phase of one CA's rotation, and whether the bot joins in it.
@@ -73,7 +74,7 @@ func TestRotationWithoutRestart(t *testing.T) {
 // verifyOnMachine has a key certified and checks the certificate as a machine does.
 func verifyOnMachine(t *testing.T, client *teleport.Client) {
 	t.Helper()
-	key, principals := hostKey(t), []string{"web-1"}
+	key, principals := sshkeytest.NewSigner(t).PublicKey(), []string{"web-1"}
 	cert, err := client.SignHostKey(timeout(t, time.Minute), key, principals, time.Hour)
 	if err != nil {
 		t.Fatal(err)

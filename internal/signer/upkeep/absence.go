@@ -102,7 +102,7 @@ func (a absences) giveUp(at ec2ref.Place, due []ec2ref.Instance, n size, limit *
 		}
 	}
 	all := len(a.Retired)
-	within := all+more <= DefaultLimit(n.all+all) && here+more <= placeLimit(n.here+here)
+	within := all+more <= defaultLimit(n.all+all) && here+more <= placeLimit(n.here+here)
 	if limit != nil {
 		within = more <= *limit
 	}
@@ -119,10 +119,10 @@ func (a absences) giveUp(at ec2ref.Place, due []ec2ref.Instance, n size, limit *
 	return true
 }
 
-// DefaultLimit is how many nodes of missing instances Hallmark may delete per day: a
+// defaultLimit is how many nodes of missing instances Hallmark may delete per day: a
 // tenth of them, but at least 20. Above that, an operator must decide: a fleet that
 // disappears at once looks just like a fault in EC2.
-func DefaultLimit(nodes int) int { return max(20, nodes/10) }
+func defaultLimit(nodes int) int { return max(20, nodes/10) }
 
 // placeLimit is how many of them may be in an account and region with this many nodes.
 func placeLimit(nodes int) int {

@@ -9,8 +9,8 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 )
 
-// MaxEventBytes bounds an event. EventBridge's own limit is 256 KiB.
-const MaxEventBytes = 1 << 20
+// maxEventBytes bounds an event. EventBridge's own limit is 256 KiB.
+const maxEventBytes = 1 << 20
 
 // Event is an event, reduced to what Hallmark needs. Exactly one field is set.
 type Event struct {
@@ -59,8 +59,8 @@ type envelope struct {
 // ParseEvent reads an event. It fails with ErrEvent for anything else; a retry cannot
 // help then.
 func ParseEvent(data []byte) (Event, error) {
-	if len(data) > MaxEventBytes {
-		return Event{}, fmt.Errorf("%w: %d bytes, more than %d", ErrEvent, len(data), MaxEventBytes)
+	if len(data) > maxEventBytes {
+		return Event{}, fmt.Errorf("%w: %d bytes, more than %d", ErrEvent, len(data), maxEventBytes)
 	}
 	var e envelope
 	if err := json.Unmarshal(data, &e); err != nil {

@@ -85,7 +85,7 @@ func TestParseEventRefuses(t *testing.T) {
 		"a sweep inside an event":         strings.Replace(stateEvent, `"source":"aws.ec2"`, `"source":"my.ec2","sweep":{"limit":500}`, 1),
 		"two resources":                   strings.Replace(tagEvent, `"resources":[`, `"resources":["arn:aws:ec2:us-west-2:111122223333:instance/i-0123456789abcdef0",`, 1),
 		"no resource":                     strings.Replace(tagEvent, `["arn:aws:ec2:us-west-2:111122223333:instance/i-0a1b2c3d4e5f60718"]`, `[]`, 1),
-		"more bytes than EventBridge has": stateEvent + strings.Repeat(" ", MaxEventBytes),
+		"more bytes than EventBridge has": stateEvent + strings.Repeat(" ", maxEventBytes),
 	} {
 		if e, err := ParseEvent([]byte(event)); !errors.Is(err, ErrEvent) {
 			t.Errorf("%s: %+v, error %v", name, e, err)

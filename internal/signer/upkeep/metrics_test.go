@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
+	"github.com/hallmark-ssh/hallmark/internal/golden"
 	"github.com/hallmark-ssh/hallmark/internal/signer/emf/emftest"
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
 	"github.com/hallmark-ssh/hallmark/internal/signer/node"
@@ -53,19 +54,7 @@ func (w *world) golden(name string) {
 	if err := json.Indent(&got, line, "", "  "); err != nil {
 		w.t.Fatal(err)
 	}
-	path := filepath.Join("testdata", name)
-	if *update {
-		if err := os.WriteFile(path, got.Bytes(), 0o644); err != nil {
-			w.t.Fatal(err)
-		}
-	}
-	want, err := os.ReadFile(path)
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	if !bytes.Equal(got.Bytes(), want) {
-		w.t.Errorf("the line is not %s; run the test with -update if it should be. Got:\n%s", path, got.Bytes())
-	}
+	golden.Compare(w.t, filepath.Join("testdata", name), got.Bytes(), *update)
 }
 
 func newLoggedWorld(t *testing.T) *world {

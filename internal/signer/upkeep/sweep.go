@@ -111,7 +111,7 @@ func (f *Fleet) sweep(ctx context.Context, from string, limit int) (Report, erro
 	if limit > 0 {
 		r.limit, r.removable = &limit, &limit
 	} else {
-		removable := DefaultLimit(report.Nodes)
+		removable := defaultLimit(report.Nodes)
 		r.removable = &removable
 	}
 	places := placesFrom(byPlace, from)

@@ -168,7 +168,7 @@ func TestSweepNeedsAPersonAboveItsLimit(t *testing.T) {
 
 func TestDefaultLimit(t *testing.T) {
 	for nodes, want := range map[int]int{0: 20, 30: 20, 200: 20, 1000: 100, 10000: 1000} {
-		if got := DefaultLimit(nodes); got != want {
+		if got := defaultLimit(nodes); got != want {
 			t.Errorf("of %d nodes: %d, want %d", nodes, got, want)
 		}
 	}

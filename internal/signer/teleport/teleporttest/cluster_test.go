@@ -2,8 +2,6 @@ package teleporttest_test
 
 import (
 	"context"
-	"crypto/ed25519"
-	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -29,6 +27,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/caexport"
 	"github.com/hallmark-ssh/hallmark/internal/hostcert"
 	"github.com/hallmark-ssh/hallmark/internal/signer/teleport/teleporttest"
+	"github.com/hallmark-ssh/hallmark/internal/sshkey/sshkeytest"
 )
 
 func start(t *testing.T, options teleporttest.Options) *teleporttest.Cluster {
@@ -63,15 +62,6 @@ func check(t *testing.T, err error) {
 	}
 }
 
-func hostKey(t *testing.T) ssh.PublicKey {
-	t.Helper()
-	public, _, err := ed25519.GenerateKey(rand.Reader)
-	check(t, err)
-	key, err := ssh.NewPublicKey(public)
-	check(t, err)
-	return key
-}
-
 // The awkward things that Teleport does with a request for a host certificate,
 // which its callers have to avoid.
 func TestGenerateHostCert(t *testing.T) {
@@ -79,7 +69,7 @@ func TestGenerateHostCert(t *testing.T) {
 	trust := connect(t, cluster).TrustClient()
 	base := func() *trustpb.GenerateHostCertRequest {
 		return &trustpb.GenerateHostCertRequest{
-			Key: ssh.MarshalAuthorizedKey(hostKey(t)), Principals: []string{"web-1"},
+			Key: ssh.MarshalAuthorizedKey(sshkeytest.NewSigner(t).PublicKey()), Principals: []string{"web-1"},
 			ClusterName: cluster.Name(), Role: "Node", Ttl: durationpb.New(time.Hour),
 		}
 	}
@@ -323,7 +313,7 @@ func TestInterceptTheProxy(t *testing.T) {
 // RSA CAs sign with SHA-512, never with SHA-1.
 func TestRSACAs(t *testing.T) {
 	cluster := start(t, teleporttest.Options{KeyType: teleporttest.KeyRSA})
-	cert, err := cluster.IssueUserCertificate(hostKey(t), []string{"admin"}, time.Hour)
+	cert, err := cluster.IssueUserCertificate(sshkeytest.NewSigner(t).PublicKey(), []string{"admin"}, time.Hour)
 	check(t, err)
 	if cert.Signature.Format != ssh.KeyAlgoRSASHA512 || cert.SignatureKey.Type() != ssh.KeyAlgoRSA {
 		t.Errorf("signed by %s with %s", cert.SignatureKey.Type(), cert.Signature.Format)

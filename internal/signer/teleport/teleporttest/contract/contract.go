@@ -4,8 +4,6 @@ package contract
 
 import (
 	"context"
-	"crypto/ed25519"
-	"crypto/rand"
 	"errors"
 	"maps"
 	"strings"
@@ -21,6 +19,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/signer/node"
 	"github.com/hallmark-ssh/hallmark/internal/signer/teleport"
 	"github.com/hallmark-ssh/hallmark/internal/signer/teleport/teleporttest"
+	"github.com/hallmark-ssh/hallmark/internal/sshkey/sshkeytest"
 )
 
 // Target is the cluster to test.
@@ -183,7 +182,7 @@ func testNodeRefused(t *testing.T, c *teleport.Client) {
 }
 
 func testHostCertificate(t *testing.T, c *teleport.Client) {
-	ctx, key := deadline(t), newHostKey(t)
+	ctx, key := deadline(t), sshkeytest.NewSigner(t).PublicKey()
 	id := uuid.NewString()
 	principals := []string{"web-1", id, "web-1." + c.ClusterName(), id + "." + c.ClusterName()}
 	cert, err := c.SignHostKey(ctx, key, principals, 24*time.Hour)
@@ -203,7 +202,7 @@ func testHostCertificate(t *testing.T, c *teleport.Client) {
 }
 
 func testHostCertificateRefused(t *testing.T, c *teleport.Client) {
-	key := newHostKey(t)
+	key := sshkeytest.NewSigner(t).PublicKey()
 	if _, err := c.SignHostKey(deadline(t), key, nil, time.Hour); err == nil {
 		t.Error("no principals: accepted")
 	}
@@ -215,7 +214,7 @@ func testHostCertificateRefused(t *testing.T, c *teleport.Client) {
 }
 
 func testConcurrency(t *testing.T, c *teleport.Client) {
-	ctx, key := deadline(t), newHostKey(t)
+	ctx, key := deadline(t), sshkeytest.NewSigner(t).PublicKey()
 	var group sync.WaitGroup
 	for range 8 {
 		n := newNode(t, c, time.Hour)
@@ -256,15 +255,6 @@ func newNode(t *testing.T, c *teleport.Client, ttl time.Duration) node.Node {
 		Labels:   map[string]string{node.SignerLabel: "contract", "aws/Name": "web", "aws:autoscaling:groupName": "web"},
 		Expires:  time.Now().Add(ttl).UTC().Truncate(time.Second),
 	}
-}
-
-func newHostKey(t *testing.T) ssh.PublicKey {
-	t.Helper()
-	public, _, err := ed25519.GenerateKey(rand.Reader)
-	check(t, err)
-	key, err := ssh.NewPublicKey(public)
-	check(t, err)
-	return key
 }
 
 // await reads the node, nil if there is none, until it is as expected.

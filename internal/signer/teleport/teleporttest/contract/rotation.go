@@ -16,6 +16,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/hostcert"
 	"github.com/hallmark-ssh/hallmark/internal/signer/teleport"
 	"github.com/hallmark-ssh/hallmark/internal/signer/teleport/teleporttest"
+	"github.com/hallmark-ssh/hallmark/internal/sshkey/sshkeytest"
 )
 
 func (target Target) cas(t *testing.T) {
@@ -120,7 +121,7 @@ func (target Target) await(t *testing.T, kind caexport.Kind, ok func(keys []stri
 // sign checks that the first key of the Host CA signs a host certificate.
 func (target Target) sign(t *testing.T) {
 	t.Helper()
-	key, principals := newHostKey(t), []string{uuid.NewString()}
+	key, principals := sshkeytest.NewSigner(t).PublicKey(), []string{uuid.NewString()}
 	target.eventually(t, func(c *teleport.Client) error {
 		cert, err := c.SignHostKey(deadline(t), key, principals, time.Hour)
 		if err != nil {
