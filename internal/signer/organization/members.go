@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -35,6 +37,9 @@ func (v View) Has(a ec2ref.Account) bool {
 	_, ok := v.members[a]
 	return ok
 }
+
+// Accounts returns the members, sorted.
+func (v View) Accounts() []ec2ref.Account { return slices.Sorted(maps.Keys(v.members)) }
 
 // IsStale reports whether the list is too old for a first enrollment.
 func (v View) IsStale(now time.Time) bool {

@@ -32,8 +32,8 @@ type Report struct {
 	// Incomplete counts nodes of running instances for which EC2 does not show something
 	// that the policy needs, such as an address or the image. They stay unchanged.
 	Incomplete int
-	// Unenrolled counts running instances without a node. Of the organization's accounts, it
-	// covers those that have a node in the region.
+	// Unenrolled counts running instances without a node. Where members of the organization
+	// have no nodes at all, it covers memberPlaces accounts and regions in each sweep.
 	Unenrolled int
 	// Foreign counts nodes with this signer's label that do not belong to an instance of
 	// a listed account and region, or that have another instance's id. They stay
@@ -76,6 +76,7 @@ type run struct {
 	// removable is how many nodes of stopped instances this sweep may still delete.
 	removable *int
 	noted     map[ec2ref.Place]bool // where instances were missing before
+	byPlace   map[ec2ref.Place][]ownNode
 	report    *Report
 }
 
@@ -87,45 +88,52 @@ type run struct {
 func (f *Fleet) Sweep(ctx context.Context, from string, limit int) (Report, error) {
 	start := f.Now()
 	watched, t := f.watched()
-	report, err := watched.sweep(ctx, from, limit)
-	f.logSweep(ctx, start, report, t, err)
-	return report, err
+	r, err := watched.newRun(ctx, limit)
+	if err == nil {
+		r.sweep(ctx, from)
+		r.countMembers(ctx, f.Inventory)
+	}
+	f.logSweep(ctx, start, *r.report, t, err)
+	return *r.report, err
 }
 
-func (f *Fleet) sweep(ctx context.Context, from string, limit int) (Report, error) {
-	p, err := f.newPass(ctx)
-	if err != nil {
-		return Report{}, err
+// newRun lists this signer's nodes. The run has a report even if it fails.
+func (f *Fleet) newRun(ctx context.Context, limit int) (run, error) {
+	r := run{report: new(Report)}
+	var err error
+	if r.pass, err = f.newPass(ctx); err != nil {
+		return r, err
 	}
-	nodes, err := p.cluster.NodesWith(ctx, map[string]string{node.SignerLabel: f.Audience})
+	nodes, err := r.cluster.NodesWith(ctx, map[string]string{node.SignerLabel: f.Audience})
 	if err != nil {
-		return Report{}, fmt.Errorf("list our nodes: %w", err)
+		return r, fmt.Errorf("list our nodes: %w", err)
 	}
-	var report Report
-	byPlace := p.sort(ctx, nodes, &report)
-	noted, err := f.notedPlaces(ctx)
-	if err != nil {
-		return report, err
+	r.byPlace = r.sort(ctx, nodes, r.report)
+	if r.noted, err = f.notedPlaces(ctx); err != nil {
+		return r, err
 	}
-	r := run{pass: p, noted: noted, report: &report}
 	if limit > 0 {
 		r.limit, r.removable = &limit, &limit
 	} else {
-		removable := defaultLimit(report.Nodes)
+		removable := defaultLimit(r.report.Nodes)
 		r.removable = &removable
 	}
-	places := placesFrom(byPlace, from)
+	return r, nil
+}
+
+// sweep goes through the accounts and regions until the context ends.
+func (r run) sweep(ctx context.Context, from string) {
+	places := placesFrom(r.byPlace, from)
 	for n, at := range places {
-		if r.sweepPlace(ctx, at, byPlace[at]); ctx.Err() != nil {
+		if r.sweepPlace(ctx, at, r.byPlace[at]); ctx.Err() != nil {
 			if n == 0 {
 				n = 1 % len(places) // a slow one must not block the others forever
 			}
-			report.Next = places[n].String()
+			r.report.Next = places[n].String()
 			break
 		}
-		delete(byPlace, at) // free the memory for the next
+		r.byPlace[at] = nil // free the memory for the next
 	}
-	return report, nil
 }
 
 // placesFrom returns the places in order, beginning with the given one.
@@ -246,14 +254,19 @@ func (r run) survey(ctx context.Context, at ec2ref.Place, nodes []ownNode) (surv
 			r.incomplete(ctx, o, err)
 		}
 	}
-	for _, i := range live {
-		if i.State == inventory.StateRunning {
-			r.report.Unenrolled++
-		}
-	}
+	r.report.Unenrolled += running(live)
 	r.refuse(ctx, at, refused)
 	err = r.confirm(ctx, at, missing, &s)
 	return s, err
+}
+
+func running(instances map[ec2ref.InstanceID]*inventory.Instance) (n int) {
+	for _, i := range instances {
+		if i.State == inventory.StateRunning {
+			n++
+		}
+	}
+	return n
 }
 
 // judge sorts a node into the survey, based on the listings of EC2 and the ledger. The
