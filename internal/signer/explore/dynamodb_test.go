@@ -19,11 +19,11 @@ import (
 
 func TestMain(m *testing.M) { os.Exit(dynamodb.Isolated(m)) }
 
-// samples is how many orders of each pair run on DynamoDB Local.
+// samples is the number of orders of each pair that run on DynamoDB Local.
 const samples = 1
 
-// TestDynamoDB runs some orders of each pair on DynamoDB Local: they must end as those in
-// memory do, and a sweep must put right what is wrong.
+// TestDynamoDB runs some orders of each pair on DynamoDB Local. They must end as they do in
+// memory, and a sweep must repair what is wrong.
 func TestDynamoDB(t *testing.T) {
 	if _, err := dynamodb.Find(); err != nil {
 		if os.Getenv("HALLMARK_TEST_STRICT") == "" {
@@ -102,8 +102,8 @@ func (o *outside) compare(url, table string, g *graph, want *vertex) error {
 	return nil
 }
 
-// outside runs functions outside of the bubble of synctest, which nothing that waits for
-// the network may be in.
+// outside runs functions outside the synctest bubble: nothing inside it may wait for the
+// network.
 type outside struct {
 	functions chan func()
 	done      chan struct{}

@@ -24,8 +24,8 @@ var (
 	most      = flag.Int("explore.states", math.MaxInt, "leave a pair after so many states, and say so")
 )
 
-// interleavings is how many orders there are, up to calls that commute. It changes when an
-// operation makes another call; then look whether it should.
+// interleavings is the number of orders, up to calls that commute. It changes when an
+// operation makes a different call. Check whether it should.
 const interleavings = 2855724
 
 // TestInterleavings explores every order of every pair of operations, with at most one
@@ -79,8 +79,8 @@ func TestInterleavings(t *testing.T) {
 	}
 }
 
-// skipIfSlow leaves out what takes too long with the race detector and has nothing for it:
-// make test runs it once without.
+// skipIfSlow skips tests that take too long with the race detector and have nothing for it to
+// find. make test runs them once without it.
 func skipIfSlow(t *testing.T) {
 	t.Helper()
 	if isRace {
@@ -88,15 +88,15 @@ func skipIfSlow(t *testing.T) {
 	}
 }
 
-// findings is what there is to a pair.
+// findings are the results for a pair.
 type findings struct {
 	orders              uint64
 	states, moves, runs int
 	ends                map[string]bool
 }
 
-// explore explores a pair, with all its orders or without those that differ only in calls
-// that commute.
+// explore explores a pair: all its orders, or one of those that differ only in calls that
+// commute.
 func explore(t *testing.T, f *fixed, p pair, all bool) (found findings, err error) {
 	synctest.Test(t, func(*testing.T) {
 		var g *graph
@@ -116,12 +116,12 @@ func explore(t *testing.T, f *fixed, p pair, all bool) (found findings, err erro
 	return found, err
 }
 
-// text says how an order ended.
+// text describes how an order ended.
 func (n *vertex) text() string {
 	return fmt.Sprintln(n.world.text(), n.ops[0].err, n.ops[1].err)
 }
 
-// short are pairs of which all orders are soon explored.
+// short are the pairs whose orders take little time to explore.
 func short() []pair {
 	return slices.DeleteFunc(pairs(), func(p pair) bool {
 		return !slices.Contains([]string{
@@ -132,8 +132,8 @@ func short() []pair {
 	})
 }
 
-// TestReduction compares what orders end in when those are left out that differ only in
-// calls that commute, and when they are not.
+// TestReduction compares how orders end with and without the reduction, which skips orders
+// that differ only in calls that commute.
 func TestReduction(t *testing.T) {
 	skipIfSlow(t)
 	f := newFixed(t)
@@ -158,8 +158,8 @@ func TestReduction(t *testing.T) {
 	}
 }
 
-// TestIndependence makes all transitions that are called independent in both orders, in all
-// states of some pairs: the world, the answers and what is called next must be the same.
+// TestIndependence makes each two independent transitions in both orders, in all states of
+// some pairs. The world, the answers and the next calls must be the same.
 func TestIndependence(t *testing.T) {
 	skipIfSlow(t)
 	f := newFixed(t)
@@ -218,7 +218,7 @@ func (g *graph) checkIndependence(n *vertex, kinds map[string]bool) error {
 	return nil
 }
 
-// kind is the transition without what it is about.
+// kind is the transition without its objects.
 func (t *transition) kind() string {
 	verb, _, _ := strings.Cut(t.call, " ")
 	return verb + " " + string(t.outcome)
@@ -240,8 +240,8 @@ func (g *graph) both(n *vertex, a, b *transition) (*vertex, error) {
 	return n, nil
 }
 
-// isLike compares states. A process that was answered in another order is another history:
-// what it does next is compared.
+// isLike compares states. Histories differ if a process got its answers in a different order,
+// so isLike compares what the process does next.
 func (n *vertex) isLike(m *vertex) bool {
 	for k, h := range n.ops {
 		i := m.ops[k]
@@ -252,8 +252,8 @@ func (n *vertex) isLike(m *vertex) bool {
 	return n.world == m.world && n.failure == m.failure && n.stale == m.stale
 }
 
-// TestReplay takes some orders of each pair, and runs them again with both operations at
-// once: it must come to the same.
+// TestReplay runs some orders of each pair again, with both operations at once. The results
+// must be the same.
 func TestReplay(t *testing.T) {
 	f := newFixed(t)
 	for _, p := range pairs() {
@@ -286,7 +286,7 @@ func TestReplay(t *testing.T) {
 	}
 }
 
-// walk takes one order at random to its end.
+// walk follows one random order to its end.
 func (g *graph) walk(n *vertex, by *rand.Rand) (*vertex, error) {
 	g.path = nil
 	for {
@@ -302,8 +302,8 @@ func (g *graph) walk(n *vertex, by *rand.Rand) (*vertex, error) {
 	}
 }
 
-// TestFindsFaults plants faults, and wants the explorer to find them and its trace to
-// replay them.
+// TestFindsFaults plants faults. The explorer must find them, and its traces must reproduce
+// them.
 func TestFindsFaults(t *testing.T) {
 	f := newFixed(t)
 	renewal := operations(1, "")[1]
@@ -373,7 +373,7 @@ func replay(t *testing.T, f *fixed, p pair, trace string) (err error) {
 	return err
 }
 
-// plus adds, up to the greatest number.
+// plus adds, and stops at the largest number.
 func plus(a, b uint64) uint64 {
 	if a > math.MaxUint64-b {
 		return math.MaxUint64

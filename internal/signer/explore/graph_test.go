@@ -9,17 +9,16 @@ import (
 	"golang.org/x/crypto/ssh"
 )
 
-// The graph of a pair has a state for each combination of a world and what both processes
-// have been answered. Each transition from each state is made once, however many orders
-// lead there.
+// The graph of a pair has a state for each combination of a world and the answers to both
+// processes. Each transition from each state happens once, however many orders lead there.
 
-// state is where an order has got to.
+// state is a position in an order.
 type state struct {
 	world *world
 	ops   [2]*history
-	// failure is what has gone wrong, of the one thing that may.
+	// failure is the one failure of an order, if it has happened yet.
 	failure failure
-	// stale says that something read a state of Teleport that was old.
+	// stale says that a call read old data from Teleport.
 	stale bool
 }
 
@@ -34,7 +33,7 @@ const (
 	misled          // something read an old state, where that counts
 )
 
-// vertex is a state, and what is known of it.
+// vertex is a state and what is known about it.
 type vertex struct {
 	state
 	moves  []*transition // what may happen there, while the vertex is being looked at
@@ -42,7 +41,7 @@ type vertex struct {
 	counts []counted
 }
 
-// counted is how many orders there are from a vertex on.
+// counted is the number of orders from a vertex on.
 type counted struct {
 	asleep sleepers
 	orders uint64
@@ -53,7 +52,7 @@ func (n *vertex) ended() bool { return n.ops[0].retired() && n.ops[1].retired() 
 // died is the history of a process that died.
 func (h *history) death() *history { return &history{run: h.run, died: true, err: errDied} }
 
-// taking is what taken follows from.
+// taking is the input that determines taken.
 type taking struct {
 	world      *world
 	transition *transition
@@ -64,7 +63,7 @@ type taken struct {
 	answer answer
 }
 
-// graph is all states of a pair that were reached.
+// graph has all states of a pair that were reached.
 type graph struct {
 	histories
 	pair     pair
@@ -97,8 +96,8 @@ func (g *graph) vertex(s state) *vertex {
 	return n
 }
 
-// newGraph returns the graph of a pair, and its first vertex. If it keeps each order, it
-// merges nothing and leaves nothing out.
+// newGraph returns the graph of a pair, and its first vertex. A graph that keeps each order
+// merges nothing and skips nothing.
 func newGraph(f *fixed, p pair, each bool) (*graph, *vertex, error) {
 	g := &graph{
 		histories: histories{fixed: f, answers: make(map[*history]answer), endings: make(map[ending]*history), each: each},
@@ -123,7 +122,7 @@ func newGraph(f *fixed, p pair, each bool) (*graph, *vertex, error) {
 
 func operationName(n int) string { return string(rune('A' + n)) }
 
-// expand finds what may happen.
+// expand finds the possible transitions.
 func (g *graph) expand(n *vertex) {
 	if n.moves != nil || n.ended() {
 		return
@@ -152,9 +151,9 @@ func (g *graph) expand(n *vertex) {
 	n.next = make([]*vertex, len(n.moves))
 }
 
-// isAlone reports whether nothing that the other operation may still do matters to the
-// calls that wait, nor they to it. Then it is enough that they come first (a persistent
-// set, in Godefroid's terms).
+// isAlone reports whether the waiting calls and all that the other operation may still do are
+// independent. Then exploring these calls first is enough (a persistent set, in Godefroid's
+// terms).
 func (h *history) isAlone(other *history) bool {
 	if h.retired() {
 		return false
@@ -169,8 +168,8 @@ func (h *history) isAlone(other *history) bool {
 	return true
 }
 
-// repairs reports whether the operation is an enrollment that has done its work, or given
-// it up, and now repairs the node that it wrote.
+// repairs reports whether the operation is an enrollment that has finished or given up, and
+// now repairs the node that it wrote.
 func (h *history) repairs() bool {
 	claimed, over := false, false
 	for ; h.parent != nil; h = h.parent {
@@ -180,13 +179,13 @@ func (h *history) repairs() bool {
 	return claimed && over
 }
 
-// changesEC2 reports whether the operation has yet to change EC2, as it may with its first
-// call.
+// changesEC2 reports whether the operation may still change EC2, which only its first call
+// does.
 func (h *history) changesEC2() bool {
 	return slices.ContainsFunc(h.calls, func(c waiting) bool { return c.service == inEC2 && c.isWrite() })
 }
 
-// number gives the same number to transitions that are the same.
+// number returns the same number for equal transitions.
 func (g *graph) number(all []transition) []*transition {
 	numbered := make([]*transition, len(all))
 	for n, t := range all {
@@ -198,7 +197,7 @@ func (g *graph) number(all []transition) []*transition {
 	return numbered
 }
 
-// add gives a new number.
+// add assigns a new number.
 func (g *graph) add(t *transition) {
 	t.number = len(g.moves)
 	g.moves, g.free = append(g.moves, t), append(g.free, sleepers{})
@@ -285,10 +284,9 @@ func (g *graph) handOut(w *world, certificates []*ssh.Certificate, instance int)
 	return next, errors.Join(g.judge.world(next), next.checkHeld(instance))
 }
 
-// orders counts the orders from a vertex on, without those of which the first transition
-// may happen later as well: of orders that differ only in what is independent, one is
-// counted (sleep sets: P. Godefroid, Partial-Order Methods for the Verification of
-// Concurrent Systems, 1996). It visits each vertex with each sleep set once.
+// orders counts the orders from a vertex on. Of orders that differ only in independent
+// transitions, it counts one (sleep sets: P. Godefroid, Partial-Order Methods for the
+// Verification of Concurrent Systems, 1996). It visits each vertex with each sleep set once.
 type orders struct {
 	*graph
 	all  bool // also those that differ only in what is independent
@@ -296,10 +294,10 @@ type orders struct {
 	most int // states to look at before the rest is left
 }
 
-// errTooMany is returned for a pair with more states than may be looked at.
+// errTooMany means that a pair has more states than the limit.
 var errTooMany = errors.New("too many states")
 
-// sleepers are the numbers of transitions that need not be made.
+// sleepers are the numbers of transitions that can be skipped.
 type sleepers [4]uint64
 
 func (s sleepers) has(t *transition) bool { return s[t.number/64]&(1<<(t.number%64)) != 0 }
@@ -381,7 +379,7 @@ func (o *orders) retire(n *vertex) error {
 	return nil
 }
 
-// still returns which of the sleepers may as well happen after a transition.
+// still returns the sleepers that are independent of a transition.
 func (o *orders) still(n *vertex, asleep sleepers, t *transition) (sleepers, error) {
 	still := asleep.and(o.free[t.number])
 	for _, s := range n.moves {
@@ -397,9 +395,9 @@ func (o *orders) still(n *vertex, asleep sleepers, t *transition) (sleepers, err
 	return still, nil
 }
 
-// independentAt reports whether two transitions that are possible at a vertex may happen in
-// either order with the same result. Those of one operation may if it waits for both
-// answers, whichever comes first.
+// independentAt reports whether two transitions that are possible at a vertex have the same
+// result in either order. Two of one operation do if it waits for both answers, whichever
+// comes first.
 func (g *graph) independentAt(n *vertex, s, t *transition) (bool, error) {
 	if !g.pair.independent(s, t) || s.operation != t.operation {
 		return g.pair.independent(s, t), nil

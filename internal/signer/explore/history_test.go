@@ -9,9 +9,9 @@ import (
 	"golang.org/x/crypto/ssh"
 )
 
-// history is what a process has been answered so far, and what it then does. A process is
-// run once for each history: what it did then, it does in every order that answers it
-// the same. TestReplay compares that with running both operations for real.
+// history is the answers to a process so far, and what it does next. Each history runs a
+// process once: it does the same in every order with the same answers. TestReplay checks this
+// by running both operations for real.
 type history struct {
 	run    run
 	parent *history
@@ -21,7 +21,7 @@ type history struct {
 	calls []waiting // none: the operation has ended
 	err   error     // the operation's, once it has ended
 	died  bool
-	// handed are the certificates that the machine then got.
+	// handed are the certificates that the machine got.
 	handed []*ssh.Certificate
 	moves  []*transition
 
@@ -42,19 +42,19 @@ type waiting struct {
 
 func (h *history) retired() bool { return len(h.calls) == 0 }
 
-// histories runs processes, and keeps what they did.
+// histories runs processes, and records what they did.
 type histories struct {
 	*fixed
 	runs    int // processes that were started
 	answers map[*history]answer
 	endings map[ending]*history
 	all     []*history
-	// each keeps histories apart that differ only in the order of answers to calls that
+	// each keeps histories separate if they differ only in the order of answers to calls that
 	// waited at the same time.
 	each bool
 }
 
-// ending is how an operation ended: what it was answered makes no difference any more.
+// ending is how an operation ended. Its answers no longer matter.
 type ending struct {
 	operation *history // its first history
 	err       string
@@ -69,7 +69,7 @@ func (hs *histories) begin(run run, now time.Time) *history {
 	return h
 }
 
-// settle notes what a process does that has the history.
+// settle records what a process with this history does.
 func (hs *histories) settle(h *history, p *process) {
 	for _, c := range p.waiting() {
 		h.calls = append(h.calls, waiting{c, c.ctx.Err() != nil})
@@ -133,7 +133,7 @@ func (hs *histories) ending(h *history) *history {
 	return h
 }
 
-// isRestless reports whether the operation gave up following what others wrote: it ended
+// isRestless reports whether the operation gave up following the writes of others: it ended
 // after it announced one more write.
 func (h *history) isRestless() bool {
 	if !h.retired() || h.parent == nil || h.writes() < 2 {
@@ -163,8 +163,8 @@ func (h *history) first() *history {
 	return h
 }
 
-// joined returns the history in which the last two answers came the other way round, if
-// the process does the same then: it waited for both, and did nothing upon the first.
+// joined returns the history with the last two answers swapped, if the process then does the
+// same: it waited for both, and did nothing after the first.
 func (hs *histories) joined(h *history, e event) *history {
 	last := h.parent
 	if last == nil || hs.each || e.call > h.event.call || !h.waitsOn(last) {
@@ -177,7 +177,7 @@ func (hs *histories) joined(h *history, e event) *history {
 	return other.next[h.event]
 }
 
-// waitsOn reports whether the process only waits for one call less than before.
+// waitsOn reports whether the process still waits for the same calls, except the answered one.
 func (h *history) waitsOn(before *history) bool {
 	if len(h.calls) != len(before.calls)-1 {
 		return false
@@ -190,7 +190,7 @@ func (h *history) waitsOn(before *history) bool {
 	return true
 }
 
-// maxDepth bounds the calls of one operation. More are a livelock.
+// maxDepth bounds the calls of one operation. More mean a livelock.
 const maxDepth = 60
 
 // again starts a process and answers it as the history says.

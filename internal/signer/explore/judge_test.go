@@ -11,7 +11,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/signer/node"
 )
 
-// judge holds worlds against the invariants of docs/architecture.md.
+// judge checks worlds against the invariants in docs/architecture.md.
 type judge struct {
 	lives   map[string]error // by the world's text: whether the machines can renew
 	retired map[string]error // whether a sweep puts all right
@@ -28,21 +28,21 @@ func once(known map[string]error, text string, find func() error) error {
 	return err
 }
 
-// world checks what holds at any time.
+// world checks what must hold at any time.
 func (j *judge) world(w *world) error {
 	return once(j.lives, w.text(), func() error {
 		return errors.Join(w.checkStrangers(), w.checkNames(), w.checkRecords(), w.checkRenewal(1), w.checkRenewal(2))
 	})
 }
 
-// end checks what holds once both operations have ended.
+// end checks what must hold once both operations have ended.
 func (j *judge) retire(p pair, s state) error {
 	if !s.stale && s.failure != died && s.failure != left {
 		if err := s.checkPromises(p); err != nil {
 			return err
 		}
 	}
-	// A process that deletes the node of a leave may die, or fail, after an enrollment has
+	// A process that deletes a node for a leave may die or fail after an enrollment has
 	// overtaken it. The next renewal writes the node: see checkRenewal.
 	mayLackNode := p.leaves() && (s.failure != none || s.failsToLeave(p))
 	return once(j.retired, fmt.Sprint(mayLackNode, s.world.text()), func() error {
@@ -79,8 +79,8 @@ func (w *world) sweep() error {
 	return nil
 }
 
-// checkPromises checks what the operations themselves leave, without a sweep: what failed
-// is tried again, as the machine, the queue or the operator does.
+// checkPromises checks what the operations leave behind without a sweep. It retries what
+// failed, as the machine, the queue or the operator would.
 func (s state) checkPromises(p pair) error {
 	if s.ops[0].isRestless() || s.ops[1].isRestless() {
 		return nil // it says so, and leaves it to the sweep
@@ -113,7 +113,7 @@ func (s state) checkPromises(p pair) error {
 	return nil
 }
 
-// checkStrangers wants the nodes of others as they were.
+// checkStrangers checks that the nodes of others have not changed.
 func (w *world) checkStrangers() error {
 	for id, want := range strangers(w.epoch) {
 		if got := w.nodes[id]; nodeText(got) != nodeText(want) {
@@ -123,8 +123,8 @@ func (w *world) checkStrangers() error {
 	return nil
 }
 
-// checkNames wants no name to have two holders: no two nodes, and no certificates of two
-// instances that are both good.
+// checkNames checks that no name has two holders: two nodes, or valid certificates of two
+// instances.
 func (w *world) checkNames() error {
 	nodes := make(map[string]string)
 	for id, n := range w.nodes {
@@ -141,7 +141,7 @@ func (w *world) checkNames() error {
 	return nil
 }
 
-// checkRecords wants the ledger to agree with itself, and with the certificates.
+// checkRecords checks that the ledger agrees with itself and with the certificates.
 func (w *world) checkRecords() error {
 	one, two := w.record(1), w.record(2)
 	for _, key := range one.Fingerprints {
@@ -162,8 +162,8 @@ func (w *world) checkRecords() error {
 	return nil
 }
 
-// checkHeld wants the instance to hold its name for as long as its certificates are good.
-// It is checked when they are handed out.
+// checkHeld checks that the instance holds its name for as long as its certificates are valid.
+// It runs when they are handed out.
 func (w *world) checkHeld(n int) error {
 	r := w.record(n)
 	if last := w.certified[certificate{n, r.ConfirmedHostname}]; last.After(r.ValidUntil) {
@@ -172,7 +172,7 @@ func (w *world) checkHeld(n int) error {
 	return nil
 }
 
-// errNoNode says what a sweep cannot repair: it creates no nodes.
+// errNoNode means a missing node. A sweep cannot repair it: it creates no nodes.
 var errNoNode = errors.New("is enrolled and has no node")
 
 // checkNode compares a node with the ledger's latest confirmed enrollment and with EC2.
@@ -190,7 +190,7 @@ func (w *world) checkNode(n int) error {
 			return fmt.Errorf("instance %d left, and its node is still there: %s", n, nodeText(server))
 		}
 	case record.ConfirmedHostname == "" || !record.Lease.After(w.now):
-		// The node of an attempt that failed may be there. Its lease ends by itself.
+		// The node of a failed attempt may exist. Its lease ends by itself.
 	case !there:
 		return fmt.Errorf("instance %d %w", n, errNoNode)
 	default:
@@ -212,7 +212,7 @@ func (w *world) compare(n int, server node.Node) error {
 	return nil
 }
 
-// renewal is what the machine does next, with the keys and at the signer that it has.
+// renewal is the machine's next run, with its current keys and signer.
 func (w *world) renewal(n int) run {
 	record := w.record(n)
 	to := audience
@@ -222,7 +222,7 @@ func (w *world) renewal(n int) run {
 	return enrollAs(n, w.key(n), to)
 }
 
-// key is the key that the machine has.
+// key is the machine's key.
 func (w *world) key(n int) string {
 	key := fmt.Sprint(n)
 	if again := key + " again"; slices.Contains(w.record(n).Fingerprints, w.fingerprint(again)) {
@@ -231,8 +231,8 @@ func (w *world) key(n int) string {
 	return key
 }
 
-// checkRenewal has the machine renew. Whatever went wrong before, and whatever is still
-// under way, it succeeds. One that is gone gets nothing.
+// checkRenewal has the machine renew. This must succeed whatever went wrong before, and
+// whatever is still in progress. A terminated machine must get nothing.
 func (w *world) checkRenewal(n int) error {
 	after := w.clone()
 	err := after.runIn(w.renewal(n))
@@ -248,7 +248,7 @@ func (w *world) checkRenewal(n int) error {
 	return nil
 }
 
-// checkStep checks what holds of each change.
+// checkStep checks what must hold for each change.
 func checkStep(before, after *world) error {
 	for n := 1; n <= 2; n++ {
 		was, is := before.record(n), after.record(n)
@@ -266,7 +266,7 @@ func checkStep(before, after *world) error {
 	return nil
 }
 
-// checkResult wants nobody to get certificates that the ledger did not confirm.
+// checkResult checks that nobody gets certificates that the ledger did not confirm.
 func (hs *histories) checkResult(h *history) error {
 	if !h.retired() || h.err != nil {
 		return nil //nolint:nilerr // an operation that failed hands nothing out

@@ -22,10 +22,10 @@ import (
 // run is an operation.
 type run = func(ctx context.Context, p *process) error
 
-// errAnswer is an answer of the signer's that is no certificate.
+// errAnswer is an answer from the signer without a certificate.
 var errAnswer = errors.New("not enrolled")
 
-// errRefused is what an operator is told.
+// errRefused means that the signer refused what an operator asked for.
 var errRefused = errors.New("refused")
 
 // enrollAs sends a request and reports what a machine would get.
@@ -61,7 +61,7 @@ func leaveAs(n int, key string) run {
 
 func enrollOnce(n int) run { return enrollAs(n, fmt.Sprint(n), audience) }
 
-// rename has somebody change the host name by tag before the machine renews.
+// rename changes the host name by tag before the machine renews.
 func rename(n int, name string) run {
 	return func(ctx context.Context, p *process) error {
 		err := p.change(n, "rename", func(w *world) { w.setTag(n, "TeleportHostname", name) })
@@ -100,8 +100,8 @@ func sweepAs(signer string) run {
 	}
 }
 
-// walk has EC2 terminate the instance, and the event get lost. What is left is a record
-// that expires, if the machine does not renew in time.
+// walk has EC2 terminate the instance and lose the event. The record expires, unless the
+// machine renews in time.
 func walk(n int) run {
 	return func(ctx context.Context, p *process) error {
 		if err := p.change(n, "terminate", func(w *world) { w.terminate(n) }); err != nil {
@@ -115,7 +115,7 @@ func walk(n int) run {
 	}
 }
 
-// rekey permits other keys, which the machine then comes with.
+// rekey permits other keys. The machine then uses them.
 func rekey(n int) run {
 	again := fmt.Sprint(n, " again")
 	return func(ctx context.Context, p *process) error {
@@ -143,17 +143,17 @@ func release(name string) run {
 	}
 }
 
-// operation is a run by somebody, for an instance.
+// operation is what a machine, an event, an operator or a sweep does to an instance.
 type operation struct {
 	name     string
 	run      run
 	instance int
 	enrolls  bool // the machine runs it, and asks again
-	// losesEvent says that the instance is gone, and its node is left to the sweep.
+	// losesEvent says that the instance is gone and only the sweep will find its node.
 	losesEvent bool
 }
 
-// operations are those of one instance. The name is what it is renamed to.
+// operations are those on one instance. The name is its new name in a rename.
 func operations(n int, name string) []operation {
 	return []operation{
 		{name: "enroll", run: enrollOnce(n), instance: n, enrolls: true},
@@ -169,7 +169,7 @@ func operations(n int, name string) []operation {
 	}
 }
 
-// pair is two operations, and the world that they find.
+// pair is two operations and the world in which they start.
 type pair struct {
 	name      string
 	ops       [2]operation
@@ -180,9 +180,8 @@ type pair struct {
 	moves     bool          // the clock moves, too
 }
 
-// takesTheFailure reports whether nothing else may go wrong in an order with the
-// transition. A read of an old state goes on top of a failure, but for pairs of which
-// there would be too many orders.
+// takesTheFailure reports whether the transition is the one failure of its order. A read of
+// old data is allowed besides a failure, except for pairs that would have too many orders.
 func (p pair) takesTheFailure(t *transition) bool {
 	return t.takesTheFailure() || t.outcome == isStale && p.isLong() && !*stale
 }
@@ -195,11 +194,11 @@ func (p pair) leaves() bool {
 	return slices.ContainsFunc(p.ops[:], func(o operation) bool { return o.name == "leave" })
 }
 
-// isLong reports whether both operations are enrollments, which follow each other.
+// isLong reports whether both operations are enrollments, which follow each other's writes.
 func (p pair) isLong() bool { return p.ops[0].enrolls && p.ops[1].enrolls }
 
-// takesMinutes reports whether two enrollments of one instance follow each other while its
-// name or its keys change.
+// takesMinutes reports whether two enrollments of one instance follow each other's writes
+// while its name or keys change.
 func (p pair) takesMinutes() bool {
 	a, b := p.ops[0], p.ops[1]
 	changes := func(o operation) bool { return o.name == "rename" || o.name == "re-key" }
@@ -210,7 +209,7 @@ func (p pair) independent(a, b *transition) bool {
 	return independent(a, b) && (!p.takesTheFailure(a) || !p.takesTheFailure(b))
 }
 
-// world makes the world that the operations find.
+// world returns the world in which the operations start.
 func (p pair) world(f *fixed) (*world, error) {
 	w := newWorld(f)
 	return w, p.prepare(w)
@@ -245,12 +244,12 @@ func forged(ctx context.Context, p *process) error {
 	return errors.Join(p.fleetOf(audience).TagsChanged(ctx, []upkeep.TagChange{{Instance: ref(1), Version: math.MaxUint64}})...)
 }
 
-// over is long enough for every claim to have ended.
+// over is longer than any claim lasts.
 const over = policy.DefaultLifetime + time.Hour
 
-// pairs are all pairs of operations on one instance, and of one on each of two instances:
-// the second wants the name that the first has, or has another one and wants what the
-// first is renamed to.
+// pairs are all pairs of operations on one instance, and of one on each of two instances. The
+// second instance wants the first one's name, or has another and wants the first one's new
+// name.
 func pairs() []pair {
 	ops := operations(1, "renamed")
 	var all []pair
@@ -288,7 +287,7 @@ func late(all []pair) []pair {
 	return late
 }
 
-// walks are pairs of the sweep's walk through expired records and another operation.
+// walks are pairs of another operation and the sweep's walk through expired records.
 func walks() []pair {
 	first := operation{name: "walk", run: walk(1), instance: 1, losesEvent: true}
 	others := slices.DeleteFunc(operations(1, "renamed"), func(o operation) bool {
@@ -305,7 +304,7 @@ func walks() []pair {
 	return walks
 }
 
-// timed are pairs during which the clock moves.
+// timed are the pairs during which the clock moves.
 func timed(all []pair) []pair {
 	var timed []pair
 	for _, p := range all {

@@ -13,8 +13,8 @@ import (
 )
 
 // A process is the real code of one operation. Each of its calls to EC2, the ledger and
-// Teleport waits until somebody answers it. What the process does next depends on the
-// answers alone, and on the clock, which it sees as of the latest answer.
+// Teleport waits for the explorer's answer. What the process does next depends only on the
+// answers and on the clock, which stands at the time of the latest answer.
 
 // use is an object that a call reads or writes: EC2's instance, a record, a node.
 type use struct {
@@ -36,9 +36,9 @@ type call struct {
 	name    string
 	uses    []use
 	changes bool // the world, perhaps
-	// maybeRefused says that being refused is not like failing.
+	// maybeRefused says that a refusal and a failure have different effects.
 	maybeRefused bool
-	// make reads and changes the world that it is given.
+	// make reads and changes the given world.
 	make  func(*world) answer
 	ctx   context.Context
 	reply chan answer
@@ -48,13 +48,13 @@ func (c *call) isWrite() bool {
 	return slices.ContainsFunc(c.uses, func(u use) bool { return u.write })
 }
 
-// refusable makes Teleport refuse the call, perhaps.
+// refusable allows Teleport to refuse the call.
 func (c *call) refusable() *call { c.maybeRefused = true; return c }
 
 // process is a running operation.
 type process struct {
 	*fixed
-	// in is the world where calls happen at once, or nil.
+	// in is the world in which calls happen at once, or nil.
 	in *world
 
 	mu      sync.Mutex
@@ -70,7 +70,7 @@ type process struct {
 
 var errDied = errors.New("the process died")
 
-// start runs an operation to its first calls. It works only in a bubble of synctest.
+// start runs an operation to its first calls. It works only in a synctest bubble.
 func start(f *fixed, now time.Time, run run) *process {
 	p := &process{fixed: f, now: now}
 	go func() {
@@ -115,7 +115,7 @@ func (c *call) wait(do func(*world) answer) answer {
 	return <-c.reply
 }
 
-// waiting returns the calls that wait, in order of their names.
+// waiting returns the waiting calls, sorted by name.
 func (p *process) waiting() []*call {
 	slices.SortFunc(p.pending, func(a, b *call) int { return strings.Compare(a.name, b.name) })
 	return slices.Clone(p.pending)
@@ -136,7 +136,7 @@ func (p *process) give(name string, a answer, now time.Time) bool {
 	return true
 }
 
-// kill ends the process where it is.
+// kill ends the process at its current call.
 func (p *process) kill() {
 	p.mu.Lock()
 	pending := p.pending

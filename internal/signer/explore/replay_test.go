@@ -10,8 +10,8 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/signer/node"
 )
 
-// replaying runs both operations of a pair at once, in a given order of their calls. It
-// keeps nothing of what was explored.
+// replaying runs both operations of a pair at once, in a given order of their calls. It uses
+// nothing from the exploration.
 type replaying struct {
 	world     *world
 	processes [2]*process
@@ -87,7 +87,7 @@ func (r *replaying) step(name string) (*transition, error) {
 	return t, nil
 }
 
-// note keeps what the judge asks of an order.
+// note records what the judge needs to know about an order.
 func (r *replaying) note(t *transition) {
 	r.stale = r.stale || t.outcome == isStale
 	if t.operation == timekeeper {
@@ -114,7 +114,7 @@ func (r *replaying) state() state {
 	return state{world: r.world, ops: r.histories, failure: r.failure, stale: r.stale}
 }
 
-// result is what the operation returned, or that it died.
+// result is the operation's result, or that it died.
 func (p *process) result() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()

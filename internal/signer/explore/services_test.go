@@ -24,10 +24,10 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/signer/upkeep"
 )
 
-// This file is what the real code calls: each call waits in the process, and then reads
-// or changes a world.
+// This file has the services that the real code calls. Each call waits in the process, and
+// then reads or changes a world.
 
-// service is whose call it is.
+// service is what a call goes to.
 type service int
 
 const (
@@ -75,7 +75,7 @@ func (c *call) using(write bool, objects []string) *call {
 	return c
 }
 
-// wait waits until the call is answered. What do returns is shown in full by text.
+// wait waits until the call is answered. text describes the value that do returns.
 func wait[T any](c *call, text func(T) string, do func(*world) (T, error)) (T, error) {
 	a := c.wait(func(w *world) answer {
 		value, err := do(w)
@@ -103,7 +103,7 @@ func recordOf(n int) string { return string("record/" + ref(n).ID) }
 
 func bothRecords() []string { return []string{recordOf(1), recordOf(2)} }
 
-// change is a change of EC2's own.
+// change is a change by EC2 itself.
 func (p *process) change(n int, what string, change func(*world)) error {
 	return p.to(context.Background(), inEC2, "EC2: "+what).writes(string("ec2/" + ref(n).ID)).done(func(w *world) error {
 		change(w)
@@ -152,7 +152,7 @@ func (e ec2) All(ctx context.Context, _ ec2ref.Place) (map[ec2ref.InstanceID]*in
 	return e.several(ctx, "DescribeInstances", []ec2ref.InstanceID{ref(1).ID, ref(2).ID})
 }
 
-// CheckAccount passes: whose credentials these are does not change meanwhile.
+// CheckAccount passes: the credentials stay the same account's.
 func (ec2) CheckAccount(context.Context, ec2ref.Account) error { return nil }
 
 type records struct{ *process }
@@ -172,13 +172,13 @@ func (r records) LookupAll(ctx context.Context, all []ec2ref.Instance) (map[ec2r
 	return maps.Clone(found), err
 }
 
-// granted is a grant, with the record that it was made of.
+// granted is a grant with its record.
 type granted struct {
 	grant  ledger.Grant
 	record string
 }
 
-// Claim decides on the holders' records too.
+// Claim also reads the holders' records.
 func (r records) Claim(ctx context.Context, c ledger.Claim, now time.Time) (ledger.Grant, error) {
 	g, err := wait(r.to(ctx, inLedger, "Claim "+string(c.Instance.ID)).writes(bothRecords()...), func(g granted) string { return g.record },
 		func(w *world) (granted, error) {
@@ -312,7 +312,7 @@ func (c cluster) CAs(ctx context.Context) (teleport.CAs, error) {
 	})
 }
 
-// ownerOf returns whose host key it is.
+// ownerOf returns the owner of a host key.
 func (f *fixed) ownerOf(key ssh.PublicKey) (int, error) {
 	for name, k := range f.keys {
 		if string(k.PublicKey().Marshal()) == string(key.Marshal()) {
@@ -322,7 +322,7 @@ func (f *fixed) ownerOf(key ssh.PublicKey) (int, error) {
 	return 0, errors.New("a key of nobody")
 }
 
-// handOut notes until when names are certified, once a machine has its certificates.
+// handOut records how long names are certified, once a machine has its certificates.
 func (w *world) handOut(certificates []*ssh.Certificate) error {
 	for _, c := range certificates {
 		owner, err := w.ownerOf(c.Key)

@@ -12,7 +12,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/signer/teleport"
 )
 
-// outcome is what becomes of a call.
+// outcome is the result of a call.
 type outcome string
 
 const (
@@ -22,12 +22,12 @@ const (
 	failsAfter  outcome = "fails after it took effect"
 	isRefused   outcome = "is refused"
 	dies        outcome = "takes effect, and the process dies"
-	// Of a call that the process no longer waits for, because another one failed.
+	// The process no longer waits for this call, because another one failed.
 	isCanceled outcome = "is canceled before it takes effect"
 	isLate     outcome = "takes effect, though canceled"
 )
 
-// isFailure reports whether it is the one thing that may go wrong in an order.
+// isFailure reports whether it is the one failure that an order may have.
 func (o outcome) isFailure() bool {
 	return o == failsBefore || o == failsAfter || o == isRefused || o == dies
 }
@@ -37,8 +37,8 @@ var errFailed = errors.New("the call failed")
 // timekeeper stands for the operation that moves the clock.
 const timekeeper = "clock"
 
-// jumps are how far the clock may move at once: to the renewal, past the end of the lease
-// and the certificates, and past the end of the claims. A frozen process sees such.
+// jumps are how far the clock may move at once: to the renewal, past the end of the lease and
+// the certificates, and past the end of the claims. A frozen process sees such jumps.
 func jumps() []time.Duration {
 	life := policy.DefaultLifetime
 	return []time.Duration{life / 3, life + time.Second, life + 10*time.Minute}
@@ -54,15 +54,15 @@ type transition struct {
 	number          int // the same for the same transition, in one graph
 }
 
-// is reports whether both are the same.
+// is reports whether both are equal.
 func (t transition) is(s *transition) bool {
 	return s.operation == t.operation && s.call == t.call && s.outcome == t.outcome
 }
 
-// process is the number of the operation.
+// process is the operation's number.
 func (t transition) process() int { return int(t.operation[0] - 'A') }
 
-// failure is what goes wrong, if anything does.
+// failure is the failure, if there is one.
 func (t transition) failure() failure {
 	switch {
 	case t.operation == timekeeper:
@@ -77,10 +77,10 @@ func (t transition) failure() failure {
 
 func (t transition) String() string { return t.operation + "/" + t.call + "/" + string(t.outcome) }
 
-// takesTheFailure reports whether nothing else may go wrong in this order.
+// takesTheFailure reports whether this order may have no other failure.
 func (t transition) takesTheFailure() bool { return t.outcome.isFailure() || t.operation == timekeeper }
 
-// outcomes returns what may become of a call.
+// outcomes returns the possible outcomes of a call.
 func (c waiting) outcomes() []outcome {
 	if c.canceled {
 		if c.isWrite() {
@@ -103,7 +103,7 @@ func (c waiting) outcomes() []outcome {
 	return all
 }
 
-// transitions returns what may happen to the calls of a process with the history.
+// transitions returns what may happen to the calls of a process with this history.
 func (h *history) transitions(operation string) []transition {
 	var all []transition
 	for _, c := range h.calls {
@@ -126,8 +126,8 @@ func clockMoves() []transition {
 	return all
 }
 
-// independent reports whether two transitions that are both possible may happen in either
-// order with the same result: neither writes what the other uses.
+// independent reports whether two possible transitions have the same result in either order:
+// neither writes what the other uses.
 func independent(a, b *transition) bool {
 	switch {
 	case a.operation == timekeeper || b.operation == timekeeper:
@@ -147,8 +147,8 @@ func independent(a, b *transition) bool {
 	return true
 }
 
-// take returns the world after a transition, which is the same one if nothing changed, and
-// what the call is answered.
+// take returns the world after a transition, which is the same one if nothing changed, and the
+// answer to the call.
 func (w *world) take(t *transition) (*world, answer) {
 	switch t.outcome {
 	case failsBefore, isRefused, isCanceled:
@@ -189,7 +189,7 @@ func (w *world) failure(t *transition) answer {
 	return answer{err: err, text: string(t.outcome) + err.Error()}
 }
 
-// lagging is the world whose Teleport does not yet show each node's last write.
+// lagging is the world in which Teleport does not yet show each node's last write.
 func (w *world) lagging() *world {
 	behind := *w
 	behind.nodes = maps.Clone(w.nodes)
@@ -203,7 +203,7 @@ func (w *world) lagging() *world {
 	return &behind
 }
 
-// isOff reports whether the transition cannot happen, or makes no difference.
+// isOff reports whether the transition cannot happen or changes nothing.
 func (w *world) isOff(t *transition) bool {
 	if t.outcome != isStale {
 		return false

@@ -42,7 +42,7 @@ func ref(n int) ec2ref.Instance {
 
 func nodeOf(n int) string { i := ref(n); return i.NodeID() }
 
-// fixed is what all worlds share: nothing of it changes.
+// fixed is what all worlds share. It never changes.
 type fixed struct {
 	epoch time.Time
 	rules *policy.Policy
@@ -85,7 +85,7 @@ rules: [{name: default, match: {image_owners: [listed], max_age: any}, teleport_
 	return f, nil
 }
 
-// request returns what an instance sends with a key, to a signer.
+// request returns the request of an instance with a key, for a signer.
 func (f *fixed) request(n int, key, to string, purpose protocol.Purpose, now time.Time) (entry.Request, error) {
 	f.making.Lock()
 	defer f.making.Unlock()
@@ -113,8 +113,7 @@ func (f *fixed) request(n int, key, to string, purpose protocol.Purpose, now tim
 	return f.requests[name], err
 }
 
-// trusting takes documents and callers for what they say: the proofs are not what is
-// explored.
+// trusting accepts documents and callers as they are. Proofs are not explored here.
 type trusting struct{}
 
 func (trusting) Verify(message []byte) (*identity.Document, error) {
@@ -130,7 +129,7 @@ func (callers) Verify(context.Context, protocol.CallerProof, protocol.Binding, e
 	return nil
 }
 
-// world is EC2, a ledger and a cluster, in memory. One that has a number never changes.
+// world is EC2, a ledger and a cluster in memory. A world with a number never changes.
 type world struct {
 	*fixed
 	now    time.Time
@@ -138,7 +137,7 @@ type world struct {
 	ledger store
 	nodes  map[string]node.Node
 	before map[string]*node.Node // as they were before they were last written
-	// certified is until when certificates are good, which Teleport signed.
+	// certified is when the certificates that Teleport signed end.
 	certified map[certificate]time.Time
 
 	inLedger string // the ledger's text, if it is known
@@ -160,7 +159,7 @@ type store interface {
 	RetireExpired(ctx context.Context, i ec2ref.Instance, now time.Time) (bool, error)
 }
 
-// certificate is what one of an instance says.
+// certificate is the content of an instance's certificate.
 type certificate struct {
 	instance int
 	name     string
@@ -189,7 +188,7 @@ func newWorld(f *fixed) *world {
 	return w
 }
 
-// strangers are nodes that no signer here may touch.
+// strangers are nodes that no signer may touch.
 func strangers(now time.Time) map[string]node.Node {
 	far := now.Add(365 * 24 * time.Hour)
 	return map[string]node.Node{
@@ -200,7 +199,7 @@ func strangers(now time.Time) map[string]node.Node {
 
 func (w *world) clock() time.Time { return w.now }
 
-// clone returns a world that may change, or the world itself if it changes in place.
+// clone returns a copy to change, or the world itself if it changes in place.
 func (w *world) clone() *world {
 	if w.inPlace {
 		w.inLedger = ""
@@ -214,7 +213,7 @@ func (w *world) clone() *world {
 	return &next
 }
 
-// text says all of the world: of worlds with the same text, nothing can tell them apart.
+// text describes the whole world. Worlds with the same text are the same.
 func (w *world) text() string {
 	var b strings.Builder
 	fmt.Fprintln(&b, w.now.Unix(), w.ledgerText())
@@ -252,7 +251,7 @@ func nodeText(n node.Node) string {
 	return fmt.Sprint(n.ID, " ", n.Hostname, " ", n.Address, " ", n.Expires.UnixNano(), " ", n.Labels)
 }
 
-// certifiedNames returns the names in certificates of an instance that are still good.
+// certifiedNames returns the names in an instance's valid certificates.
 func (w *world) certifiedNames(n int) []string {
 	var names []string
 	for c, end := range w.certified {
