@@ -15,29 +15,35 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/machine/doctor"
 )
 
-// examineTimeout bounds all checks together, whatever hangs.
-const examineTimeout = 4500 * time.Millisecond
+// examineTime bounds all checks together, whatever hangs, unless --timeout says otherwise.
+const examineTime = 4500 * time.Millisecond
 
 func doctorCommand() *cobra.Command {
 	var asJSON bool
 	var image string
+	var timeout time.Duration
 	cmd := &cobra.Command{
 		Use: "doctor", Short: "find out why this machine does not work, and how to fix it",
 		Long: `Makes the checks of status, and asks the metadata service and the signer: tokens, identity role,
 clock, name resolution, TLS, audience, current CAs, SELinux labels. Prints the cause first, with
-the command that fixes it. Changes nothing, and takes less than 5 seconds. Exits with 0 if no
-check fails; warnings pass. Without root, exits with 77 if the checks that need root are the
-only ones that did not pass. --image checks the file system of an image before it is used.`,
+the command that fixes it. Changes nothing, and takes less than 5 seconds; --timeout gives a
+slow machine more. Exits with 0 if no check fails; warnings pass. Without root, exits with 77 if
+the checks that need root are the only ones that did not pass. --image checks the file system of
+an image before it is used.`,
 		Args: cli.NoArgs, ValidArgsFunction: cobra.NoFileCompletions,
-		RunE: func(cmd *cobra.Command, _ []string) error { return runDoctor(cmd, image, asJSON) },
+		RunE: func(cmd *cobra.Command, _ []string) error { return runDoctor(cmd, image, timeout, asJSON) },
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print one JSON object")
+	cmd.Flags().DurationVar(&timeout, "timeout", examineTime, "wait at most this `time` for answers, such as 30s or 1m")
 	cmd.Flags().StringVar(&image, "image", "", "check the image whose file system is in this `folder`")
 	return cmd
 }
 
-func runDoctor(cmd *cobra.Command, image string, asJSON bool) error {
-	ctx, cancel := context.WithTimeout(cmd.Context(), examineTimeout)
+func runDoctor(cmd *cobra.Command, image string, timeout time.Duration, asJSON bool) error {
+	if timeout <= 0 {
+		return cli.Usagef(cmd, "--timeout must be more than 0")
+	}
+	ctx, cancel := context.WithTimeout(cmd.Context(), timeout)
 	defer cancel()
 	d := diagnosis{Program: buildinfo.Version(), At: time.Now().UTC().Truncate(time.Second), Root: os.Geteuid() == 0, Image: image}
 	if image != "" {

@@ -43,7 +43,7 @@ func TestReleasedFlags(t *testing.T) {
 	clitest.ReleasedFlags(t, New,
 		"enroll -config /etc/c.yaml", "enroll -timeout 5s", "enroll -timeout -5s", "enroll -reload",
 		"renew -config /etc/c.yaml", "renew -timeout 1m30s", "renew -reload",
-		"status -json", "doctor -json", "doctor -image /mnt",
+		"status -json", "doctor -json", "doctor -image /mnt", "doctor -timeout 30s",
 		"install -from dir", "install -root /mnt",
 		"seal -root /mnt", "seal -force", "seal -host-keys-elsewhere",
 		"identity verify -certificates -dir")
@@ -67,7 +67,8 @@ func TestReportOutcome(t *testing.T) {
 	log := func(format string, args ...any) { lines = append(lines, fmt.Sprintf(format, args...)) }
 	s := &state.State{Presented: true, RenewAfter: time.Date(2026, 3, 8, 12, 0, 0, 0, time.UTC)}
 	s.Node.Cluster, s.Node.Hostname = "example.com", "web-i-0"
-	reportOutcome(&agent.Outcome{State: s, Trusted: []string{"SHA256:a"}, Retired: []string{"SHA256:b"}}, log)
+	o := &agent.Outcome{State: s, Trusted: []string{"SHA256:a"}, Retired: []string{"SHA256:b"}}
+	reportOutcome(o, log)
 	want := []string{
 		"already enrolled as web-i-0 in example.com, renewal due 2026-03-08T12:00:00Z",
 		"sshd now trusts the OpenSSH CA SHA256:a",

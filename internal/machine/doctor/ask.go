@@ -98,21 +98,29 @@ func once() backoff.Policy {
 	return backoff.Policy{Wait: func(context.Context, time.Duration) error { return errors.New("asked once") }}
 }
 
-func (m *Machine) metadata() *imds.Client {
+func (m *Machine) metadata(ctx context.Context) *imds.Client {
 	client := imds.New(once())
 	if m.metadataEndpoint != "" {
 		client.Endpoint = m.metadataEndpoint
 	}
-	client.Timeout = requestTimeout
+	client.Timeout = requestTime(ctx)
 	return client
 }
 
-// requestTimeout bounds each request to the metadata service and the signer. A signer that
-// starts cold takes a second.
-const requestTimeout = 3 * time.Second
+// requestTime bounds each request to the metadata service and the signer to two thirds of the
+// time: a signer that does not answer is to be a finding of its own. With the usual 4.5 s, that
+// is 3 s. A signer that starts cold takes one.
+func requestTime(ctx context.Context) time.Duration {
+	const usual, least = 3 * time.Second, time.Millisecond
+	end, ok := ctx.Deadline()
+	if !ok {
+		return usual
+	}
+	return max(time.Until(end)*2/3, least)
+}
 
 func (m *Machine) askMetadata(ctx context.Context, c config.Config) (r Remote) {
-	client := m.metadata()
+	client := m.metadata(ctx)
 	if r.Instance, r.MetadataErr = client.Instance(ctx); r.MetadataErr != nil {
 		return r
 	}
@@ -154,18 +162,18 @@ func (m *Machine) askSigner(ctx context.Context, c config.Config, region ec2ref.
 		r.Host = proxy.Hostname()
 	}
 	if net.ParseIP(r.Host) == nil {
-		resolving, cancel := context.WithTimeout(ctx, requestTimeout)
+		resolving, cancel := context.WithTimeout(ctx, requestTime(ctx))
 		defer cancel()
 		if _, r.ResolveErr = net.DefaultResolver.LookupHost(resolving, r.Host); r.ResolveErr != nil {
 			return r
 		}
 	}
-	client, err := signerclient.New(c, once(), m.metadata(), m.Now)
+	client, err := signerclient.New(c, once(), m.metadata(ctx), m.Now)
 	if err != nil {
 		r.SignerErr = err
 		return r
 	}
-	client.Attempt = requestTimeout
+	client.Attempt = requestTime(ctx)
 	r.Signer, r.SignerErr = client.Probe(ctx, region)
 	if r.HasDate = !r.Signer.Date.IsZero(); r.HasDate {
 		r.Skew = m.Now().Sub(r.Signer.Date)

@@ -1,11 +1,16 @@
 // Package doctor finds out what is wrong with a machine, and what to do about it.
 //
-// Look and Ask collect facts. Each check is a pure judgment on those facts. The commands
+// Look and Examine collect facts. Each check is a pure judgment on those facts. The commands
 // status and doctor share the local checks; doctor adds those that ask the metadata service
 // and the signer.
 package doctor
 
-import "slices"
+import (
+	"cmp"
+	"errors"
+	"net"
+	"slices"
+)
 
 // Level says how a check ended.
 type Level string
@@ -31,6 +36,10 @@ type Finding struct {
 	Elsewhere bool `json:"elsewhere,omitempty"`
 	// Places are the lines of sshd's configuration to correct, as FILE:LINE.
 	Places []string `json:"places,omitempty"`
+	// Late says that there was no answer in time. A busy machine may be the reason.
+	Late bool `json:"late,omitempty"`
+	// effect says that another finding of the same level is the cause of this one.
+	effect bool
 }
 
 // check judges one aspect of the machine.
@@ -43,9 +52,29 @@ func examine(f *Facts, checks []check) (findings []Finding) {
 	for _, check := range checks {
 		findings = append(findings, check(f)...)
 	}
-	// A cause stands before its effects: checks are in that order, and the sort is stable.
-	slices.SortStableFunc(findings, func(a, b Finding) int { return a.Level.rank() - b.Level.rank() })
+	// Checks are in the order of cause and effect, and the sort is stable.
+	slices.SortStableFunc(findings, func(a, b Finding) int {
+		return cmp.Or(a.Level.rank()-b.Level.rank(), a.certainty()-b.certainty())
+	})
 	return findings
+}
+
+// certainty orders findings of the same level: what is surely wrong, then what did not answer in
+// time, then the effects of either.
+func (f Finding) certainty() int {
+	switch {
+	case f.effect:
+		return 2
+	case f.Late:
+		return 1
+	}
+	return 0
+}
+
+// late reports whether an error means that an answer did not come in time.
+func late(err error) bool {
+	timeout, ok := errors.AsType[net.Error](err)
+	return errors.Is(err, errLate) || ok && timeout.Timeout()
 }
 
 func (l Level) rank() int {

@@ -14,7 +14,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/machine/state"
 )
 
-// Facts are what Look and Ask found. A nil error means that the value next to it is good.
+// Facts are what Look or Examine found. A nil error means that the value next to it is good.
 type Facts struct {
 	Now time.Time
 	// Root says that this process may read everything. Without root, sshd's settings and
@@ -42,7 +42,7 @@ type Facts struct {
 	CAsErr    error
 	Files     []File // certificates, of every certified host key
 	Disk      []Folder
-	DirsFound []string // folders in the place of files
+	DirsFound []string // folders where files belong
 
 	Settings    *sshd.Effective
 	SettingsErr error
@@ -51,7 +51,7 @@ type Facts struct {
 	// Problems are what in sshd's settings gets in the way of certificates.
 	Problems    []findings.Finding
 	ProblemsErr error
-	Others      []string // host certificates and CA lines that are somebody else's
+	Others      []string // lines with another CA's host certificates or keys
 
 	Listeners    []Listener
 	ListenersErr error

@@ -65,7 +65,7 @@ func (i *image) program(context.Context) []Finding {
 			return fine("program", program+" is installed")
 		}
 	}
-	return []Finding{{Check: "program", Level: Failure, Text: install.Program + " is missing, or is no program", Fix: "install Hallmark into the image", Command: i.install()}}
+	return []Finding{{Check: "program", Level: Failure, Text: install.Program + " is missing or not executable", Fix: "install Hallmark into the image", Command: i.install()}}
 }
 
 func (i *image) configuration(context.Context) []Finding {
@@ -101,12 +101,12 @@ func (i *image) units(context.Context) (findings []Finding) {
 	return findings
 }
 
-// settings asks the image's own sshd, which a sealed image does not let answer: it has no host
-// keys. Then the lines of its configuration have to do.
+// settings asks the image's own sshd. In a sealed image, sshd has no host keys and cannot
+// answer; then settings reads the lines of its configuration.
 func (i *image) settings(ctx context.Context) []Finding {
 	server, err := sshd.Find(i.root)
 	if err != nil {
-		return []Finding{{Check: "sshd", Level: Failure, Text: err.Error(), Fix: "install OpenSSH's server into the image", Command: "chroot " + i.root + " apt-get install openssh-server"}}
+		return []Finding{{Check: "sshd", Level: Failure, Text: err.Error(), Fix: "install the OpenSSH server into the image", Command: "chroot " + i.root + " apt-get install openssh-server"}}
 	}
 	f := Facts{Root: true, CAFile: sshdconf.CAFile}
 	f.Settings, f.SettingsErr = server.Effective(ctx)
@@ -141,7 +141,7 @@ func (i *image) settings(ctx context.Context) []Finding {
 	return found
 }
 
-// lines judges the configuration without sshd: of several lines the first counts.
+// lines judges the configuration without sshd. The first of several lines counts.
 func (i *image) lines(lines []sshd.Line) []Finding {
 	const name = "settings"
 	for _, l := range lines {
@@ -149,7 +149,7 @@ func (i *image) lines(lines []sshd.Line) []Finding {
 			continue
 		}
 		if slices.Equal(l.Arguments, []string{sshdconf.CAFile}) {
-			return fine(name, "sshd's configuration trusts the CAs in "+sshdconf.CAFile+"; without host keys sshd tells no more")
+			return fine(name, "sshd's configuration trusts the CAs in "+sshdconf.CAFile+"; sshd cannot report its settings without host keys")
 		}
 		return []Finding{{
 			Check: name, Level: Failure, Text: fmt.Sprintf("%s: sshd trusts the CAs in %s", l, strings.Join(l.Arguments, " ")),
@@ -164,7 +164,7 @@ func (i *image) trust(context.Context) []Finding {
 	data, err := os.ReadFile(i.path(sshdconf.CAFile))
 	switch {
 	case isMissing(err):
-		return fine(name, "the image trusts no CA before its machines enroll")
+		return fine(name, "the image trusts no CA until its machines enroll")
 	case err != nil:
 		return []Finding{{Check: name, Level: Unknown, Text: err.Error(), Fix: "run it as root"}}
 	case !bytes.Contains(data, []byte("ssh-")) && !bytes.Contains(data, []byte("ecdsa-")):
@@ -173,7 +173,7 @@ func (i *image) trust(context.Context) []Finding {
 	return fine(name, sshdconf.CAFile+" lists the CAs of the bake")
 }
 
-// sealed finds what must not be in an image: each machine makes its own.
+// sealed finds what must not be in an image: each machine generates its own.
 func (i *image) sealed(context.Context) (findings []Finding) {
 	const name = "seal"
 	keys, _ := filepath.Glob(filepath.Join(i.path("/etc/ssh"), "ssh_host_*_key")) // the pattern is correct
@@ -194,10 +194,10 @@ func (i *image) sealed(context.Context) (findings []Finding) {
 
 func (i *image) makesKeys(context.Context) []Finding {
 	if install.MakesHostKeys(i.root) {
-		return fine("host keys", "something makes host keys at boot")
+		return fine("host keys", "host keys are generated at boot")
 	}
 	return []Finding{{
-		Check: "host keys", Level: Failure, Text: "nothing in the image makes host keys at boot: sshd would not start",
+		Check: "host keys", Level: Failure, Text: "nothing in the image generates host keys at boot, so sshd would not start",
 		Fix: "install cloud-init, or a unit that runs 'ssh-keygen -A'", Command: "chroot " + i.root + " apt-get install cloud-init",
 	}}
 }

@@ -58,18 +58,18 @@ func checkConfig(f *Facts) []Finding {
 	}}
 }
 
-// checkFolders finds folders in the place of files.
+// checkFolders finds folders where files belong.
 func checkFolders(f *Facts) (findings []Finding) {
 	const name = "files"
 	for _, path := range f.DirsFound {
 		findings = append(findings, Finding{
-			Check: name, Level: Failure, Text: "a folder is in the place of " + path,
+			Check: name, Level: Failure, Text: path + " is a folder, but must be a file",
 			Fix:     "move the folder away, then run hallmark enroll",
 			Command: fmt.Sprintf("mv -T %s %s.moved && %s", path, path, enrollNow),
 		})
 	}
 	if len(findings) == 0 {
-		return fine(name, "no folder is in the place of a file")
+		return fine(name, "no folder is where a file belongs")
 	}
 	return findings
 }
@@ -86,15 +86,15 @@ func checkDisk(f *Facts) (findings []Finding) {
 	}
 	for _, d := range f.Disk {
 		switch {
-		case isMissing(d.Err): // it is made when it is needed
+		case isMissing(d.Err): // it is created when it is needed
 		case d.Err != nil:
-			bad(Unknown, fmt.Sprintf("cannot look at %s: %v", d.Path, d.Err), "run it as root", "")
+			bad(Unknown, fmt.Sprintf("cannot examine %s: %v", d.Path, d.Err), "run it as root", "")
 		case d.ReadOnly:
 			bad(Failure, d.Path+" is read-only", "find out why, and mount it read-write", fmt.Sprintf("dmesg | tail; mount -o remount,rw \"$(findmnt -no TARGET -T %s)\"", d.Path))
 		case d.Free < needed:
-			bad(Failure, fmt.Sprintf("%s has %d KiB of free space", d.Path, d.Free>>10), "free some space", "df -h "+d.Path)
+			bad(Failure, fmt.Sprintf("%s has only %d KiB of free space", d.Path, d.Free>>10), "free some space", "df -h "+d.Path)
 		case d.Limited && d.Inodes < inodes:
-			bad(Failure, fmt.Sprintf("%s has %d free inodes", d.Path, d.Inodes), "remove some files", "df -i "+d.Path)
+			bad(Failure, fmt.Sprintf("%s has only %d free inodes", d.Path, d.Inodes), "remove some files", "df -i "+d.Path)
 		case d.Free < scarce:
 			bad(Warning, fmt.Sprintf("%s has only %d MiB of free space", d.Path, d.Free>>20), "free some space", "df -h "+d.Path)
 		}
@@ -108,14 +108,14 @@ func checkDisk(f *Facts) (findings []Finding) {
 // checkSSHD judges whether sshd is there, accepts its configuration, and runs.
 func checkSSHD(f *Facts) []Finding {
 	const name = "sshd"
-	start := Finding{Check: name, Level: Failure, Text: "sshd does not run", Fix: "start sshd", Command: "systemctl start ssh.service || systemctl start sshd.service"}
+	start := Finding{Check: name, Level: Failure, Text: "sshd is not running", Fix: "start sshd", Command: "systemctl start ssh.service || systemctl start sshd.service"}
 	switch {
 	case errors.Is(f.SettingsErr, sshd.ErrNoServer):
-		return []Finding{{Check: name, Level: Failure, Text: f.SettingsErr.Error(), Fix: "install OpenSSH's server", Command: "apt-get install openssh-server || dnf install openssh-server"}}
+		return []Finding{{Check: name, Level: Failure, Text: f.SettingsErr.Error(), Fix: "install the OpenSSH server", Command: "apt-get install openssh-server || dnf install openssh-server"}}
 	case errors.Is(f.SettingsErr, sshd.ErrNoHostKeys):
-		return []Finding{{Check: name, Level: Failure, Text: "sshd has no host keys", Fix: "make host keys, and restart sshd", Command: "ssh-keygen -A && " + reloadSSHD}}
+		return []Finding{{Check: name, Level: Failure, Text: "sshd has no host keys", Fix: "generate host keys, then restart sshd", Command: "ssh-keygen -A && " + reloadSSHD}}
 	case errors.Is(f.SettingsErr, errLate), errors.Is(f.SettingsErr, sshd.ErrNoSystemd):
-		return []Finding{{Check: name, Level: Failure, Text: fmt.Sprintf("cannot read sshd's settings: %v", f.SettingsErr), Fix: "see whether sshd and systemd answer", Command: "sshd -T; systemctl status"}}
+		return []Finding{{Check: name, Level: Failure, Text: fmt.Sprintf("cannot read sshd's settings: %v", f.SettingsErr), Fix: "check whether sshd and systemd answer", Command: "sshd -T; systemctl status", Late: late(f.SettingsErr)}}
 	case f.SettingsErr != nil:
 		return []Finding{{
 			Check: name, Level: Failure, Text: fmt.Sprintf("sshd does not accept its configuration: %v", f.SettingsErr),
@@ -124,13 +124,13 @@ func checkSSHD(f *Facts) []Finding {
 	case errors.Is(f.ListenersErr, errLate): // checkListeners says so, after the settings
 		return nil
 	case f.ListenersErr != nil:
-		return []Finding{{Check: name, Level: Unknown, Text: fmt.Sprintf("cannot see where sshd listens: %v", f.ListenersErr), Fix: "run it as root"}}
+		return []Finding{{Check: name, Level: Unknown, Text: fmt.Sprintf("cannot tell where sshd listens: %v", f.ListenersErr), Fix: "run it as root"}}
 	case len(f.Listeners) == 0:
 		return []Finding{start}
 	case f.Settings == nil && !f.Root:
 		return needsRoot(name, "sshd's settings")
 	}
-	return fine(name, "sshd accepts its configuration and runs")
+	return fine(name, "sshd accepts its configuration and is running")
 }
 
 func checkSettings(f *Facts) (findings []Finding) {
@@ -151,7 +151,7 @@ func checkSettings(f *Facts) (findings []Finding) {
 			Fix: "remove that TrustedUserCAKeys line, then install Hallmark's settings", Command: "grep -rn TrustedUserCAKeys /etc/ssh; " + installCommand,
 		}}
 	case f.ProblemsErr != nil:
-		return []Finding{{Check: name, Level: Unknown, Text: fmt.Sprintf("cannot judge sshd's settings: %v", f.ProblemsErr), Fix: "check what the message names"}}
+		return []Finding{{Check: name, Level: Unknown, Text: fmt.Sprintf("cannot check sshd's settings: %v", f.ProblemsErr), Fix: "fix what the message names"}}
 	}
 	for _, p := range f.Problems {
 		findings = append(findings, problem(name, p))
@@ -185,7 +185,7 @@ func checkHostKeys(f *Facts) []Finding {
 	case f.Settings == nil:
 		return nil
 	case f.KeysErr != nil:
-		found := Finding{Check: name, Level: Failure, Text: f.KeysErr.Error(), Fix: "make host keys that can be certified", Command: "ssh-keygen -A"}
+		found := Finding{Check: name, Level: Failure, Text: f.KeysErr.Error(), Fix: "generate host keys that can be certified", Command: "ssh-keygen -A"}
 		if e, ok := errors.AsType[*fault.Error](f.KeysErr); ok {
 			found.Fix = e.Hint
 		}
@@ -228,7 +228,10 @@ func checkCertificates(f *Facts) (findings []Finding) {
 	for _, file := range f.Files {
 		text, level := judgeCertificate(file, f)
 		if text != "" {
-			findings = append(findings, Finding{Check: name, Level: level, Text: text, Fix: "enroll again, which replaces it", Command: enrollNow})
+			findings = append(findings, Finding{
+				Check: name, Level: level, Text: text, Fix: "enroll again, which replaces it", Command: enrollNow,
+				effect: expired(file.Certificate, f.Now), // something has kept the renewals from working
+			})
 		}
 	}
 	switch {
@@ -256,7 +259,7 @@ func judgeCertificate(file File, f *Facts) (string, Level) {
 	end, start := hostkey.FirstEnd([]*ssh.Certificate{cert}), time.Unix(int64(cert.ValidAfter), 0) //nolint:gosec // a time
 	n := slices.IndexFunc(f.State.Certificates, func(c state.Certificate) bool { return c.Path == file.Path })
 	switch {
-	case !f.Now.Before(end):
+	case expired(cert, f.Now):
 		return fmt.Sprintf("%s expired at %s", file.Path, end.UTC().Format(time.RFC3339)), Failure
 	case f.Now.Before(start):
 		return fmt.Sprintf("%s is not valid before %s: this machine's clock is wrong", file.Path, start.UTC().Format(time.RFC3339)), Failure
@@ -270,6 +273,10 @@ func judgeCertificate(file File, f *Facts) (string, Level) {
 		return file.Path + " is signed by a CA that is not the cluster's", Failure
 	}
 	return "", OK
+}
+
+func expired(cert *ssh.Certificate, now time.Time) bool {
+	return cert != nil && !now.Before(hostkey.FirstEnd([]*ssh.Certificate{cert}))
 }
 
 // checkTrust judges the file of CAs that sshd trusts for people.
@@ -321,7 +328,7 @@ func checkWaiting(f *Facts) []Finding {
 func checkListeners(f *Facts) (findings []Finding) {
 	const name = "presented"
 	if errors.Is(f.ListenersErr, errLate) {
-		return []Finding{{Check: name, Level: Failure, Text: "sshd did not answer in time", Fix: "see what sshd waits for, and restart it", Command: "systemctl status ssh sshd; journalctl -n 20 -u ssh -u sshd"}}
+		return []Finding{{Check: name, Level: Failure, Text: "sshd did not answer in time", Fix: "see what sshd is waiting for, then restart it", Command: "systemctl status ssh sshd; journalctl -n 20 -u ssh -u sshd", Late: true}}
 	}
 	if f.State != nil && f.State.Waiting != nil || len(f.Listeners) == 0 {
 		return nil // checkWaiting and checkSSHD say so
@@ -354,23 +361,23 @@ func judgeOffer(o Offer) (string, Level) {
 	case o.Same:
 		return "", OK
 	case o.Err == nil:
-		return "presents another certificate than " + o.Path, Failure
+		return "presents a different certificate than " + o.Path, Failure
 	case errors.Is(o.Err, handshake.ErrNotPresented):
 		return "does not present " + o.Path, Failure
 	case errors.Is(o.Err, handshake.ErrNoAnswer):
 		return fmt.Sprintf("does not answer: %v", o.Err), Failure
 	}
-	// TCP wrappers or a firewall may admit others and not this machine itself.
-	return fmt.Sprintf("does not let this machine see %s: %v", o.Path, o.Err), Warning
+	// TCP wrappers or a firewall may admit others, but not this machine itself.
+	return fmt.Sprintf("does not let this machine check for %s: %v", o.Path, o.Err), Warning
 }
 
 func checkTimers(f *Facts) (findings []Finding) {
 	const name = "timers"
 	if errors.Is(f.UnitsErr, errNoSystemd) {
-		return []Finding{{Check: name, Level: Warning, Text: "systemd does not run here, so nothing renews the certificates", Fix: "run hallmark renew every hour", Command: "hallmark renew"}}
+		return []Finding{{Check: name, Level: Warning, Text: "this machine does not run systemd, so nothing renews the certificates", Fix: "run hallmark renew every hour", Command: "hallmark renew"}}
 	}
 	if f.UnitsErr != nil {
-		return []Finding{{Check: name, Level: Unknown, Text: fmt.Sprintf("cannot see the timers: %v", f.UnitsErr), Fix: "see whether systemd answers", Command: "systemctl status"}}
+		return []Finding{{Check: name, Level: Unknown, Text: fmt.Sprintf("cannot check the timers: %v", f.UnitsErr), Fix: "check whether systemd answers", Command: "systemctl status", Late: late(f.UnitsErr)}}
 	}
 	for _, unit := range []string{BootTimer, RenewTimer} {
 		u := f.Units[unit]
@@ -380,14 +387,14 @@ func checkTimers(f *Facts) (findings []Finding) {
 		case u.Enabled != "enabled" && u.Enabled != "enabled-runtime":
 			findings = append(findings, Finding{Check: name, Level: Failure, Text: unit + " is " + orElse(u.Enabled, "not enabled"), Fix: "enable the timers", Command: enableTimers})
 		case !u.Active:
-			findings = append(findings, Finding{Check: name, Level: Failure, Text: unit + " does not run", Fix: "start the timers", Command: enableTimers})
+			findings = append(findings, Finding{Check: name, Level: Failure, Text: unit + " is not running", Fix: "start the timers", Command: enableTimers})
 		}
 	}
 	if !f.Units[ServiceUnit].Loaded {
 		findings = append(findings, Finding{Check: name, Level: Failure, Text: ServiceUnit + " is not installed", Fix: "install Hallmark's units", Command: installCommand})
 	}
 	if len(findings) == 0 {
-		return fine(name, BootTimer+" and "+RenewTimer+" run")
+		return fine(name, BootTimer+" and "+RenewTimer+" are running")
 	}
 	return findings
 }
@@ -406,11 +413,11 @@ func checkLock(f *Facts) []Finding {
 		return nil
 	case since > state.LongestRun:
 		return []Finding{{
-			Check: name, Level: Failure, Text: "a run of hallmark has not ended since " + f.LockedSince.UTC().Format(time.RFC3339),
-			Fix: "end that process", Command: "fuser -vk " + f.LockFile,
+			Check: name, Level: Failure, Text: "a run of hallmark has been stuck since " + f.LockedSince.UTC().Format(time.RFC3339),
+			Fix: "stop that process", Command: "fuser -vk " + f.LockFile,
 		}}
 	}
-	return fine(name, "a run of hallmark is in progress since "+f.LockedSince.UTC().Format(time.RFC3339))
+	return fine(name, "a run of hallmark has been in progress since "+f.LockedSince.UTC().Format(time.RFC3339))
 }
 
 // checkRenewal judges what a run would do now.
@@ -420,14 +427,14 @@ func checkRenewal(f *Facts) []Finding {
 		return nil
 	}
 	late := f.Now.Sub(f.State.RenewAfter)
-	found := Finding{Check: name, Level: Failure, Fix: "renew now", Command: enrollNow}
+	found := Finding{Check: name, Level: Failure, Fix: "renew now", Command: enrollNow, effect: true}
 	switch {
 	case f.Now.Before(f.State.EnrolledAt.Add(-time.Hour)):
-		found.Text = "this machine's clock is before its enrollment at " + f.State.EnrolledAt.UTC().Format(time.RFC3339)
+		found.Text = "this machine's clock shows a time before its enrollment at " + f.State.EnrolledAt.UTC().Format(time.RFC3339)
 		found.Fix, found.Command = "set the clock", "timedatectl set-ntp true; timedatectl"
 		return []Finding{found}
 	case late >= overdue:
-		found.Text = fmt.Sprintf("the renewal has been due for %s, since %s", Duration(late), f.State.RenewAfter.UTC().Format(time.RFC3339))
+		found.Text = fmt.Sprintf("the renewal is overdue by %s, since %s", Duration(late), f.State.RenewAfter.UTC().Format(time.RFC3339))
 		if late < longOverdue {
 			found.Level = Warning
 		}
@@ -459,12 +466,12 @@ func (f *Facts) dueFor() string {
 	return reason
 }
 
-// checkLastRun judges how the last run ended. A run that nothing but an outage stopped does no
-// harm while the certificates are valid.
+// checkLastRun judges how the last run ended. A run that only an outage stopped does no harm
+// while the certificates are valid.
 func checkLastRun(f *Facts) []Finding {
 	const name = "last run"
 	if s := f.Setback; s != nil {
-		found := Finding{Check: name, Level: Failure, Text: setbackText(s, f.Now), Fix: orElse(s.Hint, "do what the message says"), Command: enrollNow}
+		found := Finding{Check: name, Level: Failure, Text: setbackText(s, f.Now), Fix: orElse(s.Hint, "follow the message"), Command: enrollNow, effect: true}
 		if s.Kind == fault.Temporary && f.certified() {
 			found.Level = Warning
 		}
@@ -474,7 +481,7 @@ func checkLastRun(f *Facts) []Finding {
 	if !ok || u.Ended.IsZero() || u.Result == "success" || u.Started.After(u.Ended) {
 		return fine(name, "no run has failed")
 	}
-	found := Finding{Check: name, Level: Warning, Text: fmt.Sprintf("the last run ended with %s at %s", u.ending(), u.Ended.Format(time.RFC3339)), Fix: "run it again, and read its messages", Command: startService + "; journalctl -n 20 -u hallmark.service"}
+	found := Finding{Check: name, Level: Warning, Text: fmt.Sprintf("the last run ended with %s at %s", u.ending(), u.Ended.Format(time.RFC3339)), Fix: "run it again, and read its messages", Command: startService + "; journalctl -n 20 -u hallmark.service", effect: true}
 	return []Finding{found}
 }
 
@@ -492,7 +499,7 @@ func setbackText(s *agent.Setback, now time.Time) string {
 // certified reports whether every certificate on disk is valid now.
 func (f *Facts) certified() bool {
 	for _, file := range f.Files {
-		if file.Certificate == nil || !f.Now.Before(hostkey.FirstEnd([]*ssh.Certificate{file.Certificate})) {
+		if file.Certificate == nil || expired(file.Certificate, f.Now) {
 			return false
 		}
 	}
@@ -506,7 +513,7 @@ func (u Unit) ending() string {
 	return fmt.Sprintf("exit code %d (%s)", u.ExitCode, u.Result)
 }
 
-// checkOthers finds what another CA has left in sshd's configuration.
+// checkOthers finds settings for other CAs in sshd's configuration.
 func checkOthers(f *Facts) (findings []Finding) {
 	const name = "other CAs"
 	if f.Settings == nil {
@@ -514,8 +521,8 @@ func checkOthers(f *Facts) (findings []Finding) {
 	}
 	for _, other := range f.Others {
 		findings = append(findings, Finding{
-			Check: name, Level: Warning, Text: "another CA's setting: " + other,
-			Fix: "remove the line if nobody uses that CA any more", Command: "grep -rnE 'TrustedUserCAKeys|HostCertificate' /etc/ssh/sshd_config /etc/ssh/sshd_config.d",
+			Check: name, Level: Warning, Text: "a setting for another CA: " + other,
+			Fix: "remove the line if nobody uses that CA anymore", Command: "grep -rnE 'TrustedUserCAKeys|HostCertificate' /etc/ssh/sshd_config /etc/ssh/sshd_config.d",
 		})
 	}
 	if len(findings) == 0 {
@@ -524,7 +531,7 @@ func checkOthers(f *Facts) (findings []Finding) {
 	return findings
 }
 
-// Duration writes a duration as people read it: its two largest units, such as "2d 5h".
+// Duration formats a duration for people: its two largest units, such as "2d 5h".
 func Duration(d time.Duration) string {
 	d = d.Abs().Round(time.Second)
 	units := []struct {

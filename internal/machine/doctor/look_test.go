@@ -131,7 +131,7 @@ func TestLook(t *testing.T) {
 		{"a certificate that sshd has not loaded", func(m *enrolled) {
 			m.sshd.Configure("HostKeyAlgorithms ssh-ed25519\n" + m.sshd.HallmarkLines())
 		}, "settings", Failure, "HostKeyAlgorithms", true},
-		{"sshd stopped", func(m *enrolled) { m.sshd.Stop() }, "sshd", Failure, "does not run", false},
+		{"sshd stopped", func(m *enrolled) { m.sshd.Stop() }, "sshd", Failure, "is not running", false},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			m := newEnrolled(t)

@@ -31,12 +31,12 @@ func fullChecks() []check {
 // order in which to fix them.
 func Full(f *Facts) []Finding { return examine(f, fullChecks()) }
 
-// slightSkew is more than a clock is off that anything sets.
+// slightSkew is more than the error of any synchronized clock.
 const slightSkew = 30 * time.Second
 
 func checkClock(f *Facts) []Finding {
 	const name = "clock"
-	found := Finding{Check: name, Level: Failure, Fix: "set the clock, and keep it set", Command: "timedatectl set-ntp true; timedatectl"}
+	found := Finding{Check: name, Level: Failure, Fix: "set the clock, and turn on time synchronization", Command: "timedatectl set-ntp true; timedatectl"}
 	for _, err := range []error{f.Remote.SignerErr, f.Remote.AudienceErr} {
 		if signerclient.CodeOf(err) == protocol.CodeClockSkew {
 			found.Text = err.Error()
@@ -46,7 +46,7 @@ func checkClock(f *Facts) []Finding {
 	skew := f.Remote.Skew
 	switch {
 	case !f.Remote.HasDate:
-		return []Finding{{Check: name, Level: Unknown, Text: "the signer did not say what time it is", Fix: "compare the clock with another machine's", Command: "timedatectl"}}
+		return []Finding{{Check: name, Level: Unknown, Text: "the signer's time is unknown", Fix: "compare this machine's clock with another's", Command: "timedatectl"}}
 	case skew.Abs() < slightSkew:
 		return fine(name, "the clock agrees with the signer's")
 	case skew.Abs() < protocol.MaxClockSkew:
@@ -76,17 +76,17 @@ func (f *Facts) instanceID() string {
 func checkMetadata(f *Facts) []Finding {
 	const name = "metadata"
 	if f.Remote.MetadataErr == nil {
-		return fine(name, "the metadata service answers with session tokens: this is "+f.Remote.Instance.InstanceID.String())
+		return fine(name, "the metadata service answers requests with session tokens: this is "+f.Remote.Instance.InstanceID.String())
 	}
 	return []Finding{{
 		Check: name, Level: Failure, Text: f.Remote.MetadataErr.Error(),
-		Fix:     "switch the metadata service on; if it is on, see what blocks 169.254.169.254 on the machine",
+		Fix:     "turn on the metadata service; if it is on, find what blocks 169.254.169.254 on the machine",
 		Command: "aws ec2 modify-instance-metadata-options --http-endpoint enabled --instance-id " + f.instanceID(), Elsewhere: true,
+		Late: late(f.Remote.MetadataErr),
 	}}
 }
 
-// checkHopLimit says how to see the limit: EC2 tells it to its API's callers only, and the
-// signer's answers do not repeat it.
+// checkHopLimit says how to see the limit. Only EC2's API returns it.
 func checkHopLimit(f *Facts) []Finding {
 	return []Finding{{
 		Check: "hop limit", Level: OK, Text: "the machine cannot see its hop limit; 1 is enough, unless hallmark runs in a container",
@@ -107,6 +107,7 @@ func checkRole(f *Facts) []Finding {
 		Check: name, Level: Failure, Text: f.Remote.RoleErr.Error(),
 		Fix:     "stop and start the instance; if the role is still missing, ask AWS",
 		Command: fmt.Sprintf("aws ec2 stop-instances --instance-ids %[1]s && aws ec2 wait instance-stopped --instance-ids %[1]s && aws ec2 start-instances --instance-ids %[1]s", f.instanceID()), Elsewhere: true,
+		Late: late(f.Remote.RoleErr),
 	}}
 }
 
@@ -121,6 +122,7 @@ func checkProfile(f *Facts) []Finding {
 	return []Finding{{
 		Check: name, Level: Failure, Text: f.Remote.ProfileErr.Error(), Fix: "give the instance a profile whose role may call the signer",
 		Command: "aws ec2 associate-iam-instance-profile --iam-instance-profile Name=PROFILE --instance-id " + f.instanceID(), Elsewhere: true,
+		Late: late(f.Remote.ProfileErr),
 	}}
 }
 
@@ -131,11 +133,12 @@ func checkNames(f *Facts) []Finding {
 	case f.ConfigErr != nil || r.Host == "":
 		return nil
 	case r.ResolveErr == nil:
-		return fine(name, r.Host+" can be reached by name")
+		return fine(name, r.Host+" resolves")
 	}
 	return []Finding{{
-		Check: name, Level: Failure, Text: fmt.Sprintf("cannot find the address of %s: %v", r.Host, r.ResolveErr),
+		Check: name, Level: Failure, Text: fmt.Sprintf("cannot resolve %s: %v", r.Host, r.ResolveErr),
 		Fix: "correct signer_url, or the machine's DNS settings", Command: "getent hosts " + r.Host + "; cat /etc/resolv.conf",
+		Late: late(r.ResolveErr),
 	}}
 }
 
@@ -148,7 +151,7 @@ func checkSigner(f *Facts) []Finding {
 	case r.SignerErr == nil:
 		return fine(name, "the signer answers")
 	}
-	found := Finding{Check: name, Level: Failure, Text: r.SignerErr.Error(), Fix: "see what is between this machine and the signer", Command: "curl -sv " + r.SignerURL}
+	found := Finding{Check: name, Level: Failure, Text: r.SignerErr.Error(), Fix: "check what is between this machine and the signer", Command: "curl -sv " + r.SignerURL, Late: late(r.SignerErr)}
 	if e, ok := errors.AsType[*fault.Error](r.SignerErr); ok && e.Hint != "" {
 		found.Fix = e.Hint
 	}
@@ -180,14 +183,15 @@ func checkAudience(f *Facts) []Finding {
 	case err == nil:
 		return fine(name, "the signer accepts this machine's audience and protocol version")
 	}
-	found := Finding{Check: name, Level: Failure, Text: err.Error(), Fix: "write the audience of the signer's deployment", Command: "${EDITOR:-vi} " + f.ConfigFile + "; " + enrollNow}
+	found := Finding{Check: name, Level: Failure, Text: err.Error(), Fix: "set audience to that of the signer's deployment", Command: "${EDITOR:-vi} " + f.ConfigFile + "; " + enrollNow, Late: late(err)}
 	if code == protocol.CodeUnsupportedVersion {
 		found.Fix, found.Command = "update hallmark on this machine, or the signer", "hallmark version"
 	}
 	return []Finding{found}
 }
 
-// checkCurrentCAs compares the CAs that sshd trusts with the cluster's. The next run follows.
+// checkCurrentCAs compares the CAs that sshd trusts with the cluster's. The next run installs
+// new ones.
 func checkCurrentCAs(f *Facts) []Finding {
 	const name = "current CAs"
 	cas := f.Remote.Signer.CAs
@@ -199,7 +203,7 @@ func checkCurrentCAs(f *Facts) []Finding {
 		return fine(name, "sshd trusts the cluster's current CAs")
 	}
 	return []Finding{{
-		Check: name, Level: Warning, Text: "the cluster has other CAs than " + f.CAFile + "; the next run trusts them",
+		Check: name, Level: Warning, Text: f.CAFile + " does not list the cluster's current CAs; the next run updates it",
 		Fix: "wait for the next run, or run it now", Command: enrollNow,
 	}}
 }
@@ -211,12 +215,12 @@ func checkLabels(f *Facts) (findings []Finding) {
 	case !r.SELinux:
 		return nil
 	case r.LabelsErr != nil:
-		return []Finding{{Check: name, Level: Unknown, Text: fmt.Sprintf("cannot check labels: %v", r.LabelsErr), Fix: "install restorecon, and run it as root", Command: "restorecon -nvR /etc/ssh /var/lib/hallmark"}}
+		return []Finding{{Check: name, Level: Unknown, Text: fmt.Sprintf("cannot check labels: %v", r.LabelsErr), Fix: "install restorecon, and run it as root", Command: "restorecon -nvR /etc/ssh /var/lib/hallmark", Late: late(r.LabelsErr)}}
 	case len(r.Labels) == 0:
-		return fine(name, "Hallmark's files have the policy's labels")
+		return fine(name, "Hallmark's files have the right labels")
 	}
 	return []Finding{{
-		Check: name, Level: Warning, Text: fmt.Sprintf("%d files have another label than the policy's: %s", len(r.Labels), r.Labels[0]),
+		Check: name, Level: Warning, Text: fmt.Sprintf("%d files have a wrong SELinux label: %s", len(r.Labels), r.Labels[0]),
 		Fix: "restore the labels", Command: "restorecon -Rv /etc/ssh /var/lib/hallmark",
 	}}
 }

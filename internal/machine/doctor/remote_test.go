@@ -11,6 +11,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -116,8 +117,9 @@ func (w *world) serveMetadata(out http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// A signer that does not answer is the first finding. The time is up once it has the question;
-// what the other questions came to by then says nothing.
+// A signer that does not answer is a finding after those that are certain: this machine has no
+// sshd. The time is up once the signer has the question; what the other questions came to by then
+// says nothing.
 func TestSignerDoesNotAnswer(t *testing.T) {
 	w := newWorld(t)
 	w.configure("")
@@ -132,8 +134,13 @@ func TestSignerDoesNotAnswer(t *testing.T) {
 		t.Fatal("no error")
 	}
 	f.Remote.MetadataErr, f.Remote.RoleErr, f.Remote.ProfileErr = nil, nil, nil
-	if first := Full(f)[0]; first.Check != "signer" || first.Level != Failure || !strings.Contains(first.Command, "curl") {
+	findings := Full(f)
+	if first := findings[0]; first.Check != "sshd" || first.Late {
 		t.Errorf("first finding %+v", first)
+	}
+	first := findings[slices.IndexFunc(findings, func(f Finding) bool { return f.Late })]
+	if first.Check != "signer" || first.Level != Failure || !strings.Contains(first.Command, "curl") {
+		t.Errorf("first late finding %+v", first)
 	}
 }
 
