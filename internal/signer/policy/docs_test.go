@@ -35,7 +35,7 @@ func TestGuide(t *testing.T) {
 		if !strings.Contains(guide, `"`+fact+`":`) {
 			t.Errorf("the guide's facts lack %s", fact)
 		}
-		if fact != "launch_time" && !strings.Contains(guide, "`"+fact+"`") {
+		if !strings.Contains(guide, "`"+fact+"`") {
 			t.Errorf("the guide lacks the variable %s", fact)
 		}
 	}
@@ -58,16 +58,13 @@ func TestGuide(t *testing.T) {
 	}
 }
 
-// Every fact is a variable in conditions, except the launch time, which age replaces.
+// Every fact is a variable in conditions.
 func TestEveryFactIsAVariable(t *testing.T) {
 	env, err := expressions()
 	if err != nil {
 		t.Fatal(err)
 	}
 	for fact := range new(node.Facts).Fields() {
-		if fact == "launch_time" {
-			fact = "age"
-		}
 		e, err := compile(env, fact+" == "+fact)
 		if err != nil {
 			t.Errorf("%s: %v", fact, err)

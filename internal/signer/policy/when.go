@@ -45,6 +45,8 @@ func expressions() (*cel.Env, error) {
 		cel.ASTValidators(cel.ValidateRegexProgramSizeLimit(maxRegexpProgram), cel.ValidateRegexLiterals(), cel.ValidateDurationLiterals(), cel.ValidateTimestampLiterals()),
 		cel.Function("get", cel.MemberOverload("tags_get", []*cel.Type{tags, cel.StringType}, cel.StringType, cel.BinaryBinding(getTag))),
 		cel.Variable("age", cel.DurationType),
+		cel.Variable("launch_time", cel.TimestampType),
+		cel.Variable("now", cel.TimestampType),
 		cel.Variable("enrolled", cel.BoolType),
 		cel.Variable("image_owner_member", cel.BoolType),
 		cel.Variable("tags", tags),
@@ -169,10 +171,11 @@ func (e *expression) holds(f node.Facts, now time.Time) (bool, error) {
 		"ipv6":        f.IPv6,
 		"private_dns": f.PrivateDNS,
 		"tags":        nonNil(f.Tags),
+		"now":         now,
 	}
-	// Without a known age, an expression that uses it is an error.
+	// Without a known launch, an expression that uses one of these is an error.
 	if age, known := f.Age(now); known {
-		variables["age"] = age
+		variables["age"], variables["launch_time"] = age, f.LaunchTime
 	}
 	known, err := cel.PartialVars(variables, unknown(f)...)
 	if err != nil {

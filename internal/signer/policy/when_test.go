@@ -24,6 +24,8 @@ func TestWhen(t *testing.T) {
 		`image_owner == account`:                                  "lax",
 		`age <= duration("1h") && age > duration("59m")`:          "a",
 		`enrolled || age < duration("30m")`:                       "lax",
+		`launch_time == now - age`:                                "a",
+		`now < timestamp("2000-01-01T00:00:00Z")`:                 "lax",
 		`private_ip.matches("^10[.]") && public_ip != ""`:         "a",
 		`ipv6 == "2001:db8::7" && private_dns != ""`:              "a",
 		`tags["env"] in ["prod", "staging"]`:                      "a",
@@ -61,8 +63,10 @@ func TestWhenRefusesAnAgeThatNobodyKnows(t *testing.T) {
 	f := facts()
 	for _, launch := range []time.Time{{}, clock().Add(time.Hour)} {
 		f.LaunchTime = launch
-		if d, err := mustParse(t, whenPolicy(`age < duration("1h")`)).Decide(f, cluster(), clock()); err == nil {
-			t.Errorf("launched %s: rule %q", launch, d.Rule)
+		for _, when := range []string{`age < duration("1h")`, `launch_time < timestamp("2100-01-01T00:00:00Z")`} {
+			if d, err := mustParse(t, whenPolicy(when)).Decide(f, cluster(), clock()); err == nil {
+				t.Errorf("%s, launched %s: rule %q", when, launch, d.Rule)
+			}
 		}
 	}
 }
