@@ -73,6 +73,15 @@ bin/packer: e2e/tools/packer/go.mod e2e/tools/packer/go.sum
 bin/golangci-lint: e2e/tools/golangci-lint/go.mod e2e/tools/golangci-lint/go.sum
 	cd e2e/tools/golangci-lint && $(STEP) "build $@" go build -o ../../../$@ github.com/golangci/golangci-lint/v2/cmd/golangci-lint
 
+# The packager of deb and rpm packages. A tool only: no program contains it.
+bin/nfpm: e2e/tools/nfpm/go.mod e2e/tools/nfpm/go.sum
+	cd e2e/tools/nfpm && $(STEP) "build $@" go build -o ../../../$@ github.com/goreleaser/nfpm/v2/cmd/nfpm
+
+# deb and rpm packages for machines that are not baked (docs/existing-machines.md).
+.PHONY: packages
+packages: bin/nfpm bin/hallmark $(PROGRAMS) man ## build deb and rpm packages into bin/packages/
+	$(STEP) "build packages" packaging/build.sh "$(VERSION)" bin/packages amd64 arm64
+
 # AWS's emulator of Lambda's Runtime API. The whole-path tests run the functions in it.
 bin/aws-lambda-rie: e2e/tools/rie/go.mod e2e/tools/rie/go.sum
 	cd e2e/tools/rie && $(STEP) "build $@" go build -o ../../../$@ github.com/aws/aws-lambda-runtime-interface-emulator/cmd/aws-lambda-rie
@@ -163,7 +172,8 @@ e2e: setup build bin/packer bin/aws-lambda-rie bin/iam-simulate/simulate.mjs
 
 # Each builds its root file systems first, once: about a minute for a release.
 .PHONY: test-releases
-test-releases: setup build bin/packer bin/aws-lambda-rie ## run the whole path on Debian 11, 12 and 13, and behind ssh.socket
+test-releases: setup build packages bin/packer bin/aws-lambda-rie ## run the whole path on Debian 11, 12 and 13, behind ssh.socket, and from packages
+	$(STEP) "build later packages" packaging/build.sh 99.0.0 bin/packages/later "$$(go env GOARCH)"
 	$(STEP) "build releases.test" go test -c -tags e2e -o bin/releases.test ./e2e/releases
 	cd e2e/releases && $(STEP) "make test-releases" $(AS_ROOT) ../../bin/releases.test -test.v -test.timeout 25m
 

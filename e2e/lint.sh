@@ -33,6 +33,6 @@ programs_without_testing() {
 
 check golangci-lint bin/golangci-lint run ./...
 programs_without_testing
-check shellcheck shellcheck .ci/run e2e/*.sh lambda/deploy/*.sh packer-plugin/provisioner/bake.sh
+check shellcheck shellcheck .ci/run e2e/*.sh lambda/deploy/*.sh packer-plugin/provisioner/bake.sh packaging/*.sh
 check cfn-lint cfn-lint template.yaml templates/member-account/*.yaml templates/autoscaling/*.yaml
 exit "$failed"

@@ -12,6 +12,7 @@ packages=(
   iproute2 dbus                   # network namespaces; systemd inside the machines
   qemu-system-x86 e2fsprogs       # a machine with its own kernel, for SELinux
   shellcheck zip                  # lint; the size of the Lambda's package
+  rpm ansible-core                # the packages and the playbook for existing machines
   openjdk-17-jre-headless         # DynamoDB Local
 )
 

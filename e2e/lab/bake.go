@@ -48,7 +48,7 @@ func (l *Lab) Bake(ctx context.Context, w io.Writer) (Image, error) {
 // Debian, has Packer provision it, stops it, and makes an image of its disk. Packer's
 // output goes to w at once. Several bakes may run at the same time.
 func (l *Lab) BakeFrom(ctx context.Context, source Source, w io.Writer) (Image, error) {
-	base, err := l.baseImage(ctx, source.Release)
+	base, err := l.BaseImage(ctx, source.Release)
 	if err != nil {
 		return Image{}, err
 	}

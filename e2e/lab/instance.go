@@ -48,6 +48,8 @@ type Template struct {
 	// Claim is the instance id that a machine unknown to EC2 pretends to have. Empty, as
 	// usual, lets EC2 pick one.
 	Claim string
+	// UserData is what cloud-init reads.
+	UserData string
 	// Profile gives it an instance profile.
 	Profile bool
 	// Trouble is the fault of its metadata service when it boots.
@@ -108,7 +110,7 @@ func (l *Lab) newMetadata(id string, address netip.Addr, t Template) (*imds.Serv
 			ID: id, AccountID: moto.Account, AvailabilityZone: zone, ImageID: t.Image.ID,
 			Type: string(types.InstanceTypeT3Micro), Architecture: "x86_64", PrivateIP: address.String(),
 			Hostname: fmt.Sprintf("ip-%s.%s.compute.internal", strings.ReplaceAll(address.String(), ".", "-"), Region),
-			Started:  time.Now(), Tags: t.Tags, PublicKey: strings.TrimSpace(string(publicKey)),
+			Started:  time.Now(), Tags: t.Tags, PublicKey: strings.TrimSpace(string(publicKey)), UserData: t.UserData,
 		},
 		IdentityRole: l.newCredential("arn:aws:sts::" + moto.Account + ":assumed-role/aws:ec2-instance/" + id),
 	}), nil
@@ -214,8 +216,8 @@ func (i *Instance) Dump(ctx context.Context, w io.Writer) {
 	}
 }
 
-// baseImage returns an image of Amazon's, with a freshly installed Debian on it.
-func (l *Lab) baseImage(ctx context.Context, release machine.Release) (Image, error) {
+// BaseImage returns an image of Amazon's, with a freshly installed Debian on it.
+func (l *Lab) BaseImage(ctx context.Context, release machine.Release) (Image, error) {
 	disk, err := l.fleet.BaseImage(release)
 	if err != nil {
 		return Image{}, err

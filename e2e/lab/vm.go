@@ -30,7 +30,7 @@ type VirtualInstance struct {
 
 // BakeVM makes a golden image as Bake does, in a virtual machine that enforces SELinux.
 func (l *Lab) BakeVM(ctx context.Context, w io.Writer) (Image, error) {
-	base, err := l.baseImage(ctx, machine.Debian12SELinux)
+	base, err := l.BaseImage(ctx, machine.Debian12SELinux)
 	if err != nil {
 		return Image{}, err
 	}

@@ -1,7 +1,8 @@
 //go:build e2e && linux
 
 // Package releases runs the whole path on each Debian release: Packer bakes an image,
-// a machine of it boots, enrolls, renews and reboots, and people log in to it.
+// a machine of it boots, enrolls, renews and reboots, and people log in to it. It also runs the
+// ways for machines that are not baked: packages and cloud-config.
 //
 // The machines share one lab and run at the same time, with names of their own.
 package releases
@@ -22,19 +23,28 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/machine/state"
 )
 
-// shared is the lab of all tests. TestMain starts it.
-var shared *lab.Lab
+// shared is the lab of all tests, and fleet has its machines. TestMain starts them.
+var (
+	shared *lab.Lab
+	fleet  *machine.Fleet
+)
 
 func TestMain(m *testing.M) {
 	os.Exit(machine.Tests("releases", setUp, m.Run, machine.Debian11, machine.Debian12, machine.Debian13))
 }
 
 func setUp(ctx context.Context, f *machine.Fleet) error {
+	fleet = f
 	dir, err := os.MkdirTemp("", "releases-")
 	if err != nil {
 		return err
 	}
+	policy, err := migrationPolicy()
+	if err != nil {
+		return err
+	}
 	shared, err = lab.New(ctx, f, lab.Config{
+		Policy:    policy,
 		Template:  "../../template.yaml",
 		Bootstrap: "../../bin/bootstrap", Packer: "../../bin/packer", Plugin: "../../bin/packer-plugin-hallmark",
 		Emulator: "../../bin/aws-lambda-rie",
@@ -113,6 +123,13 @@ func launch(t *testing.T, name string, image lab.Image) *lab.Instance {
 	if err != nil {
 		t.Fatal(err)
 	}
+	endAfter(t, i)
+	return i
+}
+
+// endAfter powers the machine off after the test, and dumps its logs if the test failed.
+func endAfter(t *testing.T, i *lab.Instance) {
+	t.Helper()
 	t.Cleanup(func() {
 		ctx := context.WithoutCancel(t.Context())
 		if t.Failed() {
@@ -123,7 +140,6 @@ func launch(t *testing.T, name string, image lab.Image) *lab.Instance {
 			t.Error(err)
 		}
 	})
-	return i
 }
 
 // checkVersions sees that the machine runs what its release is here for.
@@ -183,15 +199,7 @@ func renew(t *testing.T, i *lab.Instance, before *state.State) *state.State {
 	for _, certificate := range before.Certificates {
 		old[certificate.Path] = read(t, i, certificate.Path)
 	}
-	due := *before
-	due.EnrolledAt, due.RenewAfter = due.EnrolledAt.Add(-72*time.Hour), time.Now().Add(-time.Minute)
-	data, err := json.Marshal(due)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(i.Path("var/lib/hallmark/state.json"), data, 0o644); err != nil {
-		t.Fatal(err)
-	}
+	due := makeDue(t, i, before)
 	run(t, i, "systemctl", "restart", "hallmark.service")
 	var after *state.State
 	poll(t, func() (err error) {
@@ -206,6 +214,21 @@ func renew(t *testing.T, i *lab.Instance, before *state.State) *state.State {
 		}
 	}
 	return after
+}
+
+// makeDue makes the certificates due for renewal, and returns the new state.
+func makeDue(t *testing.T, i *lab.Instance, before *state.State) *state.State {
+	t.Helper()
+	due := *before
+	due.EnrolledAt, due.RenewAfter = due.EnrolledAt.Add(-72*time.Hour), time.Now().Add(-time.Minute)
+	data, err := json.Marshal(due)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(i.Path("var/lib/hallmark/state.json"), data, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	return &due
 }
 
 func read(t *testing.T, i *lab.Instance, path string) string {
