@@ -80,7 +80,7 @@ bin/nfpm: e2e/tools/nfpm/go.mod e2e/tools/nfpm/go.sum
 # deb and rpm packages for machines that are not baked (docs/existing-machines.md).
 .PHONY: packages
 packages: bin/nfpm bin/hallmark $(PROGRAMS) man ## build deb and rpm packages into bin/packages/
-	$(STEP) "build packages" packaging/build.sh "$(VERSION)" bin/packages amd64 arm64
+	$(STEP) "build packages" templates/packages/build.sh "$(VERSION)" bin/packages amd64 arm64
 
 # AWS's emulator of Lambda's Runtime API. The whole-path tests run the functions in it.
 bin/aws-lambda-rie: e2e/tools/rie/go.mod e2e/tools/rie/go.sum
@@ -173,7 +173,7 @@ e2e: setup build bin/packer bin/aws-lambda-rie bin/iam-simulate/simulate.mjs
 # Each builds its root file systems first, once: about a minute for a release.
 .PHONY: test-releases
 test-releases: setup build packages bin/packer bin/aws-lambda-rie ## run the whole path on Debian 11, 12 and 13, behind ssh.socket, and from packages
-	$(STEP) "build later packages" packaging/build.sh 99.0.0 bin/packages/later "$$(go env GOARCH)"
+	$(STEP) "build later packages" templates/packages/build.sh 99.0.0 bin/packages/later "$$(go env GOARCH)"
 	$(STEP) "build releases.test" go test -c -tags e2e -o bin/releases.test ./e2e/releases
 	cd e2e/releases && $(STEP) "make test-releases" $(AS_ROOT) ../../bin/releases.test -test.v -test.timeout 25m
 

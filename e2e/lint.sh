@@ -33,6 +33,6 @@ programs_without_testing() {
 
 check golangci-lint bin/golangci-lint run ./...
 programs_without_testing
-check shellcheck shellcheck .ci/run e2e/*.sh lambda/deploy/*.sh packer-plugin/provisioner/bake.sh packaging/*.sh
+check shellcheck shellcheck .ci/run e2e/*.sh lambda/deploy/*.sh packer-plugin/provisioner/bake.sh templates/packages/*.sh
 check cfn-lint cfn-lint template.yaml templates/member-account/*.yaml templates/autoscaling/*.yaml
 exit "$failed"

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Builds the deb and rpm packages of one version: packaging/build.sh VERSION FOLDER ARCH...
+# Builds the deb and rpm packages of one version: templates/packages/build.sh VERSION FOLDER ARCH...
 # "make packages" builds what goes into them first. The packages and all files in them have the
 # time in SOURCE_DATE_EPOCH, or that of the last commit.
 set -euo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/../.."
 
 export VERSION=$1
 folder=$2
@@ -43,6 +43,6 @@ for ARCH in "$@"; do
   export ARCH
   cp "packer-plugin/programs/hallmark-linux-$ARCH" "$stage/hallmark"
   for format in deb rpm; do
-    bin/nfpm package --config packaging/nfpm.yaml --packager "$format" --target "$folder/"
+    bin/nfpm package --config templates/packages/nfpm.yaml --packager "$format" --target "$folder/"
   done
 done
