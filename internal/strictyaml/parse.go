@@ -47,6 +47,7 @@ func (f *File) checkText(data []byte) bool {
 // errors. It returns nil if nothing can be read.
 func (f *File) parse() *yaml.Node {
 	lines := slices.Clone(f.lines)
+	var last syntax
 	for range maxSyntaxErrors {
 		top, err := load(strings.Join(lines, "\n"))
 		e, isSyntax := errors.AsType[*yaml.LoadError](err)
@@ -70,7 +71,10 @@ func (f *File) parse() *yaml.Node {
 			continue
 		}
 		p := explain(e, lines)
-		f.partial = true
+		if p == last {
+			return nil // without that line, nothing changed
+		}
+		last, f.partial = p, true
 		f.add(p.line, p.column, p.message)
 		if p.unclosed {
 			lines = lines[:p.line-1]
@@ -182,6 +186,18 @@ func explain(e *yaml.LoadError, lines []string) syntax {
 		return misindented(at, begun, lines)
 	case strings.Contains(e.Message, "tab"):
 		at.message = "indented with a tab; use spaces"
+	case e.Message == "did not find expected node content":
+		return noContent(at, lines)
+	case e.ContextMsg == "while scanning a tag" || strings.HasSuffix(e.Message, "in a YAML tag"):
+		at.message = "put a text that begins with ! in quotes"
+	case e.ContextMsg == "while scanning a directive":
+		at.message = "a line cannot begin with %; put the text in quotes"
+	case e.ContextMsg == "while scanning a block scalar":
+		at.message = "after | or >, begin the text on the next line; put a text that begins with | or > in quotes"
+	case e.Message == "found a comment without preceding whitespace":
+		at.message = "put a space before #, or put a text with # in it in quotes"
+	case e.Message == "did not find expected <document start>":
+		at.message = "write KEY: VALUE on one line"
 	case e.Message == "found unknown escape character":
 		at.message = `unknown escape after \ in double quotes; use single quotes`
 	case e.Message == "found character that cannot start any token":
@@ -194,6 +210,52 @@ func explain(e *yaml.LoadError, lines []string) syntax {
 		at.message = "not valid YAML: " + e.Message
 	}
 	return at
+}
+
+// noContent explains where a value is missing inside brackets or braces.
+func noContent(at syntax, lines []string) syntax {
+	column := min(at.column-1, len([]rune(lines[at.line-1])))
+	rest := strings.TrimLeft(string([]rune(lines[at.line-1])[column:]), " ")
+	if rest != "" && !strings.HasPrefix(rest, "#") {
+		at.message = fmt.Sprintf("a value is missing before this %c; put a text that begins with it in quotes", []rune(rest)[0])
+		return at
+	}
+	if open, ok := unclosed(lines); ok {
+		return open
+	}
+	at.message = "a value is missing here"
+	return at
+}
+
+// unclosed returns the innermost bracket or brace that is not closed before the end of the
+// file. It looks at no more than brackets, quotes and comments.
+func unclosed(lines []string) (syntax, bool) {
+	var open []syntax
+	for n, line := range lines {
+		var quote, before rune
+		for column, r := range []rune(line) {
+			switch {
+			case quote != 0:
+				if r == quote {
+					quote = 0
+				}
+			case r == '\'' || r == '"':
+				quote = r
+			case r == '[' || r == '{':
+				open = append(open, syntax{line: n + 1, column: column + 1, unclosed: true, message: fmt.Sprintf("this %c is not closed", r)})
+			case (r == ']' || r == '}') && len(open) > 0:
+				open = open[:len(open)-1]
+			}
+			if r == '#' && quote == 0 && (before == 0 || before == ' ') {
+				break
+			}
+			before = r
+		}
+	}
+	if len(open) == 0 {
+		return syntax{}, false
+	}
+	return open[len(open)-1], true
 }
 
 func clamp(line int, lines []string) int { return min(max(line, 1), len(lines)) }
@@ -230,7 +292,7 @@ func misplacedValue(at syntax, lines []string) syntax {
 		above--
 	}
 	if above == 0 {
-		at.message = "not valid YAML: a key cannot be here"
+		at.message = "begin the line with a key; write KEY: VALUE"
 		return at
 	}
 	previous := lines[above-1]
