@@ -17,11 +17,14 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"strings"
+	"syscall"
 
 	"github.com/spf13/cobra"
 
@@ -70,6 +73,7 @@ func New(program, summary string, commands ...*cobra.Command) *cobra.Command {
 	root.Flags().Bool("version", false, "print the version") // cobra's own flag would have a short form
 	root.SilenceErrors, root.SilenceUsage = true, true       // Run reports all errors in one form
 	root.SetFlagErrorFunc(flagError)
+	root.PersistentPreRunE = refuseEmpty
 	root.SetHelpFunc(func(cmd *cobra.Command, _ []string) { printHelp(cmd.OutOrStdout(), cmd) })
 	root.SetHelpCommand(helpCommand())
 	root.AddCommand(versionCommand(), completionCommand())
@@ -111,14 +115,14 @@ func unknownCommand(parent *cobra.Command, typed string) error {
 // NoArgs refuses arguments that are not flags. It is a cobra.PositionalArgs.
 func NoArgs(cmd *cobra.Command, args []string) error {
 	if len(args) > 0 {
-		return Usagef(cmd, "unexpected argument %q", args[0])
+		return Usagef(cmd, "unexpected argument %.100q", args[0])
 	}
 	return nil
 }
 
 // OneFile requires one argument, the name of a file. It is a cobra.PositionalArgs.
 func OneFile(cmd *cobra.Command, args []string) error {
-	if len(args) != 1 {
+	if len(args) != 1 || args[0] == "" {
 		return Usagef(cmd, "want one file, or - for standard input")
 	}
 	return nil
@@ -137,14 +141,32 @@ func Run(ctx context.Context, root *cobra.Command, args []string, in io.Reader, 
 	for _, line := range errorLines(err) {
 		fmt.Fprintf(errs, "%s: error: %s\n", root.Name(), line)
 	}
-	e, ok := errors.AsType[*Error](err)
-	if !ok {
-		return Failed
+	code, hint := Failed, ""
+	if e, ok := errors.AsType[*Error](err); ok {
+		code, hint = e.Code, e.Hint
 	}
-	if e.Hint != "" {
-		fmt.Fprintf(errs, "hint: %s\n", e.Hint)
+	if hint = cmp.Or(hint, fileHint(err)); hint != "" {
+		fmt.Fprintf(errs, "hint: %s\n", hint)
 	}
-	return e.Code
+	return code
+}
+
+// fileHint says what to do about a file that cannot be read or written.
+func fileHint(err error) string {
+	if _, ok := errors.AsType[*fs.PathError](err); !ok {
+		return ""
+	}
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return "check the name, and the folder that you run this in"
+	case errors.Is(err, fs.ErrPermission):
+		return "run it as a user who may read the file, or with sudo"
+	case errors.Is(err, syscall.EISDIR):
+		return "name a file, not a folder"
+	case errors.Is(err, syscall.ENOTDIR):
+		return "name a folder"
+	}
+	return ""
 }
 
 // several is an error that lists several problems, as those of a file: for each a line, and

@@ -59,9 +59,27 @@ func flagError(cmd *cobra.Command, err error) error {
 		return Usagef(cmd, "--%s needs a value", e.GetSpecifiedName())
 	}
 	if e, ok := errors.AsType[*pflag.InvalidValueError](err); ok {
-		return Usagef(cmd, "--%s: %q %s", e.GetFlag().Name, e.GetValue(), wrongValue(e.GetFlag(), e.GetValue()))
+		return Usagef(cmd, "--%s: %.100q %s", e.GetFlag().Name, e.GetValue(), wrongValue(e.GetFlag(), e.GetValue()))
+	}
+	if e, ok := errors.AsType[*pflag.InvalidSyntaxError](err); ok {
+		return Usagef(cmd, "%.100q is not a flag", e.GetSpecifiedFlag())
 	}
 	return Usagef(cmd, "%w", err)
+}
+
+// refuseEmpty refuses a flag whose value is an empty text. It is probably a variable of a
+// script that was not set, and would mean something else: another machine, or no limit.
+func refuseEmpty(cmd *cobra.Command, _ []string) error {
+	var empty string
+	cmd.Flags().Visit(func(f *pflag.Flag) {
+		if text := f.Value.String(); empty == "" && (text == "" || f.Value.Type() == "stringSlice" && text == "[]") {
+			empty = f.Name
+		}
+	})
+	if empty != "" {
+		return Usagef(cmd, "--%s is empty; give it a value, or leave it out", empty)
+	}
+	return nil
 }
 
 // wrongValue says why the flag does not accept a value.
@@ -72,17 +90,28 @@ func wrongValue(flag *pflag.Flag, value string) string {
 	case "bool":
 		return "is neither true nor false"
 	case "float64":
+		if number := strings.TrimRight(value, "abcdefghijklmnopqrstuvwxyz "); number != value && isNumber(number) {
+			return "is not a number; write " + number
+		}
 		return "is not a number"
+	case "stringSlice":
+		return "has a quote that does not belong there; write values with commas between them"
 	}
-	return "is not a " + flag.Value.Type()
+	return "is not a value that it takes"
+}
+
+func isNumber(text string) bool {
+	_, err := strconv.ParseFloat(text, 64)
+	return err == nil
 }
 
 // exampleTime returns the time that the user probably meant.
 func exampleTime(value string) string {
-	if _, err := strconv.ParseFloat(value, 64); err == nil {
+	if isNumber(value) && strings.Trim(value, "0123456789.") == "" {
 		return value + "s"
 	}
-	if days, err := strconv.Atoi(strings.TrimSuffix(value, "d")); err == nil {
+	const maxDays = 36500
+	if days, err := strconv.Atoi(strings.TrimSuffix(value, "d")); err == nil && days > 0 && days < maxDays {
 		return strconv.Itoa(24*days) + "h"
 	}
 	return "a number with a unit, such as 90s or 2m"
@@ -97,9 +126,24 @@ func unknownFlag(cmd *cobra.Command, typed string) error {
 	if e, ok := errors.AsType[*Error](err); ok {
 		if similar := similarFlag(cmd, typed); similar != "" {
 			e.Hint = fmt.Sprintf("did you mean --%s? %s", similar, e.Hint)
+		} else if below := commandWith(cmd, typed); below != nil {
+			e.Hint = fmt.Sprintf("put it after the command, as in '%s --%s'", below.CommandPath(), typed)
 		}
 	}
 	return err
+}
+
+// commandWith returns a command below another that has a flag, or nil.
+func commandWith(parent *cobra.Command, flag string) *cobra.Command {
+	for _, child := range parent.Commands() {
+		if child.Flags().Lookup(flag) != nil {
+			return child
+		}
+		if below := commandWith(child, flag); below != nil {
+			return below
+		}
+	}
+	return nil
 }
 
 // similarFlag returns the flag that the user probably meant, by cobra's rule for commands.

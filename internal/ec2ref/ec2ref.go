@@ -40,7 +40,7 @@ type Instance struct {
 // identifiers").
 func ParseAccount(text string) (Account, error) {
 	if len(text) != 12 || !consistsOf(text, isDigit) {
-		return "", fmt.Errorf("%.64q is not twelve digits", text)
+		return "", fmt.Errorf("%.64q is not an account number, such as 111122223333", text)
 	}
 	return Account(text), nil
 }
@@ -56,7 +56,7 @@ const maxRegion = 32
 // could end a host name early or add a label to it.
 func ParseRegion(text string) (Region, error) {
 	if !isRegion(text) {
-		return "", fmt.Errorf("%.64q is not an AWS region", text)
+		return "", fmt.Errorf("%.64q is not an AWS region, such as us-west-2", text)
 	}
 	return Region(text), nil
 }
@@ -91,7 +91,7 @@ func (r Region) String() string { return string(r) }
 func ParseInstanceID(text string) (InstanceID, error) {
 	digits, ok := strings.CutPrefix(text, "i-")
 	if !ok || (len(digits) != 8 && len(digits) != 17) || !consistsOf(digits, isHex) {
-		return "", fmt.Errorf("%.64q is not an instance id", text)
+		return "", fmt.Errorf("%.64q is not an instance id, such as i-0123456789abcdef0", text)
 	}
 	return InstanceID(text), nil
 }

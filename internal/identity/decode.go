@@ -21,7 +21,7 @@ func Decode(input []byte) ([]byte, error) {
 	text := bytes.TrimSpace(input)
 	switch {
 	case len(text) == 0:
-		return nil, failed(checkEncoding, errors.New("it is empty"))
+		return nil, failed(checkEncoding, errors.New("the document is empty"))
 	case len(input) > 1 && input[0] == 0x30 && input[1] >= 0x80:
 		return input, nil // text has no byte of 0x80 or more
 	case text[0] == '{':
@@ -31,7 +31,7 @@ func Decode(input []byte) ([]byte, error) {
 	}
 	message, err := base64.StdEncoding.Strict().DecodeString(string(text))
 	if err != nil {
-		return nil, failed(checkEncoding, fmt.Errorf("neither base64, PEM nor DER: %w", err))
+		return nil, failed(checkEncoding, errors.New("neither base64, PEM nor DER: save the metadata service's answer at /latest/dynamic/instance-identity/rsa2048 unchanged"))
 	}
 	return message, nil
 }

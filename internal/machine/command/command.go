@@ -3,7 +3,10 @@ package command
 
 import (
 	"errors"
+	"fmt"
+	"io/fs"
 	"os"
+	"path/filepath"
 
 	"github.com/spf13/cobra"
 
@@ -37,6 +40,33 @@ func asFailure(err error) error {
 		fault.Refused: cli.Refused, fault.Temporary: exitTemporary,
 	}
 	return &cli.Error{Err: err, Code: codes[e.Kind], Hint: e.Hint}
+}
+
+// checkRootFolder refuses a folder that no file system is mounted at: what the command would
+// say of an empty folder, such as that sshd is missing, would mislead.
+func checkRootFolder(cmd *cobra.Command, flag, folder string) error {
+	const hint = "mount the image there first"
+	if err := checkFolder(cmd, flag, folder, hint); err != nil {
+		return err
+	}
+	if info, err := os.Stat(filepath.Join(folder, "etc")); err != nil || !info.IsDir() {
+		return &cli.Error{Err: fmt.Errorf("%s: --%s: %s is not the root of a file system: it has no folder etc", cmd.Name(), flag, folder),
+			Code: cli.Failed, Hint: hint}
+	}
+	return nil
+}
+
+func checkFolder(cmd *cobra.Command, flag, folder, hint string) error {
+	info, err := os.Stat(folder)
+	switch {
+	case errors.Is(err, fs.ErrPermission):
+		return fmt.Errorf("%s: --%s: %w", cmd.Name(), flag, err)
+	case err != nil:
+		return &cli.Error{Err: fmt.Errorf("%s: --%s: no folder %s", cmd.Name(), flag, folder), Code: cli.Failed, Hint: hint}
+	case !info.IsDir():
+		return &cli.Error{Err: fmt.Errorf("%s: --%s: %s is not a folder", cmd.Name(), flag, folder), Code: cli.Failed, Hint: hint}
+	}
+	return nil
 }
 
 func requireRoot(cmd *cobra.Command) error {

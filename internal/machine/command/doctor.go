@@ -47,8 +47,8 @@ func runDoctor(cmd *cobra.Command, image string, timeout time.Duration, asJSON b
 	defer cancel()
 	d := diagnosis{Program: buildinfo.Version(), At: time.Now().UTC().Truncate(time.Second), Root: os.Geteuid() == 0, Image: image}
 	if image != "" {
-		if info, err := os.Stat(image); err != nil || !info.IsDir() {
-			return &cli.Error{Err: fmt.Errorf("doctor: --image: no folder %s", image), Code: cli.Failed, Hint: "mount the image there first"}
+		if err := checkRootFolder(cmd, "image", image); err != nil {
+			return err
 		}
 		d.Findings = doctor.Image(ctx, image)
 	} else {

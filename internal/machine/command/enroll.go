@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"runtime/debug"
 	"time"
@@ -129,10 +130,11 @@ func reportOutcome(o *agent.Outcome, log func(string, ...any)) {
 func loadConfig(path string) (config.Config, error) {
 	data, err := os.ReadFile(path)
 	if err != nil {
-		return config.Config{}, &cli.Error{
-			Err: fmt.Errorf("read the configuration: %w", err), Code: exitConfig,
-			Hint: "run 'hallmark install', or pass --config",
+		e := &cli.Error{Err: fmt.Errorf("read the configuration: %w", err), Code: exitConfig}
+		if errors.Is(err, fs.ErrNotExist) {
+			e.Hint = "run 'hallmark install', or pass --config"
 		}
+		return config.Config{}, e
 	}
 	c, err := config.Parse(data)
 	if err != nil {

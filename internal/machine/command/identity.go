@@ -45,7 +45,10 @@ func runIdentityVerify(cmd *cobra.Command, file, certificates string) error {
 	}
 	document, err := verifyDocument(keys, input)
 	if err != nil {
-		return fmt.Errorf("identity document refused: %w", err)
+		if file == "-" {
+			file = "standard input"
+		}
+		return fmt.Errorf("%s: identity document refused: %w", file, err)
 	}
 	return printDocument(cmd.OutOrStdout(), document)
 }
@@ -54,7 +57,7 @@ func runIdentityVerify(cmd *cobra.Command, file, certificates string) error {
 func addRegions(keys *identity.Keyring, dir string) (*identity.Keyring, error) {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
-		return nil, fmt.Errorf("read certificates: %w", err)
+		return nil, fmt.Errorf("--certificates: %w", err)
 	}
 	added := 0
 	for _, entry := range entries {
@@ -73,7 +76,8 @@ func addRegions(keys *identity.Keyring, dir string) (*identity.Keyring, error) {
 		added++
 	}
 	if added == 0 {
-		return nil, fmt.Errorf("no file named REGION.pem in %s", dir)
+		return nil, &cli.Error{Err: fmt.Errorf("--certificates: no file named REGION.pem in %s", dir), Code: cli.Failed,
+			Hint: "name each file after its region, such as us-west-2.pem"}
 	}
 	return keys, nil
 }

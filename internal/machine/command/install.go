@@ -1,9 +1,6 @@
 package command
 
 import (
-	"fmt"
-	"os"
-
 	"github.com/spf13/cobra"
 
 	"github.com/hallmark-ssh/hallmark/internal/cli"
@@ -34,8 +31,11 @@ func runInstall(cmd *cobra.Command, from, root string) error {
 	if err := requireRoot(cmd); err != nil {
 		return err
 	}
-	if info, err := os.Stat(root); err != nil || !info.IsDir() {
-		return &cli.Error{Err: fmt.Errorf("install: --root: no folder %s", root), Code: cli.Failed, Hint: "mount the image there first"}
+	if err := checkFolder(cmd, "from", from, "put config.yaml, openssh_ca.pub and signer_ca.pem into a folder, as docs/deploy.md says"); err != nil {
+		return err
+	}
+	if err := checkRootFolder(cmd, "root", root); err != nil {
+		return err
 	}
 	log := func(format string, args ...any) { cli.Note(cmd, format, args...) }
 	installer, err := install.New(root, log)
@@ -76,6 +76,9 @@ generates new host keys at boot.`,
 
 func runSeal(cmd *cobra.Command, root string, options install.SealOptions) error {
 	if err := requireRoot(cmd); err != nil {
+		return err
+	}
+	if err := checkRootFolder(cmd, "root", root); err != nil {
 		return err
 	}
 	removed, err := install.Seal(root, options)

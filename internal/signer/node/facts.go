@@ -6,7 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"reflect"
+	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 	"github.com/hallmark-ssh/hallmark/internal/signer/inventory"
@@ -136,6 +139,9 @@ func ParseFacts(data []byte) (Facts, error) {
 	if len(data) > maxFactsBytes {
 		return Facts{}, fmt.Errorf("facts: %d bytes, more than %d", len(data), maxFactsBytes)
 	}
+	if !utf8.Valid(data) || bytes.IndexByte(data, 0) >= 0 {
+		return Facts{}, errors.New("facts: the file is not text in UTF-8")
+	}
 	var f Facts
 	d := json.NewDecoder(bytes.NewReader(data))
 	err := f.read(d)
@@ -149,6 +155,9 @@ func ParseFacts(data []byte) (Facts, error) {
 	}
 	if f.Account == "" || f.Region == "" || f.InstanceID == "" {
 		return Facts{}, errors.New("facts: account, region and instance_id are required")
+	}
+	if _, err := ec2ref.NewInstance(string(f.Account), string(f.Region), string(f.InstanceID)); err != nil {
+		return Facts{}, fmt.Errorf("facts: %w", err)
 	}
 	return f, nil
 }
@@ -216,11 +225,12 @@ func readValue(d *json.Decoder, value any) error {
 
 // wanted says what a value must be, without the names of Go's types.
 func wanted(value any) string {
+	if reflect.TypeOf(value).Elem().Kind() == reflect.String {
+		return "is not a text; put it in quotes"
+	}
 	switch value.(type) {
 	case *time.Time:
 		return "is not a time; write it as EC2 does, such as 2026-01-31T12:00:00Z"
-	case *string:
-		return "is not a text; put it in quotes"
 	case *bool:
 		return "is neither true nor false"
 	}
@@ -238,6 +248,10 @@ func atEnd(d *json.Decoder) error {
 func ended(err error) error {
 	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
 		return errors.New("the file ends too early")
+	}
+	if syntax, ok := errors.AsType[*json.SyntaxError](err); ok {
+		what, _, _ := strings.Cut(strings.TrimPrefix(syntax.Error(), "invalid character "), " looking for")
+		return fmt.Errorf("this is not JSON: unexpected %s", what)
 	}
 	return err
 }

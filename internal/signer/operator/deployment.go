@@ -30,7 +30,7 @@ func deploymentCheckCommand() *cobra.Command {
 
 func runDeploymentCheck(cmd *cobra.Command, file, print string) error {
 	if print != "" && print != "audience" {
-		return cli.Usagef(cmd, "--print takes audience, not %q", print)
+		return cli.Usagef(cmd, "--print takes audience, not %.100q", print)
 	}
 	summary, err := deployment.Check(file)
 	if err != nil {
@@ -63,8 +63,10 @@ func deploymentPackCommand() *cobra.Command {
 		Use: "pack FILE", Short: "write the content of a function's package, except the program", Long: deploymentPackLong, Args: cli.OneFile,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			switch {
+			case function == "":
+				return cli.Usagef(cmd, "--function is missing")
 			case function != "enroll" && function != "fleet":
-				return cli.Usagef(cmd, "--function takes enroll or fleet, not %q", function)
+				return cli.Usagef(cmd, "--function takes enroll or fleet, not %.100q", function)
 			case into == "":
 				return cli.Usagef(cmd, "--into is missing")
 			}
@@ -72,6 +74,6 @@ func deploymentPackCommand() *cobra.Command {
 		},
 	}
 	cmd.Flags().StringVar(&function, "function", "", "the `function`: enroll or fleet")
-	cmd.Flags().StringVar(&into, "into", "", "write into this `folder`")
+	cmd.Flags().StringVar(&into, "into", "", "write into this `output-folder`")
 	return cmd
 }

@@ -44,9 +44,10 @@ func endCommand() *cobra.Command {
 }
 
 func (e ending) check(cmd *cobra.Command) error {
+	if err := checkTable(cmd, e.table); err != nil {
+		return err
+	}
 	switch {
-	case e.table == "":
-		return cli.Usagef(cmd, "--table is missing")
 	case (e.cluster.proxy == "") != (e.cluster.identity == ""):
 		return cli.Usagef(cmd, "--proxy and --identity go together")
 	case e.cluster.roots != "" && e.cluster.proxy == "":

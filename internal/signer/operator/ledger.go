@@ -9,8 +9,6 @@ import (
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
-	awshttp "github.com/aws/aws-sdk-go-v2/aws/transport/http"
-	"github.com/aws/aws-sdk-go-v2/config"
 	"github.com/aws/aws-sdk-go-v2/service/sts"
 	"github.com/spf13/cobra"
 
@@ -50,28 +48,6 @@ func openLedger(cmd *cobra.Command, table string) (operator, error) {
 	return operator{ledger: deployment.OpenLedger(cfg, table), arn: arn, config: cfg}, nil
 }
 
-// loadAWS reads the AWS configuration and credentials at hand, for the table's region.
-func loadAWS(ctx context.Context, cmd *cobra.Command, table string) (aws.Config, error) {
-	cfg, err := loadAnyAWS(ctx)
-	if err != nil {
-		return cfg, err
-	}
-	if cfg.Region = deployment.RegionOf(table, cfg.Region); cfg.Region == "" {
-		return cfg, &cli.Error{Err: fmt.Errorf("%s: the table's region is not known", cmd.Name()), Code: cli.Usage,
-			Hint: "set AWS_REGION, or pass the table's ARN"}
-	}
-	return cfg, nil
-}
-
-// loadAnyAWS is loadAWS without a table. The region may be empty.
-func loadAnyAWS(ctx context.Context) (aws.Config, error) {
-	cfg, err := config.LoadDefaultConfig(ctx, config.WithHTTPClient(awshttp.NewBuildableClient()))
-	if err != nil {
-		return cfg, fmt.Errorf("load the AWS configuration: %w", err)
-	}
-	return cfg, nil
-}
-
 // auditField is one member of an audit line.
 type auditField struct {
 	name  string
@@ -105,8 +81,14 @@ func (o operator) printLine(cmd *cobra.Command, fields ...auditField) error {
 
 // checkPlaceFlags checks the flags that say where an instance is.
 func checkPlaceFlags(cmd *cobra.Command, i ec2ref.Instance) error {
+	if i.Account == "" {
+		return cli.Usagef(cmd, "--account is missing")
+	}
 	if _, err := ec2ref.ParseAccount(string(i.Account)); err != nil {
 		return cli.Usagef(cmd, "--account: %w", err)
+	}
+	if i.Region == "" {
+		return cli.Usagef(cmd, "--region is missing")
 	}
 	if _, err := ec2ref.ParseRegion(string(i.Region)); err != nil {
 		return cli.Usagef(cmd, "--region: %w", err)
@@ -118,6 +100,9 @@ func checkPlaceFlags(cmd *cobra.Command, i ec2ref.Instance) error {
 func checkInstanceFlags(cmd *cobra.Command, i ec2ref.Instance) error {
 	if err := checkPlaceFlags(cmd, i); err != nil {
 		return err
+	}
+	if i.ID == "" {
+		return cli.Usagef(cmd, "--instance is missing")
 	}
 	if _, err := ec2ref.ParseInstanceID(string(i.ID)); err != nil {
 		return cli.Usagef(cmd, "--instance: %w", err)

@@ -37,14 +37,37 @@ func (e explaining) check(cmd *cobra.Command) (time.Time, error) {
 		return time.Time{}, cli.Usagef(cmd, "--live needs --deployment, which names the accounts and their roles")
 	case e.live == "" && (e.at != ec2ref.Place{} || e.table != ""):
 		return time.Time{}, cli.Usagef(cmd, "--account, --region and --table need --live")
-	case e.now == "":
+	}
+	if e.live != "" {
+		if err := e.checkLive(cmd); err != nil {
+			return time.Time{}, err
+		}
+	}
+	if e.now == "" {
 		return deployment.Now(), nil
 	}
 	now, err := time.Parse(time.RFC3339, e.now)
 	if err != nil {
-		return now, cli.Usagef(cmd, "--now: %q is not a time; write 2026-11-27T08:00:00Z", e.now)
+		return now, cli.Usagef(cmd, "--now: %.100q is not a time; write 2026-11-27T08:00:00Z", e.now)
 	}
 	return now, nil
+}
+
+// checkLive checks the flags that name a real instance.
+func (e explaining) checkLive(cmd *cobra.Command) error {
+	if _, err := ec2ref.ParseInstanceID(e.live); err != nil {
+		return cli.Usagef(cmd, "--live: %w", err)
+	}
+	if _, err := ec2ref.ParseAccount(string(e.at.Account)); err != nil && e.at.Account != "" {
+		return cli.Usagef(cmd, "--account: %w", err)
+	}
+	if _, err := ec2ref.ParseRegion(string(e.at.Region)); err != nil && e.at.Region != "" {
+		return cli.Usagef(cmd, "--region: %w", err)
+	}
+	if e.table != "" {
+		return checkTable(cmd, e.table)
+	}
+	return nil
 }
 
 // facts returns what is known of the instance.
@@ -117,10 +140,6 @@ func (e explaining) record(ctx context.Context, cmd *cobra.Command, cfg aws.Conf
 // pick returns the instance. Where the deployment lists one account or one region, there is
 // no need to name it.
 func (e explaining) pick(cmd *cobra.Command, places []ec2ref.Place) (ec2ref.Instance, error) {
-	id, err := ec2ref.ParseInstanceID(e.live)
-	if err != nil {
-		return ec2ref.Instance{}, cli.Usagef(cmd, "--live: %w", err)
-	}
 	var matching []ec2ref.Place
 	for _, p := range places {
 		if (e.at.Account == "" || e.at.Account == p.Account) && (e.at.Region == "" || e.at.Region == p.Region) {
@@ -131,7 +150,7 @@ func (e explaining) pick(cmd *cobra.Command, places []ec2ref.Place) (ec2ref.Inst
 	case 0:
 		return ec2ref.Instance{}, cli.Usagef(cmd, "%s does not list that account and region", e.deployment)
 	case 1:
-		return ec2ref.Instance{Account: matching[0].Account, Region: matching[0].Region, ID: id}, nil
+		return ec2ref.Instance{Account: matching[0].Account, Region: matching[0].Region, ID: ec2ref.InstanceID(e.live)}, nil
 	}
 	return ec2ref.Instance{}, cli.Usagef(cmd, "%s lists several accounts or regions: pass --account and --region", e.deployment)
 }

@@ -11,12 +11,12 @@ import (
 
 // Command returns hallmark-signer.
 func Command() *cobra.Command {
-	return cli.New("hallmark-signer", "check policies, report on the fleet, and change what the ledger says about an instance",
+	return withPlainErrors(cli.New("hallmark-signer", "check policies, report on the fleet, and change what the ledger says about an instance",
 		cli.Group("policy", "check and explain policies", policyCheckCommand(), policyExplainCommand(), policySchemaCommand()),
 		reportCommand(),
 		cli.Group("deployment", "check a deployment, and pack it", deploymentCheckCommand(), deploymentPackCommand()),
 		cli.Group("organization", "confirm a change of an organization's accounts", organizationShowCommand(), organizationConfirmCommand()),
-		permitRekeyCommand(), endCommand(), releaseCommand())
+		permitRekeyCommand(), endCommand(), releaseCommand()))
 }
 
 // tableFlag adds the flag that names the ledger.

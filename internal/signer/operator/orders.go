@@ -2,11 +2,10 @@ package operator
 
 import (
 	"bufio"
-	"errors"
+	"bytes"
 	"fmt"
-	"io"
-	"os"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/spf13/cobra"
 
@@ -15,8 +14,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/sshkey"
 )
 
-// maxOrdersBytes bounds the file of permit-rekey --from: some ten thousand lines.
-const maxOrdersBytes = 1 << 20
+const hintOrders = "want lines such as: i-0123456789abcdef0 SHA256:..., as ssh-keygen -l prints the fingerprint"
 
 // rekeyOrder is one permit to give.
 type rekeyOrder struct {
@@ -29,16 +27,14 @@ type rekeyOrder struct {
 // and fails if any line is wrong: such a list is not the one that was collected from the
 // machines.
 func readOrders(cmd *cobra.Command, path string, at ec2ref.Instance) ([]rekeyOrder, error) {
-	in := cmd.InOrStdin()
-	if path != "-" {
-		file, err := os.Open(path)
-		if err != nil {
-			return nil, fmt.Errorf("permit-rekey: --from: %w", err)
-		}
-		defer func() { _ = file.Close() }()
-		in = file
+	data, err := readFile(path, cmd.InOrStdin())
+	if err == nil && !isText(data) {
+		err = fmt.Errorf("%s is not a text file", path)
 	}
-	orders, wrong, err := parseOrders(in, at)
+	if err != nil {
+		return nil, fmt.Errorf("permit-rekey: --from: %w", err)
+	}
+	orders, wrong, err := parseOrders(data, at)
 	if err != nil {
 		return nil, fmt.Errorf("permit-rekey: read %s: %w", path, err)
 	}
@@ -47,18 +43,17 @@ func readOrders(cmd *cobra.Command, path string, at ec2ref.Instance) ([]rekeyOrd
 	}
 	switch {
 	case len(wrong) > 0:
-		return nil, &cli.Error{Err: fmt.Errorf("permit-rekey: %d wrong lines in %s; nothing was permitted", len(wrong), path), Code: cli.Failed,
-			Hint: "want lines such as: i-0123456789abcdef0 SHA256:..., as ssh-keygen -l prints the fingerprint"}
+		return nil, &cli.Error{Err: fmt.Errorf("permit-rekey: nothing was permitted; wrong lines in %s: %d", path, len(wrong)), Code: cli.Failed,
+			Hint: hintOrders}
 	case len(orders) == 0:
-		return nil, fmt.Errorf("permit-rekey: no instances in %s", path)
+		return nil, &cli.Error{Err: fmt.Errorf("permit-rekey: no instances in %s", path), Code: cli.Failed, Hint: hintOrders}
 	}
 	return orders, nil
 }
 
 // parseOrders returns the orders, and what is wrong with each wrong line.
-func parseOrders(in io.Reader, at ec2ref.Instance) (orders []rekeyOrder, wrong []string, err error) {
-	limited := &io.LimitedReader{R: in, N: maxOrdersBytes + 1}
-	lines := bufio.NewScanner(limited)
+func parseOrders(data []byte, at ec2ref.Instance) (orders []rekeyOrder, wrong []string, err error) {
+	lines := bufio.NewScanner(bytes.NewReader(data))
 	instances, keys := make(map[string]int), make(map[string]int)
 	for n := 1; lines.Scan(); n++ {
 		text := strings.TrimSpace(lines.Text())
@@ -67,7 +62,10 @@ func parseOrders(in io.Reader, at ec2ref.Instance) (orders []rekeyOrder, wrong [
 		}
 		order, err := parseOrder(text, at)
 		if err == nil {
-			err = errors.Join(unique(instances, string(order.instance.ID), n), unique(keys, order.fingerprint, n))
+			err = unique(instances, string(order.instance.ID), n)
+		}
+		if err == nil {
+			err = unique(keys, order.fingerprint, n)
 		}
 		if err != nil {
 			wrong = append(wrong, fmt.Sprintf("line %d: %s", n, cli.OneLine(err)))
@@ -76,16 +74,13 @@ func parseOrders(in io.Reader, at ec2ref.Instance) (orders []rekeyOrder, wrong [
 		order.line = n
 		orders = append(orders, order)
 	}
-	if limited.N == 0 {
-		return nil, nil, fmt.Errorf("more than %d bytes", maxOrdersBytes)
-	}
 	return orders, wrong, lines.Err()
 }
 
 func parseOrder(text string, at ec2ref.Instance) (rekeyOrder, error) {
 	fields := strings.Fields(text)
 	if len(fields) != 2 {
-		return rekeyOrder{}, fmt.Errorf("%d words, want an instance id and a fingerprint", len(fields))
+		return rekeyOrder{}, fmt.Errorf("want two words, an instance id and a fingerprint; this line has %d", len(fields))
 	}
 	id, err := ec2ref.ParseInstanceID(fields[0])
 	if err != nil {
@@ -107,3 +102,6 @@ func unique(seen map[string]int, what string, line int) error {
 	seen[what] = line
 	return nil
 }
+
+// isText reports whether people can have written a file.
+func isText(data []byte) bool { return utf8.Valid(data) && bytes.IndexByte(data, 0) < 0 }

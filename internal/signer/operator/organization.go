@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/spf13/cobra"
 
 	"github.com/hallmark-ssh/hallmark/internal/cli"
@@ -62,25 +63,26 @@ func organizationConfirmCommand() *cobra.Command {
 // open returns where the deployment's organization is stored, and which accounts may enroll.
 func (m membership) open(cmd *cobra.Command) (operator, organization.Store, organization.Scope, error) {
 	var none organization.Store
-	switch {
-	case m.table == "":
-		return operator{}, none, organization.Scope{}, cli.Usagef(cmd, "--table is missing")
-	case m.deployment == "":
+	if err := checkTable(cmd, m.table); err != nil {
+		return operator{}, none, organization.Scope{}, err
+	}
+	if m.deployment == "" {
 		return operator{}, none, organization.Scope{}, cli.Usagef(cmd, "--deployment is missing")
 	}
 	data, err := readFile(m.deployment, nil)
 	if err != nil {
 		return operator{}, none, organization.Scope{}, fmt.Errorf("read the deployment's configuration: %w", err)
 	}
+	// Before any call: the file may be wrong.
+	if _, _, err := deployment.Organization(data, aws.Config{}, m.table); err != nil {
+		return operator{}, none, organization.Scope{}, fmt.Errorf("%s: %w", m.deployment, err)
+	}
 	o, err := openLedger(cmd, m.table)
 	if err != nil {
 		return operator{}, none, organization.Scope{}, err
 	}
 	store, scope, err := deployment.Organization(data, o.config, m.table)
-	if err != nil {
-		return operator{}, none, organization.Scope{}, fmt.Errorf("%s: %w", m.deployment, err)
-	}
-	return o, store, scope, nil
+	return o, store, scope, err
 }
 
 func runOrganizationShow(cmd *cobra.Command, m membership) error {
@@ -104,6 +106,9 @@ func runOrganizationShow(cmd *cobra.Command, m membership) error {
 }
 
 func runOrganizationConfirm(cmd *cobra.Command, m membership) error {
+	if m.change == "" {
+		return cli.Usagef(cmd, "--change is missing; 'organization show' prints it")
+	}
 	if !regexp.MustCompile(`^[0-9a-f]{16}$`).MatchString(m.change) {
 		return cli.Usagef(cmd, "--change: want the 16 hexadecimal digits that 'organization show' prints")
 	}

@@ -61,8 +61,8 @@ func permitRekeyCommand() *cobra.Command {
 
 // check refuses a permit that nobody could use.
 func (r rekey) check(cmd *cobra.Command) error {
-	if r.table == "" {
-		return cli.Usagef(cmd, "--table is missing")
+	if err := checkTable(cmd, r.table); err != nil {
+		return err
 	}
 	check := checkInstanceFlags
 	if r.from != "" {
@@ -74,8 +74,10 @@ func (r rekey) check(cmd *cobra.Command) error {
 	switch {
 	case r.from != "" && (r.instance.ID != "" || r.fingerprint != ""):
 		return cli.Usagef(cmd, "--from names the instances and fingerprints; remove --instance and --fingerprint")
+	case r.from == "" && r.fingerprint == "":
+		return cli.Usagef(cmd, "--fingerprint is missing")
 	case r.from == "" && !sshkey.IsFingerprint(r.fingerprint):
-		return cli.Usagef(cmd, "--fingerprint: %q does not look like SHA256:..., as ssh-keygen -l prints it", r.fingerprint)
+		return cli.Usagef(cmd, "--fingerprint: %.100q does not look like SHA256:..., as ssh-keygen -l prints it", r.fingerprint)
 	case r.lasts < time.Second || r.lasts > maxPermit:
 		return cli.Usagef(cmd, "--hours: want more than 0 and at most %g", maxPermit.Hours())
 	}

@@ -35,11 +35,14 @@ func releaseCommand() *cobra.Command {
 }
 
 func runRelease(cmd *cobra.Command, table, name string) error {
+	if err := checkTable(cmd, table); err != nil {
+		return err
+	}
 	switch {
-	case table == "":
-		return cli.Usagef(cmd, "--table is missing")
-	case name == "" || len(name) > maxName:
-		return cli.Usagef(cmd, "--name: want a name of 1 to %d bytes", maxName)
+	case name == "":
+		return cli.Usagef(cmd, "--name is missing")
+	case len(name) > maxName:
+		return cli.Usagef(cmd, "--name: %d bytes, more than %d", len(name), maxName)
 	}
 	o, err := openLedger(cmd, table)
 	if err != nil {

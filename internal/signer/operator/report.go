@@ -81,10 +81,11 @@ func (r *reporting) check(cmd *cobra.Command) (err error) {
 	switch {
 	case r.deployment == "":
 		return cli.Usagef(cmd, "--deployment is missing")
-	case r.table == "":
-		return cli.Usagef(cmd, "--table is missing")
 	case !slices.Contains([]string{"table", "json", "csv"}, r.format):
-		return cli.Usagef(cmd, "--format takes table, json or csv, not %q", r.format)
+		return cli.Usagef(cmd, "--format takes table, json or csv, not %.100q", r.format)
+	}
+	if err := checkTable(cmd, r.table); err != nil {
+		return err
 	}
 	if r.filter.Accounts, err = parseAll(r.accounts, ec2ref.ParseAccount); err != nil {
 		return cli.Usagef(cmd, "--account: %w", err)
@@ -92,12 +93,12 @@ func (r *reporting) check(cmd *cobra.Command) (err error) {
 	if r.filter.Regions, err = parseAll(r.regions, ec2ref.ParseRegion); err != nil {
 		return cli.Usagef(cmd, "--region: %w", err)
 	}
-	for _, s := range r.states {
-		r.filter.States = append(r.filter.States, report.State(s))
+	if r.filter.States, err = parseAll(r.states, report.ParseState); err != nil {
+		return cli.Usagef(cmd, "--state: %w", err)
 	}
 	if r.within != "" {
 		if r.filter.Within, err = policy.ParseDuration(r.within); err != nil || r.filter.Within <= 0 {
-			return cli.Usagef(cmd, "--expires-within: %q is not a time; write 36h or 3d", r.within)
+			return cli.Usagef(cmd, "--expires-within: %.100q is not a time; write 36h or 3d", r.within)
 		}
 	}
 	if err := r.filter.Check(); err != nil {
@@ -120,6 +121,10 @@ func parseAll[T any](texts []string, parse func(string) (T, error)) ([]T, error)
 
 func runReport(cmd *cobra.Command, r reporting) error {
 	if err := r.check(cmd); err != nil {
+		return err
+	}
+	// With an old login, the report still shows what the other sources know.
+	if err := r.cluster.check(cmd); err != nil && !errors.Is(err, teleport.ErrExpired) {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(cmd.Context(), reportTimeout)

@@ -191,7 +191,7 @@ func badSyntax(message, text string, at int) string {
 	case token == ".in":
 		return `write VALUE in ["A", "B"]`
 	case token == "":
-		return "not a valid expression: " + strings.TrimPrefix(message, "Syntax error: ")
+		return "not a valid expression: " + strings.ReplaceAll(strings.TrimPrefix(message, "Syntax error: "), "'<EOF>'", "the end")
 	}
 	return fmt.Sprintf("%s is not expected here", quote(token))
 }

@@ -23,15 +23,23 @@ type Filter struct {
 	Within time.Duration
 }
 
+// ParseState reads the name of a state.
+func ParseState(text string) (State, error) {
+	if !slices.Contains(States(), State(text)) {
+		return "", fmt.Errorf("%.100q is not a state; write %s", text, join(States()))
+	}
+	return State(text), nil
+}
+
 // Check returns an error if a value of the filter can match nothing.
 func (f Filter) Check() error {
 	for _, s := range f.States {
-		if !slices.Contains(States(), s) {
-			return fmt.Errorf("%q is not a state; write %s", s, join(States()))
+		if _, err := ParseState(string(s)); err != nil {
+			return err
 		}
 	}
 	if _, err := path.Match(f.Hostname, ""); err != nil {
-		return fmt.Errorf("host name %q is not a pattern; write web-* or web-[0-9]", f.Hostname)
+		return fmt.Errorf("host name %.100q is not a pattern; write web-* or web-[0-9]", f.Hostname)
 	}
 	if f.Within < 0 {
 		return fmt.Errorf("%s is negative", f.Within)

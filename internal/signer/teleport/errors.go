@@ -27,6 +27,9 @@ var (
 	// ErrDenied says that the login is not valid, or not valid for this call, until
 	// somebody changes it.
 	ErrDenied = errors.New("refused by Teleport")
+
+	// ErrExpired says that the login's certificate expired.
+	ErrExpired = errors.New("expired")
 )
 
 // failed adds to an error of Teleport's API library what was being done, the kind of

@@ -70,6 +70,18 @@ func (path IdentityFile) identity(_ context.Context, config Config) (*identity, 
 	return id, nil
 }
 
+// Check reports why nobody can log in with the file, without a call.
+func (path IdentityFile) Check(now time.Time) error {
+	data, err := os.ReadFile(string(path))
+	if err != nil {
+		return err
+	}
+	if _, err = parseIdentity(data, now); err != nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	return nil
+}
+
 // secretRefresh is how long the client uses the content of a secret before it reads it
 // again.
 const secretRefresh = 5 * time.Minute
@@ -119,7 +131,7 @@ func newIdentity(certificate tls.Certificate, roots *x509.CertPool, now time.Tim
 		return nil, fmt.Errorf("TLS certificate: %w", err)
 	}
 	if !now.Before(leaf.NotAfter) {
-		return nil, fmt.Errorf("expired at %s; make a new one", leaf.NotAfter.UTC().Format(time.RFC3339))
+		return nil, fmt.Errorf("%w at %s; make a new one", ErrExpired, leaf.NotAfter.UTC().Format(time.RFC3339))
 	}
 	if now.Before(leaf.NotBefore) {
 		return nil, fmt.Errorf("it is valid from %s, but this clock says %s: set the clock",
