@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"bytes"
 	"crypto/rand"
 	"errors"
 	"fmt"
@@ -204,10 +205,23 @@ func TestEnrollBesideAnotherCA(t *testing.T) {
 func TestEnrollReplacesTheCertificateOfAnotherCA(t *testing.T) {
 	m := newMachine(t)
 	m.Config.HostCertificate = config.ReplaceCertificate
-	m.certifyByOther("rsa", m.sshd.KeyPath("rsa")+hostkey.CertificateSuffix)
-	o, err := m.Enroll(t.Context())
-	if err != nil || len(o.State.Certificates) != 3 {
-		t.Errorf("outcome %+v, %v", o, err)
+	path := m.sshd.KeyPath("rsa") + hostkey.CertificateSuffix
+	m.certifyByOther("rsa", path)
+	original := machinetest.ReadFile(t, path)
+	for range 2 { // a renewal overwrites Hallmark's own
+		o, err := m.Enroll(t.Context())
+		if err != nil || len(o.State.Certificates) != 3 {
+			t.Fatalf("outcome %+v, %v", o, err)
+		}
+		saved, err := state.LoadOriginals(m.stateDir)
+		if err != nil || len(saved) != 1 || saved[0].Path != path || !bytes.Equal(saved[0].Content, original) {
+			t.Errorf("saved %q, %v", saved, err)
+		}
+		s := m.state()
+		s.RenewAfter = s.EnrolledAt
+		if err := state.Save(m.stateDir, s); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 

@@ -55,6 +55,9 @@ func (i *installation) install(ctx context.Context, caFile []byte, next *state.S
 		return nothingChanged(err)
 	}
 	defer func() { err = errors.Join(err, change.Close()) }()
+	if err := i.saveOriginals(); err != nil {
+		return nothingChanged(err)
+	}
 	// Do not start an sshd that does not run: somebody may have stopped it. This question
 	// starts one behind ssh.socket, as any login does.
 	if err := i.findListeners(ctx); err != nil {
@@ -117,6 +120,26 @@ func (i *installation) stage(caFile []byte) (*replace.Change, error) {
 		return nil, errors.Join(err, change.Close())
 	}
 	return change, nil
+}
+
+// saveOriginals saves the other CAs' certificates that this installation overwrites.
+func (i *installation) saveOriginals() error {
+	var list []state.Original
+	for _, key := range i.keys {
+		path := key.CertificatePath()
+		if hostkey.ReadCertificate(path) == nil || (hostkey.Selection{Conf: i.conf, State: i.before}).Wrote(key) {
+			continue
+		}
+		data, err := os.ReadFile(path)
+		if err != nil {
+			return fmt.Errorf("save the certificate of another CA: %w", err)
+		}
+		list = append(list, state.Original{Path: path, Content: data})
+	}
+	if len(list) == 0 {
+		return nil
+	}
+	return state.SaveOriginals(i.stateDir, list)
 }
 
 // findListeners notes where the running sshd listens.

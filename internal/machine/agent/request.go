@@ -68,13 +68,19 @@ func (e *Enroller) check(ctx context.Context, answer *protocol.Response, keys []
 
 // newRequest makes a request with fresh proofs.
 func (e *Enroller) newRequest(ctx context.Context, version int, region ec2ref.Region, document string, creds identity.Credentials, keys []hostkey.Key, report *protocol.Report) ([]byte, error) {
-	now := e.now().UTC().Truncate(time.Second)
-	p := protocol.Payload{Version: version, Audience: e.Config.Audience, IssuedAt: now, IdentityDocument: document}
-	for _, key := range keys {
-		p.HostKeys = append(p.HostKeys, key.Line())
-	}
+	p := protocol.Payload{Version: version, IdentityDocument: document}
 	if p.Version > protocol.FirstVersion {
 		p.Report = report
+	}
+	return e.prove(ctx, region, creds, keys, p)
+}
+
+// prove completes a payload and adds fresh proofs.
+func (e *Enroller) prove(ctx context.Context, region ec2ref.Region, creds identity.Credentials, keys []hostkey.Key, p protocol.Payload) ([]byte, error) {
+	now := e.now().UTC().Truncate(time.Second)
+	p.Audience, p.IssuedAt = e.Config.Audience, now
+	for _, key := range keys {
+		p.HostKeys = append(p.HostKeys, key.Line())
 	}
 	payload, err := json.Marshal(p)
 	if err != nil {

@@ -93,6 +93,11 @@ func Blocking(findings []Finding) (blocking []Finding) {
 	return blocking
 }
 
+// Admits reports whether AllowUsers and similar keywords let a login's account in.
+func Admits(login sshd.Login, accounts []sshd.Account) bool {
+	return len(evidence{Accounts: accounts}.admission(login, sshd.ParseSettings(login.Settings))) == 0
+}
+
 // Join joins findings into one error.
 func Join(findings []Finding) error {
 	var texts []string

@@ -237,13 +237,13 @@ func TestRevokes(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got, err := revokes(data, ca); err != nil || got != (name != "serial") {
+		if got, err := Revokes(data, ca); err != nil || got != (name != "serial") {
 			t.Errorf("%s: %v, %v", name, got, err)
 		}
-		if got, err := revokes(data, other); err != nil || got {
+		if got, err := Revokes(data, other); err != nil || got {
 			t.Errorf("%s revokes another key: %v, %v", name, got, err)
 		}
-		if _, err := revokes(data[:len(data)-1], other); err == nil {
+		if _, err := Revokes(data[:len(data)-1], other); err == nil {
 			t.Errorf("%s cut off is no error", name)
 		}
 	}
@@ -261,7 +261,7 @@ func FuzzRevokes(f *testing.F) {
 	f.Add([]byte("SSHKRL\n\x00\x00\x00\x00\x01"))
 	f.Add(ssh.MarshalAuthorizedKey(key))
 	f.Fuzz(func(t *testing.T, data []byte) {
-		if revoked, err := revokes(data, key); revoked && err != nil {
+		if revoked, err := Revokes(data, key); revoked && err != nil {
 			t.Fatal("both revoked and an error")
 		}
 	})

@@ -127,7 +127,7 @@ func (f evidence) revocation(_ sshd.Login, s sshd.Settings) []problem {
 	}
 	var revoked []string
 	for _, ca := range f.CAs {
-		switch yes, err := revokes(content, ca); {
+		switch yes, err := Revokes(content, ca); {
 		case err != nil:
 			return severe("RevokedKeys", value, err.Error()+", so sshd refuses all keys and certificates", "make the list again with ssh-keygen -k")
 		case yes:

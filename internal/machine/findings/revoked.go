@@ -11,10 +11,10 @@ import (
 	"golang.org/x/crypto/ssh"
 )
 
-// revokes reports whether the content of a RevokedKeys file revokes a key. The content is a
+// Revokes reports whether the content of a RevokedKeys file revokes a key. The content is a
 // list of public keys, or a key revocation list (OpenSSH's PROTOCOL.krl). If it revokes a CA,
 // it revokes all of that CA's certificates.
-func revokes(data []byte, key ssh.PublicKey) (bool, error) {
+func Revokes(data []byte, key ssh.PublicKey) (bool, error) {
 	if list, ok := bytes.CutPrefix(data, []byte("SSHKRL\n\x00")); ok {
 		return krlRevokes(list, key)
 	}

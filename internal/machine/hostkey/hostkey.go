@@ -191,9 +191,11 @@ func ProxyRank(key ssh.PublicKey) int {
 // is lost, the form is all that is left to check.
 func (s Selection) isHallmarks(file string, cert *ssh.Certificate) bool {
 	path, beside := strings.CutSuffix(file, CertificateSuffix)
-	if !beside || !slices.Contains(s.Conf.HostKeys, path) {
-		return false
-	}
+	return beside && slices.Contains(s.Conf.HostKeys, path) && s.wrote(path, cert)
+}
+
+// wrote reports whether Hallmark wrote the certificate of the host key at path.
+func (s Selection) wrote(path string, cert *ssh.Certificate) bool {
 	if s.State != nil {
 		if slices.Contains(s.State.HostCAs, sshkey.Line(cert.SignatureKey)) {
 			return true
@@ -205,6 +207,50 @@ func (s Selection) isHallmarks(file string, cert *ssh.Certificate) bool {
 		}
 	}
 	return hasNodeNames(cert.ValidPrincipals)
+}
+
+// Wrote reports whether Hallmark wrote the certificate in the certificate file of a host key.
+func (s Selection) Wrote(key Key) bool {
+	cert := ReadCertificate(key.CertificatePath())
+	return cert != nil && s.wrote(key.Path, cert)
+}
+
+// Written returns the host keys whose certificate files Hallmark wrote. sshd's configuration
+// need not name the certificates anymore.
+func (s Selection) Written() (keys []Key) {
+	for _, path := range s.paths() {
+		if key := (Key{Path: path}); s.Wrote(key) {
+			keys = append(keys, key)
+		}
+	}
+	return keys
+}
+
+// Signing returns the host keys that can prove a request other than an enrollment, with or
+// without a certificate. Those that the signer has recorded come first.
+func (s Selection) Signing() (keys []Key) {
+	for _, path := range s.paths() {
+		public, why, err := ReadPublic(path)
+		if key := (Key{Path: path, Public: public}); err == nil && why == "" && unacceptable(key) == "" {
+			keys = append(keys, key)
+		}
+	}
+	return keys[:min(len(keys), protocol.MaxHostKeys)]
+}
+
+// paths returns the host keys of the state, then the others of sshd's configuration.
+func (s Selection) paths() (paths []string) {
+	if s.State != nil {
+		for _, c := range s.State.Certificates {
+			paths = append(paths, strings.TrimSuffix(c.Path, CertificateSuffix))
+		}
+	}
+	for _, path := range s.Conf.HostKeys {
+		if !slices.Contains(paths, path) {
+			paths = append(paths, path)
+		}
+	}
+	return paths
 }
 
 // hasNodeNames reports whether principals have the four names of a node: two names, one of

@@ -1,4 +1,5 @@
-// Package install puts hallmark on a machine or into an image, and seals images.
+// Package install puts hallmark on a machine or into an image, takes it off a machine, and seals
+// images.
 package install
 
 import (
@@ -227,13 +228,18 @@ func usualTypes() map[string]string {
 // put puts everything in place. Nothing of it affects sshd until sshd's settings are in place,
 // which come last.
 func (in *Installer) put(ctx context.Context, files []file, plan plan) (changes []string, err error) {
-	change := &replace.Change{}
-	defer func() { err = errors.Join(err, change.Close()) }()
-	for _, f := range append(files, file{path: sshdconf.DropIn}) { // its own folder, unlike the main file's
+	for _, f := range append(files, file{path: sshdconf.DropIn}, file{path: recordFile}) { // their own folders, unlike the main file's
 		if err := in.tidy(f.path); err != nil {
 			return nil, err
 		}
 	}
+	recorded, err := in.putRecord(files, plan)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, recorded.Close()) }()
+	change := &replace.Change{}
+	defer func() { err = errors.Join(err, change.Close()) }()
 	for _, f := range files {
 		if err := in.stage(change, f); err != nil {
 			return nil, err
@@ -252,7 +258,32 @@ func (in *Installer) put(ctx context.Context, files []file, plan plan) (changes 
 		return nil, err
 	}
 	change.Keep()
-	return change.Lines(), nil
+	recorded.Keep()
+	return append(recorded.Lines(), change.Lines()...), nil
+}
+
+// putRecord writes the record before anything else: after a kill, the next run could not tell
+// what was there before.
+func (in *Installer) putRecord(files []file, plan plan) (*replace.Change, error) {
+	paths := []string{plan.main}
+	if len(plan.dropIn) > 0 {
+		paths = append(paths, sshdconf.DropIn)
+	}
+	for _, f := range files {
+		paths = append(paths, f.path)
+	}
+	f, err := in.nextRecord(slices.DeleteFunc(paths, func(path string) bool { return path == "" }))
+	if err != nil {
+		return nil, err
+	}
+	change := &replace.Change{}
+	if err = in.stage(change, f); err == nil {
+		err = change.Commit()
+	}
+	if err != nil {
+		return nil, errors.Join(err, change.Close())
+	}
+	return change, nil
 }
 
 // tidy removes what a killed installation left beside a file.
@@ -549,7 +580,7 @@ func (in *Installer) plan(options sshdconf.Options) (plan, error) {
 		return p, nil
 	}
 	if name == sshdconf.VendorConfig {
-		file, rest = sshdconf.MainConfig, []byte("Include "+sshdconf.VendorConfig+"\n")
+		file, rest = sshdconf.MainConfig, []byte(includesVendor)
 	}
 	if config, err = sshdconf.WithBlock(rest, body); err != nil {
 		return plan{}, fmt.Errorf("%s: %w", filepath.Join(in.root, name), err)

@@ -41,6 +41,8 @@ type image struct {
 	drift func() string
 	// prints is added to what sshd prints for a configuration, if set.
 	prints func(config string) string
+	// accounts are those of the machine, if a test needs any.
+	accounts []sshd.Account
 	*Installer
 }
 
@@ -135,7 +137,7 @@ func (i *image) Trial(main, dropIn []byte) []byte {
 
 func (i *image) Lines() []sshd.Line { return (&sshd.Server{Root: i.root}).Lines() }
 
-func (i *image) Accounts() ([]sshd.Account, error) { return nil, nil }
+func (i *image) Accounts() ([]sshd.Account, error) { return i.accounts, nil }
 
 func (i *image) Absent(context.Context, string, []string) []string { return nil }
 
@@ -174,7 +176,7 @@ func TestInstall(t *testing.T) {
 		t.Errorf("program: %q", got)
 	}
 	for _, path := range []string{
-		config.File, sshdconf.CAFile, sshdconf.DropIn, sshdconf.MainConfig,
+		config.File, recordFile, sshdconf.CAFile, sshdconf.DropIn, sshdconf.MainConfig,
 		"/etc/systemd/system/hallmark.service", "/etc/systemd/system/hallmark.timer",
 		"/etc/systemd/system/hallmark-renew.timer",
 	} {
@@ -185,7 +187,7 @@ func TestInstall(t *testing.T) {
 	}
 	var want []string
 	for _, path := range []string{
-		Program, config.File, sshdconf.CAFile, sshdconf.DropIn,
+		Program, config.File, recordFile, sshdconf.CAFile, sshdconf.DropIn,
 		"/etc/systemd/system/hallmark.service", "/etc/systemd/system/hallmark.timer",
 		"/etc/systemd/system/hallmark-renew.timer",
 	} {

@@ -71,7 +71,7 @@ func TestFirstInstallFromPackage(t *testing.T) {
 		t.Fatal(err)
 	}
 	after := i.tree()
-	for _, path := range []string{config.File, sshdconf.CAFile, sshdconf.DropIn} {
+	for _, path := range []string{config.File, recordFile, sshdconf.CAFile, sshdconf.DropIn} {
 		if after[path] == "" {
 			t.Errorf("%s was not installed", path)
 		}

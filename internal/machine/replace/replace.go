@@ -87,6 +87,10 @@ func helperFile(path, what string) string {
 	return filepath.Join(filepath.Dir(path), "."+filepath.Base(path)+".hallmark-"+what)
 }
 
+// SavedCopy returns where a Change keeps the old file until it is closed. After a kill, the
+// copy may still be there.
+func SavedCopy(path string) string { return helperFile(path, "old") }
+
 // RemoveLeftovers removes what a killed run left next to the files. If a file is missing, it
 // is restored from the copy that the run saved. Do not call this during a Change of the files.
 func RemoveLeftovers(paths ...string) error {

@@ -230,6 +230,15 @@ func olderVersion(err error, asked int) (older int) {
 }
 
 func (c *Client) post(ctx context.Context, region ec2ref.Region, version int, body []byte) (*protocol.Response, error) {
+	data, err := c.postBody(ctx, region, version, body)
+	if err != nil {
+		return nil, err
+	}
+	return readAnswer(data)
+}
+
+// postBody posts a request in a version, and returns the body of the answer if it was granted.
+func (c *Client) postBody(ctx context.Context, region ec2ref.Region, version int, body []byte) ([]byte, error) {
 	header := http.Header{"Content-Type": {"application/json"}}
 	status, data, err := c.send(ctx, region, http.MethodPost, header, body)
 	if err != nil {
@@ -238,7 +247,7 @@ func (c *Client) post(ctx context.Context, region ec2ref.Region, version int, bo
 	if status.code != http.StatusOK {
 		return nil, c.refusal(status, data, version)
 	}
-	return readAnswer(data)
+	return data, nil
 }
 
 // CAs asks once for the cluster's current CAs, and returns nil if they still have the entity
