@@ -217,7 +217,7 @@ func (w *sweepWorld) close() {
 func (w *sweepWorld) enroll(ctx context.Context, i *sweepInstance) error {
 	end, id, account := time.Now().Add(policy.DefaultLifetime), i.ref.ID.String(), i.ref.Account.String()
 	claim := ledger.Claim{
-		Instance: i.ref, Fingerprints: []string{"SHA256:" + id}, Hostname: "web-" + id, ImageOwner: account, ValidUntil: end,
+		Instance: i.ref, Fingerprints: []string{"SHA256:" + id}, Hostname: "web-" + id, ImageOwner: i.ref.Account, ValidUntil: end,
 	}
 	granted, err := w.ledger.Claim(ctx, claim, time.Now())
 	if err != nil {

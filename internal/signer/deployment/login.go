@@ -163,7 +163,7 @@ func (l login) with(cfg aws.Config) (teleport.Login, error) {
 	if err != nil {
 		return nil, err
 	}
-	return teleport.Bot{Token: l.Token, Role: l.Role, Credentials: cfg.Credentials, Region: string(region), STSHost: host}, nil
+	return teleport.Bot{Token: l.Token, Role: l.Role, Credentials: cfg.Credentials, Region: region, STSHost: host}, nil
 }
 
 // stsHost returns the region's endpoint of STS, or its FIPS endpoint.

@@ -81,9 +81,9 @@ func (f *fakeAWS) truth(action string) string {
 	case "DescribeInstances":
 		return instancesXML(reservationXML(testAccount, instanceXML(f.instance)))
 	case "DescribeImages":
-		return imagesXML(imageXML(f.instance.ImageID, f.instance.ImageOwner))
+		return imagesXML(imageXML(f.instance.ImageID, f.instance.ImageOwner.String()))
 	case "DescribeInstanceImageMetadata":
-		return launchImageXML(string(f.instance.ID), testAccount, f.instance.ImageID, f.instance.ImageOwner)
+		return launchImageXML(string(f.instance.ID), testAccount, f.instance.ImageID, f.instance.ImageOwner.String())
 	case "GetParameter":
 		return parameterJSON("/hallmark/policy", f.policy)
 	}

@@ -181,7 +181,7 @@ func organizationAttacks() map[string]attack {
 		"organization: image of another member": {func(w *world, _ *attempt) {
 			w.joinOrganization(organization.Scope{}, in(2))
 			w.setOrganizationPolicy("{name: a, match: {image_owners: [listed], max_age: any}}")
-			w.instance.ImageOwner = string(other)
+			w.instance.ImageOwner = other
 		}, codeGranted, all, checkOwnNames},
 		"organization: another path than the rule's": {func(w *world, _ *attempt) {
 			w.joinOrganization(organization.Scope{}, in(1))

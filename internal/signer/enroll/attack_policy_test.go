@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
 	"github.com/hallmark-ssh/hallmark/internal/signer/entry"
 	"github.com/hallmark-ssh/hallmark/internal/signer/inventory"
@@ -25,7 +26,7 @@ func doorAttacks() map[string]attack {
 			a.http = func(r *entry.Request) { r.Source = source }
 		}
 	}
-	signedBy := func(account, arn string) func(*world, *attempt) {
+	signedBy := func(account ec2ref.Account, arn string) func(*world, *attempt) {
 		return func(w *world, a *attempt) {
 			w.signer.RequireIAM = true
 			a.http = func(r *entry.Request) { r.IAM = &entry.IAMCaller{Account: account, ARN: arn} }

@@ -56,7 +56,7 @@ func checkIAM(c *entry.IAMCaller, d *identity.Document) error {
 	if err != nil {
 		return refuse(protocol.CodeNotAllowed, fmt.Errorf("IAM caller: %w", err))
 	}
-	if c.Account != string(d.Instance.Account) || who.AccountID != string(d.Instance.Account) {
+	if c.Account != d.Instance.Account || who.AccountID != string(d.Instance.Account) {
 		return refuse(protocol.CodeNotAllowed,
 			fmt.Errorf("IAM caller %s of account %s, but the document is of account %s", c.ARN, c.Account, d.Instance.Account))
 	}

@@ -60,7 +60,7 @@ func newGrant(k ask, cluster Cluster, now time.Time) grant {
 			Hostname:     d.Hostname,
 			Names:        d.Names,
 			Image:        k.facts.Image,
-			ImageOwner:   k.facts.ImageOwner.String(),
+			ImageOwner:   k.facts.ImageOwner,
 			ImageTags:    k.facts.ImageTags,
 			// Teleport's clock sets the certificates' expiry, and hostcert.Check allows
 			// this much skew. The claim must not expire before the certificates.

@@ -48,7 +48,7 @@ func TestAnotherImageIsNotTheOneThatEnrolled(t *testing.T) {
 	const rule = `{name: web, match: {image_owners: ["` + testOwner + `"], max_age: 1h}}`
 	const other = "ami-0fedcba9876543210"
 	for name, tt := range map[string]struct {
-		owner string // as EC2 shows it now
+		owner ec2ref.Account // as EC2 shows it now
 		want  int
 	}{
 		"which EC2 does not show":   {"", http.StatusForbidden},

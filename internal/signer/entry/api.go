@@ -52,7 +52,10 @@ func apiRequest(event []byte) (Request, error) {
 	r.Body = body(e.Body, e.IsBase64Encoded)
 	r.Source, r.Endpoint = identity.SourceIP, identity.Endpoint
 	if identity.UserARN != "" {
-		r.IAM = &IAMCaller{Account: identity.AccountID, ARN: identity.UserARN}
+		var err error
+		if r.IAM, err = iamCaller(identity.AccountID, identity.UserARN); err != nil {
+			return r, err
+		}
 	}
 	return r, nil
 }

@@ -12,6 +12,8 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+
+	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 )
 
 // Kind says how requests reach the function. The zero value is invalid.
@@ -65,8 +67,17 @@ type Request struct {
 // IAMCaller is who signed a request with IAM credentials, as AWS verified it. It is a second
 // lock, not a proof: the holder of an instance's role chooses the session's name.
 type IAMCaller struct {
-	Account string
+	Account ec2ref.Account
 	ARN     string
+}
+
+// iamCaller reads who signed a request. AWS writes the number of the caller's account.
+func iamCaller(account, arn string) (*IAMCaller, error) {
+	a, err := ec2ref.ParseAccount(account)
+	if err != nil {
+		return nil, errors.New("the IAM caller has no account number")
+	}
+	return &IAMCaller{Account: a, ARN: arn}, nil
 }
 
 // Answer is an HTTP response.

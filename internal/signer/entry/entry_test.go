@@ -106,6 +106,10 @@ func TestOtherEvents(t *testing.T) {
 		"form, no method":  `{"hallmark": 1, "body": "{}"}`,
 		"a claimed source": `{"hallmark": 1, "method": "POST", "body": "{}", "source": "192.0.2.1"}`,
 		"a claimed caller": `{"hallmark": 1, "method": "POST", "body": "{}", "iam": {"account": "111122223333"}}`,
+		"URL, no account": `{"version": "2.0", "requestContext": {"http": {"method": "POST"},
+			"authorizer": {"iam": {"accountId": "i-0a1b2c3d4e5f60718", "userArn": "arn:aws:iam::111122223333:root"}}}}`,
+		"API, no account": `{"httpMethod": "POST", "requestContext": {"identity": {"vpceId": "vpce-0a1b2c3d4e5f60718",
+			"userArn": "arn:aws:iam::111122223333:root"}}}`,
 		"two forms": `{"hallmark": 1, "method": "POST", "body": "{}",
 			"requestContext": {"identity": {"userArn": "arn:aws:iam::111122223333:root", "accountId": "111122223333"}}}`,
 	}

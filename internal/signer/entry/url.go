@@ -30,7 +30,10 @@ func urlRequest(event []byte) (Request, error) {
 	r.Body = body(e.Body, e.IsBase64Encoded)
 	r.Source = e.RequestContext.HTTP.SourceIP
 	if a := e.RequestContext.Authorizer; a != nil && a.IAM != nil {
-		r.IAM = &IAMCaller{Account: a.IAM.AccountID, ARN: a.IAM.UserARN}
+		var err error
+		if r.IAM, err = iamCaller(a.IAM.AccountID, a.IAM.UserARN); err != nil {
+			return r, err
+		}
 	}
 	return r, nil
 }

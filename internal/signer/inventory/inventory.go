@@ -50,7 +50,7 @@ type Instance struct {
 	ImageID          string
 	// ImageOwner is the account that owns the image, or empty if the image is gone
 	// or no longer shared.
-	ImageOwner string
+	ImageOwner ec2ref.Account
 	// ImageTags are the image's tags. They are empty unless the instance's own account owns
 	// the image.
 	ImageTags          map[string]string
@@ -85,7 +85,7 @@ type imageKey struct {
 
 // image is what EC2 says about an image, or the zero value if EC2 does not show it.
 type image struct {
-	owner string
+	owner ec2ref.Account
 	tags  map[string]string
 }
 
@@ -167,7 +167,7 @@ func (i *Instance) setImage(found image) {
 	// Each account tags an image for itself: anyone who may use somebody else's image can give
 	// it any tags in their own account. Tags say something about an image's origin only if its
 	// owner has set them.
-	if found.owner == string(i.OwnerID) {
+	if found.owner == i.OwnerID {
 		i.ImageTags = maps.Clone(found.tags) // a copy, because other requests share it
 	}
 }
@@ -313,13 +313,28 @@ func (e *EC2) describeImage(ctx context.Context, at ec2ref.Place, id string) (im
 		if item.ID.value != id {
 			return image{}, unasked(item.ID.value)
 		}
-		found = newImage(item)
+		if found, err = newImage(item); err != nil {
+			return image{}, err
+		}
 	}
 	return found, nil
 }
 
-func newImage(item imageItem) image {
-	return image{owner: item.OwnerID.value, tags: tagMap(item.Tags.value.Items)}
+func newImage(item imageItem) (image, error) {
+	owner, err := imageOwner(item.ID.value, item.OwnerID.value)
+	return image{owner: owner, tags: tagMap(item.Tags.value.Items)}, err
+}
+
+// imageOwner reads the account that owns an image, or nothing if EC2 does not name one.
+func imageOwner(id, owner string) (ec2ref.Account, error) {
+	if owner == "" {
+		return "", nil
+	}
+	account, err := ec2ref.ParseAccount(owner)
+	if err != nil {
+		return "", fmt.Errorf("%w: owner of image %.32q: account %w", errAnswer, id, err)
+	}
+	return account, nil
 }
 
 func (e *EC2) recall(key imageKey) (image, bool) {

@@ -134,10 +134,11 @@ func TestInstance(t *testing.T) {
 func TestImageOwner(t *testing.T) {
 	tests := map[string]struct {
 		answer string
-		want   string
+		want   ec2ref.Account
 		fails  bool
 	}{
 		"known":                {images, "444455556666", false},
+		"no account":           {strings.Replace(images, "444455556666", "amazon", 1), "", true},
 		"gone":                 {fault("InvalidAMIID.NotFound"), "", false},
 		"no longer shared":     {fault("InvalidAMIID.Unavailable"), "", false},
 		"not in the answer":    {noImages, "", false},

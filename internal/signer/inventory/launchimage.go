@@ -16,7 +16,7 @@ var ErrNotPermitted = errors.New("EC2 does not answer this question to these cre
 // LaunchImage is the image that an instance was launched from.
 type LaunchImage struct {
 	ID    string
-	Owner string // the account that owns it
+	Owner ec2ref.Account
 }
 
 // LaunchImage returns the image that the account's instance was launched from, even if the
@@ -57,7 +57,11 @@ func (e *EC2) describeLaunchImage(ctx context.Context, of ec2ref.Instance) (Laun
 		case item.OwnerID.value != string(of.Account):
 			return LaunchImage{}, fmt.Errorf("%w: EC2 answered for account %.16q", errAnswer, item.OwnerID.value)
 		default:
-			return LaunchImage{ID: image.ID.value, Owner: image.OwnerID.value}, nil
+			owner, err := imageOwner(image.ID.value, image.OwnerID.value)
+			if err != nil {
+				return LaunchImage{}, err
+			}
+			return LaunchImage{ID: image.ID.value, Owner: owner}, nil
 		}
 	}
 	return LaunchImage{}, ErrNotFound

@@ -43,15 +43,16 @@ func TestLaunchImageIsNotShown(t *testing.T) {
 		body   string
 		want   error
 	}{
-		"no such instance":           {http.StatusBadRequest, fault("InvalidInstanceID.NotFound"), ErrNotFound},
-		"nothing about it":           {http.StatusOK, noLaunchImage, ErrNotFound},
-		"a role without the action":  {http.StatusForbidden, fault("UnauthorizedOperation"), ErrNotPermitted},
-		"a region without it":        {http.StatusBadRequest, fault("InvalidAction"), ErrNotPermitted},
-		"a broken EC2":               {http.StatusInternalServerError, fault("UnauthorizedOperation"), errBusy},
-		"a proxy's 403":              {http.StatusForbidden, "<html>no</html>", nil},
-		"not permitted, in HTML":     {http.StatusForbidden, "<html>" + fault("UnauthorizedOperation") + "</html>", nil},
-		"not permitted, status 200":  {http.StatusOK, fault("UnauthorizedOperation"), errAnswer},
-		"credentials that are wrong": {http.StatusUnauthorized, fault("AuthFailure"), nil},
+		"no such instance":            {http.StatusBadRequest, fault("InvalidInstanceID.NotFound"), ErrNotFound},
+		"an owner that is no account": {http.StatusOK, strings.Replace(launchImage, "444455556666", "amazon", 1), errAnswer},
+		"nothing about it":            {http.StatusOK, noLaunchImage, ErrNotFound},
+		"a role without the action":   {http.StatusForbidden, fault("UnauthorizedOperation"), ErrNotPermitted},
+		"a region without it":         {http.StatusBadRequest, fault("InvalidAction"), ErrNotPermitted},
+		"a broken EC2":                {http.StatusInternalServerError, fault("UnauthorizedOperation"), errBusy},
+		"a proxy's 403":               {http.StatusForbidden, "<html>no</html>", nil},
+		"not permitted, in HTML":      {http.StatusForbidden, "<html>" + fault("UnauthorizedOperation") + "</html>", nil},
+		"not permitted, status 200":   {http.StatusOK, fault("UnauthorizedOperation"), errAnswer},
+		"credentials that are wrong":  {http.StatusUnauthorized, fault("AuthFailure"), nil},
 	} {
 		t.Run(name, func(t *testing.T) {
 			e := startFleet(t, answering("DescribeInstanceImageMetadata", tt.status, tt.body))

@@ -196,7 +196,10 @@ func (e *EC2) listImages(ctx context.Context, at ec2ref.Place, ids []string, ima
 			if !asksAbout(question, item.ID.value) {
 				return "", unasked(item.ID.value)
 			}
-			found := newImage(item)
+			found, err := newImage(item)
+			if err != nil {
+				return "", err
+			}
 			images[item.ID.value] = found
 			e.remember(imageKey{at, item.ID.value}, found)
 		}

@@ -130,7 +130,7 @@ func checkFleet(t *testing.T, found map[ec2ref.InstanceID]*Instance, ids []ec2re
 		if i == nil || i.ID != id || i.OwnerID != account || i.Region != region || i.State != StateRunning {
 			t.Fatalf("%s: %+v", id, i)
 		}
-		owner, tags := account, "golden"
+		owner, tags := ec2ref.Account(account), "golden"
 		switch id[len(id)-1] {
 		case '1':
 			owner, tags = "444455556666", "" // another account's tags say nothing

@@ -145,7 +145,7 @@ func formatRecord(i ec2ref.Instance, r record) item {
 	}
 	it[attrNames] = formatNames(r.names)
 	for name, value := range map[string]string{
-		attrConfirmed: r.confirmedHostname, attrOwner: r.imageOwner, attrImage: r.image, attrSigner: r.signer,
+		attrConfirmed: r.confirmedHostname, attrOwner: r.imageOwner.String(), attrImage: r.image, attrSigner: r.signer,
 		attrRekeyedBy: r.rekeyedBy, attrRetiredBy: r.retiredBy, attrRule: r.rule,
 		attrHealth: r.health.Reported,
 	} {
@@ -208,7 +208,7 @@ func parseRecord(it item) (record, error) {
 		names:             make(map[string]time.Time),
 		confirmedHostname: p.text(attrConfirmed),
 		image:             p.text(attrImage),
-		imageOwner:        p.text(attrOwner),
+		imageOwner:        p.account(attrOwner),
 		signer:            p.text(attrSigner),
 		lease:             p.time(attrLease),
 		renewed:           p.time(attrRenewed),
@@ -271,6 +271,17 @@ func (p *parser) text(name string) string {
 		return v.Value
 	}
 	return ""
+}
+
+// account reads an account number, which may be absent.
+func (p *parser) account(name string) ec2ref.Account {
+	value := p.text(name)
+	if value == "" {
+		return ""
+	}
+	account, err := ec2ref.ParseAccount(value)
+	p.check(name, err)
+	return account
 }
 
 func (p *parser) count(name string) uint64 {

@@ -11,7 +11,7 @@ import (
 func TestRecordItemRoundTrip(t *testing.T) {
 	end := time.Date(2026, 1, 9, 3, 4, 5, 0, time.UTC)
 	for name, r := range map[string]record{
-		"an image without tags":  {version: 1, generation: 1, names: map[string]time.Time{}, image: "ami-1", imageOwner: "1", imageTags: map[string]string{}},
+		"an image without tags":  {version: 1, generation: 1, names: map[string]time.Time{}, image: "ami-1", imageOwner: "111122223333", imageTags: map[string]string{}},
 		"ended before any claim": {version: 1, generation: 1, names: map[string]time.Time{}, retired: true},
 		"all there is": {
 			version: 1 << 60, generation: 3, keys: []string{"SHA256:a", "SHA256:b"},
@@ -48,7 +48,7 @@ func TestRecordEqual(t *testing.T) {
 		"names":             {names: map[string]time.Time{"n": {}}},
 		"confirmedHostname": {confirmedHostname: "n"},
 		"image":             {image: "ami-1"},
-		"imageOwner":        {imageOwner: "1"},
+		"imageOwner":        {imageOwner: "111122223333"},
 		"imageTags":         {imageTags: map[string]string{}},
 		"signer":            {signer: "hallmark.example.com"},
 		"lease":             {lease: time.Unix(1, 0)},
@@ -71,6 +71,19 @@ func TestRecordEqual(t *testing.T) {
 		}
 		if r, there := changed[name]; !there || r.equal(zero) {
 			t.Errorf("a record with another %s is equal", name)
+		}
+	}
+}
+
+// An image's owner decides whether a policy admits the image.
+func TestImageOwnerIsAnAccount(t *testing.T) {
+	of := ec2ref.Instance{Account: "111122223333", Region: "us-west-2", ID: "i-0123456789abcdef0"}
+	for owner, fine := range map[string]bool{"": true, "444455556666": true, "amazon": false, "1": false, "4444555566660": false} {
+		it := formatRecord(of, record{version: 1})
+		it[attrOwner] = text(owner)
+		r, err := parseRecord(it)
+		if (err == nil) != fine || fine && r.imageOwner.String() != owner {
+			t.Errorf("owner %q: %q, error %v", owner, r.imageOwner, err)
 		}
 	}
 }

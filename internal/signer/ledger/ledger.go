@@ -81,7 +81,7 @@ type Claim struct {
 	// ImageTags its tags, nil if unknown. The ledger records them together, and only if
 	// the owner is known; otherwise it keeps the recorded values.
 	Image      string
-	ImageOwner string
+	ImageOwner ec2ref.Account
 	ImageTags  map[string]string
 	// Signer is the audience of the claiming signer. If it is empty, the ledger does
 	// not check that another signer enrolled the instance.
@@ -112,7 +112,7 @@ type Record struct {
 	// lack it.
 	Image string
 	// ImageOwner is the account that owns the image, empty if it was never known.
-	ImageOwner string
+	ImageOwner ec2ref.Account
 	// ImageTags are the image's tags, nil if they were never known.
 	ImageTags map[string]string
 	// Signer is the audience of the signer that claimed last. Old records lack it.
@@ -178,7 +178,7 @@ const MaxExpired = 100
 // replace the root volume of a running instance with one from any image
 // (CreateReplaceRootVolumeTask), and an image can be deregistered or made private at any
 // time. A record without an image id counts for any image.
-func (r Record) ImageOf(id, owner string, tags map[string]string) (knownOwner string, knownTags map[string]string) {
+func (r Record) ImageOf(id string, owner ec2ref.Account, tags map[string]string) (knownOwner ec2ref.Account, knownTags map[string]string) {
 	remembers := r.ImageOwner != "" && (r.Image == id || r.Image == "")
 	switch {
 	case owner == "" && remembers:

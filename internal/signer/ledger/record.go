@@ -25,8 +25,9 @@ type record struct {
 	names             map[string]time.Time
 	confirmedHostname string
 	// image is the id of the image that imageOwner and imageTags belong to.
-	image, imageOwner string
-	imageTags         map[string]string
+	image      string
+	imageOwner ec2ref.Account
+	imageTags  map[string]string
 	// signer is the audience of the signer that claims for the instance.
 	signer string
 	// lease is when the node's lease expires, according to the last confirmed claim.

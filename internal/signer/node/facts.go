@@ -73,7 +73,7 @@ func FactsOf(i *inventory.Instance, r ledger.Record) Facts {
 		Zone:            i.AvailabilityZone,
 		InstanceProfile: i.InstanceProfileARN,
 		Image:           i.ImageID,
-		ImageOwner:      ec2ref.Account(owner),
+		ImageOwner:      owner,
 		ImageTags:       tags,
 		LaunchTime:      i.LaunchTime,
 		Enrolled:        IsEnrolled(r),

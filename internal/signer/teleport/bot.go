@@ -18,6 +18,8 @@ import (
 	"github.com/gravitational/teleport/api/client/proto"
 	"github.com/gravitational/trace"
 	"golang.org/x/crypto/ssh"
+
+	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 )
 
 const (
@@ -40,9 +42,11 @@ type Bot struct {
 	Role string
 	// Credentials are the credentials of the AWS role.
 	Credentials aws.CredentialsProvider
-	// Region is the region whose STS confirms the role, and STSHost is its host name. Teleport
-	// only knows regions from before its release.
-	Region, STSHost string
+	// Region is the region whose STS confirms the role. Teleport only knows regions from before
+	// its release.
+	Region ec2ref.Region
+	// STSHost is the host name of that STS.
+	STSHost string
 }
 
 func (b Bot) identity(ctx context.Context, config Config) (*identity, error) {

@@ -56,7 +56,7 @@ func (b Bot) signChallenge(ctx context.Context, challenge string, now time.Time)
 	request.Header.Set("Content-Type", "application/x-www-form-urlencoded; charset=utf-8")
 	request.Header.Set(challengeHeader, challenge)
 	sum := sha256.Sum256([]byte(callerIdentity))
-	if err := v4.NewSigner().SignHTTP(ctx, credentials, request, hex.EncodeToString(sum[:]), "sts", b.Region, now); err != nil {
+	if err := v4.NewSigner().SignHTTP(ctx, credentials, request, hex.EncodeToString(sum[:]), "sts", string(b.Region), now); err != nil {
 		return nil, fmt.Errorf("sign for STS: %w", err)
 	}
 	var wire bytes.Buffer

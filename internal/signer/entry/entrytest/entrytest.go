@@ -42,7 +42,7 @@ func URLEvent(r entry.Request) events.LambdaFunctionURLRequest {
 	e.RequestContext.HTTP.SourceIP = r.Source
 	if r.IAM != nil {
 		e.RequestContext.Authorizer = &events.LambdaFunctionURLRequestContextAuthorizerDescription{
-			IAM: &events.LambdaFunctionURLRequestContextAuthorizerIAMDescription{AccountID: r.IAM.Account, UserARN: r.IAM.ARN},
+			IAM: &events.LambdaFunctionURLRequestContextAuthorizerIAMDescription{AccountID: r.IAM.Account.String(), UserARN: r.IAM.ARN},
 		}
 	}
 	return e

@@ -486,7 +486,7 @@ func testLookupAll(t *testing.T, f *fixture) {
 }
 
 func testImageOwner(t *testing.T, f *fixture) {
-	for _, step := range []struct{ says, want string }{
+	for _, step := range []struct{ says, want ec2ref.Account }{
 		{"", ""}, {"111111111111", "111111111111"}, {"222222222222", "111111111111"}, {"", "111111111111"},
 	} {
 		c := f.claimOf(1, "web", "k1")
