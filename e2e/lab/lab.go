@@ -302,6 +302,9 @@ func (l *Lab) createLog(name string) (*os.File, error) {
 	return os.OpenFile(filepath.Join(l.dir, name+".log"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 }
 
+// KeyPair returns the file with the private key of the instances' EC2 key pair.
+func (l *Lab) KeyPair() string { return l.keys.keyPair }
+
 // SignerRoots returns the CA certificates that verify the signer's URL.
 func (l *Lab) SignerRoots() ([]byte, error) { return os.ReadFile(l.keys.webCA) }
 

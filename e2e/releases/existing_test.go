@@ -5,6 +5,8 @@ package releases
 import (
 	"context"
 	"crypto/sha256"
+	"encoding/base64"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -94,8 +96,8 @@ func copyFile(t *testing.T, from, to string) {
 	}
 }
 
-// A machine that runs already is enrolled with the deb package, which is then upgraded during
-// a run, and removed.
+// The playbook enrolls a machine that runs already with the deb package, which is then upgraded
+// during a run, and removed.
 func TestDebPackage(t *testing.T) {
 	t.Parallel()
 	i := launchPlain(t, lab.Template{Name: "deb"})
@@ -113,26 +115,24 @@ func TestDebPackage(t *testing.T) {
 	}
 	checkEnabled(t, i, "disabled")
 
-	if err := os.Mkdir(i.Path("root/hallmark"), 0o755); err != nil {
-		t.Fatal(err)
+	run(t, i, "dpkg", "--remove", "hallmark")
+
+	if out := playbook(t, i); strings.Contains(out, " changed=0 ") {
+		t.Errorf("the playbook changed nothing:\n%s", out)
 	}
-	for name, text := range installation(t) {
-		if err := os.WriteFile(i.Path("root/hallmark/"+name), []byte(text), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	run(t, i, "hallmark", "install", "--from", "/root/hallmark")
 	if _, err := os.Lstat(i.Path("usr/local/bin/hallmark")); err == nil {
 		t.Error("there is a second program, which would hide the package's")
 	}
 	checkEnabled(t, i, "enabled")
-	run(t, i, "systemctl", "start", "hallmark.timer", "hallmark-renew.timer")
 	enrolled, err := i.WaitEnrolled(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
 	checkPresented(t, i, enrolled)
 	checkLogins(t, i, enrolled)
+	if out := playbook(t, i); !strings.Contains(out, " changed=0 ") {
+		t.Errorf("the playbook made changes twice:\n%s", out)
+	}
 
 	upgradeDuringRun(t, i, enrolled)
 	checkEnabled(t, i, "enabled")
@@ -154,6 +154,36 @@ func TestDebPackage(t *testing.T) {
 			t.Errorf("systemd still knows the units: %s", line)
 		}
 	}
+}
+
+// playbook runs the Ansible playbook on the machine, and returns its output.
+func playbook(t *testing.T, i *lab.Instance) string {
+	t.Helper()
+	deb, err := filepath.Abs(newestPackage(t, "", "deb"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	files := installation(t)
+	var config map[string]any
+	if err := yaml.Unmarshal([]byte(files["config.yaml"]), &config); err != nil {
+		t.Fatal(err)
+	}
+	variables, err := json.Marshal(map[string]any{
+		"hallmark_package": deb, "hallmark_config": config, "hallmark_openssh_cas": files["openssh_ca.pub"], "hallmark_signer_ca": files["signer_ca.pem"],
+		"ansible_user": lab.User, "ansible_ssh_private_key_file": shared.KeyPair(), "ansible_python_interpreter": "/usr/bin/python3",
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	cmd := exec.CommandContext(t.Context(), "ansible-playbook", "--inventory", i.Address.String()+",", "--extra-vars", string(variables), "../../templates/ansible/hallmark.yaml")
+	cmd.Env = append(os.Environ(), "ANSIBLE_HOME="+dir, "ANSIBLE_LOCAL_TEMP="+dir, "ANSIBLE_SSH_CONTROL_PATH_DIR="+dir,
+		"ANSIBLE_HOST_KEY_CHECKING=False", "ANSIBLE_SSH_ARGS=-F none -o UserKnownHostsFile=/dev/null -o ControlMaster=auto -o ControlPersist=10s", "ANSIBLE_NOCOLOR=1", "ANSIBLE_PIPELINING=1")
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("ansible-playbook: %v\n%s", err, out)
+	}
+	return string(out)
 }
 
 // checkEnabled sees that systemd knows the package's units, and whether the timers are
@@ -230,30 +260,34 @@ func stat(t *testing.T, path string) os.FileInfo {
 	return info
 }
 
-// A machine without Hallmark in its image enrolls with the template of cloud-config.
+// A machine without Hallmark in its image enrolls with the template of cloud-config. Later, it
+// gets the package.
 func TestCloudConfig(t *testing.T) {
 	t.Parallel()
 	program, err := os.ReadFile("../../packer-plugin/programs/hallmark-linux-" + runtime.GOARCH)
 	if err != nil {
 		t.Fatal(err)
 	}
+	deb := newestPackage(t, "", "deb")
 	listener, err := new(net.ListenConfig).Listen(t.Context(), "tcp4", machine.Hub+":0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	mirror := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.URL.Path != "/hallmark-linux-amd64" {
+		switch r.URL.Path {
+		case "/hallmark-linux-amd64":
+			_, _ = w.Write(program) // the machine compares the digest
+		case "/hallmark.deb":
+			http.ServeFile(w, r, deb)
+		default:
 			http.NotFound(w, r)
-			return
 		}
-		_, _ = w.Write(program) // the machine compares the digest
 	})}
 	go func() { _ = mirror.Serve(listener) }() // ends with Close
 	t.Cleanup(func() { _ = mirror.Close() })
 
-	i := launchPlain(t, lab.Template{
-		Name: "cloudconfig", UserData: userData(t, "http://"+listener.Addr().String(), program), Prepare: addCurl,
-	})
+	mirrorURL := "http://" + listener.Addr().String()
+	i := launchPlain(t, lab.Template{Name: "cloudconfig", UserData: userData(t, mirrorURL, program), Prepare: addCurl})
 	enrolled, err := i.WaitEnrolled(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -261,6 +295,50 @@ func TestCloudConfig(t *testing.T) {
 	checkPresented(t, i, enrolled)
 	checkLogins(t, i, enrolled)
 	checkUnits(t, i, "hallmark.timer", "hallmark-renew.timer")
+
+	// The document of Systems Manager moves the machine to the package.
+	runDocument(t, i, mirrorURL)
+	checkEnabled(t, i, "enabled")
+	if _, err := os.Lstat(i.Path("usr/local/bin/hallmark")); err == nil {
+		t.Error("there is a second program, which hides the package's")
+	}
+	checkLogins(t, i, enrolledState(t, i))
+}
+
+// runDocument runs the script of the document for Systems Manager, as its agent does.
+func runDocument(t *testing.T, i *lab.Instance, mirror string) {
+	t.Helper()
+	text, err := os.ReadFile("../../templates/ssm/install.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var document struct {
+		MainSteps []struct {
+			Inputs struct {
+				RunCommand []string `yaml:"runCommand"`
+			} `yaml:"inputs"`
+		} `yaml:"mainSteps"`
+	}
+	if err := yaml.Unmarshal(text, &document); err != nil {
+		t.Fatal(err)
+	}
+	deb, err := os.ReadFile(newestPackage(t, "", "deb"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	files := installation(t)
+	script := document.MainSteps[0].Inputs.RunCommand[0]
+	for name, value := range map[string]string{
+		"FileUrl": mirror + "/hallmark.deb", "FileSha256": fmt.Sprintf("%x", sha256.Sum256(deb)), "Audience": lab.Audience,
+		"SignerUrl": shared.SignerURL, "SignerFunction": "", "ProxySources": "",
+		"OpensshCas": strings.TrimSpace(files["openssh_ca.pub"]), "SignerCaBase64": base64.StdEncoding.EncodeToString([]byte(files["signer_ca.pem"])),
+	} {
+		script = strings.ReplaceAll(script, "{{ "+name+" }}", value)
+	}
+	if err := os.WriteFile(i.Path("root/_script.sh"), []byte(script), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	run(t, i, "sh", "/root/_script.sh")
 }
 
 // userData fills in the template's blanks.

@@ -27,5 +27,5 @@ fi
 
 if [ -e /var/lib/hallmark/state.json ]; then
 	echo "hallmark: this machine stays enrolled until its certificates expire, because nothing renews them anymore; sshd keeps its settings" >&2
-	echo "hallmark: to go back, install the package again" >&2
+	echo "hallmark: to restore sshd's settings, install the package again and run 'hallmark unenroll'" >&2
 fi
