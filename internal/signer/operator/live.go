@@ -15,6 +15,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/signer/inventory"
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
 	"github.com/hallmark-ssh/hallmark/internal/signer/node"
+	"github.com/hallmark-ssh/hallmark/internal/signer/organization"
 )
 
 // explaining says about which instance a policy is explained, and as of when.
@@ -94,17 +95,25 @@ func (e explaining) ask(cmd *cobra.Command) (node.Facts, error) {
 	if err != nil {
 		return node.Facts{}, err
 	}
-	fleet, err := readFleet(e.deployment, cfg)
+	fleet, err := readFleet(e.deployment, cfg, e.table)
 	if err != nil {
 		return node.Facts{}, err
 	}
-	i, err := e.pick(cmd, fleet.Places)
+	members, err := fleet.MemberPlaces(ctx)
+	if errors.Is(err, deployment.ErrNotRead) {
+		cli.Note(cmd, "%v", err)
+		err = nil
+	}
+	if err != nil {
+		return node.Facts{}, fmt.Errorf("explain: %w", err)
+	}
+	i, err := e.pick(cmd, append(fleet.Places, members...))
 	if err != nil {
 		return node.Facts{}, err
 	}
-	if cfg.Region == "" { // for STS
+	if cfg.Region == "" { // for STS; with a table, the region is that of the table
 		cfg.Region = string(i.Region)
-		if fleet, err = readFleet(e.deployment, cfg); err != nil {
+		if fleet, err = readFleet(e.deployment, cfg, e.table); err != nil {
 			return node.Facts{}, err
 		}
 	}
@@ -119,7 +128,13 @@ func (e explaining) ask(cmd *cobra.Command) (node.Facts, error) {
 		return node.Facts{}, fmt.Errorf("explain: %w", err)
 	}
 	record, err := e.record(ctx, cmd, cfg, i)
-	return node.FactsOf(found, record), err
+	facts := node.FactsOf(found, record)
+	if err == nil && fleet.Organization != nil {
+		var view organization.View
+		view, err = fleet.Organization(ctx)
+		view.Describe(&facts)
+	}
+	return facts, err
 }
 
 func (e explaining) record(ctx context.Context, cmd *cobra.Command, cfg aws.Config, i ec2ref.Instance) (ledger.Record, error) {
@@ -148,7 +163,10 @@ func (e explaining) pick(cmd *cobra.Command, places []ec2ref.Place) (ec2ref.Inst
 	}
 	switch len(matching) {
 	case 0:
-		return ec2ref.Instance{}, cli.Usagef(cmd, "%s does not list that account and region", e.deployment)
+		if e.table == "" {
+			return ec2ref.Instance{}, cli.Usagef(cmd, "%s does not list that account and region; with --table, accounts of its organization are known too", e.deployment)
+		}
+		return ec2ref.Instance{}, cli.Usagef(cmd, "%s does not list that account and region, and they are not of its organization", e.deployment)
 	case 1:
 		return ec2ref.Instance{Account: matching[0].Account, Region: matching[0].Region, ID: ec2ref.InstanceID(e.live)}, nil
 	}

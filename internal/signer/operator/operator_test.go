@@ -210,6 +210,11 @@ func (f fakeAWS) query(w http.ResponseWriter, r *http.Request) {
 	switch {
 	case r.Form.Get("Action") == "GetCallerIdentity":
 		_, _ = fmt.Fprint(w, fakeIdentity)
+	case r.Form.Get("Action") == "AssumeRole":
+		_, _ = fmt.Fprintf(w, `<AssumeRoleResponse><AssumeRoleResult><AssumedRoleUser><Arn>arn:aws:sts::%[1]s:assumed-role/r/s</Arn><AssumedRoleId>A:s</AssumedRoleId></AssumedRoleUser>`+
+			`<Credentials><AccessKeyId>ROLE%[1]s</AccessKeyId><SecretAccessKey>x</SecretAccessKey>`+
+			`<SessionToken>x</SessionToken><Expiration>2999-01-01T00:00:00Z</Expiration></Credentials></AssumeRoleResult></AssumeRoleResponse>`,
+			strings.Split(r.Form.Get("RoleArn"), ":")[4])
 	case strings.Contains(r.Header.Get("Authorization"), "/eu-west-1/ec2/"):
 		w.WriteHeader(http.StatusForbidden)
 		_, _ = fmt.Fprint(w, `<Response><Errors><Error><Code>UnauthorizedOperation</Code><Message>no</Message></Error></Errors></Response>`)
@@ -223,7 +228,11 @@ func (f fakeAWS) query(w http.ResponseWriter, r *http.Request) {
 					`<launchTime>2026-01-02T03:04:05.000Z</launchTime><instanceState><name>running</name></instanceState></item>`, id)
 			}
 		}
-		_, _ = fmt.Fprintf(w, `<DescribeInstancesResponse><reservationSet><item><ownerId>111122223333</ownerId><instancesSet>%s</instancesSet></item></reservationSet></DescribeInstancesResponse>`, &items)
+		owner := "111122223333"
+		if _, role, ok := strings.Cut(r.Header.Get("Authorization"), "Credential=ROLE"); ok {
+			owner = role[:len(owner)]
+		}
+		_, _ = fmt.Fprintf(w, `<DescribeInstancesResponse><reservationSet><item><ownerId>%s</ownerId><instancesSet>%s</instancesSet></item></reservationSet></DescribeInstancesResponse>`, owner, &items)
 	default:
 		f.t.Errorf("call of %s", r.Form.Get("Action"))
 		w.WriteHeader(http.StatusBadRequest)

@@ -36,6 +36,9 @@ It reads with your own AWS credentials, which must be allowed to scan the table 
 describe instances. In accounts that have a role in deployment.yaml, it assumes that role.
 It reads Teleport with the identity file, and changes nothing.
 
+In accounts of the organization it asks EC2 about the regions that the ledger or --account
+names.
+
 If Teleport or EC2 in an account and region cannot be read, the report shows what the others
 say, a line for each such source goes to standard error, and the exit code is 1.`
 
@@ -153,7 +156,7 @@ func (r reporting) reader(ctx context.Context, cmd *cobra.Command) (report.Reade
 	if err != nil {
 		return report.Reader{}, err
 	}
-	fleet, err := readFleet(r.deployment, cfg)
+	fleet, err := readFleet(r.deployment, cfg, r.table)
 	if err != nil {
 		return report.Reader{}, err
 	}
@@ -167,9 +170,23 @@ func (r reporting) reader(ctx context.Context, cmd *cobra.Command) (report.Reade
 		}
 	}
 	return report.Reader{
-		Ledger: deployment.OpenLedger(cfg, r.table), EC2: fleet.EC2, Places: fleet.Places, Audience: fleet.Audience,
+		Ledger: deployment.OpenLedger(cfg, r.table), EC2: plainEC2{fleet.EC2}, Places: fleet.Places, Members: fleet.MemberPlaces, Audience: fleet.Audience,
 		Nodes: func(ctx context.Context) ([]node.Node, error) { return r.nodes(ctx, cmd, fleet.Audience) },
 	}, nil
+}
+
+// plainEC2 explains the failed calls of AWS, for the lines about sources that could not be read.
+type plainEC2 struct{ report.EC2 }
+
+// CheckAccount is part of report.EC2.
+func (e plainEC2) CheckAccount(ctx context.Context, account ec2ref.Account) error {
+	return explainAWS(e.EC2.CheckAccount(ctx, account))
+}
+
+// States is part of report.EC2.
+func (e plainEC2) States(ctx context.Context, at ec2ref.Place) (map[ec2ref.InstanceID]string, error) {
+	states, err := e.EC2.States(ctx, at)
+	return states, explainAWS(err)
 }
 
 // nodes returns the nodes that the signer wrote.
@@ -220,12 +237,12 @@ func noteGaps(cmd *cobra.Command, gaps []report.Gap) error {
 }
 
 // readFleet reads what deployment.yaml says about the fleet.
-func readFleet(file string, cfg aws.Config) (deployment.Fleet, error) {
+func readFleet(file string, cfg aws.Config, table string) (deployment.Fleet, error) {
 	data, err := readFile(file, nil)
 	if err != nil {
 		return deployment.Fleet{}, fmt.Errorf("read the deployment's configuration: %w", err)
 	}
-	fleet, err := deployment.ReadFleet(data, cfg)
+	fleet, err := deployment.ReadFleet(data, cfg, table)
 	if err != nil {
 		return fleet, fmt.Errorf("%s: %w", file, err)
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -36,6 +37,10 @@ type Reader struct {
 	EC2   EC2
 	// Places are the accounts and regions of the deployment.
 	Places []ec2ref.Place
+	// Members returns the accounts of the organization, in all regions of the deployment. It
+	// may be nil. There can be thousands: EC2 is asked about those that the ledger names, or the
+	// filter.
+	Members func(ctx context.Context) ([]ec2ref.Place, error)
 	// Audience is the signer's. The report leaves out records of other signers.
 	Audience string
 }
@@ -59,6 +64,7 @@ func (r Reader) Read(ctx context.Context, f Filter) (Fleet, error) {
 		Refusals: make(map[ec2ref.Instance]ledger.Refusal),
 		EC2:      make(map[ec2ref.Place]map[ec2ref.InstanceID]string),
 	}}
+	asking := ctx // the group's context ends with the group
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return w.readLedger(ctx) })
 	group.Go(func() error { return w.readNodes(ctx) })
@@ -66,7 +72,11 @@ func (r Reader) Read(ctx context.Context, f Filter) (Fleet, error) {
 	if err := group.Wait(); err != nil {
 		return Fleet{}, err
 	}
-	w.noteUnlisted()
+	known, err := w.readMembers(asking)
+	if err != nil {
+		return Fleet{}, err
+	}
+	w.noteUnlisted(known)
 	slices.SortFunc(w.fleet.Gaps, func(a, b Gap) int { return strings.Compare(a.String(), b.String()) })
 	return w.fleet, nil
 }
@@ -124,14 +134,46 @@ func (w *reading) readNodes(ctx context.Context) error {
 }
 
 func (w *reading) readEC2(ctx context.Context) error {
+	return w.readPlaces(ctx, w.Places)
+}
+
+func (w *reading) readPlaces(ctx context.Context, places []ec2ref.Place) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(placesAtOnce)
-	for _, at := range w.Places {
+	for _, at := range places {
 		if w.filter.covers(at) {
 			group.Go(func() error { return w.readPlace(ctx, at) })
 		}
 	}
 	return group.Wait()
+}
+
+// readMembers asks EC2 about the organization's accounts, and returns all places that EC2 was
+// asked about or need not be.
+func (w *reading) readMembers(ctx context.Context) (known []ec2ref.Place, err error) {
+	if w.Members == nil {
+		return w.Places, nil
+	}
+	members, err := w.Members(ctx)
+	if err != nil {
+		w.gap(Gap{Source: sourceOrganization, Error: oneLine(err)})
+		return slices.Collect(maps.Keys(w.named())), nil // that gap says enough of them
+	}
+	named := w.named()
+	asked := slices.DeleteFunc(members, func(at ec2ref.Place) bool { return len(w.filter.Accounts) == 0 && !named[at] })
+	return append(slices.Clone(w.Places), asked...), w.readPlaces(ctx, asked)
+}
+
+// named returns the places that the ledger names.
+func (w *reading) named() map[ec2ref.Place]bool {
+	named := make(map[ec2ref.Place]bool)
+	for i := range w.fleet.Records {
+		named[i.Place()] = true
+	}
+	for i := range w.fleet.Refusals {
+		named[i.Place()] = true
+	}
+	return named
 }
 
 func (w *reading) readPlace(ctx context.Context, at ec2ref.Place) error {
@@ -158,15 +200,15 @@ func (w *reading) gap(g Gap) {
 }
 
 // errUnlisted is the gap of accounts and regions that the deployment no longer lists.
-var errUnlisted = errors.New("deployment.yaml does not list it")
+var errUnlisted = errors.New("neither deployment.yaml nor the organization lists it")
 
-// noteUnlisted records places that have records but that the deployment does not list, so EC2
+// noteUnlisted records places that have records but that nobody lists, so EC2
 // was not asked about them.
-func (w *reading) noteUnlisted() {
+func (w *reading) noteUnlisted(known []ec2ref.Place) {
 	noted := make(map[ec2ref.Place]bool)
 	for i, r := range w.fleet.Records {
 		at := i.Place()
-		if !r.Retired && !noted[at] && !slices.Contains(w.Places, at) {
+		if !r.Retired && !noted[at] && !slices.Contains(known, at) {
 			noted[at] = true
 			w.gap(Gap{Source: sourceEC2, Account: at.Account, Region: at.Region, Error: errUnlisted.Error()})
 		}

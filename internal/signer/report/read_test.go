@@ -194,3 +194,47 @@ func TestReadIsBounded(t *testing.T) {
 		t.Errorf("%d questions at once", most)
 	}
 }
+
+// Accounts of the organization are asked about where the ledger or the filter names them.
+func TestReadMembers(t *testing.T) {
+	const quiet = ec2ref.Account("777788889999")
+	tests := map[string]struct {
+		change func(*world)
+		err    error
+		filter Filter
+		states []State
+		gaps   []string
+	}{
+		"in use":           {func(*world) {}, nil, Filter{}, []State{Enrolled, Enrolled}, nil},
+		"an account named": {func(*world) {}, nil, Filter{Accounts: []ec2ref.Account{quiet}}, []State{NoNode}, nil},
+		"no member role": {func(w *world) { w.ec2.failing[at(member)] = errors.New("denied"); w.nodes = w.nodes[:1] }, nil, Filter{}, []State{Enrolled, Unknown},
+			[]string{"EC2 in account 444455556666, us-west-2: denied"}},
+		"no list": {func(w *world) { w.nodes = w.nodes[:1] }, errors.New("AccessDenied"), Filter{}, []State{Enrolled, Unknown},
+			[]string{"the organization's accounts: AccessDenied"}},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			w.ec2.states[at(quiet)] = map[ec2ref.InstanceID]string{instanceOf(quiet, 1).ID: inventory.StateRunning}
+			tt.change(w)
+			r := w.reader()
+			r.Places = r.Places[:1]
+			r.Members = func(context.Context) ([]ec2ref.Place, error) { return []ec2ref.Place{at(member), at(quiet)}, tt.err }
+			fleet, err := r.Read(t.Context(), tt.filter)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var states []State
+			for _, row := range Join(fleet, noon()) {
+				states = append(states, row.State)
+			}
+			var gaps []string
+			for _, g := range fleet.Gaps {
+				gaps = append(gaps, g.String())
+			}
+			if !slices.Equal(states, tt.states) || !slices.Equal(gaps, tt.gaps) {
+				t.Errorf("states %q, gaps %q; want %q, %q", states, gaps, tt.states, tt.gaps)
+			}
+		})
+	}
+}

@@ -73,7 +73,7 @@ func (r Row) ref() ec2ref.Instance {
 
 // Gap is a source that could not be read.
 type Gap struct {
-	// Source is teleport or ec2.
+	// Source is teleport, ec2 or organization.
 	Source string `json:"source"`
 	// Account and Region say where, for EC2.
 	Account ec2ref.Account `json:"account,omitempty"`
@@ -85,12 +85,16 @@ func (g Gap) String() string {
 	if g.Source == sourceEC2 {
 		return fmt.Sprintf("EC2 in account %s, %s: %s", g.Account, g.Region, g.Error)
 	}
+	if g.Source == sourceOrganization {
+		return "the organization's accounts: " + g.Error
+	}
 	return "Teleport: " + g.Error
 }
 
 const (
-	sourceTeleport = "teleport"
-	sourceEC2      = "ec2"
+	sourceTeleport     = "teleport"
+	sourceEC2          = "ec2"
+	sourceOrganization = "organization"
 )
 
 // Fleet is what the sources returned.
