@@ -21,7 +21,8 @@ const maxRequest = 16 << 20
 
 // Call is what requests of one kind need permission for.
 type Call struct {
-	// By is the function, or what else Recorder.Roles names.
+	// By is the function, or what else Recorder.Roles names, or the name of a role that one
+	// of them has assumed.
 	By string `json:"by"`
 	// Action is IAM's name of the action, such as dynamodb:PutItem.
 	Action string `json:"action"`
@@ -45,7 +46,8 @@ func same(a, b Call) int {
 
 // Recorder notes the requests of the functions that it knows. It is safe for concurrent use.
 type Recorder struct {
-	// Roles names who signs with an access key. Requests of others are passed on unseen.
+	// Roles names who signs with an access key. Requests of others are passed on unseen. The
+	// recorder adds the sessions of roles that these assume.
 	Roles map[string]string
 	// Name returns a name for an ARN, the same in every run. Nil keeps ARNs.
 	Name func(arn string) string
@@ -65,36 +67,78 @@ func (r *Recorder) Handler(backend http.Handler) http.Handler {
 			http.Error(w, err.Error(), http.StatusRequestEntityTooLarge)
 			return
 		}
-		r.note(req.Header, body)
+		assumed := r.note(req.Header, body)
 		req.Body = io.NopCloser(bytes.NewReader(body))
-		backend.ServeHTTP(w, req)
+		if assumed == "" {
+			backend.ServeHTTP(w, req)
+			return
+		}
+		answer := &answer{ResponseWriter: w, status: http.StatusOK}
+		backend.ServeHTTP(answer, req)
+		r.learn(assumed, answer.body.Bytes()) // before the caller can use the session
+		answer.send()
 	})
 }
 
-var signedBy = regexp.MustCompile(`Credential=([A-Za-z0-9]+)/`)
+// answer holds an answer back.
+type answer struct {
+	http.ResponseWriter
+	status int
+	body   bytes.Buffer
+}
 
-func (r *Recorder) note(header http.Header, body []byte) {
-	key := signedBy.FindStringSubmatch(header.Get("Authorization"))
+func (a *answer) WriteHeader(status int)      { a.status = status }
+func (a *answer) Write(p []byte) (int, error) { return a.body.Write(p) }
+
+func (a *answer) send() {
+	a.ResponseWriter.WriteHeader(a.status)
+	_, _ = a.body.WriteTo(a.ResponseWriter) // the caller may have left
+}
+
+var (
+	signedBy = regexp.MustCompile(`Credential=([A-Za-z0-9]+)/`)
+	// sessionKey is in an answer to AssumeRole (AWS STS API Reference, Credentials).
+	sessionKey = regexp.MustCompile(`<AccessKeyId>([A-Za-z0-9]+)</AccessKeyId>`)
+)
+
+// learn notes whose session the answer to AssumeRole has. A refusal has none.
+func (r *Recorder) learn(role string, answer []byte) {
+	key := sessionKey.FindSubmatch(answer)
 	if key == nil {
 		return
 	}
-	by, known := r.Roles[key[1]]
-	if !known {
-		return
-	}
-	found, err := permissions(header, body, r.Region, r.Account)
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.Roles[string(key[1])] = role
+}
+
+// note notes a request. It returns the role that the request asks for, or "".
+func (r *Recorder) note(header http.Header, body []byte) (assumed string) {
+	key := signedBy.FindStringSubmatch(header.Get("Authorization"))
+	if key == nil {
+		return ""
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	by, known := r.Roles[key[1]]
+	if !known {
+		return ""
+	}
+	found, err := permissions(header, body, r.Region, r.Account)
 	if err != nil {
 		r.wrong = append(r.wrong, fmt.Errorf("request of %s: %w", by, err))
-		return
+		return ""
 	}
 	for _, c := range found {
 		if c.By = by; r.Name != nil && c.Resource != "" {
 			c.Resource = r.Name(c.Resource)
 		}
 		r.add(c)
+		if c.Action == "sts:AssumeRole" {
+			assumed = c.Resource
+		}
 	}
+	return assumed
 }
 
 // add adds a call to the one of its kind.
@@ -150,6 +194,17 @@ func Read(path string) ([]Call, error) {
 	return calls, nil
 }
 
+// Merge returns the calls of several recordings, each once.
+func Merge(recordings ...[]Call) []Call {
+	var r Recorder
+	for _, recorded := range recordings {
+		for _, c := range recorded {
+			r.add(c)
+		}
+	}
+	return r.calls
+}
+
 // Missing describes what was called and is not in the recording, one line each.
 func Missing(called, recorded []Call) []string {
 	var lines []string
@@ -188,7 +243,7 @@ func (r *Recorder) Check(path string, update bool) error {
 		return err
 	}
 	if missing := Missing(called, recorded); len(missing) > 0 {
-		return fmt.Errorf("%s lacks calls: run e2e/stack with -update, if that makes them, and read the changes:\n%s", path, strings.Join(missing, "\n"))
+		return fmt.Errorf("%s lacks calls: run all tests of the package with -update, and read the changes:\n%s", path, strings.Join(missing, "\n"))
 	}
 	return nil
 }

@@ -6,6 +6,7 @@ import (
 	"net/http/httptest"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -32,17 +33,25 @@ func send(t *testing.T, r *Recorder, key, target, body string) string {
 		data, _ := io.ReadAll(req.Body)
 		got = string(data)
 	}))
+	h.ServeHTTP(httptest.NewRecorder(), newRequest(t, key, target, body))
+	return got
+}
+
+func newRequest(t *testing.T, key, target, body string) *http.Request {
+	t.Helper()
 	req := httptest.NewRequestWithContext(t.Context(), http.MethodPost, "/", strings.NewReader(body))
 	req.Header.Set("Authorization", "AWS4-HMAC-SHA256 Credential="+key+"/20260101/us-west-2/x/aws4_request, SignedHeaders=host, Signature=0")
 	if target != "" {
 		req.Header.Set("X-Amz-Target", target)
 	}
-	h.ServeHTTP(httptest.NewRecorder(), req)
-	return got
+	return req
 }
 
 func TestCalls(t *testing.T) {
-	const dynamo = "DynamoDB_20120810."
+	const (
+		dynamo        = "DynamoDB_20120810."
+		organizations = "AWSOrganizationsV20161128."
+	)
 	for name, test := range map[string]struct {
 		target, body string
 		want         []Call
@@ -59,7 +68,7 @@ func TestCalls(t *testing.T) {
 		"a transaction": {dynamo + "TransactWriteItems", `{"TransactItems":[{"Put":{"TableName":"ledger","Item":{"pk":{"S":"name#a"}}}},
 			{"ConditionCheck":{"TableName":"other","Key":{"pk":{"S":"policy"}},"ConditionExpression":"a = :b"}}]}`, []Call{
 			{Action: "dynamodb:ConditionCheckItem", Resource: "arn:aws:dynamodb:us-west-2:111122223333:table/other", Context: map[string][]string{
-				"dynamodb:LeadingKeys": {"policy"}, "dynamodb:Attributes": {"a", "pk"}, "dynamodb:EnclosingOperation": {"TransactWriteItems"},
+				"dynamodb:LeadingKeys": {"policy"}, "dynamodb:Attributes": {"a", "pk"},
 			}},
 			{Action: "dynamodb:PutItem", Resource: "Ledger", Context: map[string][]string{
 				"dynamodb:LeadingKeys": {"name#x"}, "dynamodb:Attributes": {"pk"}, "dynamodb:EnclosingOperation": {"TransactWriteItems"},
@@ -82,6 +91,15 @@ func TestCalls(t *testing.T) {
 			Action: "sts:AssumeRole", Resource: "arn:r", Context: map[string][]string{"sts:ExternalId": {"e"}},
 		}}},
 		"who am I": {"", "Action=GetCallerIdentity", nil},
+		"an organization": {organizations + "ListRoots", "{}", []Call{{
+			Action: "organizations:ListRoots", Context: map[string][]string{},
+		}}},
+		"a unit's accounts": {organizations + "ListAccountsForParent", `{"ParentId":"ou-ab12-c3d4e5f6"}`, []Call{{
+			Action: "organizations:ListAccountsForParent", Resource: Unit, Context: map[string][]string{},
+		}}},
+		"the units below the root": {organizations + "ListOrganizationalUnitsForParent", `{"ParentId":"r-ab12","MaxResults":20}`, []Call{{
+			Action: "organizations:ListOrganizationalUnitsForParent", Resource: Root, Context: map[string][]string{},
+		}}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := newRecorder()
@@ -94,6 +112,50 @@ func TestCalls(t *testing.T) {
 			}
 			if err != nil || len(got) != len(test.want) || len(got) > 0 && !reflect.DeepEqual(got, test.want) {
 				t.Errorf("got %v, %v, want %v", got, err, test.want)
+			}
+		})
+	}
+}
+
+// What a function does with a role that it has assumed is the role's, also over another
+// handler of the same recorder.
+func TestAssumedRoles(t *testing.T) {
+	const (
+		granted = "<AssumeRoleResponse><Credentials><AccessKeyId>ASIAMEMBER</AccessKeyId></Credentials></AssumeRoleResponse>"
+		refused = "<ErrorResponse><Error><Code>AccessDenied</Code></Error></ErrorResponse>"
+	)
+	for name, test := range map[string]struct {
+		key, answer string
+		status      int
+		want        []string
+	}{
+		"a session":         {"ASIAENROLL", granted, http.StatusOK, []string{"arn:r ec2:DescribeImages", "enroll sts:AssumeRole"}},
+		"a refusal":         {"ASIAENROLL", refused, http.StatusForbidden, []string{"enroll sts:AssumeRole"}},
+		"another's session": {"ASIASTRANGER", granted, http.StatusOK, nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRecorder()
+			sts := r.Handler(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+				w.Header().Set("X-From", "sts")
+				w.WriteHeader(test.status)
+				_, _ = io.WriteString(w, test.answer)
+			}))
+			got := httptest.NewRecorder()
+			sts.ServeHTTP(got, newRequest(t, test.key, "", "Action=AssumeRole&RoleArn=arn%3Ar"))
+			if got.Code != test.status || got.Body.String() != test.answer || got.Header().Get("X-From") != "sts" {
+				t.Errorf("the caller gets %d %v %s", got.Code, got.Header(), got.Body)
+			}
+			send(t, r, "ASIAMEMBER", "", "Action=DescribeImages")
+			called, err := r.Calls()
+			if err != nil {
+				t.Fatal(err)
+			}
+			var lines []string
+			for _, c := range called {
+				lines = append(lines, c.By+" "+c.Action)
+			}
+			if !slices.Equal(lines, test.want) {
+				t.Errorf("calls %q, want %q", lines, test.want)
 			}
 		})
 	}
@@ -117,6 +179,18 @@ func TestRequestsThatNobodyUnderstands(t *testing.T) {
 				t.Error("no error")
 			}
 		})
+	}
+}
+
+func TestMerge(t *testing.T) {
+	call := func(by, action, key string) Call {
+		return Call{By: by, Action: action, Context: map[string][]string{"dynamodb:LeadingKeys": {key}}}
+	}
+	got := Merge([]Call{call("a", "x", "1"), call("a", "y", "1")}, []Call{call("a", "x", "2"), call("b", "x", "1"), call("a", "x", "1")})
+	want := []Call{call("a", "x", "1"), call("a", "y", "1"), call("b", "x", "1")}
+	want[0].Context["dynamodb:LeadingKeys"] = []string{"1", "2"}
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("got %v, want %v", got, want)
 	}
 }
 

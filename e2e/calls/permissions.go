@@ -23,6 +23,8 @@ func permissions(header http.Header, body []byte, region, account string) ([]Cal
 		return table(operation, body, at)
 	case "AmazonSSM":
 		return named("ssm", operation, body, func(r request) string { return at("ssm", "parameter/"+strings.TrimPrefix(r.Name, "/")) })
+	case "AWSOrganizationsV20161128":
+		return named("organizations", operation, body, func(r request) string { return organizational(r.ParentID) })
 	case "secretsmanager":
 		return named("secretsmanager", operation, body, func(r request) string { return r.SecretID })
 	case "":
@@ -35,6 +37,25 @@ func permissions(header http.Header, body []byte, region, account string) ([]Cal
 type request struct {
 	Name     string
 	SecretID string `json:"SecretId"`
+	ParentID string `json:"ParentId"`
+}
+
+// The names of resources of AWS Organizations. A request has only their ids.
+const (
+	Root = "OrganizationRoot"
+	Unit = "OrganizationalUnit"
+)
+
+// organizational returns the name of what has an id (AWS Organizations API Reference,
+// ListAccountsForParent).
+func organizational(id string) string {
+	switch {
+	case strings.HasPrefix(id, "r-"):
+		return Root
+	case strings.HasPrefix(id, "ou-"):
+		return Unit
+	}
+	return id
 }
 
 func named(service, operation string, body []byte, resource func(request) string) ([]Call, error) {
@@ -116,7 +137,9 @@ func table(name string, body []byte, at func(service, resource string) string) (
 					"Put": "PutItem", "Update": "UpdateItem", "Delete": "DeleteItem", "ConditionCheck": "ConditionCheckItem", "Get": "GetItem",
 				}[kind]
 				c := call(action, o)
-				c.Context[enclosing] = []string{name}
+				if action != "ConditionCheckItem" { // which transactions alone can have
+					c.Context[enclosing] = []string{name}
+				}
 				all = append(all, c)
 			}
 		}

@@ -198,6 +198,11 @@ func checkWhoMayCallTheFunctions(t *testing.T, s *stack) {
 		ask("the API enrolls", s.has("Api"), "apigateway.amazonaws.com", invocation, enroll, "aws:SourceArn=arn:aws:execute-api:"+region+":"+account+":a1b2c3d4e5/hallmark/POST/"),
 		ask("another stage of the API", false, "apigateway.amazonaws.com", invocation, enroll, "aws:SourceArn=arn:aws:execute-api:"+region+":"+account+":a1b2c3d4e5/test/POST/"),
 	}
+	if s.has("OrganizationRule") {
+		questions = append(questions,
+			ask("the schedule reads the organization", true, "events.amazonaws.com", invocation, fleet, "aws:SourceArn="+s.arn("OrganizationRule")),
+			ask("the schedule of readings enrolls", false, "events.amazonaws.com", invocation, enroll, "aws:SourceArn="+s.arn("OrganizationRule")))
+	}
 	if s.has("HealthSchedule") {
 		questions = append(questions,
 			ask("the schedule probes", true, "events.amazonaws.com", invocation, fleet, "aws:SourceArn="+s.arn("HealthSchedule")),

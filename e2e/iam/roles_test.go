@@ -7,7 +7,6 @@ package iam
 
 import (
 	"fmt"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -15,21 +14,22 @@ import (
 	"github.com/hallmark-ssh/hallmark/e2e/calls"
 )
 
-// recorded returns what the functions call: the recordings of the tests, and what Lambda
-// itself calls with a function's role.
+// recordings are the files that the tests of the stacks write.
+func recordings() []string {
+	return []string{"../stack/testdata/calls.jsonl"}
+}
+
+// recorded returns what the functions call, and what the roles call that they assume: the
+// recordings, and what Lambda itself calls with a function's role.
 func recorded(t *testing.T) []calls.Call {
 	t.Helper()
-	files, err := filepath.Glob(filepath.Join("..", "stack", "testdata", "*.jsonl"))
-	if err != nil || len(files) == 0 {
-		t.Fatalf("recordings %q, %v", files, err)
-	}
 	all := byLambda()
-	for _, file := range files {
+	for _, file := range recordings() {
 		read, err := calls.Read(file)
 		if err != nil {
 			t.Fatal(err)
 		}
-		all = append(all, read...)
+		all = calls.Merge(all, read)
 	}
 	return all
 }
@@ -62,8 +62,13 @@ func (s *stack) resource(name string) string {
 			return ""
 		}
 		return fmt.Sprintf("arn:aws:ssm:%s:%s:parameter%s", region, account, s.name(name, ""))
-	case name == "TeleportSecretArn" || name == "FleetSecretArn":
+	case name == "TeleportSecretArn" || name == "FleetSecretArn" || name == "OrganizationReaderRoleArn":
 		return s.parameters[name]
+	case name == "OrganizationRoleName":
+		if s.parameters[name] == "" {
+			return ""
+		}
+		return "arn:aws:iam::" + member + ":role/" + s.parameters[name]
 	case name == "MemberRoleArns":
 		return strings.ReplaceAll(s.parameters[name], "*", member)
 	case strings.HasSuffix(name, "LogGroup"):
@@ -81,8 +86,11 @@ func (s *stack) needs(t *testing.T, function string) []question {
 	own := whole(s.rolePolicies(t, s.role(function)))
 	var questions []question
 	for _, c := range recorded(t) {
+		if c.By != function {
+			continue
+		}
 		resource := s.resource(c.Resource)
-		if c.By != function || resource == "" {
+		if resource == "" {
 			continue
 		}
 		keys := c.Context["dynamodb:LeadingKeys"]
@@ -90,8 +98,8 @@ func (s *stack) needs(t *testing.T, function string) []question {
 			keys = []string{""}
 		}
 		for _, key := range keys {
-			if key == "policy" && !s.has("PolicyParameter") {
-				continue // a packaged policy has no last good one
+			if key == "policy" && !s.has("PolicyParameter") || key == "organization/x" && s.parameters["OrganizationId"] == "" {
+				continue // a packaged policy has no last good one, and an organization is optional
 			}
 			q := ask("what "+function+" does", true, session(function), c.Action, resource)
 			q.IdentityPolicies = []document{own}
@@ -101,12 +109,12 @@ func (s *stack) needs(t *testing.T, function string) []question {
 				}
 				q.Request.ContextVariables[name] = values(name, all)
 			}
-			if c.Action == "sts:AssumeRole" { // the member's role trusts the signer (templates/member-account/role.yaml)
-				trust := policy(map[string]any{
-					"Effect": "Allow", "Action": "sts:AssumeRole", "Principal": map[string]any{"AWS": s.arn(s.role(function))},
-					"Condition": map[string]any{"StringEquals": map[string]any{"sts:ExternalId": c.Context["sts:ExternalId"]}},
-				})
+			if c.Action == "sts:AssumeRole" {
+				trust := s.trust[c.Resource]
 				q.ResourcePolicy = &trust
+				if strings.HasPrefix(c.Resource, "Organization") {
+					q.Request.ContextVariables["aws:ResourceOrgID"] = organization
+				}
 			}
 			questions = append(questions, q)
 		}
@@ -201,40 +209,39 @@ func withoutValue(statement map[string]any, value any, path ...string) map[strin
 // Each permission is there because of a recorded call: without it, one would be denied.
 func checkFunctionsNeedEachPermission(t *testing.T, s *stack) {
 	t.Helper()
-	// Nothing that the tests run needs these.
-	const (
-		remembered = "written after an interrupted sweep or with missing instances (TestTheFleetsRoleReachesItsItems)"
-		write      = "fleet ledger dynamodb:BatchGetItem: dynamodb:LeadingKeys "
-	)
-	exceptions := map[string]string{
-		"enroll inventory ec2:DescribeInstances: ec2:DescribeInstanceImageMetadata": "asked only about an image that is gone",
-		"enroll ledger dynamodb:BatchGetItem: dynamodb:ConditionCheckItem":          "a part of transactions about names and keys that stay",
-		write + "policy":    "written by the function that first sees a new policy",
-		write + "sweep":     remembered,
-		write + "missing/*": remembered,
-		write + "expired/*": remembered,
-	}
+	var exceptions map[string]string
 	if !s.has("PolicyParameter") {
-		exceptions["fleet ledger dynamodb:GetItem: dynamodb:LeadingKeys policy"] = "the statement is the same for a packaged policy"
+		const why = "the statement is the same for a packaged policy"
+		exceptions = map[string]string{
+			"fleet ledger dynamodb:GetItem: dynamodb:LeadingKeys policy":      why,
+			"fleet ledger dynamodb:BatchGetItem: dynamodb:LeadingKeys policy": why,
+		}
 	}
 	for function := range functions() {
-		needs := s.needs(t, function)
-		for _, r := range reductions(s.rolePolicies(t, s.role(function))) {
-			var questions []question
-			for _, q := range needs {
-				if slices.Contains(r.actions, any(q.Request.Action)) {
+		s.simulator.checkNeeded(t, function, s.rolePolicies(t, s.role(function)), s.needs(t, function), exceptions)
+	}
+}
+
+// checkNeeded sees that each permission is needed for a question, unless it is an exception.
+func (s *simulator) checkNeeded(t *testing.T, who string, policies map[string]document, needs []question, exceptions map[string]string) {
+	t.Helper()
+	for _, r := range reductions(policies) {
+		var questions []question
+		for _, q := range needs {
+			if slices.Contains(r.actions, any(q.Request.Action)) {
+				if q.IdentityPolicies = nil; len(r.policies.Statement) > 0 {
 					q.IdentityPolicies = []document{r.policies}
-					questions = append(questions, q)
 				}
+				questions = append(questions, q)
 			}
-			needed := slices.Contains(s.simulator.judge(t, questions), false)
-			why, excepted := exceptions[function+" "+r.what]
-			switch {
-			case !needed && !excepted:
-				t.Errorf("%s does not need %s", function, r.what)
-			case needed && excepted:
-				t.Errorf("%s needs %s, which is an exception: %s", function, r.what, why)
-			}
+		}
+		needed := slices.Contains(s.judge(t, questions), false)
+		why, excepted := exceptions[who+" "+r.what]
+		switch {
+		case !needed && !excepted:
+			t.Errorf("%s does not need %s", who, r.what)
+		case needed && excepted:
+			t.Errorf("%s needs %s, which is an exception: %s", who, r.what, why)
 		}
 	}
 }
@@ -305,6 +312,15 @@ func checkFunctionsMayDoNothingElse(t *testing.T, s *stack) {
 	} {
 		questions = append(questions, both("another role", "sts:AssumeRole", role)...)
 	}
+	inOrganization := "aws:ResourceOrgID=" + organization
+	questions = append(questions,
+		s.forbid(t, "enroll", "read the organization", "sts:AssumeRole", readerRole, inOrganization),
+		s.forbid(t, "fleet", "read another organization", "sts:AssumeRole", readerRole, "aws:ResourceOrgID=o-other12345"))
+	questions = append(questions, both("a member of another organization", "sts:AssumeRole", organizationRole, "aws:ResourceOrgID=o-other12345")...)
+	questions = append(questions, both("a role outside every organization", "sts:AssumeRole", organizationRole)...)
+	questions = append(questions, both("another role of the organization", "sts:AssumeRole", "arn:aws:iam::"+member+":role/admin", inOrganization)...)
+	questions = append(questions, both("a role whose name begins alike", "sts:AssumeRole", organizationRole+"-2", inOrganization)...)
+	questions = append(questions, both("ask AWS Organizations itself", "organizations:ListRoots", "*")...)
 	if s.parameters["MemberRoleArns"] == "" {
 		questions = append(questions, both("a member's role without members", "sts:AssumeRole", memberRole)...)
 	}

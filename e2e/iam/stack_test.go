@@ -23,7 +23,12 @@ const (
 	enrollSecret = "arn:aws:secretsmanager:" + region + ":" + account + ":secret:hallmark-enroll-AbCdEf"
 	fleetSecret  = "arn:aws:secretsmanager:" + region + ":" + account + ":secret:hallmark-fleet-AbCdEf"
 	organization = "o-a1b2c3d4e5"
-	endpoint     = "vpce-0a1b2c3d4e5f60718"
+	management   = "333344445555"
+	readerRole   = "arn:aws:iam::" + management + ":role/hallmark-organization"
+	// organizationRole is the role of a member of the organization.
+	organizationRole = "arn:aws:iam::" + member + ":role/" + memberRoleName
+	memberRoleName   = "hallmark-org-member"
+	endpoint         = "vpce-0a1b2c3d4e5f60718"
 )
 
 // variants are the ways to deploy the template that change who may do what.
@@ -39,6 +44,9 @@ func variants() map[string]map[string]string {
 		"members and secrets": {
 			"MemberRoleArns": memberRole, "EventAccountIds": member, "TeleportSecretArn": enrollSecret, "FleetSecretArn": fleetSecret,
 		},
+		"organization": {
+			"OrganizationId": organization, "OrganizationRoleName": memberRoleName, "OrganizationReaderRoleArn": readerRole,
+		},
 		"members by pattern":                {"MemberRoleArns": "arn:aws:iam::*:role/hallmark-member"},
 		"packaged policy, another's ledger": {"PolicyIn": "package", "LedgerTableArn": otherLedger},
 	}
@@ -49,13 +57,22 @@ type stack struct {
 	*cfn.Stack
 	parameters map[string]string
 	simulator  *simulator
+	// trust has the trust policies of the roles that the functions assume, by the names that
+	// recordings use.
+	trust map[string]document
 }
 
 func expand(t *testing.T, parameters map[string]string) *stack {
 	t.Helper()
 	parameters = maps.Clone(parameters)
 	parameters["Audience"] = "hallmark.example.com"
-	s, err := cfn.Expand(t.Context(), filepath.Join("..", "..", "template.yaml"),
+	return expandIn(t, account, "template.yaml", parameters)
+}
+
+// expandIn expands a template of an account, with a path below the repository's root.
+func expandIn(t *testing.T, account, path string, parameters map[string]string) *stack {
+	t.Helper()
+	s, err := cfn.Expand(t.Context(), filepath.Join("..", "..", path),
 		cfn.Place{StackName: "hallmark", Region: region, Account: account}, parameters)
 	if err != nil {
 		t.Fatal(err)
@@ -66,10 +83,16 @@ func expand(t *testing.T, parameters map[string]string) *stack {
 // TestTemplate judges each variant of the template.
 func TestTemplate(t *testing.T) {
 	sim := startSimulator(t)
+	trust := make(map[string]document)
+	for _, r := range memberRoles(t) {
+		for _, name := range r.names {
+			trust[name] = documentOf(t, r.property(r.role, "AssumeRolePolicyDocument"))
+		}
+	}
 	for name, parameters := range variants() {
 		t.Run(name, func(t *testing.T) {
 			s := expand(t, parameters)
-			s.simulator = sim
+			s.simulator, s.trust = sim, trust
 			for name, check := range map[string]func(*testing.T, *stack){
 				"functions may do what they do":     checkFunctionsMayDoWhatTheyDo,
 				"functions need each permission":    checkFunctionsNeedEachPermission,

@@ -53,6 +53,7 @@ func TestStacks(t *testing.T) {
 		if n := first.handleEvents(moto.Account); n != 0 {
 			t.Errorf("%d of these events are in the queue", n)
 		}
+		first.rare()
 	})
 	t.Run("private API, members and secrets", func(t *testing.T) {
 		w.t = t
@@ -67,6 +68,7 @@ func TestStacks(t *testing.T) {
 		})
 		checkCreated(t, d)
 		d.live(member)
+		d.losesItsImage(member)
 	})
 	t.Run("invocations, packaged policy, another stack's ledger", func(t *testing.T) {
 		w.t = t
@@ -76,6 +78,10 @@ func TestStacks(t *testing.T) {
 		}, nil)
 		checkCreated(t, d)
 		d.live(moto.Account)
+	})
+	t.Run("organization", func(t *testing.T) {
+		w.t = t
+		w.membersComeAndGo()
 	})
 	if !t.Failed() {
 		if err := w.recorder.Check(recording, *update); err != nil {

@@ -6,6 +6,7 @@
 package stack
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/json"
@@ -72,6 +73,7 @@ type world struct {
 	awsURL, stsURL string
 	servers        []*httptest.Server
 	connections    atomic.Int64 // that servers have taken
+	stalled        atomic.Bool  // EC2 does not answer
 	names          sync.Map     // of ARNs in the template
 }
 
@@ -98,8 +100,8 @@ func newWorld(t *testing.T) *world {
 	w.recorder = &calls.Recorder{
 		Roles: map[string]string{"ASIAENROLL": "enroll", "ASIAFLEET": "fleet"}, Region: region, Account: moto.Account, Name: w.nameOf,
 	}
-	services := w.serve(w.recorder.Handler(httputil.NewSingleHostReverseProxy(backend)))
-	w.awsURL, w.stsURL = services.URL, w.serve(w.recorder.Handler(w.sts)).URL
+	services := w.serve(w.recorder.Handler(w.stalling(httputil.NewSingleHostReverseProxy(backend))))
+	w.awsURL, w.stsURL = services.URL, w.serve(w.recorder.Handler(w.identities(httputil.NewSingleHostReverseProxy(backend)))).URL
 	w.names.Store(memberRole, "MemberRoleArns")
 	return w
 }
@@ -116,6 +118,32 @@ func (w *world) serve(h http.Handler) *httptest.Server {
 	w.t.Cleanup(server.Close)
 	w.servers = append(w.servers, server)
 	return server
+}
+
+// identities has moto say who the functions are, and an STS that verifies signatures who the
+// instances are.
+func (w *world) identities(functions http.Handler) http.Handler {
+	return http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		for _, key := range []string{"ASIAENROLL", "ASIAFLEET"} {
+			if strings.Contains(r.Header.Get("Authorization"), "Credential="+key+"/") {
+				functions.ServeHTTP(rw, r)
+				return
+			}
+		}
+		w.sts.ServeHTTP(rw, r)
+	})
+}
+
+// stalling passes requests on, except those to EC2 while it is stalled. They wait until their
+// callers give up.
+func (w *world) stalling(backend http.Handler) http.Handler {
+	return http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		if w.stalled.Load() && r.Header.Get("X-Amz-Target") == "" {
+			<-r.Context().Done()
+			return
+		}
+		backend.ServeHTTP(rw, r)
+	})
 }
 
 func (w *world) nameOf(arn string) string {
@@ -148,6 +176,7 @@ type deployment struct {
 	*world
 	*moto.Stack
 	expanded      *cfn.Stack
+	root          string // of the package
 	entry         entry.Kind
 	enroll, fleet *lambdahost.Host
 }
@@ -171,16 +200,17 @@ func (w *world) deploy(name string, parameters map[string]string, settings map[s
 	if d.entry == "" {
 		d.entry = entry.URL
 	}
-	root := w.writePackage(settings)
-	d.enroll = w.start(created.Resources["EnrollFunction"], root, "ASIAENROLL")
-	d.fleet = w.start(created.Resources["FleetFunction"], root, "ASIAFLEET")
+	d.root = w.writePackage(settings)
+	d.enroll, d.fleet = d.start("EnrollFunction", "ASIAENROLL", 0), d.start("FleetFunction", "ASIAFLEET", 0)
 	return d
 }
 
-// start runs a function with the settings that the stack gives it.
-func (w *world) start(name, root, key string) *lambdahost.Host {
+// start runs a function with the settings that the stack gives it. A limit replaces the
+// stack's timeout.
+func (d *deployment) start(resource, key string, limit time.Duration) *lambdahost.Host {
+	w := d.world
 	w.t.Helper()
-	f, err := w.moto.Function(w.t.Context(), region, name)
+	f, err := w.moto.Function(w.t.Context(), region, d.Resources[resource])
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -194,14 +224,14 @@ func (w *world) start(name, root, key string) *lambdahost.Host {
 	environment := []string{
 		"AWS_ACCESS_KEY_ID=" + key, "AWS_SECRET_ACCESS_KEY=test", "AWS_ENDPOINT_URL=" + w.awsURL,
 		"AWS_ENDPOINT_URL_EC2=" + w.awsURL, "AWS_ENDPOINT_URL_STS=" + w.stsURL,
-		"AWS_ENDPOINT_URL_SSM=" + w.awsURL,
+		"AWS_ENDPOINT_URL_SSM=" + w.awsURL, "AWS_ENDPOINT_URL_ORGANIZATIONS=" + w.awsURL,
 	}
 	for name, value := range f.Environment.Variables {
 		environment = append(environment, name+"="+value)
 	}
 	host := lambdahost.New(lambdahost.Function{
-		Name: f.FunctionName, Program: program, Handler: f.Handler, TaskRoot: root, Region: region,
-		Timeout: time.Duration(f.Timeout) * time.Second, Environment: environment, Log: &w.log,
+		Name: f.FunctionName, Program: program, Handler: f.Handler, TaskRoot: d.root, Region: region,
+		Timeout: cmp.Or(limit, time.Duration(f.Timeout)*time.Second), Environment: environment, Log: &w.log,
 	})
 	w.t.Cleanup(host.Close)
 	return host

@@ -4,9 +4,11 @@ import re
 import sys
 import threading
 
+from moto.core.responses import ActionResult
 from moto.dynamodb.models import DynamoDBBackend
 from moto.dynamodb.responses import DynamoHandler
 from moto.ec2.models.availability_zones_and_regions import RegionsAndZonesBackend, Zone
+from moto.ec2.responses import EC2Response
 from moto.events.models import Rule
 from moto.events.utils import EventTemplateParser
 from moto.server import main
@@ -72,4 +74,20 @@ Rule.send_to_targets = send_if_asked
 EventTemplateParser.DEFAULT_EVENT_INPUT_TEMPLATE = EventTemplateParser.DEFAULT_EVENT_INPUT_TEMPLATE.replace(
     '"region"', '"account": "<account>", "region"'
 )
+
+# moto does not know this action. Every image is of the instance's account.
+def describe_instance_image_metadata(self):
+    return ActionResult({
+        "InstanceImageMetadata": [
+            {
+                "InstanceId": instance.id,
+                "OwnerId": self.current_account,
+                "ImageMetadata": {"ImageId": instance.image_id, "OwnerId": self.current_account},
+            }
+            for instance in map(self.ec2_backend.get_instance, self._get_param("InstanceIds", []))
+        ]
+    })
+
+
+EC2Response.describe_instance_image_metadata = describe_instance_image_metadata
 main(["--host", host, "--port", port])
