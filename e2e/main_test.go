@@ -8,6 +8,7 @@ package e2e
 import (
 	"bytes"
 	"context"
+	"flag"
 	"fmt"
 	"os"
 	"sync"
@@ -42,8 +43,11 @@ var shared struct {
 	web   *lab.Instance // enrolled; tests leave it that way
 }
 
+var update = flag.Bool("update", false, "write the recording of the functions' calls; run all tests")
+
 func TestMain(m *testing.M) {
-	os.Exit(machine.Tests("e2e", setUp, m.Run))
+	flag.Parse()
+	os.Exit(machine.Tests("e2e", setUp, func() int { return shared.lab.Checked(m.Run(), "testdata/calls.jsonl", *update) }))
 }
 
 func setUp(ctx context.Context, f *machine.Fleet) (err error) {

@@ -14,9 +14,9 @@ import (
 	"github.com/hallmark-ssh/hallmark/e2e/calls"
 )
 
-// recordings are the files that the tests of the stacks write.
+// recordings are the files that the tests of the stacks and of the machines write.
 func recordings() []string {
-	return []string{"../stack/testdata/calls.jsonl"}
+	return []string{"../stack/testdata/calls.jsonl", "../testdata/calls.jsonl"}
 }
 
 // recorded returns what the functions call, and what the roles call that they assume: the

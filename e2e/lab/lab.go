@@ -6,11 +6,13 @@
 package lab
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"maps"
 	"net"
 	"net/http"
+	"net/http/httputil"
 	"net/netip"
 	"net/url"
 	"os"
@@ -25,6 +27,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/ssm/types"
 	"go.yaml.in/yaml/v3"
 
+	"github.com/hallmark-ssh/hallmark/e2e/calls"
 	"github.com/hallmark-ssh/hallmark/e2e/fake/lambdahost"
 	"github.com/hallmark-ssh/hallmark/e2e/fake/moto"
 	"github.com/hallmark-ssh/hallmark/e2e/fake/sts"
@@ -92,13 +95,15 @@ type Lab struct {
 
 	credentials sync.Map // of instances, by access key id
 
-	front  front
-	stsURL string
-	login  *login
-	moto   *moto.Server
-	stack  *stack
-	keys   *keys
-	queue  queue
+	front    front
+	recorder *calls.Recorder
+	awsURL   string // of what the functions call, except STS
+	stsURL   string
+	login    *login
+	moto     *moto.Server
+	stack    *stack
+	keys     *keys
+	queue    queue
 }
 
 // New starts the lab in a folder. The lab ends with the context or the program.
@@ -190,8 +195,39 @@ func (l *Lab) startSTS(ctx context.Context) error {
 	if l.login, err = l.newLogin(ctx); err != nil {
 		return err
 	}
-	l.stsURL, err = serveLocally(ctx, l.STS)
+	l.recorder = l.newRecorder()
+	if l.awsURL, err = serveLocally(ctx, l.recorder.Handler(httputil.NewSingleHostReverseProxy(backend))); err != nil {
+		return err
+	}
+	l.stsURL, err = serveLocally(ctx, l.recorder.Handler(l.STS))
 	return err
+}
+
+// newRecorder returns what notes the functions' calls of AWS.
+func (l *Lab) newRecorder() *calls.Recorder {
+	names := map[string]string{
+		l.LedgerTable: "LedgerTable",
+		"arn:aws:ssm:" + Region + ":" + moto.Account + ":parameter" + l.stack.Resources["PolicyParameter"]: "PolicyParameter",
+	}
+	return &calls.Recorder{
+		Roles:  map[string]string{l.login.enroll.AccessKeyID: "enroll", l.login.fleet.AccessKeyID: "fleet"},
+		Region: Region, Account: moto.Account,
+		Name: func(arn string) string { return cmp.Or(names[arn], arn) },
+	}
+}
+
+// Checked compares what the functions called, once a package's tests are over, with a
+// recording, whose permissions e2e/iam judges. With update, it writes the recording first. It
+// takes and returns the exit code of the tests.
+func (l *Lab) Checked(code int, recording string, update bool) int {
+	if code != 0 {
+		return code
+	}
+	if err := l.recorder.Check(recording, update); err != nil {
+		fmt.Fprintf(os.Stderr, "the functions' calls: %v\n", err)
+		return 1
+	}
+	return 0
 }
 
 // serveLocally serves on this machine until the context ends, and returns the URL.
@@ -245,7 +281,7 @@ func (l *Lab) environment(f moto.FunctionSettings, role sts.Credential) []string
 	environment := []string{
 		"AWS_ACCESS_KEY_ID=" + role.AccessKeyID, "AWS_SECRET_ACCESS_KEY=" + role.SecretAccessKey,
 		"AWS_SESSION_TOKEN=" + role.SessionToken, "AWS_ENDPOINT_URL_STS=" + l.stsURL,
-		"AWS_ENDPOINT_URL_EC2=" + l.moto.URL, "AWS_ENDPOINT_URL_DYNAMODB=" + l.moto.URL, "AWS_ENDPOINT_URL_SSM=" + l.moto.URL,
+		"AWS_ENDPOINT_URL_EC2=" + l.awsURL, "AWS_ENDPOINT_URL_DYNAMODB=" + l.awsURL, "AWS_ENDPOINT_URL_SSM=" + l.awsURL,
 	}
 	for name, value := range f.Environment.Variables {
 		environment = append(environment, name+"="+value)
