@@ -8,6 +8,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 )
@@ -23,6 +24,12 @@ type fault struct {
 	ask time.Duration
 	// runs is the number of runs during the fault; 0 means one.
 	runs int
+	// finds is the check that the doctor must put first, or "" if nothing is wrong.
+	finds string
+	// leaves means that the doctor looks at what the fault leaves behind.
+	leaves bool
+	// hangs means that something never answers, so that the doctor waits for its time to end.
+	hangs bool
 }
 
 // TestFaults checks the table in docs/reliability.md.
@@ -48,11 +55,12 @@ func TestFaults(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			o := test.try(t)
-			o.fault = test.name
+			o.fault, o.diagnosis.fault = test.name, test.name
 			table.add(t, o)
 		})
 	}
 	table.close(t)
+	checkDiagnoses(t, table.rows)
 }
 
 // forgetRequests makes the signer forget how often machines have asked. All rows share one
@@ -75,7 +83,9 @@ func (m *instance) befall(t *testing.T, f fault) outcome {
 	if !f.idle {
 		m.makeDue(t)
 	}
-	end := f.begin(t, m)
+	m.sh(t, keepConfig)
+	end := sync.OnceFunc(f.begin(t, m))
+	d := m.diagnoseFault(t, f, name, &end)
 	before := m.logIn(t, name)
 	var r report
 	for range max(f.runs, 1) {
@@ -87,7 +97,15 @@ func (m *instance) befall(t *testing.T, f fault) outcome {
 	if during.worseThan(before) {
 		t.Errorf("logins %s, and after a run %s", before, during)
 	}
-	end()
+	if f.leaves {
+		end()
+		d = m.diagnose(t, f)
+	}
+	if d.enrolls() { // it was followed before
+		end()
+	} else {
+		m.follow(t, d, end)
+	}
 	corrected := during
 	if during != (logins{true, true}) {
 		corrected = m.logIn(t, name)
@@ -100,13 +118,39 @@ func (m *instance) befall(t *testing.T, f fault) outcome {
 	if !m.renewed(t) {
 		t.Error("once the fault is over, a run did not renew the certificates")
 	}
+	end() // what the advice has left of the fault
+	m.wantHealthy(t, "once its advice is followed, and a run has ended")
 	took := healing.took
 	if r.exit == 0 {
 		took = r.took
 	}
 	return outcome{
-		fault: f.name, logins: change(before, during), says: said(r), heals: healer(r, during, corrected, renewed), took: took,
+		fault: f.name, logins: change(before, during), says: said(r), heals: healer(r, during, corrected, renewed), took: took, diagnosis: d,
 	}
+}
+
+// diagnoseFault has the doctor look before a run of the service meets the fault. Advice to run
+// hallmark heals the machine at once, so the fault then begins again.
+func (m *instance) diagnoseFault(t *testing.T, f fault, name string, end *func()) diagnosis {
+	t.Helper()
+	if f.leaves {
+		return diagnosis{}
+	}
+	d := m.diagnose(t, f)
+	if !d.enrolls() {
+		return d
+	}
+	m.follow(t, d, *end)
+	m.wantHealthy(t, "once its advice is followed")
+	if l := m.logIn(t, name); l != (logins{true, true}) {
+		t.Errorf("once the doctor's advice is followed, logins are %s", l)
+	}
+	(*end)()
+	if !f.idle {
+		m.makeDue(t)
+	}
+	*end = sync.OnceFunc(f.begin(t, m))
+	return d
 }
 
 // renewed reports whether the certificates are no longer due.

@@ -102,7 +102,7 @@ func (m *instance) begin(t *testing.T, ask time.Duration) {
 	}
 	// What the journal has so far belongs to earlier runs. The test starts the unit more often
 	// than systemd allows.
-	m.sh(t, prepare+`; journalctl --sync; rm -f /run/hallmark-cursor; journalctl --lines=1 --cursor-file=/run/hallmark-cursor >/dev/null
+	m.sh(t, prepare+"; "+markJournal+`
 systemctl reset-failed hallmark.service 2>/dev/null || true; systemctl restart hallmark.service`)
 }
 
@@ -113,13 +113,9 @@ func (m *instance) end(t *testing.T) report {
 	t.Helper()
 	out := m.sh(t, `until systemctl show hallmark.service >/run/hallmark-unit && grep -Eqx 'SubState=(dead|failed|auto-restart)' /run/hallmark-unit; do sleep 0.1; done
 systemctl stop hallmark.service
-journalctl --sync
-cat /run/hallmark-unit
-echo
-journalctl --output=cat --boot --cursor-file=/run/hallmark-cursor _SYSTEMD_UNIT=hallmark.service + UNIT=hallmark.service`)
-	shown, journal, _ := strings.Cut(out, "\n\n")
+cat /run/hallmark-unit`)
 	unit := map[string]string{}
-	for line := range strings.Lines(shown) {
+	for line := range strings.Lines(out) {
 		key, value, _ := strings.Cut(strings.TrimSpace(line), "=")
 		unit[key] = value
 	}
@@ -130,8 +126,43 @@ journalctl --output=cat --boot --cursor-file=/run/hallmark-cursor _SYSTEMD_UNIT=
 	return report{
 		exit: exit, restarts: unit["SubState"] == "auto-restart",
 		took:  microseconds(t, unit["ExecMainExitTimestampMonotonic"]) - microseconds(t, unit["ExecMainStartTimestampMonotonic"]),
-		lines: strings.Split(strings.TrimSpace(journal), "\n"),
+		lines: m.journal(t, func(e entry) bool { return e.concerns("hallmark.service") }),
 	}
+}
+
+// markJournal remembers where the journal ends now.
+const markJournal = "journalctl --sync; rm -f /run/hallmark-cursor; journalctl --lines=1 --cursor-file=/run/hallmark-cursor >/dev/null"
+
+// entry is an entry of the journal (systemd.journal-fields(7)).
+type entry struct {
+	Text       string `json:"MESSAGE"`
+	Unit       string `json:"_SYSTEMD_UNIT"` // that wrote it
+	About      string `json:"UNIT"`          // that systemd wrote it about
+	Identifier string `json:"SYSLOG_IDENTIFIER"`
+}
+
+func (e entry) concerns(unit string) bool { return e.Unit == unit || e.About == unit }
+
+// journal returns the lines since markJournal, or since the boot, that a filter passes.
+// journalctl's own filters would leave out the first line after the mark.
+func (m *instance) journal(t *testing.T, filter func(entry) bool) (lines []string) {
+	t.Helper()
+	// Without any entry, it fails.
+	out := m.sh(t, `journalctl --sync
+after=$(cat /run/hallmark-cursor 2>/dev/null || true)
+journalctl --output=json --boot ${after:+--after-cursor="$after"} || true`)
+	for line := range strings.Lines(out) {
+		var e entry
+		if err := json.Unmarshal([]byte(line), &e); err != nil && !strings.HasPrefix(line, "{") {
+			continue // "-- No entries --"
+		} else if err != nil {
+			t.Fatalf("read the journal: %v: %s", err, line)
+		}
+		if filter(e) {
+			lines = append(lines, strings.TrimSpace(e.Text))
+		}
+	}
+	return lines
 }
 
 func microseconds(t *testing.T, value string) time.Duration {

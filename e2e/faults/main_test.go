@@ -22,7 +22,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/e2e/machine"
 )
 
-var update = flag.Bool("update", false, "rewrite the table in docs/reliability.md")
+var update = flag.Bool("update", false, "rewrite the tables in docs/reliability.md")
 
 // shared is the lab, an image, and the machine for most faults. TestMain fills it.
 var shared struct {
@@ -75,18 +75,29 @@ ExecStart=
 ExecStart=/usr/local/bin/hallmark renew --timeout ${ASK}
 `
 
-// boot launches a machine without the hourly timer, which could interfere.
+// seldom keeps the hourly timer, which would interfere, from running during a test. It stays
+// enabled and active, as on every machine.
+const seldom = `[Timer]
+OnCalendar=
+OnCalendar=*-01-01
+RandomizedDelaySec=0
+Persistent=no
+`
+
+// boot launches a machine whose hourly timer does not run.
 func boot(ctx context.Context, template lab.Template) (*instance, error) {
 	template.Image = shared.image
 	template.Prepare = func(_ context.Context, root string) error {
-		dir := filepath.Join(root, "etc/systemd/system/hallmark.service.d")
-		if err := os.MkdirAll(dir, 0o755); err != nil {
-			return err
+		for unit, content := range map[string]string{"hallmark.service": dropIn, "hallmark-renew.timer": seldom} {
+			dir := filepath.Join(root, "etc/systemd/system", unit+".d")
+			if err := os.MkdirAll(dir, 0o755); err != nil {
+				return err
+			}
+			if err := os.WriteFile(filepath.Join(dir, "test.conf"), []byte(content), 0o644); err != nil {
+				return err
+			}
 		}
-		if err := os.WriteFile(filepath.Join(dir, "test.conf"), []byte(dropIn), 0o644); err != nil {
-			return err
-		}
-		return os.Remove(filepath.Join(root, "etc/systemd/system/timers.target.wants/hallmark-renew.timer"))
+		return nil
 	}
 	i, err := shared.lab.Launch(ctx, template)
 	return &instance{i}, err

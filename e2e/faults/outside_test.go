@@ -10,7 +10,7 @@ import (
 	"net/http"
 	"os"
 	"strings"
-	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -26,20 +26,20 @@ const briefly = 6 * time.Second
 // fromOutside are faults of the metadata service, the network and the signer.
 func fromOutside() []fault {
 	return []fault{
-		{name: "metadata service down", begin: metadataTrouble(imds.Trouble{Silent: true})},
-		{name: "metadata service switched off", begin: metadataTrouble(imds.Trouble{Disabled: true})},
+		{name: "metadata service down", finds: "metadata", begin: metadataTrouble(imds.Trouble{Silent: true})},
+		{name: "metadata service switched off", finds: "metadata", begin: metadataTrouble(imds.Trouble{Disabled: true})},
 		{name: "metadata service answers 401 until there is a new token", begin: metadataTrouble(imds.Trouble{Forgetful: true})},
-		{name: "no instance identity role", begin: metadataTrouble(imds.Trouble{NoIdentityRole: true})},
-		{name: "signer unreachable", begin: unreachable, ask: briefly},
-		{name: "no route to the signer, for five runs", begin: noRoute, ask: briefly / 2, runs: 5},
-		{name: "signer's TLS certificate of another CA", begin: signerTrouble(lab.FrontTrouble{WrongCertificate: true}), ask: briefly},
-		{name: "signer answers 503", begin: instead(answer(http.StatusServiceUnavailable, refusal(protocol.CodeUpstream, nil))), ask: briefly},
-		{name: "a proxy answers 502 for the signer", begin: instead(answer(http.StatusBadGateway, "<html>Bad Gateway</html>")), ask: briefly},
-		{name: "signer does not answer", begin: instead(func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }), ask: briefly},
-		{name: "signer's answer is cut off", begin: signerTrouble(lab.FrontTrouble{Wrap: cutOff}), ask: briefly},
-		{name: "signer's answer is not JSON", begin: instead(answer(http.StatusOK, "<html>Log in to the Wi-Fi</html>"))},
-		{name: "clock an hour behind the signer's", begin: instead(skewed), ask: briefly},
-		{name: "another audience in the configuration", begin: edited("/etc/hallmark/config.yaml", "s/^audience:.*/audience: someone.else/")},
+		{name: "no instance identity role", finds: "identity role", begin: metadataTrouble(imds.Trouble{NoIdentityRole: true})},
+		{name: "signer unreachable", finds: "signer", begin: unreachable, ask: briefly},
+		{name: "no route to the signer, for five runs", finds: "signer", begin: noRoute, ask: briefly / 2, runs: 5},
+		{name: "signer's TLS certificate of another CA", finds: "signer", begin: signerTrouble(lab.FrontTrouble{WrongCertificate: true}), ask: briefly},
+		{name: "signer answers 503", finds: "signer", begin: instead(answer(http.StatusServiceUnavailable, refusal(protocol.CodeUpstream, nil))), ask: briefly},
+		{name: "a proxy answers 502 for the signer", finds: "signer", begin: instead(answer(http.StatusBadGateway, "<html>Bad Gateway</html>")), ask: briefly},
+		{name: "signer does not answer", finds: "signer", hangs: true, begin: instead(func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }), ask: briefly},
+		{name: "signer's answer is cut off", finds: "signer", begin: signerTrouble(lab.FrontTrouble{Wrap: cutOff}), ask: briefly},
+		{name: "signer's answer is not JSON", finds: "signer", begin: instead(answer(http.StatusOK, "<html>Log in to the Wi-Fi</html>"))},
+		{name: "clock an hour behind the signer's", finds: "clock", begin: instead(skewed), ask: briefly},
+		{name: "another audience in the configuration", finds: "audience", begin: edited("/etc/hallmark/config.yaml", "s/^audience:.*/audience: someone.else/")},
 	}
 }
 
@@ -148,11 +148,13 @@ func twoRuns(t *testing.T) outcome {
 	name := m.hostname(t)
 	m.makeDue(t)
 	asked, release := make(chan struct{}), make(chan struct{})
-	first := sync.OnceFunc(func() { close(asked) })
+	var waiting atomic.Bool
 	shared.lab.SetFrontTrouble(lab.FrontTrouble{Wrap: func(signer http.Handler) http.Handler {
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			first()
-			<-release
+			if waiting.CompareAndSwap(false, true) { // the run's; the doctor asks later
+				close(asked)
+				<-release
+			}
 			signer.ServeHTTP(w, r)
 		})
 	}})
@@ -167,6 +169,7 @@ func twoRuns(t *testing.T) outcome {
 	if _, err := m.Run(t.Context(), "hallmark", "enroll"); err == nil || !strings.Contains(err.Error(), state.ErrRunning.Error()) {
 		t.Errorf("hallmark enroll: %v, want %q", err, state.ErrRunning)
 	}
+	d := m.diagnose(t, fault{})
 	during := m.logIn(t, name)
 	if during.worseThan(before) {
 		t.Errorf("logins %s, and during a second run %s", before, during)
@@ -180,7 +183,7 @@ func twoRuns(t *testing.T) outcome {
 		t.Error("the first run did not renew the certificates")
 	}
 	second := report{lines: strings.Split(strings.TrimSpace(out), "\n")}
-	return outcome{logins: change(before, during), says: said(second), heals: "the first run", took: run.took}
+	return outcome{logins: change(before, during), says: said(second), heals: "the first run", took: run.took, diagnosis: d}
 }
 
 // metadataDownAtBoot boots a machine for the first time while its metadata service is down.
@@ -189,15 +192,18 @@ func metadataDownAtBoot(t *testing.T) outcome {
 	// hallmark.timer starts the unit when the boot has come that far.
 	m.sh(t, "until systemctl show --property=InvocationID hallmark.service | grep -q =.; do sleep 0.1; done")
 	r := m.end(t)
+	d := m.diagnose(t, fault{finds: "metadata"})
 	during := m.logIn(t, "")
-	m.Metadata.SetTrouble(imds.Trouble{})
+	m.follow(t, d, func() { m.Metadata.SetTrouble(imds.Trouble{}) })
 	m.endPause(t)
 	healing := m.serve(t, 0)
 	after := m.logIn(t, m.hostname(t))
 	if healing.exit != 0 || !after.teleport {
 		t.Errorf("once the service is up, a run ends with %d, and logins are %s:\n%s", healing.exit, after, strings.Join(healing.lines, "\n"))
 	}
+	m.wantHealthy(t, "once the service is up, and a run has ended")
 	return outcome{
-		logins: during.String() + " (cloud-init has no key pair), then " + after.String(), says: said(r), heals: healer(r, during, during, false), took: healing.took,
+		diagnosis: d,
+		logins:    during.String() + " (cloud-init has no key pair), then " + after.String(), says: said(r), heals: healer(r, during, during, false), took: healing.took,
 	}
 }

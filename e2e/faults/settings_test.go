@@ -28,7 +28,7 @@ func inSettings() []fault {
 		"PerSourceMaxStartups 1",
 		"Match Address 10.83.0.0/24; PubkeyAuthentication no",
 	} {
-		faults = append(faults, fault{name: "`" + settings + "`", begin: setting(settings)})
+		faults = append(faults, fault{name: "`" + settings + "`", finds: "settings", begin: setting(settings)})
 	}
 	return faults
 }

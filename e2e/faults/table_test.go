@@ -16,6 +16,7 @@ import (
 type outcome struct {
 	fault, logins, says, heals string
 	took                       time.Duration // of the run that healed
+	diagnosis                  diagnosis
 }
 
 // stable is the row without what depends on the machine's speed.

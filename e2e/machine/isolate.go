@@ -184,7 +184,9 @@ func furnish(ctx context.Context) error {
 	}
 	return ip(ctx,
 		"link set lo up",
-		"link add hub type bridge",
+		// With an address of its own, the bridge keeps it when a machine leaves. The others would
+		// otherwise send to the old one for a while.
+		"link add hub address 02:00:00:00:00:01 type bridge",
 		"addr add "+hubPrefix+" dev hub",
 		"link set hub up",
 	)

@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -76,6 +77,7 @@ func TestReleases(t *testing.T) {
 			}
 			checkVersions(t, i, test.versions)
 			checkUnits(t, i, test.sshUnit, "hallmark.timer", "hallmark-renew.timer")
+			checkExposure(t, i, "hallmark.service")
 			checkPresented(t, i, enrolled)
 			checkLogins(t, i, enrolled)
 
@@ -159,6 +161,21 @@ func checkUnits(t *testing.T, i *lab.Instance, units ...string) {
 			t.Errorf("%s is %q: %v", unit, out, err)
 		}
 	}
+}
+
+// checkExposure sees that this systemd rates what the service can reach at 2.5 or better, from 0
+// to 10.
+func checkExposure(t *testing.T, i *lab.Instance, unit string) {
+	t.Helper()
+	const most = 2.5
+	rated := run(t, i, "systemd-analyze", "security", "--no-pager", unit)
+	_, last, _ := strings.Cut(rated, "Overall exposure level for "+unit+": ")
+	number, _, _ := strings.Cut(last, " ")
+	exposure, err := strconv.ParseFloat(number, 64)
+	if err != nil || exposure > most {
+		t.Errorf("exposure level %q, want at most %.1f:\n%s", number, most, rated)
+	}
+	t.Logf("systemd rates the exposure of %s at %s", unit, number)
 }
 
 // checkPresented sees that sshd has each certificate, and knows that it was seen.

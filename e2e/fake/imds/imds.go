@@ -8,6 +8,7 @@ package imds
 
 import (
 	"crypto/rand"
+	"maps"
 	"net/http"
 	"path"
 	"regexp"
@@ -124,6 +125,19 @@ func (s *Server) Requests() []Request {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return slices.Clone(s.requests)
+}
+
+// Secrets returns what only this instance may know: the keys and tokens of its credentials, and
+// the session tokens of the service.
+func (s *Server) Secrets() (secrets []string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, c := range []Credential{s.options.IdentityRole, s.options.Profile} {
+		if c != (Credential{}) {
+			secrets = append(secrets, c.SecretAccessKey, c.SessionToken)
+		}
+	}
+	return slices.AppendSeq(secrets, maps.Keys(s.tokens))
 }
 
 // ServeHTTP answers one request, and records it.

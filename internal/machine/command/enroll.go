@@ -27,6 +27,8 @@ type enrollment struct {
 	config  string
 	timeout time.Duration
 	reload  bool
+	// quiet prints nothing if there is nothing to do.
+	quiet bool
 }
 
 func enrollCommand() *cobra.Command {
@@ -42,12 +44,12 @@ do, nothing changes.`,
 }
 
 func renewCommand() *cobra.Command {
-	var e enrollment
+	e := enrollment{quiet: true}
 	cmd := &cobra.Command{
 		Use: "renew", Short: "like enroll, but backs off after failures (for timers)",
 		Long: `Does what enroll does, for timers. After failed runs it backs off, and returns the last error
 until the next attempt is due. While another run is in progress it does nothing, and
-succeeds.`,
+succeeds. If there is nothing to do, it prints nothing.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			err := e.run(cmd, (*agent.Enroller).Renew)
 			if errors.Is(err, state.ErrRunning) {
@@ -93,15 +95,17 @@ func (e *enrollment) run(cmd *cobra.Command, act func(*agent.Enroller, context.C
 	if err != nil {
 		return asFailure(err)
 	}
-	reportOutcome(outcome, log)
+	reportOutcome(outcome, e.quiet, log)
 	return nil
 }
 
-func reportOutcome(o *agent.Outcome, log func(string, ...any)) {
+// reportOutcome logs what a run did. If quiet, it leaves out that there was nothing to do.
+func reportOutcome(o *agent.Outcome, quiet bool, log func(string, ...any)) {
 	s := o.State
-	if o.Reason == "" {
+	switch {
+	case o.Reason == "" && !quiet:
 		log("already enrolled as %s in %s, renewal due %s", s.Node.Hostname, s.Node.Cluster, s.RenewAfter.Format(time.RFC3339))
-	} else {
+	case o.Reason != "":
 		log("%s", o.Reason)
 		log("enrolled as %s in %s with %d certificates until %s", s.Node.Hostname, s.Node.Cluster, len(s.Certificates), s.End().Format(time.RFC3339))
 	}

@@ -68,7 +68,7 @@ func TestReportOutcome(t *testing.T) {
 	s := &state.State{Presented: true, RenewAfter: time.Date(2026, 3, 8, 12, 0, 0, 0, time.UTC)}
 	s.Node.Cluster, s.Node.Hostname = "example.com", "web-i-0"
 	o := &agent.Outcome{State: s, Trusted: []string{"SHA256:a"}, Retired: []string{"SHA256:b"}}
-	reportOutcome(o, log)
+	reportOutcome(o, false, log)
 	want := []string{
 		"already enrolled as web-i-0 in example.com, renewal due 2026-03-08T12:00:00Z",
 		"sshd now trusts the OpenSSH CA SHA256:a",
@@ -76,5 +76,15 @@ func TestReportOutcome(t *testing.T) {
 	}
 	if !slices.Equal(lines, want) {
 		t.Errorf("got %q, want %q", lines, want)
+	}
+	lines = nil
+	reportOutcome(o, true, log)
+	if !slices.Equal(lines, want[1:]) {
+		t.Errorf("quiet: got %q, want %q", lines, want[1:])
+	}
+	lines = nil
+	o.Reason = "not enrolled yet"
+	if reportOutcome(o, true, log); len(lines) == 0 || lines[0] != o.Reason {
+		t.Errorf("quiet, with something to do: got %q, want first %q", lines, o.Reason)
 	}
 }
