@@ -42,12 +42,16 @@ func main() {
 	flag.StringVar(&c.Plugin, "plugin", "bin/packer-plugin-hallmark", "path of the Packer plugin")
 	flag.StringVar(&c.Teleport, "teleport", "", "folder with Teleport's programs to compare with; empty skips the comparison")
 	joinOnly := flag.Bool("join", false, "only compare an enrollment with teleport join openssh")
+	commandsOnly := flag.Bool("commands", false, "only measure what each command costs a machine")
 	flag.Parse()
 	os.Exit(machine.Main(os.Stderr, func(ctx context.Context, f *machine.Fleet) int {
 		var err error
-		if *joinOnly {
+		switch {
+		case *joinOnly:
 			err = printJoinAlone(ctx, f, c)
-		} else {
+		case *commandsOnly:
+			err = printCommandsAlone(ctx, f, c)
+		default:
 			err = errors.Join(printSizes(*hallmark, c.Bootstrap), printVerification(*document), printSweeps(ctx),
 				printColdStarts(ctx, c.Bootstrap, *empty), printCosts(ctx, f, c))
 		}
@@ -141,6 +145,9 @@ func printVerification(path string) error {
 type cost struct {
 	wall, cpu float64 // seconds
 	memory    float64 // megabytes, at its peak
+	// Bytes on the network, all headers included. Those to and from the metadata service and the
+	// machine's own sshd are not among them.
+	sent, received float64
 }
 
 // python runs a command in a machine and reports its cost. If this program started
@@ -148,10 +155,14 @@ type cost struct {
 // kernel keeps the peak from before exec.
 const python = `
 import json, resource, subprocess, sys, time
-start = time.monotonic()
+def network():
+    lines = [line.split() for line in open("/proc/net/dev").read().replace(":", " ").splitlines()[2:]]
+    return [sum(int(l[n]) for l in lines if l[0] != "lo") for n in (9, 1)]
+before, start = network(), time.monotonic()
 subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL)
 wall, usage = time.monotonic() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
-print(json.dumps({"wall": wall, "cpu": usage.ru_utime + usage.ru_stime, "memory": usage.ru_maxrss}))
+sent, received = [b - a for a, b in zip(before, network())]
+print(json.dumps({"wall": wall, "cpu": usage.ru_utime + usage.ru_stime, "memory": usage.ru_maxrss, "sent": sent, "received": received}))
 `
 
 // printCosts takes its measurements on one booted machine, one after the other.
@@ -166,6 +177,9 @@ func printCosts(ctx context.Context, f *machine.Fleet, c lab.Config) error {
 	}
 	if err == nil {
 		err = printEvents(ctx, l, i)
+	}
+	if err == nil {
+		err = printCommands(ctx, l, i)
 	}
 	if err == nil && c.Teleport != "" {
 		err = printJoin(ctx, c, l, i)
@@ -271,20 +285,23 @@ func measure(ctx context.Context, i *lab.Instance, prepare func() error, command
 			return nil, err
 		}
 		var used struct {
-			Wall, CPU float64 // seconds
-			Memory    int64   // KiB, getrusage(2)
+			Wall, CPU      float64 // seconds
+			Memory         int64   // KiB, getrusage(2)
+			Sent, Received float64
 		}
 		if err := json.Unmarshal([]byte(out), &used); err != nil {
 			return nil, fmt.Errorf("read what the run cost: %w", err)
 		}
-		costs = append(costs, cost{wall: used.Wall, cpu: used.CPU, memory: float64(used.Memory<<10) / megabyte})
+		costs = append(costs, cost{wall: used.Wall, cpu: used.CPU, memory: float64(used.Memory<<10) / megabyte, sent: used.Sent, received: used.Received})
 	}
 	return costs, nil
 }
 
-func wall(c cost) float64   { return c.wall }
-func cpu(c cost) float64    { return c.cpu }
-func memory(c cost) float64 { return c.memory }
+func wall(c cost) float64     { return c.wall }
+func cpu(c cost) float64      { return c.cpu }
+func memory(c cost) float64   { return c.memory }
+func sent(c cost) float64     { return c.sent }
+func received(c cost) float64 { return c.received }
 
 func median(costs []cost, of func(cost) float64) float64 {
 	values := make([]float64, len(costs))
