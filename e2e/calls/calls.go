@@ -226,9 +226,9 @@ func Missing(called, recorded []Call) []string {
 	return lines
 }
 
-// Check compares what was called with the recording in a file. With update, it writes the
-// file first.
-func (r *Recorder) Check(path string, update bool) error {
+// Check compares what was called with the recordings in a file and in others. With update, it
+// writes the file first.
+func (r *Recorder) Check(path string, update bool, others ...string) error {
 	called, err := r.Calls()
 	if err != nil {
 		return err
@@ -238,9 +238,13 @@ func (r *Recorder) Check(path string, update bool) error {
 			return err
 		}
 	}
-	recorded, err := Read(path)
-	if err != nil {
-		return err
+	var recorded []Call
+	for _, p := range append([]string{path}, others...) {
+		calls, err := Read(p)
+		if err != nil {
+			return err
+		}
+		recorded = Merge(recorded, calls)
 	}
 	if missing := Missing(called, recorded); len(missing) > 0 {
 		return fmt.Errorf("%s lacks calls: run all tests of the package with -update, and read the changes:\n%s", path, strings.Join(missing, "\n"))

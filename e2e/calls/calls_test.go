@@ -182,6 +182,28 @@ func TestRequestsThatNobodyUnderstands(t *testing.T) {
 	}
 }
 
+func TestCheckWithOthers(t *testing.T) {
+	dir := t.TempDir()
+	own, other := filepath.Join(dir, "own.jsonl"), filepath.Join(dir, "other.jsonl")
+	for path, key := range map[string]string{own: "policy", other: "sweep"} {
+		if err := Write(path, []Call{{By: "enroll", Action: "dynamodb:PutItem", Resource: "Ledger", Context: map[string][]string{
+			"dynamodb:LeadingKeys": {key}, "dynamodb:Attributes": {"pk"},
+		}}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r := newRecorder()
+	for _, key := range []string{"policy", "sweep"} {
+		send(t, r, "ASIAENROLL", "DynamoDB_20120810.PutItem", `{"TableName":"ledger","Item":{"pk":{"S":"`+key+`"}}}`)
+	}
+	if err := r.Check(own, false); err == nil || !strings.Contains(err.Error(), "sweep") {
+		t.Errorf("alone: error %v", err)
+	}
+	if err := r.Check(own, false, other); err != nil {
+		t.Errorf("with the other recording: %v", err)
+	}
+}
+
 func TestMerge(t *testing.T) {
 	call := func(by, action, key string) Call {
 		return Call{By: by, Action: action, Context: map[string][]string{"dynamodb:LeadingKeys": {key}}}

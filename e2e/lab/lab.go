@@ -216,14 +216,14 @@ func (l *Lab) newRecorder() *calls.Recorder {
 	}
 }
 
-// Checked compares what the functions called, once a package's tests are over, with a
-// recording, whose permissions e2e/iam judges. With update, it writes the recording first. It
-// takes and returns the exit code of the tests.
-func (l *Lab) Checked(code int, recording string, update bool) int {
+// Checked compares what the functions called, once a package's tests are over, with
+// recordings, whose permissions e2e/iam judges. With update, it writes the first of them
+// before. It takes and returns the exit code of the tests.
+func (l *Lab) Checked(code int, update bool, recording string, others ...string) int {
 	if code != 0 {
 		return code
 	}
-	if err := l.recorder.Check(recording, update); err != nil {
+	if err := l.recorder.Check(recording, update, others...); err != nil {
 		fmt.Fprintf(os.Stderr, "the functions' calls: %v\n", err)
 		return 1
 	}
