@@ -61,6 +61,34 @@ func TestRecordedVersions(t *testing.T) {
 	}
 }
 
+// The recorded request to leave, and its answer, are read to the last byte.
+func TestRecordedLeave(t *testing.T) {
+	dir := filepath.Join("testdata", "leave")
+	body := read(t, dir, "request.json")
+	request, err := protocol.ParseRequest(body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	payload, err := protocol.ParsePayload(request.Payload)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if payload.Purpose != protocol.PurposeLeave {
+		t.Errorf("purpose %q", payload.Purpose)
+	}
+	if again := must(json.Marshal(payload)); !bytes.Equal(again, request.Payload) {
+		t.Errorf("the payload is written as %s, was %s", again, request.Payload)
+	}
+	var answer protocol.LeaveResponse
+	recorded := read(t, dir, "response.json")
+	if err := json.Unmarshal(recorded, &answer); err != nil {
+		t.Fatal(err)
+	}
+	if again := must(json.Marshal(answer)); !bytes.Equal(again, recorded) {
+		t.Errorf("the answer is written as %s, was %s", again, recorded)
+	}
+}
+
 func read(t *testing.T, dir, name string) []byte {
 	t.Helper()
 	data, err := os.ReadFile(filepath.Join(dir, name))

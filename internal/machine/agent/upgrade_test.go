@@ -20,18 +20,34 @@ import (
 
 var record = flag.Bool("record", false, "record what a machine of this version sends, if it is not there yet")
 
-// TestRecordRequest creates the recorded request of this version with the machine's own code,
-// and with keys that it then discards. The credentials are those that the signer's tests know.
+// TestRecordRequest creates the recorded request of this version with the machine's own code.
 func TestRecordRequest(t *testing.T) {
-	dir := filepath.Join("../../protocol/testdata", fmt.Sprintf("v%d", protocol.Version))
+	recordRequest(t, fmt.Sprintf("v%d", protocol.Version), func(e *Enroller, text string, creds identity.Credentials, keys []hostkey.Key) ([]byte, error) {
+		report := &protocol.Report{Rejected: protocol.NewRejection(protocol.RejectedNotPresented, "3d5d4c5e-0f0a-4b7e-9b59-1f0a6f2f0c11",
+			"/etc/ssh/ssh_host_ed25519_key-cert.pub: sshd presents no such host key")}
+		return e.newRequest(t.Context(), protocol.Version, testRegion, text, creds, keys, report)
+	})
+}
+
+// TestRecordLeave does the same for a request to leave.
+func TestRecordLeave(t *testing.T) {
+	recordRequest(t, "leave", func(e *Enroller, text string, creds identity.Credentials, keys []hostkey.Key) ([]byte, error) {
+		p := protocol.Payload{Version: protocol.Version, IdentityDocument: text, Purpose: protocol.PurposeLeave}
+		return e.prove(t.Context(), testRegion, creds, keys, p)
+	})
+}
+
+// recordRequest creates a request with keys that it then discards. The credentials are those
+// that the signer's tests know.
+func recordRequest(t *testing.T, name string, build func(*Enroller, string, identity.Credentials, []hostkey.Key) ([]byte, error)) {
+	t.Helper()
+	dir := filepath.Join("../../protocol/testdata", name)
 	if _, err := os.Stat(filepath.Join(dir, "request.json")); err == nil {
 		return // a recorded request never changes
 	} else if !*record {
 		t.Fatalf("%v: run this test with -record", err)
 	}
-	const (
-		region   = "hm-test-1"
-		document = `{
+	const document = `{
   "accountId" : "111122223333",
   "architecture" : "arm64",
   "availabilityZone" : "hm-test-1a",
@@ -48,8 +64,7 @@ func TestRecordRequest(t *testing.T) {
   "region" : "hm-test-1",
   "version" : "2017-09-30"
 }`
-	)
-	signed, err := identitytest.NewRegion(region)
+	signed, err := identitytest.NewRegion(testRegion)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -74,9 +89,7 @@ func TestRecordRequest(t *testing.T) {
 	creds := identity.Credentials{
 		AccessKeyID: "ASIAHALLMARKTESTKEY0", SecretAccessKey: "secret/access+key", SessionToken: "FwoGZXIvYXdzE-secret-token",
 	}
-	report := &protocol.Report{Rejected: protocol.NewRejection(protocol.RejectedNotPresented, "3d5d4c5e-0f0a-4b7e-9b59-1f0a6f2f0c11",
-		"/etc/ssh/ssh_host_ed25519_key-cert.pub: sshd presents no such host key")}
-	body, err := e.newRequest(t.Context(), protocol.Version, region, string(text), creds, keys, report)
+	body, err := build(e, string(text), creds, keys)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"testing"
+	"time"
 
 	"golang.org/x/crypto/ssh"
 
@@ -51,6 +52,23 @@ func TestRecordedRequests(t *testing.T) {
 			compareRecording(t, filepath.Join(dir, "authorities.json"), list.Body)
 		})
 	}
+}
+
+// TestRecordedLeave answers the recorded request to leave of the first release that sends one.
+func TestRecordedLeave(t *testing.T) {
+	dir := filepath.Join(recordings, "leave")
+	w, request := newRecordedWorld(t, dir)
+	payload := must(protocol.ParsePayload(must(protocol.ParseRequest(request.Body)).Payload))
+	keys := must(identity.ParseHostKeys(payload.HostKeys))
+	w.claimFor(theInstance(), testHostname, ssh.FingerprintSHA256(keys[len(keys)-1]), w.now.Add(time.Hour))
+	answer := w.signer.Enroll(t.Context(), request)
+	if answer.Status != http.StatusOK {
+		t.Fatalf("status %d, %s; log: %s", answer.Status, answer.Body, w.log.String())
+	}
+	if calls := w.upstream(); calls != left {
+		t.Errorf("calls %q, want %q", calls, left)
+	}
+	compareRecording(t, filepath.Join(dir, "response.json"), answer.Body)
 }
 
 // newRecordedWorld returns the world of a recorded request, and the request.

@@ -108,7 +108,11 @@ func (o operation) wantAsWithoutCrash(f *fixture) {
 		f.t.Errorf("grant %+v, want %+v", got, want)
 	}
 	for n := range 4 {
-		if got, want := f.records()[n], whole.records()[n]; !reflect.DeepEqual(got, want) {
+		got, want := f.records()[n], whole.records()[n]
+		if o.recounts {
+			got.Generation, want.Generation = 0, 0
+		}
+		if !reflect.DeepEqual(got, want) {
 			f.t.Errorf("instance %d: %+v, want %+v", n, got, want)
 		}
 	}

@@ -62,6 +62,8 @@ type operation struct {
 	run func(*fixture) (ledger.Grant, error)
 	// rival asks for what run asks for, for another instance. If it is nil, nobody can.
 	rival func(*fixture) (ledger.Grant, error)
+	// recounts says that a repetition starts another generation of the record.
+	recounts bool
 }
 
 func claimFor(n int, name string, keys ...string) func(*fixture) (ledger.Grant, error) {
@@ -125,6 +127,14 @@ func operations() map[string]operation {
 				f.now = f.now.Add(lifetime + time.Second)
 			},
 			run: claimFor(1, "www", "k1"),
+		},
+		"leave": {
+			prepare: enrolled, recounts: true,
+			run: func(f *fixture) (ledger.Grant, error) {
+				l := ledger.Leave{Instance: instance(1), Fingerprints: []string{"k1"}, IssuedAt: f.now}
+				_, err := f.Leave(f.t.Context(), l, f.now)
+				return ledger.Grant{}, err
+			},
 		},
 		"end of an expired record": {
 			prepare: func(f *fixture) { enrolled(f); f.now = f.now.Add(lifetime + time.Second) },
