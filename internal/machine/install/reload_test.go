@@ -70,7 +70,7 @@ func TestRemovePutsBack(t *testing.T) {
 			dropIn := m.read(sshdconf.DropIn)
 			_, err := m.Remove(t.Context(), RemoveOptions{})
 			machinetest.WantError(t, err, fault.Failed, "sshd", "run 'hallmark unenroll' again")
-			if got := m.image.read(sshdconf.DropIn); got != dropIn {
+			if got := m.read(sshdconf.DropIn); got != dropIn {
 				t.Errorf("the drop-in is %q", got)
 			}
 			if m.Starts != test.starts || !slices.Contains(m.calls, "disable") || slices.Contains(m.calls, "start") {
@@ -81,7 +81,7 @@ func TestRemovePutsBack(t *testing.T) {
 			if _, err := m.Remove(t.Context(), RemoveOptions{}); err != nil {
 				t.Errorf("the next run: %v", err)
 			}
-			if m.image.read(sshdconf.DropIn) != "" {
+			if m.read(sshdconf.DropIn) != "" {
 				t.Error("the drop-in is still there")
 			}
 		})

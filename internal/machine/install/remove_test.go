@@ -70,10 +70,10 @@ func (m *installed) Stop(context.Context) (func(context.Context) error, error) {
 
 func (m *installed) Disable(context.Context) error {
 	m.calls = append(m.calls, "disable")
-	if err := os.RemoveAll(filepath.Join(m.image.root, wanted)); err != nil {
+	if err := os.RemoveAll(filepath.Join(m.root, wanted)); err != nil {
 		return err
 	}
-	return removeEmpty(filepath.Dir(filepath.Join(m.image.root, wanted)))
+	return removeEmpty(filepath.Dir(filepath.Join(m.root, wanted)))
 }
 
 func (m *installed) Forget(context.Context) error { m.calls = append(m.calls, "forget"); return nil }
@@ -257,12 +257,12 @@ func TestRemoveKeepsEdits(t *testing.T) {
 			for _, path := range []string{"/etc/hallmark/environment", "/etc/systemd/system/hallmark.service.d/ours.conf", "/etc/ssh/ssh_host_rsa_key-cert.pub"} {
 				m.write(path, kept[path])
 			}
-			if own := m.image.read(sshdconf.DropIn); own != "" {
+			if own := m.read(sshdconf.DropIn); own != "" {
 				m.write(sshdconf.MainConfig, sample+edit)
 				m.write(sshdconf.DropIn, own+inside)
 				kept[sshdconf.DropIn] = inside
 			} else {
-				block := strings.Replace(m.image.read(sshdconf.MainConfig), sshdconf.BlockEnd, inside+sshdconf.BlockEnd, 1)
+				block := strings.Replace(m.read(sshdconf.MainConfig), sshdconf.BlockEnd, inside+sshdconf.BlockEnd, 1)
 				m.write(sshdconf.MainConfig, block+edit)
 				kept[sshdconf.MainConfig] = inside + sample + edit
 			}
@@ -270,7 +270,7 @@ func TestRemoveKeepsEdits(t *testing.T) {
 				t.Fatal(err)
 			}
 			for path, want := range kept {
-				if got := m.image.read(path); got != want {
+				if got := m.read(path); got != want {
 					t.Errorf("%s is %q, want %q", path, got, want)
 				}
 			}
@@ -413,7 +413,7 @@ func TestRemoveRestoresCertificates(t *testing.T) {
 		if _, err := m.Remove(t.Context(), RemoveOptions{}); err != nil {
 			t.Fatal(err)
 		}
-		if got := m.image.read(hostKey + hostkey.CertificateSuffix); got != original {
+		if got := m.read(hostKey + hostkey.CertificateSuffix); got != original {
 			t.Errorf("another host key %v: the certificate is %q, want %q", changed, got, original)
 		}
 	}
