@@ -69,7 +69,8 @@ func TestReleases(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
-			image := bake(t, lab.Source{Name: "b-" + test.name, Release: test.release, Prepare: test.prepare})
+			before := sshFiles{}
+			image := bake(t, lab.Source{Name: "b-" + test.name, Release: test.release, Prepare: before.recorded(test.prepare)})
 			i := launch(t, test.name, image)
 			enrolled, err := i.WaitEnrolled(t.Context())
 			if err != nil {
@@ -91,6 +92,7 @@ func TestReleases(t *testing.T) {
 				t.Errorf("a reboot enrolled it again at %v, after %v", after.EnrolledAt, renewed.EnrolledAt)
 			}
 			checkJournal(t, i)
+			checkLeaving(t, i, renewed, before)
 		})
 	}
 }
