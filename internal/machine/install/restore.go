@@ -74,7 +74,7 @@ func (in *Installer) readInstalled(path string) ([]byte, error) {
 	return data, err
 }
 
-// stage prepares the change of sshd's files.
+// stageRestoration prepares the change of sshd's files.
 func (in *Installer) stageRestoration(change *replace.Change, to restoration) error {
 	if !to.without {
 		return in.stagePlan(change, to.plan)
