@@ -84,7 +84,7 @@ func (m *installed) Effective(ctx context.Context) (*sshd.Effective, error) {
 		return nil, err
 	}
 	trusted := strings.Join(sshd.Values(logins[0].Settings, "trustedusercakeys"), "")
-	return &sshd.Effective{HostKeys: []string{filepath.Join(m.image.root, hostKey)}, TrustedUserCAKeys: trusted}, nil
+	return &sshd.Effective{HostKeys: []string{filepath.Join(m.root, hostKey)}, TrustedUserCAKeys: trusted}, nil
 }
 
 func (m *installed) Logins(ctx context.Context) ([]sshd.Login, error) { return m.image.Logins(ctx) }
@@ -103,9 +103,9 @@ func (m *installed) ViewOf(*sshd.Effective, []sshd.Login) (sshd.View, []sshd.Cha
 
 // enroll writes what an enrollment does.
 func (m *installed) enroll() {
-	t := m.image.t
+	t := m.t
 	t.Helper()
-	path := filepath.Join(m.image.root, hostKey)
+	path := filepath.Join(m.root, hostKey)
 	public, _, err := hostkey.ReadPublic(path)
 	if err != nil {
 		t.Fatal(err)
@@ -135,29 +135,29 @@ func (zero) Read(p []byte) (int, error) { clear(p); return len(p), nil }
 // everything returns each file and folder, except the lock and its folder.
 func (m *installed) everything() map[string]string {
 	all := m.tree()
-	err := filepath.WalkDir(m.image.root, func(path string, d os.DirEntry, err error) error {
-		name := strings.TrimPrefix(path, m.image.root)
+	err := filepath.WalkDir(m.root, func(path string, d os.DirEntry, err error) error {
+		name := strings.TrimPrefix(path, m.root)
 		if err == nil && d.IsDir() && name != state.Dir && name != filepath.Dir(state.Dir) && name != "/var" {
 			all[name+"/"] = ""
 		}
 		return err
 	})
 	if err != nil {
-		m.image.t.Fatal(err)
+		m.t.Fatal(err)
 	}
 	return all
 }
 
 func (m *installed) wantSame(got, want map[string]string, when string) {
-	m.image.t.Helper()
+	m.t.Helper()
 	for name := range want {
 		if content, ok := got[name]; !ok || content != want[name] {
-			m.image.t.Errorf("%s: %s is %q, was %q", when, name, content, want[name])
+			m.t.Errorf("%s: %s is %q, was %q", when, name, content, want[name])
 		}
 	}
 	for name := range got {
 		if _, ok := want[name]; !ok {
-			m.image.t.Errorf("%s: %s is still there", when, name)
+			m.t.Errorf("%s: %s is still there", when, name)
 		}
 	}
 }
@@ -222,7 +222,7 @@ func TestRemoveWithoutRecord(t *testing.T) {
 						t.Fatal(err)
 					}
 					if !record {
-						if err := os.Remove(filepath.Join(m.image.root, recordFile)); err != nil {
+						if err := os.Remove(filepath.Join(m.root, recordFile)); err != nil {
 							t.Fatal(err)
 						}
 					}
@@ -274,7 +274,7 @@ func TestRemoveKeepsEdits(t *testing.T) {
 					t.Errorf("%s is %q, want %q", path, got, want)
 				}
 			}
-			if _, err := os.Stat(filepath.Join(m.image.root, config.File)); err == nil {
+			if _, err := os.Stat(filepath.Join(m.root, config.File)); err == nil {
 				t.Error("the configuration is still there")
 			}
 		})
@@ -388,7 +388,7 @@ func TestRemoveRestoresCertificates(t *testing.T) {
 		if _, err := m.image.Install(t.Context(), m.from); err != nil {
 			t.Fatal(err)
 		}
-		path := filepath.Join(m.image.root, hostKey)
+		path := filepath.Join(m.root, hostKey)
 		public, _, err := hostkey.ReadPublic(path)
 		if err != nil {
 			t.Fatal(err)
@@ -398,10 +398,10 @@ func TestRemoveRestoresCertificates(t *testing.T) {
 			t.Fatal(err)
 		}
 		original := string(ssh.MarshalAuthorizedKey(other))
-		if err := os.MkdirAll(filepath.Join(m.image.root, state.Dir), 0o755); err != nil {
+		if err := os.MkdirAll(filepath.Join(m.root, state.Dir), 0o755); err != nil {
 			t.Fatal(err)
 		}
-		err = state.SaveOriginals(filepath.Join(m.image.root, state.Dir), []state.Original{{Path: path + hostkey.CertificateSuffix, Content: []byte(original)}})
+		err = state.SaveOriginals(filepath.Join(m.root, state.Dir), []state.Original{{Path: path + hostkey.CertificateSuffix, Content: []byte(original)}})
 		if err != nil {
 			t.Fatal(err)
 		}
