@@ -1,6 +1,7 @@
 package protocol
 
 import (
+	"encoding/json"
 	"fmt"
 	"regexp"
 	"strings"
@@ -16,6 +17,18 @@ import (
 type Report struct {
 	// Rejected says why the last certificates that the signer granted are not in use.
 	Rejected *Rejection `json:"rejected,omitempty"`
+	// Program is the version of the machine's program, in the form that ProgramVersion gives.
+	Program string `json:"program,omitempty"`
+}
+
+// ProgramVersion returns a version as a report has it: letters, digits and a few signs, at most
+// 32. Anything else is "".
+func ProgramVersion(version string) string {
+	version = version[:min(len(version), maxProgram)]
+	if !programPattern.MatchString(version) {
+		return ""
+	}
+	return version
 }
 
 // Rejection says what kept a machine from using what the signer granted.
@@ -48,6 +61,7 @@ const (
 	MaxDetailBytes = 300
 
 	maxReportMembers = 16
+	maxProgram       = 32
 )
 
 // NewRejection returns a rejection that every signer accepts: unprintable characters in the
@@ -80,6 +94,7 @@ func printable(text string) string {
 var (
 	rejectionCodePattern = regexp.MustCompile(`^[a-z][a-z0-9_]{0,31}$`)
 	requestIDPattern     = regexp.MustCompile(`^[A-Za-z0-9._:-]{0,64}$`)
+	programPattern       = regexp.MustCompile(`^[A-Za-z0-9.()+_~-]+$`)
 	memberPattern        = regexp.MustCompile(`^[a-z][A-Za-z0-9]{0,31}$`)
 )
 
@@ -113,7 +128,15 @@ func parseReport(data []byte) (*Report, error) {
 		report.Rejected = &r
 		return err
 	}
-	known := object{"rejected": rejected}
+	// A version of another form is left out. It is for people, and no reason to refuse a machine.
+	program := func(data []byte) error {
+		var text string
+		if json.Unmarshal(data, &text) == nil && len(text) <= maxProgram {
+			report.Program = ProgramVersion(text)
+		}
+		return nil
+	}
+	known := object{"rejected": rejected, "program": program}
 	if err := known.decodeOpen(data); err != nil {
 		return nil, err
 	}

@@ -44,6 +44,40 @@ func TestParseReport(t *testing.T) {
 	}
 }
 
+// A version that is not of the form is left out: it is no reason to refuse a machine.
+func TestProgramVersion(t *testing.T) {
+	for report, want := range map[string]string{
+		`{"program":"v1.2.3"}`:                  "v1.2.3",
+		`{"program":"(devel)"}`:                 "(devel)",
+		`{"program":"v1.2.3-rc.1+dirty~deb12"}`: "v1.2.3-rc.1+dirty~deb12",
+		`{}`:                                    "",
+		`{"program":""}`:                        "",
+		`{"program":7}`:                         "",
+		`{"program":null}`:                      "",
+		`{"program":["v1"]}`:                    "",
+		`{"program":"v1 2"}`:                    "",
+		`{"program":"v1\u001b[2J"}`:             "",
+		`{"program":"ｖ1"}`:                      "",
+		`{"program":"` + strings.Repeat("1", 33) + `"}`: "",
+		`{"program":"` + strings.Repeat("1", 32) + `"}`: strings.Repeat("1", 32),
+	} {
+		p, err := protocol.ParsePayload(withReport(2, report))
+		if err != nil {
+			t.Errorf("%s: %v", report, err)
+		} else if p.Report.Program != want {
+			t.Errorf("%s: program %q, want %q", report, p.Report.Program, want)
+		}
+	}
+	for version, want := range map[string]string{
+		"v1.2.3": "v1.2.3", "": "", "v1\n": "",
+		"v0.0.0-20261127080000-0123456789ab+dirty": "v0.0.0-20261127080000-0123456789",
+	} {
+		if got := protocol.ProgramVersion(version); got != want {
+			t.Errorf("ProgramVersion(%q) = %q, want %q", version, got, want)
+		}
+	}
+}
+
 // Whatever went wrong on a machine, its report never makes the signer refuse the request.
 func FuzzNewRejection(f *testing.F) {
 	for _, detail := range []string{

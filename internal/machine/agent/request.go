@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/hallmark-ssh/hallmark/internal/buildinfo"
 	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 	"github.com/hallmark-ssh/hallmark/internal/identity"
 	"github.com/hallmark-ssh/hallmark/internal/machine/config"
@@ -27,10 +28,7 @@ func (r *run) obtain(ctx context.Context) (*protocol.Response, *signerclient.Gra
 	if err != nil {
 		return nil, nil, err
 	}
-	var report *protocol.Report
-	if r.plan.rejected != nil {
-		report = &protocol.Report{Rejected: r.plan.rejected}
-	}
+	report := &protocol.Report{Rejected: r.plan.rejected, Program: protocol.ProgramVersion(buildinfo.Version())}
 	region := r.seen.instance.Region
 	answer, err := r.signer.Ask(ctx, region, func(ctx context.Context, version int) ([]byte, error) {
 		return r.newRequest(ctx, version, region, document, creds, r.seen.keys, report)

@@ -68,6 +68,7 @@ func newGrant(k ask, cluster Cluster, now time.Time) grant {
 			Lease:      end,
 			Signer:     d.Labels[node.SignerLabel],
 			Rule:       d.Rule,
+			Program:    k.caller.program,
 		},
 		node: node.Node{
 			ID:       instance.NodeID(),

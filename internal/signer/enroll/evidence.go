@@ -26,6 +26,7 @@ type caller struct {
 	version  int // protocol version
 	purpose  protocol.Purpose
 	issuedAt time.Time
+	program  string // version of the machine's program, as it says
 }
 
 // evidence is a parsed request. Nothing in it is proved.
@@ -57,7 +58,11 @@ func (s *Signer) authenticate(ctx context.Context, r entry.Request, a *audit) (c
 		return caller{}, err
 	}
 	p := e.payload
-	return caller{document: document, keys: e.keys, version: p.Version, purpose: p.Purpose, issuedAt: p.IssuedAt}, nil
+	who := caller{document: document, keys: e.keys, version: p.Version, purpose: p.Purpose, issuedAt: p.IssuedAt}
+	if p.Report != nil {
+		who.program = p.Report.Program
+	}
+	return who, nil
 }
 
 // examine checks everything that needs no call to a service, except for the shared read of

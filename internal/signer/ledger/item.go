@@ -33,6 +33,7 @@ import (
 //	lease      N     when the node's lease expires, according to the last confirmed claim
 //	renewed    N     when that claim was confirmed
 //	rule       S     rule of the policy that admitted it
+//	program    S     version that the machine says its program has
 //	tags       N     counts the events about changes of the instance's tags
 //	rekeyed_by S     operator who permitted the keys of this generation, until confirmed
 //	left       BOOL  true if the instance left and has not enrolled again
@@ -85,6 +86,7 @@ const (
 	attrLease      = "lease"
 	attrRenewed    = "renewed"
 	attrRule       = "rule"
+	attrProgram    = "program"
 	attrTags       = "tags"
 	attrRekeyedBy  = "rekeyed_by"
 	attrLeft       = "left"
@@ -146,7 +148,7 @@ func formatRecord(i ec2ref.Instance, r record) item {
 	it[attrNames] = formatNames(r.names)
 	for name, value := range map[string]string{
 		attrConfirmed: r.confirmedHostname, attrOwner: r.imageOwner.String(), attrImage: r.image, attrSigner: r.signer,
-		attrRekeyedBy: r.rekeyedBy, attrRetiredBy: r.retiredBy, attrRule: r.rule,
+		attrRekeyedBy: r.rekeyedBy, attrRetiredBy: r.retiredBy, attrRule: r.rule, attrProgram: r.program,
 		attrHealth: r.health.Reported,
 	} {
 		if value != "" {
@@ -213,6 +215,7 @@ func parseRecord(it item) (record, error) {
 		lease:             p.time(attrLease),
 		renewed:           p.time(attrRenewed),
 		rule:              p.text(attrRule),
+		program:           p.text(attrProgram),
 		tagsVersion:       p.count(attrTags),
 		rekeyedBy:         p.text(attrRekeyedBy),
 		left:              p.bool(attrLeft),

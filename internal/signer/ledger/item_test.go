@@ -54,6 +54,7 @@ func TestRecordEqual(t *testing.T) {
 		"lease":             {lease: time.Unix(1, 0)},
 		"renewed":           {renewed: time.Unix(1, 0)},
 		"rule":              {rule: "web"},
+		"program":           {program: "v1.2.3"},
 		"expires":           {expires: time.Unix(1, 0)},
 		"permit":            {permit: Permit{By: "me"}},
 		"tagsVersion":       {tagsVersion: 1},

@@ -91,8 +91,10 @@ type Claim struct {
 	// Lease is when the lease of the node written on this claim ends. Zero means
 	// ValidUntil.
 	Lease time.Time
-	// Rule is the rule of the policy that admitted the instance, for reports.
-	Rule string
+	// Rule is the rule of the policy that admitted the instance, and Program the version that
+	// the machine says its program has. Both are for reports.
+	Rule    string
+	Program string
 }
 
 // Record is the ledger's record of an instance. The zero value stands for an unknown
@@ -123,10 +125,12 @@ type Record struct {
 	// Lease is when the node's lease expires, according to the last confirmed claim. Old
 	// records lack it.
 	Lease time.Time
-	// Renewed is when the last claim was confirmed, in whole seconds, and Rule the rule of
-	// the policy that admitted it. They are for reports only. Old records lack both.
+	// Renewed is when the last claim was confirmed, in whole seconds, Rule the rule of the
+	// policy that admitted it, and Program the version of the machine's program. They are for
+	// reports only. Old records lack them.
 	Renewed time.Time
 	Rule    string
+	Program string
 	// TagsVersion counts the notes that the instance's tags may have changed.
 	TagsVersion uint64
 	// Retired says that the instance is gone for good. It can never enroll again.

@@ -32,10 +32,11 @@ type record struct {
 	signer string
 	// lease is when the node's lease expires, according to the last confirmed claim.
 	lease time.Time
-	// renewed is when the last claim was confirmed, and rule the rule that admitted it.
-	// Both are for reports only.
+	// renewed is when the last claim was confirmed, rule the rule that admitted it, and program
+	// the version of the machine's program. They are for reports only.
 	renewed time.Time
 	rule    string
+	program string
 	// tagsVersion counts the notes that the instance's tags may have changed.
 	tagsVersion uint64
 	// permit is zero if there is none.
@@ -63,7 +64,7 @@ func (r record) exported() Record {
 		Version: r.version, Generation: r.generation, Fingerprints: slices.Clone(r.keys),
 		ConfirmedHostname: r.confirmedHostname, Signer: r.signer, Retired: r.retired, Left: r.left,
 		Image: r.image, ImageOwner: r.imageOwner, ImageTags: maps.Clone(r.imageTags),
-		ValidUntil: r.names[r.confirmedHostname], Lease: r.lease, Renewed: r.renewed, Rule: r.rule, TagsVersion: r.tagsVersion,
+		ValidUntil: r.names[r.confirmedHostname], Lease: r.lease, Renewed: r.renewed, Rule: r.rule, Program: r.program, TagsVersion: r.tagsVersion,
 		PermittedKey: r.permit.Fingerprint, RetiredBy: r.retiredBy, Expires: r.expires, Health: r.health,
 	}
 }
@@ -76,10 +77,10 @@ func (r record) text(i ec2ref.Instance) string {
 	}
 	slices.Sort(names)
 	return fmt.Sprintf("%s version %d.%d keys %q names %q confirmed %q lease %d signer %q tags %d "+
-		"image %q %q %t%q permit %q %d %q re-keyed %q ended %t %q expires %d renewed %d rule %q health %q %d %t left %t %d",
+		"image %q %q %t%q permit %q %d %q re-keyed %q ended %t %q expires %d renewed %d rule %q program %q health %q %d %t left %t %d",
 		instancePK(i), r.version, r.generation, r.keys, names, r.confirmedHostname, r.lease.Unix(), r.signer, r.tagsVersion,
 		r.image, r.imageOwner, r.imageTags == nil, r.imageTags, r.permit.Fingerprint, r.permit.ValidUntil.Unix(), r.permit.By, r.rekeyedBy,
-		r.retired, r.retiredBy, r.expires.Unix(), r.renewed.Unix(), r.rule,
+		r.retired, r.retiredBy, r.expires.Unix(), r.renewed.Unix(), r.rule, r.program,
 		r.health.Reported, r.health.ReportedAt.Unix(), r.health.Unreachable, r.left, r.leftAt.Unix())
 }
 
@@ -95,7 +96,7 @@ func (r record) equal(s record) bool {
 		r.image == s.image && r.imageOwner == s.imageOwner && sameTags(r.imageTags, s.imageTags) &&
 		r.tagsVersion == s.tagsVersion &&
 		r.permit.equal(s.permit) && r.rekeyedBy == s.rekeyedBy && r.retired == s.retired && r.retiredBy == s.retiredBy &&
-		r.left == s.left && r.leftAt.Equal(s.leftAt) && r.expires.Equal(s.expires) && r.renewed.Equal(s.renewed) && r.rule == s.rule && r.health.equal(s.health)
+		r.left == s.left && r.leftAt.Equal(s.leftAt) && r.expires.Equal(s.expires) && r.renewed.Equal(s.renewed) && r.rule == s.rule && r.program == s.program && r.health.equal(s.health)
 }
 
 func (p Permit) equal(q Permit) bool {
@@ -365,7 +366,7 @@ func (r record) confirm(c Claim, g Grant, now time.Time) (record, error) {
 	if r.lease = roundUp(c.Lease); c.Lease.IsZero() {
 		r.lease = roundUp(c.ValidUntil)
 	}
-	r.renewed, r.rule = now.UTC().Truncate(time.Second), c.Rule
+	r.renewed, r.rule, r.program = now.UTC().Truncate(time.Second), c.Rule, c.Program
 	return r, nil
 }
 

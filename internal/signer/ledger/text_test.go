@@ -16,7 +16,7 @@ func TestRecordTextSaysAll(t *testing.T) {
 		"version": {version: 1}, "generation": {generation: 1}, "keys": {keys: []string{"SHA256:a"}},
 		"names": {names: map[string]time.Time{"web": end}}, "confirmedHostname": {confirmedHostname: "web"},
 		"image": {image: "ami-1"}, "imageOwner": {imageOwner: "111122223333"}, "imageTags": {imageTags: map[string]string{}},
-		"signer": {signer: "hallmark.example.com"}, "lease": {lease: end}, "renewed": {renewed: end}, "rule": {rule: "web"}, "tagsVersion": {tagsVersion: 1},
+		"signer": {signer: "hallmark.example.com"}, "lease": {lease: end}, "renewed": {renewed: end}, "rule": {rule: "web"}, "program": {program: "v1.2.3"}, "tagsVersion": {tagsVersion: 1},
 		"permit": {permit: Permit{Fingerprint: "SHA256:c"}}, "rekeyedBy": {rekeyedBy: "an operator"},
 		"retired": {retired: true}, "retiredBy": {retiredBy: "an operator"}, "expires": {expires: end}, "health": {health: Health{Unreachable: true}},
 		"left": {left: true}, "leftAt": {leftAt: end},

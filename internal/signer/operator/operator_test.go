@@ -112,7 +112,7 @@ func fakeItems() map[string]map[string]any {
 	return map[string]map[string]any{
 		"instance#" + knownHolder: {
 			"version": n("3"), "generation": n("1"), "keys": map[string]any{"SS": []string{"SHA256:old"}},
-			"confirmed": s("web"), "rule": s("web"), "names": map[string]any{"M": map[string]any{"web": n(soon), "old-web": n(long)}},
+			"confirmed": s("web"), "rule": s("web"), "program": s("v1.2.3"), "names": map[string]any{"M": map[string]any{"web": n(soon), "old-web": n(long)}},
 		},
 		"instance#111122223333/us-west-2/i-0bbbbbbbbbbbbbbbb": {
 			"version": n("2"), "generation": n("1"), "names": map[string]any{"M": map[string]any{}}, "ended": map[string]any{"BOOL": true},

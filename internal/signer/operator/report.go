@@ -75,6 +75,7 @@ func reportCommand() *cobra.Command {
 	cmd.Flags().StringSliceVar(&r.filter.Rules, "rule", nil, "only instances that these `rules` of the policy admitted")
 	cmd.Flags().StringSliceVar(&r.states, "state", nil, "only instances in these `states`")
 	cmd.Flags().StringVar(&r.filter.Hostname, "host-name", "", "only host names that match the `pattern`, such as 'web-*'")
+	cmd.Flags().StringVar(&r.filter.Version, "program-version", "", "only machines whose hallmark has a version that matches the `pattern`, such as 'v1.2.*'")
 	cmd.Flags().StringVar(&r.within, "expires-within", "", "only instances whose certificates expire within this `time`, such as 36h or 3d, or have expired")
 	return cmd
 }

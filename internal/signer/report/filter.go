@@ -16,8 +16,8 @@ type Filter struct {
 	Regions  []ec2ref.Region
 	Rules    []string
 	States   []State
-	// Hostname is a pattern as in path.Match, such as web-*.
-	Hostname string
+	// Hostname and Version are patterns as in path.Match, such as web-* and v1.2.*.
+	Hostname, Version string
 	// Within admits instances whose certificates expire within that time or have expired. It
 	// leaves out instances that were off-boarded. Zero admits all.
 	Within time.Duration
@@ -37,6 +37,9 @@ func (f Filter) Check() error {
 		if _, err := ParseState(string(s)); err != nil {
 			return err
 		}
+	}
+	if _, err := path.Match(f.Version, ""); err != nil {
+		return fmt.Errorf("version %.100q is not a pattern; write v1.2.*", f.Version)
 	}
 	if _, err := path.Match(f.Hostname, ""); err != nil {
 		return fmt.Errorf("host name %.100q is not a pattern; write web-* or web-[0-9]", f.Hostname)
@@ -76,9 +79,11 @@ func (f Filter) admits(r Row, now time.Time) bool {
 	if f.Within > 0 && (r.State == Ended || r.CertificateEnd.IsZero() || r.CertificateEnd.After(now.Add(f.Within))) {
 		return false
 	}
-	if f.Hostname == "" {
-		return true
-	}
-	matched, err := path.Match(f.Hostname, r.Hostname)
-	return matched && err == nil // Check has read the pattern
+	return matches(f.Hostname, r.Hostname) && matches(f.Version, r.Version)
+}
+
+// matches reports whether a pattern, which Check has read, is empty or matches.
+func matches(pattern, text string) bool {
+	matched, err := path.Match(pattern, text)
+	return pattern == "" || matched && err == nil
 }

@@ -17,13 +17,15 @@ func someRows() []Row {
 		}
 		return r
 	}
+	web := row("i-00000000000000001", region, "web-1", "web", 2*day1, Enrolled)
+	web.Version = "v1.2.3"
 	ended := row("i-00000000000000003", region, "db-1", "db", -day1, Ended)
 	ended.Reason = "off-boarded by ann"
 	refused := row("i-00000000000000004", "eu-west-1", "", "", 0, Refused)
 	refused.Reason, refused.EC2State = "policy_refused: no rule matches: rule \"web\": image_owners: \"999\", tags", "running"
 	refused.Account = "444455556666"
 	return []Row{
-		row("i-00000000000000001", region, "web-1", "web", 2*day1, Enrolled),
+		web,
 		row("i-00000000000000002", region, "web-22", "web", -time.Hour, NoNode),
 		ended, refused,
 	}
@@ -47,6 +49,8 @@ func TestFilter(t *testing.T) {
 		"within exactly that":   {Filter{Within: 2 * day1}, []int{1, 2}},
 		"within, not the ended": {Filter{Within: 30 * day1}, []int{1, 2}},
 		"several":               {Filter{Regions: []ec2ref.Region{region}, Rules: []string{"web"}, States: []State{NoNode}}, []int{2}},
+		"version":               {Filter{Version: "v1.2.*"}, []int{1}},
+		"no version":            {Filter{Version: "v0*"}, nil},
 		"none":                  {Filter{Regions: []ec2ref.Region{"eu-west-1"}, States: []State{Ended}}, nil},
 	}
 	for name, tt := range tests {
@@ -70,7 +74,7 @@ func TestFilter(t *testing.T) {
 
 func TestFilterCheck(t *testing.T) {
 	for name, f := range map[string]Filter{
-		"state": {States: []State{"healthy"}}, "pattern": {Hostname: "web-["}, "time": {Within: -time.Second},
+		"state": {States: []State{"healthy"}}, "pattern": {Hostname: "web-["}, "version": {Version: "["}, "time": {Within: -time.Second},
 	} {
 		if f.Check() == nil {
 			t.Errorf("%s: no error", name)

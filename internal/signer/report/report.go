@@ -54,6 +54,9 @@ type Row struct {
 	Hostname string `json:"host_name,omitempty"`
 	// Rule is the policy rule that last admitted it.
 	Rule string `json:"rule,omitempty"`
+	// Version is the version of hallmark that the machine reported at its last renewal. Older
+	// machines do not report it.
+	Version string `json:"version,omitempty"`
 	// Renewed is when it got its certificates. Old records do not have it.
 	Renewed time.Time `json:"renewed,omitzero"`
 	// CertificateEnd is when its certificates and its node's lease expire.
@@ -150,7 +153,7 @@ func (f Fleet) row(i ec2ref.Instance, now time.Time) (Row, bool) {
 	e := f.evidence(i)
 	row := Row{
 		Instance: i.ID, Account: i.Account, Region: i.Region, NodeID: i.NodeID(),
-		Hostname: e.record.ConfirmedHostname, Rule: cmp.Or(e.record.Rule, e.node.Labels[node.RuleLabel]),
+		Hostname: e.record.ConfirmedHostname, Rule: cmp.Or(e.record.Rule, e.node.Labels[node.RuleLabel]), Version: e.record.Program,
 		Renewed: e.record.Renewed, EC2State: e.state,
 	}
 	if e.confirmed() {

@@ -82,11 +82,11 @@ func (r Report) WriteJSON(w io.Writer) error {
 func (r Report) WriteCSV(w io.Writer) error {
 	out := csv.NewWriter(w)
 	_ = out.Write([]string{ // Flush keeps the error
-		"instance", "account", "region", "host_name", "rule", "renewed", "certificate_end", "state", "reason", "ec2_state", "node_id",
+		"instance", "account", "region", "host_name", "rule", "version", "renewed", "certificate_end", "state", "reason", "ec2_state", "node_id",
 	})
 	for _, i := range r.Instances {
 		_ = out.Write([]string{
-			string(i.Instance), string(i.Account), string(i.Region), i.Hostname, i.Rule, moment(i.Renewed, time.RFC3339),
+			string(i.Instance), string(i.Account), string(i.Region), i.Hostname, i.Rule, i.Version, moment(i.Renewed, time.RFC3339),
 			moment(i.CertificateEnd, time.RFC3339), string(i.State), i.Reason, i.EC2State, i.NodeID,
 		})
 	}
@@ -98,11 +98,11 @@ func (r Report) WriteCSV(w io.Writer) error {
 func (r Report) WriteTable(w io.Writer) error {
 	if len(r.Instances) > 0 {
 		table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-		fmt.Fprintln(table, "HOST NAME\tINSTANCE\tACCOUNT\tREGION\tRULE\tRENEWED\tCERTIFICATE END\tSTATE\tREASON")
+		fmt.Fprintln(table, "HOST NAME\tINSTANCE\tACCOUNT\tREGION\tRULE\tVERSION\tRENEWED\tCERTIFICATE END\tSTATE\tREASON")
 		const minutes = "2006-01-02 15:04"
 		for _, i := range r.Instances {
 			cells := []string{
-				i.Hostname, string(i.Instance), string(i.Account), string(i.Region), i.Rule,
+				i.Hostname, string(i.Instance), string(i.Account), string(i.Region), i.Rule, i.Version,
 				moment(i.Renewed, minutes), moment(i.CertificateEnd, minutes), string(i.State), i.Reason,
 			}
 			for n, cell := range cells {

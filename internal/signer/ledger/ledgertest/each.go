@@ -125,8 +125,8 @@ func testRenewed(t *testing.T, f *fixture) {
 	for _, rule := range []string{"web", "db"} {
 		f.now = f.now.Add(lifetime / 3)
 		f.confirmRule(1, rule)
-		if r := f.lookup(1); !r.Renewed.Equal(f.now) || r.Rule != rule {
-			t.Errorf("renewed %s by rule %q, want %s and %q", r.Renewed, r.Rule, f.now, rule)
+		if r := f.lookup(1); !r.Renewed.Equal(f.now) || r.Rule != rule || r.Program != "v1-"+rule {
+			t.Errorf("renewed %s by rule %q, program %q, want %s and %q", r.Renewed, r.Rule, r.Program, f.now, rule)
 		}
 	}
 }
@@ -142,7 +142,7 @@ func testRenewedWithoutRule(t *testing.T, f *fixture) {
 // confirmRule enrolls an instance, or renews it, by a rule.
 func (f *fixture) confirmRule(n int, rule string) {
 	f.t.Helper()
-	c := ledger.Claim{Instance: instance(n), Fingerprints: []string{"k"}, Hostname: "web", ValidUntil: f.now.Add(lifetime), Rule: rule}
+	c := ledger.Claim{Instance: instance(n), Fingerprints: []string{"k"}, Hostname: "web", ValidUntil: f.now.Add(lifetime), Rule: rule, Program: "v1-" + rule}
 	grant, err := f.Claim(f.t.Context(), c, f.now)
 	if err != nil {
 		f.t.Fatal(err)
