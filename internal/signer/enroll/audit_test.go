@@ -214,6 +214,24 @@ func TestAMachinesRejectionIsLogged(t *testing.T) {
 	compare(t, "rejected.json", w.log.Bytes())
 }
 
+// The ledger keeps the version that the machine reports, for the operator's report.
+func TestTheLedgerKeepsTheProgramsVersion(t *testing.T) {
+	w := newWorld(t)
+	a := newAttempt(t, w.now)
+	var claimed []string
+	w.onClaim = func(c ledger.Claim) error {
+		claimed = append(claimed, c.Program)
+		return nil
+	}
+	for _, report := range []*protocol.Report{nil, {Program: "v1.2.3"}} {
+		a.payload.Report = report
+		w.enroll(a)
+	}
+	if !slices.Equal(claimed, []string{"", "v1.2.3"}) {
+		t.Errorf("programs %q", claimed)
+	}
+}
+
 func TestARenameIsLogged(t *testing.T) {
 	w := newWorld(t)
 	a := newAttempt(t, w.now)
