@@ -220,15 +220,19 @@ func TestCheck(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "calls.jsonl")
 	const put = "DynamoDB_20120810.PutItem"
 	r := newRecorder()
+	const scan = "DynamoDB_20120810.Scan"
 	send(t, r, "ASIAENROLL", put, `{"TableName":"ledger","Item":{"pk":{"S":"policy"}}}`)
+	send(t, r, "ASIAENROLL", scan, `{"TableName":"ledger","ProjectionExpression":"pk"}`)
 	if err := r.Check(path, true); err != nil {
 		t.Fatal(err)
 	}
 	for name, test := range map[string]struct{ target, body, says string }{
-		"the same":       {put, `{"TableName":"ledger","Item":{"pk":{"S":"policy"}}}`, ""},
-		"another item":   {put, `{"TableName":"ledger","Item":{"pk":{"S":"sweep"}}}`, "sweep"},
-		"another table":  {put, `{"TableName":"other","Item":{"pk":{"S":"policy"}}}`, "other"},
-		"another action": {"DynamoDB_20120810.DeleteItem", `{"TableName":"ledger","Key":{"pk":{"S":"policy"}}}`, "DeleteItem"},
+		"the same":                     {put, `{"TableName":"ledger","Item":{"pk":{"S":"policy"}}}`, ""},
+		"an item with more attributes": {put, `{"TableName":"ledger","Item":{"pk":{"S":"policy"},"program":{"S":"1"}}}`, ""},
+		"another attribute is read":    {scan, `{"TableName":"ledger","ProjectionExpression":"pk, lease"}`, "lease"},
+		"another item":                 {put, `{"TableName":"ledger","Item":{"pk":{"S":"sweep"}}}`, "sweep"},
+		"another table":                {put, `{"TableName":"other","Item":{"pk":{"S":"policy"}}}`, "other"},
+		"another action":               {"DynamoDB_20120810.DeleteItem", `{"TableName":"ledger","Key":{"pk":{"S":"policy"}}}`, "DeleteItem"},
 		"in a transaction": {"DynamoDB_20120810.TransactWriteItems",
 			`{"TransactItems":[{"Put":{"TableName":"ledger","Item":{"pk":{"S":"policy"}}}}]}`, "TransactWriteItems"},
 	} {
