@@ -211,6 +211,7 @@ lint: $(if $(filter true,$(CI)),setup) bin/golangci-lint ## check the code, the 
 bench: teleport-programs setup build bin/bench-empty bin/packer ## print sizes, times and memory
 	go test -run '^$$' -bench . -cpu 1 ./internal/signer/enroll
 	go test -run '^$$' -bench Step ./internal/machine/agent
+	go test -tags e2e -run '^$$' -bench Report ./e2e/fake/dynamodb
 	go build -o bin/bench ./e2e/cmd/bench
 	$(AS_ROOT) bin/bench -teleport "$(TELEPORT_DIR)"
 
