@@ -231,7 +231,7 @@ func upgradeDuringRun(t *testing.T, i *lab.Instance, before *state.State) {
 	poll(t, func() error {
 		select {
 		case r := <-upgraded:
-			return machine.Fatal(fmt.Errorf("the upgrade did not wait: %v\n%s", r.err, r.out))
+			return machine.Fatal(errors.Join(fmt.Errorf("the upgrade did not wait:\n%s", r.out), r.err))
 		default:
 		}
 		_, err := i.Run(t.Context(), "sh", "-c", `grep --quiet --text ^flock /proc/[0-9]*/cmdline`)
