@@ -122,7 +122,10 @@ func waitEnrolled(t *testing.T, i *lab.VirtualInstance, after time.Time) *state.
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !s.Presented || s.NotVerified != "" || len(s.Certificates) != 3 {
+	// A handshake of an emulated processor can take longer than Hallmark waits for it. The
+	// test logs in by the certificates afterwards. SELinux would deny the connection.
+	tooSlow := strings.Contains(s.NotVerified, "use of closed network connection") // by Hallmark itself
+	if !s.Presented || s.NotVerified != "" && !tooSlow || len(s.Certificates) != 3 {
 		t.Errorf("sshd was not seen to present three certificates: %+v", s)
 	}
 	return s

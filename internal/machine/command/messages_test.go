@@ -8,7 +8,7 @@ import (
 )
 
 // Whatever is wrong with a command line, the message says so in our words. No good line can
-// change the machine that runs the test: each names a folder.
+// change the machine that runs the test: each names a folder, or no time.
 func TestMessages(t *testing.T) {
 	good := clitest.Commands{
 		"enroll":          {"--config", "wrong-missing"},
@@ -17,6 +17,7 @@ func TestMessages(t *testing.T) {
 		"doctor":          {},
 		"install":         {"--from", "wrong-folder", "--root", "image"},
 		"seal":            {"--root", "image"},
+		"unenroll":        {"--timeout", "0s"},
 		"identity verify": {"document"},
 		"version":         {},
 	}

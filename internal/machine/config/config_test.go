@@ -18,7 +18,7 @@ func TestParseConfig(t *testing.T) {
 		{"a function", "signer_function: arn:aws:lambda:us-west-2:111122223333:function:enroll\naudience: a\n", ""},
 		{"a function at an endpoint", good + "signer_function: arn:aws-us-gov:lambda:us-gov-west-1:111122223333:function:enroll:live\nsigner_auth: aws_iam\n", ""},
 		{"a function's name", "audience: a\nsigner_function: enroll\n", `line 2: signer_function: "enroll" is not the ARN of a function, as in arn:aws:lambda:us-west-2:111122223333:function:NAME`},
-		{"a function of no region", "audience: a\nsigner_function: arn:aws:lambda:west:111122223333:function:enroll\n", `line 2: signer_function: "west" is not an AWS region`},
+		{"a function of no region", "audience: a\nsigner_function: arn:aws:lambda:west:111122223333:function:enroll\n", `line 2: signer_function: "west" is not an AWS region, such as us-west-2`},
 		{"a path in the function", "audience: a\nsigner_function: arn:aws:lambda:us-west-2:111122223333:function:../enroll\n", `line 2: signer_function: "arn:aws:lambda:us-west-2:111122223333:function:../enroll" is not the ARN of a function, as in arn:aws:lambda:us-west-2:111122223333:function:NAME`},
 		{"a function, unsigned", "audience: a\nsigner_function: arn:aws:lambda:us-west-2:111122223333:function:enroll\nsigner_auth: none\n", "line 3: signer_auth: invocations of signer_function are always signed: remove signer_auth"},
 		{"a function by http", "audience: a\nsigner_function: arn:aws:lambda:us-west-2:111122223333:function:enroll\nsigner_url: http://a/\n", `line 3: signer_url: "http://a/" is not of the form https://HOST/`},

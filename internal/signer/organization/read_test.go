@@ -217,7 +217,7 @@ func TestStrangeAnswersOfOrganizations(t *testing.T) {
 		"another letter case":      {on(accounts, http.StatusOK, `{"accounts":[]}`), "no list Accounts"},
 		"another action's":         {on(accounts, http.StatusOK, `{"OrganizationalUnits":[]}`), "no list Accounts"},
 		"no units":                 {on(unitsAction, http.StatusOK, `{"Accounts":[]}`), "no list OrganizationalUnits"},
-		"an account of 11 digits":  {on(accounts, http.StatusOK, `{"Accounts":[{"Id":"00000000001","State":"ACTIVE"}]}`), "twelve digits"},
+		"an account of 11 digits":  {on(accounts, http.StatusOK, `{"Accounts":[{"Id":"00000000001","State":"ACTIVE"}]}`), "is not an account number"},
 		"an account, no state":     {on(accounts, http.StatusOK, `{"Accounts":[{"Id":"000000000001"}]}`), "without a state"},
 		"a unit without a name":    {on(unitsAction, http.StatusOK, `{"OrganizationalUnits":[{"Id":"ou-ab12-00000000"}]}`), "a unit without id or name"},
 		"units without an end":     {on(unitsAction, http.StatusOK, `{"OrganizationalUnits":[{"Id":"ou-ab12-00000000","Name":"a"}]}`), "deeper than"},
