@@ -31,6 +31,7 @@ for suite in bullseye trixie; do
 		for part in agent findings install sshd; do
 			mkdir -p "$root/srv/internal/machine/$part"
 			cp "bin/sshd/$part.test" "$root/srv/internal/machine/$part/"
+			[ ! -d "internal/machine/$part/testdata" ] || cp -R "internal/machine/$part/testdata" "$root/srv/internal/machine/$part/"
 		done
 		mkdir -p "$root/srv/internal/protocol"
 		cp -R internal/protocol/testdata "$root/srv/internal/protocol/"
