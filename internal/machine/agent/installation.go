@@ -399,7 +399,7 @@ func (i *installation) listens(ctx context.Context) error {
 		return err
 	}
 	if running == nil {
-		return errors.New("sshd does not run")
+		return errors.New("sshd is not running")
 	}
 	for _, address := range i.listeners {
 		if !slices.Contains(running.Listen, address) {
