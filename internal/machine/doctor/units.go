@@ -7,8 +7,9 @@ import (
 	"os"
 	"os/exec"
 	"strconv"
-	"strings"
 	"time"
+
+	"github.com/hallmark-ssh/hallmark/internal/machine/systemd"
 )
 
 // errNoSystemd says that this machine was not booted by systemd.
@@ -19,7 +20,7 @@ const unitProperties = "Id,LoadState,ActiveState,SubState,UnitFileState,NextElap
 
 // showUnits asks systemd about Hallmark's units.
 func showUnits(ctx context.Context) (map[string]Unit, error) {
-	if info, err := os.Lstat("/run/systemd/system"); err != nil || !info.IsDir() { // sd_booted(3)
+	if !systemd.Runs() {
 		return nil, errNoSystemd
 	}
 	output, err := runProgram(ctx, "systemctl", "show", "--property="+unitProperties, ServiceUnit, BootTimer, RenewTimer)
@@ -42,30 +43,23 @@ func runProgram(ctx context.Context, name string, args ...string) (string, error
 	return string(output), err
 }
 
-// parseUnits reads "systemctl show": one paragraph of KEY=VALUE lines for each unit.
+// parseUnits reads the output of "systemctl show".
 func parseUnits(output string) map[string]Unit {
 	units := map[string]Unit{}
-	for paragraph := range strings.SplitSeq(strings.TrimSpace(output), "\n\n") {
-		p := map[string]string{}
-		for line := range strings.Lines(paragraph) {
-			key, value, _ := strings.Cut(strings.TrimSpace(line), "=")
-			p[key] = value
-		}
+	for _, shown := range systemd.ParseShow(output) {
 		u := Unit{
-			Name: p["Id"], Loaded: p["LoadState"] == "loaded",
-			Active:  p["ActiveState"] == "active" || p["ActiveState"] == "activating" || p["ActiveState"] == "reloading",
-			Enabled: p["UnitFileState"], Result: p["Result"],
-			Next: parseStamp(p["NextElapseUSecRealtime"]), Last: parseStamp(p["LastTriggerUSec"]),
-			Started: parseStamp(p["ExecMainStartTimestamp"]), Ended: parseStamp(p["ExecMainExitTimestamp"]),
+			Name: shown.Get("Id"), Loaded: shown.Get("LoadState") == "loaded",
+			Active:  shown.Get("ActiveState") == "active" || shown.Get("ActiveState") == "activating" || shown.Get("ActiveState") == "reloading",
+			Enabled: shown.Get("UnitFileState"), Result: shown.Get("Result"),
+			Next: parseStamp(shown.Get("NextElapseUSecRealtime")), Last: parseStamp(shown.Get("LastTriggerUSec")),
+			Started: parseStamp(shown.Get("ExecMainStartTimestamp")), Ended: parseStamp(shown.Get("ExecMainExitTimestamp")),
 		}
-		if p["ActiveState"] != "" {
-			u.State = fmt.Sprintf("%s (%s)", p["ActiveState"], p["SubState"])
+		if shown.Get("ActiveState") != "" {
+			u.State = fmt.Sprintf("%s (%s)", shown.Get("ActiveState"), shown.Get("SubState"))
 		}
-		u.ExitCode, _ = strconv.Atoi(p["ExecMainStatus"])
-		u.Signal = p["ExecMainCode"] == "2" || p["ExecMainCode"] == "3" // CLD_KILLED, CLD_DUMPED of waitid(2)
-		if u.Name != "" {
-			units[u.Name] = u
-		}
+		u.ExitCode, _ = strconv.Atoi(shown.Get("ExecMainStatus"))
+		u.Signal = shown.Get("ExecMainCode") == "2" || shown.Get("ExecMainCode") == "3" // CLD_KILLED, CLD_DUMPED of waitid(2)
+		units[u.Name] = u
 	}
 	return units
 }

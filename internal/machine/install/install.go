@@ -11,7 +11,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -30,6 +29,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/machine/sshd"
 	"github.com/hallmark-ssh/hallmark/internal/machine/sshdconf"
 	"github.com/hallmark-ssh/hallmark/internal/machine/state"
+	"github.com/hallmark-ssh/hallmark/internal/machine/systemd"
 )
 
 // Program is where Install puts hallmark, unless a package has brought it.
@@ -106,9 +106,8 @@ func enableTimers(ctx context.Context, root string) error {
 	if root != "/" {
 		args = append([]string{"--root=" + root}, args...)
 	}
-	output, err := exec.CommandContext(ctx, "systemctl", args...).CombinedOutput()
-	if err != nil {
-		return fmt.Errorf("enable hallmark's timers: %w: %s", err, strings.TrimSpace(string(output)))
+	if err := systemd.Run(ctx, args...); err != nil {
+		return fmt.Errorf("enable hallmark's timers: %w", err)
 	}
 	return nil
 }

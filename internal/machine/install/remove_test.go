@@ -21,6 +21,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/machine/sshd"
 	"github.com/hallmark-ssh/hallmark/internal/machine/sshdconf"
 	"github.com/hallmark-ssh/hallmark/internal/machine/state"
+	"github.com/hallmark-ssh/hallmark/internal/machine/systemd"
 	"github.com/hallmark-ssh/hallmark/internal/sshkey/sshkeytest"
 )
 
@@ -420,7 +421,7 @@ func TestRemoveRestoresCertificates(t *testing.T) {
 }
 
 func TestParseUnitStates(t *testing.T) {
-	got := parseUnitStates("Id=hallmark.service\nLoadState=loaded\nActiveState=failed\n\nId=hallmark.timer\nLoadState=not-found\nActiveState=inactive\n\nActiveState=active\nLoadState=loaded\nId=hallmark-renew.timer\n")
+	got := unitStates(systemd.ParseShow("Id=hallmark.service\nLoadState=loaded\nActiveState=failed\n\nId=hallmark.timer\nLoadState=not-found\nActiveState=inactive\n\nActiveState=active\nLoadState=loaded\nId=hallmark-renew.timer\n"))
 	want := []unitState{{"hallmark.service", true, false, true}, {"hallmark.timer", false, false, false}, {"hallmark-renew.timer", true, true, false}}
 	if !slices.Equal(got, want) {
 		t.Errorf("%+v", got)

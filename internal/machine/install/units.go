@@ -4,10 +4,11 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"github.com/hallmark-ssh/hallmark/internal/machine/systemd"
 )
 
 // timers are the units that start runs of hallmark.
@@ -23,7 +24,7 @@ type machineUnits struct{}
 // starts the timers that ran.
 func (s machineUnits) Stop(ctx context.Context) (start func(ctx context.Context) error, err error) {
 	start = func(context.Context) error { return nil }
-	if !s.runs() {
+	if !systemd.Runs() {
 		return start, nil
 	}
 	shown, err := s.show(ctx)
@@ -46,9 +47,9 @@ func (s machineUnits) Stop(ctx context.Context) (start func(ctx context.Context)
 		if len(active) == 0 {
 			return nil
 		}
-		return systemctl(ctx, append([]string{"start"}, active...)...)
+		return systemd.Run(ctx, append([]string{"start"}, active...)...)
 	}
-	if err := systemctl(ctx, append([]string{"stop"}, loaded...)...); err != nil {
+	if err := systemd.Run(ctx, append([]string{"stop"}, loaded...)...); err != nil {
 		return start, fmt.Errorf("stop hallmark's timers: %w", err)
 	}
 	return start, nil
@@ -66,7 +67,7 @@ func (machineUnits) Disable(ctx context.Context) error {
 	if len(existing) == 0 {
 		return nil
 	}
-	if err := systemctl(ctx, append([]string{"disable"}, existing...)...); err != nil {
+	if err := systemd.Run(ctx, append([]string{"disable"}, existing...)...); err != nil {
 		return fmt.Errorf("disable hallmark's timers: %w", err)
 	}
 	return nil
@@ -74,10 +75,10 @@ func (machineUnits) Disable(ctx context.Context) error {
 
 // Forget makes systemd notice that the units' files are gone.
 func (s machineUnits) Forget(ctx context.Context) error {
-	if !s.runs() {
+	if !systemd.Runs() {
 		return nil
 	}
-	if err := systemctl(ctx, "daemon-reload"); err != nil {
+	if err := systemd.Run(ctx, "daemon-reload"); err != nil {
 		return fmt.Errorf("make systemd forget hallmark's units: %w", err)
 	}
 	shown, err := s.show(ctx)
@@ -88,17 +89,11 @@ func (s machineUnits) Forget(ctx context.Context) error {
 		if !u.failed {
 			continue
 		}
-		if err := systemctl(ctx, "reset-failed", u.name); err != nil {
+		if err := systemd.Run(ctx, "reset-failed", u.name); err != nil {
 			return fmt.Errorf("make systemd forget hallmark's failed run: %w", err)
 		}
 	}
 	return nil
-}
-
-// runs is sd_booted(3).
-func (machineUnits) runs() bool {
-	info, err := os.Lstat("/run/systemd/system")
-	return err == nil && info.IsDir()
 }
 
 // unitState is what systemd reports about one of hallmark's units.
@@ -108,41 +103,20 @@ type unitState struct {
 }
 
 func (machineUnits) show(ctx context.Context) ([]unitState, error) {
-	args := append([]string{"show", "--property=Id,LoadState,ActiveState"}, units()...)
-	output, err := exec.CommandContext(ctx, "systemctl", args...).Output()
+	shown, err := systemd.Show(ctx, "LoadState,ActiveState", units()...)
 	if err != nil {
 		return nil, fmt.Errorf("ask systemd about hallmark's units: %w", err)
 	}
-	return parseUnitStates(string(output)), nil
+	return unitStates(shown), nil
 }
 
-// parseUnitStates reads "systemctl show": one paragraph of KEY=VALUE lines per unit.
-func parseUnitStates(output string) (states []unitState) {
-	for paragraph := range strings.SplitSeq(strings.TrimSpace(output), "\n\n") {
-		var u unitState
-		for line := range strings.Lines(paragraph) {
-			key, value, _ := strings.Cut(strings.TrimSpace(line), "=")
-			switch key {
-			case "Id":
-				u.name = value
-			case "LoadState":
-				u.loaded = value == "loaded"
-			case "ActiveState":
-				u.active = slices.Contains([]string{"active", "activating", "reloading"}, value)
-				u.failed = value == "failed"
-			}
-		}
-		if u.name != "" {
-			states = append(states, u)
-		}
+func unitStates(shown []systemd.Unit) (states []unitState) {
+	for _, u := range shown {
+		active := u.Get("ActiveState")
+		states = append(states, unitState{
+			name: u.Get("Id"), loaded: u.Get("LoadState") == "loaded",
+			active: slices.Contains([]string{"active", "activating", "reloading"}, active), failed: active == "failed",
+		})
 	}
 	return states
-}
-
-func systemctl(ctx context.Context, args ...string) error {
-	output, err := exec.CommandContext(ctx, "systemctl", args...).CombinedOutput()
-	if err != nil {
-		return fmt.Errorf("systemctl %s: %w: %s", strings.Join(args, " "), err, strings.TrimSpace(string(output)))
-	}
-	return nil
 }

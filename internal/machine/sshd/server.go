@@ -15,6 +15,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/hallmark-ssh/hallmark/internal/machine/systemd"
 )
 
 var (
@@ -248,7 +250,7 @@ func (s *Server) Reload(ctx context.Context, pidFile string) error {
 // Start starts sshd again if systemd runs it. It is the last resort of a caller whose reload
 // ended a running server.
 func (s *Server) Start(ctx context.Context) error {
-	if !systemdRuns() {
+	if !systemd.Runs() {
 		return errors.New("start sshd: systemd does not run here")
 	}
 	units, err := showUnits(ctx)
@@ -297,17 +299,11 @@ func processName(pid int) string {
 	return strings.TrimSpace(string(comm))
 }
 
-// systemdRuns is sd_booted(3).
-func systemdRuns() bool {
-	info, err := os.Lstat("/run/systemd/system")
-	return err == nil && info.IsDir()
-}
-
 // units returns sshd's units, or none if systemd does not run. With a separate configuration
 // (Config), only a service whose main process is the listener counts: the machine's socket
 // belongs to another server.
 func (s *Server) units(ctx context.Context) ([]unit, error) {
-	if !systemdRuns() {
+	if !systemd.Runs() {
 		return nil, nil
 	}
 	units, err := showUnits(ctx)
@@ -339,31 +335,18 @@ func showUnits(ctx context.Context) ([]unit, error) {
 	return parseUnits(string(output)), nil
 }
 
-// parseUnits reads "systemctl show": one paragraph of KEY=VALUE lines per unit.
+// parseUnits reads the output of "systemctl show".
 func parseUnits(output string) (units []unit) {
-	for paragraph := range strings.SplitSeq(strings.TrimSpace(output), "\n\n") {
-		var u unit
-		for line := range strings.Lines(paragraph) {
-			key, value, _ := strings.Cut(strings.TrimSpace(line), "=")
-			switch key {
-			case "Id":
-				u.name = value
-			case "LoadState":
-				u.loaded = value == "loaded"
-			case "ActiveState":
-				u.active = value == "active" || value == "reloading"
-			case "MainPID":
-				u.mainPID, _ = strconv.Atoi(value)
-			case "StateChangeTimestampMonotonic":
-				microseconds, _ := strconv.ParseInt(value, 10, 64)
-				u.changed = time.Duration(microseconds) * time.Microsecond
-			case "Listen", "ListenStream": // the second before systemd 230
-				u.listen = append(u.listen, socketAddresses(value)...)
-			}
+	for _, shown := range systemd.ParseShow(output) {
+		active := shown.Get("ActiveState")
+		u := unit{name: shown.Get("Id"), loaded: shown.Get("LoadState") == "loaded", active: active == "active" || active == "reloading"}
+		u.mainPID, _ = strconv.Atoi(shown.Get("MainPID"))
+		microseconds, _ := strconv.ParseInt(shown.Get("StateChangeTimestampMonotonic"), 10, 64)
+		u.changed = time.Duration(microseconds) * time.Microsecond
+		for _, value := range slices.Concat(shown["Listen"], shown["ListenStream"]) { // the second before systemd 230
+			u.listen = append(u.listen, socketAddresses(value)...)
 		}
-		if u.name != "" {
-			units = append(units, u)
-		}
+		units = append(units, u)
 	}
 	return units
 }
