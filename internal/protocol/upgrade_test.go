@@ -20,14 +20,7 @@ func TestRecordedVersions(t *testing.T) {
 	for version := 1; version <= protocol.Version; version++ {
 		dir := filepath.Join("testdata", fmt.Sprintf("v%d", version))
 		body := read(t, dir, "request.json")
-		request, err := protocol.ParseRequest(body)
-		if err != nil {
-			t.Fatal(err)
-		}
-		payload, err := protocol.ParsePayload(request.Payload)
-		if err != nil {
-			t.Fatal(err)
-		}
+		request, payload := parse(t, body)
 		if payload.Version != version {
 			t.Errorf("%s has version %d", dir, payload.Version)
 		}
@@ -65,14 +58,7 @@ func TestRecordedVersions(t *testing.T) {
 func TestRecordedLeave(t *testing.T) {
 	dir := filepath.Join("testdata", "leave")
 	body := read(t, dir, "request.json")
-	request, err := protocol.ParseRequest(body)
-	if err != nil {
-		t.Fatal(err)
-	}
-	payload, err := protocol.ParsePayload(request.Payload)
-	if err != nil {
-		t.Fatal(err)
-	}
+	request, payload := parse(t, body)
 	if payload.Purpose != protocol.PurposeLeave {
 		t.Errorf("purpose %q", payload.Purpose)
 	}
@@ -103,4 +89,18 @@ func must[T any](value T, err error) T {
 		panic(err)
 	}
 	return value
+}
+
+// parse parses a request and the payload in it.
+func parse(t *testing.T, body []byte) (*protocol.Request, *protocol.Payload) {
+	t.Helper()
+	request, err := protocol.ParseRequest(body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	payload, err := protocol.ParsePayload(request.Payload)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return request, payload
 }

@@ -132,17 +132,7 @@ func TestRead(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			var states []State
-			for _, r := range Join(fleet, noon()) {
-				states = append(states, r.State)
-			}
-			var gaps []string
-			for _, g := range fleet.Gaps {
-				gaps = append(gaps, g.String())
-			}
-			if !slices.Equal(states, tt.states) || !slices.Equal(gaps, tt.gaps) {
-				t.Errorf("states %q, gaps %q; want %q, %q", states, gaps, tt.states, tt.gaps)
-			}
+			wantFleet(t, fleet, tt.states, tt.gaps)
 		})
 	}
 }
@@ -224,17 +214,23 @@ func TestReadMembers(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			var states []State
-			for _, row := range Join(fleet, noon()) {
-				states = append(states, row.State)
-			}
-			var gaps []string
-			for _, g := range fleet.Gaps {
-				gaps = append(gaps, g.String())
-			}
-			if !slices.Equal(states, tt.states) || !slices.Equal(gaps, tt.gaps) {
-				t.Errorf("states %q, gaps %q; want %q, %q", states, gaps, tt.states, tt.gaps)
-			}
+			wantFleet(t, fleet, tt.states, tt.gaps)
 		})
+	}
+}
+
+// wantFleet compares the states of a fleet's instances, and what could not be read.
+func wantFleet(t *testing.T, fleet Fleet, wantStates []State, wantGaps []string) {
+	t.Helper()
+	var states []State
+	for _, r := range Join(fleet, noon()) {
+		states = append(states, r.State)
+	}
+	var gaps []string
+	for _, g := range fleet.Gaps {
+		gaps = append(gaps, g.String())
+	}
+	if !slices.Equal(states, wantStates) || !slices.Equal(gaps, wantGaps) {
+		t.Errorf("states %q, gaps %q; want %q, %q", states, gaps, wantStates, wantGaps)
 	}
 }
