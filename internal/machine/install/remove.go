@@ -56,7 +56,7 @@ type Remover struct {
 	*Installer
 	live   liveServer
 	units  unitControl
-	leave  Leave // nil if the configuration does not say whom to ask
+	leave  Leave // nil if there is no configuration, which names the signer
 	runDir string
 	settle time.Duration // how long sshd may take to answer after a reload
 }

@@ -86,7 +86,7 @@ func newTestMachine(t *testing.T, settings string, files map[string]string) Mach
 			t.Fatal(err)
 		}
 	}
-	// Her files belong to whoever runs the test.
+	// Only root can change who owns a file. Anybody else who runs the test is the account.
 	ann := sshd.Account{Name: "ann", Home: "/home/ann", UID: max(os.Getuid(), 1000), LogsIn: true}
 	m := Machine{Root: root, Accounts: []sshd.Account{{Name: "root", Home: "/root", LogsIn: true}, ann, {Name: "svc", Home: "/srv", UID: 999}}}
 	if os.Getuid() == 0 {
