@@ -31,7 +31,10 @@ var (
 )
 
 func TestMain(m *testing.M) {
-	os.Exit(machine.Tests("releases", setUp, m.Run, machine.Debian11, machine.Debian12, machine.Debian13))
+	checked := func() int {
+		return shared.Checked(m.Run(), false, "../testdata/calls.jsonl", "../stack/testdata/calls.jsonl")
+	}
+	os.Exit(machine.Tests("releases", setUp, checked, machine.Debian11, machine.Debian12, machine.Debian13))
 }
 
 func setUp(ctx context.Context, f *machine.Fleet) error {
