@@ -26,13 +26,13 @@ func (o outcome) stable() string {
 
 // table is the one in the document.
 type table struct {
-	path          string
 	before, after string // of the document
 	documented    []string
 	rows          []outcome
 }
 
 const (
+	document  = "../../docs/reliability.md"
 	beginMark = "<!-- begin faults -->\n"
 	endMark   = "<!-- end faults -->"
 	heading   = "| fault | logins | what the journal says | healed by | s |\n|---|---|---|---|---|\n"
@@ -40,17 +40,16 @@ const (
 
 func openTable(t *testing.T) *table {
 	t.Helper()
-	tab := &table{path: "../../docs/reliability.md"}
-	data, err := os.ReadFile(tab.path)
+	data, err := os.ReadFile(document)
 	if err != nil {
 		t.Fatal(err)
 	}
 	before, rest, ok := strings.Cut(string(data), beginMark)
 	inside, after, ok2 := strings.Cut(rest, endMark)
 	if !ok || !ok2 {
-		t.Fatalf("%s has no table between %q and %q", tab.path, beginMark, endMark)
+		t.Fatalf("%s has no table between %q and %q", document, beginMark, endMark)
 	}
-	tab.before, tab.after = before, after
+	tab := &table{before: before, after: after}
 	tab.documented = strings.Split(strings.TrimPrefix(strings.TrimSpace(inside), strings.TrimSpace(heading)+"\n"), "\n")
 	return tab
 }
@@ -66,7 +65,7 @@ func (tab *table) add(t *testing.T, o outcome) {
 	if tab.has(o) {
 		return
 	}
-	t.Errorf("%s does not have the row\n%s\nrun the test with -update if it is right", tab.path, o.stable())
+	t.Errorf("%s does not have the row\n%s\nrun the test with -update if it is right", document, o.stable())
 }
 
 // has reports whether the document has the row.
@@ -79,7 +78,7 @@ func (tab *table) close(t *testing.T) {
 	t.Helper()
 	if !*update {
 		if len(tab.rows) != len(tab.documented) && !partial() {
-			t.Errorf("%s has %d rows, want %d", tab.path, len(tab.documented), len(tab.rows))
+			t.Errorf("%s has %d rows, want %d", document, len(tab.documented), len(tab.rows))
 		}
 		return
 	}
@@ -92,7 +91,7 @@ func (tab *table) close(t *testing.T) {
 	for _, o := range tab.rows {
 		fmt.Fprintf(&b, "%s %.1f |\n", o.stable(), o.took.Seconds())
 	}
-	if err := os.WriteFile(tab.path, []byte(tab.before+beginMark+b.String()+endMark+tab.after), 0o644); err != nil {
+	if err := os.WriteFile(document, []byte(tab.before+beginMark+b.String()+endMark+tab.after), 0o644); err != nil {
 		t.Fatal(err)
 	}
 }

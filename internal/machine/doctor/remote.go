@@ -183,9 +183,15 @@ func checkAudience(f *Facts) []Finding {
 	case err == nil:
 		return fine(name, "the signer accepts this machine's audience and protocol version")
 	}
-	found := Finding{Check: name, Level: Failure, Text: err.Error(), Fix: "set audience to that of the signer's deployment", Command: "${EDITOR:-vi} " + f.ConfigFile + "; " + enrollNow, Late: late(err)}
-	if code == protocol.CodeUnsupportedVersion {
+	found := Finding{Check: name, Level: Failure, Text: err.Error(), Late: late(err)}
+	switch code {
+	case protocol.CodeAudienceMismatch:
+		found.Fix, found.Command = "set audience to that of the signer's deployment", "${EDITOR:-vi} "+f.ConfigFile+"; "+enrollNow
+	case protocol.CodeUnsupportedVersion:
 		found.Fix, found.Command = "update hallmark on this machine, or the signer", "hallmark version"
+	default: // the signer is busy, or the answer is not the signer's
+		found.Level, found.Text = Unknown, fmt.Sprintf("cannot tell whether the signer accepts this machine's audience: %v", err)
+		found.Fix, found.Command = "run hallmark doctor again", "hallmark doctor"
 	}
 	return []Finding{found}
 }

@@ -224,6 +224,28 @@ func TestExamine(t *testing.T) {
 	}
 }
 
+// A signer that is too busy for the probe does not accept its audience.
+func TestAudienceUnknown(t *testing.T) {
+	for _, refuse := range []http.HandlerFunc{
+		refuse(protocol.CodeRateLimited, http.StatusTooManyRequests),
+		func(out http.ResponseWriter, _ *http.Request) { out.WriteHeader(http.StatusBadGateway) },
+	} {
+		w := newWorld(t)
+		w.configure("")
+		w.instead = func(out http.ResponseWriter, r *http.Request) {
+			if r.Method == http.MethodGet {
+				out.WriteHeader(http.StatusNotFound)
+				return
+			}
+			refuse(out, r)
+		}
+		f := w.Examine(t.Context())
+		if got := checkAudience(f)[0]; got.Level != Unknown || !strings.Contains(got.Text, "cannot tell") {
+			t.Errorf("finding %+v", got)
+		}
+	}
+}
+
 func (w *world) configure(more string) {
 	w.t.Helper()
 	text := fmt.Sprintf("signer_url: %s\naudience: hallmark.example.com\n", w.url)

@@ -37,21 +37,24 @@ func (c *Client) Probe(ctx context.Context, region ec2ref.Region) (Probe, error)
 	return p, c.refusal(status, data, protocol.Version)
 }
 
-// CheckAudience sends a request that has no proof in it, and returns the signer's refusal if
-// that is about the protocol's version, the audience or the clock. A signer checks version and
-// audience first, and refuses the request for its host key before it verifies anything. So the
-// probe costs nothing and proves nothing.
+// CheckAudience asks whether the signer accepts an audience and this protocol version, with a
+// request that has no proof in it. A signer checks version and audience first, and refuses the
+// request for its host key before it verifies anything. So the probe costs nothing and proves
+// nothing. The error is any other refusal, or why there is no answer.
 func (c *Client) CheckAudience(ctx context.Context, region ec2ref.Region, audience string) error {
 	version := protocol.Version
 	err := c.probeAudience(ctx, region, audience, version)
 	if older := olderVersion(err, version); older > 0 {
 		err = c.probeAudience(ctx, region, audience, older)
 	}
-	telling := []protocol.Code{protocol.CodeUnsupportedVersion, protocol.CodeAudienceMismatch, protocol.CodeClockSkew}
-	if slices.Contains(telling, CodeOf(err)) {
-		return err
+	// What a signer refuses after the audience. A busy signer or a proxy says nothing about it.
+	later := []protocol.Code{
+		protocol.CodeHostKeyInvalid, protocol.CodeHostKeyUnproved, protocol.CodeIdentityInvalid, protocol.CodeCallerProofInvalid,
 	}
-	return nil
+	if slices.Contains(later, CodeOf(err)) {
+		return nil
+	}
+	return err
 }
 
 func (c *Client) probeAudience(ctx context.Context, region ec2ref.Region, audience string, version int) error {
