@@ -39,7 +39,6 @@ require (
 // Tests only: the programs call EC2 and SSM by hand, and SQS not at all. The linter keeps
 // these out of the programs.
 require (
-	github.com/aws/aws-sdk-go-v2/service/ec2 v1.344.1
 	github.com/aws/aws-sdk-go-v2/service/sqs v1.52.10
 	github.com/aws/aws-sdk-go-v2/service/ssm v1.81.4
 )

@@ -14,10 +14,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/aws/aws-sdk-go-v2/aws"
-	"github.com/aws/aws-sdk-go-v2/service/ec2"
-	"github.com/aws/aws-sdk-go-v2/service/ec2/types"
-
 	"github.com/hallmark-ssh/hallmark/e2e/fake/imds"
 	"github.com/hallmark-ssh/hallmark/e2e/lab"
 	"github.com/hallmark-ssh/hallmark/internal/machine/state"
@@ -163,10 +159,7 @@ func TestRenewalIsDue(t *testing.T) {
 func TestRenamedByTag(t *testing.T) {
 	i := launch(t, lab.Template{Name: "renamed", Tags: map[string]string{"Name": "before"}})
 	must[*state.State](t)(i.WaitEnrolled(t.Context()))
-	_, err := shared.lab.EC2.CreateTags(t.Context(), &ec2.CreateTagsInput{
-		Resources: []string{i.ID}, Tags: []types.Tag{{Key: aws.String("Name"), Value: aws.String("after")}},
-	})
-	if err != nil {
+	if err := shared.lab.EC2.Tag(t.Context(), i.ID, "Name", "after"); err != nil {
 		t.Fatal(err)
 	}
 	hallmark(t, i, "renew")

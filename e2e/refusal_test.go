@@ -13,8 +13,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/aws/aws-sdk-go-v2/service/ec2"
-
 	"github.com/hallmark-ssh/hallmark/e2e/fake/imds"
 	"github.com/hallmark-ssh/hallmark/e2e/lab"
 	"github.com/hallmark-ssh/hallmark/internal/identity"
@@ -26,14 +24,11 @@ import (
 
 // The identity document of a terminated instance stays valid forever: EC2 decides.
 func TestInstanceMustRun(t *testing.T) {
-	stop := func(id string) error {
-		_, err := shared.lab.EC2.StopInstances(t.Context(), &ec2.StopInstancesInput{InstanceIds: []string{id}})
-		return err
-	}
+	stop := func(id string) error { return shared.lab.EC2.Stop(t.Context(), id) }
 	i := launch(t, lab.Template{Name: "stopped", BeforeBoot: stop})
 	checkKeyPairLogin(t, i)
 	checkExit(t, i, 4, "stopped")
-	if _, err := shared.lab.EC2.TerminateInstances(t.Context(), &ec2.TerminateInstancesInput{InstanceIds: []string{i.ID}}); err != nil {
+	if err := shared.lab.EC2.Terminate(t.Context(), i.ID); err != nil {
 		t.Fatal(err)
 	}
 	checkExit(t, i, 4, "terminated")

@@ -11,9 +11,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/aws/aws-sdk-go-v2/aws"
-	"github.com/aws/aws-sdk-go-v2/service/ec2"
-	ec2types "github.com/aws/aws-sdk-go-v2/service/ec2/types"
 	"github.com/gravitational/teleport/api/types"
 
 	"github.com/hallmark-ssh/hallmark/e2e/lab"
@@ -39,17 +36,14 @@ func node(t *testing.T, s *state.State) types.Server {
 
 func terminate(t *testing.T, i *lab.Instance) {
 	t.Helper()
-	if _, err := shared.lab.EC2.TerminateInstances(t.Context(), &ec2.TerminateInstancesInput{InstanceIds: []string{i.ID}}); err != nil {
+	if err := shared.lab.EC2.Terminate(t.Context(), i.ID); err != nil {
 		t.Fatal(err)
 	}
 }
 
 func tag(t *testing.T, i *lab.Instance, key, value string) {
 	t.Helper()
-	_, err := shared.lab.EC2.CreateTags(t.Context(), &ec2.CreateTagsInput{
-		Resources: []string{i.ID}, Tags: []ec2types.Tag{{Key: &key, Value: &value}},
-	})
-	if err != nil {
+	if err := shared.lab.EC2.Tag(t.Context(), i.ID, key, value); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -108,9 +102,7 @@ func TestLabelsFollowTags(t *testing.T) {
 	before := node(t, s)
 
 	tag(t, i, "team", "storefront")
-	if _, err := shared.lab.EC2.DeleteTags(t.Context(), &ec2.DeleteTagsInput{
-		Resources: []string{i.ID}, Tags: []ec2types.Tag{{Key: aws.String("env")}},
-	}); err != nil {
+	if err := shared.lab.EC2.Untag(t.Context(), i.ID, "env"); err != nil {
 		t.Fatal(err)
 	}
 	send(t, shared.lab.SendRaw(t.Context(), "no event at all")) // it is dropped, and delays nothing

@@ -12,10 +12,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/config"
-	"github.com/aws/aws-sdk-go-v2/service/ec2"
-	ec2types "github.com/aws/aws-sdk-go-v2/service/ec2/types"
 
 	"github.com/hallmark-ssh/hallmark/e2e/fake/dynamodb"
 	"github.com/hallmark-ssh/hallmark/e2e/fake/lambdahost"
@@ -51,8 +48,8 @@ func (l *lockedBuffer) String() string {
 // motoWorld is an account in moto, a cluster, and the two functions over the Runtime API.
 type motoWorld struct {
 	t             *testing.T
-	ec2           *ec2.Client
-	image         string
+	ec2           moto.EC2
+	image, subnet string
 	ledger        *ledger.DynamoDB
 	bookmark      stored.Text
 	cluster       *teleporttest.Cluster
@@ -124,11 +121,8 @@ func (w *motoWorld) connectAWS(url string) {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	w.ec2 = ec2.NewFromConfig(cfg)
-	vpc := check(w.ec2.CreateVpc(w.t.Context(), &ec2.CreateVpcInput{CidrBlock: aws.String("10.0.0.0/16")}))(w.t)
-	check(w.ec2.CreateSubnet(w.t.Context(), &ec2.CreateSubnetInput{
-		VpcId: vpc.Vpc.VpcId, CidrBlock: aws.String("10.0.0.0/24"), AvailabilityZone: aws.String(testRegion + "a"),
-	}))(w.t)
+	w.ec2 = moto.EC2{URL: url, Region: testRegion, Credentials: cfg.Credentials}
+	w.subnet = check(w.ec2.CreateSubnet(w.t.Context(), "10.0.0.0/24", testRegion+"a"))(w.t)
 	client := dynamodb.Client(url, testRegion)
 	if err := dynamodb.CreateTable(w.t.Context(), client, "hallmark"); err != nil {
 		w.t.Fatal(err)
@@ -149,15 +143,10 @@ func (w *motoWorld) login() teleport.Config {
 // run runs an instance; moto chooses its id.
 func (w *motoWorld) run() string {
 	w.t.Helper()
-	subnets := check(w.ec2.DescribeSubnets(w.t.Context(), &ec2.DescribeSubnetsInput{}))(w.t)
 	if w.image == "" {
-		image := check(w.ec2.RegisterImage(w.t.Context(), &ec2.RegisterImageInput{Name: aws.String("golden"), Architecture: ec2types.ArchitectureValuesArm64}))(w.t)
-		w.image = aws.ToString(image.ImageId)
+		w.image = check(w.ec2.RegisterImage(w.t.Context(), "golden"))(w.t)
 	}
-	run := check(w.ec2.RunInstances(w.t.Context(), &ec2.RunInstancesInput{
-		ImageId: &w.image, MinCount: aws.Int32(1), MaxCount: aws.Int32(1), SubnetId: subnets.Subnets[0].SubnetId,
-	}))(w.t)
-	return aws.ToString(run.Instances[0].InstanceId)
+	return check(w.ec2.Run(w.t.Context(), moto.Launch{Image: w.image, Subnet: w.subnet}))(w.t)
 }
 
 // launch runs an instance with a tag and enrolls it.
@@ -186,14 +175,16 @@ func (w *motoWorld) launch() string {
 
 func (w *motoWorld) tag(id, key, value string) {
 	w.t.Helper()
-	check(w.ec2.CreateTags(w.t.Context(), &ec2.CreateTagsInput{
-		Resources: []string{id}, Tags: []ec2types.Tag{{Key: &key, Value: &value}},
-	}))(w.t)
+	if err := w.ec2.Tag(w.t.Context(), id, key, value); err != nil {
+		w.t.Fatal(err)
+	}
 }
 
 func (w *motoWorld) terminate(id string) {
 	w.t.Helper()
-	check(w.ec2.TerminateInstances(w.t.Context(), &ec2.TerminateInstancesInput{InstanceIds: []string{id}}))(w.t)
+	if err := w.ec2.Terminate(w.t.Context(), id); err != nil {
+		w.t.Fatal(err)
+	}
 }
 
 func (w *motoWorld) labels(id string) map[string]string { return labels(w.cluster, moto.Account, id) }

@@ -16,8 +16,6 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/aws/aws-sdk-go-v2/aws"
-	"github.com/aws/aws-sdk-go-v2/service/ec2"
 	"golang.org/x/crypto/ssh"
 
 	"github.com/hallmark-ssh/hallmark/e2e/machine"
@@ -81,14 +79,11 @@ func (l *Lab) BakeFrom(ctx context.Context, source Source, w io.Writer) (Image, 
 
 // createImage makes EC2 record the image of an instance, which then terminates.
 func (l *Lab) createImage(ctx context.Context, instance, name string, disk machine.Image) (Image, error) {
-	image, err := l.EC2.CreateImage(ctx, &ec2.CreateImageInput{
-		InstanceId: aws.String(instance), Name: aws.String("golden-" + name),
-	})
+	image, err := l.EC2.CreateImage(ctx, instance, "golden-"+name)
 	if err != nil {
 		return Image{}, err
 	}
-	_, err = l.EC2.TerminateInstances(ctx, &ec2.TerminateInstancesInput{InstanceIds: []string{instance}})
-	return Image{ID: aws.ToString(image.ImageId), Disk: disk}, err
+	return Image{ID: image, Disk: disk}, l.EC2.Terminate(ctx, instance)
 }
 
 // waitForSSH waits until cloud-init has added the key pair.

@@ -14,9 +14,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/aws/aws-sdk-go-v2/aws"
-	"github.com/aws/aws-sdk-go-v2/service/ec2"
-	"github.com/aws/aws-sdk-go-v2/service/ec2/types"
 
 	"github.com/hallmark-ssh/hallmark/e2e/fake/imds"
 	"github.com/hallmark-ssh/hallmark/e2e/fake/moto"
@@ -108,7 +105,7 @@ func (l *Lab) newMetadata(id string, address netip.Addr, t Template) (*imds.Serv
 		Region: l.Region, Profile: profile,
 		Instance: imds.Instance{
 			ID: id, AccountID: moto.Account, AvailabilityZone: zone, ImageID: t.Image.ID,
-			Type: string(types.InstanceTypeT3Micro), Architecture: "x86_64", PrivateIP: address.String(),
+			Type: moto.InstanceType, Architecture: "x86_64", PrivateIP: address.String(),
 			Hostname: fmt.Sprintf("ip-%s.%s.compute.internal", strings.ReplaceAll(address.String(), ".", "-"), Region),
 			Started:  time.Now(), Tags: t.Tags, PublicKey: strings.TrimSpace(string(publicKey)), UserData: t.UserData,
 		},
@@ -117,26 +114,7 @@ func (l *Lab) newMetadata(id string, address netip.Addr, t Template) (*imds.Serv
 }
 
 func (l *Lab) runInstance(ctx context.Context, t Template, address netip.Addr) (string, error) {
-	input := &ec2.RunInstancesInput{
-		ImageId: aws.String(t.Image.ID), InstanceType: types.InstanceTypeT3Micro,
-		MinCount: aws.Int32(1), MaxCount: aws.Int32(1),
-		SubnetId: aws.String(l.subnet), PrivateIpAddress: aws.String(address.String()),
-	}
-	if len(t.Tags) > 0 {
-		input.TagSpecifications = []types.TagSpecification{{ResourceType: types.ResourceTypeInstance}}
-		for key, value := range t.Tags {
-			input.TagSpecifications[0].Tags = append(input.TagSpecifications[0].Tags,
-				types.Tag{Key: aws.String(key), Value: aws.String(value)})
-		}
-	}
-	out, err := l.EC2.RunInstances(ctx, input)
-	if err != nil {
-		return "", err
-	}
-	if len(out.Instances) != 1 {
-		return "", fmt.Errorf("EC2 ran %d instances, want one", len(out.Instances))
-	}
-	return aws.ToString(out.Instances[0].InstanceId), nil
+	return l.EC2.Run(ctx, moto.Launch{Image: t.Image.ID, Subnet: l.subnet, Address: address.String(), Tags: t.Tags})
 }
 
 // profileARN is the session of an instance profile's role. EC2 names it by the instance.
@@ -222,14 +200,12 @@ func (l *Lab) BaseImage(ctx context.Context, release machine.Release) (Image, er
 	if err != nil {
 		return Image{}, err
 	}
-	out, err := l.EC2.DescribeImages(ctx, &ec2.DescribeImagesInput{
-		Filters: []types.Filter{{Name: aws.String("architecture"), Values: []string{"x86_64"}}},
-	})
+	images, err := l.EC2.Images(ctx, "x86_64")
 	if err != nil {
 		return Image{}, err
 	}
-	if len(out.Images) == 0 {
+	if len(images) == 0 {
 		return Image{}, errors.New("EC2 has no image for x86_64")
 	}
-	return Image{ID: aws.ToString(out.Images[0].ImageId), Disk: disk}, nil
+	return Image{ID: images[0], Disk: disk}, nil
 }

@@ -22,7 +22,6 @@ import (
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/credentials"
-	"github.com/aws/aws-sdk-go-v2/service/ec2"
 	"github.com/aws/aws-sdk-go-v2/service/ssm"
 	"github.com/aws/aws-sdk-go-v2/service/ssm/types"
 	"go.yaml.in/yaml/v3"
@@ -70,7 +69,7 @@ type Config struct {
 type Lab struct {
 	Cluster   Cluster
 	STS       *sts.Server
-	EC2       *ec2.Client
+	EC2       moto.EC2
 	Signer    *lambdahost.Host
 	SignerURL string
 	// Fleet is the fleet function. Send delivers events to it.
@@ -163,27 +162,9 @@ func (l *Lab) startMoto(ctx context.Context) error {
 	if l.moto, err = moto.Start(ctx, Region, log); err != nil {
 		return err
 	}
-	l.EC2 = ec2.New(ec2.Options{
-		Region:       Region,
-		BaseEndpoint: aws.String(l.moto.URL),
-		Credentials:  credentials.NewStaticCredentialsProvider("lab", "lab", ""),
-	})
-	l.subnet, err = makeSubnet(ctx, l.EC2)
+	l.EC2 = moto.EC2{URL: l.moto.URL, Region: Region, Credentials: credentials.NewStaticCredentialsProvider("lab", "lab", "")}
+	l.subnet, err = l.EC2.CreateSubnet(ctx, machine.Subnet, zone)
 	return err
-}
-
-func makeSubnet(ctx context.Context, client *ec2.Client) (string, error) {
-	vpc, err := client.CreateVpc(ctx, &ec2.CreateVpcInput{CidrBlock: aws.String(machine.Subnet)})
-	if err != nil {
-		return "", err
-	}
-	subnet, err := client.CreateSubnet(ctx, &ec2.CreateSubnetInput{
-		VpcId: vpc.Vpc.VpcId, CidrBlock: aws.String(machine.Subnet), AvailabilityZone: aws.String(zone),
-	})
-	if err != nil {
-		return "", err
-	}
-	return aws.ToString(subnet.Subnet.SubnetId), nil
 }
 
 func (l *Lab) startSTS(ctx context.Context) error {

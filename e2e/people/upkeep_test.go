@@ -8,10 +8,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/aws/aws-sdk-go-v2/aws"
-	"github.com/aws/aws-sdk-go-v2/service/ec2"
-	ec2types "github.com/aws/aws-sdk-go-v2/service/ec2/types"
-
 	"github.com/hallmark-ssh/hallmark/e2e/lab"
 )
 
@@ -40,9 +36,7 @@ func TestPeopleSeeWhatEC2Has(t *testing.T) {
 	out, err := prod.Tsh(t.Context(), "ssh", lab.User+"@"+name, reach)
 	reached(t, m, out, err)
 
-	if _, err := shared.lab.EC2.CreateTags(t.Context(), &ec2.CreateTagsInput{
-		Resources: []string{m.ID}, Tags: []ec2types.Tag{{Key: aws.String("env"), Value: aws.String("dev")}},
-	}); err != nil {
+	if err := shared.lab.EC2.Tag(t.Context(), m.ID, "env", "dev"); err != nil {
 		t.Fatal(err)
 	}
 	if err := shared.lab.SendTags(t.Context(), m.ID, 1); err != nil {
@@ -62,7 +56,7 @@ func TestPeopleSeeWhatEC2Has(t *testing.T) {
 	out, err = alice.Tsh(t.Context(), "ssh", lab.User+"@"+name, reach)
 	reached(t, m, out, err)
 
-	if _, err := shared.lab.EC2.TerminateInstances(t.Context(), &ec2.TerminateInstancesInput{InstanceIds: []string{m.ID}}); err != nil {
+	if err := shared.lab.EC2.Terminate(t.Context(), m.ID); err != nil {
 		t.Fatal(err)
 	}
 	if err := shared.lab.SendState(t.Context(), m.ID, "terminated"); err != nil {

@@ -11,7 +11,6 @@ import (
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/dynamodb"
 	"github.com/aws/aws-sdk-go-v2/service/dynamodb/types"
-	"github.com/aws/aws-sdk-go-v2/service/ec2"
 	"github.com/aws/aws-sdk-go-v2/service/ssm"
 	ssmtypes "github.com/aws/aws-sdk-go-v2/service/ssm/types"
 
@@ -61,8 +60,7 @@ func (d *deployment) changePolicy() {
 func (d *deployment) losesItsImage(account string) {
 	d.t.Helper()
 	i := d.launch(account)
-	_, err := i.ec2.DeregisterImage(d.t.Context(), &ec2.DeregisterImageInput{ImageId: &i.image})
-	must(d.t, err)
+	must(d.t, i.ec2.DeregisterImage(d.t.Context(), i.image))
 	d.enrolled(i)
 }
 

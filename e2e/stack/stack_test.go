@@ -10,10 +10,6 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/aws/aws-sdk-go-v2/aws"
-	"github.com/aws/aws-sdk-go-v2/service/ec2"
-	ec2types "github.com/aws/aws-sdk-go-v2/service/ec2/types"
-
 	"github.com/hallmark-ssh/hallmark/e2e/fake/moto"
 	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 )
@@ -201,12 +197,10 @@ func (d *deployment) labels(i *instance) map[string]string {
 
 func (w *world) tag(i *instance, key, value string) {
 	w.t.Helper()
-	_, err := i.ec2.CreateTags(w.t.Context(), &ec2.CreateTagsInput{Resources: []string{i.id}, Tags: []ec2types.Tag{{Key: aws.String(key), Value: aws.String(value)}}})
-	must(w.t, err)
+	must(w.t, i.ec2.Tag(w.t.Context(), i.id, key, value))
 }
 
 func (w *world) terminate(i *instance) {
 	w.t.Helper()
-	_, err := i.ec2.TerminateInstances(w.t.Context(), &ec2.TerminateInstancesInput{InstanceIds: []string{i.id}})
-	must(w.t, err)
+	must(w.t, i.ec2.Terminate(w.t.Context(), i.id))
 }

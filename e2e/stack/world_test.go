@@ -27,8 +27,6 @@ import (
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/credentials"
-	"github.com/aws/aws-sdk-go-v2/service/ec2"
-	ec2types "github.com/aws/aws-sdk-go-v2/service/ec2/types"
 	"github.com/aws/aws-sdk-go-v2/service/secretsmanager"
 	"github.com/aws/aws-sdk-go-v2/service/sqs"
 	awssts "github.com/aws/aws-sdk-go-v2/service/sts"
@@ -270,7 +268,7 @@ func (w *world) writePackage(more map[string]any) string {
 // instance is a machine of an account.
 type instance struct {
 	account, id, image string
-	ec2                *ec2.Client
+	ec2                moto.EC2
 	key                ssh.Signer
 	role               identity.Credentials
 }
@@ -279,20 +277,13 @@ type instance struct {
 func (w *world) launch(account string) *instance {
 	w.t.Helper()
 	ctx := w.t.Context()
-	i := &instance{account: account, ec2: ec2.New(ec2.Options{Region: region, BaseEndpoint: &w.moto.URL, Credentials: w.credentials(account)})}
-	vpc, err := i.ec2.CreateVpc(ctx, &ec2.CreateVpcInput{CidrBlock: aws.String("10.0.0.0/16")})
+	i := &instance{account: account, ec2: moto.EC2{URL: w.moto.URL, Region: region, Credentials: w.credentials(account)}}
+	subnet, err := i.ec2.CreateSubnet(ctx, "10.0.0.0/24", region+"a")
 	must(w.t, err)
-	subnet, err := i.ec2.CreateSubnet(ctx, &ec2.CreateSubnetInput{
-		VpcId: vpc.Vpc.VpcId, CidrBlock: aws.String("10.0.0.0/24"), AvailabilityZone: aws.String(region + "a"),
-	})
+	i.image, err = i.ec2.RegisterImage(ctx, "golden")
 	must(w.t, err)
-	image, err := i.ec2.RegisterImage(ctx, &ec2.RegisterImageInput{Name: aws.String("golden"), Architecture: ec2types.ArchitectureValuesArm64})
+	i.id, err = i.ec2.Run(ctx, moto.Launch{Image: i.image, Subnet: subnet})
 	must(w.t, err)
-	run, err := i.ec2.RunInstances(ctx, &ec2.RunInstancesInput{
-		ImageId: image.ImageId, MinCount: aws.Int32(1), MaxCount: aws.Int32(1), SubnetId: subnet.Subnet.SubnetId,
-	})
-	must(w.t, err)
-	i.id, i.image = aws.ToString(run.Instances[0].InstanceId), aws.ToString(image.ImageId)
 	i.key = sshkeytest.NewSigner(w.t)
 	i.role = identity.Credentials{AccessKeyID: "ASIA" + rand.Text()[:16], SecretAccessKey: rand.Text(), SessionToken: rand.Text()}
 	w.sts.Register(sts.Credential{

@@ -10,10 +10,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/aws/aws-sdk-go-v2/aws"
-	"github.com/aws/aws-sdk-go-v2/service/ec2"
-	"github.com/aws/aws-sdk-go-v2/service/ec2/types"
-
 	"github.com/hallmark-ssh/hallmark/e2e/lab"
 	"github.com/hallmark-ssh/hallmark/e2e/machine"
 )
@@ -67,9 +63,7 @@ func printEvents(ctx context.Context, l *lab.Lab, i *lab.Instance) error {
 	var costs []cost
 	for version := 1; version <= runs; version++ {
 		value := fmt.Sprint(version)
-		if _, err := l.EC2.CreateTags(ctx, &ec2.CreateTagsInput{
-			Resources: []string{i.ID}, Tags: []types.Tag{{Key: aws.String("bench"), Value: &value}},
-		}); err != nil {
+		if err := l.EC2.Tag(ctx, i.ID, "bench", value); err != nil {
 			return err
 		}
 		start := time.Now()

@@ -13,10 +13,9 @@ import (
 	"github.com/aws/aws-sdk-go-v2/aws"
 	awshttp "github.com/aws/aws-sdk-go-v2/aws/transport/http"
 	"github.com/aws/aws-sdk-go-v2/credentials"
-	"github.com/aws/aws-sdk-go-v2/service/ec2"
-	"github.com/aws/aws-sdk-go-v2/service/ec2/types"
 	awssts "github.com/aws/aws-sdk-go-v2/service/sts"
 
+	"github.com/hallmark-ssh/hallmark/e2e/fake/moto"
 	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 	"github.com/hallmark-ssh/hallmark/internal/signer/inventory"
 )
@@ -73,14 +72,11 @@ func TestMemberAccount(t *testing.T) {
 	}
 }
 
-func runInstance(t *testing.T, endpoint, region string, c aws.CredentialsProvider) (id string) {
+func runInstance(t *testing.T, endpoint string, region ec2ref.Region, c aws.CredentialsProvider) (id string) {
 	t.Helper()
-	client := ec2.New(ec2.Options{Region: region, BaseEndpoint: aws.String(endpoint), Credentials: c})
-	out, err := client.RunInstances(t.Context(), &ec2.RunInstancesInput{
-		ImageId: aws.String("ami-12c6146b"), InstanceType: types.InstanceTypeT3Micro, MinCount: aws.Int32(1), MaxCount: aws.Int32(1),
-	})
+	id, err := moto.EC2{URL: endpoint, Region: region, Credentials: c}.Run(t.Context(), moto.Launch{Image: "ami-12c6146b"})
 	if err != nil {
 		t.Fatal(err)
 	}
-	return aws.ToString(out.Instances[0].InstanceId)
+	return id
 }

@@ -4,6 +4,7 @@ package inventory_test
 
 import (
 	"context"
+	"errors"
 	"net/http"
 	"testing"
 	"time"
@@ -11,8 +12,6 @@ import (
 	"github.com/aws/aws-sdk-go-v2/aws"
 	awshttp "github.com/aws/aws-sdk-go-v2/aws/transport/http"
 	"github.com/aws/aws-sdk-go-v2/credentials"
-	"github.com/aws/aws-sdk-go-v2/service/ec2"
-	"github.com/aws/aws-sdk-go-v2/service/ec2/types"
 
 	"github.com/hallmark-ssh/hallmark/e2e/fake/moto"
 	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
@@ -38,25 +37,17 @@ func TestListsOfMoto(t *testing.T) {
 		Region: region, HTTPClient: counter,
 		Credentials: credentials.NewStaticCredentialsProvider("test", "test", ""),
 	}
-	client := ec2.New(ec2.Options{Region: region, BaseEndpoint: aws.String(server.URL), Credentials: cfg.Credentials})
+	client := moto.EC2{URL: server.URL, Region: region, Credentials: cfg.Credentials}
 	var ids []ec2ref.InstanceID
 	for range many { // one by one: moto's pages are of so many reservations
-		run, err := client.RunInstances(t.Context(), &ec2.RunInstancesInput{
-			ImageId: aws.String(image), InstanceType: types.InstanceTypeT3Micro, MinCount: aws.Int32(1), MaxCount: aws.Int32(1),
-			TagSpecifications: []types.TagSpecification{{
-				ResourceType: types.ResourceTypeInstance, Tags: []types.Tag{{Key: aws.String("Name"), Value: aws.String("web")}},
-			}},
-		})
+		id, err := client.Run(t.Context(), moto.Launch{Image: image, Tags: map[string]string{"Name": "web"}})
 		if err != nil {
 			t.Fatal(err)
 		}
-		ids = append(ids, ec2ref.InstanceID(aws.ToString(run.Instances[0].InstanceId)))
+		ids = append(ids, ec2ref.InstanceID(id))
 	}
 	stopped, terminated := ids[0], ids[1]
-	if _, err := client.StopInstances(t.Context(), &ec2.StopInstancesInput{InstanceIds: []string{string(stopped)}}); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := client.TerminateInstances(t.Context(), &ec2.TerminateInstancesInput{InstanceIds: []string{string(terminated)}}); err != nil {
+	if err := errors.Join(client.Stop(t.Context(), string(stopped)), client.Terminate(t.Context(), string(terminated))); err != nil {
 		t.Fatal(err)
 	}
 
