@@ -189,8 +189,8 @@ func (m *instance) endPause(t *testing.T) {
 	if _, err := os.Stat(m.Path(state.Dir + "/setback.json")); errors.Is(err, fs.ErrNotExist) {
 		return
 	}
-	m.edit(t, "setback.json", func(setback map[string]any) {
-		setback["notBefore"] = time.Now().UTC().Add(-time.Second).Truncate(time.Second)
+	m.edit(t, "setback.json", func(failed map[string]any) {
+		failed["notBefore"] = time.Now().UTC().Add(-time.Second).Truncate(time.Second)
 	})
 }
 

@@ -70,7 +70,7 @@ func TestTeleportDown(t *testing.T) {
 			}
 			// This stands for an hour of waiting.
 			if err := os.Remove(m.Path("var/lib/hallmark/setback.json")); err != nil {
-				t.Errorf("no setback was noted: %v", err)
+				t.Errorf("no failed run was noted: %v", err)
 			}
 			if _, err := m.Hallmark(t.Context(), "renew"); err != nil {
 				t.Fatal(err)

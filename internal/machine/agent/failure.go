@@ -39,8 +39,9 @@ type failure struct {
 	Futile string `json:"futile,omitempty"`
 }
 
-// Setback says why the last run failed, and until when runs of the timer wait.
-type Setback struct {
+// FailedRuns says how many runs have failed in a row, why the last one did, and until when the
+// timer's runs wait.
+type FailedRuns struct {
 	Failures  int // in a row
 	NotBefore time.Time
 	Kind      fault.Kind
@@ -48,13 +49,13 @@ type Setback struct {
 	Reason, Hint string
 }
 
-// LastSetback returns the setback in a folder of states, or nil if the last run succeeded.
-func LastSetback(dir string) *Setback {
+// LastFailedRuns returns what a folder of states says about them, or nil if the last run succeeded.
+func LastFailedRuns(dir string) *FailedRuns {
 	f := loadFailure(dir)
 	if f == nil {
 		return nil
 	}
-	return &Setback{Failures: f.Failures, NotBefore: f.NotBefore, Kind: f.Kind, Reason: f.Reason, Hint: f.Hint}
+	return &FailedRuns{Failures: f.Failures, NotBefore: f.NotBefore, Kind: f.Kind, Reason: f.Reason, Hint: f.Hint}
 }
 
 const (

@@ -175,7 +175,7 @@ func newStatus(f *doctor.Facts) status {
 	if u := f.Units[doctor.ServiceUnit]; !u.Ended.IsZero() {
 		s.LastRun = &lastRun{Result: u.Result, ExitCode: u.ExitCode, Signal: u.Signal, Ended: u.Ended}
 	}
-	if b := f.Setback; b != nil {
+	if b := f.FailedRuns; b != nil {
 		s.Backoff = &backoff{Failures: b.Failures, Reason: b.Reason, Hint: b.Hint, Until: b.NotBefore}
 	}
 	return s

@@ -203,10 +203,10 @@ var broken = []struct {
 		with(f.Units, doctor.ServiceUnit, func(u *doctor.Unit) { u.Result, u.Signal, u.ExitCode = "signal", true, 9 })
 	}, cli.OK, "last run", "signal 9"},
 	{"an outage", func(_ *testing.T, f *doctor.Facts) {
-		f.Setback = &agent.Setback{Failures: 3, Kind: fault.Temporary, Reason: "no answer", Hint: "wait", NotBefore: now.Add(4 * time.Minute)}
+		f.FailedRuns = &agent.FailedRuns{Failures: 3, Kind: fault.Temporary, Reason: "no answer", Hint: "wait", NotBefore: now.Add(4 * time.Minute)}
 	}, cli.OK, "last run", "the last 3 runs failed: no answer; the next attempt is at 2026-03-08T12:04:00Z"},
 	{"the signer refuses", func(_ *testing.T, f *doctor.Facts) {
-		f.Setback = &agent.Setback{Failures: 1, Kind: fault.Refused, Reason: "policy_refused", Hint: "ask the operator"}
+		f.FailedRuns = &agent.FailedRuns{Failures: 1, Kind: fault.Refused, Reason: "policy_refused", Hint: "ask the operator"}
 	}, cli.Failed, "last run", "policy_refused"},
 	{"a stuck run", func(_ *testing.T, f *doctor.Facts) { f.LockedSince = now.Add(-time.Hour) }, cli.Failed, "lock", "stuck since"},
 	{"a run in progress", func(_ *testing.T, f *doctor.Facts) { f.LockedSince = now.Add(-time.Minute) }, cli.OK, "", ""},
@@ -232,7 +232,7 @@ var broken = []struct {
 		f.Files[0] = doctor.File{Path: certPath, Err: fs.ErrNotExist}
 		f.Listeners[0].Offers[0] = doctor.Offer{Path: certPath, Err: handshake.ErrNotPresented}
 		f.State.RenewAfter = now.Add(-72 * time.Hour)
-		f.Setback = &agent.Setback{Failures: 9, Kind: fault.Temporary, Reason: "no answer", Hint: "wait", NotBefore: now.Add(time.Hour)}
+		f.FailedRuns = &agent.FailedRuns{Failures: 9, Kind: fault.Temporary, Reason: "no answer", Hint: "wait", NotBefore: now.Add(time.Hour)}
 	}, cli.Failed, "certificates", "is missing"},
 }
 

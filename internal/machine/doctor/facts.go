@@ -29,8 +29,8 @@ type Facts struct {
 	State     *state.State // nil if the machine never enrolled
 	StateErr  error
 	// Damaged says that the state file is there, but cannot be understood.
-	Damaged bool
-	Setback *agent.Setback // of the last run, or nil
+	Damaged    bool
+	FailedRuns *agent.FailedRuns // since the last that succeeded, or nil
 	// Instance is which instance this is, as the last run learned after the boot, or nil.
 	Instance *imds.Instance
 	// LockedSince is when the run in progress started, or zero if there is none.

@@ -470,8 +470,8 @@ func (f *Facts) dueFor() string {
 // while the certificates are valid.
 func checkLastRun(f *Facts) []Finding {
 	const name = "last run"
-	if s := f.Setback; s != nil {
-		found := Finding{Check: name, Level: Failure, Text: setbackText(s, f.Now), Fix: orElse(s.Hint, "follow the message"), Command: enrollNow, effect: true}
+	if s := f.FailedRuns; s != nil {
+		found := Finding{Check: name, Level: Failure, Text: failedText(s, f.Now), Fix: orElse(s.Hint, "follow the message"), Command: enrollNow, effect: true}
 		if s.Kind == fault.Temporary && f.certified() {
 			found.Level = Warning
 		}
@@ -485,7 +485,7 @@ func checkLastRun(f *Facts) []Finding {
 	return []Finding{found}
 }
 
-func setbackText(s *agent.Setback, now time.Time) string {
+func failedText(s *agent.FailedRuns, now time.Time) string {
 	text := fmt.Sprintf("the last run failed: %s", s.Reason)
 	if s.Failures > 1 {
 		text = fmt.Sprintf("the last %d runs failed: %s", s.Failures, s.Reason)

@@ -113,7 +113,7 @@ func (m *Machine) readFiles(f *Facts) {
 	if info, err := os.Lstat(f.StateFile); f.State == nil && f.StateErr == nil && err == nil && info.Mode().IsRegular() {
 		f.Damaged = true
 	}
-	f.Setback = agent.LastSetback(m.StateDir)
+	f.FailedRuns = agent.LastFailedRuns(m.StateDir)
 	if i, ok := agent.KnownInstance(m.RunDir); ok {
 		f.Instance = &i
 	}
