@@ -13,11 +13,15 @@ export CHECKPOINT_DISABLE := 1
 VERSION ?= 0.1.0-dev
 BUILDINFO := github.com/hallmark-ssh/hallmark/internal/buildinfo
 LDFLAGS := -s -w -X $(BUILDINFO).version=$(VERSION)
-GO_BUILD := CGO_ENABLED=0 go build -trimpath -ldflags "$(LDFLAGS)"
+GO_BUILD := go build -ldflags "$(LDFLAGS)"
+# Programs, tools and tests share these, so that Go compiles no package twice.
+export CGO_ENABLED := 0
+export GOFLAGS := -trimpath
 # Each long command is a step: CI prints how long it took. "make test RACE=-race" uses the
-# race detector, as CI does. Compiling for it takes long.
+# race detector, as CI does. Compiling for it takes long. It needs cgo.
 STEP := $(CURDIR)/e2e/step.sh
 RACE ?=
+GO_TEST := $(if $(RACE),env CGO_ENABLED=1 GOFLAGS= )go test $(RACE)
 # What the programs are built from, including embedded files.
 GO_SOURCES := go.mod go.sum $(shell find cloudinit internal lambda packer-plugin templates -type f \
 	! -name '*_test.go' ! -path '*/testdata/*' ! -name 'hallmark-linux-*')
@@ -42,10 +46,10 @@ build: bin/hallmark bin/bootstrap bin/hallmark-signer bin/packer-plugin-hallmark
 PROGRAMS := packer-plugin/programs/hallmark-linux-amd64 packer-plugin/programs/hallmark-linux-arm64
 
 bin/hallmark: $(GO_SOURCES)
-	$(STEP) "build $@" env $(GO_BUILD) -o $@ ./cloudinit
+	$(STEP) "build $@" $(GO_BUILD) -o $@ ./cloudinit
 
 bin/bootstrap: $(GO_SOURCES)
-	$(STEP) "build $@" env $(GO_BUILD) -tags lambda.norpc -o $@ ./lambda
+	$(STEP) "build $@" $(GO_BUILD) -tags lambda.norpc -o $@ ./lambda
 
 # One page for each command, for packages. The date is that of the last commit.
 .PHONY: man
@@ -55,16 +59,16 @@ man: ## write the manual pages into bin/man/
 
 # A function that does nothing, built like bootstrap, to compare cold starts with.
 bin/bench-empty: go.mod go.sum e2e/cmd/bench/empty/main.go
-	$(STEP) "build $@" env $(GO_BUILD) -tags lambda.norpc -o $@ ./e2e/cmd/bench/empty
+	$(STEP) "build $@" $(GO_BUILD) -tags lambda.norpc -o $@ ./e2e/cmd/bench/empty
 
 bin/hallmark-signer: $(GO_SOURCES)
-	$(STEP) "build $@" env $(GO_BUILD) -o $@ ./lambda/operator
+	$(STEP) "build $@" $(GO_BUILD) -o $@ ./lambda/operator
 
 packer-plugin/programs/hallmark-linux-%: $(GO_SOURCES)
 	$(STEP) "build $@" env GOOS=linux GOARCH=$* $(GO_BUILD) -o $@ ./cloudinit
 
 bin/packer-plugin-hallmark: $(PROGRAMS) $(GO_SOURCES)
-	$(STEP) "build $@" env $(GO_BUILD) -o $@ ./packer-plugin
+	$(STEP) "build $@" $(GO_BUILD) -o $@ ./packer-plugin
 
 # The real Packer, for the demo and the whole-path tests.
 bin/packer: e2e/tools/packer/go.mod e2e/tools/packer/go.sum
@@ -100,12 +104,12 @@ TELEPORT ?=
 TELEPORT_DIR := $(abspath $(or $(TELEPORT),bin/teleport))
 BUILT_PROGRAMS := bin/teleport/cluster bin/teleport/tctl bin/teleport/tsh
 $(BUILT_PROGRAMS) &: e2e/teleport/go.mod e2e/teleport/go.sum $(wildcard e2e/teleport/*/*.go)
-	cd e2e/teleport && $(STEP) "build bin/teleport" go build -ldflags '-s -w -checklinkname=0' -o ../../bin/teleport/ ./cluster \
+	cd e2e/teleport && $(STEP) "build bin/teleport" env CGO_ENABLED=1 GOFLAGS= go build -ldflags '-s -w -checklinkname=0' -o ../../bin/teleport/ ./cluster \
 		github.com/gravitational/teleport/tool/tctl github.com/gravitational/teleport/tool/tsh
 
 # Only the comparison with "teleport join openssh" needs it.
 bin/teleport/teleport: e2e/teleport/go.mod e2e/teleport/go.sum
-	cd e2e/teleport && $(STEP) "build $@" go build -ldflags '-s -w -checklinkname=0' -o ../../$@ github.com/gravitational/teleport/tool/teleport
+	cd e2e/teleport && $(STEP) "build $@" env CGO_ENABLED=1 GOFLAGS= go build -ldflags '-s -w -checklinkname=0' -o ../../$@ github.com/gravitational/teleport/tool/teleport
 
 .PHONY: bin/teleport
 bin/teleport: $(BUILT_PROGRAMS)
@@ -134,7 +138,7 @@ test: setup unit check-templates test-sshd e2e test-releases ## run all tests, w
 .PHONY: unit
 unit: ## run the tests that need no root, on any Linux or macOS
 	$(STEP) "go vet" go vet ./...
-	$(STEP) "unit tests" go test $(RACE) -timeout 20m ./...
+	$(STEP) "unit tests" $(GO_TEST) -timeout 20m ./...
 	$(if $(RACE),$(STEP) "explorer" go test -timeout 20m ./internal/signer/explore -run 'TestInterleavings$$|TestReduction|TestIndependence')
 
 # How many states of a pair "make explore" looks at. Without reduction, some pairs have 10^13
@@ -162,10 +166,10 @@ check-templates: setup bin/packer
 e2e: export HALLMARK_TEST_STRICT := 1
 e2e: setup build bin/packer bin/aws-lambda-rie bin/iam-simulate/simulate.mjs
 	$(STEP) "permissions of the template" go test -timeout 20m -tags e2e ./e2e/iam
-	$(STEP) "stacks on moto" go test $(RACE) -timeout 20m -tags e2e ./e2e/stack
-	$(STEP) "emulated AWS services" go test $(RACE) -timeout 20m -tags e2e ./e2e/fake/moto ./e2e/fake/sts ./e2e/fake/dynamodb ./e2e/policystore
-	$(STEP) "functions in AWS's emulator" go test $(RACE) -timeout 20m -tags e2e ./e2e/fake/lambdahost ./e2e/runtime
-	$(STEP) "functions on moto and SAM's template" go test $(RACE) -timeout 20m -tags e2e -run 'Moto|SAM' ./lambda ./lambda/deploy ./internal/signer/operator
+	$(STEP) "stacks on moto" $(GO_TEST) -timeout 20m -tags e2e ./e2e/stack
+	$(STEP) "emulated AWS services" $(GO_TEST) -timeout 20m -tags e2e ./e2e/fake/moto ./e2e/fake/sts ./e2e/fake/dynamodb ./e2e/policystore
+	$(STEP) "functions in AWS's emulator" $(GO_TEST) -timeout 20m -tags e2e ./e2e/fake/lambdahost ./e2e/runtime
+	$(STEP) "functions on moto and SAM's template" $(GO_TEST) -timeout 20m -tags e2e -run 'Moto|SAM' ./lambda ./lambda/deploy ./internal/signer/operator
 	$(STEP) "explorer on DynamoDB Local" go test -timeout 20m -tags e2e -run TestDynamoDB ./internal/signer/explore
 	$(STEP) "build e2e.test" go test -c -tags e2e -o bin/e2e.test ./e2e
 	cd e2e && $(STEP) "whole path" $(AS_ROOT) ../bin/e2e.test -test.v -test.timeout 25m

@@ -10,7 +10,7 @@ cd "$(dirname "$0")/.."
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/hallmark
 mkdir -p "$cache" bin/sshd
 for part in agent findings install sshd; do
-	CGO_ENABLED=0 go test -c -o "bin/sshd/$part.test" "./internal/machine/$part"
+	CGO_ENABLED=0 GOFLAGS=-trimpath go test -c -o "bin/sshd/$part.test" "./internal/machine/$part"
 done
 
 for suite in bullseye trixie; do
