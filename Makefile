@@ -43,7 +43,8 @@ setup: ## install every Debian package and tool that the rest needs
 build: bin/hallmark bin/bootstrap bin/hallmark-signer bin/packer-plugin-hallmark ## build the programs into bin/
 
 # The programs that the Packer plugin carries, one for each architecture in EC2.
-PROGRAMS := packer-plugin/programs/hallmark-linux-amd64 packer-plugin/programs/hallmark-linux-arm64
+ARCHITECTURES ?= amd64 arm64
+PROGRAMS := $(ARCHITECTURES:%=packer-plugin/programs/hallmark-linux-%)
 
 bin/hallmark: $(GO_SOURCES)
 	$(STEP) "build $@" $(GO_BUILD) -o $@ ./cloudinit
@@ -125,14 +126,34 @@ teleport-programs: $(if $(TELEPORT),,$(BUILT_PROGRAMS) bin/teleport/teleport)
 # The demo has an embedded cluster, unless CLUSTER=teleport or TELEPORT=DIR.
 REAL_CLUSTER := $(TELEPORT)$(filter teleport,$(CLUSTER))
 
+# The machines here have this one's architecture.
 .PHONY: demo
-demo: $(if $(REAL_CLUSTER),teleport-programs) setup build bin/packer ## bake an image, boot three machines, enroll them, log in
-	go build -o bin/demo ./e2e/cmd/demo
+demo: $(if $(REAL_CLUSTER),teleport-programs) setup bin/rootfs ## bake an image, boot three machines, enroll them, log in
+	RELEASES=bookworm ARCHITECTURES="$$(go env GOARCH)" e2e/beside.sh rootfs build bin/packer bin/demo
 	$(AS_ROOT) bin/demo $(if $(REAL_CLUSTER),-teleport "$(TELEPORT_DIR)")
 
+# The root file systems of the demo's and the tests' machines. Without this, whatever needs one
+# first builds it.
+RELEASES ?= bookworm bullseye trixie
+.PHONY: rootfs
+rootfs: bin/rootfs
+	$(STEP) "root file systems" $(AS_ROOT) bin/rootfs $(RELEASES)
+
+# After bin/hallmark, most of it is compiled.
+bin/rootfs: bin/hallmark $(wildcard e2e/machine/*.go e2e/cmd/rootfs/*.go)
+	$(STEP) "build $@" go build -o $@ ./e2e/cmd/rootfs
+
+.PHONY: bin/demo bin/bench
+bin/demo bin/bench: bin/%:
+	$(STEP) "build $@" go build -o $@ ./e2e/cmd/$*
+
+# What mostly waits runs beside what mostly computes.
 .PHONY: test
 test: export HALLMARK_TEST_STRICT := 1
-test: setup unit check-templates test-sshd e2e test-releases ## run all tests, with real machines
+test: setup bin/rootfs ## run all tests, with real machines
+	e2e/beside.sh rootfs build bin/packer bin/nfpm bin/aws-lambda-rie bin/iam-simulate/simulate.mjs
+	e2e/beside.sh test-sshd unit check-templates
+	e2e/beside.sh test-releases e2e
 
 # The race detector slows the explorer down too much, so with RACE it runs separately.
 .PHONY: unit
@@ -197,13 +218,11 @@ test-sshd: setup ## run the tests that use sshd with OpenSSH 8.4 and 10.0
 	$(STEP) "make test-sshd" $(AS_ROOT) e2e/sshd.sh
 
 .PHONY: test-teleport
-test-teleport: teleport-programs setup build bin/packer ## run the tests that need a real Teleport cluster; TELEPORT=DIR uses another version's programs
+test-teleport: teleport-programs setup build bin/packer bin/demo bin/bench ## run the tests that need a real Teleport cluster; TELEPORT=DIR uses another version's programs
 	$(STEP) "real Teleport" go test -count 1 -timeout 20m -tags teleport ./e2e/teleportd -args -programs="$(TELEPORT_DIR)"
 	$(STEP) "build people.test" go test -c -tags teleport -o bin/people.test ./e2e/people
 	cd e2e/people && $(STEP) "people" $(AS_ROOT) ../../bin/people.test -test.v -test.timeout 20m -programs="$(TELEPORT_DIR)"
-	go build -o bin/demo ./e2e/cmd/demo
 	$(STEP) "demo on Teleport" $(AS_ROOT) bin/demo -teleport "$(TELEPORT_DIR)"
-	go build -o bin/bench ./e2e/cmd/bench
 	$(STEP) "comparison with teleport join" $(AS_ROOT) bin/bench -join -teleport "$(TELEPORT_DIR)"
 
 # Without CI=true, this installs nothing and skips missing tools.
@@ -212,11 +231,10 @@ lint: $(if $(filter true,$(CI)),setup) bin/golangci-lint ## check the code, the 
 	e2e/lint.sh
 
 .PHONY: bench
-bench: teleport-programs setup build bin/bench-empty bin/packer ## print sizes, times and memory
+bench: teleport-programs setup build bin/bench-empty bin/bench bin/packer ## print sizes, times and memory
 	go test -run '^$$' -bench . -cpu 1 ./internal/signer/enroll
 	go test -run '^$$' -bench Step ./internal/machine/agent
 	go test -tags e2e -run '^$$' -bench Report ./e2e/fake/dynamodb
-	go build -o bin/bench ./e2e/cmd/bench
 	$(AS_ROOT) bin/bench -teleport "$(TELEPORT_DIR)"
 
 .PHONY: clean

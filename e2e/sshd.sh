@@ -1,9 +1,9 @@
 #!/bin/sh
 # Runs the tests that use sshd with the OpenSSH of other Debian releases, each in its own
-# root file system: 8.4 (bullseye) and 10.0 (trixie). Needs root. It leaves out tests that
-# take minutes and do not depend on sshd's version: simulated herds, and runs killed at each
-# step. Further arguments go to the tests of internal/machine/agent
-# and internal/machine/install.
+# root file system: 8.4 (bullseye) and 10.0 (trixie), both at the same time. Needs root. It
+# leaves out tests that take minutes and do not depend on sshd's version: simulated herds, and
+# runs killed at each step. Arguments go to the tests of internal/machine/agent and
+# internal/machine/install.
 set -eu
 
 cd "$(dirname "$0")/.."
@@ -13,16 +13,17 @@ for part in agent findings install sshd; do
 	CGO_ENABLED=0 GOFLAGS=-trimpath go test -c -o "bin/sshd/$part.test" "./internal/machine/$part"
 done
 
-for suite in bullseye trixie; do
-	root=$cache/sshd-$suite
+# suite NAME ARGUMENTS...
+suite() {
+	root=$cache/sshd-$1
 	if ! [ -d "$root" ]; then
 		rm -rf "$root.partial"
-		mmdebstrap --quiet --variant=minbase --include=openssh-server "$suite" "$root.partial"
+		mmdebstrap --quiet --variant=minbase --include=openssh-server "$1" "$root.partial"
 		mv "$root.partial" "$root"
 	fi
 	# The folders that the tests need, on a file system that disappears with them.
 	# shellcheck disable=SC2016 # the inner shell expands
-	unshare --mount --pid --fork sh -euc '
+	exec unshare --mount --pid --fork --kill-child sh -euc '
 		root=$1 suite=$2
 		shift 2
 		mount --bind /dev "$root/dev"
@@ -45,5 +46,17 @@ for suite in bullseye trixie; do
 		for part in install agent; do
 			chroot "$root" sh -euc "cd /srv/internal/machine/$part && exec ./$part.test \"\$@\"" sh -test.skip "NoHerd|TestKilled" "$@"
 		done
-	' sh "$root" "$suite" "$@"
-done
+	' sh "$root" "$@"
+}
+
+log=$(mktemp)
+suite trixie "$@" >"$log" 2>&1 &
+trixie=$!
+suite bullseye "$@" &
+bullseye=$!
+trap 'kill "$trixie" "$bullseye" 2>/dev/null || true; rm -f "$log"' EXIT
+failed=
+wait "$bullseye" || failed=yes
+wait "$trixie" || failed=yes
+cat "$log"
+[ -z "$failed" ]

@@ -37,8 +37,8 @@ const (
 )
 
 // RootFS returns the folder of a release's root file system. The first call builds it, which
-// takes the network and half a minute, with a kernel two minutes. Later calls find it in the user's cache folder, by a
-// hash of its recipe.
+// takes the network and a minute, with a kernel two minutes. Later calls find it in the user's
+// cache folder, by a hash of its recipe.
 func RootFS(ctx context.Context, logger *log.Logger, release Release) (string, error) {
 	cache, err := os.UserCacheDir()
 	if err != nil {
