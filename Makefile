@@ -153,7 +153,7 @@ test: export HALLMARK_TEST_STRICT := 1
 test: setup bin/rootfs ## run all tests, with real machines
 	e2e/beside.sh rootfs build bin/packer bin/nfpm bin/aws-lambda-rie bin/iam-simulate/simulate.mjs
 	e2e/beside.sh test-sshd unit check-templates
-	e2e/beside.sh test-releases e2e
+	e2e/beside.sh whole-path emulated test-releases
 
 # The race detector slows the explorer down too much, so with RACE it runs separately.
 .PHONY: unit
@@ -184,14 +184,22 @@ check-templates: setup bin/packer
 	$(STEP) "packer validate" bin/packer validate -syntax-only templates/packer
 
 .PHONY: e2e
-e2e: export HALLMARK_TEST_STRICT := 1
-e2e: setup build bin/packer bin/aws-lambda-rie bin/iam-simulate/simulate.mjs
+e2e: emulated whole-path
+
+# The functions, and what they call, against emulators of AWS's services.
+.PHONY: emulated
+emulated: export HALLMARK_TEST_STRICT := 1
+emulated: setup build bin/aws-lambda-rie bin/iam-simulate/simulate.mjs
 	$(STEP) "permissions of the template" go test -timeout 20m -tags e2e ./e2e/iam
 	$(STEP) "stacks on moto" $(GO_TEST) -timeout 20m -tags e2e ./e2e/stack
 	$(STEP) "emulated AWS services" $(GO_TEST) -timeout 20m -tags e2e ./e2e/fake/moto ./e2e/fake/sts ./e2e/fake/dynamodb ./e2e/policystore
 	$(STEP) "functions in AWS's emulator" $(GO_TEST) -timeout 20m -tags e2e ./e2e/fake/lambdahost ./e2e/runtime
 	$(STEP) "functions on moto and SAM's template" $(GO_TEST) -timeout 20m -tags e2e -run 'Moto|SAM' ./lambda ./lambda/deploy ./internal/signer/operator
 	$(STEP) "explorer on DynamoDB Local" go test -timeout 20m -tags e2e -run TestDynamoDB ./internal/signer/explore
+
+.PHONY: whole-path
+whole-path: export HALLMARK_TEST_STRICT := 1
+whole-path: setup build bin/packer bin/aws-lambda-rie
 	$(STEP) "build e2e.test" go test -c -tags e2e -o bin/e2e.test ./e2e
 	cd e2e && $(STEP) "whole path" $(AS_ROOT) ../bin/e2e.test -test.v -test.timeout 25m
 
