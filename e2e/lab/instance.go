@@ -14,7 +14,6 @@ import (
 	"strings"
 	"time"
 
-
 	"github.com/hallmark-ssh/hallmark/e2e/fake/imds"
 	"github.com/hallmark-ssh/hallmark/e2e/fake/moto"
 	"github.com/hallmark-ssh/hallmark/e2e/fake/sts"
