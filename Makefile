@@ -43,8 +43,7 @@ setup: ## install every Debian package and tool that the rest needs
 build: bin/hallmark bin/bootstrap bin/hallmark-signer bin/packer-plugin-hallmark ## build the programs into bin/
 
 # The programs that the Packer plugin carries, one for each architecture in EC2.
-ARCHITECTURES ?= amd64 arm64
-PROGRAMS := $(ARCHITECTURES:%=packer-plugin/programs/hallmark-linux-%)
+PROGRAMS := packer-plugin/programs/hallmark-linux-amd64 packer-plugin/programs/hallmark-linux-arm64
 
 bin/hallmark: $(GO_SOURCES)
 	$(STEP) "build $@" $(GO_BUILD) -o $@ ./cloudinit
@@ -126,10 +125,9 @@ teleport-programs: $(if $(TELEPORT),,$(BUILT_PROGRAMS) bin/teleport/teleport)
 # The demo has an embedded cluster, unless CLUSTER=teleport or TELEPORT=DIR.
 REAL_CLUSTER := $(TELEPORT)$(filter teleport,$(CLUSTER))
 
-# The machines here have this one's architecture.
 .PHONY: demo
 demo: $(if $(REAL_CLUSTER),teleport-programs) setup bin/rootfs ## bake an image, boot three machines, enroll them, log in
-	RELEASES=bookworm ARCHITECTURES="$$(go env GOARCH)" e2e/beside.sh rootfs build bin/packer bin/demo
+	RELEASES=bookworm e2e/beside.sh rootfs build bin/packer bin/demo
 	$(AS_ROOT) bin/demo $(if $(REAL_CLUSTER),-teleport "$(TELEPORT_DIR)")
 
 # The root file systems of the demo's and the tests' machines. Without this, whatever needs one
