@@ -178,8 +178,13 @@ var broken = []struct {
 	}, cli.Failed, "sshd", "no sshd program"},
 	{"no host keys", func(_ *testing.T, f *doctor.Facts) { f.Settings, f.SettingsErr = nil, sshd.ErrNoHostKeys }, cli.Failed, "sshd", "no host keys"},
 	{"a broken sshd_config", func(_ *testing.T, f *doctor.Facts) {
-		f.Settings, f.SettingsErr = nil, errors.New("line 1: Bad configuration option")
+		f.Settings, f.SettingsErr = nil, &sshd.ConfigError{
+			Lines: []sshd.Line{{File: "/etc/ssh/sshd_config.d/x.conf", Number: 3}}, Err: errors.New("line 3: Bad configuration option"),
+		}
 	}, cli.Failed, "sshd", "Bad configuration option"},
+	{"an sshd_config broken somewhere", func(_ *testing.T, f *doctor.Facts) {
+		f.Settings, f.SettingsErr = nil, errors.New("Bad SSH2 cipher spec")
+	}, cli.Failed, "sshd", "Bad SSH2 cipher spec"},
 	{"no TrustedUserCAKeys", func(_ *testing.T, f *doctor.Facts) { f.Settings.TrustedUserCAKeys = "" }, cli.Failed, "settings", "trusts no CA"},
 	{"another TrustedUserCAKeys", func(_ *testing.T, f *doctor.Facts) { f.Settings.TrustedUserCAKeys = "/ca" }, cli.Failed, "settings", "trusts the CAs in /ca"},
 	{"a setting that blocks", func(_ *testing.T, f *doctor.Facts) {

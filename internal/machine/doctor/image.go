@@ -55,7 +55,7 @@ func (i *image) exists(file string) bool {
 }
 
 func (i *image) install() string {
-	return "hallmark install --from FOLDER --root " + i.root
+	return "hallmark install --from FOLDER --root " + quote(i.root)
 }
 
 func (i *image) program(context.Context) []Finding {
@@ -92,7 +92,7 @@ func (i *image) units(context.Context) (findings []Finding) {
 		case !installed:
 			findings = append(findings, Finding{Check: "timers", Level: Failure, Text: unit + " is not installed", Fix: "install Hallmark into the image", Command: i.install()})
 		case !enabled:
-			findings = append(findings, Finding{Check: "timers", Level: Failure, Text: unit + " is not enabled", Fix: "enable it", Command: "systemctl enable --root=" + i.root + " " + unit})
+			findings = append(findings, Finding{Check: "timers", Level: Failure, Text: unit + " is not enabled", Fix: "enable it", Command: "systemctl enable --root=" + quote(i.root) + " " + unit})
 		}
 	}
 	if len(findings) == 0 {
@@ -106,7 +106,7 @@ func (i *image) units(context.Context) (findings []Finding) {
 func (i *image) settings(ctx context.Context) []Finding {
 	server, err := sshd.Find(i.root)
 	if err != nil {
-		return []Finding{{Check: "sshd", Level: Failure, Text: err.Error(), Fix: "install the OpenSSH server into the image", Command: "chroot " + i.root + " apt-get install openssh-server"}}
+		return []Finding{{Check: "sshd", Level: Failure, Text: err.Error(), Fix: "install the OpenSSH server into the image", Command: "chroot " + quote(i.root) + " apt-get install openssh-server"}}
 	}
 	f := Facts{Root: true, CAFile: sshdconf.CAFile}
 	f.Settings, f.SettingsErr = server.Effective(ctx)
@@ -114,10 +114,10 @@ func (i *image) settings(ctx context.Context) []Finding {
 	case errors.Is(f.SettingsErr, sshd.ErrNoHostKeys), errors.Is(f.SettingsErr, os.ErrPermission):
 		return i.lines(server.Lines())
 	case f.SettingsErr != nil:
-		return []Finding{{
-			Check: "sshd", Level: Failure, Text: fmt.Sprintf("sshd does not accept its configuration: %v", f.SettingsErr),
-			Fix: "correct the line that sshd names", Command: "chroot " + i.root + " sshd -t",
-		}}
+		found := refused(f.SettingsErr)
+		found.Fix = "correct the line that sshd names"
+		found.Command = i.edit(found.Places, "chroot "+quote(i.root)+" sshd -t")
+		return []Finding{found}
 	}
 	logins, err := server.Logins(ctx)
 	if err == nil {
@@ -132,13 +132,19 @@ func (i *image) settings(ctx context.Context) []Finding {
 			continue
 		}
 		found[n].Fix = strings.TrimSuffix(one.Fix, ", then reload sshd")
-		found[n].Command = i.install()
-		if len(one.Places) > 0 {
-			file, line, _ := strings.Cut(one.Places[0], ":")
-			found[n].Command = fmt.Sprintf("${EDITOR:-vi} +%s %s", line, i.path(file))
-		}
+		found[n].Command = i.edit(one.Places, i.install())
 	}
 	return found
+}
+
+// edit returns the command that opens a file of the image at the first of some places, or the
+// other command if there is none.
+func (i *image) edit(places []string, otherwise string) string {
+	if len(places) == 0 {
+		return otherwise
+	}
+	file, line := cutPlace(places[0])
+	return edit(i.path(file), line)
 }
 
 // lines judges the configuration without sshd. The first of several lines counts.
@@ -183,7 +189,7 @@ func (i *image) sealed(context.Context) (findings []Finding) {
 	for _, path := range keys {
 		findings = append(findings, Finding{
 			Check: name, Level: Warning, Text: path + " would be the same on every machine of the image",
-			Fix: "seal the image as the last step of the bake", Command: "hallmark seal --root " + i.root,
+			Fix: "seal the image as the last step of the bake", Command: "hallmark seal --root " + quote(i.root),
 		})
 	}
 	if len(findings) == 0 {
@@ -198,6 +204,6 @@ func (i *image) makesKeys(context.Context) []Finding {
 	}
 	return []Finding{{
 		Check: "host keys", Level: Failure, Text: "nothing in the image generates host keys at boot, so sshd would not start",
-		Fix: "install cloud-init, or a unit that runs 'ssh-keygen -A'", Command: "chroot " + i.root + " apt-get install cloud-init",
+		Fix: "install cloud-init, or a unit that runs 'ssh-keygen -A'", Command: "chroot " + quote(i.root) + " apt-get install cloud-init",
 	}}
 }

@@ -65,7 +65,7 @@ func checkFolders(f *Facts) (findings []Finding) {
 		findings = append(findings, Finding{
 			Check: name, Level: Failure, Text: path + " is a folder, but must be a file",
 			Fix:     "move the folder away, then run hallmark enroll",
-			Command: fmt.Sprintf("mv -T %s %s.moved && %s", path, path, enrollNow),
+			Command: moveAway(path) + " && " + enrollNow,
 		})
 	}
 	if len(findings) == 0 {
@@ -117,10 +117,7 @@ func checkSSHD(f *Facts) []Finding {
 	case errors.Is(f.SettingsErr, errLate), errors.Is(f.SettingsErr, sshd.ErrNoSystemd):
 		return []Finding{{Check: name, Level: Failure, Text: fmt.Sprintf("cannot read sshd's settings: %v", f.SettingsErr), Fix: "check whether sshd and systemd answer", Command: "sshd -T; systemctl status", Late: late(f.SettingsErr)}}
 	case f.SettingsErr != nil:
-		return []Finding{{
-			Check: name, Level: Failure, Text: fmt.Sprintf("sshd does not accept its configuration: %v", f.SettingsErr),
-			Fix: "correct the line that sshd names, before sshd restarts", Command: "sshd -t",
-		}}
+		return []Finding{refused(f.SettingsErr)}
 	case errors.Is(f.ListenersErr, errLate): // checkListeners says so, after the settings
 		return nil
 	case f.ListenersErr != nil:
@@ -131,6 +128,21 @@ func checkSSHD(f *Facts) []Finding {
 		return needsRoot(name, "sshd's settings")
 	}
 	return fine(name, "sshd accepts its configuration and is running")
+}
+
+// refused is the finding that sshd does not accept its configuration. The command opens the file
+// at the line that sshd names.
+func refused(err error) Finding {
+	f := Finding{
+		Check: "sshd", Level: Failure, Text: fmt.Sprintf("sshd does not accept its configuration: %v", err),
+		Fix: "correct the line that sshd names, before sshd restarts", Command: "sshd -t",
+	}
+	if e, ok := errors.AsType[*sshd.ConfigError](err); ok {
+		f.Fix = "correct that line before sshd restarts, then reload sshd"
+		f.Places = placesOf(e.Lines)
+		f.Command = edit(cutPlace(f.Places[0])) + "; " + reloadSSHD
+	}
+	return f
 }
 
 func checkSettings(f *Facts) (findings []Finding) {
@@ -168,11 +180,9 @@ func problem(name string, p findings.Finding) Finding {
 	if p.Blocks {
 		f.Level = Failure
 	}
-	for _, l := range p.Places {
-		f.Places = append(f.Places, fmt.Sprintf("%s:%d", l.File, l.Number))
-	}
 	if len(p.Places) > 0 {
-		f.Command = fmt.Sprintf("${EDITOR:-vi} +%d %s; %s", p.Places[0].Number, p.Places[0].File, reloadSSHD)
+		f.Places = placesOf(p.Places)
+		f.Command = edit(cutPlace(f.Places[0])) + "; " + reloadSSHD
 	}
 	return f
 }
@@ -205,7 +215,7 @@ func checkEnrollment(f *Facts) []Finding {
 	case slices.Contains(f.DirsFound, f.StateFile):
 		return nil // checkFolders says so
 	case f.StateErr != nil:
-		return bad(f.StateErr.Error(), "move the file away, then enroll again", "mv -T "+f.StateFile+" "+f.StateFile+".moved && "+enrollNow)
+		return bad(f.StateErr.Error(), "move the file away, then enroll again", moveAway(f.StateFile)+" && "+enrollNow)
 	case f.Damaged:
 		return bad(f.StateFile+" is damaged", "enroll again, which replaces it", enrollNow)
 	case f.State == nil:

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -94,6 +95,22 @@ func (m *enrolled) want(check string, level Level, text string) {
 	findings := m.findings()
 	if f := findings[0]; f.Check != check || f.Level != level || !strings.Contains(f.Text, text) {
 		m.t.Errorf("first finding %+v, want %s (%s): %s", f, check, level, text)
+	}
+}
+
+// The advice opens the file at the line that a real sshd refuses.
+func TestRefusedLine(t *testing.T) {
+	m := newEnrolled(t)
+	config := m.Server.Config
+	line := strings.Count(string(machinetest.ReadFile(t, config)), "\n") + 1
+	machinetest.AppendTo(t, config, "NoSuch yes\n")
+	first := m.findings()[0]
+	want := fmt.Sprintf("%s:%d", config, line)
+	if len(first.Places) != 1 || first.Places[0] != want {
+		t.Errorf("places %q, want %q", first.Places, want)
+	}
+	if want := fmt.Sprintf("${EDITOR:-vi} +%d %s; sshd -t && ", line, config); !strings.HasPrefix(first.Command, want) {
+		t.Errorf("command %q, want %q", first.Command, want)
 	}
 }
 

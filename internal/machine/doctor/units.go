@@ -4,11 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"os/exec"
 	"strconv"
 	"time"
 
+	"github.com/hallmark-ssh/hallmark/internal/machine/environ"
 	"github.com/hallmark-ssh/hallmark/internal/machine/systemd"
 )
 
@@ -34,7 +34,7 @@ func showUnits(ctx context.Context) (map[string]Unit, error) {
 // program leaves a child behind that holds its output.
 func runProgram(ctx context.Context, name string, args ...string) (string, error) {
 	cmd := exec.CommandContext(ctx, name, args...) //nolint:gosec // callers name the program
-	cmd.Env = append(os.Environ(), "LC_ALL=C", "TZ=UTC")
+	cmd.Env = environ.ForPrograms("LC_ALL=C", "TZ=UTC")
 	cmd.WaitDelay = 100 * time.Millisecond
 	output, err := cmd.Output()
 	if err != nil && ctx.Err() != nil {

@@ -12,6 +12,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/hallmark-ssh/hallmark/internal/machine/environ"
 )
 
 // Account is a local account, of passwd(5) and group(5).
@@ -87,7 +89,9 @@ func (s *Server) Absent(ctx context.Context, database string, names []string) (a
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
 	for _, name := range names[:min(len(names), maxNames)] {
-		err := exec.CommandContext(ctx, "getent", database, "--", name).Run()
+		cmd := exec.CommandContext(ctx, "getent", database, "--", name)
+		cmd.Env = environ.ForPrograms()
+		err := cmd.Run()
 		if e, ok := errors.AsType[*exec.ExitError](err); ok && e.ExitCode() == notFound {
 			absent = append(absent, name)
 		}

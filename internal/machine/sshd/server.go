@@ -16,6 +16,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/hallmark-ssh/hallmark/internal/machine/environ"
 	"github.com/hallmark-ssh/hallmark/internal/machine/systemd"
 )
 
@@ -149,13 +150,16 @@ func (s *Server) run(ctx context.Context, args ...string) ([]byte, error) {
 		args = append([]string{"-f", s.Config}, args...)
 	}
 	output, err := command(ctx, s.Root, s.Program, args...)
-	if err == nil || !missingFolder.MatchString(err.Error()) {
-		return output, err
+	if err != nil && missingFolder.MatchString(err.Error()) {
+		if err := s.makeFolder(); err != nil {
+			return nil, err
+		}
+		output, err = command(ctx, s.Root, s.Program, args...)
 	}
-	if err := s.makeFolder(); err != nil {
-		return nil, err
+	if f, ok := errors.AsType[*failure](err); ok {
+		return nil, s.refused(f)
 	}
-	return command(ctx, s.Root, s.Program, args...)
+	return output, err
 }
 
 // missingFolder matches what Debian's and Ubuntu's sshd prints, even with -t and -T, while
@@ -173,14 +177,14 @@ func (s *Server) makeFolder() error {
 	return nil
 }
 
-// command runs a program and returns its standard output. The error quotes the end of the
-// program's output, which is where sshd and systemctl put the reason.
+// command runs a program and returns its standard output. The error is a *failure. It quotes the
+// end of the program's output, which is where sshd and systemctl put the reason.
 func command(ctx context.Context, root, program string, args ...string) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, commandTimeout)
 	defer cancel()
 	var stdout, stderr bytes.Buffer
 	cmd := exec.CommandContext(ctx, program, args...)
-	cmd.Env = append(os.Environ(), "LC_ALL=C")
+	cmd.Env = environ.ForPrograms("LC_ALL=C")
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	// A child of the program may hold its output open. It must not keep this waiting.
 	cmd.WaitDelay = outputDelay
@@ -197,10 +201,19 @@ func command(ctx context.Context, root, program string, args ...string) ([]byte,
 		if strings.Contains(stderr.String(), "no hostkeys available") {
 			err = fmt.Errorf("%w: %w", ErrNoHostKeys, err)
 		}
-		return nil, fmt.Errorf("run %s %s: %w", filepath.Base(program), strings.Join(args, " "), err)
+		err = fmt.Errorf("run %s %s: %w", filepath.Base(program), strings.Join(args, " "), err)
+		return nil, &failure{error: err, stderr: stderr.String()}
 	}
 	return stdout.Bytes(), nil
 }
+
+// failure is the error of a program, with everything that it printed to standard error.
+type failure struct {
+	error
+	stderr string
+}
+
+func (f *failure) Unwrap() error { return f.error }
 
 // lastLines joins the last two lines into one: sshd ends with the number of errors, and names
 // the error before that.

@@ -10,6 +10,8 @@ import (
 	"os/exec"
 	"strings"
 	"time"
+
+	"github.com/hallmark-ssh/hallmark/internal/machine/environ"
 )
 
 // Runs reports whether systemd booted this machine (sd_booted(3)).
@@ -40,6 +42,7 @@ func run(ctx context.Context, args ...string) (string, error) {
 	defer cancel()
 	var output, errs bytes.Buffer
 	cmd := exec.CommandContext(ctx, "systemctl", args...)
+	cmd.Env = environ.ForPrograms()
 	cmd.Stdout, cmd.Stderr = &output, &errs
 	cmd.WaitDelay = time.Second
 	err := cmd.Run()
