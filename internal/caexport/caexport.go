@@ -98,7 +98,10 @@ func fetch(ctx context.Context, client *http.Client, proxyAddress string, kind K
 		return nil, err
 	}
 	keys, _, err := parse(body)
-	return keys, err
+	if err != nil {
+		return nil, fmt.Errorf("read the answer: %w: is that the address of a Teleport proxy?", err)
+	}
+	return keys, nil
 }
 
 // checkAddress refuses text that would change the URL: a scheme, a path, a user.
@@ -133,6 +136,11 @@ func get(ctx context.Context, client *http.Client, from *url.URL) ([]byte, error
 		return nil
 	}
 	response, err := own.Do(request)
+	if e, ok := errors.AsType[*url.Error](err); ok {
+		if err = e.Err; e.Timeout() {
+			err = fmt.Errorf("no answer within %s", timeout)
+		}
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -177,7 +185,7 @@ func ParseOpenSSH(data []byte) (keys []ssh.PublicKey, cluster string, err error)
 			fields = nil // somebody's own comment
 		}
 		if kind := fields.Get("type"); kind != "" && kind != "user" {
-			return nil, "", fmt.Errorf("a CA of type %q, not user", kind)
+			return nil, "", fmt.Errorf("a CA of type %.100q, not user", kind)
 		}
 		return key, fields.Get("clustername"), nil
 	})
@@ -203,7 +211,7 @@ func ParseHost(data []byte) (keys []ssh.PublicKey, cluster string, err error) {
 
 func parseLines(data []byte, parse func([]byte) (ssh.PublicKey, string, error)) (keys []ssh.PublicKey, cluster string, err error) {
 	if looksLikeHTML(data) {
-		return nil, "", errors.New("the answer is a web page, not a CA export: is that the address of a Teleport proxy?")
+		return nil, "", errors.New("a web page, not a CA export")
 	}
 	for number, line := range bytes.Split(data, []byte("\n")) {
 		line = bytes.TrimSpace(line)
@@ -215,10 +223,10 @@ func parseLines(data []byte, parse func([]byte) (ssh.PublicKey, string, error)) 
 			err = sshkey.CheckKind(key)
 		}
 		if err == nil && cluster != "" && name != "" && name != cluster {
-			err = fmt.Errorf("cluster %q beside cluster %q", name, cluster)
+			err = fmt.Errorf("cluster %.100q beside cluster %.100q", name, cluster)
 		}
 		if err != nil {
-			return nil, "", fmt.Errorf("CA export, line %d: %w", number+1, err)
+			return nil, "", fmt.Errorf("line %d: %w", number+1, err)
 		}
 		if name != "" {
 			cluster = name
@@ -228,7 +236,7 @@ func parseLines(data []byte, parse func([]byte) (ssh.PublicKey, string, error)) 
 		}
 	}
 	if len(keys) == 0 {
-		return nil, "", errors.New("the CA export has no keys")
+		return nil, "", errors.New("no keys")
 	}
 	return keys, cluster, nil
 }
@@ -243,7 +251,7 @@ func looksLikeHTML(data []byte) bool {
 func CheckPins(keys []ssh.PublicKey, pins []string) error {
 	for _, pin := range pins {
 		if !sshkey.IsFingerprint(pin) {
-			return fmt.Errorf("pin %q is not \"SHA256:\" and 43 characters of base64, as ssh-keygen -l prints it", pin)
+			return fmt.Errorf("pin %.100q is not \"SHA256:\" and 43 characters of base64, as ssh-keygen -l prints it", pin)
 		}
 	}
 	for _, key := range keys {

@@ -30,11 +30,11 @@ func ParseWithComment(line string) (key ssh.PublicKey, comment string, err error
 		return nil, "", errors.New("more than one line")
 	}
 	key, comment, options, _, err := ssh.ParseAuthorizedKey([]byte(line))
-	if err != nil {
-		return nil, "", err
+	if err != nil { // the library's error quotes decoders, and text of any length
+		return nil, "", errors.New("no key found, or its type is not the one that the line begins with")
 	}
 	if len(options) > 0 { // sshd would obey it
-		return nil, "", fmt.Errorf("option %q before the key", options[0])
+		return nil, "", fmt.Errorf("option %.100q before the key", options[0])
 	}
 	if kind, _, _ := strings.Cut(strings.ReplaceAll(line, "\t", " "), " "); kind != key.Type() {
 		return nil, "", fmt.Errorf("the line does not begin with the key's type, %q", key.Type())

@@ -17,9 +17,7 @@ import (
 // have one per auth server.
 const maxKeys = 16
 
-// ParseKeys reads public keys of CAs: plain keys, distinct, without options. In sshd's file, a
-// line such as "cert-authority …" or one with a certificate would not mean what it seems to
-// say.
+// ParseKeys reads public keys of CAs, and drops duplicates.
 func ParseKeys(lines []string) ([]ssh.PublicKey, error) {
 	if len(lines) == 0 {
 		return nil, errors.New("no keys")
@@ -29,7 +27,7 @@ func ParseKeys(lines []string) ([]ssh.PublicKey, error) {
 	}
 	var keys []ssh.PublicKey
 	for i, line := range lines {
-		key, err := parseKey(line)
+		key, err := ParseKey(line)
 		if err != nil {
 			return nil, fmt.Errorf("key %d: %w", i+1, err)
 		}
@@ -40,7 +38,9 @@ func ParseKeys(lines []string) ([]ssh.PublicKey, error) {
 	return keys, nil
 }
 
-func parseKey(line string) (ssh.PublicKey, error) {
+// ParseKey reads the public key of a CA: a plain key without options. In sshd's file, a line
+// such as "cert-authority …" or one with a certificate would not mean what it seems to say.
+func ParseKey(line string) (ssh.PublicKey, error) {
 	key, err := sshkey.Parse(line)
 	if err != nil {
 		return nil, err

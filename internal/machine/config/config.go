@@ -10,6 +10,8 @@ import (
 	"net/url"
 	"path"
 	"regexp"
+	"strings"
+	"unicode"
 
 	"go.yaml.in/yaml/v4"
 	"golang.org/x/crypto/ssh"
@@ -80,6 +82,9 @@ const maxBytes = 64 << 10
 // maxAudience bounds an audience, which is often a DNS name.
 const maxAudience = 253
 
+// maxURL bounds signer_url.
+const maxURL = 2 << 10
+
 var audience = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._:/-]*$`)
 
 // Parse reads a configuration strictly: an unknown key or a second document is an error. If the file is wrong, the error is a *strictyaml.Error with everything
@@ -88,14 +93,14 @@ func Parse(data []byte) (Config, error) {
 	var c Config
 	file := strictyaml.Decode(data, &c, strictyaml.Options{MaxBytes: maxBytes, EmptyIsUnset: true})
 	if file.Readable() {
-		for _, w := range c.check() {
-			switch key := file.Top().Key(w.key); {
+		for _, w := range c.Problems() {
+			switch key := file.Top().Key(w.Key); {
 			case !key.Present():
 				key.Missing(w.fix())
 			case w.entry > 0:
-				key.Entry(w.entry - 1).Fail(w.err)
+				key.Entry(w.entry - 1).Fail(w.Err)
 			default:
-				key.Fail(w.err)
+				key.Fail(w.Err)
 			}
 		}
 	}
@@ -105,19 +110,19 @@ func Parse(data []byte) (Config, error) {
 	return c, nil
 }
 
-// wrong is a key whose value is wrong, and why.
-type wrong struct {
-	key   string
-	err   error
+// Problem is a key whose value is wrong, and why.
+type Problem struct {
+	Key   string
+	Err   error
 	entry int // of a list, from 1; 0 means all of it
 }
 
 // fix is what to do if the key is missing.
-func (w wrong) fix() string {
-	if m, ok := errors.AsType[*missingError](w.err); ok {
+func (p Problem) fix() string {
+	if m, ok := errors.AsType[*missingError](p.Err); ok {
 		return m.fix
 	}
-	return w.err.Error()
+	return p.Err.Error()
 }
 
 // missingError is a value that must be there.
@@ -125,12 +130,12 @@ type missingError struct{ fix string }
 
 func (e *missingError) Error() string { return "missing; " + e.fix }
 
-// check returns everything that is wrong.
-func (c Config) check() []wrong {
+// Problems returns everything that is wrong. Each message quotes the value.
+func (c Config) Problems() []Problem {
 	all := c.checkSigner()
 	add := func(key string, err error) {
 		if err != nil {
-			all = append(all, wrong{key: key, err: err})
+			all = append(all, Problem{Key: key, Err: err})
 		}
 	}
 	add("audience", checkAudience(c.Audience))
@@ -142,23 +147,33 @@ func (c Config) check() []wrong {
 		add("max_startups", sshdconf.CheckMaxStartups(c.MaxStartups))
 	}
 	add("host_certificate", oneOf(c.HostCertificate, KeepCertificate, ReplaceCertificate))
-	all = append(all, checkEach("extra_user_cas", c.ExtraUserCAs, func(list []string) error {
-		_, err := Config{ExtraUserCAs: list}.ExtraCAs()
-		return err
-	})...)
+	all = append(all, checkEach("extra_user_cas", c.ExtraUserCAs, checkExtraCAs)...)
 	return append(all, checkEach("proxy_sources", c.ProxySources, sshdconf.CheckSources)...)
 }
 
-// checkEach checks the entries of a list one by one, and if all are good, the list.
-func checkEach(key string, list []string, check func([]string) error) []wrong {
-	var all []wrong
-	for i, entry := range list {
-		if err := check([]string{entry}); err != nil {
-			all = append(all, wrong{key, err, i + 1})
+// checkExtraCAs quotes only the beginning of an entry: somebody may have given a private key.
+func checkExtraCAs(lines []string) error {
+	for _, line := range lines {
+		if _, err := cafile.ParseKey(line); err != nil {
+			return fmt.Errorf("%.40q: %w; give the public key of a CA, as in ssh-ed25519 AAAA…", line, err)
 		}
 	}
-	if err := check(list); err != nil && all == nil {
-		return []wrong{{key: key, err: err}}
+	_, err := cafile.ParseKeys(lines)
+	return err
+}
+
+// checkEach checks the entries of a list one by one, and if all are good, the list.
+func checkEach(key string, list []string, check func([]string) error) []Problem {
+	var all []Problem
+	for i, entry := range list {
+		if err := check([]string{entry}); err != nil {
+			all = append(all, Problem{key, err, i + 1})
+		}
+	}
+	if len(list) > 0 && all == nil {
+		if err := check(list); err != nil {
+			return []Problem{{Key: key, Err: err}}
+		}
 	}
 	return all
 }
@@ -183,19 +198,19 @@ func oneOf(value, first, second string) error {
 }
 
 // checkSigner returns what is wrong with the keys that say how to reach the signer.
-func (c Config) checkSigner() []wrong {
-	var all []wrong
+func (c Config) checkSigner() []Problem {
+	var all []Problem
 	if c.SignerFunction != "" {
 		if _, err := FunctionRegion(c.SignerFunction); err != nil {
-			all = append(all, wrong{key: "signer_function", err: err})
+			all = append(all, Problem{Key: "signer_function", Err: err})
 		}
 		if c.SignerAuth == AuthNone {
-			all = append(all, wrong{key: "signer_auth", err: errors.New("invocations of signer_function are always signed: remove signer_auth")})
+			all = append(all, Problem{Key: "signer_auth", Err: errors.New("invocations of signer_function are always signed: remove signer_auth")})
 		}
 	}
 	if c.SignerFunction == "" || c.SignerURL != "" {
 		if err := checkSignerURL(c.SignerURL); err != nil {
-			all = append(all, wrong{key: "signer_url", err: err})
+			all = append(all, Problem{Key: "signer_url", Err: err})
 		}
 	}
 	return all
@@ -233,7 +248,7 @@ func checkSignerURL(s string) error {
 		return &missingError{"write the https URL of the signer, or signer_function"}
 	}
 	u, err := url.Parse(s)
-	if err != nil || u.Scheme != "https" || u.Host == "" || u.User != nil || u.Fragment != "" {
+	if err != nil || u.Scheme != "https" || u.Hostname() == "" || u.User != nil || u.Fragment != "" || strings.ContainsFunc(s, unicode.IsSpace) || len(s) > maxURL {
 		return fmt.Errorf("%.300q is not of the form https://HOST/", s)
 	}
 	return nil
@@ -242,8 +257,8 @@ func checkSignerURL(s string) error {
 // Marshal returns the configuration in the form that Parse reads.
 func (c Config) Marshal() ([]byte, error) {
 	var all []error
-	for _, w := range c.check() {
-		all = append(all, fmt.Errorf("%s: %w", w.key, w.err))
+	for _, p := range c.Problems() {
+		all = append(all, fmt.Errorf("%s: %w", p.Key, p.Err))
 	}
 	if all != nil {
 		return nil, errors.Join(all...)

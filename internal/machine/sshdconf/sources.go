@@ -35,7 +35,7 @@ func CheckSources(sources []string) error {
 func checkSource(source string) error {
 	network, err := parseSource(source)
 	if err != nil {
-		return fmt.Errorf("%q is neither an IP address, such as 192.0.2.7, nor a network, such as 192.0.2.0/28", source)
+		return fmt.Errorf("%.100q is neither an IP address, such as 192.0.2.7, nor a network, such as 192.0.2.0/28", source)
 	}
 	address := network.Addr()
 	least := minPrefix4

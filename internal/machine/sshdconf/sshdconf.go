@@ -81,7 +81,7 @@ var maxStartups = regexp.MustCompile(`^([1-9][0-9]{0,5})(?::([1-9][0-9]{0,2}):([
 func CheckMaxStartups(s string) error {
 	m := maxStartups.FindStringSubmatch(s)
 	if m == nil {
-		return fmt.Errorf("%q is not of the form start:rate:full, for example %s", s, DefaultMaxStartups)
+		return fmt.Errorf("%.100q is not of the form start:rate:full, for example %s", s, DefaultMaxStartups)
 	}
 	if m[2] == "" {
 		return nil
