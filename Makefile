@@ -198,6 +198,7 @@ emulated: setup build bin/aws-lambda-rie bin/iam-simulate/simulate.mjs
 .PHONY: whole-path
 whole-path: export HALLMARK_TEST_STRICT := 1
 whole-path: setup build bin/packer bin/aws-lambda-rie
+	$(STEP) "messages of real Packer" go test -timeout 20m -tags e2e -run RealPacker ./packer-plugin
 	$(STEP) "build e2e.test" go test -c -tags e2e -o bin/e2e.test ./e2e
 	cd e2e && $(STEP) "whole path" $(AS_ROOT) ../bin/e2e.test -test.v -test.timeout 25m
 

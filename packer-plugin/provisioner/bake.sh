@@ -33,3 +33,4 @@ chmod 0755 "$copy"
 "$copy" install --from "$stage"
 # A build machine whose image already had hallmark has enrolled by now.
 "$program" seal --force
+echo "hallmark: finished"

@@ -8,6 +8,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	packersdk "github.com/hashicorp/packer-plugin-sdk/packer"
 	"github.com/hashicorp/packer-plugin-sdk/retry"
@@ -21,6 +23,8 @@ const (
 	// maxOutput bounds how much of a command's output is kept: the machine has not proved
 	// anything to Packer.
 	maxOutput = 16 << 10
+	// maxQuoted bounds how much of it an error quotes.
+	maxQuoted = 2 << 10
 )
 
 // machine is the machine being baked, as Packer's communicator reaches it.
@@ -43,7 +47,15 @@ func (e *exitError) Error() string {
 	if e.output == "" {
 		return what + " without any output"
 	}
-	return what + ": " + e.output
+	return what + ": " + quoted(e.output)
+}
+
+// quoted returns the end of a command's output.
+func quoted(output string) string {
+	if extra := len(output) - maxQuoted; extra > 0 {
+		return "…" + strings.ToValidUTF8(output[extra:], "")
+	}
+	return output
 }
 
 func (e *exitError) disconnected() bool { return e.status == packersdk.CmdDisconnect }
@@ -55,7 +67,7 @@ func (m machine) run(ctx context.Context, command string) (string, error) {
 	cmd := &packersdk.RemoteCmd{Command: command, Stdout: &printed, Stderr: &printed}
 	err := await(ctx, func() error {
 		if err := m.comm.Start(ctx, cmd); err != nil {
-			return err
+			return &remoteError{err}
 		}
 		cmd.Wait()
 		return nil
@@ -76,10 +88,38 @@ func await(ctx context.Context, f func() error) error {
 	go func() { done <- f() }()
 	select {
 	case <-ctx.Done():
-		return context.Cause(ctx)
+		return interruption(ctx)
 	case err := <-done:
+		if err != nil && ctx.Err() != nil {
+			return interruption(ctx)
+		}
 		return err
 	}
+}
+
+// remoteError is an error whose text may come from the machine.
+type remoteError struct{ error }
+
+func (e *remoteError) Error() string { return quoted(readable(e.error.Error())) }
+
+// Unwrap returns the error itself.
+func (e *remoteError) Unwrap() error { return e.error }
+
+// interruptedError is the end of the context, in words.
+type interruptedError struct{ error }
+
+func (e *interruptedError) Error() string { return "interrupted" }
+
+// Unwrap returns the cause.
+func (e *interruptedError) Unwrap() error { return e.error }
+
+// interruption returns why ctx ended. Packer ends it on Ctrl-C, and at the block's timeout.
+func interruption(ctx context.Context) error {
+	cause := context.Cause(ctx)
+	if errors.Is(cause, context.Canceled) || errors.Is(cause, context.DeadlineExceeded) {
+		return &interruptedError{cause}
+	}
+	return cause
 }
 
 // architecture waits until the machine runs commands, and returns its architecture by Go's
@@ -99,8 +139,12 @@ func (m machine) architecture(ctx context.Context) (string, error) {
 		uname, err = m.run(ctx, command)
 		return err
 	})
+	if err != nil && connect.ShouldRetry(err) {
+		err = fmt.Errorf("no connection for %s: %w", connectTimeout, err)
+	}
 	if err != nil {
-		return "", fmt.Errorf("run %q on the machine: %w", command, err)
+		return "", hinted(fmt.Errorf("run %q on the machine: %w", command, err),
+			"check the communicator in the source block, and that the machine runs Linux with a shell")
 	}
 	return parseUname(uname)
 }
@@ -108,7 +152,7 @@ func (m machine) architecture(ctx context.Context) (string, error) {
 // parseUname reads the output of "uname -sm", in the middle of whatever a login script prints.
 func parseUname(printed string) (string, error) {
 	if printed == "" {
-		return "", errors.New(`the machine does not run commands: with communicator = "none" there is nothing to provision`)
+		return "", errors.New(`the machine does not run commands; set communicator = "ssh" in the source block`)
 	}
 	for line := range strings.Lines(printed) {
 		switch strings.TrimSpace(line) {
@@ -118,21 +162,28 @@ func parseUname(printed string) (string, error) {
 			return "arm64", nil
 		}
 	}
-	return "", fmt.Errorf("the machine is %q: hallmark runs on Linux x86_64 and Linux aarch64", printed)
+	return "", fmt.Errorf("the machine is %.200q, but hallmark runs on Linux x86_64 and Linux aarch64; choose another image or instance type", printed)
 }
 
 func (m machine) makeFolder(ctx context.Context, folder string) error {
 	// mkdir fails if anything with that name exists, so nobody can prepare the folder for us.
 	if _, err := m.run(ctx, "mkdir -m 0700 "+folder); err != nil {
-		return fmt.Errorf("make folder %s on the machine (see remote_folder): %w", folder, err)
+		return hinted(fmt.Errorf("make folder %s on the machine: %w", folder, err),
+			"set remote_folder to a folder that exists and that the login user may write to")
 	}
 	return nil
 }
 
 func (m machine) upload(ctx context.Context, file string, content []byte) error {
-	err := await(ctx, func() error { return m.comm.Upload(file, bytes.NewReader(content), nil) })
+	err := await(ctx, func() error {
+		if err := m.comm.Upload(file, bytes.NewReader(content), nil); err != nil {
+			return &remoteError{err}
+		}
+		return nil
+	})
 	if err != nil {
-		return fmt.Errorf("upload %s to the machine: %w", file, err)
+		return hinted(fmt.Errorf("upload %s (%d bytes) to the machine: %w", file, len(content), err),
+			"check that the disk with remote_folder has room, and that the machine accepts uploads as the source block's ssh_file_transfer_method says")
 	}
 	return nil
 }
@@ -168,5 +219,18 @@ func (o *output) Write(p []byte) (int, error) {
 func (o *output) String() string {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	return strings.TrimSpace(string(o.kept))
+	return readable(string(o.kept))
+}
+
+// readable removes what could change a terminal.
+func readable(text string) string { return strings.TrimSpace(strings.Map(printable, text)) }
+
+func printable(r rune) rune {
+	switch {
+	case r == '\r':
+		return -1
+	case r == '\n' || r == '\t' || r != utf8.RuneError && unicode.IsPrint(r):
+		return r
+	}
+	return '·'
 }

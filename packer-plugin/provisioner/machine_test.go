@@ -12,6 +12,9 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
+	"time"
+	"unicode/utf8"
 
 	packersdk "github.com/hashicorp/packer-plugin-sdk/packer"
 )
@@ -22,6 +25,10 @@ type localMachine struct {
 	root string
 	// start, if set, is called before each command.
 	start func(command string) error
+	// upload, if set, is called before each upload.
+	upload func(file string) error
+	// exit, if set, replaces the exit status of a command.
+	exit func(command string, status int) int
 
 	mu       sync.Mutex
 	commands []string
@@ -88,7 +95,11 @@ func (m *localMachine) Start(ctx context.Context, cmd *packersdk.RemoteCmd) erro
 	sh.Stdout, sh.Stderr = cmd.Stdout, cmd.Stderr
 	m.running.Go(func() {
 		_ = sh.Run()
-		cmd.SetExited(sh.ProcessState.ExitCode())
+		status := sh.ProcessState.ExitCode()
+		if m.exit != nil {
+			status = m.exit(cmd.Command, status)
+		}
+		cmd.SetExited(status)
 	})
 	return nil
 }
@@ -96,6 +107,11 @@ func (m *localMachine) Start(ctx context.Context, cmd *packersdk.RemoteCmd) erro
 // Upload stores a file under the given path, and changes the script to stay within the
 // machine's folder.
 func (m *localMachine) Upload(file string, content io.Reader, _ *os.FileInfo) error {
+	if m.upload != nil {
+		if err := m.upload(file); err != nil {
+			return err
+		}
+	}
 	data, err := io.ReadAll(content)
 	if err != nil {
 		return err
@@ -123,10 +139,10 @@ func TestParseUname(t *testing.T) {
 		{"Linux x86_64", "amd64", ""},
 		{"Linux aarch64\r", "arm64", ""},
 		{"Welcome!\r\nLinux x86_64\r\n", "amd64", ""},
-		{"Linux armv7l", "", `the machine is "Linux armv7l"`},
+		{"Linux armv7l", "", `the machine is "Linux armv7l", but hallmark runs on Linux x86_64 and Linux aarch64; choose another image or instance type`},
 		{"Darwin arm64", "", "hallmark runs on Linux"},
 		{"not Linux x86_64", "", "hallmark runs on Linux"},
-		{"", "", `communicator = "none"`},
+		{"", "", `set communicator = "ssh"`},
 	} {
 		got, err := parseUname(test.printed)
 		if got != test.want || !matches(err, test.wantErr) {
@@ -148,6 +164,33 @@ func TestOutputKeepsTheEnd(t *testing.T) {
 	if got := o.String(); len(got) > maxOutput || !strings.HasSuffix(got, "xend") {
 		t.Errorf("%d bytes are kept, ending in %q", len(got), got[len(got)-4:])
 	}
+}
+
+func TestOutputCannotChangeATerminal(t *testing.T) {
+	var o output
+	if _, err := o.Write([]byte("\x1b[2Jno\r\n\x9b\xff\tyes\a\u202e")); err != nil {
+		t.Fatal(err)
+	}
+	if got, want := o.String(), "·[2Jno\n··\tyes··"; got != want {
+		t.Errorf("%q, want %q", got, want)
+	}
+	long := exitError{status: 1, output: strings.Repeat("ü", maxOutput) + "end"}
+	if got := long.Error(); len(got) > maxQuoted+100 || !strings.HasSuffix(got, "üend") || !utf8.ValidString(got) {
+		t.Errorf("%d bytes: %.100q", len(got), got)
+	}
+}
+
+// A machine that never answers costs five minutes, and an error that says what to check.
+func TestMachineNeverAnswers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := &localMachine{start: func(string) error { return errors.New("dial tcp 192.0.2.1:22: connect: connection refused") }}
+		_, err := machine{m, 2 * time.Second}.architecture(t.Context())
+		want := `run "uname -sm" on the machine: no connection for 5m0s: dial tcp 192.0.2.1:22: connect: connection refused` +
+			"\nhint: check the communicator in the source block, and that the machine runs Linux with a shell"
+		if err == nil || err.Error() != want {
+			t.Errorf("error %v, want %s", err, want)
+		}
+	})
 }
 
 // matches reports whether err contains want; "" stands for no error.

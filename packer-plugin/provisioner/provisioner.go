@@ -11,7 +11,6 @@ import (
 	"fmt"
 	"io/fs"
 	"maps"
-	"os"
 	"path"
 	"slices"
 	"strings"
@@ -19,7 +18,6 @@ import (
 
 	"github.com/hashicorp/hcl/v2/hcldec"
 	packersdk "github.com/hashicorp/packer-plugin-sdk/packer"
-	"github.com/hashicorp/packer-plugin-sdk/template/config"
 	"github.com/hashicorp/packer-plugin-sdk/template/interpolate"
 	"golang.org/x/crypto/ssh"
 
@@ -61,17 +59,9 @@ func (p *Provisioner) ConfigSpec() hcldec.ObjectSpec {
 // just before Provision.
 func (p *Provisioner) Prepare(raws ...any) error {
 	p.config = Config{}
-	err := config.Decode(&p.config, &config.DecodeOpts{
-		PluginType:         "hallmark",
-		Interpolate:        true,
-		InterpolateContext: &p.config.ctx,
-		InterpolateFilter:  &interpolate.RenderFilter{Exclude: []string{"execute_command"}},
-	}, raws...)
-	if err != nil {
-		return err
-	}
+	problems := p.config.decode(raws...)
 	p.config.setDefaults()
-	problems := p.config.validate()
+	problems = append(problems, p.config.validate()...)
 	if err := checkPrograms(p.programs); err != nil {
 		problems = append(problems, err)
 	}
@@ -121,13 +111,26 @@ func (p *Provisioner) Provision(ctx context.Context, ui packersdk.Ui, comm packe
 	printed, err := m.run(ctx, command)
 	if err != nil {
 		// The command itself may contain a password for sudo.
-		return fmt.Errorf("run %s on the machine by execute_command: %w", path.Join(stage, scriptFile), err)
+		return hinted(fmt.Errorf("run %s on the machine by execute_command: %w", path.Join(stage, scriptFile), err), "")
 	}
+	done := printed == "" // a command may discard all output
 	for line := range strings.Lines(printed) {
-		ui.Say("  " + strings.TrimSpace(line))
+		if line = strings.TrimSpace(line); line == finished {
+			done = true
+			continue
+		}
+		ui.Say("  " + line)
+	}
+	if !done {
+		return hinted(fmt.Errorf("execute_command succeeded, but %s did not finish; it printed: %s", scriptFile, quoted(printed)),
+			"set execute_command to a command that fails if {{.Path}} fails, and not to a pipeline")
 	}
 	return nil
 }
+
+// finished is the last line that the script prints. The exit status of execute_command may
+// hide a failure: that of a pipeline is the last command's.
+const finished = "hallmark: finished"
 
 // files returns the content of each file to upload.
 func (p *Provisioner) files(ctx context.Context, ui packersdk.Ui, arch string) (map[string][]byte, error) {
@@ -140,8 +143,8 @@ func (p *Provisioner) files(ctx context.Context, ui packersdk.Ui, arch string) (
 		return nil, err
 	}
 	if p.config.SignerCAFile != "" {
-		if files[signerCAFile], err = os.ReadFile(p.config.SignerCAFile); err != nil {
-			return nil, fmt.Errorf("read signer_ca_file: %w", err)
+		if files[signerCAFile], err = readFile("signer_ca_file", p.config.SignerCAFile); err != nil {
+			return nil, err
 		}
 	}
 	if p.config.Trust == trustAtEnrollment {
@@ -188,7 +191,7 @@ func (c *Config) renderExecuteCommand(data map[string]any, script string) (strin
 	ctx.Data = values
 	command, err := interpolate.Render(c.ExecuteCommand, &ctx)
 	if err != nil {
-		return "", fmt.Errorf("execute_command: %w", err)
+		return "", fmt.Errorf("execute_command: it is not a valid template: %w", templateError(err))
 	}
 	return command, nil
 }

@@ -6,6 +6,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net/http"
 	"net/http/httptest"
@@ -20,6 +21,7 @@ import (
 	packersdk "github.com/hashicorp/packer-plugin-sdk/packer"
 	"golang.org/x/crypto/ssh"
 
+	"github.com/hallmark-ssh/hallmark/internal/cli/clitest"
 	"github.com/hallmark-ssh/hallmark/internal/sshkey"
 	"github.com/hallmark-ssh/hallmark/internal/sshkey/sshkeytest"
 )
@@ -212,6 +214,9 @@ func TestProvisionVariants(t *testing.T) {
 		{"command of the shell provisioner", func(_ *testing.T, _ *localMachine, block map[string]any) {
 			block["execute_command"] = `echo 'secret' | sudo -n env {{ .Vars }} sh -c 'cat >/dev/null; chmod +x {{ .Path }}; {{ .Path }}'`
 		}, nil},
+		{"output that is thrown away", func(_ *testing.T, _ *localMachine, block map[string]any) {
+			block["execute_command"] = "sudo -n sh {{.Path}} >/dev/null 2>&1"
+		}, nil},
 		{"a machine that reboots first", func(_ *testing.T, m *localMachine, _ map[string]any) {
 			tries := 0
 			m.start = func(string) error {
@@ -264,15 +269,19 @@ func TestProvisionFailures(t *testing.T) {
 		}, []string{"SHA256:", "is not pinned"}, true},
 		{"pins that turn out empty", func(_ *testing.T, _ *localMachine, block map[string]any) {
 			block["openssh_ca_pins"] = []string{}
-		}, []string{"SHA256:", "is not pinned"}, true},
+		}, []string{"openssh_ca_pins: it is empty", "is not pinned; list the fingerprint"}, true},
 		{"proxy of another CA", func(_ *testing.T, _ *localMachine, block map[string]any) {
 			delete(block, "proxy_ca_file")
-		}, []string{"fetch the openssh CA of the Teleport proxy 127.0.0.1:", "certificate"}, true},
-		{"file that is no CA", func(t *testing.T, _ *localMachine, block map[string]any) {
-			block["openssh_ca_file"] = block["proxy_ca_file"]
-			delete(block, "proxy_address")
-			delete(block, "proxy_ca_file")
-		}, []string{"openssh_ca_file", "proxy.pem"}, true},
+		}, []string{"proxy_address: fetch the openssh CA of the Teleport proxy 127.0.0.1:", "certificate", "or set proxy_ca_file"}, true},
+		{"proxy that does not answer", func(_ *testing.T, _ *localMachine, block map[string]any) {
+			block["proxy_address"] = "127.0.0.1:1"
+		}, []string{"proxy_address: fetch the openssh CA of the Teleport proxy 127.0.0.1:1: dial", "refused; check the address and the network"}, true},
+		{"Windows", func(t *testing.T, m *localMachine, _ map[string]any) {
+			m.stub(t, "uname", "echo \"'uname' is not recognized as an internal or external command,\"; exit 1")
+		}, []string{`run "uname -sm" on the machine: exit status 1: 'uname' is not recognized`, "hint: check the communicator in the source block, and that the machine runs Linux"}, true},
+		{"macOS", func(t *testing.T, m *localMachine, _ map[string]any) {
+			m.stub(t, "uname", "echo Darwin arm64")
+		}, []string{`the machine is "Darwin arm64", but hallmark runs on Linux`, "choose another image"}, true},
 		{"another architecture", func(t *testing.T, m *localMachine, _ map[string]any) {
 			m.stub(t, "uname", "echo Linux riscv64")
 		}, []string{`the machine is "Linux riscv64"`}, true},
@@ -281,11 +290,49 @@ func TestProvisionFailures(t *testing.T) {
 		}, []string{`run "uname -sm" on the machine: exit status 127: uname: not recognized`}, true},
 		{"no remote folder", func(_ *testing.T, m *localMachine, block map[string]any) {
 			block["remote_folder"] = m.tmp() + "/missing"
-		}, []string{"make folder", "/missing/hallmark-", "remote_folder", "No such file"}, true},
+		}, []string{"make folder", "/missing/hallmark-", "No such file", "hint: set remote_folder to a folder that exists"}, true},
+		{"read-only folder", func(t *testing.T, m *localMachine, _ map[string]any) {
+			m.stub(t, "mkdir", `echo "mkdir: cannot create directory: Read-only file system" >&2; exit 1`)
+		}, []string{"make folder", "hint: set remote_folder to a folder on a disk that is not read-only"}, true},
+		{"full disk", func(_ *testing.T, m *localMachine, _ map[string]any) {
+			m.upload = func(file string) error {
+				return errors.New("scp: " + file + ":\x1b[2J No space left on device")
+			}
+		}, []string{"upload ", "/bake.sh (", " bytes) to the machine: scp: ", "hint: make room on the machine"}, true},
+		{"connection that breaks during an upload", func(_ *testing.T, m *localMachine, _ map[string]any) {
+			m.upload = func(file string) error {
+				if filepath.Base(file) == programFile {
+					return io.EOF
+				}
+				return nil
+			}
+		}, []string{"/hallmark (", " bytes) to the machine: EOF", "hint: check that the disk with remote_folder has room"}, true},
 		{"sudo wants a password", func(t *testing.T, m *localMachine, block map[string]any) {
 			m.stub(t, "sudo", "echo sudo: a password is required >&2; exit 1")
 			block["execute_command"] = "true hunter2; sudo -n sh {{.Path}}"
-		}, []string{"/bake.sh", "execute_command", "sudo: a password is required"}, false},
+		}, []string{"/bake.sh", "execute_command", "sudo: a password is required", "hint: set execute_command to a command that gives sudo the password"}, false},
+		{"no sudo", func(t *testing.T, m *localMachine, _ map[string]any) {
+			m.stub(t, "sudo", "echo sh: sudo: not found >&2; exit 127")
+		}, []string{"/bake.sh", "exit status 127: sh: sudo: not found", "hint: install sudo on the machine, connect as root, or set execute_command"}, false},
+		{"connection that breaks while hallmark installs", func(t *testing.T, m *localMachine, _ map[string]any) {
+			m.stub(t, "cp", "exit 1")
+			m.exit = func(command string, status int) int {
+				if strings.Contains(command, scriptFile) {
+					return packersdk.CmdDisconnect
+				}
+				return status
+			}
+		}, []string{"/bake.sh", "the connection broke", "hint: start the build again"}, false},
+		{"too little memory", func(t *testing.T, m *localMachine, _ map[string]any) {
+			m.stub(t, "cp", "exit 137")
+		}, []string{"exit status 137", "hint: the machine may be out of memory"}, false},
+		{"hints of hallmark's own", func(t *testing.T, m *localMachine, _ map[string]any) {
+			m.stub(t, "cp", `printf 'hallmark: error: No space left on device\nhint: make room\n' >&2; exit 1`)
+		}, []string{"exit status 1: hallmark: error: No space left on device\nhint: make room"}, false},
+		{"failure that a pipeline hides", func(t *testing.T, m *localMachine, block map[string]any) {
+			m.stub(t, "cp", "echo hallmark: error: no sshd >&2; exit 1")
+			block["execute_command"] = "sudo -n sh {{.Path}} 2>&1 | cat"
+		}, []string{"execute_command succeeded, but bake.sh did not finish; it printed: hallmark: error: no sshd", "hint: set execute_command to a command that fails if {{.Path}} fails"}, false},
 		{"not run as root", func(_ *testing.T, _ *localMachine, block map[string]any) {
 			block["execute_command"] = "sh {{.Path}}"
 		}, []string{"must run as root"}, false},
@@ -316,6 +363,12 @@ func TestProvisionFailures(t *testing.T) {
 					t.Errorf("error %v, want it to contain %q", err, want)
 				}
 			}
+			if err != nil {
+				clitest.Readable(t, test.name, err.Error())
+				if strings.Count(err.Error(), "hint: ") > 1 {
+					t.Errorf("more than one hint: %v", err)
+				}
+			}
 			if err != nil && strings.Contains(err.Error()+said, "hunter2") {
 				t.Errorf("the password of execute_command is shown: %v\n%s", err, said)
 			}
@@ -332,7 +385,7 @@ func TestProvisionFailures(t *testing.T) {
 
 func TestProvisionWithoutCommunicator(t *testing.T) {
 	_, err := provision(t, t.Context(), &noMachine{}, block(newMachine(t), newProxy(t, 1)))
-	if !matches(err, `communicator = "none"`) {
+	if !matches(err, `set communicator = "ssh"`) {
 		t.Errorf("error %v, want one that names the communicator", err)
 	}
 }
@@ -354,7 +407,7 @@ func TestCancelCleansUp(t *testing.T) {
 		return nil
 	}
 	said, err := provision(t, ctx, m, block(m, newProxy(t, 1)))
-	if !errors.Is(err, context.Canceled) || strings.Contains(said, "remove folder") {
+	if !errors.Is(err, context.Canceled) || !matches(err, "execute_command: interrupted") || strings.Contains(said, "remove folder") {
 		t.Errorf("error %v, want context.Canceled and no complaint about the clean-up:\n%s", err, said)
 	}
 	m.running.Wait()

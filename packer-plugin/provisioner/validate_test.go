@@ -33,6 +33,10 @@ func TestPrepare(t *testing.T) {
 	if err := os.WriteFile(private, []byte("-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	public := filepath.Join(dir, "ca.pub")
+	if err := os.WriteFile(public, []byte(otherCA), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	remove := any(nil)
 	for _, test := range []struct {
 		name    string
@@ -40,7 +44,8 @@ func TestPrepare(t *testing.T) {
 		wantErr string // "" stands for none
 	}{
 		{"least", nil, ""},
-		{"unknown field", map[string]any{"proxi_address": "x"}, `"proxi_address"`},
+		{"unknown field", map[string]any{"proxi_address": "x"}, `unknown field "proxi_address"; did you mean proxy_address?`},
+		{"a field of another tool", map[string]any{"inline": "x"}, `unknown field "inline"; remove it`},
 
 		{"no signer", map[string]any{"signer_url": remove}, "signer_url: missing"},
 		{"a function instead", map[string]any{"signer_url": remove, "signer_function": "arn:aws:lambda:us-west-2:111122223333:function:enroll"}, ""},
@@ -55,36 +60,39 @@ func TestPrepare(t *testing.T) {
 		{"no audience", map[string]any{"audience": ""}, "audience: "},
 		{"audience of two lines", map[string]any{"audience": "a\nb: c"}, "audience: "},
 		{"audience not known yet", map[string]any{"audience": "<unknown>"}, ""},
-		{"missing file", map[string]any{"signer_ca_file": filepath.Join(dir, "none.pem")}, "signer_ca_file: open " + dir},
-		{"no certificate", map[string]any{"signer_ca_file": junk}, "signer_ca_file: " + junk + " has no certificate"},
+		{"missing file", map[string]any{"signer_ca_file": filepath.Join(dir, "none.pem")}, "signer_ca_file: there is no file \"" + dir},
+		{"no certificate", map[string]any{"signer_ca_file": junk}, `signer_ca_file: "` + junk + `" has no certificate`},
 
-		{"private key", map[string]any{"signer_ca_file": private}, "signer_ca_file: " + private + " holds a PRIVATE KEY"},
+		{"private key", map[string]any{"signer_ca_file": private}, `signer_ca_file: "` + private + `" contains a block "PRIVATE KEY"; give a file with certificates only`},
 
-		{"no CA", map[string]any{"proxy_address": remove}, "exactly one of proxy_address and openssh_ca_file"},
-		{"two CAs", map[string]any{"openssh_ca_file": junk}, "exactly one of proxy_address and openssh_ca_file"},
-		{"CA file", map[string]any{"openssh_ca_file": junk, "proxy_address": remove}, ""},
-		{"missing CA file", map[string]any{"openssh_ca_file": dir + "/none", "proxy_address": remove}, "openssh_ca_file: stat"},
-		{"proxy CA without proxy", map[string]any{"openssh_ca_file": junk, "proxy_address": remove, "proxy_ca_file": junk}, "proxy_ca_file has no effect"},
+		{"no CA", map[string]any{"proxy_address": remove}, "proxy_address: missing; write the Teleport proxy"},
+		{"two CAs", map[string]any{"openssh_ca_file": public}, "openssh_ca_file: it contradicts proxy_address; remove one of them"},
+		{"CA file", map[string]any{"openssh_ca_file": public, "proxy_address": remove}, ""},
+		{"CA file without a CA", map[string]any{"openssh_ca_file": junk, "proxy_address": remove}, `openssh_ca_file: "` + junk + `": line 1: no key found`},
+		{"missing CA file", map[string]any{"openssh_ca_file": dir + "/none", "proxy_address": remove}, "openssh_ca_file: there is no file"},
+		{"proxy CA without proxy", map[string]any{"openssh_ca_file": public, "proxy_address": remove, "proxy_ca_file": junk}, "proxy_ca_file: it has no effect without proxy_address; remove it"},
 		{"proxy with port", map[string]any{"proxy_address": "teleport.example.com:3080"}, ""},
 		{"proxy of IPv6", map[string]any{"proxy_address": "[2001:db8::1]:443"}, ""},
 		{"proxy as URL", map[string]any{"proxy_address": "https://teleport.example.com"}, "not HOST or HOST:PORT"},
 		{"proxy of bare IPv6", map[string]any{"proxy_address": "2001:db8::1"}, "not HOST or HOST:PORT"},
 		{"proxy with user", map[string]any{"proxy_address": "u@teleport.example.com"}, "not HOST or HOST:PORT"},
 		{"proxy without host", map[string]any{"proxy_address": ":443"}, "not HOST or HOST:PORT"},
+		{"proxy without port", map[string]any{"proxy_address": "teleport.example.com:"}, "not HOST or HOST:PORT"},
+		{"proxy at a port that does not exist", map[string]any{"proxy_address": "teleport.example.com:70000"}, "not HOST or HOST:PORT"},
 		{"proxy not known yet", map[string]any{"proxy_address": "<unknown>"}, ""},
 
-		{"no pin", map[string]any{"openssh_ca_pins": remove}, "openssh_ca_pins is required"},
+		{"no pin", map[string]any{"openssh_ca_pins": remove}, "openssh_ca_pins: missing; list the fingerprint"},
 		{"pin of another kind", map[string]any{"openssh_ca_pins": []string{"MD5:00:11"}}, `"MD5:00:11" is not "SHA256:"`},
 		{"pin too short", map[string]any{"openssh_ca_pins": []string{pin, pin[:40]}}, "43 characters of base64"},
 		{"pins not known yet", map[string]any{"openssh_ca_pins": []string{}}, ""},
 		{"pin not known yet", map[string]any{"openssh_ca_pins": []string{"<unknown>"}}, ""},
 		{"pin waived", map[string]any{"openssh_ca_pins": remove, "skip_ca_pin": true}, ""},
-		{"pin and waiver", map[string]any{"skip_ca_pin": true}, "skip_ca_pin contradicts openssh_ca_pins"},
+		{"pin and waiver", map[string]any{"skip_ca_pin": true}, "skip_ca_pin: it contradicts openssh_ca_pins; remove one of them"},
 
 		{"trust at boot", map[string]any{"trust": "at_boot"}, ""},
-		{"trust of another kind", map[string]any{"trust": "never"}, `trust is "never"`},
+		{"trust of another kind", map[string]any{"trust": "never"}, `trust: "never" is neither at_boot nor at_enrollment`},
 		{"trust at enrollment", map[string]any{"trust": "at_enrollment", "proxy_address": remove, "openssh_ca_pins": remove}, ""},
-		{"trust at enrollment, CA baked", map[string]any{"trust": "at_enrollment"}, "bakes no OpenSSH CA"},
+		{"trust at enrollment, CA baked", map[string]any{"trust": "at_enrollment"}, `trust: "at_enrollment" bakes no OpenSSH CA; remove proxy_address, openssh_ca_pins`},
 
 		{"signer_auth", map[string]any{"signer_auth": "aws_iam"}, ""},
 		{"another signer_auth", map[string]any{"signer_auth": "basic"}, `signer_auth: "basic" is neither none nor aws_iam`},
@@ -92,8 +100,8 @@ func TestPrepare(t *testing.T) {
 		{"another host_certificate", map[string]any{"host_certificate": "overwrite"}, `host_certificate: "overwrite" is neither keep nor replace`},
 		{"a second user CA", map[string]any{"extra_user_cas": []string{otherCA}}, ""},
 		{"a second user CA not known yet", map[string]any{"extra_user_cas": []string{"<unknown>"}}, ""},
-		{"a second user CA by its fingerprint", map[string]any{"extra_user_cas": []string{"SHA256:x"}}, "extra_user_cas: key 1: "},
-		{"a second user CA with options", map[string]any{"extra_user_cas": []string{"cert-authority " + otherCA}}, "extra_user_cas: key 1: option"},
+		{"a second user CA by its fingerprint", map[string]any{"extra_user_cas": []string{"SHA256:x"}}, `extra_user_cas: "SHA256:x": no key found`},
+		{"a second user CA with options", map[string]any{"extra_user_cas": []string{"cert-authority " + otherCA}}, `extra_user_cas: "cert-authority ssh-ed25519 AAAAC3NzaC1lZ": option "cert-authority" before the key`},
 		{"a second user CA with another line", map[string]any{"extra_user_cas": []string{otherCA + "\n" + otherCA}}, "more than one line"},
 		{"MaxStartups", map[string]any{"max_startups": "100:30:200"}, ""},
 		{"proxy sources", map[string]any{"proxy_sources": []string{"192.0.2.7", "2001:db8::/64"}}, ""},
@@ -109,8 +117,8 @@ func TestPrepare(t *testing.T) {
 		{"folder with command", map[string]any{"remote_folder": "/tmp/$(reboot)"}, "remote_folder"},
 		{"folder with dots", map[string]any{"remote_folder": "/tmp/../etc"}, "remote_folder"},
 		{"folder with line break", map[string]any{"remote_folder": "/tmp\n"}, "remote_folder"},
-		{"command without script", map[string]any{"execute_command": "sudo true"}, "does not contain {{.Path}}"},
-		{"command that is no template", map[string]any{"execute_command": "sudo {{.Path"}, "invalid 'execute_command'"},
+		{"command without script", map[string]any{"execute_command": "sudo true"}, "execute_command: it does not contain {{.Path}}; write a command"},
+		{"command that is no template", map[string]any{"execute_command": "sudo {{.Path"}, "execute_command: it is not a valid template: unclosed action"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			block := goodBlock()

@@ -150,7 +150,7 @@ func fails(t *testing.T, program func() *cobra.Command, args []string, what ...s
 var (
 	// regexpRaw finds what is left of a library's or Go's own errors.
 	regexpRaw = regexp.MustCompile(`strconv|parse error|invalid syntax|0001-01-01|%!|context deadline|unmarshal|invalid character|illegal base64|asn1:|x509: malformed|` +
-		`StatusCode|RequestID|operation error|api error|goroutine|runtime error|<nil>|nil pointer|SDK \d|level=|bad flag syntax|stringSlice|float64|pflag|cobra|(^|[^-./a-z])(yaml|json): |github\.com|rpc error`)
+		`StatusCode|mapstructure|unconvertible|\[\]string|\[\]interface|cty\.|RequestID|operation error|api error|goroutine|runtime error|<nil>|nil pointer|SDK \d|level=|bad flag syntax|stringSlice|float64|pflag|cobra|(^|[^-./a-z])(yaml|json): |github\.com|rpc error`)
 	regexpExcerpt = regexp.MustCompile(`^  \d+:\d+ \| `)
 )
 
@@ -183,10 +183,17 @@ func Plain(t *testing.T, program, doing, text string) {
 	if failures == 0 || hints > 1 {
 		complain("want an error, and at most one hint")
 	}
+	Readable(t, doing, text)
+}
+
+// Readable checks a message of any form: it has none of a library's words, and nothing that
+// could change a terminal.
+func Readable(t *testing.T, doing, text string) {
+	t.Helper()
 	if raw := regexpRaw.FindString(text); raw != "" {
-		complain("it says " + raw)
+		t.Errorf("%.200q: it says %s:\n%.2000s", doing, raw, text)
 	}
 	if strings.ContainsFunc(text, func(r rune) bool { return r < ' ' && r != '\n' || r == 0x7f || r == 0xfffd }) {
-		complain("it has a control character")
+		t.Errorf("%.200q: it has a control character:\n%.2000q", doing, text)
 	}
 }
