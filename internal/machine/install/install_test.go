@@ -113,20 +113,32 @@ func (i *image) LoginsWith(_ context.Context, name string) ([]sshd.Login, error)
 	return i.logins(trial), nil
 }
 
-// logins keeps the first value of keywords that do not accumulate, as sshd does.
+// logins keeps the first value of keywords that do not accumulate, as sshd does. Lines in a
+// Match block, which does not match, show with another keyword.
 func (i *image) logins(config string) []sshd.Login {
 	var settings strings.Builder
 	seen := map[string]bool{}
-	if i.prints != nil {
-		config += "\n" + i.prints(config)
-	}
-	for line := range strings.Lines(config) {
+	prefix := ""
+	add := func(line string) {
 		keyword, value, ok := strings.Cut(strings.TrimSpace(line), " ")
-		if keyword = strings.ToLower(keyword); !ok || keyword == "#" || keyword == "include" || seen[keyword] && keyword != "hostcertificate" {
-			continue
+		keyword = strings.ToLower(keyword)
+		if keyword == "match" {
+			prefix = "match:"
+		}
+		keyword = prefix + keyword
+		if !ok || keyword == "#" || keyword == "include" || seen[keyword] && keyword != "hostcertificate" {
+			return
 		}
 		seen[keyword] = true
 		fmt.Fprintf(&settings, "%s %s\n", keyword, value)
+	}
+	for line := range strings.Lines(config) {
+		add(line)
+	}
+	if prefix = ""; i.prints != nil {
+		for line := range strings.Lines(i.prints(config)) {
+			add(line)
+		}
 	}
 	return []sshd.Login{{Connection: sshd.Connection{User: "root", Address: "192.0.2.1"}, Settings: []byte(settings.String())}}
 }

@@ -42,11 +42,15 @@ func newInstalled(t *testing.T, mainConfig string) *installed {
 	i := newImage(t, mainConfig)
 	machinetest.WriteHostKey(t, "ed25519", filepath.Join(i.root, hostKey))
 	i.write("/root/.ssh/authorized_keys", string(ssh.MarshalAuthorizedKey(machinetest.SeededSigner(t, 1).PublicKey())))
+	i.write("/bin/sh", "")
+	if err := os.Chmod(filepath.Join(i.root, "/bin/sh"), 0o755); err != nil {
+		t.Fatal(err)
+	}
 	return machineOf(i)
 }
 
 func machineOf(i *image) *installed {
-	i.accounts = []sshd.Account{{Name: "root", Home: "/root", LogsIn: true}}
+	i.accounts = []sshd.Account{{Name: "root", Home: "/root", Shell: "/bin/sh", LogsIn: true}}
 	i.prints = func(string) string {
 		return "PermitRootLogin yes\nStrictModes no\nAuthorizedKeysFile .ssh/authorized_keys\n"
 	}

@@ -1,6 +1,7 @@
 package sshd
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -20,8 +21,11 @@ import (
 type Account struct {
 	Name, Home string
 	UID        int
+	Shell      string
 	Groups     []string
-	// LogsIn is false for service accounts, and for accounts whose shell lets nobody in.
+	GIDs       []int // of the primary group, then of the others
+	// LogsIn is false for service accounts, and for accounts whose shell lets nobody in. It is
+	// true for root, whatever its shell.
 	LogsIn bool
 }
 
@@ -30,7 +34,7 @@ type Account struct {
 func (s *Server) Accounts() ([]Account, error) {
 	passwd, err := os.ReadFile(filepath.Join("/", s.Root, "etc/passwd"))
 	if errors.Is(err, fs.ErrNotExist) {
-		return []Account{{Name: rootHere().User, Home: "/root", LogsIn: true}}, nil
+		return []Account{rootAccount()}, nil
 	}
 	if err != nil {
 		return nil, fmt.Errorf("find the accounts that can log in: %w", err)
@@ -42,40 +46,80 @@ func (s *Server) Accounts() ([]Account, error) {
 	return parseAccounts(string(passwd), string(group)), nil
 }
 
+// rootAccount is root without a line in passwd(5).
+func rootAccount() Account {
+	return Account{Name: rootHere().User, Home: "/root", Shell: defaultShell, GIDs: []int{0}, LogsIn: true}
+}
+
+// defaultShell is the shell of an account whose line names none.
+const defaultShell = "/bin/sh"
+
 // parseAccounts reads passwd(5) and group(5). root comes first, even without a line.
 func parseAccounts(passwd, group string) []Account {
-	const firstPerson = 1000 // UID_MIN of login.defs(5)
-	accounts := []Account{{Name: rootHere().User, Home: "/root", LogsIn: true}}
-	primary := map[string]string{"root": "0"} // account to group id
+	accounts := []Account{rootAccount()}
+	seen := map[string]bool{}
 	for line := range strings.Lines(passwd) {
-		fields := strings.Split(strings.TrimSpace(line), ":")
-		if len(fields) != 7 || fields[0] == "" || strings.ContainsAny(fields[0], ", =") {
+		a, ok := parseAccount(line)
+		switch {
+		case !ok || seen[a.Name]:
 			continue
+		case a.Name == accounts[0].Name:
+			a.LogsIn = true
+			accounts[0] = a
+		default:
+			accounts = append(accounts, a)
 		}
-		uid, err := strconv.Atoi(fields[2])
-		if err != nil || slices.ContainsFunc(accounts, func(a Account) bool { return a.Name == fields[0] }) {
-			continue
-		}
-		shell := filepath.Base(fields[6])
-		primary[fields[0]] = fields[3]
-		accounts = append(accounts, Account{
-			Name: fields[0], Home: fields[5], UID: uid,
-			LogsIn: uid >= firstPerson && shell != "nologin" && shell != "false",
-		})
+		seen[a.Name] = true
+	}
+	addGroups(accounts, group)
+	return accounts
+}
+
+// addGroups adds the groups of group(5). There may be a hundred thousand accounts and groups.
+func addGroups(accounts []Account, group string) {
+	named, primary := map[string]int{}, map[int][]int{} // to indexes of accounts
+	for n, a := range accounts {
+		named[a.Name] = n
+		primary[a.GIDs[0]] = append(primary[a.GIDs[0]], n)
 	}
 	for line := range strings.Lines(group) {
 		fields := strings.Split(strings.TrimSpace(line), ":")
 		if len(fields) != 4 {
 			continue
 		}
-		members := strings.Split(fields[3], ",")
-		for n, a := range accounts {
-			if primary[a.Name] == fields[2] || slices.Contains(members, a.Name) {
-				accounts[n].Groups = append(accounts[n].Groups, fields[0])
+		gid, err := strconv.Atoi(fields[2])
+		if err != nil {
+			continue
+		}
+		in := slices.Clone(primary[gid])
+		for member := range strings.SplitSeq(fields[3], ",") {
+			if n, ok := named[member]; ok {
+				in = append(in, n)
 			}
 		}
+		slices.Sort(in)
+		for _, n := range slices.Compact(in) {
+			accounts[n].Groups = append(accounts[n].Groups, fields[0])
+			accounts[n].GIDs = append(accounts[n].GIDs, gid)
+		}
 	}
-	return accounts
+}
+
+func parseAccount(line string) (a Account, ok bool) {
+	const firstPerson = 1000 // UID_MIN of login.defs(5)
+	fields := strings.Split(strings.TrimSpace(line), ":")
+	if len(fields) != 7 || fields[0] == "" || strings.ContainsAny(fields[0], ", =") {
+		return a, false
+	}
+	uid, err := strconv.Atoi(fields[2])
+	gid, err2 := strconv.Atoi(fields[3])
+	if err != nil || err2 != nil {
+		return a, false
+	}
+	a = Account{Name: fields[0], Home: fields[5], UID: uid, GIDs: []int{gid}, Shell: cmp.Or(fields[6], defaultShell)}
+	shell := filepath.Base(a.Shell)
+	a.LogsIn = uid >= firstPerson && shell != "nologin" && shell != "false"
+	return a, true
 }
 
 // Absent returns those of the names that no account, or no group, has: database is "passwd" or

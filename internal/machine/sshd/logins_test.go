@@ -2,6 +2,7 @@ package sshd
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -32,6 +33,38 @@ admin:x:1000:1000:again:/home/admin:/bin/bash
 	}
 	if want := []string{"root root", "admin sudo,admin", "git sudo"}; !slices.Equal(got, want) {
 		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
+// root's line says where its home is, and whether its shell lets anybody in.
+func TestRootAccount(t *testing.T) {
+	for passwd, want := range map[string]Account{
+		"":                                      {Home: "/root", Shell: "/bin/sh"},
+		"root:x:0:0::/srv/root:/sbin/nologin\n": {Home: "/srv/root", Shell: "/sbin/nologin"},
+		"root:x:0:0::/srv/root:\nroot:x:0:0::/second:/bin/sh\n": {Home: "/srv/root", Shell: "/bin/sh"},
+	} {
+		accounts := parseAccounts(passwd, "root:x:0:\nwheel:x:10:ann,root\n")
+		root := accounts[0]
+		if len(accounts) != 1 || root.Home != want.Home || root.Shell != want.Shell || !root.LogsIn || !slices.Equal(root.GIDs, []int{0, 0, 10}) {
+			t.Errorf("%q: %+v", passwd, accounts)
+		}
+	}
+}
+
+// On a machine with a hundred thousand local accounts, comparing each with each would take
+// minutes.
+func TestManyAccounts(t *testing.T) {
+	const most = 100_000
+	var passwd, group strings.Builder
+	for n := range most {
+		fmt.Fprintf(&passwd, "u%d:x:%d:%d::/home/u%d:/bin/sh\n", n, 1000+n, 1000+n, n)
+		fmt.Fprintf(&group, "u%d:x:%d:\n", n, 1000+n)
+	}
+	group.WriteString("staff:x:50:u7,u99999,u7\n")
+	accounts := parseAccounts(passwd.String(), group.String())
+	last := accounts[len(accounts)-1]
+	if len(accounts) != most+1 || !slices.Equal(last.Groups, []string{"u99999", "staff"}) {
+		t.Errorf("%d accounts, the last is %+v", len(accounts), last)
 	}
 }
 
@@ -90,6 +123,10 @@ func TestHowOftenSSHDRuns(t *testing.T) {
 		{"a quoted keyword", "\"Match\" user git\n", "", false, nil},
 		{"in an included file", "Include INCLUDED\n", "Match all\n", false, nil},
 		{"in a file whose Include is quoted", "\"Include\" INCLUDED\n", "Match all\n", false, nil},
+		{"in a file in single quotes", "Include 'INCLUDED'\n", "Match all\n", false, nil},
+		{"in a file that is quoted in part", "Include DIR/\"included\"\n", "Match all\n", false, nil},
+		{"in a file before a comment of OpenSSH before 8.7", "Include INCLUDED#x\n", "Match all\n", false, nil},
+		{"in a file that is quoted", "Include \"INCLUDED\"\n", "UsePAM yes\n", true, nil},
 		{"in a file behind a pattern of glob(7)", "Include DIR/[!x]ncluded\n", "Match all\n", false, nil},
 		{"an included folder", "Include DIR\n", "", false, nil},
 		{"beyond what is read", strings.Repeat("Port 22\n", maxLines+1), "", false, nil},

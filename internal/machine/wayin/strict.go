@@ -1,21 +1,23 @@
 package wayin
 
 import (
+	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"syscall"
 )
 
 // isSafe does what StrictModes does (auth_secure_path in OpenSSH's misc.c): the file, and each
 // folder above it up to the home directory or the root, belongs to root or the account, and
-// nobody else may write it. sshd also reads the file as the account.
+// nobody else may write it.
 func (l *lookup) isSafe(file string) bool {
 	path, err := l.resolve(file)
 	if err != nil {
 		return false
 	}
 	home, err := l.resolve(l.account.Home)
-	if err != nil || !l.owned(path) || !l.readable(path) {
+	if err != nil || !l.owned(path) {
 		return false
 	}
 	root := filepath.Join("/", l.Root)
@@ -39,13 +41,40 @@ func (l *lookup) owned(path string) bool {
 	return ok && (stat.Uid == 0 || int(stat.Uid) == l.account.UID)
 }
 
-func (l *lookup) readable(path string) bool {
-	const byOwner, byOthers = 0o400, 0o044
+// isReadable reports whether the account may read a file, because sshd reads it as the account.
+func (l *lookup) isReadable(file string) bool {
+	const read, search = 0o4, 0o1
+	path, err := l.resolve(file)
+	if err != nil || !l.may(path, read) {
+		return false
+	}
+	root := filepath.Join("/", l.Root)
+	for folder := filepath.Dir(path); folder != root && folder != "/"; folder = filepath.Dir(folder) {
+		if !l.may(folder, search) {
+			return false
+		}
+	}
+	return true
+}
+
+// may reports whether a file's mode gives the account an access, which is a bit of the mode for
+// others.
+func (l *lookup) may(path string, access fs.FileMode) bool {
 	info, err := os.Stat(path)
 	if err != nil {
 		return false
 	}
 	stat, ok := info.Sys().(*syscall.Stat_t)
-	mine := ok && int(stat.Uid) == l.account.UID && info.Mode().Perm()&byOwner != 0
-	return l.isRoot() || mine || info.Mode().Perm()&byOthers != 0
+	perm := info.Mode().Perm()
+	switch {
+	case !ok:
+		return false
+	case l.isRoot():
+		return true
+	case int(stat.Uid) == l.account.UID:
+		perm >>= 6
+	case slices.Contains(l.account.GIDs, int(stat.Gid)):
+		perm >>= 3
+	}
+	return perm&access != 0
 }

@@ -12,9 +12,6 @@ import (
 	"strings"
 	"time"
 
-	"golang.org/x/crypto/ssh"
-
-	"github.com/hallmark-ssh/hallmark/internal/machine/cafile"
 	"github.com/hallmark-ssh/hallmark/internal/machine/findings"
 	"github.com/hallmark-ssh/hallmark/internal/machine/rooted"
 	"github.com/hallmark-ssh/hallmark/internal/machine/sshd"
@@ -58,6 +55,9 @@ type lookup struct {
 
 // way returns how the login can work, or "".
 func (l *lookup) way() string {
+	if !l.hasShell() || !l.comesFromElsewhere() || l.aged().account {
+		return ""
+	}
 	available := map[string]string{}
 	for method, find := range map[string]func() string{
 		"publickey": l.publicKey, "password": l.password, "keyboard-interactive": l.interactive,
@@ -71,19 +71,26 @@ func (l *lookup) way() string {
 		lists = []string{"publickey", "password", "keyboard-interactive"}
 	}
 	for _, list := range lists {
-		var steps []string
-		methods := strings.Split(list, ",")
-		for _, method := range methods {
-			method, _, _ = strings.Cut(method, ":") // without its submethod
-			if available[method] != "" {
-				steps = append(steps, available[method])
-			}
-		}
-		if len(steps) == len(methods) {
+		if steps := steps(list, available); steps != nil {
 			return l.account.Name + " by " + strings.Join(steps, " and ")
 		}
 	}
 	return ""
+}
+
+// steps returns what all methods of a list (AuthenticationMethods) need, or nil if something is
+// not available. A method that is in the list twice needs two keys, which Find does not count.
+func steps(list string, available map[string]string) (steps []string) {
+	used := map[string]bool{}
+	for method := range strings.SplitSeq(list, ",") {
+		method, _, _ = strings.Cut(method, ":") // without its submethod
+		if available[method] == "" || used[method] {
+			return nil
+		}
+		used[method] = true
+		steps = append(steps, available[method])
+	}
+	return steps
 }
 
 // publicKey returns the key or CA that lets the account in.
@@ -91,23 +98,20 @@ func (l *lookup) publicKey() string {
 	if l.settings.Value("pubkeyauthentication") == "no" || l.isRoot() && !slices.Contains([]string{"yes", "prohibit-password", "without-password"}, l.settings.Value("permitrootlogin")) {
 		return ""
 	}
+	// sshd asks PAM about the account whatever the method, and PAM asks for a new password if
+	// the old one is too old. Nobody who has a key needs to know the old one.
+	if l.settings.Value("usepam") == "no" && l.isLocked() || l.settings.Value("usepam") == "yes" && l.aged().password {
+		return ""
+	}
 	for _, pattern := range strings.Fields(l.settings.Optional("authorizedkeysfile")) {
 		if file := l.expand(pattern); l.hasKey(file) {
 			return "a key in " + file
 		}
 	}
-	file := l.settings.Optional("trustedusercakeys")
-	if file == "" {
-		return ""
+	if file := l.settings.Optional("trustedusercakeys"); file != "" && l.trusts(file) {
+		return "a certificate of a CA in " + file
 	}
-	data, err := l.read(file)
-	if err != nil {
-		return ""
-	}
-	if keys, err := cafile.Parse(data); err != nil || !slices.ContainsFunc(keys, l.usable) {
-		return ""
-	}
-	return "a certificate of a CA in " + file
+	return ""
 }
 
 func (l *lookup) password() string {
@@ -124,22 +128,12 @@ func (l *lookup) interactive() string {
 	return l.secret()
 }
 
-// secret says that the account has a password (shadow(5)), with which it may log in.
+// secret says that the account has a password, with which it may log in.
 func (l *lookup) secret() string {
-	if l.isRoot() && l.settings.Value("permitrootlogin") != "yes" {
+	if l.isRoot() && l.settings.Value("permitrootlogin") != "yes" || !isHash(l.shadow().password) {
 		return ""
 	}
-	data, err := l.read("/etc/shadow")
-	if err != nil {
-		return ""
-	}
-	for line := range strings.Lines(string(data)) {
-		fields := strings.Split(strings.TrimSpace(line), ":")
-		if len(fields) > 1 && fields[0] == l.account.Name && fields[1] != "" && !strings.ContainsAny(fields[1][:1], "!*") {
-			return "a password"
-		}
-	}
-	return ""
+	return "a password"
 }
 
 func (l *lookup) isRoot() bool { return l.account.UID == 0 }
@@ -151,87 +145,6 @@ func (l *lookup) expand(pattern string) string {
 		file = path.Join(l.account.Home, file)
 	}
 	return file
-}
-
-// hasKey reports whether an authorized_keys file lets somebody in. With StrictModes, sshd
-// ignores a file that others could have written.
-func (l *lookup) hasKey(file string) bool {
-	if l.settings.Value("strictmodes") != "no" && !l.isSafe(file) {
-		return false
-	}
-	data, err := l.read(file)
-	if err != nil {
-		return false
-	}
-	for line := range strings.Lines(string(data)) {
-		line = strings.TrimSpace(line)
-		if line == "" || strings.HasPrefix(line, "#") {
-			continue
-		}
-		key, _, options, _, err := ssh.ParseAuthorizedKey([]byte(line))
-		if err == nil && l.usable(key) && !restricts(options, l.Now) {
-			return true
-		}
-	}
-	return false
-}
-
-// restricts reports whether options of an authorized key (sshd(8)) let nobody do anything.
-// Images have root keys whose forced command only says that another account is the right one.
-func restricts(options []string, now time.Time) bool {
-	for _, option := range options {
-		name, value, _ := strings.Cut(option, "=")
-		switch strings.ToLower(name) {
-		case "command":
-			return true
-		case "expiry-time":
-			if !now.Before(expiry(strings.Trim(value, `"`))) {
-				return true
-			}
-		}
-	}
-	return false
-}
-
-// expiry reads YYYYMMDD[HHMM[SS]], in local time or with a Z in UTC. It returns the zero time
-// for anything else, with which sshd refuses the key too.
-func expiry(value string) time.Time {
-	zone := time.Local
-	if digits, ok := strings.CutSuffix(value, "Z"); ok {
-		value, zone = digits, time.UTC
-	}
-	for _, layout := range []string{"20060102", "200601021504", "20060102150405"} {
-		if t, err := time.ParseInLocation(layout, value, zone); err == nil {
-			return t
-		}
-	}
-	return time.Time{}
-}
-
-// usable reports whether sshd accepts a key: its algorithm is permitted, its size too, and
-// RevokedKeys does not list it. A certificate does not count as a key.
-func (l *lookup) usable(key ssh.PublicKey) bool {
-	if _, isCertificate := key.(*ssh.Certificate); isCertificate {
-		return false
-	}
-	algorithms := []string{key.Type()}
-	if key.Type() == ssh.KeyAlgoRSA {
-		algorithms = []string{ssh.KeyAlgoRSASHA512, ssh.KeyAlgoRSASHA256, ssh.KeyAlgoRSA}
-	}
-	accepted := l.settings.Value("pubkeyacceptedalgorithms", "pubkeyacceptedkeytypes")
-	if accepted != "" && !slices.ContainsFunc(algorithms, func(a string) bool { return slices.Contains(strings.Split(accepted, ","), a) }) {
-		return false
-	}
-	revoked := l.settings.Optional("revokedkeys")
-	if revoked == "" {
-		return true
-	}
-	data, err := l.read(revoked)
-	if err != nil {
-		return false // then sshd refuses all keys
-	}
-	yes, err := findings.Revokes(data, key)
-	return err == nil && !yes
 }
 
 // read reads a file of limited size inside the root.

@@ -1,6 +1,9 @@
 package wayin
 
 import (
+	"crypto/rand"
+	"crypto/rsa"
+	"errors"
 	"os"
 	"path/filepath"
 	"slices"
@@ -17,7 +20,9 @@ import (
 // defaults are what "sshd -T" prints for an account.
 const defaults = "permitrootlogin prohibit-password\npubkeyauthentication yes\npasswordauthentication no\n" +
 	"kbdinteractiveauthentication no\nusepam yes\nstrictmodes yes\nauthorizedkeysfile .ssh/authorized_keys .ssh/authorized_keys2\n" +
-	"trustedusercakeys none\nrevokedkeys none\nauthenticationmethods any\npubkeyacceptedalgorithms ssh-ed25519,rsa-sha2-512\n"
+	"trustedusercakeys none\nrevokedkeys none\nauthenticationmethods any\npubkeyacceptedalgorithms ssh-ed25519,ssh-ed25519-cert-v01@openssh.com,rsa-sha2-512\n" +
+	"casignaturealgorithms ssh-ed25519\nrequiredrsasize 2048\nforcecommand none\nchrootdirectory none\nmaxsessions 10\nusedns no\n" +
+	"authorizedprincipalsfile none\nauthorizedprincipalscommand none\n"
 
 func TestFind(t *testing.T) {
 	key := strings.TrimSpace(string(ssh.MarshalAuthorizedKey(sshkeytest.NewSigner(t).PublicKey())))
@@ -60,6 +65,43 @@ func TestFind(t *testing.T) {
 		{"root's password", "passwordauthentication yes", map[string]string{"/etc/shadow": "root:$y$j9T$abc:1::::::\n"}, ""},
 		{"a password alone is not enough", "passwordauthentication yes\nauthenticationmethods publickey,password", map[string]string{"/etc/shadow": "ann:$y$j9T$abc:1::::::\n"}, ""},
 		{"both", "passwordauthentication yes\nauthenticationmethods publickey,password:pam", map[string]string{file: key, "/etc/shadow": "ann:$y$j9T$abc:1::::::\n"}, "ann by a key in " + file + " and a password"},
+		{"two keys", "authenticationmethods publickey,publickey", map[string]string{file: key + "\n"}, ""},
+		{"a password that is no hash", "passwordauthentication yes", map[string]string{"/etc/shadow": "ann:x:1::::::\n"}, ""},
+		{"an old kind of hash", "passwordauthentication yes", map[string]string{"/etc/shadow": "ann:ab1234567890.:1::::::\n"}, "ann by a password"},
+		{"an account that has ended", "", map[string]string{file: key, "/etc/shadow": "ann:!:20000:0:99999:7::20780:\n"}, ""},
+		{"an account that ends on day 0", "", map[string]string{file: key, "/etc/shadow": "ann:!:20000:0:99999:7::0:\n"}, ""},
+		{"an account that ends later", "", map[string]string{file: key, "/etc/shadow": "ann:!:20000:0:99999:7::30000:\n"}, "ann by a key"},
+		{"a password to change at once", "", map[string]string{file: key, "/etc/shadow": "ann:!:0:0:99999:7:::\n"}, ""},
+		{"a password that is too old", "", map[string]string{file: key, "/etc/shadow": "ann:!:20000:0:365:7:::\n"}, ""},
+		{"a password that is too old but may be changed", "passwordauthentication yes", map[string]string{"/etc/shadow": "ann:$y$j9T$abc:20000:0:365:7:9999::\n"}, "ann by a password"},
+		{"a password that may not be changed anymore", "passwordauthentication yes", map[string]string{"/etc/shadow": "ann:$y$j9T$abc:20000:0:365:7:30::\n"}, ""},
+		{"a password that is too old, without PAM", "usepam no", map[string]string{file: key, "/etc/shadow": "ann:*:20000:0:365:7:::\n"}, "ann by a key"},
+		{"a locked account without PAM", "usepam no", map[string]string{file: key, "/etc/shadow": "ann:!:20000:0:99999:7:::\n"}, ""},
+		{"a locked account with PAM", "", map[string]string{file: key, "/etc/shadow": "ann:!:20000:0:99999:7:::\n"}, "ann by a key"},
+		{"files only", "forcecommand internal-sftp", map[string]string{file: key}, ""},
+		{"another root folder", "chrootdirectory /srv", map[string]string{file: key}, ""},
+		{"no sessions", "maxsessions 0", map[string]string{file: key}, ""},
+		{"allowed from here only", "allowusers ann@127.0.0.1", map[string]string{file: key}, ""},
+		{"allowed from a network", "allowusers ann@127.0.0.1\nallowusers ann@10.0.0.0/8", map[string]string{file: key}, "ann by a key"},
+		{"a key from here only", "", map[string]string{file: `from="127.0.0.1,::1,localhost" ` + key}, ""},
+		{"a key from a name", "", map[string]string{file: `from="*.example.com" ` + key}, ""},
+		{"a key from a name that sshd looks up", "usedns yes", map[string]string{file: `from="*.example.com" ` + key}, "ann by a key"},
+		{"a key from a pattern", "", map[string]string{file: `from="!10.0.0.1,10.*" ` + key}, "ann by a key"},
+		{"a value without quotes", "", map[string]string{file: "from=10.0.0.1 " + key}, ""},
+		{"an unknown option", "", map[string]string{file: "no-such-thing " + key}, ""},
+		{"an option with a comma", "", map[string]string{file: `environment="A=\"b, c\"",no-pty ` + key}, "ann by a key"},
+		{"a byte order mark", "", map[string]string{file: "\ufeff" + key}, ""},
+		{"another type than the key's", "", map[string]string{file: strings.Replace(key, "ssh-ed25519", "ssh-rsa", 1)}, ""},
+		{"carriage returns", "", map[string]string{file: "# hers\r\n" + key + "\r"}, "ann by a key"},
+		{"an RSA key", "", map[string]string{file: rsaLine(t, 2048)}, "ann by a key"},
+		{"a short RSA key", "", map[string]string{file: rsaLine(t, 1024)}, ""},
+		{"another CA, but no certificates", "trustedusercakeys /etc/ca.pub\npubkeyacceptedalgorithms ssh-ed25519", map[string]string{"/etc/ca.pub": key}, ""},
+		{"another CA, but only certificates", "trustedusercakeys /etc/ca.pub\npubkeyacceptedalgorithms ssh-rsa-cert-v01@openssh.com", map[string]string{"/etc/ca.pub": key}, "by a certificate"},
+		{"another CA that may not sign so", "trustedusercakeys /etc/ca.pub\ncasignaturealgorithms rsa-sha2-512", map[string]string{"/etc/ca.pub": key}, ""},
+		{"another CA without principals", "trustedusercakeys /etc/ca.pub\nauthorizedprincipalsfile /keys/%u", map[string]string{"/etc/ca.pub": key, "/keys/ann": "# none\n"}, ""},
+		{"another CA with principals", "trustedusercakeys /etc/ca.pub\nauthorizedprincipalsfile /keys/%u", map[string]string{"/etc/ca.pub": key, "/keys/ann": "ann\n"}, "ann by a certificate"},
+		{"another CA and a program's principals", "trustedusercakeys /etc/ca.pub\nauthorizedprincipalscommand /bin/x", map[string]string{"/etc/ca.pub": key}, ""},
+		{"an account's CA, but no certificates", "pubkeyacceptedalgorithms ssh-ed25519", map[string]string{file: "cert-authority " + key}, ""},
 		{"Kerberos", "authenticationmethods gssapi-with-mic", map[string]string{file: key}, ""},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -87,8 +129,11 @@ func newTestMachine(t *testing.T, settings string, files map[string]string) Mach
 		}
 	}
 	// Only root can change who owns a file. Anybody else who runs the test is the account.
-	ann := sshd.Account{Name: "ann", Home: "/home/ann", UID: max(os.Getuid(), 1000), LogsIn: true}
-	m := Machine{Root: root, Accounts: []sshd.Account{{Name: "root", Home: "/root", LogsIn: true}, ann, {Name: "svc", Home: "/srv", UID: 999}}}
+	ann := sshd.Account{Name: "ann", Home: "/home/ann", UID: max(os.Getuid(), 1000), GIDs: []int{1000}, Shell: "/bin/bash", LogsIn: true}
+	if err := errors.Join(os.MkdirAll(filepath.Join(root, "bin"), 0o755), os.WriteFile(filepath.Join(root, ann.Shell), nil, 0o755)); err != nil {
+		t.Fatal(err)
+	}
+	m := Machine{Root: root, Accounts: []sshd.Account{{Name: "root", Home: "/root", Shell: ann.Shell, LogsIn: true}, ann, {Name: "svc", Home: "/srv", UID: 999}}}
 	if os.Getuid() == 0 {
 		chown(t, filepath.Join(root, "home"), ann.UID)
 		chown(t, filepath.Join(root, "keys"), ann.UID)
@@ -150,8 +195,9 @@ func TestStrictModes(t *testing.T) {
 		"others may write its group": func(path string) error { return os.Chmod(filepath.Dir(path), 0o775) },
 		"others may write the home":  func(path string) error { return os.Chmod(filepath.Dir(filepath.Dir(path)), 0o777) },
 		"it is another's":            func(path string) error { return os.Chown(path, 4242, -1) },
-		"she may not read it": func(path string) error {
-			return os.Chown(path, 0, 0)
+		"she may not read it":        func(path string) error { return os.Chown(path, 0, 0) },
+		"she may not enter its folder": func(path string) error {
+			return errors.Join(os.Chown(filepath.Dir(path), 0, 0), os.Chmod(filepath.Dir(path), 0o700))
 		},
 	} {
 		for _, strict := range []string{"yes", "no"} {
@@ -159,9 +205,62 @@ func TestStrictModes(t *testing.T) {
 			if err := spoil(filepath.Join(m.Root, "home/ann/.ssh/authorized_keys")); err != nil {
 				t.Fatal(err)
 			}
-			if got, want := len(Find(m)) > 0, name == "as it should be" || strict == "no"; got != want {
+			good, unreadable := name == "as it should be", strings.HasPrefix(name, "she may not") || name == "it is another's"
+			if got, want := len(Find(m)) > 0, good || strict == "no" && !unreadable; got != want {
 				t.Errorf("%s, StrictModes %s: %v", name, strict, got)
 			}
 		}
 	}
+}
+
+// sshd reads the file as the account, which may be a member of its group.
+func TestReadableByGroup(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("files have to belong to others")
+	}
+	key := string(ssh.MarshalAuthorizedKey(sshkeytest.NewSigner(t).PublicKey()))
+	for _, test := range []struct {
+		gid  int
+		mode os.FileMode
+		want bool
+	}{{1000, 0o640, true}, {1001, 0o640, false}, {1001, 0o644, true}, {1000, 0o604, false}} {
+		m := newTestMachine(t, "authorizedkeysfile /keys/%u", map[string]string{"/keys/ann": key})
+		path := filepath.Join(m.Root, "keys/ann")
+		if err := errors.Join(os.Chown(path, 0, test.gid), os.Chmod(path, test.mode)); err != nil {
+			t.Fatal(err)
+		}
+		if got := len(Find(m)) > 0; got != test.want {
+			t.Errorf("%+v: %v", test, got)
+		}
+	}
+}
+
+// sshd refuses an account without a shell, and other shells offer something else.
+func TestShells(t *testing.T) {
+	key := string(ssh.MarshalAuthorizedKey(sshkeytest.NewSigner(t).PublicKey()))
+	for shell, want := range map[string]bool{"/bin/bash": true, "/bin/zsh": false, "/sbin/nologin": false, "/usr/bin/git-shell": false, "": false} {
+		m := newTestMachine(t, "", map[string]string{"/root/.ssh/authorized_keys": key, "/sbin/nologin": "", "/usr/bin/git-shell": ""})
+		for _, program := range []string{"sbin/nologin", "usr/bin/git-shell"} {
+			if err := os.Chmod(filepath.Join(m.Root, program), 0o755); err != nil {
+				t.Fatal(err)
+			}
+		}
+		m.Accounts[0].Shell = shell
+		if got := len(Find(m)) > 0; got != want {
+			t.Errorf("%q: %v", shell, got)
+		}
+	}
+}
+
+func rsaLine(t *testing.T, bits int) string {
+	t.Helper()
+	key, err := rsa.GenerateKey(rand.Reader, bits)
+	if err != nil {
+		t.Fatal(err)
+	}
+	public, err := ssh.NewPublicKey(&key.PublicKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.TrimSpace(string(ssh.MarshalAuthorizedKey(public)))
 }
