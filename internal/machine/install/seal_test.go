@@ -33,6 +33,26 @@ func TestSealRefuses(t *testing.T) {
 			"/etc/systemd/system/sshd-keygen@.service":     "[Service]\nExecStart=/bin/true\n",
 		}, "generates host keys"},
 		{"a unit of the image's", map[string]string{"/etc/systemd/system/keys.service": "[Service]\nExecStart=/usr/bin/ssh-keygen -A\n"}, ""},
+		{"cloud-init told not to, by an empty value", map[string]string{"/usr/bin/cloud-init": "", "/etc/cloud/cloud.cfg": "ssh_genkeytypes: ~\n"}, "generates host keys"},
+		{"cloud-init told to, without a list", map[string]string{"/usr/bin/cloud-init": "", "/etc/cloud/cloud.cfg": "ssh_genkeytypes: ed25519\n"}, ""},
+		{"cloud-init with its ssh module again", map[string]string{
+			"/usr/bin/cloud-init": "", "/etc/cloud/cloud.cfg": "cloud_init_modules: [seed_random]\n", "/etc/cloud/cloud.cfg.d/99.cfg": "cloud_init_modules: [[ssh, always]]\n",
+		}, ""},
+		{"cloud-init told not to, and its unit", map[string]string{
+			"/usr/bin/cloud-init": "", "/etc/cloud/cloud.cfg.d/99.cfg": "ssh_genkeytypes: []\n",
+			"/usr/lib/systemd/system/cloud-init.service": "[Unit]\nWants=sshd-keygen.service\nBefore=sshd-keygen.service\n[Service]\nExecStart=/usr/bin/cloud-init init\n",
+		}, "generates host keys"},
+		{"cloud-init told not to, and Red Hat's unit, which leaves it to cloud-init", map[string]string{
+			"/usr/bin/cloud-init": "", "/etc/cloud/cloud.cfg": "ssh_genkeytypes: []\n",
+			"/usr/lib/systemd/system/sshd-keygen@.service":                                                 "[Service]\nExecStart=/usr/libexec/openssh/sshd-keygen %i\n",
+			"/usr/lib/systemd/system/sshd-keygen@.service.d/disable-sshd-keygen-if-cloud-init-active.conf": "[Unit]\nConditionPathExists=!/run/systemd/generator.early/multi-user.target.wants/cloud-init.target\n",
+		}, "generates host keys"},
+		{"cloud-init that is off, and Red Hat's unit, which leaves it to cloud-init", map[string]string{
+			"/usr/bin/cloud-init": "", "/etc/cloud/cloud-init.disabled": "",
+			"/usr/lib/systemd/system/sshd-keygen@.service":                                                 "[Service]\nExecStart=/usr/libexec/openssh/sshd-keygen %i\n",
+			"/usr/lib/systemd/system/sshd-keygen@.service.d/disable-sshd-keygen-if-cloud-init-active.conf": "[Unit]\nConditionPathExists=!/run/systemd/generator.early/multi-user.target.wants/cloud-init.target\n",
+		}, ""},
+		{"a script", map[string]string{"/etc/rc.local": "#!/bin/sh\nssh-keygen -A\n"}, ""},
 		{"a unit that only waits for one", map[string]string{"/etc/systemd/system/x.service": "[Unit]\nAfter=sshd-keygen.target\n# ssh-keygen -A\n"}, "generates host keys"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -58,6 +78,20 @@ func TestSealRefuses(t *testing.T) {
 				t.Error(err)
 			}
 		})
+	}
+	for _, unit := range []string{"cloud-init.service", "cloud-init-network.service", "cloud-init.target"} {
+		i := newImage(t, withInclude)
+		i.write("/usr/bin/cloud-init", "")
+		if !MakesHostKeys(i.root) {
+			t.Error("cloud-init does not count")
+		}
+		i.write("/etc/systemd/system/others.service", "")
+		if err := os.Symlink(os.DevNull, filepath.Join(i.root, "/etc/systemd/system", unit)); err != nil {
+			t.Fatal(err)
+		}
+		if MakesHostKeys(i.root) {
+			t.Errorf("cloud-init counts although %s is masked", unit)
+		}
 	}
 	for name, root := range map[string]string{"missing": filepath.Join(t.TempDir(), "typo"), "empty": t.TempDir()} {
 		_, err := Seal(root)
