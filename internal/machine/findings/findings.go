@@ -131,7 +131,8 @@ type evidence struct {
 	// Absent are users and groups that AllowUsers and AllowGroups name and that this machine
 	// does not have. Other names may get an account at boot.
 	Absent []string
-	// Files has the content of the files that the settings name. Missing files are left out.
+	// Files has the content of the files that the settings name, or nil if this process cannot
+	// see it. Missing files are left out.
 	Files map[string][]byte
 }
 
@@ -276,7 +277,8 @@ type Server interface {
 	Accounts() ([]sshd.Account, error)
 	// Absent returns which of the names no account ("passwd") or group ("group") has.
 	Absent(ctx context.Context, database string, names []string) []string
-	// Files reads the files that match the patterns.
+	// Files reads the files that match the patterns. The content of a file that only sshd may
+	// see is nil.
 	Files(patterns []string) map[string][]byte
 }
 

@@ -81,6 +81,8 @@ func TestAssess(t *testing.T) {
 			files: map[string][]byte{"/etc/ssh/auth_principals/root": []byte("# people\nfrom=\"10.0.0.0/8\" root\n")}},
 		{name: "principals of accounts elsewhere", lines: "authorizedprincipalsfile /etc/ssh/auth_principals/%u",
 			files: map[string][]byte{"/etc/ssh/auth_principals/jane": []byte("jane\n")}, want: "AuthorizedPrincipalsFile"},
+		{name: "principals in a home that this process cannot see", lines: "authorizedprincipalsfile .ssh/principals", files: map[string][]byte{"/root/.ssh/principals": nil}},
+		{name: "an empty file of principals", lines: "authorizedprincipalsfile .ssh/principals", files: map[string][]byte{"/root/.ssh/principals": {}}, want: "!AuthorizedPrincipalsFile"},
 		{name: "principals that a command prints", lines: "authorizedprincipalscommand /opt/principals %u", want: "AuthorizedPrincipalsCommand"},
 		{name: "two factors", lines: "authenticationmethods publickey,keyboard-interactive", want: "!AuthenticationMethods"},
 		{name: "two certificates", lines: "authenticationmethods publickey,publickey", want: "!AuthenticationMethods"},

@@ -155,7 +155,8 @@ func (f evidence) principals(login sshd.Login, s sshd.Settings) []problem {
 		return nil
 	}
 	file, known := f.expand(value, login.User)
-	if !known || permits(string(f.Files[file]), login.User) {
+	content, exists := f.Files[file]
+	if hidden := exists && content == nil; !known || hidden || permits(string(content), login.User) {
 		return nil
 	}
 	p := severe("AuthorizedPrincipalsFile", value, consequence, "write AuthorizedPrincipalsFile none, or put each login's own name in its file")

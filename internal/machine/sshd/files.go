@@ -13,15 +13,33 @@ import (
 )
 
 // Files reads the files that match the patterns and affect logins. It skips files that it
-// cannot read.
+// cannot read. The content of a file that sshd may see but this process cannot is nil.
 func (s *Server) Files(patterns []string) map[string][]byte {
 	files := make(map[string][]byte)
 	for _, file := range s.existing(patterns) {
-		if data, err := readBounded(filepath.Join("/", s.Root, file)); err == nil {
+		path := filepath.Join("/", s.Root, file)
+		if data, err := readBounded(path); err == nil {
 			files[file] = data
+		} else if isHidden(path) {
+			files[file] = nil
 		}
 	}
 	return files
+}
+
+// isHidden reports whether a path is in a folder that systemd hides from this process. In
+// hallmark.service, ProtectHome=yes puts an empty folder of mode 0000 in place of /home and
+// /root (systemd.exec(5)).
+func isHidden(path string) bool {
+	for folder := filepath.Dir(path); ; folder = filepath.Dir(folder) {
+		info, err := os.Lstat(folder)
+		if err == nil && info.IsDir() {
+			return info.Mode().Perm() == 0
+		}
+		if folder == "/" || err == nil {
+			return false
+		}
+	}
 }
 
 // existing returns the files that patterns match, up to a limit, as sshd names them. It keeps
@@ -56,7 +74,7 @@ func readBounded(path string) ([]byte, error) {
 		return nil, errors.Join(err, fs.ErrInvalid)
 	}
 	if !info.Mode().IsRegular() || info.Size() > most {
-		return nil, nil
+		return []byte{}, nil
 	}
 	return io.ReadAll(io.LimitReader(file, most))
 }
