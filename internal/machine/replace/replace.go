@@ -301,6 +301,10 @@ func syncFolder(path string) error {
 
 func removeAll(paths ...string) error {
 	for _, path := range paths {
+		// On a read-only file system, Linux refuses to remove even a file that does not exist.
+		if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
 		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
