@@ -188,7 +188,7 @@ func certificateOf(file doctor.File) certificate {
 	}
 	if cert := file.Certificate; cert != nil {
 		c.Serial, c.ValidBefore = cert.Serial, hostkey.FirstEnd([]*ssh.Certificate{cert}).UTC()
-		c.ValidAfter = time.Unix(int64(cert.ValidAfter), 0).UTC() //nolint:gosec // a time
+		c.ValidAfter = hostkey.Start(cert).UTC()
 		c.CA = ssh.FingerprintSHA256(cert.SignatureKey)
 	}
 	return c

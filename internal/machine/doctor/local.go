@@ -266,7 +266,7 @@ func judgeCertificate(file File, f *Facts) (string, Level) {
 	case file.Err != nil:
 		return fmt.Sprintf("%s: %v", file.Path, file.Err), Failure
 	}
-	end, start := hostkey.FirstEnd([]*ssh.Certificate{cert}), time.Unix(int64(cert.ValidAfter), 0) //nolint:gosec // a time
+	end, start := hostkey.FirstEnd([]*ssh.Certificate{cert}), hostkey.Start(cert)
 	n := slices.IndexFunc(f.State.Certificates, func(c state.Certificate) bool { return c.Path == file.Path })
 	switch {
 	case expired(cert, f.Now):

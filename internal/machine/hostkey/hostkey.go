@@ -449,7 +449,20 @@ func FirstEnd(certificates []*ssh.Certificate) time.Time {
 	for _, cert := range certificates {
 		end = min(end, cert.ValidBefore)
 	}
-	return time.Unix(int64(end), 0) //nolint:gosec // hostcert.Check has bounded it
+	return timeOf(end)
+}
+
+// Start returns from when a certificate is valid.
+func Start(cert *ssh.Certificate) time.Time { return timeOf(cert.ValidAfter) }
+
+// timeOf returns a time in a certificate (PROTOCOL.certkeys). A certificate of another CA may
+// be valid forever. The latest time is the last that RFC 3339, and so JSON, can write.
+func timeOf(seconds uint64) time.Time {
+	last := time.Date(9999, time.December, 31, 23, 59, 59, 0, time.UTC)
+	if seconds > uint64(last.Unix()) { //nolint:gosec // it is positive
+		return last
+	}
+	return time.Unix(int64(seconds), 0) //nolint:gosec // it is bounded
 }
 
 // StateOf returns the state's entry for a key and its certificate.

@@ -296,6 +296,19 @@ func TestFirstEnd(t *testing.T) {
 	}
 }
 
+// ssh-keygen without -V makes certificates that are valid forever, and any number may be in a
+// file.
+func TestTimesOfStrangeCertificates(t *testing.T) {
+	for _, seconds := range []uint64{ssh.CertTimeInfinity, 1 << 62, 1 << 63} {
+		cert := &ssh.Certificate{ValidAfter: seconds, ValidBefore: seconds}
+		for _, got := range []time.Time{Start(cert), FirstEnd([]*ssh.Certificate{cert})} {
+			if _, err := got.UTC().MarshalJSON(); err != nil || got.UTC().Year() != 9999 {
+				t.Errorf("%d: %s, %v", seconds, got, err)
+			}
+		}
+	}
+}
+
 func (m *machine) makeFolder(kind string) {
 	m.t.Helper()
 	if err := os.Mkdir(m.path(kind), 0o700); err != nil {
