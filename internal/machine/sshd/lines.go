@@ -100,7 +100,7 @@ func (r *lineReader) read(file string, match []string, depth int) {
 		}
 		keyword, arguments := sshdconf.SplitDirective(text)
 		r.mayMatch = r.mayMatch || mentions(text, "match") ||
-			keyword != "include" && mentions(text, "include") || len(r.lines) >= maxLines
+			mentions(text, "include") && (keyword != "include" || sshdconf.IsAmbiguous(text)) || len(r.lines) >= maxLines
 		if keyword == "" || len(r.lines) >= maxLines {
 			continue
 		}
@@ -124,20 +124,25 @@ func mentions(line, word string) bool {
 	return !strings.HasPrefix(line, "#") && strings.Contains(line, word)
 }
 
-// glob returns the files that an Include matches, as sshd names them, in its order.
+// glob returns the files that an Include matches, as sshd names them, in its order: sshd does
+// not resolve links to folders.
 func (r *lineReader) glob(patterns []string) (files []string) {
 	for _, pattern := range patterns {
 		// glob(7) writes [!a] for Go's [^a], and ~ for a home directory.
 		r.mayMatch = r.mayMatch || strings.ContainsAny(pattern, `[]{}~\`)
 		folder, name := filepath.Split(sshdconf.AbsolutePattern(pattern))
 		r.folders = append(r.folders, filepath.Clean(folder))
+		where, named := folder, func(file string) string { return strings.TrimPrefix(file, r.root) }
 		if resolved, err := rooted.Resolve(r.root, folder); err == nil && !sshdconf.IsPattern(folder) {
-			folder = resolved
+			where, named = resolved, func(file string) string { return filepath.Join(folder, filepath.Base(file)) }
 		}
-		found, _ := filepath.Glob(filepath.Join(r.root, folder, name))
+		found, _ := filepath.Glob(filepath.Join(r.root, where, name))
 		slices.Sort(found)
 		for _, file := range found {
-			files = append(files, filepath.Join("/", strings.TrimPrefix(file, r.root)))
+			// In glob(7), a wildcard does not match a dot at the beginning.
+			if base := filepath.Base(file); base[0] != '.' || strings.HasPrefix(name, ".") {
+				files = append(files, filepath.Join("/", named(file)))
+			}
 		}
 	}
 	return files

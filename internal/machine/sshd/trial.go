@@ -3,7 +3,6 @@ package sshd
 import (
 	"context"
 	"path/filepath"
-	"strconv"
 	"strings"
 
 	"github.com/hallmark-ssh/hallmark/internal/machine/sshdconf"
@@ -21,7 +20,7 @@ func (s *Server) Trial(main, body []byte) []byte {
 	var b strings.Builder
 	for line := range strings.Lines(string(main)) {
 		keyword, arguments := sshdconf.SplitDirective(line)
-		if keyword != "include" {
+		if keyword != "include" || sshdconf.IsAmbiguous(line) && !sshdconf.Includes(arguments, sshdconf.DropIn) {
 			b.WriteString(line)
 			continue
 		}
@@ -46,11 +45,17 @@ func includeEach(b *strings.Builder, files []string, dropIn bool, body []byte) [
 			write()
 		}
 		if file != sshdconf.DropIn {
-			b.WriteString("Include " + strconv.Quote(file) + "\n")
+			b.WriteString("Include " + quoteFile(file) + "\n")
 		}
 	}
 	write()
 	return body
+}
+
+// quoteFile writes a file's name as the argument of an Include, which takes it for a pattern
+// (glob(7)).
+func quoteFile(file string) string {
+	return `"` + strings.NewReplacer(`"`, `\"`, `[`, `\[`, `*`, `\*`, `?`, `\?`).Replace(file) + `"`
 }
 
 // LoginsWith is Logins for another main configuration file, named relative to the folder of

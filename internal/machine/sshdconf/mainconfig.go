@@ -6,6 +6,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 )
 
@@ -28,7 +29,7 @@ func IncludesFirst(config []byte, dropIn string) bool {
 		switch {
 		case keyword == "":
 			continue
-		case keyword != "include":
+		case keyword != "include", IsAmbiguous(line):
 			return false
 		case Includes(arguments, dropIn):
 			return true
@@ -38,37 +39,75 @@ func IncludesFirst(config []byte, dropIn string) bool {
 }
 
 // SplitDirective reads a line as sshd does: a keyword in any case, returned in lower case,
-// then white space or one "=", then arguments that may be in double quotes.
+// then white space or one "=", then arguments that may be quoted.
 func SplitDirective(line string) (keyword string, arguments []string) {
+	keyword, rest := cutKeyword(line)
+	for rest = skipBlanks(rest); rest != "" && rest[0] != '#'; rest = skipBlanks(rest) {
+		var argument string
+		argument, rest = cutArgument(rest)
+		arguments = append(arguments, argument)
+	}
+	return keyword, arguments
+}
+
+func cutKeyword(line string) (keyword, rest string) {
 	line = strings.TrimSpace(line)
 	if line == "" || strings.HasPrefix(line, "#") {
-		return "", nil
+		return "", ""
 	}
 	end := strings.IndexAny(line, " \t=\"")
 	if end < 0 {
-		return strings.ToLower(line), nil
+		return strings.ToLower(line), ""
 	}
-	rest := strings.TrimSpace(line[end:])
-	rest = strings.TrimPrefix(rest, "=")
-	return strings.ToLower(line[:end]), splitArguments(rest)
+	return strings.ToLower(line[:end]), strings.TrimPrefix(strings.TrimSpace(line[end:]), "=")
 }
 
-func splitArguments(s string) (arguments []string) {
-	for {
-		s = strings.TrimLeft(s, " \t")
-		if s == "" || s[0] == '#' {
-			return arguments
+func skipBlanks(s string) string { return strings.TrimLeft(s, " \t") }
+
+// cutArgument takes one argument from the front, like argv_split in OpenSSH's misc.c: single
+// or double quotes may enclose any part of it, and a backslash may precede a quote, a backslash
+// or, outside quotes, a blank.
+func cutArgument(s string) (argument, rest string) {
+	var b strings.Builder
+	var quote byte
+	for n := 0; n < len(s); n++ {
+		c := s[n]
+		switch {
+		case c == '\\' && n+1 < len(s) && (strings.IndexByte(`'"\`, s[n+1]) >= 0 || quote == 0 && s[n+1] == ' '):
+			n++
+			b.WriteByte(s[n])
+		case quote == 0 && (c == ' ' || c == '\t'):
+			return b.String(), s[n:]
+		case quote == 0 && (c == '\'' || c == '"'):
+			quote = c
+		case quote != 0 && c == quote:
+			quote = 0
+		default:
+			b.WriteByte(c)
 		}
-		var argument string
-		if s[0] == '"' {
-			argument, s, _ = strings.Cut(s[1:], `"`)
-		} else if end := strings.IndexAny(s, " \t"); end >= 0 {
-			argument, s = s[:end], s[end:]
-		} else {
-			argument, s = s, ""
-		}
-		arguments = append(arguments, argument)
 	}
+	return b.String(), ""
+}
+
+// IsAmbiguous reports whether OpenSSH before 8.7 splits a line in another way: it knows only
+// double quotes around a whole argument, and a comment may begin anywhere.
+func IsAmbiguous(line string) bool {
+	_, arguments := SplitDirective(line)
+	_, rest := cutKeyword(line)
+	rest, _, _ = strings.Cut(rest, "#")
+	var earlier []string
+	for rest = skipBlanks(rest); rest != ""; rest = skipBlanks(rest) {
+		var argument string
+		if rest[0] == '"' {
+			argument, rest, _ = strings.Cut(rest[1:], `"`)
+		} else if end := strings.IndexAny(rest, " \t"); end >= 0 {
+			argument, rest = rest[:end], rest[end:]
+		} else {
+			argument, rest = rest, ""
+		}
+		earlier = append(earlier, argument)
+	}
+	return !slices.Equal(arguments, earlier)
 }
 
 // Includes reports whether one of an Include's patterns matches the file.

@@ -2,6 +2,7 @@ package sshdconf
 
 import (
 	"bytes"
+	"slices"
 	"testing"
 )
 
@@ -25,9 +26,46 @@ func TestIncludesFirst(t *testing.T) {
 		{"bad pattern", "Include /etc/ssh/sshd_config.d/[\n", false},
 		{"empty", "", false},
 		{"without argument", "Include\n", false},
+		{"in quotes that OpenSSH before 8.7 does not know", "Include '/etc/ssh/sshd_config.d/*.conf'\n", false},
+		{"after such quotes", "Include '/etc/a'\nInclude /etc/ssh/sshd_config.d/*.conf\n", false},
 	} {
 		if got := IncludesFirst([]byte(test.config), DropIn); got != test.want {
 			t.Errorf("%s: %v, want %v", test.name, got, test.want)
+		}
+	}
+}
+
+// The expected arguments are what OpenSSH's argv_split makes of each line.
+func TestSplitDirective(t *testing.T) {
+	for _, test := range []struct {
+		line, keyword string
+		arguments     []string
+		ambiguous     bool
+	}{
+		{"", "", nil, false},
+		{"  # Port 22", "", nil, false},
+		{"PORT 22\r\n", "port", []string{"22"}, false},
+		{"Port=22", "port", []string{"22"}, false},
+		{"\tport \t= \t22 ", "port", []string{"22"}, false},
+		{"Port", "port", nil, false},
+		{`Banner "a b" c # d`, "banner", []string{"a b", "c"}, false},
+		{`Include "/etc/a"`, "include", []string{"/etc/a"}, false},
+		{`Include '/etc/a b' /etc/c`, "include", []string{"/etc/a b", "/etc/c"}, true},
+		{`Include /etc/"a b".conf`, "include", []string{"/etc/a b.conf"}, true},
+		{`Include "/etc/ssh"/*.conf`, "include", []string{"/etc/ssh/*.conf"}, true},
+		{`Include /etc/a\ b`, "include", []string{"/etc/a b"}, true},
+		{`Include "a\"b" 'c\'d' e\\f g\h`, "include", []string{`a"b`, "c'd", `e\f`, `g\h`}, true},
+		{`Include "" b`, "include", []string{"", "b"}, false},
+		{"Include /etc/a#b", "include", []string{"/etc/a#b"}, true},
+		{`Include "never closed`, "include", []string{"never closed"}, false},
+		{`Include a\`, "include", []string{`a\`}, false},
+	} {
+		keyword, arguments := SplitDirective(test.line)
+		if keyword != test.keyword || !slices.Equal(arguments, test.arguments) {
+			t.Errorf("%q: %q %q, want %q %q", test.line, keyword, arguments, test.keyword, test.arguments)
+		}
+		if IsAmbiguous(test.line) != test.ambiguous {
+			t.Errorf("%q: ambiguous %v", test.line, !test.ambiguous)
 		}
 	}
 }

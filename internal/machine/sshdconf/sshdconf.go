@@ -61,9 +61,9 @@ func (o Options) Render() []byte {
 	var b strings.Builder
 	b.WriteString("# Written by hallmark install: logins by certificates of a Teleport cluster.\n")
 	b.WriteString("# Changes made here are lost when it runs again.\n")
-	fmt.Fprintf(&b, "TrustedUserCAKeys %s\n", o.TrustedUserCAKeys)
+	fmt.Fprintf(&b, "TrustedUserCAKeys %s\n", quote(o.TrustedUserCAKeys))
 	for _, path := range o.HostCertificates {
-		fmt.Fprintf(&b, "HostCertificate %s\n", path)
+		fmt.Fprintf(&b, "HostCertificate %s\n", quote(path))
 	}
 	if o.MaxStartups != "" {
 		fmt.Fprintf(&b, "MaxStartups %s\n", o.MaxStartups)
@@ -72,6 +72,14 @@ func (o Options) Render() []byte {
 		fmt.Fprintf(&b, "PerSourcePenaltyExemptList %s\n", o.PenaltyExempt)
 	}
 	return []byte(b.String())
+}
+
+// quote puts a path into double quotes, which all versions know, if it has a blank.
+func quote(path string) string {
+	if strings.ContainsAny(path, " \t") {
+		return `"` + path + `"`
+	}
+	return path
 }
 
 var maxStartups = regexp.MustCompile(`^([1-9][0-9]{0,5})(?::([1-9][0-9]{0,2}):([1-9][0-9]{0,5}))?$`)

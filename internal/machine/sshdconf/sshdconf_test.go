@@ -4,6 +4,8 @@ import (
 	"flag"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"testing"
 
 	"github.com/hallmark-ssh/hallmark/internal/golden"
@@ -22,6 +24,16 @@ func TestRender(t *testing.T) {
 	exempt := DefaultOptions()
 	exempt.PenaltyExempt = "10.0.0.0/8,192.0.2.7"
 	compare(t, "exempt.golden", exempt.Render())
+}
+
+// sshd would take a path with a blank for two arguments.
+func TestRenderBlanks(t *testing.T) {
+	want := []string{"/srv/host keys/b-cert.pub"}
+	for line := range strings.Lines(string(Options{TrustedUserCAKeys: "/a", HostCertificates: want}.Render())) {
+		if keyword, arguments := SplitDirective(line); keyword == "hostcertificate" && !slices.Equal(arguments, want) {
+			t.Errorf("%q has arguments %q", line, arguments)
+		}
+	}
 }
 
 // The template is for people to read and copy: it must be what is rendered.

@@ -1,0 +1,72 @@
+package sshd
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/hallmark-ssh/hallmark/internal/machine/sshdconf"
+)
+
+// A trial includes each file but the drop-in, in whose place is the new content.
+func TestTrial(t *testing.T) {
+	const (
+		body     = "TrustedUserCAKeys /ca\n"
+		included = "Include \"/etc/ssh/sshd_config.d/50-cloud-init.conf\"\n"
+	)
+	for _, test := range []struct{ name, folder, main, with, without string }{
+		{"a folder", "etc/ssh/sshd_config.d", "Include /etc/ssh/sshd_config.d/*.conf\nPort 22\n", body + included + "Port 22\n", included + "Port 22\n"},
+		{"a link to a folder", "srv/sshd.d", "Include /etc/ssh/sshd_config.d/*.conf\nPort 22\n", body + included + "Port 22\n", included + "Port 22\n"},
+		{"quotes of OpenSSH 8.7", "etc/ssh/sshd_config.d", "Include '/etc/ssh/sshd_config.d/*.conf'\n", body + included, included},
+		{"another file in such quotes", "etc/ssh/sshd_config.d", "Include '/etc/ssh/sshd_config.d/5*.conf'\n", "Include '/etc/ssh/sshd_config.d/5*.conf'\n", "Include '/etc/ssh/sshd_config.d/5*.conf'\n"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			root := t.TempDir()
+			dropIns := filepath.Join(root, filepath.Dir(sshdconf.DropIn))
+			for _, folder := range []string{filepath.Dir(dropIns), filepath.Join(root, test.folder)} {
+				if err := os.MkdirAll(folder, 0o755); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if !strings.HasPrefix(test.folder, "etc") {
+				if err := os.Symlink("/"+test.folder, dropIns); err != nil {
+					t.Fatal(err)
+				}
+			}
+			for _, name := range []string{filepath.Base(sshdconf.DropIn), "50-cloud-init.conf", ".hidden.conf"} {
+				if err := os.WriteFile(filepath.Join(root, test.folder, name), nil, 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			s := &Server{Root: root}
+			for body, want := range map[string]string{body: test.with, "": test.without} {
+				if got := string(s.Trial([]byte(test.main), []byte(body))); got != want {
+					t.Errorf("with %q:\n%s\nwant\n%s", body, got, want)
+				}
+			}
+		})
+	}
+}
+
+// A file's name may itself be a pattern.
+func TestTrialEscapes(t *testing.T) {
+	root := t.TempDir()
+	folder := filepath.Join(root, filepath.Dir(sshdconf.DropIn))
+	if err := os.MkdirAll(folder, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(folder, "60 [1]*?.conf")
+	if err := os.WriteFile(path, []byte("Port 22\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s := &Server{Root: root}
+	trial := s.Trial([]byte("Include /etc/ssh/sshd_config.d/*.conf\n"), nil)
+	if err := os.WriteFile(filepath.Join(root, sshdconf.MainConfig), trial, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	lines := s.Lines()
+	if len(lines) != 2 || lines[0].String() != strings.TrimPrefix(path, root)+":1" {
+		t.Errorf("%s includes %v", trial, lines)
+	}
+}
