@@ -58,6 +58,8 @@ if [ -e /etc/hallmark/signer_ca.pem ]; then cp /etc/hallmark/signer_ca.pem /root
 		t.Error("the signer's log has no line about it")
 	}
 
+	run(t, i, "/root/again/hallmark", "install", "--from", "/root/again", "--dry-run")
+	checkFiles(t, i, before)
 	run(t, i, "/root/again/hallmark", "install", "--from", "/root/again")
 	run(t, i, "systemctl", "start", "hallmark.timer", "hallmark-renew.timer")
 	back, err := i.WaitEnrolled(t.Context())

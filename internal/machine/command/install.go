@@ -1,6 +1,8 @@
 package command
 
 import (
+	"fmt"
+
 	"github.com/spf13/cobra"
 
 	"github.com/hallmark-ssh/hallmark/internal/cli"
@@ -9,25 +11,28 @@ import (
 
 func installCommand() *cobra.Command {
 	var from, root string
+	var dryRun bool
 	cmd := &cobra.Command{
 		Use: "install --from FOLDER", Short: "install hallmark, its configuration and sshd's settings into a machine or image",
 		Long: `Installs the program, its configuration, the OpenSSH CA, sshd's settings and the systemd units.
 If sshd would not accept the settings, or nobody could log in with a certificate, nothing
-changes. Prints each file that it wrote, replaced or removed.`,
+changes. Prints each file that it wrote, replaced or removed. With --dry-run, it makes the same
+checks, prints what it would change, and changes nothing.`,
 		Args: cli.NoArgs, ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if from == "" {
 				return cli.Usagef(cmd, "--from is missing")
 			}
-			return runInstall(cmd, from, root)
+			return runInstall(cmd, from, root, dryRun)
 		},
 	}
 	cmd.Flags().StringVar(&from, "from", "", "read config.yaml, openssh_ca.pub and signer_ca.pem in this `folder`")
 	cmd.Flags().StringVar(&root, "root", "/", "install into the file system in this `folder`")
+	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "check everything and print what would change, but change nothing")
 	return cmd
 }
 
-func runInstall(cmd *cobra.Command, from, root string) error {
+func runInstall(cmd *cobra.Command, from, root string, dryRun bool) error {
 	if err := requireRoot(cmd); err != nil {
 		return err
 	}
@@ -42,6 +47,9 @@ func runInstall(cmd *cobra.Command, from, root string) error {
 	if err != nil {
 		return asFailure(err)
 	}
+	if dryRun {
+		return previewInstall(cmd, installer, from)
+	}
 	changes, err := installer.Install(cmd.Context(), from)
 	if err != nil {
 		return asFailure(err)
@@ -54,6 +62,22 @@ func runInstall(cmd *cobra.Command, from, root string) error {
 		cli.Note(cmd, "%s", line)
 	}
 	cli.Note(cmd, "installed; the machine enrolls at its next boot, or now if you run 'systemctl start hallmark.timer hallmark-renew.timer'")
+	return nil
+}
+
+func previewInstall(cmd *cobra.Command, installer *install.Installer, from string) error {
+	changes, err := installer.Preview(cmd.Context(), from)
+	if err != nil {
+		return asFailure(err)
+	}
+	for _, line := range changes {
+		fmt.Fprintln(cmd.OutOrStdout(), line)
+	}
+	if len(changes) == 0 {
+		cli.Note(cmd, "already installed, nothing would change")
+		return nil
+	}
+	cli.Note(cmd, "nothing was changed; without --dry-run, install makes these changes and leaves the running sshd alone")
 	return nil
 }
 

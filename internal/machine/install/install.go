@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -78,6 +79,9 @@ func New(root string, log func(format string, args ...any)) (*Installer, error) 
 	if err != nil {
 		return nil, fmt.Errorf("find this program: %w", err)
 	}
+	if _, err := exec.LookPath("systemctl"); err != nil {
+		return nil, fault.Newf(fault.Failed, "use a distribution with systemd", "there is no systemctl in PATH: hallmark's timers need systemd")
+	}
 	enable := func(ctx context.Context) error { return enableTimers(ctx, root) }
 	in := &Installer{root: root, self: self, server: server, enable: enable, observe: func(context.Context) error { return nil }, log: log}
 	if root == "/" {
@@ -130,30 +134,77 @@ func (in *Installer) Install(ctx context.Context, from string) (changes []string
 		return nil, err
 	}
 	defer unlock()
+	files, plan, err := in.decide(ctx, files, options, cas)
+	if err != nil {
+		return nil, err
+	}
+	if err := in.observe(ctx); err != nil {
+		in.log("warning: save what sshd has loaded: %v", err)
+	}
+	return in.put(ctx, files, plan)
+}
+
+// Preview returns a line for each file that Install would change, and for each timer that it
+// would enable. It fails if Install would fail before it changes anything. It asks sshd about
+// a trial configuration as Install does, and changes nothing.
+func (in *Installer) Preview(ctx context.Context, from string) (changes []string, err error) {
+	files, options, cas, err := in.read(from)
+	if err != nil {
+		return nil, err
+	}
+	unlock, err := state.LockInside(in.root)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	files, plan, err := in.decide(ctx, files, options, cas)
+	if err != nil {
+		return nil, err
+	}
+	record, err := in.recordOf(files, plan)
+	if err != nil {
+		return nil, err
+	}
+	preview := &replace.Preview{}
+	if err := in.stageAll(preview, append([]file{record}, files...), plan); err != nil {
+		return nil, err
+	}
+	return append(preview.Lines(), in.timersToEnable()...), nil
+}
+
+// decide makes all checks, and returns what to put in place.
+func (in *Installer) decide(ctx context.Context, files []file, options sshdconf.Options, cas []ssh.PublicKey) ([]file, plan, error) {
+	plan, certificates, err := in.decideSettings(ctx, options, cas)
+	return append(files, unitFor(certificates)...), plan, err
+}
+
+// decideSettings decides how sshd's settings change, and returns the certificates that they
+// name.
+func (in *Installer) decideSettings(ctx context.Context, options sshdconf.Options, cas []ssh.PublicKey) (plan, []string, error) {
 	before, err := in.server.Logins(ctx)
 	if errors.Is(err, sshd.ErrNoHostKeys) {
-		return nil, fault.Newf(fault.Failed, "run 'ssh-keygen -A' first, and 'hallmark seal' at the end", "read sshd's configuration: %w", err)
+		return plan{}, nil, fault.Newf(fault.Failed, "run 'ssh-keygen -A' first, and 'hallmark seal' at the end", "read sshd's configuration: %w", err)
 	}
 	if err != nil {
-		return nil, fault.Newf(fault.Failed, hintBroken, "read sshd's configuration: %w", err)
+		return plan{}, nil, fault.Newf(fault.Failed, hintBroken, "read sshd's configuration: %w", err)
 	}
 	if err := in.checkTrust(before); err != nil {
-		return nil, err
+		return plan{}, nil, err
 	}
 	if err := in.exemptProxies(ctx, &options, before); err != nil {
-		return nil, err
+		return plan{}, nil, err
 	}
 	options.HostCertificates = certificatesFor(before, options.HostCertificates)
-	plan, err := in.plan(options)
+	p, err := in.plan(options)
 	if err != nil {
-		return nil, err
+		return plan{}, nil, err
 	}
-	after, err := in.try(ctx, plan)
+	after, err := in.try(ctx, p)
 	if err == nil {
 		err = verify(options, before, after)
 	}
 	if err != nil {
-		return nil, fault.Newf(fault.Failed, "nothing was changed; check sshd_config and the files that it includes", "set sshd's settings: %w", err)
+		return plan{}, nil, fault.Newf(fault.Failed, "nothing was changed; check sshd_config and the files that it includes", "set sshd's settings: %w", err)
 	}
 	want := findings.Want{
 		CAFile: options.TrustedUserCAKeys, CAs: cas, MaxStartups: options.MaxStartups,
@@ -161,12 +212,9 @@ func (in *Installer) Install(ctx context.Context, from string) (changes []string
 		Extra:        append(in.otherCertificates(before, options.HostCertificates), in.hiddenKeys(after)...),
 	}
 	if err := in.judge(ctx, after, want); err != nil {
-		return nil, err
+		return plan{}, nil, err
 	}
-	if err := in.observe(ctx); err != nil {
-		in.log("warning: save what sshd has loaded: %v", err)
-	}
-	return in.put(ctx, append(files, unitFor(options.HostCertificates)...), plan)
+	return p, options.HostCertificates, nil
 }
 
 // otherCertificates are findings for HostCertificate lines that somebody else wrote. The keys
@@ -239,15 +287,7 @@ func (in *Installer) put(ctx context.Context, files []file, plan plan) (changes 
 	defer func() { err = errors.Join(err, recorded.Close()) }()
 	change := &replace.Change{}
 	defer func() { err = errors.Join(err, change.Close()) }()
-	for _, f := range files {
-		if err := in.stage(change, f); err != nil {
-			return nil, err
-		}
-	}
-	if err := in.stageSuperseded(change); err != nil {
-		return nil, err
-	}
-	if err := in.stagePlan(change, plan); err != nil {
+	if err := in.stageAll(making{change}, files, plan); err != nil {
 		return nil, err
 	}
 	if err := change.Commit(); err != nil {
@@ -261,9 +301,38 @@ func (in *Installer) put(ctx context.Context, files []file, plan plan) (changes 
 	return append(recorded.Lines(), change.Lines()...), nil
 }
 
+// stageAll prepares everything but the record.
+func (in *Installer) stageAll(change staging, files []file, plan plan) error {
+	for _, f := range files {
+		if err := in.stage(change, f); err != nil {
+			return err
+		}
+	}
+	if err := in.stageSuperseded(change); err != nil {
+		return err
+	}
+	return in.stagePlan(change, plan)
+}
+
 // putRecord writes the record before anything else: after a kill, the next run could not tell
 // what was there before.
 func (in *Installer) putRecord(files []file, plan plan) (*replace.Change, error) {
+	f, err := in.recordOf(files, plan)
+	if err != nil {
+		return nil, err
+	}
+	change := &replace.Change{}
+	if err = in.stage(making{change}, f); err == nil {
+		err = change.Commit()
+	}
+	if err != nil {
+		return nil, errors.Join(err, change.Close())
+	}
+	return change, nil
+}
+
+// recordOf returns the record of what is there before the files are put in place.
+func (in *Installer) recordOf(files []file, plan plan) (file, error) {
 	paths := []string{plan.main}
 	if len(plan.dropIn) > 0 {
 		paths = append(paths, sshdconf.DropIn)
@@ -271,18 +340,7 @@ func (in *Installer) putRecord(files []file, plan plan) (*replace.Change, error)
 	for _, f := range files {
 		paths = append(paths, f.path)
 	}
-	f, err := in.nextRecord(slices.DeleteFunc(paths, func(path string) bool { return path == "" }))
-	if err != nil {
-		return nil, err
-	}
-	change := &replace.Change{}
-	if err = in.stage(change, f); err == nil {
-		err = change.Commit()
-	}
-	if err != nil {
-		return nil, errors.Join(err, change.Close())
-	}
-	return change, nil
+	return in.nextRecord(slices.DeleteFunc(paths, func(path string) bool { return path == "" }))
 }
 
 // tidy removes what a killed installation left beside a file.
@@ -532,13 +590,26 @@ func (in *Installer) path(p string) (string, error) {
 	return filepath.Join(in.root, folder, filepath.Base(p)), nil
 }
 
-func (in *Installer) stage(change *replace.Change, f file) error {
+// staging prepares changes of files: a replace.Change, or a replace.Preview.
+type staging interface {
+	Stage(path string, data []byte, mode fs.FileMode) error
+	StageRemoval(path string) error
+}
+
+// making is a Change that makes the folders of new files.
+type making struct{ *replace.Change }
+
+func (m making) Stage(path string, data []byte, mode fs.FileMode) error {
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return fmt.Errorf("make a folder: %w", err)
+	}
+	return m.Change.Stage(path, data, mode)
+}
+
+func (in *Installer) stage(change staging, f file) error {
 	path, err := in.path(f.path)
 	if err != nil {
 		return err
-	}
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return fmt.Errorf("make a folder: %w", err)
 	}
 	return change.Stage(path, f.data, f.mode)
 }
@@ -589,7 +660,7 @@ func (in *Installer) plan(options sshdconf.Options) (plan, error) {
 
 // stagePlan stages what takes effect before what would undo it: if a kill comes between two
 // renames, Hallmark's settings are there at least once.
-func (in *Installer) stagePlan(change *replace.Change, p plan) error {
+func (in *Installer) stagePlan(change staging, p plan) error {
 	if len(p.dropIn) > 0 {
 		if err := in.stage(change, file{sshdconf.DropIn, p.dropIn, 0o644}); err != nil {
 			return err

@@ -26,7 +26,7 @@ func TestInstallKeepsALink(t *testing.T) {
 			t.Fatal(err)
 		}
 		// A link to an absolute path leads into the root, wherever the root is.
-		if _, err := i.Install(t.Context(), i.from); err != nil {
+		if _, err := i.Installer.Install(t.Context(), i.from); err != nil {
 			t.Fatal(err)
 		}
 		if got, err := os.Readlink(main); err != nil || got != target {

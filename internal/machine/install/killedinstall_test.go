@@ -35,7 +35,7 @@ func TestKilledInstall(t *testing.T) {
 				before := i.settings()
 				killed, what := i.killedAt(step)
 				between := i.settings()
-				if _, err := i.Install(t.Context(), i.from); err != nil {
+				if _, err := i.Installer.Install(t.Context(), i.from); err != nil {
 					t.Fatalf("killed at step %d (%s), the next run: %v", step, what, err)
 				}
 				after := i.settings()
@@ -91,7 +91,7 @@ func TestKilledInstallRun(t *testing.T) {
 		root: root, self: filepath.Join(i.from, "hallmark"), server: i, log: t.Logf,
 		enable: func(context.Context) error { return nil }, observe: i.noteSettings,
 	}
-	if _, err := i.Install(context.Background(), i.from); err != nil {
+	if _, err := i.Installer.Install(context.Background(), i.from); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -20,7 +20,7 @@ func TestKilledRemove(t *testing.T) {
 				m := newInstalled(t, sample)
 				before := m.everything()
 				without := m.settings()
-				if _, err := m.image.Install(t.Context(), m.from); err != nil {
+				if _, err := m.Install(t.Context(), m.from); err != nil {
 					t.Fatal(err)
 				}
 				m.enroll()

@@ -6,7 +6,6 @@ import (
 	"os"
 	"path/filepath"
 
-	"github.com/hallmark-ssh/hallmark/internal/machine/replace"
 	"github.com/hallmark-ssh/hallmark/templates/systemd"
 )
 
@@ -59,7 +58,7 @@ func (in *Installer) programFiles(program []byte) ([]file, error) {
 
 // stageSuperseded removes what an installation without the package left: its units and program
 // would hide the package's.
-func (in *Installer) stageSuperseded(change *replace.Change) error {
+func (in *Installer) stageSuperseded(change staging) error {
 	if packaged, err := in.packaged(); !packaged || err != nil {
 		return err
 	}
@@ -96,4 +95,14 @@ func enableVerb(root string) string {
 		}
 	}
 	return "enable"
+}
+
+// timersToEnable returns a line for each timer that systemd would not start at boot yet.
+func (in *Installer) timersToEnable() (lines []string) {
+	for _, timer := range timers() {
+		if _, err := os.Readlink(filepath.Join(in.root, unitDir, "timers.target.wants", timer)); err != nil {
+			lines = append(lines, "would enable "+timer)
+		}
+	}
+	return lines
 }

@@ -27,7 +27,7 @@ func newRunning(t *testing.T) *running {
 	m := &running{installed: newInstalled(t, withInclude)}
 	m.SSHD = machinetest.NewSSHD(t, machinetest.FindSSHD(t), t.TempDir(), sshkeytest.NewSigner(t).PublicKey())
 	m.live = m.SSHD
-	if _, err := m.image.Install(t.Context(), m.from); err != nil {
+	if _, err := m.Install(t.Context(), m.from); err != nil {
 		t.Fatal(err)
 	}
 	return m

@@ -194,7 +194,7 @@ func TestRemove(t *testing.T) {
 						m.suse(sample)
 					}
 					before := m.everything()
-					if _, err := m.image.Install(t.Context(), m.from); err != nil {
+					if _, err := m.Install(t.Context(), m.from); err != nil {
 						t.Fatal(err)
 					}
 					if enrolled {
@@ -223,7 +223,7 @@ func TestRemoveWithoutRecord(t *testing.T) {
 				m.suse(sample)
 				before := m.tree()
 				for _, record := range []bool{false, upgraded} {
-					if _, err := m.image.Install(t.Context(), m.from); err != nil {
+					if _, err := m.Install(t.Context(), m.from); err != nil {
 						t.Fatal(err)
 					}
 					if !record {
@@ -249,7 +249,7 @@ func TestRemoveKeepsEdits(t *testing.T) {
 			t.Parallel()
 			m := newInstalled(t, sample)
 			m.write(Program, "program")
-			if _, err := m.image.Install(t.Context(), m.from); err != nil {
+			if _, err := m.Install(t.Context(), m.from); err != nil {
 				t.Fatal(err)
 			}
 			m.enroll()
@@ -289,7 +289,7 @@ func TestRemoveKeepsEdits(t *testing.T) {
 // A second run has nothing to do.
 func TestRemoveTwice(t *testing.T) {
 	m := newInstalled(t, withInclude)
-	if _, err := m.image.Install(t.Context(), m.from); err != nil {
+	if _, err := m.Install(t.Context(), m.from); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := m.Remove(t.Context(), RemoveOptions{}); err != nil {
@@ -329,7 +329,7 @@ func TestRemoveRefuses(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
 			m := newInstalled(t, withInclude)
-			if _, err := m.image.Install(t.Context(), m.from); err != nil {
+			if _, err := m.Install(t.Context(), m.from); err != nil {
 				t.Fatal(err)
 			}
 			m.enroll()
@@ -370,7 +370,7 @@ func TestRemoveAnyway(t *testing.T) {
 			m := newInstalled(t, withoutInclude)
 			test.spoil(m)
 			before := m.everything()
-			if _, err := m.image.Install(t.Context(), m.from); err != nil {
+			if _, err := m.Install(t.Context(), m.from); err != nil {
 				t.Fatal(err)
 			}
 			m.enroll()
@@ -390,7 +390,7 @@ func TestRemoveAnyway(t *testing.T) {
 func TestRemoveRestoresCertificates(t *testing.T) {
 	for _, changed := range []bool{false, true} {
 		m := newInstalled(t, withInclude)
-		if _, err := m.image.Install(t.Context(), m.from); err != nil {
+		if _, err := m.Install(t.Context(), m.from); err != nil {
 			t.Fatal(err)
 		}
 		path := filepath.Join(m.root, hostKey)
@@ -438,7 +438,7 @@ func TestRemoveFromPackage(t *testing.T) {
 	m.addPackage()
 	m.write(unitDir+"/others.service", "") // so that the folder is not the test's
 	before := m.everything()
-	if _, err := m.image.Install(t.Context(), m.from); err != nil {
+	if _, err := m.Install(t.Context(), m.from); err != nil {
 		t.Fatal(err)
 	}
 	m.enroll()

@@ -77,7 +77,7 @@ func (in *Installer) readInstalled(path string) ([]byte, error) {
 // stageRestoration prepares the change of sshd's files.
 func (in *Installer) stageRestoration(change *replace.Change, to restoration) error {
 	if !to.without {
-		return in.stagePlan(change, to.plan)
+		return in.stagePlan(making{change}, to.plan)
 	}
 	main, err := in.path(to.main)
 	if err != nil {
@@ -87,7 +87,7 @@ func (in *Installer) stageRestoration(change *replace.Change, to restoration) er
 		return err
 	}
 	to.main = ""
-	return in.stagePlan(change, to.plan)
+	return in.stagePlan(making{change}, to.plan)
 }
 
 // verifyRestored makes sure that only Hallmark's settings would change, and that none stays.

@@ -38,8 +38,7 @@ func (c *Change) Stage(path string, data []byte, mode fs.FileMode) error {
 	if err := settle(path); err != nil {
 		return fmt.Errorf("prepare %s: %w", path, err)
 	}
-	old, err := os.ReadFile(path)
-	if err == nil && bytes.Equal(old, data) && isRegular(path) {
+	if holds(path, data) {
 		return nil
 	}
 	f, err := c.add(path)
@@ -140,9 +139,8 @@ func settle(path string) error {
 // add saves the old file as a hard link, which takes no space and is the very same file: a
 // rollback cannot lose anything.
 func (c *Change) add(path string) (*change, error) {
-	// A folder cannot have a hard link, and the kernel's error does not say that.
-	if info, err := os.Lstat(path); err == nil && info.IsDir() {
-		return nil, &fs.PathError{Op: "replace", Path: path, Err: syscall.EISDIR}
+	if err := refuseFolder(path); err != nil {
+		return nil, err
 	}
 	f := &change{path: path}
 	saved := helperFile(path, "old")
@@ -154,6 +152,21 @@ func (c *Change) add(path string) (*change, error) {
 	}
 	c.files = append(c.files, f)
 	return f, nil
+}
+
+// refuseFolder exists because a folder cannot have a hard link, and the kernel's error does not
+// say that.
+func refuseFolder(path string) error {
+	if info, err := os.Lstat(path); err == nil && info.IsDir() {
+		return &fs.PathError{Op: "replace", Path: path, Err: syscall.EISDIR}
+	}
+	return nil
+}
+
+// holds reports whether a path is a file, and not a link, with this content.
+func holds(path string, data []byte) bool {
+	old, err := os.ReadFile(path)
+	return err == nil && bytes.Equal(old, data) && isRegular(path)
 }
 
 func (f *change) write(data []byte, mode fs.FileMode) (err error) {
