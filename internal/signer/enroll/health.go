@@ -35,26 +35,33 @@ func (s *Signer) noteHealth(ctx context.Context, r entry.Request, list []byte) {
 	if s.Health == nil {
 		return
 	}
-	i, h, err := s.verifyHealth(r.Health, list)
-	if err == nil && s.healthSeen.take(bucket{instance: i}, healthBurst, healthEvery, s.now()) > 0 {
+	v, err := s.verifyHealth(r.Health, list)
+	if err == nil && s.healthSeen.take(bucket{instance: v.instance}, healthBurst, healthEvery, s.now()) > 0 {
 		return
 	}
 	if err == nil {
-		err = s.recordHealth(ctx, i, h)
+		err = s.recordHealth(ctx, v)
 	}
 	if err != nil {
 		s.Log.LogAttrs(ctx, slog.LevelWarn, "health report not recorded",
-			slog.String("request_id", r.ID), slog.Any("", i), slog.String("source", r.Source), slog.String("error", shorten(err.Error())))
+			slog.String("request_id", r.ID), slog.Any("", v.instance), slog.String("source", r.Source), slog.String("error", shorten(err.Error())))
 	}
 }
 
-func (s *Signer) recordHealth(ctx context.Context, i ec2ref.Instance, h *protocol.Health) error {
+// verifiedHealth is a health report that the instance made. The zero value is one that could not
+// be verified: an unverified name has no place in the log.
+type verifiedHealth struct {
+	instance ec2ref.Instance
+	report   ledger.HealthReport
+}
+
+func (s *Signer) recordHealth(ctx context.Context, v verifiedHealth) error {
 	ctx, cancel := context.WithTimeout(ctx, ledgerTimeout)
 	defer cancel()
-	if err := s.checkMember(ctx, i.Account); err != nil {
+	if err := s.checkMember(ctx, v.instance.Account); err != nil {
 		return err
 	}
-	_, err := s.Health.ReportHealth(ctx, i, ledger.HealthReport{State: string(h.State), At: h.At, Signer: s.Audience})
+	_, err := s.Health.ReportHealth(ctx, v.instance, v.report)
 	return err
 }
 
@@ -77,58 +84,59 @@ func (s *Signer) checkMember(ctx context.Context, account ec2ref.Account) error 
 // verifyHealth checks a report: it was made for this signer and just now, and signed by a
 // host key whose certificate one of the cluster's Host CAs issued for this instance's node.
 // So a machine can report on its own node only, and a report is of no use later or
-// elsewhere. The instance is the zero value if the report cannot be verified: an unverified
-// name has no place in the log.
-func (s *Signer) verifyHealth(value string, list []byte) (ec2ref.Instance, *protocol.Health, error) {
+// elsewhere.
+func (s *Signer) verifyHealth(value string, list []byte) (verifiedHealth, error) {
 	signed, err := protocol.ParseSignedHealth(value)
 	if err != nil {
-		return ec2ref.Instance{}, nil, err
+		return verifiedHealth{}, err
 	}
 	h, err := protocol.ParseHealth(signed.Report)
 	if err != nil {
-		return ec2ref.Instance{}, nil, err
+		return verifiedHealth{}, err
 	}
 	i, err := ec2ref.ParseInstance(h.Instance)
 	if err != nil {
-		return ec2ref.Instance{}, nil, fmt.Errorf("health report: %w", err)
+		return verifiedHealth{}, fmt.Errorf("health report: %w", err)
 	}
 	if h.Audience != s.Audience {
-		return ec2ref.Instance{}, nil, errors.New("health report: it is for another signer")
+		return verifiedHealth{}, errors.New("health report: it is for another signer")
 	}
 	if s.now().Sub(h.At).Abs() > protocol.MaxClockSkew {
-		return ec2ref.Instance{}, nil, errors.New("health report: its time is more than five minutes from the signer's")
+		return verifiedHealth{}, errors.New("health report: its time is more than five minutes from the signer's")
 	}
 	// Whether a member's account is still one is asked later: this is before any proof.
 	if listed := s.Organization != nil || slices.Contains(s.Accounts, i.Account); !listed || !slices.Contains(s.Regions, i.Region) {
-		return ec2ref.Instance{}, nil, errors.New("health report: account or region is not listed")
+		return verifiedHealth{}, errors.New("health report: account or region is not listed")
 	}
-	if err := s.checkReporter(signed, i, list); err != nil {
-		return ec2ref.Instance{}, nil, fmt.Errorf("health report: %w", err)
+	key, err := s.checkReporter(signed, i, list)
+	if err != nil {
+		return verifiedHealth{}, fmt.Errorf("health report: %w", err)
 	}
-	return i, h, nil
+	report := ledger.HealthReport{State: string(h.State), At: h.At, Fingerprint: ssh.FingerprintSHA256(key), Signer: s.Audience}
+	return verifiedHealth{i, report}, nil
 }
 
-// checkReporter checks who signed a report. The certificate comes first: its signature is
-// the only proof that the key belongs to the node.
-func (s *Signer) checkReporter(signed *protocol.SignedHealth, i ec2ref.Instance, list []byte) error {
+// checkReporter returns the host key that signed a report. The certificate comes first: its
+// signature is the only proof that the key belongs to the node.
+func (s *Signer) checkReporter(signed *protocol.SignedHealth, i ec2ref.Instance, list []byte) (ssh.PublicKey, error) {
 	cert, err := hostcert.Parse(signed.Certificate)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	hosts, err := hostCAs(list)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if !slices.Contains(cert.ValidPrincipals, i.NodeID()) {
-		return errors.New("the certificate is not the instance's")
+		return nil, errors.New("the certificate is not the instance's")
 	}
 	want := hostcert.Want{
 		Key: cert.Key, Principals: cert.ValidPrincipals, CAs: hosts, MaxLifetime: policy.LongestLifetime, Roles: teleport.HostRoles(),
 	}
 	if err := hostcert.Check(cert, want, s.now()); err != nil {
-		return err
+		return nil, err
 	}
-	return identity.VerifyHealth(cert.Key, protocol.BindHealth(signed.Report), signed.Signature)
+	return cert.Key, identity.VerifyHealth(cert.Key, protocol.BindHealth(signed.Report), signed.Signature)
 }
 
 // hostCAs reads the Host CAs from the encoded list.

@@ -108,7 +108,7 @@ func TestHealthReport(t *testing.T) {
 	}
 	i := ec2ref.Instance{Account: testAccount, Region: testRegion, ID: testInstance}
 	got := recorded.reports[i]
-	if len(got) != 1 || got[0].State != "certificate" || !got[0].At.Equal(w.now) || got[0].Signer != testAudience {
+	if len(got) != 1 || got[0].State != "certificate" || !got[0].At.Equal(w.now) || got[0].Signer != testAudience || got[0].Fingerprint != fingerprintOf(a.key) {
 		t.Errorf("recorded %+v", recorded.reports)
 	}
 	if w.log.Len() != 0 {

@@ -27,6 +27,9 @@ func (s *Signer) noteRefusal(ctx context.Context, a *audit, status int, err erro
 	if s.Refusals == nil || err == nil || !a.proved || isFailure(status, err) || codeOf(err) == protocol.CodeRateLimited {
 		return
 	}
+	if a.leaves() && codeOf(err) == protocol.CodeNotEnrolled {
+		return // there was nothing to leave, and the machine has what it asked for
+	}
 	ctx, cancel := context.WithTimeout(ctx, noteTimeout)
 	defer cancel()
 	r := ledger.Refusal{At: s.now(), Code: a.code(err), Reason: err.Error()}

@@ -48,7 +48,8 @@ func TestRefusalsAreNoted(t *testing.T) {
 				w.signer.proved.take(bucket{instance: inTestAccount(testInstance)}, provedBurst, provedEvery, w.now)
 			}
 		}, protocol.CodeRateLimited, false},
-		"the time is an hour off": {func(w *world, _ *attempt) { w.now = w.now.Add(time.Hour) }, protocol.CodeClockSkew, false},
+		"a leave by a machine that never enrolled": {func(_ *world, a *attempt) { a.payload.Purpose = protocol.PurposeLeave }, protocol.CodeNotEnrolled, false},
+		"the time is an hour off":                  {func(w *world, _ *attempt) { w.now = w.now.Add(time.Hour) }, protocol.CodeClockSkew, false},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {

@@ -3,6 +3,7 @@ package ledger
 import (
 	"context"
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
@@ -29,6 +30,8 @@ func (h Health) equal(o Health) bool {
 type HealthReport struct {
 	State string
 	At    time.Time
+	// Fingerprint is the SHA-256 fingerprint of the host key that signed the report.
+	Fingerprint string
 	// Signer is the audience of the signer that received the report.
 	Signer string
 }
@@ -41,9 +44,13 @@ const (
 	otherHealthPause = time.Minute
 )
 
+// isEnrolled reports whether the instance has a node.
+func (r record) isEnrolled() bool { return !r.retired && !r.left && r.confirmedHostname != "" }
+
 // withReport returns the record with the report, and errUnchanged for an instance that is
-// not enrolled with the signer, and for a report that is older than the recorded one or too
-// close to it.
+// not enrolled with the signer, for a key that is not recorded, and for a report that is older
+// than the recorded one or too close to it. After a re-key, the certificate of an old key is
+// still valid, but a thief may have the key.
 func (r record) withReport(report HealthReport) (record, error) {
 	pause := otherHealthPause
 	if r.health.Reported == report.State {
@@ -51,7 +58,7 @@ func (r record) withReport(report HealthReport) (record, error) {
 	}
 	at := report.At.Truncate(time.Second)
 	switch {
-	case r.retired, r.confirmedHostname == "", r.signer != report.Signer:
+	case !r.isEnrolled(), r.signer != report.Signer, !slices.Contains(r.keys, report.Fingerprint):
 		return record{}, errUnchanged
 	case r.health.Reported != "" && at.Before(r.health.ReportedAt.Add(pause)):
 		return record{}, errUnchanged
@@ -63,7 +70,7 @@ func (r record) withReport(report HealthReport) (record, error) {
 // withProbe returns the record with the result of a probe, and errUnchanged if it is
 // recorded already or the instance is not enrolled.
 func (r record) withProbe(unreachable bool) (record, error) {
-	if r.retired || r.confirmedHostname == "" || r.health.Unreachable == unreachable {
+	if !r.isEnrolled() || r.health.Unreachable == unreachable {
 		return record{}, errUnchanged
 	}
 	r.health.Unreachable = unreachable
@@ -72,8 +79,8 @@ func (r record) withProbe(unreachable bool) (record, error) {
 
 // ReportHealth records what a machine says about itself, with at most one write, and reports
 // whether it wrote. It writes nothing for an instance that is not enrolled with the report's
-// signer, and nothing for a report that is older than the recorded one or follows it within
-// minutes.
+// signer, nothing for a report by a key that is not recorded, and nothing for one that is older than
+// the recorded one or follows it within minutes.
 func (d *DynamoDB) ReportHealth(ctx context.Context, i ec2ref.Instance, report HealthReport) (bool, error) {
 	return written(d.amend(ctx, "record the health of", i, func(r record) (record, error) { return r.withReport(report) }))
 }

@@ -137,6 +137,9 @@ type Record struct {
 	Retired bool
 	// Left says that the instance left: it has no node until it enrolls again.
 	Left bool
+	// LeftAt is when the instance made its latest request to leave, by its own clock. Zero if it
+	// never did.
+	LeftAt time.Time
 	// Expires is when the ledger may forget the record. Zero means never.
 	Expires time.Time
 	// PermittedKey is the key of an unused permit to re-key, or empty. The permit may

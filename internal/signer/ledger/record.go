@@ -62,7 +62,7 @@ type record struct {
 func (r record) exported() Record {
 	return Record{
 		Version: r.version, Generation: r.generation, Fingerprints: slices.Clone(r.keys),
-		ConfirmedHostname: r.confirmedHostname, Signer: r.signer, Retired: r.retired, Left: r.left,
+		ConfirmedHostname: r.confirmedHostname, Signer: r.signer, Retired: r.retired, Left: r.left, LeftAt: r.leftAt,
 		Image: r.image, ImageOwner: r.imageOwner, ImageTags: maps.Clone(r.imageTags),
 		ValidUntil: r.names[r.confirmedHostname], Lease: r.lease, Renewed: r.renewed, Rule: r.rule, Program: r.program, TagsVersion: r.tagsVersion,
 		PermittedKey: r.permit.Fingerprint, RetiredBy: r.retiredBy, Expires: r.expires, Health: r.health,
@@ -434,6 +434,7 @@ func (r record) leave(l Leave, now time.Time) (record, error) {
 	}
 	r.generation++
 	r.left = true
+	r.health = Health{} // of a node that is gone
 	if l.IssuedAt.After(r.leftAt) {
 		r.leftAt = l.IssuedAt.Truncate(time.Second)
 	}

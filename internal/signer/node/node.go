@@ -52,13 +52,12 @@ func Lease(r ledger.Record) time.Time {
 // Signer returns the audience of the signer that owns the node, or "" if there is none.
 func (n Node) Signer() string { return n.Labels[SignerLabel] }
 
-// Instance returns which instance the labels say it is.
-func (n Node) Instance() ec2ref.Instance {
-	return ec2ref.Instance{
-		Account: ec2ref.Account(n.Labels[AccountLabel]),
-		Region:  ec2ref.Region(n.Labels[RegionLabel]),
-		ID:      ec2ref.InstanceID(n.Labels[InstanceLabel]),
-	}
+// Instance returns the instance that the labels name, and whether the node is that instance's.
+// Anyone who may write nodes chooses labels and id: a name that is not an instance's, such as
+// i-*, must reach neither EC2 nor the ledger.
+func (n Node) Instance() (ec2ref.Instance, bool) {
+	i, err := ec2ref.NewInstance(n.Labels[AccountLabel], n.Labels[RegionLabel], n.Labels[InstanceLabel])
+	return i, err == nil && i.NodeID() == n.ID
 }
 
 // Principals returns the names in an instance's certificates, each once: if a name were

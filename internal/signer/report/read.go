@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -59,7 +60,7 @@ var ErrTooMany = fmt.Errorf("more than %d instances", maxInstances)
 // covers. If Teleport or EC2 cannot be read, the fleet says so. Without the ledger there is
 // nothing to report, and Read fails.
 func (r Reader) Read(ctx context.Context, f Filter) (Fleet, error) {
-	w := &reading{Reader: r, filter: f, fleet: Fleet{
+	w := &reading{Reader: r, filter: f, others: make(map[ec2ref.Instance]time.Time), fleet: Fleet{
 		Records:  make(map[ec2ref.Instance]ledger.Record),
 		Refusals: make(map[ec2ref.Instance]ledger.Refusal),
 		EC2:      make(map[ec2ref.Place]map[ec2ref.InstanceID]string),
@@ -77,6 +78,7 @@ func (r Reader) Read(ctx context.Context, f Filter) (Fleet, error) {
 		return Fleet{}, err
 	}
 	w.noteUnlisted(known)
+	w.leaveOutOthers()
 	slices.SortFunc(w.fleet.Gaps, func(a, b Gap) int { return strings.Compare(a.String(), b.String()) })
 	return w.fleet, nil
 }
@@ -88,13 +90,19 @@ type reading struct {
 
 	mu    sync.Mutex // guards EC2 and Gaps
 	fleet Fleet
+	// others are the instances that other signers enrolled, with their last renewals.
+	others map[ec2ref.Instance]time.Time
 }
 
 func (w *reading) readLedger(ctx context.Context) error {
 	return w.Ledger.Each(ctx, ledger.Visitor{
 		Record: func(i ec2ref.Instance, r ledger.Record) error {
-			if !w.filter.covers(i.Place()) || r.Signer != "" && r.Signer != w.Audience {
+			if !w.filter.covers(i.Place()) {
 				return nil
+			}
+			if r.Signer != "" && r.Signer != w.Audience {
+				w.others[i] = r.Renewed
+				return bounded(len(w.others))
 			}
 			r.Fingerprints, r.ImageTags = nil, nil // nobody reports them
 			w.fleet.Records[i] = r
@@ -125,7 +133,7 @@ func (w *reading) readNodes(ctx context.Context) error {
 	byInstance := make(map[ec2ref.Instance]node.Node, len(nodes))
 	for _, n := range nodes {
 		// If a node's labels do not fit its id, this signer did not write it.
-		if i := n.Instance(); i.NodeID() == n.ID && w.filter.covers(i.Place()) {
+		if i, ok := n.Instance(); ok && w.filter.covers(i.Place()) {
 			byInstance[i] = n
 		}
 	}
@@ -197,6 +205,21 @@ func (w *reading) gap(g Gap) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.fleet.Gaps = append(w.fleet.Gaps, g)
+}
+
+// leaveOutOthers drops what EC2 says about instances of other signers: their nodes are not this
+// signer's, so they would seem never to have enrolled. If such an instance was refused since its
+// last renewal, it may be moving to this signer, and stays.
+func (w *reading) leaveOutOthers() {
+	for i, renewed := range w.others {
+		_, hasNode := w.fleet.Nodes[i]
+		refused := w.fleet.Refusals[i].At
+		if hasNode || !refused.IsZero() && !refused.Before(renewed) {
+			continue
+		}
+		delete(w.fleet.Refusals, i)
+		delete(w.fleet.EC2[i.Place()], i.ID)
+	}
 }
 
 // errUnlisted is the gap of accounts and regions that the deployment no longer lists.

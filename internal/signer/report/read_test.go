@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 	"github.com/hallmark-ssh/hallmark/internal/signer/inventory"
@@ -93,6 +94,11 @@ func (w *world) enroll(t *testing.T, i ec2ref.Instance, by string) {
 	w.ec2.states[i.Place()][i.ID] = inventory.StateRunning
 }
 
+// refuse notes a refused request.
+func (w *world) refuse(i ec2ref.Instance, when time.Time) {
+	_ = w.ledger.NoteRefusal(context.Background(), i, ledger.Refusal{At: when, Code: "policy_refused"}) // fails only without a context
+}
+
 func (w *world) reader() Reader {
 	return Reader{
 		Ledger: w.ledger, EC2: w.ec2, Places: []ec2ref.Place{at(account), at(member)}, Audience: signer,
@@ -123,6 +129,20 @@ func TestRead(t *testing.T) {
 		"a node that claims to be of another instance": {func(w *world) {
 			w.nodes[0].Labels[node.InstanceLabel] = string(instanceOf(account, 9).ID)
 		}, Filter{}, []State{NoNode, Enrolled}, nil},
+		"a node of an instance that cannot exist": {func(w *world) {
+			i := ec2ref.Instance{Account: account, Region: region, ID: "=1+1"}
+			w.nodes = append(w.nodes, node.Node{ID: i.NodeID(), Labels: map[string]string{
+				node.SignerLabel: signer, node.AccountLabel: string(i.Account), node.RegionLabel: string(i.Region), node.InstanceLabel: string(i.ID),
+			}})
+		}, Filter{}, []State{Enrolled, Enrolled}, nil},
+		"another signer's running instance": {func(w *world) {
+			w.ec2.states[at(account)][instanceOf(account, 7).ID] = inventory.StateRunning
+			w.refuse(instanceOf(account, 7), noon().Add(-time.Hour))
+		}, Filter{}, []State{Enrolled, Enrolled}, nil},
+		"another signer's instance, refused since": {func(w *world) {
+			w.ec2.states[at(account)][instanceOf(account, 7).ID] = inventory.StateRunning
+			w.refuse(instanceOf(account, 7), noon().Add(time.Hour))
+		}, Filter{}, []State{Refused, Enrolled, Enrolled}, nil},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {

@@ -204,16 +204,16 @@ func (e evidence) judge(now time.Time) (State, string) {
 		return Ended, e.whyEnded()
 	case e.gone():
 		return e.judgeGone()
-	case e.record.Left:
+	case e.record.Left && !e.isRefusedSince(e.record.LeftAt.Add(protocol.MaxClockSkew)): // the machine's clock
 		return Left, e.whyLeft()
-	case !e.refusal.At.IsZero() && !e.refusal.At.Before(e.record.Renewed):
+	case e.isRefusedSince(e.record.Renewed):
 		return Refused, strings.TrimSuffix(e.refusal.Code+": "+strings.TrimPrefix(e.refusal.Reason, e.refusal.Code+": "), ": ")
 	case !e.readNode:
 		return e.judgeWithoutTeleport()
 	case !e.hasNode:
 		return e.judgeWithoutNode(now)
 	case !e.known():
-		return Unhealthy, "its node has no record in the ledger; the next sweep removes it, or its lease expires on " + day(e.node.Expires)
+		return Unhealthy, e.whyUnknown()
 	case e.readEC2 && !e.runs():
 		return Stopped, ""
 	}
@@ -221,6 +221,10 @@ func (e evidence) judge(now time.Time) (State, string) {
 		return Unhealthy, why
 	}
 	return Enrolled, ""
+}
+
+func (e evidence) isRefusedSince(t time.Time) bool {
+	return !e.refusal.At.IsZero() && !e.refusal.At.Before(t)
 }
 
 func (e evidence) whyEnded() string {
@@ -232,6 +236,16 @@ func (e evidence) whyEnded() string {
 		why += "; its node is still there until the next sweep"
 	}
 	return why
+}
+
+// whyUnknown is for a node of a running instance without a record, which the sweep leaves alone:
+// an enrollment may be in progress.
+func (e evidence) whyUnknown() string {
+	const why = "its node has no record in the ledger"
+	if e.node.Expires.IsZero() {
+		return why + ", and never expires"
+	}
+	return why + "; its lease expires on " + day(e.node.Expires)
 }
 
 func (e evidence) whyLeft() string {

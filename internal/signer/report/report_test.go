@@ -103,6 +103,17 @@ func TestJoin(t *testing.T) {
 			f.ec2(inventory.StateTerminated)
 		}, Unhealthy, "EC2 says it is terminated; the next sweep retires its record"},
 
+		"left, and refused since": {func(f *Fleet) {
+			f.record(func(r *ledger.Record) { r.Left, r.LeftAt = true, noon().Add(-time.Hour) })
+			delete(f.Nodes, web())
+			f.Refusals[web()] = ledger.Refusal{At: noon(), Code: "policy_refused", Reason: "policy_refused: no rule matches"}
+		}, Refused, "policy_refused: no rule matches"},
+		"refused, and left since": {func(f *Fleet) {
+			f.record(func(r *ledger.Record) { r.Left, r.LeftAt = true, noon() })
+			delete(f.Nodes, web())
+			f.Refusals[web()] = ledger.Refusal{At: noon().Add(-time.Second), Code: "host_key_conflict"}
+		}, Left, ""},
+
 		"refused before it enrolled": {func(f *Fleet) {
 			forget(f)
 			f.Refusals[web()] = ledger.Refusal{At: noon(), Code: "policy_refused", Reason: "policy_refused: no rule matches"}
@@ -147,7 +158,13 @@ func TestJoin(t *testing.T) {
 		"shutting down":             {func(f *Fleet) { f.ec2(inventory.StateShuttingDown) }, Unhealthy, "EC2 says it is shutting-down; the next sweep retires its record"},
 		"EC2 does not show it":      {func(f *Fleet) { delete(f.EC2[place()], web().ID) }, Unhealthy, "EC2 does not show the instance"},
 		"a node without a record": {func(f *Fleet) { delete(f.Records, web()) }, Unhealthy,
-			"its node has no record in the ledger; the next sweep removes it, or its lease expires on 2026-01-15 12:00 UTC"},
+			"its node has no record in the ledger; its lease expires on 2026-01-15 12:00 UTC"},
+		"a node without a record that never expires": {func(f *Fleet) {
+			delete(f.Records, web())
+			n := f.Nodes[web()]
+			n.Expires = time.Time{}
+			f.Nodes[web()] = n
+		}, Unhealthy, "its node has no record in the ledger, and never expires"},
 		"a node with another name": {func(f *Fleet) { f.record(func(r *ledger.Record) { r.ConfirmedHostname = "db" }) }, Unhealthy,
 			"its node is named web, but its certificates name db"},
 		"a node past its lease": {func(f *Fleet) { f.record(func(r *ledger.Record) { r.Lease = noon().Add(-time.Second) }) }, Unhealthy,

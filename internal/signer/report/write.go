@@ -85,10 +85,14 @@ func (r Report) WriteCSV(w io.Writer) error {
 		"instance", "account", "region", "host_name", "rule", "version", "renewed", "certificate_end", "state", "reason", "ec2_state", "node_id",
 	})
 	for _, i := range r.Instances {
-		_ = out.Write([]string{
+		cells := []string{
 			string(i.Instance), string(i.Account), string(i.Region), i.Hostname, i.Rule, i.Version, moment(i.Renewed, time.RFC3339),
 			moment(i.CertificateEnd, time.RFC3339), string(i.State), i.Reason, i.EC2State, i.NodeID,
-		})
+		}
+		for n, cell := range cells {
+			cells[n] = noFormula(visible(cell))
+		}
+		_ = out.Write(cells)
 	}
 	out.Flush()
 	return out.Error()
@@ -127,6 +131,16 @@ func visible(text string) string {
 		}
 		return r
 	}, text)
+}
+
+// noFormula puts an apostrophe before text that a spreadsheet would read as a formula
+// (https://owasp.org/www-community/attacks/CSV_Injection). No instance, host name, rule or
+// version begins like that, unless someone wrote a node by hand.
+func noFormula(text string) string {
+	if text != "" && strings.ContainsRune("=+-@", rune(text[0])) {
+		return "'" + text
+	}
+	return text
 }
 
 // moment writes a time in UTC, or nothing if it is not known.

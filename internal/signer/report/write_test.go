@@ -21,12 +21,12 @@ var update = flag.Bool("update", false, "write the golden files")
 func TestWrite(t *testing.T) {
 	gaps := []Gap{{Source: sourceEC2, Account: "444455556666", Region: "eu-west-1", Error: "AccessDenied"}, {Source: sourceTeleport, Error: "no login"}}
 	hostile := someRows()[:1]
-	hostile[0].Hostname = "web\x1b[2J\tx"
+	hostile[0].Hostname, hostile[0].Rule = "web\x1b[2J\tx", "=HYPERLINK(\"http://192.0.2.1\")"
 	full, none, odd := New(someRows(), gaps, noon()), New(nil, nil, noon()), New(hostile, nil, noon())
 	for name, write := range map[string]func(io.Writer) error{
 		"full.json": full.WriteJSON, "full.csv": full.WriteCSV, "full.txt": full.WriteTable,
 		"none.json": none.WriteJSON, "none.csv": none.WriteCSV, "none.txt": none.WriteTable,
-		"hostile.txt": odd.WriteTable,
+		"hostile.txt": odd.WriteTable, "hostile.csv": odd.WriteCSV,
 	} {
 		t.Run(name, func(t *testing.T) {
 			var got bytes.Buffer

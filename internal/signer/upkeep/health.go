@@ -88,8 +88,8 @@ func (f *Fleet) checkHealth(ctx context.Context) (HealthReport, error) {
 func (s scope) listed(nodes []node.Node) []ownNode {
 	var own []ownNode
 	for _, n := range nodes {
-		i := n.Instance()
-		if s.has(i.Place()) && n.Signer() == s.Audience && i.NodeID() == n.ID {
+		i, ok := n.Instance()
+		if ok && s.has(i.Place()) && n.Signer() == s.Audience {
 			own = append(own, ownNode{i, n})
 		}
 	}

@@ -3,6 +3,7 @@ package upkeep
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"math/rand/v2"
 	"net"
@@ -69,7 +70,7 @@ func (w *world) wantHealth(n int, want string) {
 
 func (w *world) reportsHealth(n int, state string) {
 	w.t.Helper()
-	if _, err := w.ledger.ReportHealth(w.t.Context(), ref(n), ledger.HealthReport{State: state, At: w.now}); err != nil {
+	if _, err := w.ledger.ReportHealth(w.t.Context(), ref(n), ledger.HealthReport{State: state, At: w.now, Fingerprint: fmt.Sprintf("SHA256:%d", n)}); err != nil {
 		w.t.Fatal(err)
 	}
 }
@@ -139,6 +140,26 @@ func TestSweepShowsReports(t *testing.T) {
 	w.reportsHealth(1, "ok")
 	w.sweep(0)
 	w.wantHealth(1, "ok")
+}
+
+// A fleet that no longer probes forgets what it last found out: nothing else would, and the node
+// would stay marked forever.
+func TestSweepForgetsProbes(t *testing.T) {
+	w, network := newHealthWorld(t, 2)
+	network.set(w, 1, true)
+	w.reportsHealth(1, "ok")
+	w.checkHealth()
+	w.wantHealth(1, "unreachable")
+	w.fleet.Probe = nil
+	if report := w.sweep(0); report.HealthChanged != 1 || report.Failed != 0 {
+		t.Errorf("report %+v", report)
+	}
+	w.wantHealth(1, "ok")
+	before := w.ledger.String()
+	w.sweep(0)
+	if after := w.ledger.String(); after != before {
+		t.Errorf("another sweep wrote to the ledger:\n%s", after)
+	}
 }
 
 // If upkeep's own network fails, every probe does. That marks no node.
@@ -284,7 +305,7 @@ func TestHealthOverAMillionChecks(t *testing.T) {
 			err = l.Confirm(t.Context(), c, g, start)
 		}
 		if err == nil {
-			_, err = l.ReportHealth(t.Context(), i, ledger.HealthReport{State: "ok", At: start})
+			_, err = l.ReportHealth(t.Context(), i, ledger.HealthReport{State: "ok", At: start, Fingerprint: "SHA256:a"})
 		}
 		if err != nil {
 			t.Fatal(err)
@@ -295,7 +316,7 @@ func TestHealthOverAMillionChecks(t *testing.T) {
 			begin := start.Add(time.Duration(round+1) * time.Hour)
 			if random.Float64() >= loss {
 				at := begin.Add(time.Duration(random.Int64N(int64(10 * time.Minute))))
-				late = append(late, ledger.HealthReport{State: "ok", At: at})
+				late = append(late, ledger.HealthReport{State: "ok", At: at, Fingerprint: "SHA256:a"})
 			}
 			for check := range perRound {
 				now := begin.Add(time.Duration(check) * checkEvery)

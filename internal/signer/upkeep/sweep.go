@@ -217,9 +217,9 @@ func (s scope) sort(ctx context.Context, nodes []node.Node, report *Report) map[
 		}
 	}
 	for _, found := range nodes {
-		i := found.Instance()
+		i, ok := found.Instance()
 		p := i.Place()
-		if !s.has(p) || found.Signer() != s.Audience || i.NodeID() != found.ID {
+		if !ok || !s.has(p) || found.Signer() != s.Audience {
 			report.Foreign++
 			s.Log.WarnContext(ctx, "node with this signer's label belongs to no listed instance; left unchanged", slog.String("node_id", found.ID),
 				slog.Any("", i))
@@ -240,6 +240,7 @@ func (r run) survey(ctx context.Context, at ec2ref.Place, nodes []ownNode) (surv
 	if err != nil {
 		return survey{}, err
 	}
+	r.forgetProbes(ctx, nodes, records)
 	var s survey
 	var missing []ownNode
 	var refused []error
@@ -258,6 +259,23 @@ func (r run) survey(ctx context.Context, at ec2ref.Place, nodes []ownNode) (surv
 	r.refuse(ctx, at, refused)
 	err = r.confirm(ctx, at, missing, &s)
 	return s, err
+}
+
+// forgetProbes clears the results of earlier probes if the fleet no longer probes.
+func (r run) forgetProbes(ctx context.Context, nodes []ownNode, records map[ec2ref.Instance]ledger.Record) {
+	if r.Probe != nil || r.Health == nil {
+		return
+	}
+	for _, o := range nodes {
+		record := records[o.instance]
+		if !record.Health.Unreachable || record.IsOut() || ctx.Err() != nil {
+			continue
+		}
+		if _, err := r.Health.NoteProbe(ctx, o.instance, false); r.note(ctx, "clear the last probe of", o, err) {
+			record.Health.Unreachable = false
+			records[o.instance] = record
+		}
+	}
 }
 
 func running(instances map[ec2ref.InstanceID]*inventory.Instance) (n int) {

@@ -3,6 +3,7 @@ package upkeep
 import (
 	"context"
 	"errors"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -139,6 +140,34 @@ func TestSweepLeavesForeignNodesAlone(t *testing.T) {
 	}
 	if len(w.nodes) != 5 {
 		t.Errorf("%d nodes are left of 5", len(w.nodes))
+	}
+}
+
+// Anyone who may write nodes can name an instance that cannot exist, and derive the node's id
+// from it. EC2 takes * in a filter for any text, so it would answer about other instances, and
+// the sweep of the account and region would fail.
+func TestSweepLeavesImpossibleInstancesAlone(t *testing.T) {
+	w := newWorld(t)
+	w.enroll(1)
+	for _, id := range []ec2ref.InstanceID{"i-*", "i-0000000000000000?", "", "web\n1", "=1+1"} {
+		i := ec2ref.Instance{Account: testAccount, Region: testRegion, ID: id}
+		w.nodes[i.NodeID()] = node.Node{ID: i.NodeID(), Hostname: "web", Expires: w.now.Add(24 * time.Hour), Labels: map[string]string{
+			node.SignerLabel: testAudience, node.AccountLabel: testAccount, node.RegionLabel: testRegion, node.InstanceLabel: string(id),
+		}}
+	}
+	before := w.ledger.String()
+	for range 2 {
+		w.calls = nil
+		if got, want := w.sweep(0), (Report{Nodes: 1, Foreign: 5}); got != want {
+			t.Errorf("got %+v, want %+v", got, want)
+		}
+		if slices.Contains(w.calls, "instances") {
+			t.Errorf("calls %v: EC2 was asked about them", w.calls)
+		}
+		w.now = w.now.Add(absenceTime)
+	}
+	if after := w.ledger.String(); after != before || len(w.nodes) != 6 {
+		t.Errorf("%d nodes, ledger\n%s", len(w.nodes), after)
 	}
 }
 

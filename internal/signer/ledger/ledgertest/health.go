@@ -15,6 +15,8 @@ func healthTests() map[string]func(*testing.T, *fixture) {
 		"a report of a retired instance":      testHealthOfRetired,
 		"a probe is recorded when it changes": testProbe,
 		"an enrollment keeps the health":      testHealthSurvivesRenewal,
+		"an instance that left has no health": testHealthAfterLeave,
+		"a report by a key of before":         testHealthByAnOldKey,
 	}
 }
 
@@ -33,7 +35,7 @@ func (f *fixture) enrollWith(signer string) {
 
 func (f *fixture) report(state string, at time.Time, signer string) bool {
 	f.t.Helper()
-	wrote, err := f.ReportHealth(f.t.Context(), instance(1), ledger.HealthReport{State: state, At: at, Signer: signer})
+	wrote, err := f.ReportHealth(f.t.Context(), instance(1), ledger.HealthReport{State: state, At: at, Fingerprint: "a", Signer: signer})
 	if err != nil {
 		f.t.Fatal(err)
 	}
@@ -124,5 +126,45 @@ func testHealthSurvivesRenewal(t *testing.T, f *fixture) {
 	f.enrollWith(audience)
 	if got := f.lookup(1).Health; got != want || want.Reported != "ok" {
 		t.Errorf("health %+v, want %+v", got, want)
+	}
+}
+
+// testHealthAfterLeave checks that what was known about a node that is gone does not mark the
+// next one.
+func testHealthAfterLeave(t *testing.T, f *fixture) {
+	f.enrollWith(audience)
+	f.report("certificate", f.now, audience)
+	if _, err := f.NoteProbe(t.Context(), instance(1), true); err != nil {
+		t.Fatal(err)
+	}
+	f.leave(nil, 1, "a")
+	f.now = f.now.Add(time.Hour)
+	if f.report("ok", f.now, audience) {
+		t.Error("a report was recorded after the instance left")
+	}
+	if wrote, err := f.NoteProbe(t.Context(), instance(1), true); wrote || err != nil {
+		t.Errorf("a probe was recorded after the instance left: %v, %v", wrote, err)
+	}
+	f.enrollWith(audience)
+	if got := f.lookup(1).Health; got != (ledger.Health{}) {
+		t.Errorf("health %+v of an instance that enrolled again", got)
+	}
+	if !f.report("ok", f.now, audience) {
+		t.Error("the report was not recorded")
+	}
+}
+
+// testHealthByAnOldKey checks that the keys of before a re-key report nothing, although their
+// certificates are still valid.
+func testHealthByAnOldKey(t *testing.T, f *fixture) {
+	f.enrollWith(audience)
+	f.permit(nil, 1, "new")
+	f.enroll(1, "web", "new")
+	if f.report("unreachable", f.now, audience) {
+		t.Error("it was recorded")
+	}
+	wrote, err := f.ReportHealth(t.Context(), instance(1), ledger.HealthReport{State: "ok", At: f.now, Fingerprint: "new", Signer: audience})
+	if !wrote || err != nil {
+		t.Errorf("the new key's report: %v, %v", wrote, err)
 	}
 }
