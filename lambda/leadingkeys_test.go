@@ -86,7 +86,7 @@ func TestTheFleetsRoleReachesItsItems(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	texts := []stored.Text{{Client: table, Table: "ledger", Name: "policy"}}
+	texts := []stored.Text{{Client: table, Table: "ledger", Name: "policy/signer"}}
 	for _, name := range namesInTable(t) {
 		texts = append(texts, stored.Text{Client: table, Table: "ledger", Name: name})
 	}

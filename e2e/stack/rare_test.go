@@ -51,7 +51,7 @@ func (d *deployment) changePolicy() {
 	d.fleet.Close()
 	d.enroll, d.fleet = d.start("EnrollFunction", "ASIAENROLL", 0), d.start("FleetFunction", "ASIAFLEET", 0)
 	d.sweepOrBatch(scheduled)
-	if stored := d.item("policy"); !strings.Contains(text(stored["text"]), "bastion-") {
+	if stored := d.item("policy/" + audience); !strings.Contains(text(stored["text"]), "bastion-") {
 		d.t.Errorf("the stored policy is %v\n%s", stored, &d.log)
 	}
 }
@@ -83,7 +83,7 @@ func (d *deployment) runsOutOfTime() {
 	d.t.Helper()
 	d.stalled.Store(true)
 	defer d.stalled.Store(false)
-	for more := 2 * time.Second; d.item("sweep") == nil; more *= 2 {
+	for more := 2 * time.Second; d.item("sweep/"+audience) == nil; more *= 2 {
 		if more > limit {
 			d.t.Fatalf("no sweep noted where the next begins\n%s", &d.log)
 		}

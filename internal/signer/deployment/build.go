@@ -121,16 +121,13 @@ type Upkeep struct {
 	Organization *organizations.Refresher
 }
 
-// These are the names of upkeep's items in the ledger's table.
+// These begin the names of a signer's items in the ledger's table. The audience follows: signers
+// that share a ledger have different policies and nodes.
 const (
-	// sweepItem is the name of the bookmark.
-	sweepItem = "sweep"
-	// missingItem begins the name of the list of instances that EC2 does not show; the
-	// signer's audience follows. Signers that share a ledger have different nodes.
-	missingItem = "missing/"
-	// expiredItem begins the name of the state of the walk through expired records; the
-	// audience follows here, too.
-	expiredItem = "expired/"
+	policyItem  = "policy/"  // the last good policy
+	sweepItem   = "sweep/"   // where the next sweep begins
+	missingItem = "missing/" // the instances that EC2 does not show
+	expiredItem = "expired/" // the state of the walk through expired records
 )
 
 // NewUpkeep builds the upkeep that the deployment describes, for the function "fleet". It
@@ -180,7 +177,7 @@ func NewUpkeep(ctx context.Context, log *slog.Logger) (Upkeep, error) {
 		}
 	}
 	if p.table != nil {
-		u.Bookmark = &stored.Text{Client: p.table, Table: tableName(p.env.table), Name: sweepItem}
+		u.Bookmark = &stored.Text{Client: p.table, Table: tableName(p.env.table), Name: sweepItem + d.Audience}
 	}
 	return u, nil
 }

@@ -152,7 +152,7 @@ func (e environment) policy(d *deployment, cfg aws.Config, table *dynamoDB, log 
 	}
 	return live.New(live.Config{
 		Fetch:    live.Parameter{AWS: cfg, Endpoint: url, Name: e.parameter, Now: Now}.Fetch,
-		LastGood: stored.Text{Client: table, Table: tableName(e.table), Name: "policy"},
+		LastGood: stored.Text{Client: table, Table: tableName(e.table), Name: policyItem + d.Audience},
 		Limits:   d.limits(),
 		Now:      Now,
 		Log:      log,
