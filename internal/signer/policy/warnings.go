@@ -50,8 +50,8 @@ func (d ruleDocument) covers(other ruleDocument, limits Limits) bool {
 		return false
 	}
 	a, b := d.Match, other.Match
-	return coversPlace(a.Accounts, b.Accounts, texts(limits.Accounts), limits) &&
-		coversPlace(a.Regions, b.Regions, texts(limits.Regions), limits) &&
+	return coversPlace(a.Accounts, b.Accounts, limits.knownAccounts()) &&
+		coversPlace(a.Regions, b.Regions, limits.knownRegions()) &&
 		coversList(a.VPCs, b.VPCs) && coversList(a.Subnets, b.Subnets) && coversList(a.Images, b.Images) &&
 		coversProfiles(a.InstanceProfiles, b.InstanceProfiles) &&
 		coversOwners(a, b, limits) &&
@@ -59,10 +59,27 @@ func (d ruleDocument) covers(other ruleDocument, limits Limits) bool {
 		coversTags(a.ImageTags, b.ImageTags) && coversTags(a.Tags, b.Tags)
 }
 
-// coversPlace compares lists of accounts or regions, which are the deployment's if they
-// are not set.
-func coversPlace(a, b, all []string, limits Limits) bool {
-	if b == nil && !limits.unlimited {
+// knownAccounts returns all accounts that may enroll instances, nil if they are not known: those
+// of an organization change without a deployment.
+func (l Limits) knownAccounts() []string {
+	if l.unlimited || l.Organization {
+		return nil
+	}
+	return texts(l.Accounts)
+}
+
+// knownRegions returns all regions that may enroll instances, nil if they are not known.
+func (l Limits) knownRegions() []string {
+	if l.unlimited {
+		return nil
+	}
+	return texts(l.Regions)
+}
+
+// coversPlace compares lists of accounts or regions, which are all that the deployment allows
+// if they are not set.
+func coversPlace(a, b, all []string) bool {
+	if b == nil {
 		b = all
 	}
 	return coversList(a, b)
@@ -97,9 +114,10 @@ func coversOwners(a, b matchDocument, limits Limits) bool {
 	if slices.Equal(b.ImageOwners, waived) {
 		return false
 	}
+	known := limits.knownAccounts()
 	accounts := b.Accounts // of the instances
-	if accounts == nil && !limits.unlimited {
-		accounts = texts(limits.Accounts)
+	if accounts == nil {
+		accounts = known
 	}
 	allIn := func(list []string) bool { return list != nil && coversList(a.ImageOwners, list) }
 	return !slices.ContainsFunc(b.ImageOwners, func(owner string) bool {
@@ -110,7 +128,7 @@ func coversOwners(a, b matchDocument, limits Limits) bool {
 		case owner == ownAccount:
 			return !slices.Contains(a.ImageOwners, listedAccounts) && !allIn(accounts)
 		case owner == listedAccounts:
-			return limits.unlimited || !allIn(texts(limits.Accounts))
+			return !allIn(known)
 		case slices.Contains(a.ImageOwners, listedAccounts) && isListed:
 			return false
 		}

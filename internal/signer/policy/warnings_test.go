@@ -55,6 +55,35 @@ func TestShadowedRules(t *testing.T) {
 	}
 }
 
+// Accounts of an organization may enroll that the deployment does not list, and they change.
+func TestShadowedRulesWithAnOrganization(t *testing.T) {
+	const both = `["111122223333", "444455556666"]`
+	limits := limits()
+	limits.Organization = true
+	for _, test := range []struct {
+		first, second string
+		shadowed      bool
+	}{
+		{"ANY, accounts: " + both, "ANY", false},
+		{"ANY", "ANY, accounts: " + both, true},
+		{"ANY", `ANY, accounts: ["777788889999"]`, true},
+		{"image_owners: " + both + ", max_age: any", "image_owners: [listed], max_age: any", false},
+		{"image_owners: " + both + ", max_age: any", "image_owners: [self], max_age: any", false},
+		{"image_owners: " + both + ", max_age: any", "accounts: " + both + ", image_owners: [self], max_age: any", true},
+		{"image_owners: [listed], max_age: any", "image_owners: [self], max_age: any", true},
+	} {
+		text := strings.ReplaceAll("version: 1\nrules:\n  - name: first\n    match: {"+test.first+"}\n  - name: second\n    match: {"+test.second+"}\n",
+			"ANY", "image_owners: [any], max_age: any")
+		p, err := Parse([]byte(text), limits)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := len(p.Warnings()) > 0; got != test.shadowed {
+			t.Errorf("{%s}, then {%s}: warnings %v, want %v", test.first, test.second, p.Warnings(), test.shadowed)
+		}
+	}
+}
+
 // A condition makes a rule narrower by what nobody can tell from the file.
 func TestConditionsShadow(t *testing.T) {
 	for _, test := range []struct {
