@@ -25,6 +25,7 @@ import (
 	"io/fs"
 	"strings"
 	"syscall"
+	"unicode"
 
 	"github.com/spf13/cobra"
 
@@ -139,14 +140,14 @@ func Run(ctx context.Context, root *cobra.Command, args []string, in io.Reader, 
 		return OK
 	}
 	for _, line := range errorLines(err) {
-		fmt.Fprintf(errs, "%s: error: %s\n", root.Name(), line)
+		fmt.Fprintf(errs, "%s: error: %s\n", root.Name(), visible(line))
 	}
 	code, hint := Failed, ""
 	if e, ok := errors.AsType[*Error](err); ok {
 		code, hint = e.Code, e.Hint
 	}
 	if hint = cmp.Or(hint, fileHint(err)); hint != "" {
-		fmt.Fprintf(errs, "hint: %s\n", hint)
+		fmt.Fprintf(errs, "hint: %s\n", visible(hint))
 	}
 	return code
 }
@@ -196,7 +197,18 @@ func errorLines(err error) []string {
 
 // Note prints a line about the program's actions to standard error.
 func Note(cmd *cobra.Command, format string, args ...any) {
-	fmt.Fprintf(cmd.ErrOrStderr(), cmd.Root().Name()+": "+format+"\n", args...)
+	fmt.Fprintf(cmd.ErrOrStderr(), "%s: %s\n", cmd.Root().Name(), visible(fmt.Sprintf(format, args...)))
+}
+
+// visible replaces characters that could change a terminal. A message may repeat what somebody
+// else wrote, such as a key of a file or an answer of a service.
+func visible(text string) string {
+	return strings.Map(func(r rune) rune {
+		if r == '\n' || r == '\t' || unicode.IsPrint(r) {
+			return r
+		}
+		return '·'
+	}, text)
 }
 
 // OneLine returns an error's text as one line. Errors from YAML or CEL have several.

@@ -53,6 +53,7 @@ func TestRun(t *testing.T) {
 	}{
 		"done":             {nil, "branch leaf f", OK, ""},
 		"an error":         {errors.New("broken:\n  twice"), "branch leaf f", Failed, "tree: error: broken: twice\n"},
+		"a terminal's":     {errors.New("no key \x1b]0;x\x07\u202e\u009b2J"), "branch leaf f", Failed, "tree: error: no key ·]0;x···2J\n"},
 		"a code":           {&Error{Err: errors.New("no"), Code: Refused}, "branch leaf f", Refused, "tree: error: no\n"},
 		"a hint":           {&Error{Err: errors.New("no"), Code: 75, Hint: "wait"}, "branch leaf f", 75, "tree: error: no\nhint: wait\n"},
 		"errors of a file": {fmt.Errorf("a.yaml: %w", twoProblems{}), "branch leaf f", Failed, "tree: error: a.yaml: line 1: no\n  1:1 | x\ntree: error: a.yaml: line 2: no\n"},

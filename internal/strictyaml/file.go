@@ -87,17 +87,17 @@ func (f *File) append(line, column int, message string) {
 		f.more++
 		return
 	}
-	p := Problem{Line: line, Column: column, Message: shorten(message, maxMessage)}
+	p := Problem{Line: line, Column: column, Message: shorten(printable(message), maxMessage)}
 	if line > 0 && line <= len(f.lines) {
 		p.Excerpt = excerpt(f.lines[line-1])
 	}
 	f.problems = append(f.problems, p)
 }
 
-// excerpt returns a line that is safe to print on a terminal: a control character in it
-// could rewrite what stands above.
-func excerpt(line string) string {
-	printable := strings.Map(func(r rune) rune {
+// printable returns one line that is safe to print on a terminal: a control character could
+// rewrite what stands above. An escape in double quotes makes any character.
+func printable(text string) string {
+	return strings.Map(func(r rune) rune {
 		switch {
 		case r == '\t':
 			return '→'
@@ -105,11 +105,15 @@ func excerpt(line string) string {
 			return '·'
 		}
 		return r
-	}, line)
-	if runes := []rune(printable); len(runes) > maxExcerpt {
-		printable = string(runes[:maxExcerpt]) + "…"
+	}, text)
+}
+
+func excerpt(line string) string {
+	text := printable(line)
+	if runes := []rune(text); len(runes) > maxExcerpt {
+		text = string(runes[:maxExcerpt]) + "…"
 	}
-	return strings.TrimRight(printable, " ")
+	return strings.TrimRight(text, " ")
 }
 
 func shorten(text string, most int) string {

@@ -51,6 +51,7 @@ func TestProblems(t *testing.T) {
 		"a tab as a space": {head + "    port:\t22\n", ""},
 
 		"unknown key":            {head + "    prt: 1\n", "line 4: rule \"web\": unknown key prt; did you mean port?\n  4:5 |     prt: 1"},
+		"a terminal's escape":    {head + "    \"\\e[2J\\nx\\u202e\": 1\n", "line 4: rule \"web\": unknown key ·[2J·x·; the keys here are name, match, port, form\n  4:5 |     \"\\e[2J\\nx\\u202e\": 1"},
 		"another spelling":       {head + "    match: {Image-Owners: [a]}\n", "line 4: rule \"web\": match: unknown key Image-Owners; did you mean image_owners?\n  4:13 |     match: {Image-Owners: [a]}"},
 		"one word of the key":    {head + "    match: {owners: [a]}\n", "line 4: rule \"web\": match: unknown key owners; did you mean image_owners?\n  4:13 |     match: {owners: [a]}"},
 		"like no key":            {head + "    shade: red\n", "line 4: rule \"web\": unknown key shade; the keys here are name, match, port, form\n  4:5 |     shade: red"},
