@@ -10,6 +10,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -85,13 +86,17 @@ func (s standing) below(u Unit, scope Scope) standing {
 	}
 }
 
+// regexpUnitID matches the ids of units (AWS Organizations API Reference, OrganizationalUnit).
+var regexpUnitID = regexp.MustCompile(`^ou-[0-9a-z]{4,32}-[a-z0-9]{8,32}$`)
+
 // ofRoot returns the standing of the root.
 func ofRoot(scope Scope) standing { return standing{allowed: len(scope.Allow) == 0, path: "/"} }
 
 // pathName returns the unit's name, or its id if the name could be mistaken for another
-// path: anyone who may name a unit below Sandbox must not be able to imitate another one.
+// path: anyone who may name a unit below Sandbox must not be able to imitate another one, not
+// even one that has its id in the path.
 func pathName(u Unit) string {
-	if strings.Contains(u.Name, "/") || !isPlain(u.Name) {
+	if strings.Contains(u.Name, "/") || regexpUnitID.MatchString(u.Name) || !isPlain(u.Name) {
 		return u.ID
 	}
 	return u.Name

@@ -64,6 +64,7 @@ func TestMembers(t *testing.T) {
 func TestNamesInPaths(t *testing.T) {
 	for name, tt := range map[string]struct{ unit, account, wantPath, wantName string }{
 		"plain":             {"Production", "web", "/Workloads/Production", "web"},
+		"another's id":      {payments, "web", "/Workloads/" + production, "web"},
 		"a slash":           {"x/Production", "a/b", "/Workloads/" + production, "a/b"},
 		"nothing":           {"", "", "/Workloads/" + production, ""},
 		"a line break":      {"Prod\n", "we\nb", "/Workloads/" + production, ""},
