@@ -1,4 +1,4 @@
-// Command hallmark enrolls the EC2 instance that it runs on into a Teleport
+// Command hallmark enrolls the EC2 instance that it runs on in a Teleport
 // cluster: its host keys get certificates, and its sshd trusts the cluster's
 // OpenSSH CA.
 package main

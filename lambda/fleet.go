@@ -127,7 +127,7 @@ func (h fleetHandler) readOrganization(ctx context.Context) ([]byte, error) {
 }
 
 func (h fleetHandler) refuse(ctx context.Context, reason error) ([]byte, error) {
-	h.log.ErrorContext(ctx, "an event is refused", slog.Any("error", reason))
+	h.log.ErrorContext(ctx, "event refused", slog.Any("error", reason))
 	return json.Marshal(refusal{reason.Error()})
 }
 
@@ -156,7 +156,7 @@ func (h fleetHandler) sweep(ctx context.Context, limit int) (upkeep.Report, erro
 	}
 	if err := h.bookmark.Save(ctx, []byte(report.Next)); err != nil {
 		// The sweep is done; only the next one's starting point is wrong.
-		h.log.WarnContext(ctx, "where the next sweep begins could not be noted", slog.Any("error", err))
+		h.log.WarnContext(ctx, "cannot save where the next sweep begins", slog.Any("error", err))
 	}
 	return report, nil
 }
@@ -182,7 +182,7 @@ func (h fleetHandler) begin(ctx context.Context) string {
 	defer cancel()
 	from, err := h.bookmark.Load(ctx)
 	if err != nil {
-		h.log.WarnContext(ctx, "where the last sweep stopped could not be read", slog.Any("error", err))
+		h.log.WarnContext(ctx, "cannot read where the last sweep stopped", slog.Any("error", err))
 	}
 	return string(from)
 }

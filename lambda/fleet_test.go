@@ -425,7 +425,7 @@ func TestTheFleetRefuses(t *testing.T) {
 		if answer := w.invoke([]byte(text)); !strings.HasPrefix(answer, `{"error":"`) {
 			t.Errorf("%s: answer %s", name, answer)
 		}
-		if log := w.log.String(); !strings.Contains(log, "an event is refused") || !strings.Contains(log, `"level":"ERROR"`) {
+		if log := w.log.String(); !strings.Contains(log, "event refused") || !strings.Contains(log, `"level":"ERROR"`) {
 			t.Errorf("%s: log %s", name, log)
 		}
 	}

@@ -99,7 +99,7 @@ func fetch(ctx context.Context, client *http.Client, proxyAddress string, kind K
 	}
 	keys, _, err := parse(body)
 	if err != nil {
-		return nil, fmt.Errorf("read the answer: %w: is that the address of a Teleport proxy?", err)
+		return nil, fmt.Errorf("read the answer: %w: check that this is the address of a Teleport proxy", err)
 	}
 	return keys, nil
 }
@@ -150,14 +150,14 @@ func get(ctx context.Context, client *http.Client, from *url.URL) ([]byte, error
 	case http.StatusTooManyRequests:
 		return nil, errors.New("it answers 429, too many requests from this address: retry in a minute")
 	default:
-		return nil, fmt.Errorf("it answers %s: is that the address of a Teleport proxy?", response.Status)
+		return nil, fmt.Errorf("it answers %s: check that this is the address of a Teleport proxy", response.Status)
 	}
 	body, err := io.ReadAll(io.LimitReader(response.Body, maxBytes+1))
 	if err != nil {
 		return nil, fmt.Errorf("read the answer: %w", err)
 	}
 	if len(body) > maxBytes {
-		return nil, fmt.Errorf("the answer has more than %d bytes: is that the address of a Teleport proxy?", maxBytes)
+		return nil, fmt.Errorf("the answer has more than %d bytes: check that this is the address of a Teleport proxy", maxBytes)
 	}
 	return body, nil
 }

@@ -89,7 +89,7 @@ func TestFetchRefuses(t *testing.T) {
 		{"nothing", answer(200, "\n"), "no keys"},
 		{"good line, then garbage", answer(200, line+"oops\n"), "line 2"},
 		{"over-long", answer(200, strings.Repeat(line, 64<<10/len(line)+1)), "more than 65536 bytes"},
-		{"not found", answer(404, "404 page not found"), "404 Not Found: is that the address of a Teleport proxy?"},
+		{"not found", answer(404, "404 page not found"), "404 Not Found: check that this is the address of a Teleport proxy"},
 		{"too many requests", answer(429, ""), "retry in a minute"},
 		{"server error", answer(500, "boom"), "500"},
 		{"redirect to another host", func(w http.ResponseWriter, r *http.Request) {

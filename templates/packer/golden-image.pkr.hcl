@@ -1,4 +1,4 @@
-# A golden image of Amazon Linux 2023 whose instances enroll themselves into a
+# A golden image of Amazon Linux 2023 whose instances enroll themselves in a
 # Teleport cluster at first boot.
 #
 #   packer build -var-file=my.pkrvars.hcl .

@@ -30,7 +30,7 @@ func (e *Enroller) Leave(ctx context.Context, conf *sshd.Effective) (outcome str
 	answer, node, err := e.askToLeave(ctx, keys)
 	code := signerclient.CodeOf(err)
 	if code == protocol.CodeNotEnrolled || code == protocol.CodeInstanceEnded {
-		return "the signer has no node of this machine", nil
+		return "the signer has no node for this machine", nil
 	}
 	if code == protocol.CodeMalformed || code == protocol.CodeUnsupportedVersion {
 		return "", fault.Newf(fault.Refused, "update the signer", "the signer is too old to let a machine leave: %w", err)

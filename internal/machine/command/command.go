@@ -24,7 +24,7 @@ const (
 
 // New returns hallmark.
 func New() *cobra.Command {
-	return cli.New("hallmark", "enroll this EC2 instance, which runs plain OpenSSH, into a Teleport cluster",
+	return cli.New("hallmark", "enroll this EC2 instance with plain OpenSSH in a Teleport cluster",
 		enrollCommand(), renewCommand(), statusCommand(), doctorCommand(), installCommand(), sealCommand(), unenrollCommand(),
 		cli.Group("identity", "work with instance identity documents", identityVerifyCommand()))
 }

@@ -35,7 +35,7 @@ func enrollCommand() *cobra.Command {
 	var e enrollment
 	cmd := &cobra.Command{
 		Use: "enroll", Short: "enroll this machine, or renew its certificates if they are due",
-		Long: `Enrolls this machine into the Teleport cluster, or renews its certificates if they are due.
+		Long: `Enrolls this machine in the Teleport cluster, or renews its certificates if they are due.
 Either way, sshd trusts the cluster's current OpenSSH CAs afterwards. If there is nothing to
 do, nothing changes.`,
 		RunE: func(cmd *cobra.Command, _ []string) error { return e.run(cmd, (*agent.Enroller).Enroll) },

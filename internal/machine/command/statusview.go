@@ -133,7 +133,7 @@ func (s *screen) listener(l listener) (lines []string) {
 			lines = append(lines, fmt.Sprintf("%s: %s", l.Address, s.style.paint(doctor.Failure, "presents no certificate for "+file)))
 		default:
 			lines = append(lines, fmt.Sprintf("%s: %s, serial %d until %s", l.Address,
-				s.style.paint(doctor.Failure, "presents another certificate than "+file), o.Serial, s.at(o.ValidBefore)))
+				s.style.paint(doctor.Failure, "presents a different certificate than "+file), o.Serial, s.at(o.ValidBefore)))
 		}
 	}
 	if len(same) > 0 {

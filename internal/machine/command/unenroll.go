@@ -35,7 +35,7 @@ could log in afterwards, nothing changes. If the command is interrupted, run it 
 		},
 	}
 	cmd.Flags().BoolVar(&options.Force, "force", false, "continue even if nobody could log in by SSH afterwards")
-	cmd.Flags().BoolVar(&options.Offline, "offline", false, "do not ask the signer; the node stays in Teleport until its lease ends")
+	cmd.Flags().BoolVar(&options.Offline, "offline", false, "do not ask the signer; the node stays in Teleport until its lease expires")
 	cmd.Flags().BoolVar(&options.ActivatePending, "reload", false, "reload sshd, even if that activates pending changes to its configuration")
 	cmd.Flags().DurationVar(&timeout, "timeout", 2*time.Minute, "give up asking the signer after this `time`, such as 90s or 2m")
 	return cmd

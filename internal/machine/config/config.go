@@ -87,8 +87,8 @@ const maxURL = 2 << 10
 
 var audience = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._:/-]*$`)
 
-// Parse reads a configuration strictly: an unknown key or a second document is an error. If the file is wrong, the error is a *strictyaml.Error with everything
-// that is.
+// Parse reads a configuration strictly: an unknown key or a second document is an error. If the
+// file is wrong, the error is a *strictyaml.Error that lists everything that is wrong.
 func Parse(data []byte) (Config, error) {
 	var c Config
 	file := strictyaml.Decode(data, &c, strictyaml.Options{MaxBytes: maxBytes, EmptyIsUnset: true})

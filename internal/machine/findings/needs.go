@@ -129,7 +129,7 @@ func (f evidence) revocation(_ sshd.Login, s sshd.Settings) []problem {
 	for _, ca := range f.CAs {
 		switch yes, err := Revokes(content, ca); {
 		case err != nil:
-			return severe("RevokedKeys", value, err.Error()+", so sshd refuses all keys and certificates", "make the list again with ssh-keygen -k")
+			return severe("RevokedKeys", value, err.Error()+", so sshd refuses all keys and certificates", "create the list again with ssh-keygen -k")
 		case yes:
 			revoked = append(revoked, ssh.FingerprintSHA256(ca))
 		}

@@ -30,7 +30,7 @@ const (
 	hintRole     = "the instance identity role's credentials are missing: retry, and compare " +
 		"/latest/meta-data/identity-credentials/ec2/info on another instance"
 	// HintProfile is for a request that an instance profile's role must sign.
-	HintProfile = "give the instance an instance profile whose role may call the signer (lambda:InvokeFunctionUrl, execute-api:Invoke or lambda:InvokeFunction, as the signer is deployed)"
+	HintProfile = "give the instance an instance profile whose role may call the signer (lambda:InvokeFunctionUrl, execute-api:Invoke or lambda:InvokeFunction, depending on how the signer is deployed)"
 
 	documentPage = "/latest/dynamic/instance-identity/document"
 )

@@ -116,10 +116,10 @@ func enableTimers(ctx context.Context, root string) error {
 	return nil
 }
 
-// Install copies this program, unless it is a package's, the configuration, the CAs and sshd's
-// settings from the folder to their places, and enables the timers. sshd checks the settings before anything is in
-// place. sshd's configuration changes last, and with a single rename. Install returns a line
-// for each file that it changed.
+// Install puts this program (unless a package has) and the folder's configuration, CAs and sshd
+// settings in place, and enables the timers. sshd checks the settings first. sshd's
+// configuration changes last, with a single rename. Install returns a line for each file that it
+// changed.
 func (in *Installer) Install(ctx context.Context, from string) (changes []string, err error) {
 	files, options, cas, err := in.read(from)
 	if err != nil {
@@ -394,7 +394,7 @@ func (in *Installer) judge(ctx context.Context, logins []sshd.Login, want findin
 	}
 	if blocking := findings.Blocking(found); len(blocking) > 0 {
 		return fault.Newf(fault.Failed, "nothing was changed; correct sshd's configuration as the message says, then install again",
-			"no certificate of the cluster could log in: %w", findings.Join(blocking))
+			"nobody could log in with a certificate of the cluster: %w", findings.Join(blocking))
 	}
 	for _, f := range found {
 		in.log("warning: %s", f)

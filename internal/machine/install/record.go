@@ -45,7 +45,7 @@ func (in *Installer) readRecord() (*record, error) {
 	}
 	var r record
 	if err := json.Unmarshal(data, &r); err != nil || r.Version != recordVersion {
-		return nil, fault.Newf(fault.Failed, "move the file away, then run hallmark again", "%s is damaged, or of a later release", path)
+		return nil, fault.Newf(fault.Failed, "move the file away, then run hallmark again", "%s is damaged, or from a later release", path)
 	}
 	return &r, nil
 }

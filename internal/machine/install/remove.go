@@ -24,7 +24,7 @@ import (
 type RemoveOptions struct {
 	// Force removes Hallmark even if nobody would certainly get in afterwards.
 	Force bool
-	// Offline does not ask the signer: the node stays in Teleport until its lease ends.
+	// Offline does not ask the signer: the node stays in Teleport until its lease expires.
 	Offline bool
 	// ActivatePending reloads sshd even if that activates somebody's pending change to its
 	// configuration.
@@ -284,7 +284,7 @@ func (r *removal) keepRecord() error {
 func (r *removal) askSigner(ctx context.Context) error {
 	switch {
 	case r.options.Offline:
-		r.log("warning: the signer was not asked; the node stays in Teleport until its lease ends%s", r.lastCertificate())
+		r.log("warning: the signer was not asked; the node stays in Teleport until its lease expires%s", r.lastCertificate())
 		return nil
 	case r.leave != nil:
 		outcome, err := r.leave(ctx, r.conf)

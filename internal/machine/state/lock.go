@@ -79,7 +79,7 @@ func held(file *os.File, now time.Time) error {
 	since := info.ModTime()
 	if now.Sub(since) > LongestRun {
 		return fault.Newf(fault.Failed, "find it with 'fuser -v "+file.Name()+"' and stop it",
-			"another run of hallmark is still in progress since %s", since.UTC().Format(time.RFC3339))
+			"another run of hallmark has been in progress since %s", since.UTC().Format(time.RFC3339))
 	}
 	return fault.Newf(fault.Temporary, "wait for it to end: systemctl status hallmark.service", "%w", ErrRunning)
 }

@@ -98,13 +98,13 @@ func outcomes() map[protocol.Code]outcome {
 		protocol.CodeInstanceMismatch: {status: http.StatusForbidden, message: "EC2 and the identity document disagree; stop and start the instance to renew the document"},
 		protocol.CodePolicyRefused:    {status: http.StatusForbidden, message: "the signer's policy does not admit the instance"},
 		protocol.CodeKeyConflict:      {status: http.StatusConflict, message: "the instance is known with other host keys; restore them, or ask the signer's operator"},
-		protocol.CodeKeyInUse:         {status: http.StatusConflict, message: "another instance holds one of the host keys; remove host keys from the image and make new ones"},
+		protocol.CodeKeyInUse:         {status: http.StatusConflict, message: "another instance holds one of the host keys; remove host keys from the image and generate new ones"},
 		protocol.CodeNameInUse:        {status: http.StatusConflict, message: "another node holds the host name or the node's id"},
 		protocol.CodeInstanceEnded:    {status: http.StatusForbidden, message: "the instance was off-boarded"},
 		protocol.CodeNotEnrolled:      {status: http.StatusForbidden, message: "the instance is not enrolled"},
 		protocol.CodeRateLimited:      {status: http.StatusTooManyRequests, message: "too many requests", retryAfter: 30 * time.Second},
 		protocol.CodeUpstream:         {status: http.StatusServiceUnavailable, message: "a service behind the signer did not answer; try again", retryAfter: 10 * time.Second},
-		protocol.CodeTeleportRefused:  {status: http.StatusForbidden, message: "Teleport refuses what the signer asks; the signer's log has the reason under the request id"},
+		protocol.CodeTeleportRefused:  {status: http.StatusForbidden, message: "Teleport refuses the signer's request; the signer's log has the reason under the request id"},
 		protocol.CodeInternal:         {status: http.StatusInternalServerError, message: "the signer failed; its log has the reason under the request id"},
 	}
 }

@@ -58,11 +58,11 @@ func checkIAM(c *entry.IAMCaller, d *identity.Document) error {
 	}
 	if c.Account != d.Instance.Account || who.AccountID != string(d.Instance.Account) {
 		return refuse(protocol.CodeNotAllowed,
-			fmt.Errorf("IAM caller %s of account %s, but the document is of account %s", c.ARN, c.Account, d.Instance.Account))
+			fmt.Errorf("IAM caller %s belongs to account %s, but the document is for account %s", c.ARN, c.Account, d.Instance.Account))
 	}
 	if session := sessionName(who); strings.HasPrefix(session, "i-") && session != string(d.Instance.ID) {
 		return refuse(protocol.CodeNotAllowed,
-			fmt.Errorf("IAM caller is instance %s, but the document is of %s", session, d.Instance.ID))
+			fmt.Errorf("IAM caller is instance %s, but the document is for %s", session, d.Instance.ID))
 	}
 	return nil
 }

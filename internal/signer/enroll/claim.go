@@ -283,7 +283,7 @@ func (s *Signer) checkNode(ctx context.Context, cluster Cluster, k ask, a *audit
 	case err != nil:
 		return unanswered(serviceTeleport, fmt.Errorf("look up node %s: %w", id, err))
 	case n.Signer() != s.Audience:
-		return refuse(protocol.CodeNameInUse, fmt.Errorf("node %s exists and is of signer %q", id, n.Signer()))
+		return refuse(protocol.CodeNameInUse, fmt.Errorf("node %s exists and belongs to signer %q", id, n.Signer()))
 	}
 	return nil
 }

@@ -202,7 +202,7 @@ func checkTime(e *evidence, now time.Time) error {
 	}
 	if !e.payload.IssuedAt.Equal(proved) {
 		return refuse(protocol.CodeCallerProofInvalid,
-			fmt.Errorf("issued at %s, but the caller proof is of %s", e.payload.IssuedAt, proved))
+			fmt.Errorf("issued at %s, but the caller proof is from %s", e.payload.IssuedAt, proved))
 	}
 	if skew := now.Sub(proved).Abs(); skew > protocol.MaxClockSkew {
 		return refuse(protocol.CodeClockSkew, fmt.Errorf("issued at %s, %s from now", proved, skew))

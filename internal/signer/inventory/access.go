@@ -75,7 +75,7 @@ func (e *EC2) CheckAccount(ctx context.Context, account ec2ref.Account) error {
 		return fmt.Errorf("ask STS whose the credentials for account %s are: %w", account, err)
 	}
 	if got := aws.ToString(out.Account); got != string(account) {
-		return fmt.Errorf("the credentials for account %s are of account %.16q: give it a role in deployment.yaml, or deploy there", account, got)
+		return fmt.Errorf("the credentials for account %s belong to account %.16q: give it a role in deployment.yaml, or deploy there", account, got)
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -179,7 +179,7 @@ func (r assumedRole) Retrieve(ctx context.Context) (aws.Credentials, error) {
 // have the same id.
 func (r assumedRole) credentials(out *sts.AssumeRoleOutput) (aws.Credentials, error) {
 	if out.AssumedRoleUser == nil || out.Credentials == nil || out.Credentials.Expiration == nil {
-		return aws.Credentials{}, errors.New("STS answered without an identity, credentials or their end")
+		return aws.Credentials{}, errors.New("STS answered without an identity, credentials or their expiry")
 	}
 	for _, part := range []*string{out.Credentials.AccessKeyId, out.Credentials.SecretAccessKey, out.Credentials.SessionToken} {
 		if aws.ToString(part) == "" {
@@ -191,7 +191,7 @@ func (r assumedRole) credentials(out *sts.AssumeRoleOutput) (aws.Credentials, er
 		return aws.Credentials{}, fmt.Errorf("STS's answer: %w", err)
 	}
 	if session.AccountID != string(r.account.ID) || session.Service != "sts" || !strings.HasPrefix(session.Resource, "assumed-role/") {
-		return aws.Credentials{}, fmt.Errorf("STS answered for %s, which is no session of a role in account %s", session, r.account.ID)
+		return aws.Credentials{}, fmt.Errorf("STS answered for %s, which is not a session of a role in account %s", session, r.account.ID)
 	}
 	return aws.Credentials{
 		AccessKeyID:     aws.ToString(out.Credentials.AccessKeyId),

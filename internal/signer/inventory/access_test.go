@@ -288,8 +288,8 @@ func TestAssumeRoleRefuses(t *testing.T) {
 		want string
 	}{
 		"another account":        {&fakeSTS{session: "arn:aws:sts::" + otherAccount + ":assumed-role/reader/hallmark-signer"}, otherAccount},
-		"a user":                 {&fakeSTS{session: "arn:aws:iam::" + account + ":user/reader"}, "no session of a role"},
-		"a federated user":       {&fakeSTS{session: "arn:aws:sts::" + account + ":federated-user/reader"}, "no session of a role"},
+		"a user":                 {&fakeSTS{session: "arn:aws:iam::" + account + ":user/reader"}, "not a session of a role"},
+		"a federated user":       {&fakeSTS{session: "arn:aws:sts::" + account + ":federated-user/reader"}, "not a session of a role"},
 		"no ARN":                 {&fakeSTS{session: "reader"}, "STS's answer"},
 		"an account in the name": {&fakeSTS{session: "arn:aws:sts::" + otherAccount + ":assumed-role/" + account + "/x"}, otherAccount},
 		"nothing":                {&fakeSTS{answer: "<AssumeRoleResponse><AssumeRoleResult/></AssumeRoleResponse>"}, "without an identity"},
@@ -338,7 +338,7 @@ func TestCheckAccount(t *testing.T) {
 	}{
 		"the own account":        {&identifier{account: account}, account, "", 1},
 		"credentials of another": {&identifier{account: otherAccount}, account, otherAccount, 2},
-		"no account":             {&identifier{}, account, "are of account", 2},
+		"no account":             {&identifier{}, account, "belong to account", 2},
 		"STS does not answer":    {&identifier{err: errors.New("timeout")}, account, "timeout", 2},
 		"an account with a role": {&identifier{account: account}, otherAccount, "", 0},
 		"an account not listed":  {&identifier{account: account}, "123456789012", "not listed", 0},

@@ -166,7 +166,7 @@ func connection(err error) string {
 		return fmt.Sprintf("cannot connect to %s: %s", dial.Addr, cause)
 	}
 	if errors.Is(err, context.DeadlineExceeded) {
-		return "the time was up"
+		return "it timed out"
 	}
 	if request, ok := errors.AsType[*url.Error](err); ok {
 		err = request.Err

@@ -41,7 +41,7 @@ func (l clusterLogin) check(cmd *cobra.Command) error {
 	}
 	if err := teleport.IdentityFile(l.identity).Check(deployment.Now()); err != nil {
 		return &cli.Error{Err: fmt.Errorf("%s: --identity: %w", cmd.Name(), err), Code: cli.Failed,
-			Hint: "make one with 'tsh login --out FILE' or 'tctl auth sign'"}
+			Hint: "create one with 'tsh login --out FILE' or 'tctl auth sign'"}
 	}
 	return nil
 }

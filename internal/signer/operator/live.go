@@ -164,9 +164,9 @@ func (e explaining) pick(cmd *cobra.Command, places []ec2ref.Place) (ec2ref.Inst
 	switch len(matching) {
 	case 0:
 		if e.table == "" {
-			return ec2ref.Instance{}, cli.Usagef(cmd, "%s does not list that account and region; with --table, accounts of its organization are known too", e.deployment)
+			return ec2ref.Instance{}, cli.Usagef(cmd, "%s does not list that account and region; pass --table to include the accounts of its organization", e.deployment)
 		}
-		return ec2ref.Instance{}, cli.Usagef(cmd, "%s does not list that account and region, and they are not of its organization", e.deployment)
+		return ec2ref.Instance{}, cli.Usagef(cmd, "%s does not list that account and region, and neither does its organization", e.deployment)
 	case 1:
 		return ec2ref.Instance{Account: matching[0].Account, Region: matching[0].Region, ID: ec2ref.InstanceID(e.live)}, nil
 	}

@@ -22,8 +22,8 @@ import (
 
 const (
 	policyCheckLong = `Checks a policy file, and reports everything that is wrong, each with its line and the fix.
-Warns of rules that can never match, and of tag keys that are almost another's. Warnings do
-not change the exit code.`
+Warns of rules that can never match, and of tag keys that differ from another only in case,
+hyphens or underscores. Warnings do not change the exit code.`
 
 	policyExplainLong = `Shows which rule decides about an instance, why earlier rules do not, and what the instance
 would get. With --instance it makes no calls: FACTS.json contains what EC2 would answer.
@@ -34,8 +34,9 @@ ledger whether the instance has enrolled. Without --table the instance counts as
 
 Ages are as of --now, or the present time. In FACTS.json, account, region and
 instance_id are required. Where a rule asks for them, add account_name, account_path, vpc,
-subnet, zone, instance_profile, image, image_owner, image_owner_member, image_tags, launch_time, enrolled, private_ip,
-public_ip, ipv6, private_dns and tags. Exit code 4 means that the policy refuses the instance.`
+subnet, zone, instance_profile, image, image_owner, image_owner_member, image_tags, launch_time,
+enrolled, private_ip, public_ip, ipv6, private_dns and tags. Exit code 4 means that the policy
+refuses the instance.`
 
 	policySchemaLong = `Prints the JSON schema of policy files. To use it in an editor with the YAML language
 server, start the policy with # yaml-language-server: $schema=policy.schema.json`

@@ -30,7 +30,7 @@ func releaseCommand() *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error { return runRelease(cmd, table, name) },
 	}
 	tableFlag(cmd, &table)
-	cmd.Flags().StringVar(&name, "name", "", "the host `name` or address, as certificates have it")
+	cmd.Flags().StringVar(&name, "name", "", "the host `name` or address, as it appears in certificates")
 	return cmd
 }
 

@@ -96,6 +96,6 @@ func TestAGapRemovesNoStoppedNode(t *testing.T) {
 	}
 	f.ImageOwner = ""
 	if p.RemovesStopped(f, clock()) {
-		t.Error("the node would go while nobody knows the image's owner")
+		t.Error("the node would go while the image's owner is unknown")
 	}
 }

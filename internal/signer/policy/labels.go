@@ -41,7 +41,7 @@ func (l labelRules) render(tags map[string]string) (labels map[string]string, sk
 		}
 		label, value := l.tagPrefix+key, tags[key]
 		if _, hidden := l.static[label]; hidden {
-			notes = append(notes, fmt.Sprintf("tag %.100q: the rule's static label stands in its place", key))
+			notes = append(notes, fmt.Sprintf("tag %.100q: the rule's static label overrides it", key))
 			continue
 		}
 		if len(labels) >= maxTagLabels || !isLabel(key, label, value) {

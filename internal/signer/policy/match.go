@@ -96,7 +96,7 @@ func imageOwners(key string, list []string, limits Limits) condition {
 		owner := f.ImageOwner
 		switch {
 		case owner == "":
-			return unmet{key + ": nobody knows the image's owner", true}
+			return unmet{key + ": the image's owner is unknown", true}
 		case slices.Contains(list, owner.String()),
 			slices.Contains(list, ownAccount) && owner == f.Account,
 			slices.Contains(list, listedAccounts) && limits.admits(f):
@@ -121,7 +121,7 @@ func maxAge(key string, longest time.Duration) condition {
 		}
 		switch age, known := f.Age(now); {
 		case !known:
-			return not(key + ": the launch time is not known or is yet to come")
+			return not(key + ": the launch time is unknown or in the future")
 		case age > longest:
 			return not(fmt.Sprintf("%s: launched %s, more than %s, and never enrolled", key, ago(age), Duration(longest)))
 		}
@@ -161,11 +161,11 @@ func ofOwnImage(holds condition) condition {
 func ownImage(f node.Facts, _ time.Time) unmet {
 	switch {
 	case f.ImageOwner == "":
-		return unmet{"image_tags: nobody knows the image's owner", true}
+		return unmet{"image_tags: the image's owner is unknown", true}
 	case f.ImageOwner != f.Account:
-		return not("image_tags: the image is not of the instance's own account")
+		return not("image_tags: the image does not belong to the instance's own account")
 	case f.ImageTags == nil:
-		return unmet{"image_tags: nobody knows the image's tags", true}
+		return unmet{"image_tags: the image's tags are unknown", true}
 	}
 	return unmet{}
 }

@@ -45,7 +45,7 @@ func TestMatch(t *testing.T) {
 		"owner self":                  {`image_owners: [self], max_age: any`, func(f *node.Facts) { f.ImageOwner = f.Account }, ""},
 		"owner not self":              {`image_owners: [self], max_age: any`, same, "image_owners:"},
 		"owner by id":                 {`image_owners: [self, "999988887777"], max_age: any`, func(f *node.Facts) { f.ImageOwner = otherAccount }, ""},
-		"owner unknown":               {`image_owners: [self, listed, "999988887777"], max_age: any`, func(f *node.Facts) { f.ImageOwner = "" }, "image_owners: nobody knows"},
+		"owner unknown":               {`image_owners: [self, listed, "999988887777"], max_age: any`, func(f *node.Facts) { f.ImageOwner = "" }, "image_owners: the image's owner is unknown"},
 		"owner unknown, as all":       {`image_owners: [self], max_age: any`, func(f *node.Facts) { f.ImageOwner, f.Account = "", "" }, "accounts:"},
 		"owner waived":                {`image_owners: [any], max_age: any`, func(f *node.Facts) { f.ImageOwner = "" }, ""},
 		"owner of a known instance":   {`image_owners: [listed], max_age: 1h`, func(f *node.Facts) { f.Enrolled, f.ImageOwner = true, otherAccount }, "image_owners:"},
@@ -55,7 +55,7 @@ func TestMatch(t *testing.T) {
 		"too old":                     {`image_owners: [any], max_age: 59m`, same, "max_age: launched 1h ago, more than 59m"},
 		"too old, enrolled":           {`image_owners: [any], max_age: 59m`, func(f *node.Facts) { f.Enrolled = true }, ""},
 		"age waived":                  {`image_owners: [any], max_age: any`, func(f *node.Facts) { f.LaunchTime = time.Time{} }, ""},
-		"launch unknown":              {`image_owners: [any], max_age: 2540400h`, func(f *node.Facts) { f.LaunchTime = time.Time{} }, "max_age: the launch time is not known"},
+		"launch unknown":              {`image_owners: [any], max_age: 2540400h`, func(f *node.Facts) { f.LaunchTime = time.Time{} }, "max_age: the launch time is unknown"},
 		"launch unknown, enrolled":    {`image_owners: [any], max_age: 1h`, func(f *node.Facts) { f.LaunchTime, f.Enrolled = time.Time{}, true }, ""},
 		"launch within the skew":      {`image_owners: [any], max_age: 1h`, func(f *node.Facts) { f.LaunchTime = clock().Add(node.MaxLaunchSkew) }, ""},
 		"launch to come":              {`image_owners: [any], max_age: 1h`, func(f *node.Facts) { f.LaunchTime = clock().Add(node.MaxLaunchSkew + 1) }, "max_age: the launch time"},
@@ -67,7 +67,7 @@ func TestMatch(t *testing.T) {
 		"tag empty":                   {`ANY, tags: {env: ["*"]}`, func(f *node.Facts) { f.Tags["env"] = "" }, ""},
 		"image tag":                   {`ANY, image_tags: {golden: ["yes"]}`, func(f *node.Facts) { f.ImageOwner, f.ImageTags = f.Account, map[string]string{"golden": "yes"} }, ""},
 		"image tag missing":           {`ANY, image_tags: {golden: ["yes"]}`, func(f *node.Facts) { f.ImageOwner = f.Account }, "image_tags:"},
-		"image tag, foreign image":    {`ANY, image_tags: {golden: ["yes"]}`, func(f *node.Facts) { f.ImageTags = map[string]string{"golden": "yes"} }, "image_tags: the image is not of"},
+		"image tag, foreign image":    {`ANY, image_tags: {golden: ["yes"]}`, func(f *node.Facts) { f.ImageTags = map[string]string{"golden": "yes"} }, "image_tags: the image does not belong"},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {

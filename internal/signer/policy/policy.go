@@ -228,7 +228,7 @@ func (r rule) judge(f node.Facts, now time.Time) (Outcome, unmet) {
 	case err != nil:
 		return Failed, unmet{fmt.Sprintf("when: %.300s", err), errors.Is(err, errUnknown) || r.when.lacks(f)}
 	case r.when.lacks(f):
-		return Unmatched, unmet{"when: it is false, and asks about a fact that EC2 does not show now", true}
+		return Unmatched, unmet{"when: it is false, and depends on a fact that EC2 does not show now", true}
 	}
 	return Unmatched, not("when: it is false")
 }

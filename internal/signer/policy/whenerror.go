@@ -187,7 +187,7 @@ func badSyntax(message, text string, at int) string {
 	case token == "<EOF>":
 		return "the expression ends too early"
 	case token == ")":
-		return "no ( belongs to this )"
+		return "this ) has no matching ("
 	case token == ".in":
 		return `write VALUE in ["A", "B"]`
 	case token == "":

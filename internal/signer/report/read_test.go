@@ -31,7 +31,7 @@ type fakeEC2 struct {
 
 func (f *fakeEC2) CheckAccount(_ context.Context, account ec2ref.Account) error {
 	if account == f.foreign {
-		return errors.New("the credentials are of account 999999999999")
+		return errors.New("the credentials belong to account 999999999999")
 	}
 	return nil
 }
@@ -125,7 +125,7 @@ func TestRead(t *testing.T) {
 		"another account's credentials": {func(w *world) {
 			w.ec2.foreign = member
 			w.ec2.states[at(member)] = nil
-		}, Filter{}, []State{Enrolled, Enrolled}, []string{"EC2 in account 444455556666, us-west-2: the credentials are of account 999999999999"}},
+		}, Filter{}, []State{Enrolled, Enrolled}, []string{"EC2 in account 444455556666, us-west-2: the credentials belong to account 999999999999"}},
 		"a node that claims to be of another instance": {func(w *world) {
 			w.nodes[0].Labels[node.InstanceLabel] = string(instanceOf(account, 9).ID)
 		}, Filter{}, []State{NoNode, Enrolled}, nil},

@@ -150,7 +150,7 @@ func (b Bot) becomeRole(ctx context.Context, config Config, joined *identity, ke
 	doing := "become role " + b.Role + " in Teleport"
 	certs, err := conn.api.GenerateUserCerts(ctx, b.roleRequest(joined, key, pong, now))
 	if trace.IsNotFound(err) {
-		return nil, fmt.Errorf("%s: %w: %w (make the role from templates/teleport/role.yaml, or correct teleport.login.role)", doing, ErrDenied, err)
+		return nil, fmt.Errorf("%s: %w: %w (create the role from templates/teleport/role.yaml, or correct teleport.login.role)", doing, ErrDenied, err)
 	}
 	if err != nil {
 		return nil, failed(doing, err)

@@ -76,7 +76,7 @@ func isLost(err error) bool {
 	return trace.IsConnectionProblem(err) || isTimeout(err) || hasCode(err, codes.DeadlineExceeded, codes.Unavailable)
 }
 
-// isTimeout reports whether the time was up, here or slightly earlier on the server,
+// isTimeout reports whether the call timed out, here or slightly earlier on the server,
 // which reports it without the code for it.
 func isTimeout(err error) bool {
 	return errors.Is(err, context.DeadlineExceeded) || strings.HasSuffix(err.Error(), context.DeadlineExceeded.Error())
@@ -117,9 +117,9 @@ func advice(err error) string {
 	case isA[tls.RecordHeaderError](err):
 		return notTeleport
 	case isNoSuchHost(err):
-		return "is the host in teleport.address right, and can the function's VPC resolve it?"
+		return "check the host in teleport.address, and that the function's VPC can resolve it"
 	case failed && network.Op == "dial":
-		return "is teleport.address right, and may the function connect to it (VpcConfig, route, security groups)?"
+		return "check teleport.address, and that the function can connect to it (VpcConfig, route, security groups)"
 	}
 	return remoteAdvice(err.Error())
 }
@@ -150,14 +150,14 @@ func remoteAdvice(text string) string {
 		{"rejecting IAM join request using STS host", olderRegion},
 		{"Signature expired", "the clock here is wrong, or the answer took too long"},
 		{"Signature not yet current", "the clock here is wrong"},
-		{"aws sts api returned status", "AWS did not confirm the function's credentials: is the region in teleport.login.region enabled in its account?"},
+		{"aws sts api returned status", "AWS did not confirm the function's credentials: check that the region in teleport.login.region is enabled in its account"},
 		{"has requested role impersonation", "the bot may not use the role: put teleport.login.role into the roles of the bot (templates/teleport/bot.yaml)"},
 		{"action \"create\" on \"host_cert\"", "the role of this login needs host_cert: [create], with a where that matches this cluster's name (templates/teleport/role.yaml)"},
 		{"on \"node\"", "the role of this login needs node: [list, read, create, update, delete] (templates/teleport/role.yaml)"},
 		{"tls: no application protocol", notTeleport},
 		{"connection upgrade call", notTeleport},
 		{"failed to switch Protocols", notTeleport},
-		{"remote error: tls:", "Teleport does not accept this login's certificate: is the login for this cluster, not for a leaf cluster, and newer than its last rotation?"},
+		{"remote error: tls:", "Teleport does not accept this login's certificate: check that the login is for this cluster, not for a leaf cluster, and is newer than its last rotation"},
 	} {
 		if strings.Contains(text, known.part) {
 			return known.hint

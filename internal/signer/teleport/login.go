@@ -131,7 +131,7 @@ func newIdentity(certificate tls.Certificate, roots *x509.CertPool, now time.Tim
 		return nil, fmt.Errorf("TLS certificate: %w", err)
 	}
 	if !now.Before(leaf.NotAfter) {
-		return nil, fmt.Errorf("%w at %s; make a new one", ErrExpired, leaf.NotAfter.UTC().Format(time.RFC3339))
+		return nil, fmt.Errorf("%w at %s; create a new one", ErrExpired, leaf.NotAfter.UTC().Format(time.RFC3339))
 	}
 	if now.Before(leaf.NotBefore) {
 		return nil, fmt.Errorf("it is valid from %s, but this clock says %s: set the clock",

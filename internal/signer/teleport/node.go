@@ -148,7 +148,7 @@ func serverOf(n node.Node) (*types.ServerV2, error) {
 	case n.Expires.IsZero():
 		// The node would outlive its machine forever if every event about the machine is
 		// lost.
-		return nil, errors.New("no time of expiry")
+		return nil, errors.New("no expiry time")
 	}
 	expires := n.Expires.UTC()
 	server := &types.ServerV2{

@@ -174,7 +174,7 @@ func TestAnotherAccountsCredentials(t *testing.T) {
 	w.enroll(2)
 	w.terminate(2)
 	w.hide(1)
-	w.accountErr = errors.New("the credentials are of account 999999999999")
+	w.accountErr = errors.New("the credentials belong to account 999999999999")
 	for range 2 {
 		if got := w.sweep(0); got.Failed != 1 {
 			t.Errorf("report %+v", got)

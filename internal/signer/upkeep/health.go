@@ -141,7 +141,7 @@ func (f *Fleet) noteProbes(ctx context.Context, own []ownNode, records map[ec2re
 		}
 		if _, err := f.Health.NoteProbe(ctx, o.instance, !ok); err != nil {
 			report.Failed++
-			f.Log.ErrorContext(ctx, "record a probe failed", slog.Any("", o.instance), slog.Any("error", err))
+			f.Log.ErrorContext(ctx, "recording a probe failed", slog.Any("", o.instance), slog.Any("error", err))
 			continue
 		}
 		r := records[o.instance]

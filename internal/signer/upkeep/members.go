@@ -42,7 +42,7 @@ func (r run) countMembers(ctx context.Context, unwatched Inventory) {
 		r.report.Unenrolled += running(live)
 	}
 	if unanswered > 0 {
-		r.Log.InfoContext(ctx, "accounts of the organization without nodes could not be asked for running instances; those that use Hallmark need the role",
+		r.Log.InfoContext(ctx, "cannot list the running instances of some accounts of the organization that have no nodes; accounts that use Hallmark need the role",
 			slog.Int("places", unanswered), slog.Any("first", first))
 	}
 }

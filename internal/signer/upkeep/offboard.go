@@ -146,7 +146,7 @@ func (f *Fleet) stopped(ctx context.Context, i ec2ref.Instance, found *inventory
 		return err
 	}
 	if record.IsOut() || record.ConfirmedHostname == "" {
-		log.InfoContext(ctx, "an instance that is not enrolled is stopped")
+		log.InfoContext(ctx, "the instance is stopped and not enrolled; nothing to do")
 		return nil
 	}
 	p, err := f.newPass(ctx)
@@ -161,7 +161,7 @@ func (f *Fleet) stopped(ctx context.Context, i ec2ref.Instance, found *inventory
 	if err != nil {
 		return fmt.Errorf("delete the node of %s, which is stopped: %w", i.ID, err)
 	}
-	log.InfoContext(ctx, "the instance is stopped: its node goes", slog.String("node_id", i.NodeID()), slog.Bool("node_deleted", deleted))
+	log.InfoContext(ctx, "the instance is stopped; its node will be deleted", slog.String("node_id", i.NodeID()), slog.Bool("node_deleted", deleted))
 	return nil
 }
 

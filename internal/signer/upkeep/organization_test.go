@@ -108,7 +108,7 @@ func TestSweepCountsInstancesOfMembersWithoutNodes(t *testing.T) {
 				}
 			}
 			log := w.log.String()
-			if strings.Contains(log, "could not be asked") != test.refused || strings.Contains(log, "level=ERROR") || !strings.Contains(log, "ec2_errors=0") {
+			if strings.Contains(log, "cannot list the running instances") != test.refused || strings.Contains(log, "level=ERROR") || !strings.Contains(log, "ec2_errors=0") {
 				t.Errorf("log: %s", log)
 			}
 		})

@@ -331,7 +331,7 @@ func (r run) refuse(ctx context.Context, at ec2ref.Place, reasons []error) {
 		return
 	}
 	r.report.Refused += len(reasons)
-	r.Log.WarnContext(ctx, "policy no longer admits enrolled instances; their nodes stay until their leases end",
+	r.Log.WarnContext(ctx, "policy no longer admits enrolled instances; their nodes stay until their leases expire",
 		slog.Any("", at), slog.Int("instances", len(reasons)), slog.Any("first", reasons[0]))
 }
 

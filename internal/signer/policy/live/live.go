@@ -178,7 +178,7 @@ func background(f func() ([]byte, error)) func() ([]byte, error) {
 type brokenError struct{ sum string }
 
 func (e *brokenError) Error() string {
-	return "the text with SHA-256 " + e.sum + " is no valid policy of this deployment; 'hallmark-signer policy check --deployment deployment.yaml' says where"
+	return "the text with SHA-256 " + e.sum + " is not a valid policy for this deployment; to see why, run 'hallmark-signer policy check --deployment deployment.yaml'"
 }
 
 // fetch reads the text and parses it, unless it is the one in force. The text is nil if it
