@@ -72,8 +72,8 @@ type refusal struct {
 }
 
 // Invoke acts on one event: a batch from the queue, a schedule, or an operator's
-// {"sweep":{"limit":500}} or {"organization":{}}. It refuses anything else with an answer, not with an error:
-// Lambda would run the function again after an error, and a retry cannot help.
+// {"sweep":{"limit":500}} or {"organization":{}}. It refuses anything else with an answer, not
+// with an error: Lambda would run the function again after an error, and a retry cannot help.
 func (h fleetHandler) Invoke(ctx context.Context, event []byte) ([]byte, error) {
 	batch, isBatch, err := upkeep.ParseBatch(event)
 	switch {

@@ -6,8 +6,8 @@
 //
 // The functions take their settings from the file that HALLMARK_DEPLOYMENT names, by
 // default deployment.yaml beside the program, from HALLMARK_LEDGER_TABLE,
-// HALLMARK_POLICY_PARAMETER, HALLMARK_AUDIENCE and HALLMARK_ENTRY, and from the usual variables of
-// the AWS SDK.
+// HALLMARK_POLICY_PARAMETER, HALLMARK_AUDIENCE and HALLMARK_ENTRY, and from the usual
+// variables of the AWS SDK.
 package main
 
 import (

@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-// HealthState says whether people reach a machine's sshd, as far as the machine can see.
+// HealthState says whether people can reach a machine's sshd, as far as the machine can see.
 type HealthState string
 
 // The states that a machine reports about itself.

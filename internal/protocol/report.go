@@ -128,7 +128,7 @@ func parseReport(data []byte) (*Report, error) {
 		report.Rejected = &r
 		return err
 	}
-	// A version of another form is left out. It is for people, and no reason to refuse a machine.
+	// Leave out a version of another form: it is only for people, so it must not keep a machine out.
 	program := func(data []byte) error {
 		var text string
 		if json.Unmarshal(data, &text) == nil && len(text) <= maxProgram {

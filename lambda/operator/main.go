@@ -1,5 +1,5 @@
-// Command hallmark-signer is the operator's command: it checks policies and changes the
-// ledger, from a workstation.
+// Command hallmark-signer is the operator's command, for a workstation: it checks policies,
+// reports on the fleet, and changes the ledger.
 package main
 
 import (

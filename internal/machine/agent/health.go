@@ -22,9 +22,9 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
 )
 
-// health returns the report that goes to the signer with the question for the CAs, in the
+// health returns the report that goes to the signer with the request for the CAs, in the
 // form of protocol.HealthHeader. It is "" if there is nothing to say: no certificate proves
-// who reports, or sshd does not let this machine look. A failure costs the report only.
+// who reports, or sshd does not let this machine look. A failure costs only the report.
 func (r *run) health(ctx context.Context) string {
 	key, found := r.reportingKey()
 	if !found {

@@ -155,7 +155,7 @@ func (i *installation) findListeners(ctx context.Context) error {
 	return nil
 }
 
-// prove sees that sshd presents the certificates, and reloads it only if it does not: a reload
+// prove checks that sshd presents the certificates, and reloads it only if it does not: a reload
 // refuses logins for some 100 ms. A reload with a configuration that sshd does not accept
 // would end sshd, so sshd checks it again, with everything now in place.
 //

@@ -42,8 +42,8 @@ func asFailure(err error) error {
 	return &cli.Error{Err: err, Code: codes[e.Kind], Hint: e.Hint}
 }
 
-// checkRootFolder refuses a folder that no file system is mounted at: what the command would
-// say of an empty folder, such as that sshd is missing, would mislead.
+// checkRootFolder refuses a folder in which no file system is mounted. The command's own error
+// for an empty folder, such as that sshd is missing, would mislead.
 func checkRootFolder(cmd *cobra.Command, flag, folder string) error {
 	const hint = "mount the image there first"
 	if err := checkFolder(cmd, flag, folder, hint); err != nil {

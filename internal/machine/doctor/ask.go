@@ -108,8 +108,8 @@ func (m *Machine) metadata(ctx context.Context) *imds.Client {
 }
 
 // requestTime bounds each request to the metadata service and the signer to two thirds of the
-// time: a signer that does not answer is to be a finding of its own. With the usual 4.5 s, that
-// is 3 s. A signer that starts cold takes one.
+// time, so that a signer that does not answer gets a finding of its own. With the usual 4.5 s,
+// that is 3 s. A signer that starts cold takes one.
 func requestTime(ctx context.Context) time.Duration {
 	const usual, least = 3 * time.Second, time.Millisecond
 	end, ok := ctx.Deadline()

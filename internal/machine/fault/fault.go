@@ -1,4 +1,4 @@
-// Package fault has errors that say who has to do what about them.
+// Package fault defines errors that say what kind they are and how to fix them.
 package fault
 
 import (
@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// Kind says what can be done about an error.
+// Kind says who can fix an error, and when.
 type Kind int
 
 // The kinds of errors.
@@ -19,7 +19,7 @@ const (
 	Temporary                 // something did not answer; try again later
 )
 
-// Error is an error of this package that says who has to do what about it.
+// Error is an error with its kind, and a hint on how to fix it.
 type Error struct {
 	Kind Kind
 	Hint string // what to do, one sentence, or empty

@@ -22,7 +22,7 @@ import (
 
 // RemoveOptions allow what Remove would otherwise refuse.
 type RemoveOptions struct {
-	// Force removes Hallmark even if nobody would certainly get in afterwards.
+	// Force removes Hallmark even if no login is certain to work afterwards.
 	Force bool
 	// Offline does not ask the signer: the node stays in Teleport until its lease expires.
 	Offline bool
@@ -98,8 +98,8 @@ type removal struct {
 // It first checks everything and prepares sshd's files, then asks the signer, and only then
 // changes anything. sshd's configuration changes before the files that it names go. A run that
 // is killed leaves sshd working with the old or the new configuration, and the next run
-// finishes. The timers stand still from before the signer is asked: a run of theirs would
-// enroll the machine again.
+// finishes. The timers stop before the signer is asked: a run of theirs would enroll the machine
+// again.
 func (r *Remover) Remove(ctx context.Context, o RemoveOptions) (changes []string, err error) {
 	dir, err := r.path(state.Dir)
 	if err != nil {

@@ -55,8 +55,8 @@ func (s machineUnits) Stop(ctx context.Context) (start func(ctx context.Context)
 	return start, nil
 }
 
-// Disable keeps the timers from starting at the next boot. Their files are still there, those
-// of a package too.
+// Disable keeps the timers from starting at the next boot. It leaves their files in place,
+// including a package's.
 func (machineUnits) Disable(ctx context.Context) error {
 	existing := slices.DeleteFunc(timers(), func(name string) bool {
 		return !slices.ContainsFunc(unitFolders(), func(folder string) bool {

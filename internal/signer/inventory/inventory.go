@@ -117,10 +117,10 @@ type EC2 struct {
 type Config struct {
 	// AWS has the HTTP client, and the credentials for accounts without a role.
 	AWS aws.Config
-	// Accounts may be asked about.
+	// Accounts are the accounts to ask about.
 	Accounts []Account
-	// Member returns another account that may be asked about now, if it is one. It is
-	// optional, and calls nobody.
+	// Member returns an account that is not in Accounts, if the signer may ask about it
+	// now. It is optional, and makes no call.
 	Member func(ec2ref.Account) (Account, bool)
 	// Roles returns the credentials for accounts with a role.
 	Roles RoleAssumer

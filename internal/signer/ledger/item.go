@@ -197,7 +197,7 @@ func formatNames(ends map[string]time.Time) types.AttributeValue {
 	return &types.AttributeValueMemberM{Value: names}
 }
 
-// parseRecord reads an instance's item; nil is one that is not there.
+// parseRecord reads an instance's item; nil means that there is none.
 func parseRecord(it item) (record, error) {
 	if it == nil {
 		return record{}, nil
@@ -245,7 +245,7 @@ func parseRecord(it item) (record, error) {
 	if err := errors.Join(p.err, names.err, tags.err, permit.err); err != nil {
 		return record{}, fmt.Errorf("read the ledger's item %s: %w", p.text(attrPK), err)
 	}
-	if r.version == 0 { // it would pass for one that is not there
+	if r.version == 0 { // it would count as missing
 		return record{}, fmt.Errorf("the ledger's item %s has no version", p.text(attrPK))
 	}
 	return r, nil
@@ -261,9 +261,8 @@ func parseHolder(it item) (ec2ref.Instance, error) {
 	return holder, nil
 }
 
-// parser reads attributes and keeps the first error. One that is not there is zero;
-// one of another type is an error, for to take it as zero would give away what
-// somebody holds.
+// parser reads attributes and keeps the first error. A missing attribute is zero. One of
+// another type is an error: read as zero, it would give away what somebody holds.
 type parser struct {
 	item item
 	err  error

@@ -36,7 +36,7 @@ func Default(limits Limits) (*Policy, error) { return Parse([]byte(builtIn), lim
 
 // Parse reads a policy file strictly: unknown and repeated keys, keys without a value,
 // aliases, and anything that would widen the limits are errors. If the file is wrong, the
-// error wraps a *strictyaml.Error with everything that is.
+// error wraps a *strictyaml.Error that lists everything that is wrong.
 func Parse(data []byte, limits Limits) (*Policy, error) {
 	p, err := parse(data, limits)
 	if err != nil {

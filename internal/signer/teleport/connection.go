@@ -227,8 +227,8 @@ func (handshaken) OverrideServerName(string) error { return nil }
 // docs/teleport.md can state their total.
 const retryLimit = 4
 
-// retry calls try until it works, its error will not pass, or time or patience is
-// at its end. It returns the last error. gRPC's own backoff only covers lost connections.
+// retry calls try until it succeeds, its error is permanent, or the time or the attempts
+// are used up. It returns the last error. gRPC's own backoff only covers lost connections.
 func retry(ctx context.Context, try func() error, passes func(error) bool) error {
 	policy := backoff.Policy{Growth: backoff.Growth{First: 200 * time.Millisecond, Longest: 800 * time.Millisecond}}
 	return policy.Do(ctx, retryLimit, func(context.Context) (again bool, after time.Duration, err error) {

@@ -34,8 +34,7 @@ const (
 	// CAs need less.
 	maxJoinMessage = 256 << 10
 
-	// givingUpTime is how long the client waits for the server to receive that it gives
-	// up.
+	// givingUpTime is how long the client waits for the server to learn that it gives up.
 	givingUpTime = time.Second
 )
 

@@ -32,7 +32,7 @@ type HealthReport struct {
 	Probed  int
 	Changed int // nodes whose label was out of date
 	// Suspected counts nodes that could not be reached any more, all at once. Their labels
-	// stay: that many rather mean that upkeep's own network is at fault.
+	// stay: so many at once point to a fault in upkeep's own network.
 	Suspected int
 	Failed    int
 }

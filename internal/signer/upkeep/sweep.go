@@ -26,7 +26,7 @@ type Report struct {
 	// host name or lease, or because the instance was retired or left.
 	Repaired int `json:"Mended"`
 	// Refused counts nodes of running instances that the policy no longer admits. They
-	// stay until their leases end, and cannot be renewed: a mistake in a policy must not
+	// stay until their leases expire, and cannot be renewed: a mistake in a policy must not
 	// empty a cluster.
 	Refused int
 	// Incomplete counts nodes of running instances for which EC2 does not show something

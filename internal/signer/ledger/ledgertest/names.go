@@ -30,7 +30,7 @@ func nameTests() map[string]func(*testing.T, *fixture) {
 		"addresses, then a rename":                  testAddressesThenRename,
 		"a dropped name has one holder":             testDroppedName,
 		"the present name is never dropped":         testPresentNameStays,
-		"its own id is always to be had":            testOwnID,
+		"its own id is always available":            testOwnID,
 		"an operator releases a name":               testRelease,
 		"a name with a certificate stays":           testReleaseCertified,
 		"a released name is checked again":          testReleasePresentName,
