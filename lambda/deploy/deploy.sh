@@ -121,7 +121,7 @@ check_leftovers() {
 choose_concurrency() {
   local limits limit free enroll fleet
   limits=$(aws lambda get-account-settings --output text --query 'AccountLimit.[ConcurrentExecutions,UnreservedConcurrentExecutions]') ||
-    fail "cannot read the account's concurrency limit: lambda:GetAccountSettings is missing"
+    fail "cannot read the account's concurrency limit: your credentials need lambda:GetAccountSettings"
   read -r limit free <<<"$limits"
   parameters+=("AlarmConcurrency=$((limit * 4 / 5))")
   enroll=$(stack "Parameters[?ParameterKey=='ReservedConcurrency'].ParameterValue | [0]")
@@ -135,7 +135,7 @@ choose_concurrency() {
   fi
   parameters+=(ReservedConcurrency=0 FleetReservedConcurrency=0)
   say "warning: nothing is reserved. Of this account's $limit concurrent executions $free are unreserved, and Lambda keeps 100 unreserved."
-  say "warning: A flood on the URL can delay off-boarding; ConcurrencyAlarm reports it. Request 1,000 concurrent executions in Service Quotas, then deploy again."
+  say "warning: a flood on the URL can delay off-boarding; ConcurrencyAlarm reports it. Request 1,000 concurrent executions in Service Quotas, then deploy again."
 }
 
 # add_given adds the parameters in PARAMETERS, which override the chosen ones.

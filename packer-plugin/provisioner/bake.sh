@@ -11,13 +11,13 @@ die() {
 	exit 1
 }
 
-[ "$(id -u)" -eq 0 ] || die "this must run as root: does execute_command use sudo?"
+[ "$(id -u)" -eq 0 ] || die "this must run as root: use sudo in execute_command"
 
 # This folder is removed at the end, so make sure that it is the provisioner's.
 stage=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
 case $stage in
 */hallmark-*) ;;
-*) die "$0 does not lie in the folder of the upload: execute_command must run {{.Path}} itself" ;;
+*) die "$0 is not in the folder of the upload: execute_command must run {{.Path}} itself" ;;
 esac
 
 # The folder may be mounted noexec, so run a copy from where the program will be:
