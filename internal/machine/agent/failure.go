@@ -103,7 +103,7 @@ func (f *failure) backOff(need string, now time.Time) error {
 	}
 	return &fault.Error{
 		Kind: f.Kind, Hint: f.Hint,
-		Err: fmt.Errorf("waiting until %s after %d failed runs; the last error: %s", f.NotBefore.UTC().Format(time.RFC3339), f.Failures, f.Reason),
+		Err: fmt.Errorf("waiting until %s; failed runs in a row: %d; the last error: %s", f.NotBefore.UTC().Format(time.RFC3339), f.Failures, f.Reason),
 	}
 }
 

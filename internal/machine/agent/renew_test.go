@@ -262,14 +262,14 @@ func TestRenewWaitsAfterFailures(t *testing.T) {
 	enroll := func() (*Outcome, error) { return m.Enroll(t.Context()) }
 
 	attempt(renew, "policy_refused", true)
-	attempt(renew, "after 1 failed runs; the last error: the signer answered 403", false)
+	attempt(renew, "failed runs in a row: 1; the last error: the signer answered 403", false)
 	now = now.Add(time.Minute + firstBackoff/2) // random is 0.5
 	attempt(renew, "policy_refused", true)
 	now = now.Add(time.Minute + firstBackoff/2)
-	attempt(renew, "after 2 failed runs", false)
+	attempt(renew, "failed runs in a row: 2", false)
 	// A person who runs enroll gets certificates at once.
 	attempt(enroll, "policy_refused", true)
-	attempt(renew, "after 3 failed runs", false)
+	attempt(renew, "failed runs in a row: 3", false)
 	// Something has changed, so it has not been tried yet.
 	m.Config.Audience = "other.example.com"
 	attempt(renew, "policy_refused", true)

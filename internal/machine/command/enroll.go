@@ -107,7 +107,7 @@ func reportOutcome(o *agent.Outcome, quiet bool, log func(string, ...any)) {
 		log("already enrolled as %s in %s, renewal due %s", s.Node.Hostname, s.Node.Cluster, s.RenewAfter.Format(time.RFC3339))
 	case o.Reason != "":
 		log("%s", o.Reason)
-		log("enrolled as %s in %s with %d certificates until %s", s.Node.Hostname, s.Node.Cluster, len(s.Certificates), s.End().Format(time.RFC3339))
+		log("enrolled as %s in %s until %s; certificates: %d", s.Node.Hostname, s.Node.Cluster, s.End().Format(time.RFC3339), len(s.Certificates))
 	}
 	for _, fingerprint := range o.Trusted {
 		log("sshd now trusts the OpenSSH CA %s", fingerprint)

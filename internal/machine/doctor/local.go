@@ -201,7 +201,7 @@ func checkHostKeys(f *Facts) []Finding {
 		}
 		return []Finding{found}
 	}
-	return fine(name, fmt.Sprintf("%d host keys can be certified", len(f.Keys)))
+	return fine(name, fmt.Sprintf("host keys that can be certified: %d", len(f.Keys)))
 }
 
 func checkEnrollment(f *Facts) []Finding {
@@ -250,7 +250,7 @@ func checkCertificates(f *Facts) (findings []Finding) {
 	case len(f.Files) == 0:
 		return []Finding{{Check: name, Level: Failure, Text: "this machine has no host certificate", Fix: "enroll it", Command: enrollNow}}
 	}
-	return fine(name, fmt.Sprintf("%d certificates are in place and valid", len(f.Files)))
+	return fine(name, fmt.Sprintf("certificates in place and valid: %d", len(f.Files)))
 }
 
 // judgeCertificate returns what is wrong with a certificate on disk, or "".
@@ -315,7 +315,7 @@ func checkTrust(f *Facts) []Finding {
 	if !bytes.Equal(f.CAs, cafile.Render(cas, extra...)) {
 		return bad(f.CAFile + " is not the file that Hallmark wrote")
 	}
-	return fine(name, fmt.Sprintf("sshd trusts %d CAs for people", len(cafile.Fingerprints(f.CAs))))
+	return fine(name, fmt.Sprintf("CAs that sshd trusts for people: %d", len(cafile.Fingerprints(f.CAs))))
 }
 
 // checkWaiting judges certificates that wait for a reload of sshd.
@@ -363,7 +363,7 @@ func checkListeners(f *Facts) (findings []Finding) {
 	case offers == 0:
 		return nil // there is no certificate to present
 	}
-	return fine(name, fmt.Sprintf("sshd presents the certificates at %d addresses", len(f.Listeners)))
+	return fine(name, fmt.Sprintf("addresses at which sshd presents the certificates: %d", len(f.Listeners)))
 }
 
 func judgeOffer(o Offer) (string, Level) {

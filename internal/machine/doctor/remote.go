@@ -226,7 +226,7 @@ func checkLabels(f *Facts) (findings []Finding) {
 		return fine(name, "Hallmark's files have the right labels")
 	}
 	return []Finding{{
-		Check: name, Level: Warning, Text: fmt.Sprintf("%d files have a wrong SELinux label: %s", len(r.Labels), r.Labels[0]),
+		Check: name, Level: Warning, Text: fmt.Sprintf("files with a wrong SELinux label: %d, such as %s", len(r.Labels), r.Labels[0]),
 		Fix: "restore the labels", Command: "restorecon -Rv /etc/ssh /var/lib/hallmark",
 	}}
 }
