@@ -153,7 +153,7 @@ func (s *screen) runs(of status) {
 		s.row("Last run", "none since the boot, as far as systemd knows")
 	}
 	if b := of.Backoff; b != nil {
-		s.row("Backing off", fmt.Sprintf("until %s; failures in a row: %d", s.at(b.Until), b.Failures), b.Reason)
+		s.row("Backing off", fmt.Sprintf("until %s; failed runs in a row: %d", s.at(b.Until), b.Failures), b.Reason)
 	}
 	if of.State != nil && of.Waiting != nil {
 		s.row("Waiting", of.Waiting.String(), "since "+s.at(of.Waiting.Since), of.Waiting.Access(s.now))
