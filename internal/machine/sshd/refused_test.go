@@ -117,7 +117,8 @@ func TestRefused(t *testing.T) {
 		t.Errorf("error %v, want %v", err, reason)
 	}
 	f.stderr = "/etc/shadow line 2: x\n"
-	if err := s.refused(f); errors.As(err, &refusal) || !errors.Is(err, reason) {
-		t.Errorf("error %#v", err)
+	err = s.refused(f)
+	if refusal, ok := errors.AsType[*ConfigError](err); ok || !errors.Is(err, reason) {
+		t.Errorf("error %#v, %v", err, refusal)
 	}
 }
