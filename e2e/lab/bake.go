@@ -35,6 +35,8 @@ type Source struct {
 	Endpoint *Endpoint
 	// Prepare changes the build machine's disk before it boots. It may be nil.
 	Prepare func(ctx context.Context, root string) error
+	// Log makes Packer log everything that it does, with each command that it runs.
+	Log bool
 }
 
 // Bake makes a golden image from a plain Debian 12.
@@ -59,7 +61,7 @@ func (l *Lab) BakeFrom(ctx context.Context, source Source, w io.Writer) (Image, 
 	err = builder.waitForSSH(ctx)
 	if err == nil {
 		err = l.provision(ctx, provisioning{
-			address: builder.Address, proxySources: source.ProxySources, endpoint: source.Endpoint, clean: cleanUp,
+			address: builder.Address, proxySources: source.ProxySources, endpoint: source.Endpoint, clean: cleanUp, log: source.Log,
 		}, w)
 	}
 	if err != nil {
@@ -107,7 +109,7 @@ func (l *Lab) preparePacker(ctx context.Context, w io.Writer) error {
 	if err := os.WriteFile(l.proxyCA(), l.Cluster.RootsPEM(), 0o600); err != nil {
 		return err
 	}
-	if err := l.packer(ctx, w, "plugins", "install", "--path", l.config.Plugin, "github.com/hallmark-ssh/hallmark"); err != nil {
+	if err := l.packer(ctx, w, nil, "plugins", "install", "--path", l.config.Plugin, "github.com/hallmark-ssh/hallmark"); err != nil {
 		return err
 	}
 	l.packerReady = true
@@ -131,6 +133,7 @@ type provisioning struct {
 	proxySources []string
 	endpoint     *Endpoint
 	clean        []string // shell commands before Hallmark's
+	log          bool
 }
 
 // provision runs the real Packer.
@@ -150,7 +153,11 @@ func (l *Lab) provision(ctx context.Context, p provisioning, w io.Writer) error 
 	if p.endpoint != nil {
 		endpoint = *p.endpoint
 	}
-	return l.packer(ctx, w, "build", "-color=false",
+	var environment []string
+	if p.log {
+		environment = append(environment, "PACKER_LOG=1")
+	}
+	return l.packer(ctx, w, environment, "build", "-color=false",
 		"-var=host="+p.address.String(),
 		"-var=username="+User,
 		"-var=private_key_file="+l.keys.keyPair,
@@ -167,13 +174,13 @@ func (l *Lab) provision(ctx context.Context, p provisioning, w io.Writer) error 
 		l.bakeTemplate())
 }
 
-func (l *Lab) packer(ctx context.Context, w io.Writer, args ...string) error {
+func (l *Lab) packer(ctx context.Context, w io.Writer, environment []string, args ...string) error {
 	home := filepath.Join(l.dir, "packer")
 	cmd := exec.CommandContext(ctx, l.config.Packer, args...)
-	cmd.Env = []string{
-		"PATH=" + os.Getenv("PATH"), "HOME=" + home, "TMPDIR=" + os.TempDir(), "CHECKPOINT_DISABLE=1",
-		"PACKER_PLUGIN_PATH=" + filepath.Join(home, "plugins"), "PACKER_CONFIG_DIR=" + home,
-	}
+	cmd.Env = append(environment,
+		"PATH="+os.Getenv("PATH"), "HOME="+home, "TMPDIR="+os.TempDir(), "CHECKPOINT_DISABLE=1",
+		"PACKER_PLUGIN_PATH="+filepath.Join(home, "plugins"), "PACKER_CONFIG_DIR="+home,
+	)
 	cmd.Stdout, cmd.Stderr = w, w
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGINT) }
 	cmd.WaitDelay = 10 * time.Second

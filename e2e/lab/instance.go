@@ -77,6 +77,9 @@ func (l *Lab) Launch(ctx context.Context, t Template) (*Instance, error) {
 		return nil, err
 	}
 	metadata.SetTrouble(t.Trouble)
+	l.launching.Lock()
+	l.metadata = append(l.metadata, metadata)
+	l.launching.Unlock()
 	machine, err := l.fleet.Boot(ctx, machine.Spec{Name: t.Name, Image: t.Image.Disk, Address: address, Metadata: metadata, Prepare: t.Prepare})
 	if err != nil {
 		return nil, err

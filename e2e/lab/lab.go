@@ -27,6 +27,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"github.com/hallmark-ssh/hallmark/e2e/calls"
+	"github.com/hallmark-ssh/hallmark/e2e/fake/imds"
 	"github.com/hallmark-ssh/hallmark/e2e/fake/lambdahost"
 	"github.com/hallmark-ssh/hallmark/e2e/fake/moto"
 	"github.com/hallmark-ssh/hallmark/e2e/fake/sts"
@@ -88,6 +89,9 @@ type Lab struct {
 
 	addresses sync.Mutex
 	last      netip.Addr // last address given to a machine
+
+	launching sync.Mutex
+	metadata  []*imds.Server // of every instance
 
 	packerLock  sync.Mutex
 	packerReady bool

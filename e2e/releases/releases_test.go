@@ -24,10 +24,12 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/machine/state"
 )
 
-// shared is the lab of all tests, and fleet has its machines. TestMain starts them.
+// shared is the lab of all tests, fleet has its machines, and proofs has what they sent to the
+// signer. TestMain starts them.
 var (
 	shared *lab.Lab
 	fleet  *machine.Fleet
+	proofs lab.Proofs
 )
 
 func TestMain(m *testing.M) {
@@ -53,7 +55,11 @@ func setUp(ctx context.Context, f *machine.Fleet) error {
 		Bootstrap: "../../bin/bootstrap", Packer: "../../bin/packer", Plugin: "../../bin/packer-plugin-hallmark",
 		Emulator: "../../bin/aws-lambda-rie",
 	}, dir)
-	return err
+	if err != nil {
+		return err
+	}
+	shared.SetFrontTrouble(lab.FrontTrouble{Wrap: proofs.Wrap})
+	return nil
 }
 
 func TestReleases(t *testing.T) {
@@ -64,16 +70,19 @@ func TestReleases(t *testing.T) {
 		// versions are of the packages for which the release is here.
 		versions map[string]string
 		sshUnit  string
+		// recorded programs write down what they are given. Other tests, and the other rows, have
+		// the programs as they are.
+		recorded bool
 	}{
-		{"debian11", machine.Debian11, nil, map[string]string{"cloud-init": "20.4", "systemd": "247", "openssh-server": "1:8.4"}, "ssh.service"},
-		{"debian12", machine.Debian12, nil, map[string]string{"cloud-init": "22.4", "systemd": "252", "openssh-server": "1:9.2"}, "ssh.service"},
-		{"debian13", machine.Debian13, nil, map[string]string{"cloud-init": "25.", "systemd": "257", "openssh-server": "1:10.0"}, "ssh.service"},
-		{"socket13", machine.Debian13, behindSocket, map[string]string{"openssh-server": "1:10.0"}, "ssh.socket"},
+		{"debian11", machine.Debian11, nil, map[string]string{"cloud-init": "20.4", "systemd": "247", "openssh-server": "1:8.4"}, "ssh.service", false},
+		{"debian12", machine.Debian12, recordPrograms, map[string]string{"cloud-init": "22.4", "systemd": "252", "openssh-server": "1:9.2"}, "ssh.service", true},
+		{"debian13", machine.Debian13, nil, map[string]string{"cloud-init": "25.", "systemd": "257", "openssh-server": "1:10.0"}, "ssh.service", false},
+		{"socket13", machine.Debian13, behindSocket, map[string]string{"openssh-server": "1:10.0"}, "ssh.socket", false},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
 			before := sshFiles{}
-			image := bake(t, lab.Source{Name: "b-" + test.name, Release: test.release, Prepare: before.recorded(test.prepare)})
+			image, packer := bake(t, lab.Source{Name: "b-" + test.name, Release: test.release, Prepare: before.recorded(test.prepare), Log: test.recorded})
 			i := launch(t, test.name, image)
 			enrolled, err := i.WaitEnrolled(t.Context())
 			if err != nil {
@@ -85,9 +94,16 @@ func TestReleases(t *testing.T) {
 			checkPresented(t, i, enrolled)
 			checkLogins(t, i, enrolled)
 
+			if test.recorded {
+				setProxy(t, i)
+			}
 			renewed := renew(t, i, enrolled)
 			checkPresented(t, i, renewed)
 			checkLogins(t, i, renewed)
+			if test.recorded {
+				checkNoSecrets(t, i, packer, "systemctl enable hallmark.timer")
+				run(t, i, "rm", environmentFile)
+			}
 
 			reboot(t, i)
 			checkLogins(t, i, renewed)
@@ -96,6 +112,10 @@ func TestReleases(t *testing.T) {
 			}
 			checkJournal(t, i)
 			checkLeaving(t, i, renewed, before)
+			if test.recorded {
+				checkNoSecrets(t, i, packer, "systemctl daemon-reload")
+				checkLeaksAreFound(t, i)
+			}
 		})
 	}
 }
@@ -111,7 +131,8 @@ func behindSocket(ctx context.Context, root string) error {
 	return os.WriteFile(root+"/etc/systemd/system-preset/40-socket.preset", []byte("enable ssh.socket\ndisable ssh.service\n"), 0o644)
 }
 
-func bake(t *testing.T, source lab.Source) lab.Image {
+// bake returns an image, and what Packer printed.
+func bake(t *testing.T, source lab.Source) (lab.Image, string) {
 	t.Helper()
 	started := time.Now()
 	var packer bytes.Buffer
@@ -120,7 +141,7 @@ func bake(t *testing.T, source lab.Source) lab.Image {
 		t.Fatalf("%v\n--- packer\n%s", err, &packer)
 	}
 	t.Logf("baked in %.1f s", time.Since(started).Seconds())
-	return image
+	return image, packer.String()
 }
 
 // launch boots a machine, which is powered off after the test.

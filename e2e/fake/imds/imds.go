@@ -26,6 +26,11 @@ const (
 	tokenHeader = "X-Aws-Ec2-Metadata-Token"
 	ttlHeader   = "X-Aws-Ec2-Metadata-Token-Ttl-Seconds"
 
+	signedDocument = "rsa2048"
+
+	// shortest is how long a line must be to be a secret. Shorter text may be anywhere.
+	shortest = 16
+
 	maxTTL = 6 * time.Hour
 )
 
@@ -98,10 +103,11 @@ type Server struct {
 	options Options
 	now     func() time.Time
 
-	mu       sync.Mutex
-	tokens   map[string]time.Time // to their ends
-	trouble  Trouble
-	requests []Request
+	mu        sync.Mutex
+	tokens    map[string]time.Time // to their ends
+	documents []string             // signed, each different
+	trouble   Trouble
+	requests  []Request
 }
 
 // New returns a server without a fault.
@@ -127,14 +133,21 @@ func (s *Server) Requests() []Request {
 	return slices.Clone(s.requests)
 }
 
-// Secrets returns what only this instance may know: the keys and tokens of its credentials, and
-// the session tokens of the service.
+// Secrets returns what only this instance may know: the keys and tokens of its credentials, the
+// session tokens of the service, and the lines of the signed identity documents that it got.
 func (s *Server) Secrets() (secrets []string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, c := range []Credential{s.options.IdentityRole, s.options.Profile} {
 		if c != (Credential{}) {
 			secrets = append(secrets, c.SecretAccessKey, c.SessionToken)
+		}
+	}
+	for _, document := range s.documents {
+		for _, line := range strings.Fields(document) {
+			if len(line) >= shortest {
+				secrets = append(secrets, line)
+			}
 		}
 	}
 	return slices.AppendSeq(secrets, maps.Keys(s.tokens))
@@ -188,6 +201,11 @@ func (s *Server) answer(w http.ResponseWriter, r *http.Request, trouble Trouble,
 	body, ok := s.lookUp(r.URL.Path, trouble)
 	if !ok {
 		return write(w, http.StatusNotFound, "")
+	}
+	if path.Base(r.URL.Path) == signedDocument {
+		s.mu.Lock()
+		s.documents = append(s.documents, body)
+		s.mu.Unlock()
 	}
 	return write(w, http.StatusOK, body)
 }

@@ -18,8 +18,8 @@ func (s *Server) tree(trouble Trouble) (map[string]string, error) {
 		return nil, err
 	}
 	tree := map[string]string{
-		"dynamic/instance-identity/document": string(document),
-		"dynamic/instance-identity/rsa2048":  string(signed),
+		"dynamic/instance-identity/document":          string(document),
+		"dynamic/instance-identity/" + signedDocument: string(signed),
 
 		"meta-data/ami-id":                      i.ImageID,
 		"meta-data/hostname":                    i.Hostname,
