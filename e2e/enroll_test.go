@@ -65,6 +65,14 @@ func TestLoginByEachName(t *testing.T) {
 	}
 }
 
+// The machine learns from the signer what only EC2 knows.
+func TestMachineKnowsItsMetadataOptions(t *testing.T) {
+	want := protocol.MetadataOptions{HTTPTokens: protocol.TokensRequired, HopLimit: 1}
+	if got := enrolledState(t, web(t)).MetadataOptions; got != want {
+		t.Errorf("metadata options %+v, want %+v", got, want)
+	}
+}
+
 func TestUserOfAnotherClusterIsRefused(t *testing.T) {
 	i := web(t)
 	node := enrolledState(t, i).Node

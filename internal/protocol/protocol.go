@@ -132,6 +132,9 @@ type Response struct {
 	HostCAs []string `json:"hostCAs"`
 	// RenewAfter is when the instance should ask again.
 	RenewAfter time.Time `json:"renewAfter"`
+	// MetadataOptions are those that EC2 returned for this request. Signers from before this
+	// member omit it, and older machines ignore it.
+	MetadataOptions MetadataOptions `json:"metadataOptions,omitzero"`
 }
 
 // Node is the instance as Teleport knows it.

@@ -30,6 +30,8 @@ const InstanceType = "t3.micro"
 type Launch struct {
 	Image, Subnet, Address string
 	Tags                   map[string]string
+	// HopLimit is that of the metadata service. If it is 0, the limit is 1.
+	HopLimit int
 }
 
 // answer is what is read from any answer
@@ -63,9 +65,11 @@ func (e EC2) call(ctx context.Context, action string, parameters url.Values) (a 
 	return a, nil
 }
 
-// Run runs an instance and returns its id.
+// Run runs an instance and returns its id. Its metadata service requires session tokens.
 func (e EC2) Run(ctx context.Context, l Launch) (string, error) {
 	parameters := url.Values{"ImageId": {l.Image}, "InstanceType": {InstanceType}, "MinCount": {"1"}, "MaxCount": {"1"}}
+	parameters.Set("MetadataOptions.HttpTokens", "required")
+	parameters.Set("MetadataOptions.HttpPutResponseHopLimit", strconv.Itoa(max(l.HopLimit, 1)))
 	for name, value := range map[string]string{"SubnetId": l.Subnet, "PrivateIpAddress": l.Address} {
 		if value != "" {
 			parameters.Set(name, value)

@@ -155,6 +155,7 @@ func newState(r *protocol.Response, g *signerclient.Grant, keys []hostkey.Key, i
 	s := &state.State{
 		Version: state.Version, Instance: i, Config: configDigest, Node: r.Node, Principals: r.Principals,
 		EnrolledAt: now.UTC().Truncate(time.Second), RenewAfter: g.RenewAfter.UTC().Truncate(time.Second),
+		MetadataOptions: r.MetadataOptions,
 	}
 	s.Learn(g.OpenSSH, g.Hosts)
 	s.SignedUnder = s.HostCAs[0]

@@ -28,12 +28,17 @@ import (
 func TestEnroll(t *testing.T) {
 	m := newMachine(t)
 	m.openSSHCA = sshkeytest.NewSigner(t) // the baked CA has been retired since
+	options := protocol.NewMetadataOptions(protocol.TokensOptional, 2)
+	m.spoil = func(r *protocol.Response) { r.MetadataOptions = options }
 	outcome, err := m.Enroll(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
 	if outcome.Reason != "not enrolled yet" || !outcome.State.Presented || len(outcome.State.Certificates) != 3 {
 		t.Errorf("outcome %+v, state %+v", outcome, outcome.State)
+	}
+	if saved := m.state().MetadataOptions; saved != options {
+		t.Errorf("saved metadata options %+v, want %+v", saved, options)
 	}
 	m.sshd.AcceptsLogins()
 	if err := m.sshd.TryLogin(machinetest.UserCertificate(t, m.openSSHCA), m.hostCertificateOnly()); err != nil {

@@ -21,10 +21,12 @@ import (
 func fullChecks() []check {
 	local := localChecks()
 	remote := []check{
-		checkClock, checkMetadata, checkHopLimit, checkRole, checkProfile, checkNames, checkSigner, checkAudience,
+		checkClock, checkMetadata, checkRole, checkProfile, checkNames, checkSigner, checkAudience,
 	}
 	const own = 3 // checkConfig, checkFolders, checkDisk
-	return slices.Concat(local[:own], remote, local[own:], []check{checkCurrentCAs, checkLabels})
+	// The options of the metadata service come last: they keep nobody out.
+	last := []check{checkCurrentCAs, checkLabels, checkHopLimit, checkTokens}
+	return slices.Concat(local[:own], remote, local[own:], last)
 }
 
 // Full returns the local findings and those about the metadata service and the signer, in the
@@ -83,15 +85,6 @@ func checkMetadata(f *Facts) []Finding {
 		Fix:     "turn on the metadata service; if it is on, find what blocks 169.254.169.254 on the machine",
 		Command: "aws ec2 modify-instance-metadata-options --http-endpoint enabled --instance-id " + f.instanceID(), Elsewhere: true,
 		Late: late(f.Remote.MetadataErr),
-	}}
-}
-
-// checkHopLimit says how to see the limit. Only EC2's API returns it.
-func checkHopLimit(f *Facts) []Finding {
-	return []Finding{{
-		Check: "hop limit", Level: OK, Text: "the machine cannot see its hop limit; 1 is enough, unless hallmark runs in a container",
-		Command:   "aws ec2 describe-instances --query 'Reservations[].Instances[].MetadataOptions' --instance-ids " + f.instanceID(),
-		Elsewhere: true,
 	}}
 }
 

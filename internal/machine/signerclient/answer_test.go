@@ -105,6 +105,9 @@ func FuzzAnswer(f *testing.F) {
 			}
 			return
 		}
+		if o := answer.MetadataOptions; o != protocol.NewMetadataOptions(o.HTTPTokens, o.HopLimit) {
+			t.Errorf("metadata options %+v", o)
+		}
 		g, err := Check(answer, keys, instance, nil, now)
 		if err != nil {
 			return
@@ -142,6 +145,8 @@ func goodAnswer(t testing.TB, host ssh.Signer, now time.Time) []byte {
 		OpenSSHCAs:   []string{sshkey.Line(machinetest.SeededSigner(t, 3).PublicKey())},
 		HostCAs:      []string{sshkey.Line(ca.PublicKey())},
 		RenewAfter:   now.Add(8 * time.Hour),
+
+		MetadataOptions: protocol.NewMetadataOptions(protocol.TokensRequired, 1),
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -74,6 +74,30 @@ func TestRecordedAnswers(t *testing.T) {
 	}
 }
 
+// Signers of any version may send metadata options. No value of them, however odd, keeps the
+// machine from its certificates.
+func TestRecordedAnswersWithMetadataOptions(t *testing.T) {
+	for _, r := range recordedExchanges(t) {
+		for name, tt := range map[string]struct {
+			sent any
+			want protocol.MetadataOptions
+		}{
+			"valid":   {map[string]any{"httpTokens": "required", "httpPutResponseHopLimit": 1, "httpEndpoint": "enabled"}, protocol.NewMetadataOptions("required", 1)},
+			"a list":  {[]any{"required", 1}, protocol.MetadataOptions{}},
+			"hostile": {map[string]any{"httpTokens": strings.Repeat("\n", 10_000), "httpPutResponseHopLimit": 1 << 40}, protocol.MetadataOptions{}},
+		} {
+			answer, err := readAnswer(r.with(t, map[string]any{"metadataOptions": tt.sent}))
+			if err != nil {
+				t.Errorf("%s, %s: %v", r.dir, name, err)
+				continue
+			}
+			if _, err := Check(answer, r.keys, r.instance, nil, r.now); err != nil || answer.MetadataOptions != tt.want {
+				t.Errorf("%s, %s: %+v, error %v", r.dir, name, answer.MetadataOptions, err)
+			}
+		}
+	}
+}
+
 // A machine refuses a version that it does not speak, and says what to update.
 func TestVersionsThatTheMachineDoesNotSpeak(t *testing.T) {
 	r := recordedExchanges(t)[0]

@@ -55,6 +55,9 @@ type State struct {
 	// Rejected says why the certificates cannot be used, or is nil. The next request reports
 	// it to the signer.
 	Rejected *protocol.Rejection `json:"rejected,omitempty"`
+	// MetadataOptions are what EC2 said at EnrolledAt, according to the signer. They may have
+	// changed since.
+	MetadataOptions protocol.MetadataOptions `json:"metadataOptions,omitzero"`
 }
 
 // Certificate is one certified host key.

@@ -114,8 +114,10 @@ func instanceXML(i inventory.Instance) string {
 	}
 	return fmt.Sprintf("<item><instanceId>%s</instanceId><imageId>%s</imageId><instanceState><code>16</code><name>%s</name></instanceState>"+
 		"<launchTime>%s</launchTime><placement><availabilityZone>%s</availabilityZone></placement><vpcId>%s</vpcId>"+
-		"<privateIpAddress>%s</privateIpAddress><tagSet>%s</tagSet></item>",
-		i.ID, i.ImageID, i.State, i.LaunchTime.UTC().Format(time.RFC3339), i.AvailabilityZone, i.VPC, i.PrivateIP, tags.String())
+		"<privateIpAddress>%s</privateIpAddress><tagSet>%s</tagSet><metadataOptions><state>applied</state><httpTokens>%s</httpTokens>"+
+		"<httpPutResponseHopLimit>%d</httpPutResponseHopLimit><httpEndpoint>enabled</httpEndpoint></metadataOptions></item>",
+		i.ID, i.ImageID, i.State, i.LaunchTime.UTC().Format(time.RFC3339), i.AvailabilityZone, i.VPC, i.PrivateIP, tags.String(),
+		i.MetadataOptions.HTTPTokens, i.MetadataOptions.HopLimit)
 }
 
 func imagesXML(images string) string {
@@ -390,6 +392,22 @@ func instanceAnswers() map[string]awsAttack {
 				}
 			}
 		})
+	// Whatever EC2 says about the metadata service decides nothing, and only what is clear
+	// reaches the machine.
+	options := func(want protocol.MetadataOptions) func(*testing.T, *world, protocol.Response) {
+		return func(t *testing.T, _ *world, granted protocol.Response) {
+			t.Helper()
+			if granted.MetadataOptions != want {
+				t.Errorf("metadata options %+v, want %+v", granted.MetadataOptions, want)
+			}
+		}
+	}
+	const tokens, limit = "<httpTokens>optional</httpTokens>", "<httpPutResponseHopLimit>2</httpPutResponseHopLimit>"
+	rows["metadata options"] = granted(ok(good), options(honest.MetadataOptions))
+	rows["no metadata options"] = granted(replaced(tokens+limit, ""), options(protocol.MetadataOptions{}))
+	rows["metadata options twice"] = granted(replaced("<metadataOptions>", "<metadataOptions>"+tokens+limit+"</metadataOptions><metadataOptions>"), options(protocol.MetadataOptions{}))
+	rows["metadata options that are none"] = granted(replaced(tokens+limit, "<httpTokens>\x01<b/></httpTokens><httpPutResponseHopLimit>-99999999999999999999</httpPutResponseHopLimit>"), options(protocol.MetadataOptions{}))
+	rows["a hop limit that is none"] = granted(replaced(limit, "<httpPutResponseHopLimit>255</httpPutResponseHopLimit>"), options(protocol.NewMetadataOptions(protocol.TokensOptional, 0)))
 	rows["no launch time"] = awsAttack{
 		says:  map[string]awsAnswer{"DescribeInstances": replaced("<launchTime>"+honest.LaunchTime.UTC().Format(time.RFC3339)+"</launchTime>", "")},
 		first: protocol.CodePolicyRefused, renewal: codeGranted, calls: untilImage + untilPolicy, renewalCalls: untilImage + wholeRenewal,
@@ -402,6 +420,7 @@ func newInstance() inventory.Instance {
 	return inventory.Instance{
 		ID: testInstance, OwnerID: testAccount, Region: testRegion, AvailabilityZone: testRegion + "a", State: inventory.StateRunning,
 		VPC: "vpc-1", ImageID: testImage, LaunchTime: time.Now().Add(-time.Minute), PrivateIP: "10.0.0.7", Tags: map[string]string{"Name": "web"},
+		MetadataOptions: protocol.NewMetadataOptions(protocol.TokensOptional, 2),
 	}
 }
 

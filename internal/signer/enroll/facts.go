@@ -20,29 +20,31 @@ import (
 // the document. The ledger comes first: EC2's answer then includes every tag change that
 // the ledger has noted, and the confirmation detects later notes. Also, a retired
 // instance needs no call to EC2.
-func (s *Signer) inspect(ctx context.Context, d *identity.Document, a *audit) (node.Facts, error) {
+//
+// The metadata options are not part of the facts, so no policy can depend on them.
+func (s *Signer) inspect(ctx context.Context, d *identity.Document, a *audit) (facts node.Facts, options protocol.MetadataOptions, err error) {
 	record, err := s.recall(ctx, d, a)
 	if err != nil {
-		return node.Facts{}, err
+		return facts, options, err
 	}
 	members, err := s.membership(ctx, d, record, a)
 	if err != nil {
-		return node.Facts{}, err
+		return facts, options, err
 	}
 	instance, err := s.describe(ctx, d, a)
 	if err != nil {
-		return node.Facts{}, err
+		return facts, options, err
 	}
 	if err := checkInstance(instance, d); err != nil {
-		return node.Facts{}, err
+		return facts, options, err
 	}
 	if err := s.addLaunchImage(ctx, instance, record, a); err != nil {
-		return node.Facts{}, err
+		return facts, options, err
 	}
-	facts := node.FactsOf(instance, record)
+	facts = node.FactsOf(instance, record)
 	members.Describe(&facts)
 	a.facts, a.record = &facts, record
-	return facts, nil
+	return facts, instance.MetadataOptions, nil
 }
 
 // membership returns the organization's accounts, for the facts. It stops the first

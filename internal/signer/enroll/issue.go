@@ -163,7 +163,7 @@ func (s *Signer) confirm(ctx context.Context, g grant, a *audit) (ledger.Record,
 	return record, refuseLedger(err)
 }
 
-// newResponse returns the answer, except for its version.
+// newResponse returns the answer, except for its version and the metadata options.
 func newResponse(g grant, i issued, requestID string) *protocol.Response {
 	r := &protocol.Response{
 		RequestID: requestID,

@@ -208,7 +208,7 @@ func (s *Signer) answer(ctx context.Context, r entry.Request, a *audit) (any, er
 }
 
 func (s *Signer) enroll(ctx context.Context, c caller, a *audit) (*protocol.Response, error) {
-	facts, err := s.inspect(ctx, c.document, a)
+	facts, options, err := s.inspect(ctx, c.document, a)
 	if err != nil {
 		return nil, err
 	}
@@ -228,7 +228,7 @@ func (s *Signer) enroll(ctx context.Context, c caller, a *audit) (*protocol.Resp
 	if err != nil {
 		return nil, err
 	}
-	response.Version = c.version
+	response.Version, response.MetadataOptions = c.version, options
 	return response, nil
 }
 

@@ -68,6 +68,10 @@ type (
 		ProfileARN       one[string]        `xml:"iamInstanceProfile>arn"`
 		PrivateDNS       one[string]        `xml:"privateDnsName"`
 		Tags             one[list[tagItem]] `xml:"tagSet"`
+		// These are only for people to read, so they make no answer invalid: neither a second
+		// element nor a strange value is an error.
+		HTTPTokens []string `xml:"metadataOptions>httpTokens"`
+		HopLimit   []string `xml:"metadataOptions>httpPutResponseHopLimit"`
 	}
 	imagesAnswer struct {
 		XMLName   xml.Name

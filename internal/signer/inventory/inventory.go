@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/url"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -19,6 +20,7 @@ import (
 
 	"github.com/hallmark-ssh/hallmark/internal/backoff"
 	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
+	"github.com/hallmark-ssh/hallmark/internal/protocol"
 	"github.com/hallmark-ssh/hallmark/internal/signer/awscall"
 )
 
@@ -58,6 +60,9 @@ type Instance struct {
 	PrivateDNS         string
 	LaunchTime         time.Time
 	Tags               map[string]string
+	// MetadataOptions are those of the instance's metadata service. EC2 is still applying them
+	// while the instance starts, and for a moment after each change.
+	MetadataOptions protocol.MetadataOptions
 }
 
 // Ref returns which instance it is.
@@ -264,7 +269,25 @@ func newInstance(region ec2ref.Region, owner string, item instanceItem) *Instanc
 		PrivateDNS:         item.PrivateDNS.value,
 		LaunchTime:         item.LaunchTime.value,
 		Tags:               tagMap(item.Tags.value.Items),
+		MetadataOptions:    metadataOptions(item),
 	}
+}
+
+// metadataOptions returns the options that are stated once, with a value that EC2 documents.
+func metadataOptions(item instanceItem) protocol.MetadataOptions {
+	hopLimit, err := strconv.Atoi(only(item.HopLimit))
+	if err != nil {
+		hopLimit = 0 // unknown
+	}
+	return protocol.NewMetadataOptions(only(item.HTTPTokens), hopLimit)
+}
+
+// only returns the text that is not one of several, or nothing.
+func only(texts []string) string {
+	if len(texts) != 1 {
+		return ""
+	}
+	return texts[0]
 }
 
 // tagMap returns the tags. It leaves out a tag whose key contains a character that XML

@@ -17,6 +17,7 @@ import (
 
 	"github.com/hallmark-ssh/hallmark/internal/clocktest"
 	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
+	"github.com/hallmark-ssh/hallmark/internal/protocol"
 )
 
 const (
@@ -32,6 +33,8 @@ const (
 		<vpcId>vpc-1</vpcId><subnetId>subnet-1</subnetId><launchTime>2026-01-02T03:04:05.000Z</launchTime>
 		<iamInstanceProfile><arn>arn:aws:iam::111122223333:instance-profile/web</arn></iamInstanceProfile>
 		<tagSet><item><key>Name</key><value>web</value></item><item><key>empty</key><value/></item></tagSet>
+		<metadataOptions><state>applied</state><httpTokens>required</httpTokens><httpPutResponseHopLimit>1</httpPutResponseHopLimit>
+		<httpEndpoint>enabled</httpEndpoint><httpProtocolIpv6>disabled</httpProtocolIpv6><instanceMetadataTags>disabled</instanceMetadataTags></metadataOptions>
 		</item></instancesSet></item></reservationSet></DescribeInstancesResponse>`
 	images = `<DescribeImagesResponse><imagesSet><item><imageId>` + ami + `</imageId>
 		<imageOwnerId>444455556666</imageOwnerId><tagSet><item><key>pipeline</key><value>golden</value></item></tagSet>
@@ -125,9 +128,56 @@ func TestInstance(t *testing.T) {
 		ImageID: ami, ImageOwner: "444455556666", InstanceProfileARN: "arn:aws:iam::111122223333:instance-profile/web",
 		PrivateDNS: "ip-10-0-0-7.us-west-2.compute.internal",
 		LaunchTime: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC), Tags: map[string]string{"Name": "web", "empty": ""},
+		MetadataOptions: protocol.MetadataOptions{HTTPTokens: protocol.TokensRequired, HopLimit: 1},
 	}
 	if g, w := fmt.Sprintf("%+v", *got), fmt.Sprintf("%+v", want); g != w {
 		t.Errorf("got  %s\nwant %s", g, w)
+	}
+}
+
+// Metadata options that are missing or odd are unknown, and the rest of the answer counts.
+func TestMetadataOptions(t *testing.T) {
+	type options = protocol.MetadataOptions
+	const (
+		tokens = "<httpTokens>required</httpTokens>"
+		limit  = "<httpPutResponseHopLimit>1</httpPutResponseHopLimit>"
+	)
+	before, rest, _ := strings.Cut(instance, "<metadataOptions>")
+	_, after, _ := strings.Cut(rest, "</metadataOptions>")
+	for name, tt := range map[string]struct {
+		text string
+		want options
+	}{
+		"none":                   {"", options{}},
+		"an empty element":       {"<metadataOptions/>", options{}},
+		"text":                   {"<metadataOptions>required</metadataOptions>", options{}},
+		"tokens alone":           {"<metadataOptions>" + tokens + "</metadataOptions>", options{HTTPTokens: "required"}},
+		"a limit alone":          {"<metadataOptions>" + limit + "</metadataOptions>", options{HopLimit: 1}},
+		"of a starting instance": {"<metadataOptions><state>pending</state>" + tokens + limit + "</metadataOptions>", options{HTTPTokens: "required", HopLimit: 1}},
+		"the largest limit":      {"<metadataOptions><httpTokens>optional</httpTokens><httpPutResponseHopLimit>64</httpPutResponseHopLimit></metadataOptions>", options{HTTPTokens: "optional", HopLimit: 64}},
+		"too large a limit":      {"<metadataOptions>" + tokens + "<httpPutResponseHopLimit>65</httpPutResponseHopLimit></metadataOptions>", options{HTTPTokens: "required"}},
+		"a limit of 0":           {"<metadataOptions><httpPutResponseHopLimit>0</httpPutResponseHopLimit></metadataOptions>", options{}},
+		"a negative limit":       {"<metadataOptions><httpPutResponseHopLimit>-1</httpPutResponseHopLimit></metadataOptions>", options{}},
+		"a limit in words":       {"<metadataOptions><httpPutResponseHopLimit>one</httpPutResponseHopLimit></metadataOptions>", options{}},
+		"a huge limit":           {"<metadataOptions><httpPutResponseHopLimit>" + strings.Repeat("9", 10_000) + "</httpPutResponseHopLimit></metadataOptions>", options{}},
+		"an empty limit":         {"<metadataOptions><httpPutResponseHopLimit/></metadataOptions>", options{}},
+		"an unknown word":        {"<metadataOptions><httpTokens>no-preference</httpTokens>" + limit + "</metadataOptions>", options{HopLimit: 1}},
+		"a long word":            {"<metadataOptions><httpTokens>" + strings.Repeat("required", 10_000) + "</httpTokens></metadataOptions>", options{}},
+		"an element inside":      {"<metadataOptions><httpTokens><x/></httpTokens>" + limit + "</metadataOptions>", options{HopLimit: 1}},
+		"twice":                  {"<metadataOptions>" + tokens + tokens + limit + limit + "</metadataOptions>", options{}},
+		"two elements":           {strings.Repeat("<metadataOptions>"+tokens+limit+"</metadataOptions>", 2), options{}},
+		"elsewhere":              {tokens + limit, options{}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			e, _ := start(t, &fakeEC2{answers: map[string][]string{"DescribeInstances": {before + tt.text + after}, "DescribeImages": {images}}})
+			got, err := e.Instance(t.Context(), theInstance())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got.MetadataOptions != tt.want || got.State != StateRunning {
+				t.Errorf("got %+v, want %+v", got.MetadataOptions, tt.want)
+			}
+		})
 	}
 }
 

@@ -15,6 +15,7 @@ import (
 
 	"github.com/hallmark-ssh/hallmark/e2e/fake/moto"
 	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
+	"github.com/hallmark-ssh/hallmark/internal/protocol"
 	"github.com/hallmark-ssh/hallmark/internal/signer/inventory"
 )
 
@@ -40,7 +41,7 @@ func TestListsOfMoto(t *testing.T) {
 	client := moto.EC2{URL: server.URL, Region: region, Credentials: cfg.Credentials}
 	var ids []ec2ref.InstanceID
 	for range many { // one by one: moto's pages are of so many reservations
-		id, err := client.Run(t.Context(), moto.Launch{Image: image, Tags: map[string]string{"Name": "web"}})
+		id, err := client.Run(t.Context(), moto.Launch{Image: image, HopLimit: 2, Tags: map[string]string{"Name": "web"}})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -71,6 +72,7 @@ func TestListsOfMoto(t *testing.T) {
 		if len(found) != many || found[unknown] != nil {
 			t.Errorf("%s: %d instances, want %d", what, len(found), many)
 		}
+		options := protocol.MetadataOptions{HTTPTokens: protocol.TokensRequired, HopLimit: 2}
 		for _, id := range ids {
 			want := inventory.StateRunning
 			switch id {
@@ -79,8 +81,8 @@ func TestListsOfMoto(t *testing.T) {
 			case terminated:
 				want = inventory.StateTerminated
 			}
-			if i := found[id]; i == nil || i.State != want || i.Tags["Name"] != "web" || i.ImageOwner == "" || i.OwnerID != moto.Account {
-				t.Fatalf("%s: %s: %+v, want it %s", what, id, i, want)
+			if i := found[id]; i == nil || i.State != want || i.Tags["Name"] != "web" || i.ImageOwner == "" || i.OwnerID != moto.Account || i.MetadataOptions != options {
+				t.Fatalf("%s: %s: %+v, want it %s, with %+v", what, id, i, want, options)
 			}
 		}
 	}
