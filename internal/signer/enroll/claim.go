@@ -65,6 +65,7 @@ func newGrant(k ask, cluster Cluster, now time.Time) grant {
 			// Teleport's clock sets the certificates' expiry, and hostcert.Check allows
 			// this much skew. The claim must not expire before the certificates.
 			ValidUntil: end.Add(hostcert.MaxClockSkew),
+			IssuedAt:   k.caller.issuedAt,
 			Lease:      end,
 			Signer:     d.Labels[node.SignerLabel],
 			Rule:       d.Rule,

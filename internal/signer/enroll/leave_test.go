@@ -125,6 +125,29 @@ func leaveAttacks() map[string]attack {
 			w.earlier(a)
 			a.http = func(r *entry.Request) { *r = captured }
 		}), protocol.CodeCallerProofInvalid, untilLeave, nodeStays},
+		"a captured enrollment, after the machine left": {func(w *world, a *attempt) {
+			captured := w.earlier(a)
+			w.pass(a, time.Minute)
+			if left := w.askToLeave("", a); left.status != http.StatusOK {
+				w.t.Fatalf("answer %+v", left)
+			}
+			w.calls = nil
+			w.log.Reset()
+			a.http = func(r *entry.Request) { *r = captured }
+		}, protocol.CodeNotEnrolled, untilClaim, func(t *testing.T, w *world, _ *attempt, _ protocol.Response) {
+			if record := must(w.ledger.Lookup(t.Context(), theInstance())); !record.Left || len(w.nodes) != 0 {
+				t.Errorf("record %+v, nodes %v", record, w.nodes)
+			}
+		}},
+		"a leave that arrives after a later enrollment": {func(w *world, a *attempt) {
+			w.earlier(a)
+			a.payload.Purpose = protocol.PurposeLeave
+			captured := a.build(w.t)
+			a.payload.Purpose = protocol.PurposeEnroll
+			w.pass(a, time.Minute)
+			w.earlier(a)
+			a.http = func(r *entry.Request) { *r = captured }
+		}, protocol.CodeCallerProofInvalid, untilLeave, nodeStays},
 		"a purpose that nobody knows": {inPayload(`"purpose":"end",`), protocol.CodeMalformed, untilNothing, nil},
 		"an empty purpose":            {inPayload(`"purpose":"",`), protocol.CodeMalformed, untilNothing, nil},
 		"no purpose, as null":         {inPayload(`"purpose":null,`), protocol.CodeMalformed, untilNothing, nil},

@@ -162,8 +162,8 @@ func (d *DynamoDB) scan(ctx context.Context, from string, now time.Time) (found 
 // Claim records that the instance holds the keys and the names, if the rules of
 // the package allow it, and changes nothing otherwise. An instance may repeat a claim at
 // any time. Claim fails with ErrKeyConflict, ErrKeyInUse, a *NameInUseError,
-// ErrTooManyNames or ErrRetired; any other error means that DynamoDB failed or could not
-// be reached.
+// ErrTooManyNames, ErrLeft or ErrRetired; any other error means that DynamoDB failed or could
+// not be reached.
 func (d *DynamoDB) Claim(ctx context.Context, c Claim, now time.Time) (Grant, error) {
 	if err := c.check(); err != nil {
 		return Grant{}, fmt.Errorf("claim for %s: %w", c.Instance.ID, err)

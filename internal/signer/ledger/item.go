@@ -38,6 +38,7 @@ import (
 //	rekeyed_by S     operator who permitted the keys of this generation, until confirmed
 //	left       BOOL  true if the instance left and has not enrolled again
 //	left_at    N     when the instance made its latest request to leave
+//	asked_at   N     when it made its latest request to enroll
 //	ended      BOOL  true once the record is retired
 //	ended_by   S     operator who retired it, if one did
 //	health     S     what the machine last said about itself
@@ -91,6 +92,7 @@ const (
 	attrRekeyedBy  = "rekeyed_by"
 	attrLeft       = "left"
 	attrLeftAt     = "left_at"
+	attrAskedAt    = "asked_at"
 	attrRetired    = "ended"
 	attrRetiredBy  = "ended_by"
 	attrReleasedBy = "released_by"
@@ -171,7 +173,7 @@ func formatRecord(i ec2ref.Instance, r record) item {
 		it[attrTags] = number(r.tagsVersion)
 	}
 	for name, value := range map[string]time.Time{
-		attrLease: r.lease, attrLeftAt: r.leftAt, attrExpires: r.expires, attrRenewed: r.renewed, attrHealthAt: r.health.ReportedAt,
+		attrLease: r.lease, attrLeftAt: r.leftAt, attrAskedAt: r.askedAt, attrExpires: r.expires, attrRenewed: r.renewed, attrHealthAt: r.health.ReportedAt,
 	} {
 		if !value.IsZero() {
 			it[name] = number(value.Unix())
@@ -220,6 +222,7 @@ func parseRecord(it item) (record, error) {
 		rekeyedBy:         p.text(attrRekeyedBy),
 		left:              p.bool(attrLeft),
 		leftAt:            p.time(attrLeftAt),
+		askedAt:           p.time(attrAskedAt),
 		retired:           p.bool(attrRetired),
 		retiredBy:         p.text(attrRetiredBy),
 		expires:           p.time(attrExpires),

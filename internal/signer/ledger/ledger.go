@@ -13,7 +13,8 @@
 //     operator's release. Host names and other principals share one namespace.
 //   - A retired instance stays retired.
 //   - An instance that leaves keeps its keys and names, and can enroll again with them. No
-//     enrollment that claimed before it left can be confirmed.
+//     enrollment that claimed before it left can be confirmed. Of a request to enroll and a
+//     request to leave, the one that was issued first never undoes the other.
 //   - Every operation is safe to repeat after a crash: it makes one write, and
 //     recognizes its own earlier write.
 package ledger
@@ -86,6 +87,9 @@ type Claim struct {
 	// Signer is the audience of the claiming signer. If it is empty, the ledger does
 	// not check that another signer enrolled the instance.
 	Signer string
+	// IssuedAt is when the instance made the request, by its own clock. A request from before
+	// the latest leave cannot bring the instance back. Zero if unknown.
+	IssuedAt time.Time
 	// ValidUntil is not before the expiry of any certificate issued on this claim.
 	ValidUntil time.Time
 	// Lease is when the lease of the node written on this claim ends. Zero means
@@ -162,8 +166,8 @@ type Leave struct {
 	Fingerprints []string
 	// Signer is the audience of the signer that the instance leaves.
 	Signer string
-	// IssuedAt is when the instance made the request. A request from before the latest
-	// leave cannot end a later enrollment.
+	// IssuedAt is when the instance made the request, by its own clock. A request from before
+	// the latest request to enroll cannot end that enrollment.
 	IssuedAt time.Time
 }
 

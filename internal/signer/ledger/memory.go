@@ -78,7 +78,7 @@ func (m *Memory) Lookup(ctx context.Context, i ec2ref.Instance) (Record, error) 
 // Claim records that the instance holds the keys and the names, if the rules of
 // the package allow it, and changes nothing otherwise. An instance may repeat a claim at
 // any time. Claim fails with ErrKeyConflict, ErrKeyInUse, a *NameInUseError,
-// ErrTooManyNames or ErrRetired.
+// ErrTooManyNames, ErrLeft or ErrRetired.
 func (m *Memory) Claim(ctx context.Context, c Claim, now time.Time) (Grant, error) {
 	if err := ctx.Err(); err != nil {
 		return Grant{}, fmt.Errorf("claim for %s: %w", c.Instance.ID, err)

@@ -48,8 +48,9 @@ type record struct {
 	retired   bool
 	// left says that the instance left, and has not enrolled again.
 	left bool
-	// leftAt is when the instance made its latest request to leave.
-	leftAt time.Time
+	// leftAt is when the instance made its latest request to leave, and askedAt its latest
+	// request to enroll that was accepted.
+	leftAt, askedAt time.Time
 	// retiredBy is the operator who retired it, empty if an event did.
 	retiredBy string
 	// health is for display only.
@@ -77,11 +78,11 @@ func (r record) text(i ec2ref.Instance) string {
 	}
 	slices.Sort(names)
 	return fmt.Sprintf("%s version %d.%d keys %q names %q confirmed %q lease %d signer %q tags %d "+
-		"image %q %q %t%q permit %q %d %q re-keyed %q ended %t %q expires %d renewed %d rule %q program %q health %q %d %t left %t %d",
+		"image %q %q %t%q permit %q %d %q re-keyed %q ended %t %q expires %d renewed %d rule %q program %q health %q %d %t left %t %d asked %d",
 		instancePK(i), r.version, r.generation, r.keys, names, r.confirmedHostname, r.lease.Unix(), r.signer, r.tagsVersion,
 		r.image, r.imageOwner, r.imageTags == nil, r.imageTags, r.permit.Fingerprint, r.permit.ValidUntil.Unix(), r.permit.By, r.rekeyedBy,
 		r.retired, r.retiredBy, r.expires.Unix(), r.renewed.Unix(), r.rule, r.program,
-		r.health.Reported, r.health.ReportedAt.Unix(), r.health.Unreachable, r.left, r.leftAt.Unix())
+		r.health.Reported, r.health.ReportedAt.Unix(), r.health.Unreachable, r.left, r.leftAt.Unix(), r.askedAt.Unix())
 }
 
 // isKnown reports whether the instance ever claimed anything or was retired. A record
@@ -96,7 +97,7 @@ func (r record) equal(s record) bool {
 		r.image == s.image && r.imageOwner == s.imageOwner && sameTags(r.imageTags, s.imageTags) &&
 		r.tagsVersion == s.tagsVersion &&
 		r.permit.equal(s.permit) && r.rekeyedBy == s.rekeyedBy && r.retired == s.retired && r.retiredBy == s.retiredBy &&
-		r.left == s.left && r.leftAt.Equal(s.leftAt) && r.expires.Equal(s.expires) && r.renewed.Equal(s.renewed) && r.rule == s.rule && r.program == s.program && r.health.equal(s.health)
+		r.left == s.left && r.leftAt.Equal(s.leftAt) && r.askedAt.Equal(s.askedAt) && r.expires.Equal(s.expires) && r.renewed.Equal(s.renewed) && r.rule == s.rule && r.program == s.program && r.health.equal(s.health)
 }
 
 func (p Permit) equal(q Permit) bool {
@@ -187,6 +188,10 @@ func (v view) claim(c Claim, now time.Time) (change, Grant, error) {
 	if err := v.record.checkSigner(c.Signer, now); err != nil {
 		return change{}, Grant{}, err
 	}
+	// A request that was late or was captured must not bring back a machine that left since.
+	if v.record.left && !c.IssuedAt.IsZero() && c.IssuedAt.Before(v.record.leftAt) {
+		return change{}, Grant{}, ErrLeft
+	}
 	for _, fingerprint := range c.Fingerprints {
 		if holder, held := v.keys[fingerprint]; held && holder != c.Instance {
 			return change{}, Grant{}, fmt.Errorf("%w: %s is held by %s", ErrKeyInUse, fingerprint, holder.ID)
@@ -207,6 +212,9 @@ func (v view) claim(c Claim, now time.Time) (change, Grant, error) {
 	next = next.withImage(c)
 	if c.Signer != "" {
 		next.signer = c.Signer
+	}
+	if c.IssuedAt.After(next.askedAt) {
+		next.askedAt = c.IssuedAt.UTC().Truncate(time.Second)
 	}
 	keys := slices.DeleteFunc(union(nil, c.Fingerprints), func(fingerprint string) bool {
 		_, held := v.keys[fingerprint]
@@ -429,7 +437,8 @@ func (r record) leave(l Leave, now time.Time) (record, error) {
 	if err := r.checkSigner(l.Signer, now); err != nil {
 		return record{}, err
 	}
-	if !r.left && !r.leftAt.IsZero() && !l.IssuedAt.After(r.leftAt) {
+	isRepeated := !r.left && !r.leftAt.IsZero() && !l.IssuedAt.After(r.leftAt)
+	if isRepeated || l.IssuedAt.Before(r.askedAt) {
 		return record{}, ErrOldLeave
 	}
 	r.generation++

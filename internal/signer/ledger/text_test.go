@@ -19,7 +19,7 @@ func TestRecordTextSaysAll(t *testing.T) {
 		"signer": {signer: "hallmark.example.com"}, "lease": {lease: end}, "renewed": {renewed: end}, "rule": {rule: "web"}, "program": {program: "v1.2.3"}, "tagsVersion": {tagsVersion: 1},
 		"permit": {permit: Permit{Fingerprint: "SHA256:c"}}, "rekeyedBy": {rekeyedBy: "an operator"},
 		"retired": {retired: true}, "retiredBy": {retiredBy: "an operator"}, "expires": {expires: end}, "health": {health: Health{Unreachable: true}},
-		"left": {left: true}, "leftAt": {leftAt: end},
+		"left": {left: true}, "leftAt": {leftAt: end}, "askedAt": {askedAt: end},
 	}
 	fields := reflect.TypeFor[record]()
 	seen := map[string]string{record{}.text(ec2ref.Instance{}): "nothing"}

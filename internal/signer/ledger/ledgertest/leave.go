@@ -16,6 +16,8 @@ func leaveTests() map[string]func(*testing.T, *fixture) {
 		"leaving stops an enrollment in progress":     testLeaveStopsEnrollment,
 		"an instance that left can enroll again":      testEnrollAfterLeave,
 		"an old request to leave is refused":          testOldLeave,
+		"a late request to enroll is refused":         testLateEnrollment,
+		"a late request to leave is refused":          testLateLeave,
 		"an instance that left can be retired":        testRetireAfterLeave,
 		"leaving another signer is refused":           testLeaveOtherSigner,
 		"a claim after leaving is always written":     testClaimAfterLeaveIsWritten,
@@ -107,6 +109,52 @@ func testOldLeave(_ *testing.T, f *fixture) {
 	f.enroll(1, "web", "k1")
 	f.leave(ledger.ErrOldLeave, 1, "k1")
 	f.now = f.now.Add(time.Second)
+	f.leave(nil, 1, "k1")
+}
+
+// testLateEnrollment has a request to enroll arrive after the machine left.
+func testLateEnrollment(t *testing.T, f *fixture) {
+	f.enroll(1, "web", "k1")
+	late := f.claimOf(1, "web", "k1")
+	late.IssuedAt = f.now.Add(-time.Second)
+	f.leave(nil, 1, "k1")
+	f.make(ledger.ErrLeft, late)
+	if r := f.lookup(1); !r.Left {
+		t.Errorf("record %+v", r)
+	}
+	late.IssuedAt = f.now // made in the same second as the leave
+	g := f.make(nil, late)
+	if err := f.Confirm(t.Context(), late, g, f.now); err != nil || f.lookup(1).Left {
+		t.Errorf("error %v, record %+v", err, f.lookup(1))
+	}
+	old := ledger.Leave{Instance: instance(1), Fingerprints: []string{"k1"}, IssuedAt: f.now.Add(-time.Second)}
+	late.IssuedAt = f.now.Add(-time.Minute) // an older one does not make room for an old leave
+	f.make(nil, late)
+	if _, err := f.Leave(t.Context(), old, f.now); !errors.Is(err, ledger.ErrOldLeave) {
+		t.Errorf("error %v, want %v", err, ledger.ErrOldLeave)
+	}
+}
+
+// testLateLeave has a request to leave arrive after the machine asked to enroll again.
+func testLateLeave(t *testing.T, f *fixture) {
+	c := f.claimOf(1, "web", "k1")
+	c.IssuedAt = f.now
+	g := f.make(nil, c)
+	late := ledger.Leave{Instance: instance(1), Fingerprints: []string{"k1"}, IssuedAt: f.now.Add(-time.Second)}
+	for _, when := range []string{"claimed", "confirmed"} {
+		if _, err := f.Leave(t.Context(), late, f.now); !errors.Is(err, ledger.ErrOldLeave) {
+			t.Errorf("%s: error %v, want %v", when, err, ledger.ErrOldLeave)
+		}
+		if when == "confirmed" {
+			continue
+		}
+		if err := f.Confirm(t.Context(), c, g, f.now); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if r := f.lookup(1); r.Left {
+		t.Errorf("record %+v", r)
+	}
 	f.leave(nil, 1, "k1")
 }
 
