@@ -150,14 +150,14 @@ bin/demo bin/bench: bin/%:
 test: export HALLMARK_TEST_STRICT := 1
 test: setup bin/rootfs ## run all tests, with real machines
 	e2e/beside.sh rootfs build bin/packer bin/nfpm bin/aws-lambda-rie bin/iam-simulate/simulate.mjs
-	e2e/beside.sh test-sshd unit check-templates
+	$(MAKE) unit check-templates test-sshd
 	e2e/beside.sh whole-path emulated test-releases
 
 # The race detector slows the explorer down too much, so with RACE it runs separately.
 .PHONY: unit
 unit: ## run the tests that need no root, on any Linux or macOS
 	$(STEP) "go vet" go vet ./...
-	$(STEP) "unit tests" $(GO_TEST) -timeout 20m ./...
+	$(STEP) "unit tests" $(GO_TEST) -timeout 30m ./...
 	$(if $(RACE),$(STEP) "explorer" go test -timeout 20m ./internal/signer/explore -run 'TestInterleavings$$|TestReduction|TestIndependence')
 
 # How many states of a pair "make explore" looks at. Without reduction, some pairs have 10^13
