@@ -72,6 +72,7 @@ func TestEveryProgramIsRecorded(t *testing.T) {
 	want := []string{
 		"internal/machine/doctor/ask.go",      // restorecon
 		"internal/machine/doctor/units.go",    // systemctl
+		"internal/machine/install/install.go", // none: it only looks for systemctl
 		"internal/machine/sshd/accounts.go",   // getent
 		"internal/machine/sshd/domain.go",     // what server.go starts
 		"internal/machine/sshd/server.go",     // sshd, systemctl
@@ -209,7 +210,8 @@ func checkLeaksAreFound(t *testing.T, i *lab.Instance) {
 	known := secrets(t, i)
 	for _, secret := range []string{known[0], known[len(known)/2]} {
 		run(t, i, "env", "LEAK="+secret, "systemctl", "is-active", "--quiet", "ssh.service")
-		run(t, i, "systemctl", "show", "--property=Id", "LEAK-"+secret+".service")
+		// It fails if the name is too long for a unit's.
+		run(t, i, "sh", "-c", `systemctl show --property=Id "LEAK-$1.service" || true`, "sh", secret)
 		run(t, i, "sh", "-c", `printf 'LEAK+%s\n' "$1" | systemd-cat`, "sh", secret)
 		for _, looked := range []struct{ text, want string }{
 			{recordOf(t, i), "\nLEAK=" + secret}, {recordOf(t, i), "LEAK-" + secret}, {journalOf(t, i), "LEAK+" + secret},
