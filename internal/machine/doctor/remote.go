@@ -185,6 +185,10 @@ func checkAudience(f *Facts) []Finding {
 	default: // the signer is busy, or the answer is not the signer's
 		found.Level, found.Text = Unknown, fmt.Sprintf("cannot tell whether the signer accepts this machine's audience: %v", err)
 		found.Fix, found.Command = "run hallmark doctor again", "hallmark doctor"
+		if e, ok := errors.AsType[*fault.Error](err); ok && e.Kind != fault.Temporary {
+			found.Level, found.Text = Failure, err.Error()
+			found.Fix, found.Command = orElse(e.Hint, "check that signer_url is the signer's address"), "curl -sv "+f.Remote.SignerURL
+		}
 	}
 	return []Finding{found}
 }

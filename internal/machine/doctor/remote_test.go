@@ -225,10 +225,21 @@ func TestExamine(t *testing.T) {
 }
 
 // A signer that is too busy for the probe does not accept its audience.
+// Another program in the signer's place does not either.
 func TestAudienceUnknown(t *testing.T) {
-	for _, refuse := range []http.HandlerFunc{
-		refuse(protocol.CodeRateLimited, http.StatusTooManyRequests),
-		func(out http.ResponseWriter, _ *http.Request) { out.WriteHeader(http.StatusBadGateway) },
+	status := func(code int) http.HandlerFunc {
+		return func(out http.ResponseWriter, _ *http.Request) { out.WriteHeader(code) }
+	}
+	for name, test := range map[string]struct {
+		refuse http.HandlerFunc
+		level  Level
+		text   string
+	}{
+		"rate limited":       {refuse(protocol.CodeRateLimited, http.StatusTooManyRequests), Unknown, "cannot tell"},
+		"a service is down":  {refuse(protocol.CodeUpstream, http.StatusServiceUnavailable), Unknown, "cannot tell"},
+		"a gateway":          {status(http.StatusBadGateway), Unknown, "cannot tell"},
+		"another web server": {status(http.StatusNotFound), Failure, "404"},
+		"a page":             {func(out http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(out, "<html>Log in</html>") }, Failure, "not a valid Hallmark response"},
 	} {
 		w := newWorld(t)
 		w.configure("")
@@ -237,11 +248,11 @@ func TestAudienceUnknown(t *testing.T) {
 				out.WriteHeader(http.StatusNotFound)
 				return
 			}
-			refuse(out, r)
+			test.refuse(out, r)
 		}
 		f := w.Examine(t.Context())
-		if got := checkAudience(f)[0]; got.Level != Unknown || !strings.Contains(got.Text, "cannot tell") {
-			t.Errorf("finding %+v", got)
+		if got := checkAudience(f)[0]; got.Level != test.level || !strings.Contains(got.Text, test.text) || got.Fix == "" || got.Command == "" {
+			t.Errorf("%s: finding %+v", name, got)
 		}
 	}
 }
