@@ -121,55 +121,55 @@ func enableTimers(ctx context.Context, root string) error {
 // configuration changes last, with a single rename. Install returns a line for each file that it
 // changed.
 func (in *Installer) Install(ctx context.Context, from string) (changes []string, err error) {
-	files, options, cas, err := in.read(from)
-	if err != nil {
-		return nil, err
+	lock := func() (func(), error) {
+		dir, err := in.path(state.Dir)
+		if err != nil {
+			return nil, err
+		}
+		return state.Lock(dir, time.Now())
 	}
-	stateDir, err := in.path(state.Dir)
-	if err != nil {
-		return nil, err
-	}
-	unlock, err := state.Lock(stateDir, time.Now())
-	if err != nil {
-		return nil, err
-	}
-	defer unlock()
-	files, plan, err := in.decide(ctx, files, options, cas)
-	if err != nil {
-		return nil, err
-	}
-	if err := in.observe(ctx); err != nil {
-		in.log("warning: save what sshd has loaded: %v", err)
-	}
-	return in.put(ctx, files, plan)
+	return in.checked(ctx, from, lock, func(files []file, p plan) ([]string, error) {
+		if err := in.observe(ctx); err != nil {
+			in.log("warning: save what sshd has loaded: %v", err)
+		}
+		return in.put(ctx, files, p)
+	})
 }
 
 // Preview returns a line for each file that Install would change, and for each timer that it
 // would enable. It fails if Install would fail before it changes anything. It asks sshd about
 // a trial configuration as Install does, and changes nothing.
 func (in *Installer) Preview(ctx context.Context, from string) (changes []string, err error) {
+	lock := func() (func(), error) { return state.LockInside(in.root) }
+	return in.checked(ctx, from, lock, func(files []file, p plan) ([]string, error) {
+		record, err := in.recordOf(files, p)
+		if err != nil {
+			return nil, err
+		}
+		preview := &replace.Preview{}
+		if err := in.stageAll(preview, append([]file{record}, files...), p); err != nil {
+			return nil, err
+		}
+		return append(preview.Lines(), in.timersToEnable()...), nil
+	})
+}
+
+// checked reads the folder, makes all checks with the lock, and passes on what to put in place.
+func (in *Installer) checked(ctx context.Context, from string, lock func() (unlock func(), err error), put func([]file, plan) ([]string, error)) ([]string, error) {
 	files, options, cas, err := in.read(from)
 	if err != nil {
 		return nil, err
 	}
-	unlock, err := state.LockInside(in.root)
+	unlock, err := lock()
 	if err != nil {
 		return nil, err
 	}
 	defer unlock()
-	files, plan, err := in.decide(ctx, files, options, cas)
+	files, p, err := in.decide(ctx, files, options, cas)
 	if err != nil {
 		return nil, err
 	}
-	record, err := in.recordOf(files, plan)
-	if err != nil {
-		return nil, err
-	}
-	preview := &replace.Preview{}
-	if err := in.stageAll(preview, append([]file{record}, files...), plan); err != nil {
-		return nil, err
-	}
-	return append(preview.Lines(), in.timersToEnable()...), nil
+	return put(files, p)
 }
 
 // decide makes all checks, and returns what to put in place.
