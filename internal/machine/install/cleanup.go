@@ -172,10 +172,16 @@ func (r *removal) removeFolders(folders []string) error {
 	return nil
 }
 
-// removeEmpty removes a folder unless somebody put something into it.
+// removeEmpty removes a folder unless somebody put something into it, or mounted a file system
+// there.
 func removeEmpty(path string) error {
 	err := os.Remove(path)
-	if err == nil || errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTEMPTY) || errors.Is(err, syscall.EEXIST) {
+	for _, stays := range []error{fs.ErrNotExist, syscall.ENOTEMPTY, syscall.EEXIST, syscall.EBUSY} {
+		if errors.Is(err, stays) {
+			return nil
+		}
+	}
+	if err == nil {
 		return nil
 	}
 	return fmt.Errorf("remove hallmark's folders: %w", err)

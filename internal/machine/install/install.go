@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"golang.org/x/crypto/ssh"
@@ -204,7 +205,7 @@ func (in *Installer) decideSettings(ctx context.Context, options sshdconf.Option
 		err = verify(options, before, after)
 	}
 	if err != nil {
-		return plan{}, nil, fault.Newf(fault.Failed, "nothing was changed; check sshd_config and the files that it includes", "set sshd's settings: %w", err)
+		return plan{}, nil, fault.Newf(fault.Failed, hintTrial(err), "set sshd's settings: %w", err)
 	}
 	want := findings.Want{
 		CAFile: options.TrustedUserCAKeys, CAs: cas, MaxStartups: options.MaxStartups,
@@ -555,6 +556,14 @@ func checkCertificates509(data []byte) error {
 }
 
 const hintBroken = "run 'sshd -t' and correct what it says; with --root, mount /dev there first"
+
+// hintTrial says what to do if a trial configuration fails: sshd may not accept it, or the disk.
+func hintTrial(err error) string {
+	if errors.Is(err, syscall.EROFS) || errors.Is(err, syscall.ENOSPC) {
+		return hintNothingChanged + "; " + fault.FileHint(err)
+	}
+	return hintNothingChanged + "; check sshd_config and the files that it includes"
+}
 
 // checkTrust refuses a machine on which somebody else's CA file is in effect: sshd uses only
 // the first TrustedUserCAKeys, so installing would silently end those logins.

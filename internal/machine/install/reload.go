@@ -12,6 +12,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/backoff"
 	"github.com/hallmark-ssh/hallmark/internal/machine/fault"
 	"github.com/hallmark-ssh/hallmark/internal/machine/handshake"
+	"github.com/hallmark-ssh/hallmark/internal/machine/replace"
 )
 
 // restoreSSHD puts sshd's files into place, makes the running sshd read them, and sees it
@@ -26,7 +27,7 @@ func (r *removal) restoreSSHD(ctx context.Context) error {
 	if err := r.change.Commit(); err != nil {
 		return r.afterLeaving(err)
 	}
-	if len(listeners) > 0 && r.mayBeLoaded() {
+	if len(listeners) > 0 && r.reloads {
 		l := &reloading{removal: r, listeners: listeners, visible: visible}
 		if err := l.checkAndReload(ctx); err != nil {
 			return l.putBack(ctx, err)
@@ -43,14 +44,15 @@ func (r *removal) afterLeaving(err error) error {
 		"restore sshd's configuration: %w", err)
 }
 
-// mayBeLoaded reports whether the running sshd may have Hallmark's settings: its files changed
+// mayBeLoaded reports whether the running sshd may have Hallmark's settings: its files will change
 // in this run, or an earlier run was killed before it removed the files that they name.
-func (r *removal) mayBeLoaded() bool {
-	if len(r.change.Lines()) > 0 || len(r.written()) > 0 {
-		return true
+func (r *removal) mayBeLoaded() (bool, error) {
+	preview := &replace.Preview{}
+	if err := r.stageRestoration(preview, r.to); err != nil {
+		return false, err
 	}
 	cas, err := r.readInstalled(caFile)
-	return err != nil || cas != nil
+	return len(preview.Lines()) > 0 || len(r.written()) > 0 || cas != nil, err
 }
 
 // listeners returns where sshd listens, or nothing if none runs: this starts none.

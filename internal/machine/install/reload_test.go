@@ -107,3 +107,25 @@ func TestRemoveLeavesPendingChanges(t *testing.T) {
 		t.Errorf("calls %q", m.calls)
 	}
 }
+
+// A second run has nothing to do, so it needs no reload: what is pending does not matter, and it
+// leaves nothing behind.
+func TestRemoveTwiceWithPendingChange(t *testing.T) {
+	m := newRunning(t)
+	if _, err := m.Remove(t.Context(), RemoveOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	later := time.Now().Add(time.Hour)
+	if err := os.Chtimes(filepath.Join(m.Dir, "sshd_config"), later, later); err != nil {
+		t.Fatal(err)
+	}
+	m.leave = nil // there is no configuration
+	before := m.everything()
+	if changes, err := m.Remove(t.Context(), RemoveOptions{}); err != nil || len(changes) > 0 {
+		t.Errorf("%q, %v", changes, err)
+	}
+	m.wantSame(m.everything(), before, "afterwards")
+	if m.Reloads != 1 {
+		t.Errorf("%d reloads", m.Reloads)
+	}
+}

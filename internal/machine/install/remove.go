@@ -89,6 +89,7 @@ type removal struct {
 	conf    *sshd.Effective
 	before  []sshd.Login
 	to      restoration
+	reloads bool            // whether sshd has to read its files again
 	change  *replace.Change // of sshd's files
 	changes []string
 }
@@ -148,7 +149,10 @@ func (r *removal) look(ctx context.Context, dir string) (err error) {
 	if err != nil {
 		return err
 	}
-	if r.to, err = r.restoration(r.record); err != nil {
+	if r.to, err = r.restoration(r.record); err == nil {
+		r.reloads, err = r.mayBeLoaded()
+	}
+	if err != nil {
 		return fault.Newf(fault.Failed, hintNothingChanged, "%w", err)
 	}
 	return nil
@@ -161,14 +165,14 @@ func (r *removal) check(ctx context.Context) error {
 		err = r.verifyRestored(r.before, after)
 	}
 	if err != nil {
-		return fault.Newf(fault.Failed, "nothing was changed; check sshd_config and the files that it includes", "restore sshd's settings: %w", err)
+		return fault.Newf(fault.Failed, hintTrial(err), "restore sshd's settings: %w", err)
 	}
 	if !r.options.Force {
 		if err := r.checkWayIn(after); err != nil {
 			return err
 		}
 	}
-	if r.options.ActivatePending {
+	if r.options.ActivatePending || !r.reloads {
 		return nil
 	}
 	pending, err := loaded.Tracker{Server: r.live, Dir: r.runDir, Log: r.log}.Pending(ctx, r.conf, r.before)
@@ -235,7 +239,7 @@ func (r *removal) prepare() error {
 	if err := r.keepRecord(); err != nil {
 		return err
 	}
-	return r.stageRestoration(r.change, r.to)
+	return r.stageRestoration(making{r.change}, r.to)
 }
 
 // tidyMain removes the copy of sshd's main file that a killed run left, if it differs in

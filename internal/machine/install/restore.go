@@ -8,7 +8,6 @@ import (
 	"path/filepath"
 	"strings"
 
-	"github.com/hallmark-ssh/hallmark/internal/machine/replace"
 	"github.com/hallmark-ssh/hallmark/internal/machine/rooted"
 	"github.com/hallmark-ssh/hallmark/internal/machine/sshd"
 	"github.com/hallmark-ssh/hallmark/internal/machine/sshdconf"
@@ -75,9 +74,9 @@ func (in *Installer) readInstalled(path string) ([]byte, error) {
 }
 
 // stageRestoration prepares the change of sshd's files.
-func (in *Installer) stageRestoration(change *replace.Change, to restoration) error {
+func (in *Installer) stageRestoration(change staging, to restoration) error {
 	if !to.without {
-		return in.stagePlan(making{change}, to.plan)
+		return in.stagePlan(change, to.plan)
 	}
 	main, err := in.path(to.main)
 	if err != nil {
@@ -87,7 +86,7 @@ func (in *Installer) stageRestoration(change *replace.Change, to restoration) er
 		return err
 	}
 	to.main = ""
-	return in.stagePlan(making{change}, to.plan)
+	return in.stagePlan(change, to.plan)
 }
 
 // verifyRestored makes sure that only Hallmark's settings would change, and that none stays.
