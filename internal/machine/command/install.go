@@ -16,8 +16,8 @@ func installCommand() *cobra.Command {
 		Use: "install --from FOLDER", Short: "install hallmark, its configuration and sshd's settings into a machine or image",
 		Long: `Installs the program, its configuration, the OpenSSH CA, sshd's settings and the systemd units.
 If sshd would not accept the settings, or nobody could log in with a certificate, nothing
-changes. Prints each file that it wrote, replaced or removed. With --dry-run, it makes the same
-checks, prints what it would change, and changes nothing.`,
+changes. Prints each file that it wrote, replaced or removed, and each timer that it enabled. With
+--dry-run, it makes the same checks, prints what it would change, and changes nothing.`,
 		Args: cli.NoArgs, ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if from == "" {

@@ -65,7 +65,7 @@ func runUnenroll(cmd *cobra.Command, options install.RemoveOptions, timeout time
 		cli.Note(cmd, "hallmark is not installed, nothing changed")
 		return nil
 	}
-	cli.Note(cmd, "unenrolled; sshd's configuration is as it was before 'hallmark install'")
+	cli.Note(cmd, "unenrolled; all files are as they were before 'hallmark install', except what others changed since")
 	return nil
 }
 

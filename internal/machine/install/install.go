@@ -59,7 +59,8 @@ type Installer struct {
 	root   string
 	self   string // path of the program to install
 	server judge
-	enable func(ctx context.Context) error
+	// enable returns a line for each timer that it enabled.
+	enable func(ctx context.Context) (changes []string, err error)
 	// observe records what the running sshd has loaded, before its files change.
 	observe func(ctx context.Context) error
 	log     func(format string, args ...any)
@@ -83,7 +84,7 @@ func New(root string, log func(format string, args ...any)) (*Installer, error) 
 	if _, err := exec.LookPath("systemctl"); err != nil {
 		return nil, fault.Newf(fault.Failed, "use a distribution with systemd", "there is no systemctl in PATH: hallmark's timers need systemd")
 	}
-	enable := func(ctx context.Context) error { return enableTimers(ctx, root) }
+	enable := func(ctx context.Context) ([]string, error) { return enableTimers(ctx, root) }
 	in := &Installer{root: root, self: self, server: server, enable: enable, observe: func(context.Context) error { return nil }, log: log}
 	if root == "/" {
 		in.observe = observer(server, log)
@@ -106,21 +107,22 @@ func observer(server *sshd.Server, log func(string, ...any)) func(context.Contex
 
 // enableTimers makes systemd start the timers at the next boot. It works without a running
 // systemd.
-func enableTimers(ctx context.Context, root string) error {
+func enableTimers(ctx context.Context, root string) (changes []string, err error) {
+	disabled := timersToEnable(root)
 	args := []string{enableVerb(root), "hallmark.timer", "hallmark-renew.timer"}
 	if root != "/" {
 		args = append([]string{"--root=" + root}, args...)
 	}
 	if err := systemd.Run(ctx, args...); err != nil {
-		return fmt.Errorf("enable hallmark's timers: %w", err)
+		return nil, fmt.Errorf("enable hallmark's timers: %w", err)
 	}
-	return nil
+	return prefixed("enabled ", disabled), nil
 }
 
 // Install puts this program (unless a package has) and the folder's configuration, CAs and sshd
 // settings in place, and enables the timers. sshd checks the settings first. sshd's
 // configuration changes last, with a single rename. Install returns a line for each file that it
-// changed.
+// changed, and for each timer that it enabled.
 func (in *Installer) Install(ctx context.Context, from string) (changes []string, err error) {
 	lock := func() (func(), error) {
 		dir, err := in.path(state.Dir)
@@ -151,7 +153,7 @@ func (in *Installer) Preview(ctx context.Context, from string) (changes []string
 		if err := in.stageAll(preview, append([]file{record}, files...), p); err != nil {
 			return nil, err
 		}
-		return append(preview.Lines(), in.timersToEnable()...), nil
+		return append(preview.Lines(), prefixed("would enable ", timersToEnable(in.root))...), nil
 	})
 }
 
@@ -294,12 +296,13 @@ func (in *Installer) put(ctx context.Context, files []file, plan plan) (changes 
 	if err := change.Commit(); err != nil {
 		return nil, err
 	}
-	if err := in.enable(ctx); err != nil {
+	enabled, err := in.enable(ctx)
+	if err != nil {
 		return nil, err
 	}
 	change.Keep()
 	recorded.Keep()
-	return append(recorded.Lines(), change.Lines()...), nil
+	return slices.Concat(recorded.Lines(), change.Lines(), enabled), nil
 }
 
 // stageAll prepares everything but the record.

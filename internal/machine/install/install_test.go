@@ -54,7 +54,7 @@ func newImage(t *testing.T, mainConfig string) *image {
 	i.give("openssh_ca.pub", string(ssh.MarshalAuthorizedKey(sshkeytest.NewSigner(t).PublicKey())))
 	self := filepath.Join(i.from, "hallmark")
 	i.give("hallmark", "program")
-	i.Installer = &Installer{root: i.root, self: self, server: i, log: t.Logf, enable: func(context.Context) error { i.enabled++; return nil }, observe: i.noteSettings}
+	i.Installer = &Installer{root: i.root, self: self, server: i, log: t.Logf, enable: func(context.Context) ([]string, error) { i.enabled++; return nil, nil }, observe: i.noteSettings}
 	return i
 }
 
@@ -281,7 +281,7 @@ func TestInstallRefuses(t *testing.T) {
 		{"damaged block", func(i *image) { i.write(sshdconf.MainConfig, "# BEGIN hallmark\n") }, "damaged"},
 		{"sshd refuses", func(i *image) { i.verdict = func() error { return errors.New("line 3: no") } }, "line 3: no"},
 		{"timer cannot be enabled", func(i *image) {
-			i.enable = func(context.Context) error { return errors.New("no systemd") }
+			i.enable = func(context.Context) ([]string, error) { return nil, errors.New("no systemd") }
 		}, "no systemd"},
 		{"program cannot be replaced", func(i *image) { i.write(Program+"/x", "") }, "/usr/local/bin/hallmark"},
 	} {

@@ -89,7 +89,7 @@ func TestKilledInstallRun(t *testing.T) {
 	i := &image{t: t, root: root, from: os.Getenv("HALLMARK_FROM")}
 	i.Installer = &Installer{
 		root: root, self: filepath.Join(i.from, "hallmark"), server: i, log: t.Logf,
-		enable: func(context.Context) error { return nil }, observe: i.noteSettings,
+		enable: func(context.Context) ([]string, error) { return nil, nil }, observe: i.noteSettings,
 	}
 	if _, err := i.Installer.Install(context.Background(), i.from); err != nil {
 		t.Fatal(err)

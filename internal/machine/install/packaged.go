@@ -97,12 +97,20 @@ func enableVerb(root string) string {
 	return "enable"
 }
 
-// timersToEnable returns a line for each timer that systemd would not start at boot yet.
-func (in *Installer) timersToEnable() (lines []string) {
+// timersToEnable returns the timers that systemd would not start at boot yet.
+func timersToEnable(root string) (names []string) {
 	for _, timer := range timers() {
-		if _, err := os.Readlink(filepath.Join(in.root, unitDir, "timers.target.wants", timer)); err != nil {
-			lines = append(lines, "would enable "+timer)
+		if _, err := os.Readlink(filepath.Join(root, unitDir, "timers.target.wants", timer)); err != nil {
+			names = append(names, timer)
 		}
+	}
+	return names
+}
+
+// prefixed returns lines that begin with what was done, or would be, and end with names.
+func prefixed(what string, names []string) (lines []string) {
+	for _, name := range names {
+		lines = append(lines, what+name)
 	}
 	return lines
 }

@@ -2,6 +2,7 @@ package install
 
 import (
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"testing"
@@ -131,5 +132,22 @@ func TestEnableVerb(t *testing.T) {
 				t.Errorf("%s, want %s", got, test.want)
 			}
 		})
+	}
+}
+
+// The installation says which timers it enabled: a reinstalled package's are disabled, and nothing
+// else changes then.
+func TestEnableTimers(t *testing.T) {
+	if _, err := exec.LookPath("systemctl"); err != nil {
+		t.Skip("there is no systemctl")
+	}
+	i := newImage(t, withInclude)
+	for _, unit := range timers() {
+		i.write(filepath.Join(unitDir, unit), "[Timer]\nOnBootSec=0\n[Install]\nWantedBy=timers.target\n")
+	}
+	for _, want := range [][]string{{"enabled hallmark.timer", "enabled hallmark-renew.timer"}, nil} {
+		if got, err := enableTimers(t.Context(), i.root); err != nil || !slices.Equal(got, want) {
+			t.Errorf("%q, %v; want %q", got, err, want)
+		}
 	}
 }

@@ -55,7 +55,7 @@ func machineOf(i *image) *installed {
 		return "PermitRootLogin yes\nStrictModes no\nAuthorizedKeysFile .ssh/authorized_keys\n"
 	}
 	m := &installed{image: i}
-	i.enable = func(context.Context) error { i.write(wanted, "enabled"); return nil }
+	i.enable = func(context.Context) ([]string, error) { i.write(wanted, "enabled"); return nil, nil }
 	m.Remover = &Remover{Installer: i.Installer, live: m, units: m, leave: m.ask, settle: time.Minute}
 	return m
 }
