@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -15,6 +16,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/cli"
 	"github.com/hallmark-ssh/hallmark/internal/machine/cafile"
 	"github.com/hallmark-ssh/hallmark/internal/machine/doctor"
+	"github.com/hallmark-ssh/hallmark/internal/machine/handshake"
 	"github.com/hallmark-ssh/hallmark/internal/machine/hostkey"
 	"github.com/hallmark-ssh/hallmark/internal/machine/state"
 )
@@ -135,6 +137,8 @@ type offer struct {
 	Error       string    `json:"error,omitempty"`
 	Serial      uint64    `json:"serial,omitempty"`
 	ValidBefore time.Time `json:"validBefore,omitzero"`
+	// absent says that the error means only that sshd presents no such certificate.
+	absent bool
 }
 
 // lastRun is how hallmark.service ended last, since the boot.
@@ -183,7 +187,10 @@ func newStatus(f *doctor.Facts) status {
 
 func certificateOf(file doctor.File) certificate {
 	c := certificate{Path: file.Path}
-	if file.Err != nil {
+	switch {
+	case errors.Is(file.Err, fs.ErrNotExist):
+		c.Error = "missing"
+	case file.Err != nil:
 		c.Error = file.Err.Error()
 	}
 	if cert := file.Certificate; cert != nil {
@@ -197,7 +204,7 @@ func certificateOf(file doctor.File) certificate {
 func listenerOf(l doctor.Listener) listener {
 	all := listener{Address: l.Address, Offers: []offer{}}
 	for _, o := range l.Offers {
-		one := offer{Path: o.Path, Same: o.Same}
+		one := offer{Path: o.Path, Same: o.Same, absent: errors.Is(o.Err, handshake.ErrNotPresented)}
 		if o.Err != nil {
 			one.Error = o.Err.Error()
 		}

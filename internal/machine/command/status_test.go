@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"flag"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -14,6 +15,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -116,6 +118,12 @@ var broken = []struct {
 }{
 	{"healthy", func(*testing.T, *doctor.Facts) {}, cli.OK, "", ""},
 	{"not enrolled", func(_ *testing.T, f *doctor.Facts) { f.State, f.Files = nil, nil }, cli.Failed, "enrollment", "not enrolled"},
+	{"installed and not enrolled", func(_ *testing.T, f *doctor.Facts) {
+		f.State, f.Files[0] = nil, doctor.File{Path: certPath, Err: &fs.PathError{Op: "stat", Path: certPath, Err: fs.ErrNotExist}}
+		for n := range f.Listeners {
+			f.Listeners[n].Offers[0] = doctor.Offer{Path: certPath, Err: fmt.Errorf("handshake: %w: no common algorithm", handshake.ErrNotPresented)}
+		}
+	}, cli.Failed, "enrollment", "not enrolled"},
 	{"the state is damaged", func(_ *testing.T, f *doctor.Facts) { f.State, f.Damaged = nil, true }, cli.Failed, "enrollment", "damaged"},
 	{"another instance's disk", func(_ *testing.T, f *doctor.Facts) {
 		f.Instance = &imds.Instance{InstanceID: "i-1"}
@@ -225,6 +233,17 @@ var broken = []struct {
 	{"no inodes", func(_ *testing.T, f *doctor.Facts) { f.Disk[0].Limited = true }, cli.Failed, "disk", "inodes"},
 	{"a read-only disk", func(_ *testing.T, f *doctor.Facts) { f.Disk[0].ReadOnly = true }, cli.Failed, "disk", "read-only"},
 	{"a folder in place of a file", func(_ *testing.T, f *doctor.Facts) { f.DirsFound = []string{f.CAFile} }, cli.Failed, "files", "/etc/ssh/hallmark/openssh_ca.pub"},
+	{"the settings are gone", func(_ *testing.T, f *doctor.Facts) {
+		f.Settings.TrustedUserCAKeys, f.Keys = "", nil
+		f.KeysErr = fault.Newf(fault.Temporary, "check that 'hallmark install' has run", "none can be certified")
+		f.State.RenewAfter = now.Add(-50 * time.Hour)
+	}, cli.Failed, "settings", "trusts no CA"},
+	{"host keys of another CA", func(_ *testing.T, f *doctor.Facts) {
+		f.Keys, f.KeysErr = nil, fault.Newf(fault.Misconfigured, "set host_certificate: replace", "%w (another CA has)", hostkey.ErrTaken)
+	}, cli.Failed, "host keys", "another CA"},
+	{"a folder in place of the configuration", func(_ *testing.T, f *doctor.Facts) {
+		f.ConfigErr, f.DirsFound = syscall.EISDIR, []string{f.ConfigFile}
+	}, cli.Failed, "files", "/etc/hallmark/config.yaml is a folder"},
 	{"no configuration", func(_ *testing.T, f *doctor.Facts) { f.ConfigErr = fs.ErrNotExist }, cli.Failed, "configuration", "missing"},
 	{"a wrong configuration", func(_ *testing.T, f *doctor.Facts) { f.ConfigErr = errors.New("line 3: unknown key") }, cli.Failed, "configuration", "line 3"},
 	{"another CA's certificate", func(_ *testing.T, f *doctor.Facts) { f.Others = []string{"HostCertificate /ca-cert.pub"} }, cli.OK, "other CAs", "/ca-cert.pub"},

@@ -112,7 +112,7 @@ func (s *screen) certificates(of status) {
 		presented = append(presented, s.listener(l)...)
 	}
 	if len(presented) == 0 {
-		presented = []string{"does not run, or there is no certificate to ask for"}
+		presented = []string{"does not run, or does not answer"}
 	}
 	s.row("Certificates", files...)
 	s.row("sshd", presented...)
@@ -121,23 +121,29 @@ func (s *screen) certificates(of status) {
 
 // listener describes what sshd presents at an address.
 func (s *screen) listener(l listener) (lines []string) {
-	var same []string
+	var same, none []string
 	for _, o := range l.Offers {
 		file := filepath.Base(o.Path)
 		switch {
 		case o.Same:
 			same = append(same, file)
+		case o.absent, o.Error == "" && o.Serial == 0 && o.ValidBefore.IsZero():
+			none = append(none, file)
 		case o.Error != "":
 			lines = append(lines, fmt.Sprintf("%s: %s: %s", l.Address, file, s.style.paint(doctor.Failure, o.Error)))
-		case o.Serial == 0 && o.ValidBefore.IsZero():
-			lines = append(lines, fmt.Sprintf("%s: %s", l.Address, s.style.paint(doctor.Failure, "presents no certificate for "+file)))
 		default:
 			lines = append(lines, fmt.Sprintf("%s: %s, serial %d until %s", l.Address,
 				s.style.paint(doctor.Failure, "presents a different certificate than "+file), o.Serial, s.at(o.ValidBefore)))
 		}
 	}
+	if len(none) > 0 {
+		lines = slices.Insert(lines, 0, l.Address+": "+s.style.paint(doctor.Failure, "presents no certificate for "+strings.Join(none, ", ")))
+	}
 	if len(same) > 0 {
 		lines = slices.Insert(lines, 0, l.Address+" presents "+strings.Join(same, ", "))
+	}
+	if len(l.Offers) == 0 {
+		lines = append(lines, l.Address+": there is no certificate to ask for")
 	}
 	return lines
 }

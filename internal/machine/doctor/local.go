@@ -44,6 +44,8 @@ func checkConfig(f *Facts) []Finding {
 	switch {
 	case f.ConfigErr == nil:
 		return fine(name, f.ConfigFile+" is valid")
+	case slices.Contains(f.DirsFound, f.ConfigFile):
+		return nil // checkFolders says so
 	case errors.Is(f.ConfigErr, fs.ErrPermission):
 		return needsRoot(name, f.ConfigFile)
 	case isMissing(f.ConfigErr):
@@ -62,10 +64,13 @@ func checkConfig(f *Facts) []Finding {
 func checkFolders(f *Facts) (findings []Finding) {
 	const name = "files"
 	for _, path := range f.DirsFound {
+		then, command := "run hallmark enroll", enrollNow
+		if path == f.ConfigFile { // no run writes this file
+			then, command = "install Hallmark with a folder that has config.yaml", installCommand
+		}
 		findings = append(findings, Finding{
 			Check: name, Level: Failure, Text: path + " is a folder, but must be a file",
-			Fix:     "move the folder away, then run hallmark enroll",
-			Command: moveAway(path) + " && " + enrollNow,
+			Fix: "move the folder away, then " + then, Command: moveAway(path) + " && " + command,
 		})
 	}
 	if len(findings) == 0 {
@@ -157,7 +162,7 @@ func checkSettings(f *Facts) (findings []Finding) {
 			Check: name, Level: Failure, Text: "sshd trusts no CA: its configuration has no line TrustedUserCAKeys " + f.CAFile,
 			Fix: "install Hallmark's settings", Command: installCommand,
 		}}
-	case f.Settings.TrustedUserCAKeys != f.CAFile:
+	case !f.hasSettings():
 		return []Finding{{
 			Check: name, Level: Failure, Text: fmt.Sprintf("sshd trusts the CAs in %s, not those in %s", f.Settings.TrustedUserCAKeys, f.CAFile),
 			Fix: "remove that TrustedUserCAKeys line, then install Hallmark's settings", Command: "grep -rn TrustedUserCAKeys /etc/ssh; " + installCommand,
@@ -187,6 +192,9 @@ func problem(name string, p findings.Finding) Finding {
 	return f
 }
 
+// hasSettings reports whether sshd has the settings that Hallmark installs.
+func (f *Facts) hasSettings() bool { return f.Settings.TrustedUserCAKeys == f.CAFile }
+
 func checkHostKeys(f *Facts) []Finding {
 	const name = "host keys"
 	switch {
@@ -195,9 +203,15 @@ func checkHostKeys(f *Facts) []Finding {
 	case f.Settings == nil:
 		return nil
 	case f.KeysErr != nil:
-		found := Finding{Check: name, Level: Failure, Text: f.KeysErr.Error(), Fix: "generate host keys that can be certified", Command: "ssh-keygen -A"}
+		found := Finding{
+			Check: name, Level: Failure, Text: f.KeysErr.Error(), Fix: "generate host keys that can be certified", Command: "ssh-keygen -A",
+			effect: !f.hasSettings(), // these include the HostCertificate lines
+		}
 		if e, ok := errors.AsType[*fault.Error](f.KeysErr); ok {
-			found.Fix = e.Hint
+			found.Fix, found.Command = e.Hint, installCommand
+			if errors.Is(e, hostkey.ErrTaken) {
+				found.Command = "${EDITOR:-vi} " + f.ConfigFile + "; " + enrollNow
+			}
 		}
 		return []Finding{found}
 	}
@@ -222,11 +236,17 @@ func checkEnrollment(f *Facts) []Finding {
 		return bad("this machine is not enrolled", "enroll it", enrollNow)
 	case f.Instance != nil && f.Instance.InstanceID != f.State.Instance.InstanceID:
 		return bad(fmt.Sprintf("enrolled as instance %s, but this is %s", f.State.Instance.InstanceID, f.Instance.InstanceID), "enroll it", enrollNow)
-	case f.ConfigErr == nil && f.State.Config != f.Config.Digest():
+	case f.asksAnother():
 		return bad("signer_url, signer_function or audience in "+f.ConfigFile+" changed since the enrollment",
 			"check them against the signer's deployment, then enroll again", "${EDITOR:-vi} "+f.ConfigFile+"; "+enrollNow)
 	}
 	return fine(name, fmt.Sprintf("enrolled as %s in %s", f.State.Node.Hostname, f.State.Node.Cluster))
+}
+
+// asksAnother reports whether the configuration names another signer than at the enrollment, or
+// another audience.
+func (f *Facts) asksAnother() bool {
+	return f.ConfigErr == nil && f.State != nil && f.State.Config != f.Config.Digest()
 }
 
 // checkCertificates judges the certificates on disk.
@@ -346,6 +366,9 @@ func checkListeners(f *Facts) (findings []Finding) {
 	offers := 0
 	for _, l := range f.Listeners {
 		for _, o := range l.Offers {
+			if !f.hasCertificate(o.Path) {
+				continue // checkEnrollment or checkCertificates says so
+			}
 			offers++
 			text, level := judgeOffer(o)
 			if level == OK {
@@ -364,6 +387,11 @@ func checkListeners(f *Facts) (findings []Finding) {
 		return nil // there is no certificate to present
 	}
 	return fine(name, fmt.Sprintf("addresses at which sshd presents the certificates: %d", len(f.Listeners)))
+}
+
+// hasCertificate reports whether there is a certificate on disk that sshd could present.
+func (f *Facts) hasCertificate(path string) bool {
+	return slices.ContainsFunc(f.Files, func(file File) bool { return file.Path == path && file.Certificate != nil })
 }
 
 func judgeOffer(o Offer) (string, Level) {

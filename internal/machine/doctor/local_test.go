@@ -56,6 +56,16 @@ func TestCertainty(t *testing.T) {
 	}{
 		{"late alone", func(f *Facts) { enrolled(f); f.Remote.SignerErr = late }, "signer", true},
 		{"late before a certain one", func(f *Facts) { enrolled(f); f.Remote.MetadataErr, f.Remote.SignerErr = late, refused }, "signer", false},
+		{"another signer in the configuration", func(f *Facts) {
+			enrolled(f)
+			f.Config.SignerURL = "https://other.example.com/"
+			f.Remote.SignerErr = refused
+		}, "enrollment", false},
+		{"an unknown signer in the configuration", func(f *Facts) {
+			enrolled(f)
+			f.Config.SignerURL = "https://other.example.com/"
+			f.Remote.Host, f.Remote.ResolveErr = "other.example.com", refused
+		}, "enrollment", false},
 		{"late sshd", func(f *Facts) { f.SettingsErr, f.ListenersErr = errLate, errLate }, "enrollment", false},
 		{"late systemd", func(f *Facts) { enrolled(f); f.UnitsErr = errLate; f.Remote.SignerErr = refused }, "signer", false},
 		{"an overdue renewal", func(f *Facts) { enrolled(f); f.State.RenewAfter = now.Add(-48 * time.Hour); f.Remote.SignerErr = late }, "signer", true},

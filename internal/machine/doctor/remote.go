@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"net"
 	"slices"
 	"strings"
 	"time"
@@ -131,7 +132,7 @@ func checkNames(f *Facts) []Finding {
 	return []Finding{{
 		Check: name, Level: Failure, Text: fmt.Sprintf("cannot resolve %s: %v", r.Host, r.ResolveErr),
 		Fix: "correct signer_url, or the machine's DNS settings", Command: "getent hosts " + r.Host + "; cat /etc/resolv.conf",
-		Late: late(r.ResolveErr),
+		Late: late(r.ResolveErr), effect: f.asksAnother(),
 	}}
 }
 
@@ -144,8 +145,13 @@ func checkSigner(f *Facts) []Finding {
 	case r.SignerErr == nil:
 		return fine(name, "the signer answers")
 	}
-	found := Finding{Check: name, Level: Failure, Text: r.SignerErr.Error(), Fix: "check what is between this machine and the signer", Command: "curl -sv " + r.SignerURL, Late: late(r.SignerErr)}
-	if e, ok := errors.AsType[*fault.Error](r.SignerErr); ok && e.Hint != "" {
+	found := Finding{
+		Check: name, Level: Failure, Text: r.SignerErr.Error(), Fix: "check what is between this machine and the signer",
+		Command: "curl -sv " + r.SignerURL, Late: late(r.SignerErr), effect: f.asksAnother(),
+	}
+	// That the service tries again is no advice about a network.
+	_, network := errors.AsType[*net.OpError](r.SignerErr)
+	if e, ok := errors.AsType[*fault.Error](r.SignerErr); ok && e.Hint != "" && !network {
 		found.Fix = e.Hint
 	}
 	if _, ok := errors.AsType[*tls.CertificateVerificationError](r.SignerErr); ok {

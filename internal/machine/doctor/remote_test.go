@@ -362,3 +362,13 @@ func TestImageLines(t *testing.T) {
 		}
 	}
 }
+
+// No service that tries again repairs a network.
+func TestFixOfUnreachableSigner(t *testing.T) {
+	w := newWorld(t)
+	w.url = "https://127.0.0.1:1/"
+	w.configure("")
+	if got := Full(w.Examine(t.Context()))[0]; got.Check != "signer" || got.Fix != "check what is between this machine and the signer" {
+		t.Errorf("first finding %+v", got)
+	}
+}

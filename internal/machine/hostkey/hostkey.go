@@ -118,18 +118,22 @@ func hidesKeys(plain []string) error {
 		strings.Join(plain, "; "))
 }
 
+// ErrTaken says that there is no host key for Hallmark, because another CA has certified some.
+var ErrTaken = errors.New(noKeys)
+
+const noKeys = "none of sshd's host keys can be certified"
+
 func noHostKeys(taken takenKeys, passed []string) error {
-	const message = "none of sshd's host keys can be certified"
 	reasons := strings.Join(passed, "; ")
 	switch {
 	case len(taken) > 0:
 		return fault.Newf(fault.Misconfigured, "nothing was changed; add a host key of another type for hallmark, or set host_certificate: "+config.ReplaceCertificate,
-			"%s (%s)", message, reasons)
+			"%w (%s)", ErrTaken, reasons)
 	case len(passed) > 0:
-		return fault.Newf(fault.Temporary, "fix the problem that the message names, and check that 'hallmark install' has run", "%s (%s)", message, reasons)
+		return fault.Newf(fault.Temporary, "fix the problem that the message names, and check that 'hallmark install' has run", "%s (%s)", noKeys, reasons)
 	}
 	return fault.Newf(fault.Temporary, "check that 'ssh-keygen -A' or cloud-init generated host keys, and that 'hallmark install' has run",
-		"%s: none of them exists", message)
+		"%s: none of them exists", noKeys)
 }
 
 // takenKeys are host keys with a certificate from another CA, by their wire form.
