@@ -53,25 +53,6 @@ func TestQuickstart(t *testing.T) {
 	}
 }
 
-// The deployer needs permissions for every service of the stack.
-func TestDeployersPermissions(t *testing.T) {
-	_, section, _ := strings.Cut(readFile(t, "deploy.md"), "\n## Permissions of the deployer\n")
-	section, _, _ = strings.Cut(section, "\n## ")
-	names := map[string]string{
-		"ApiGateway": "API Gateway", "CloudWatch": "CloudWatch", "DynamoDB": "DynamoDB", "Events": "EventBridge", "IAM": "IAM", "Lambda": "Lambda",
-		"Logs": "CloudWatch Logs", "SNS": "SNS", "SQS": "SQS", "SSM": "Systems Manager", "Serverless": "Lambda",
-	}
-	types := regexp.MustCompile(`Type: AWS::(\w+)::`).FindAllStringSubmatch(readFile(t, filepath.Join("..", "template.yaml")), -1)
-	if len(types) < 30 {
-		t.Fatalf("template.yaml has %d resources", len(types))
-	}
-	for _, m := range types {
-		if name := names[m[1]]; name == "" || !strings.Contains(section, "\n| "+name+" ") {
-			t.Errorf("no permissions for AWS::%s", m[1])
-		}
-	}
-}
-
 // shellBlocks returns the blocks of a document that are marked as shell commands.
 func shellBlocks(t *testing.T, document string) []string {
 	t.Helper()

@@ -1,11 +1,19 @@
 package main
 
 import (
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
 
 	"go.yaml.in/yaml/v3"
+
+	"github.com/hallmark-ssh/hallmark/e2e/cfn"
 )
 
 // CloudFormation refuses a template whose rules call any other function, and cfn-lint does
@@ -94,6 +102,88 @@ func TestNoReservedConcurrency(t *testing.T) {
 		}
 		if field(template, "Parameters", of.parameter, "MinValue").Value != "0" {
 			t.Errorf("%s cannot be 0", of.parameter)
+		}
+	}
+}
+
+// stackIn evaluates the template for a region and parameters.
+func stackIn(t *testing.T, region string, parameters map[string]string) (*cfn.Stack, error) {
+	t.Helper()
+	parameters = maps.Clone(parameters)
+	parameters["Audience"] = "hallmark.example.com"
+	place := cfn.Place{StackName: "hallmark", Region: region, Account: string(testAccount)}
+	s, err := cfn.Expand(t.Context(), filepath.Join("..", "template.yaml"), place, parameters)
+	if errors.Is(err, cfn.ErrNoTranslator) && os.Getenv("HALLMARK_TEST_STRICT") == "" {
+		t.Skip(err)
+	}
+	return s, err
+}
+
+// GovCloud refuses functions whose own log lines are JSON (AWS GovCloud (US) User Guide, "AWS
+// Lambda"). Log levels need JSON.
+func TestLogsInGovCloud(t *testing.T) {
+	for region, want := range map[string]string{
+		"us-gov-west-1": "Text <nil> <nil>", "us-west-2": "JSON INFO INFO",
+	} {
+		s, err := stackIn(t, region, map[string]string{"Entry": "invoke"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, function := range []string{"EnrollFunction", "FleetFunction"} {
+			logging, _ := s.Resources[function].Properties["LoggingConfig"].(map[string]any)
+			if got := fmt.Sprintf("%v %v %v", logging["LogFormat"], logging["ApplicationLogLevel"], logging["SystemLogLevel"]); got != want {
+				t.Errorf("%s: %s logs %s, want %s", region, function, got, want)
+			}
+			if logging["LogGroup"] == nil {
+				t.Errorf("%s: %s has no log group of its own", region, function)
+			}
+		}
+	}
+}
+
+// Lambda wants both or neither: a list with an empty text is a group that does not exist.
+func TestSubnetsNeedSecurityGroups(t *testing.T) {
+	const subnets, groups = "subnet-0a1b2c3d4e5f60718,subnet-0a1b2c3d4e5f60719", "sg-0a1b2c3d4e5f60718"
+	for _, test := range []struct {
+		subnets, groups, refused string
+		inVPC                    bool
+	}{
+		{},
+		{subnets: subnets, groups: groups, inVPC: true},
+		{subnets: subnets, refused: "VpcSubnetIds needs VpcSecurityGroupIds"},
+		{groups: groups, refused: "VpcSecurityGroupIds needs VpcSubnetIds"},
+	} {
+		s, err := stackIn(t, "us-west-2", map[string]string{"VpcSubnetIds": test.subnets, "VpcSecurityGroupIds": test.groups})
+		if test.refused != "" {
+			if err == nil || !strings.Contains(err.Error(), test.refused) {
+				t.Errorf("subnets %q and groups %q: error %v, want %q", test.subnets, test.groups, err, test.refused)
+			}
+			continue
+		}
+		if err != nil {
+			t.Errorf("subnets %q and groups %q: %v", test.subnets, test.groups, err)
+			continue
+		}
+		for _, function := range []string{"EnrollFunction", "FleetFunction"} {
+			if _, inVPC := s.Resources[function].Properties["VpcConfig"]; inVPC != test.inVPC {
+				t.Errorf("subnets %q: %s is in a VPC: %t", test.subnets, function, inVPC)
+			}
+		}
+	}
+}
+
+// IAM refuses a policy whose resource is no ARN, after CloudFormation has begun.
+func TestARNsAreChecked(t *testing.T) {
+	const secret = "arn:aws:secretsmanager:us-west-2:111122223333:secret:"
+	for _, parameter := range []string{"TeleportSecretArn", "FleetSecretArn"} {
+		pattern := regexp.MustCompile(field(readTemplate(t, "template.yaml"), "Parameters", parameter, "AllowedPattern").Value)
+		for value, want := range map[string]bool{
+			"": true, secret + "hallmark/enroll-AbCdEf": true, strings.Replace(secret, "aws:", "aws-us-gov:", 1) + "a_b+c=d.e@f-AbCdEf": true,
+			"hallmark/enroll": false, secret: false, secret + "*": false, "*": false,
+		} {
+			if pattern.MatchString(value) != want {
+				t.Errorf("%s %q: accepted %t", parameter, value, !want)
+			}
 		}
 	}
 }

@@ -13,6 +13,8 @@ import (
 	"os/exec"
 	"slices"
 	"strings"
+
+	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 )
 
 //go:embed expand.py
@@ -28,14 +30,20 @@ func Transform(ctx context.Context, template string, parameters map[string]strin
 	if err != nil {
 		return nil, err
 	}
-	args := []string{"-c", program, template}
+	// Go reads the template, not Python: otherwise "go test" would not notice that it changed,
+	// and repeat the old result.
+	source, err := os.ReadFile(template)
+	if err != nil {
+		return nil, err
+	}
+	args := []string{"-c", program}
 	if parameters != nil {
 		args = append(args, string(values))
 	}
 	var out, errs bytes.Buffer
 	cmd := exec.CommandContext(ctx, "python3", args...)
 	cmd.Env = append(os.Environ(), "AWS_DEFAULT_REGION=us-west-2")
-	cmd.Stdout, cmd.Stderr = &out, &errs
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(source), &out, &errs
 	err = cmd.Run()
 	switch {
 	case err == nil:
@@ -96,9 +104,17 @@ func Expand(ctx context.Context, template string, p Place, parameters map[string
 	if err := json.Unmarshal(text, &t); err != nil {
 		return nil, fmt.Errorf("read the expanded template: %w", err)
 	}
+	partition, err := ec2ref.Region(p.Region).Partition()
+	if err != nil {
+		return nil, err
+	}
+	host, err := ec2ref.STS.Host(ec2ref.Region(p.Region))
+	if err != nil {
+		return nil, err
+	}
 	e := &evaluation{conditions: t.Conditions, values: map[string]any{
 		"AWS::StackName": p.StackName, "AWS::Region": p.Region, "AWS::AccountId": p.Account,
-		"AWS::Partition": "aws", "AWS::URLSuffix": "amazonaws.com", "AWS::NoValue": noValue{},
+		"AWS::Partition": string(partition), "AWS::URLSuffix": strings.TrimPrefix(host, "sts."+p.Region+"."), "AWS::NoValue": noValue{},
 	}}
 	for name, parameter := range t.Parameters {
 		value, set := parameters[name]

@@ -1,6 +1,6 @@
 # Expands a SAM template as CloudFormation does, with AWS's own translator, and prints
-# the result as JSON: expand.py TEMPLATE [PARAMETERS], a JSON object. It calls nobody. Exit
-# status 3 means that something is missing.
+# the result as JSON: expand.py [PARAMETERS] <TEMPLATE; PARAMETERS are a JSON object. It
+# calls nobody. Exit status 3 means that something is missing.
 import json
 import sys
 
@@ -13,9 +13,8 @@ except ImportError as missing:
     print(missing, file=sys.stderr)
     sys.exit(3)
 
-with open(sys.argv[1], encoding="utf-8") as f:
-    template = yaml_parse(f.read())
-parameters = json.loads(sys.argv[2]) if len(sys.argv) > 2 else {}
+template = yaml_parse(sys.stdin.buffer.read().decode("utf-8"))
+parameters = json.loads(sys.argv[1]) if len(sys.argv) > 1 else {}
 # As `sam package` leaves it.
 for resource in template["Resources"].values():
     if resource["Type"] == "AWS::Serverless::Function":

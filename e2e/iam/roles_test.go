@@ -50,6 +50,15 @@ func byLambda() []calls.Call {
 	}
 }
 
+// toConnect lists the actions with which Lambda connects a function to a VPC (AWS Lambda
+// Developer Guide, "Giving Lambda functions access to resources in an Amazon VPC").
+func toConnect() []string {
+	return []string{
+		"ec2:AssignPrivateIpAddresses", "ec2:CreateNetworkInterface", "ec2:DeleteNetworkInterface",
+		"ec2:DescribeNetworkInterfaces", "ec2:DescribeSubnets", "ec2:UnassignPrivateIpAddresses",
+	}
+}
+
 // resource returns the ARN of what a recording names, empty if this variant lacks it.
 func (s *stack) resource(name string) string {
 	switch {
@@ -85,7 +94,13 @@ func (s *stack) needs(t *testing.T, function string) []question {
 	t.Helper()
 	own := whole(s.rolePolicies(t, s.role(function)))
 	var questions []question
-	for _, c := range recorded(t) {
+	called := recorded(t)
+	if s.parameters["VpcSubnetIds"] != "" {
+		for _, action := range toConnect() {
+			called = append(called, calls.Call{By: function, Action: action})
+		}
+	}
+	for _, c := range called {
 		if c.By != function {
 			continue
 		}
@@ -343,6 +358,11 @@ func checkFunctionsMayDoNothingElse(t *testing.T, s *stack) {
 		s.forbid(t, "fleet", "write the other's log", "logs:PutLogEvents", s.resource("EnrollLogGroup")),
 		s.forbid(t, "fleet", "what only enrollments ask", "ec2:DescribeInstanceImageMetadata", "*"),
 	)
+	for function, resource := range functions() {
+		for _, action := range toConnect() {
+			questions = append(questions, s.forbid(t, function, "change its network", action, "*", "lambda:SourceFunctionArn="+s.arn(resource)))
+		}
+	}
 	for _, action := range []string{"ec2:DescribeSnapshots", "ec2:DescribeVolumes"} {
 		questions = append(questions, both("more of EC2", action, "*")...)
 	}

@@ -36,6 +36,7 @@ func variants() map[string]map[string]string {
 	return map[string]map[string]string{
 		"public URL":           {},
 		"probed machines":      {"ProbeMachines": "yes"},
+		"in a VPC":             {"VpcSubnetIds": "subnet-0a1b2c3d4e5f60718", "VpcSecurityGroupIds": "sg-0a1b2c3d4e5f60718"},
 		"URL with IAM":         {"UrlAuthType": "AWS_IAM"},
 		"URL for organization": {"UrlAuthType": "AWS_IAM", "UrlOrganizationId": organization, "EventOrganizationId": organization},
 		"private API":          {"Entry": "private-api", "VpcEndpointIds": endpoint},

@@ -28,8 +28,9 @@ ask() {
 }
 
 # Regions without function URLs (AWS Lambda Developer Guide, "Creating and managing Lambda
-# function URLs"). If AWS has added them to a region since, remove it here.
-no_function_urls=" ap-east-2 ap-south-2 ap-southeast-4 ap-southeast-5 ap-southeast-6 ap-southeast-7 ca-west-1 eu-central-2 eu-south-2 il-central-1 me-central-1 "
+# function URLs"; AWS GovCloud (US) User Guide, "AWS Lambda"; Getting Started with AWS in
+# China, "AWS Lambda"). If AWS has added them to a region since, remove it here.
+no_function_urls=" ap-east-2 ap-south-2 ap-southeast-4 ap-southeast-5 ap-southeast-6 ap-southeast-7 ca-west-1 cn-north-1 cn-northwest-1 eu-central-2 eu-south-2 il-central-1 me-central-1 us-gov-east-1 us-gov-west-1 "
 
 check_tools() {
   command -v go >/dev/null || fail "Go is missing: install Go 1.26 or later from https://go.dev/dl"

@@ -105,6 +105,26 @@ teleport:
   login: {method: iam, token: hallmark-enroll, role: hallmark-enroll}
 `
 
+// docs/deploy.md names the regions that the script refuses.
+func TestRegionsInTheGuide(t *testing.T) {
+	regions := func(path, begin, end string) []string {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, list, _ := strings.Cut(string(text), begin)
+		list, _, found := strings.Cut(list, end)
+		if !found {
+			t.Fatalf("%s has no list of regions", path)
+		}
+		return regexp.MustCompile(`[a-z]{2}(?:-[a-z]+)+-[0-9]`).FindAllString(list, -1)
+	}
+	script, guide := regions("deploy.sh", `no_function_urls="`, `"`), regions("../../docs/deploy.md", "these regions had none:", "(AWS's")
+	if len(script) < 15 || !slices.Equal(script, guide) {
+		t.Errorf("deploy.sh refuses %q, docs/deploy.md names %q", script, guide)
+	}
+}
+
 // withoutSAM leaves out folders that hold a real sam.
 func withoutSAM(path string) string {
 	folders := slices.DeleteFunc(filepath.SplitList(path), func(folder string) bool {

@@ -9,7 +9,7 @@
 #   packer plugins install --path bin/packer-plugin-hallmark github.com/hallmark-ssh/hallmark
 
 packer {
-  required_version = ">= 1.10.0"
+  required_version = ">= 1.11.0"
   required_plugins {
     amazon = {
       source  = "github.com/hashicorp/amazon"
