@@ -86,7 +86,9 @@ func newGrant(k ask, cluster Cluster, now time.Time) grant {
 		start:    now,
 		lifetime: d.Lifetime,
 	}
-	g.node = g.node.WithHealth(k.record.Health, now)
+	renewed := k.record
+	renewed.Renewed = now // as the confirmation of this claim notes
+	g.node = g.node.WithHealth(renewed, now)
 	g.principals = node.Principals(g.node.Hostname, g.node.ID, g.cluster, g.names)
 	return g
 }

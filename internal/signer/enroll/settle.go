@@ -124,7 +124,7 @@ func (s *Signer) renderAgain(ctx context.Context, cluster Cluster, record ledger
 	if err != nil {
 		return node.Node{}, err
 	}
-	return node.Confirmed(a.document.Instance, record, decision.Address, decision.Labels).WithHealth(record.Health, s.now()), nil
+	return node.Confirmed(a.document.Instance, record, decision.Address, decision.Labels).WithHealth(record, s.now()), nil
 }
 
 // giveUp handles a node that may have been written although the enrollment then failed.

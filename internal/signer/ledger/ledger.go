@@ -131,7 +131,7 @@ type Record struct {
 	Lease time.Time
 	// Renewed is when the last claim was confirmed, in whole seconds, Rule the rule of the
 	// policy that admitted it, and Program the version of the machine's program. They are for
-	// reports only. Old records lack them.
+	// display only. Old records lack them.
 	Renewed time.Time
 	Rule    string
 	Program string

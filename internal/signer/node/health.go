@@ -16,27 +16,33 @@ const HealthLabel = "hallmark/health"
 // stopped. The other values are those of protocol.HealthState.
 const HealthSilent = "silent"
 
-// SilentAfter is how long after its last report a machine counts as silent. Machines report
-// every hour, so a healthy one would have to lose six reports in a row.
+// SilentAfter is how long after its last report, or its last enrollment or renewal, a machine
+// counts as silent. Machines report every hour, so a healthy one would have to lose six reports
+// in a row.
 const SilentAfter = 6*time.Hour + 30*time.Minute
 
 // Health returns the value of HealthLabel, and "" for a machine that never reported: an
-// older release does not.
-func Health(h ledger.Health, now time.Time) string {
+// older release does not. A machine that was stopped enrolls when it starts, and reports up to
+// an hour later: in between it is not silent.
+func Health(r ledger.Record, now time.Time) string {
+	h, heard := r.Health, r.Health.ReportedAt
+	if r.Renewed.After(heard) {
+		heard = r.Renewed
+	}
 	switch {
 	case h.Unreachable:
 		return string(protocol.HealthUnreachable)
 	case h.Reported == "":
 		return ""
-	case now.Sub(h.ReportedAt) > SilentAfter:
+	case now.Sub(heard) > SilentAfter:
 		return HealthSilent
 	}
 	return h.Reported
 }
 
 // WithHealth returns the node with HealthLabel.
-func (n Node) WithHealth(h ledger.Health, now time.Time) Node {
-	health := Health(h, now)
+func (n Node) WithHealth(r ledger.Record, now time.Time) Node {
+	health := Health(r, now)
 	if health == "" {
 		return n
 	}

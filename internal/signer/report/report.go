@@ -301,7 +301,7 @@ func (e evidence) judgeWithoutNode(now time.Time) (State, string) {
 // illness says what is wrong with an instance that has a record and a node, or "".
 func (e evidence) illness(now time.Time) string {
 	end := node.Lease(e.record)
-	health := node.Health(e.record.Health, now)
+	health := node.Health(e.record, now)
 	switch {
 	case !e.confirmed():
 		return "an enrollment started and did not finish"

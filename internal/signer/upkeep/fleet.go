@@ -188,7 +188,7 @@ func (p pass) render(i *inventory.Instance, r ledger.Record) (node.Node, error) 
 		return node.Node{}, err
 	}
 	of := ec2ref.Instance{Account: i.OwnerID, Region: i.Region, ID: i.ID}
-	return node.Confirmed(of, r, decision.Address, decision.Labels).WithHealth(r.Health, p.Now()), nil
+	return node.Confirmed(of, r, decision.Address, decision.Labels).WithHealth(r, p.Now()), nil
 }
 
 // factsOf treats the instance as enrolled: it has, or had, a node.

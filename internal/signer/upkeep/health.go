@@ -78,7 +78,18 @@ func (f *Fleet) checkHealth(ctx context.Context) (HealthReport, error) {
 	own = slices.DeleteFunc(own, func(o ownNode) bool {
 		return records[o.instance].IsOut() || records[o.instance].ConfirmedHostname == ""
 	})
-	f.noteProbes(ctx, own, records, f.probeAll(ctx, own), &report)
+	reached := f.probeAll(ctx, own)
+	report.Probed = len(reached)
+	lost := slices.DeleteFunc(slices.Clone(own), func(o ownNode) bool {
+		ok, probed := reached[o.instance]
+		return !probed || ok || records[o.instance].Health.Unreachable
+	})
+	suspected := f.suspects(ctx, lost, len(reached))
+	report.Suspected = len(suspected)
+	for i := range suspected {
+		delete(reached, i)
+	}
+	f.noteProbes(ctx, own, records, reached, &report)
 	p.showHealth(ctx, own, records, &report)
 	return report, nil
 }
@@ -122,21 +133,44 @@ func (f *Fleet) probeAll(ctx context.Context, own []ownNode) map[ec2ref.Instance
 	return reached
 }
 
-// noteProbes records the results that differ from the recorded ones, unless too many nodes
-// became unreachable at once.
+// suspects returns those of the nodes that became unreachable about which the probes may be
+// wrong: so many at once point to upkeep's own network. Machines that EC2 says are stopped are
+// none of them.
+func (f *Fleet) suspects(ctx context.Context, lost []ownNode, probed int) map[ec2ref.Instance]bool {
+	if !many(len(lost), probed) {
+		return nil
+	}
+	suspects := make(map[ec2ref.Instance]bool, len(lost))
+	byPlace := make(map[ec2ref.Place][]ownNode)
+	for _, o := range lost {
+		suspects[o.instance] = true
+		at := o.instance.Place()
+		byPlace[at] = append(byPlace[at], o)
+	}
+	for at, nodes := range byPlace {
+		found, err := f.Inventory.Instances(ctx, at, idsOf(nodes))
+		if err != nil {
+			f.Log.WarnContext(ctx, "EC2 could not be asked about unreachable nodes", slog.Any("", at), slog.Any("error", err))
+			continue
+		}
+		for _, o := range nodes {
+			if i := found[o.instance.ID]; isStopped(i) || isGone(i) {
+				delete(suspects, o.instance)
+			}
+		}
+	}
+	if !many(len(suspects), probed) {
+		return nil
+	}
+	f.Log.ErrorContext(ctx, "too many nodes became unreachable at once; none marked; check the network of the fleet function", slog.Int("unreachable", len(suspects)), slog.Int("probed", probed))
+	return suspects
+}
+
+// noteProbes records the results that differ from the recorded ones.
 func (f *Fleet) noteProbes(ctx context.Context, own []ownNode, records map[ec2ref.Instance]ledger.Record, reached map[ec2ref.Instance]bool, report *HealthReport) {
-	report.Probed = len(reached)
-	lost := func(o ownNode) bool {
-		ok, probed := reached[o.instance]
-		return probed && !ok && !records[o.instance].Health.Unreachable
-	}
-	if n := count(own, lost); many(n, len(reached)) {
-		report.Suspected = n
-		f.Log.ErrorContext(ctx, "too many nodes became unreachable at once; none marked; check the network of the fleet function", slog.Int("unreachable", n), slog.Int("probed", len(reached)))
-	}
 	for _, o := range own {
 		ok, probed := reached[o.instance]
-		if !probed || records[o.instance].Health.Unreachable == !ok || report.Suspected > 0 && !ok || ctx.Err() != nil {
+		if !probed || records[o.instance].Health.Unreachable == !ok || ctx.Err() != nil {
 			continue
 		}
 		if _, err := f.Health.NoteProbe(ctx, o.instance, !ok); err != nil {
@@ -150,21 +184,12 @@ func (f *Fleet) noteProbes(ctx context.Context, own []ownNode, records map[ec2re
 	}
 }
 
-func count(own []ownNode, is func(ownNode) bool) (n int) {
-	for _, o := range own {
-		if is(o) {
-			n++
-		}
-	}
-	return n
-}
-
 // showHealth writes the nodes whose label is out of date, as the sweep writes a node that
 // differs from what it should be.
 func (p pass) showHealth(ctx context.Context, own []ownNode, records map[ec2ref.Instance]ledger.Record, report *HealthReport) {
 	byPlace := make(map[ec2ref.Place][]ownNode)
 	for _, o := range own {
-		if o.isShown(records[o.instance].Health, p.Now()) {
+		if o.isShown(records[o.instance], p.Now()) {
 			continue
 		}
 		report.Changed++
@@ -185,8 +210,8 @@ func (p pass) showHealth(ctx context.Context, own []ownNode, records map[ec2ref.
 }
 
 // isShown reports whether the node's label says what is known of the machine's health.
-func (o ownNode) isShown(h ledger.Health, now time.Time) bool {
-	return o.node.Labels[node.HealthLabel] == node.Health(h, now)
+func (o ownNode) isShown(r ledger.Record, now time.Time) bool {
+	return o.node.Labels[node.HealthLabel] == node.Health(r, now)
 }
 
 // logHealth logs a health check.

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
+	"github.com/hallmark-ssh/hallmark/internal/signer/inventory"
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
 	"github.com/hallmark-ssh/hallmark/internal/signer/node"
 )
@@ -190,6 +191,55 @@ func TestManyUnreachable(t *testing.T) {
 	w.wantHealth(20, "")
 }
 
+// Machines that are stopped at night are no fault of upkeep's network, and hide no closed port.
+func TestManyStopped(t *testing.T) {
+	w, network := newHealthWorld(t, 20)
+	for n := 1; n <= 8; n++ {
+		network.set(w, n, true)
+	}
+	for n := 1; n <= 7; n++ {
+		w.instances[ref(n).ID].State = inventory.StateStopped
+	}
+	w.ec2Err = errors.New("throttled")
+	if report, err := w.fleet.CheckHealth(t.Context()); err != nil || report.Suspected != 8 || report.Changed != 0 {
+		t.Errorf("EC2 does not answer: %+v, error %v", report, err)
+	}
+	w.ec2Err = nil
+	if report := w.checkHealth(); report.Suspected != 0 || report.Changed != 8 {
+		t.Errorf("report %+v", report)
+	}
+	w.wantHealth(1, "unreachable")
+	w.wantHealth(8, "unreachable")
+
+	// Those that run are still suspected, if they are many themselves.
+	for n := 9; n <= 14; n++ {
+		network.set(w, n, true)
+	}
+	w.instances[ref(9).ID].State = inventory.StateStopped
+	if report := w.checkHealth(); report.Suspected != 5 || report.Changed != 1 {
+		t.Errorf("report %+v", report)
+	}
+	w.wantHealth(9, "unreachable")
+	w.wantHealth(10, "")
+}
+
+// A machine that was stopped for long is not silent once it has enrolled again.
+func TestStartedMachineIsNotSilent(t *testing.T) {
+	w, _ := newHealthWorld(t, 1)
+	w.fleet.Probe = nil
+	w.reportsHealth(1, "ok")
+	w.now = w.now.Add(20 * time.Hour)
+	w.sweep(0)
+	w.wantHealth(1, "silent")
+	w.enroll(1)
+	w.wantHealth(1, "ok")
+	w.now = w.now.Add(time.Hour)
+	if report := w.sweep(0); report.HealthChanged != 0 {
+		t.Errorf("report %+v", report)
+	}
+	w.wantHealth(1, "ok")
+}
+
 // No node is ever removed because of its health, whatever is wrong.
 func TestHealthNeverRemoves(t *testing.T) {
 	w, network := newHealthWorld(t, 4)
@@ -361,5 +411,5 @@ func isOK(t *testing.T, l *ledger.Memory, i ec2ref.Instance, now time.Time) bool
 	if err != nil {
 		t.Fatal(err)
 	}
-	return node.Health(r.Health, now) == "ok"
+	return node.Health(r, now) == "ok"
 }

@@ -308,7 +308,7 @@ func (r run) judge(o ownNode, i *inventory.Instance, record ledger.Record, s *su
 		// An enrollment is in progress, or died halfway: its next attempt or the end of
 		// the lease settles it.
 	case err == nil && !isSame(want, o.node, record):
-		if !o.isShown(record.Health, r.Now()) {
+		if !o.isShown(record, r.Now()) {
 			r.report.HealthChanged++
 		}
 		s.suspect = append(s.suspect, o)
