@@ -15,7 +15,7 @@ func (f *File) unknown(v Value, key *yaml.Node) {
 	at := Value{file: f, parent: &v, node: key, mark: key, title: v.title, path: v.path}
 	name, in := shorten(key.Value, maxExcerpt), f.within[len(f.within)-1]
 	names := namesOf(in)
-	if meant := nearest(key.Value, names); meant != "" {
+	if meant := Nearest(key.Value, names); meant != "" {
 		at.Failf("unknown key %s; did you mean %s?", name, meant)
 		f.misnamed[missing{v.node, meant}] = true
 		return
@@ -63,8 +63,8 @@ func placeOf(name string, in reflect.Type, path string) string {
 	return ""
 }
 
-// nearest returns the name that was probably meant by another, or "".
-func nearest(typed string, names []string) string {
+// Nearest returns the name that was probably meant by another, or "".
+func Nearest(typed string, names []string) string {
 	const longest = 64
 	if len(typed) > longest {
 		return ""

@@ -113,11 +113,25 @@ func (f *File) readScalar(v Value, into reflect.Value) {
 		return
 	}
 	if n.Decode(into.Addr().Interface()) != nil {
-		if n.Style&(yaml.SingleQuotedStyle|yaml.DoubleQuotedStyle) != 0 {
+		if kindWithoutQuotes(n) == into.Kind() {
 			wrong += "; remove the quotes"
 		}
 		f.breaks(v, fmt.Sprintf("%q %s", shorten(n.Value, maxExcerpt), wrong))
 	}
+}
+
+// kindWithoutQuotes returns what a quoted text would be without its quotes.
+func kindWithoutQuotes(n *yaml.Node) reflect.Kind {
+	if n.Style&(yaml.SingleQuotedStyle|yaml.DoubleQuotedStyle) == 0 {
+		return reflect.Invalid
+	}
+	bare := *n
+	bare.Style, bare.Tag = 0, ""
+	var value any
+	if bare.Decode(&value) != nil {
+		return reflect.Invalid
+	}
+	return reflect.ValueOf(value).Kind()
 }
 
 // pairs calls a function with each key of a mapping and its value, and reports keys that

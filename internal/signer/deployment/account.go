@@ -68,7 +68,7 @@ func (list accounts) check(region ec2ref.Region, at strictyaml.Value) {
 			at.Entry(i).Key("id").Missing("write the account's 12 digits, in quotes")
 		}
 		a.check(region, at.Entry(i))
-		if a.Role != "" {
+		if _, err := ec2ref.ParseAccount(string(a.ID)); err != nil || a.Role != "" {
 			continue
 		}
 		if own != "" && own != a.ID {
@@ -94,12 +94,19 @@ func (a account) check(region ec2ref.Region, at strictyaml.Value) {
 		return
 	}
 	checkExternalID(a.ExternalID, at.Key("external_id"))
-	checkRole(a.Role, a.ID, region, at.Key("role"))
+	id := a.ID
+	if _, err := ec2ref.ParseAccount(string(id)); err != nil {
+		id = "" // a role in an account that cannot be would be no fix
+	}
+	checkRole(a.Role, id, region, at.Key("role"))
 }
 
 func checkExternalID(id string, at strictyaml.Value) {
-	if !regexpExternalID.MatchString(id) || len(id) > maxExternalID {
-		at.Failf("needed with role; 2 to %d letters, digits and characters of _+=,.@:/-", maxExternalID)
+	switch {
+	case id == "":
+		at.Failf("needed with role; write the external id of the role's trust policy")
+	case !regexpExternalID.MatchString(id) || len(id) > maxExternalID:
+		at.Failf("%.100q is not an external id: 2 to %d letters, digits and characters of _+=,.@:/-", id, maxExternalID)
 	}
 }
 

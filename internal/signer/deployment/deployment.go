@@ -17,6 +17,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/identity"
 	"github.com/hallmark-ssh/hallmark/internal/signer/node"
 	"github.com/hallmark-ssh/hallmark/internal/signer/policy"
+	"github.com/hallmark-ssh/hallmark/internal/signer/teleport"
 	"github.com/hallmark-ssh/hallmark/internal/strictyaml"
 )
 
@@ -150,7 +151,7 @@ func (d *deployment) check(at strictyaml.Value) {
 func (d *deployment) checkTeleport(at strictyaml.Value) {
 	if address := at.Key("address"); !address.Present() {
 		address.Missing("write the proxy's host:port, such as teleport.example.com:443")
-	} else if _, _, err := net.SplitHostPort(d.Teleport.Address); err != nil {
+	} else if !teleport.IsAddress(d.Teleport.Address) {
 		address.Failf("%.300q is not host:port, such as teleport.example.com:443", d.Teleport.Address)
 	}
 	if login := at.Key("login"); login.Present() {

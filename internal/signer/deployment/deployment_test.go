@@ -116,7 +116,7 @@ func TestParseDeploymentRefuses(t *testing.T) {
 		"role elsewhere":       {roleAs("arn:aws:iam::222233334444:role/member"), "is in account 222233334444"},
 		"role of China":        {roleAs("arn:aws-cn:iam::111122223333:role/member"), "partition"},
 		"role, no id":          {member(strings.Replace(role, "external_id: x1, ", "", 1)), "external_id: needed with role"},
-		"id with a space":      {member(strings.Replace(role, "x1", `"x 1"`, 1)), "external_id:"},
+		"id with a space":      {member(strings.Replace(role, "x1", `"x 1"`, 1)), `external_id: "x 1" is not an external id`},
 		"id without a role":    {member(`id: "111122223333", external_id: x1`), "external_id: not used"},
 		"no sources":           {deploymenttest.Minimal + "allow_sources: []", "allow_sources: empty"},
 		"source, an address":   {deploymenttest.Minimal + "allow_sources: [192.0.2.1]", "allow_sources:"},
@@ -132,6 +132,9 @@ func TestParseDeploymentRefuses(t *testing.T) {
 		"lifetime zero":        {deploymenttest.Minimal + "max_certificate_lifetime: 0s", "max_certificate_lifetime"},
 		"no address":           {with(`"proxy.example.com:443"`, `""`), "teleport.address"},
 		"address, no port":     {with(":443", ""), "teleport.address"},
+		"address, no host":     {with("proxy.example.com", ""), "teleport.address"},
+		"address, no number":   {with(":443", ":web!"), "teleport.address"},
+		"address, a URL":       {with("proxy.example.com", "https://proxy.example.com"), "teleport.address"},
 		"no identity file":     {with("identity.pem", `""`), "teleport.login.file"},
 		"no method":            {with("method: identity-file, ", ""), "teleport.login: method is missing"},
 		"unknown method":       {with("identity-file", "password"), "teleport.login.method"},
@@ -140,7 +143,7 @@ func TestParseDeploymentRefuses(t *testing.T) {
 		"iam, with a file":     {login("method: iam, token: a, role: a, file: b"), "teleport.login.file"},
 		"iam, not a region":    {login("method: iam, token: a, role: a, region: b"), "teleport.login.region"},
 		"iam, FIPS where none": {login("method: iam, token: a, role: a, fips: true, region: eu-west-1"), "teleport.login.fips"},
-		"iam, FIPS, no region": {login("method: iam, token: a, role: a, fips: true, region: b"), "teleport.login.fips"},
+		"iam, FIPS, no region": {login("method: iam, token: a, role: a, fips: true, region: b"), `teleport.login.region: "b" is not an AWS region`},
 		"file, with FIPS":      {login("method: identity-file, file: a, fips: true"), "teleport.login.fips"},
 		"file, with a token":   {login("method: identity-file, file: a, token: b"), "teleport.login.token"},
 		"secret, no ARN":       {login("method: identity-secret, secret: signer"), "teleport.login.secret"},
@@ -156,6 +159,29 @@ func TestParseDeploymentRefuses(t *testing.T) {
 				t.Errorf("error %v; want %q", err, tt.want)
 			}
 		})
+	}
+}
+
+// What follows from a mistake is not reported as another one.
+func TestParseDeploymentReportsOnce(t *testing.T) {
+	for name, tt := range map[string]struct{ old, replacement, want string }{
+		"an account without a role": {`"111122223333"`, `"111122223333", "x y"`, `line 3: accounts: "x y" is not an account of 12 digits, in quotes`},
+		"no account":                {`"111122223333"`, `"111122223333", ""`, `line 3: accounts: id is missing; write the account's 12 digits, in quotes`},
+		"an account with a role": {
+			`"111122223333"`, `{id: "x", external_id: x1, role: "arn:aws:iam::111122223333:role/member"}`,
+			`line 3: accounts[0]: "x" is not an account of 12 digits, in quotes`,
+		},
+		"an empty organization": {
+			`regions:`, `organization: {}
+regions:`, "line 4: organization: id is missing; write the organization's, such as o-a1b2c3d4e5; " +
+				"line 4: organization: reader_role is missing; write the ARN of the role that lists the accounts; " +
+				"line 4: organization: member_role is missing; write the name of the role in each account, such as hallmark-member; " +
+				"line 4: organization: external_id is missing; write the external id of the roles' trust policies",
+		},
+	} {
+		if _, err := parseDeployment([]byte(strings.Replace(deploymenttest.Minimal, tt.old, tt.replacement, 1))); err == nil || err.Error() != tt.want {
+			t.Errorf("%s: error\n%v, want\n%s", name, err, tt.want)
+		}
 	}
 }
 

@@ -72,7 +72,7 @@ func (l login) check(at strictyaml.Value) {
 		at.Key("fips").Failf("not used with method %s; remove it", l.Method)
 	}
 	if l.Secret != "" && l.Method == loginSecret && !regexpSecret.MatchString(l.Secret) {
-		at.Key("secret").Failf("not the ARN of a secret in Secrets Manager, such as arn:aws:secretsmanager:us-west-2:111122223333:secret:NAME")
+		at.Key("secret").Failf("%.200q is not the ARN of a secret in Secrets Manager, such as arn:aws:secretsmanager:us-west-2:111122223333:secret:NAME", l.Secret)
 	}
 	if l.Region != "" && l.Method == loginIAM {
 		l.checkRegion(at)
@@ -80,6 +80,10 @@ func (l login) check(at strictyaml.Value) {
 }
 
 func (l login) checkRegion(at strictyaml.Value) {
+	if _, err := ec2ref.ParseRegion(string(l.Region)); err != nil {
+		at.Key("region").Fail(err)
+		return
+	}
 	if _, err := stsHost(l.Region, l.FIPS); err != nil {
 		setting, reason, _ := strings.Cut(err.Error(), ": ")
 		at.Key(setting).Failf("%s", reason)

@@ -52,28 +52,38 @@ const anyAccount = ec2ref.Account("000000000000")
 
 // check adds what is wrong with the settings. The region is one of the signer's.
 func (o *organization) check(region ec2ref.Region, at strictyaml.Value) {
-	if !regexpOrganization.MatchString(o.ID) {
-		at.Key("id").Failf("%.100q is not the id of an organization, such as o-a1b2c3d4e5", o.ID)
-	}
-	checkRole(o.ReaderRole, "", region, at.Key("reader_role"))
-	o.checkMemberRole(region, at.Key("member_role"))
-	checkExternalID(o.ExternalID, at.Key("external_id"))
+	required(at.Key("id"), "write the organization's, such as o-a1b2c3d4e5", o.checkID)
+	required(at.Key("reader_role"), "write the ARN of the role that lists the accounts", func(at strictyaml.Value) { checkRole(o.ReaderRole, "", region, at) })
+	required(at.Key("member_role"), "write the name of the role in each account, such as hallmark-member", o.checkMemberRole)
+	required(at.Key("external_id"), "write the external id of the roles' trust policies", func(at strictyaml.Value) { checkExternalID(o.ExternalID, at) })
 	checkUnits(o.AllowUnits, at.Key("allow_units"))
 	checkUnits(o.DenyUnits, at.Key("deny_units"))
 }
 
-func (o *organization) checkMemberRole(region ec2ref.Region, at strictyaml.Value) {
-	switch {
-	case o.MemberRole == "" || strings.HasPrefix(o.MemberRole, "arn:"):
-		at.Failf("%.200q is not the name of a role; write the name alone, such as hallmark-member", o.MemberRole)
+// required checks a setting, or adds that it is missing, with what to write.
+func required(setting strictyaml.Value, fix string, check func(at strictyaml.Value)) {
+	if !setting.Present() {
+		setting.Missing(fix)
 		return
-	case strings.HasPrefix(o.MemberRole, accountPlaceholder):
+	}
+	check(setting)
+}
+
+func (o *organization) checkID(at strictyaml.Value) {
+	if !regexpOrganization.MatchString(o.ID) {
+		at.Failf("%.100q is not the id of an organization, such as o-a1b2c3d4e5", o.ID)
+	}
+}
+
+func (o *organization) checkMemberRole(at strictyaml.Value) {
+	if strings.HasPrefix(o.MemberRole, accountPlaceholder) {
 		// In the function's IAM policy, * stands for the number. It must not admit every role.
 		at.Failf("begin with a name, such as hallmark-%s", accountPlaceholder)
 		return
 	}
-	if partition, err := region.Partition(); err == nil {
-		checkRole(o.account(partition, anyAccount).Role, anyAccount, region, at)
+	name := "role/" + strings.ReplaceAll(o.MemberRole, accountPlaceholder, string(anyAccount))
+	if strings.HasPrefix(o.MemberRole, "arn:") || !regexpRole.MatchString(name) || len(name) > maxRole {
+		at.Failf("%.200q is not the name of a role; write the name alone, such as hallmark-member", o.MemberRole)
 	}
 }
 

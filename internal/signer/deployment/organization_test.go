@@ -51,7 +51,7 @@ func TestOrganizationRefuses(t *testing.T) {
 		"no member role":         {"hallmark/member-{account}", `""`, "organization.member_role:"},
 		"a member role's ARN":    {"hallmark/member-{account}", "arn:aws:iam::999999999999:role/member", "write the name alone"},
 		"a member role, any":     {"hallmark/member-{account}", `"*"`, "organization.member_role:"},
-		"a member role, a blank": {"hallmark/member-{account}", `"a b"`, "organization.member_role:"},
+		"a member role, a blank": {"hallmark/member-{account}", `"a b"`, `organization.member_role: "a b" is not the name of a role`},
 		"only the account":       {"hallmark/member-{account}", `"{account}"`, "begin with"},
 		"another placeholder":    {"{account}", "{region}", "organization.member_role:"},
 		"no external id":         {"hallmark.example.com", `""`, "organization.external_id:"},

@@ -6,7 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
+	"net/netip"
 	"reflect"
+	"slices"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -14,6 +17,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 	"github.com/hallmark-ssh/hallmark/internal/signer/inventory"
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
+	"github.com/hallmark-ssh/hallmark/internal/strictyaml"
 )
 
 // Facts are what is known about an instance. All of it comes from the signed document, EC2 or
@@ -151,15 +155,30 @@ func ParseFacts(data []byte) (Facts, error) {
 	if err != nil {
 		line := 1 + bytes.Count(data[:d.InputOffset()], []byte("\n"))
 		// cut, because encoding/json repeats values of any length
-		return Facts{}, fmt.Errorf("facts: line %d: %.300s", line, err.Error())
+		return Facts{}, fmt.Errorf("facts: line %d: %.400s", line, err.Error())
 	}
-	if f.Account == "" || f.Region == "" || f.InstanceID == "" {
-		return Facts{}, errors.New("facts: account, region and instance_id are required")
-	}
-	if _, err := ec2ref.NewInstance(string(f.Account), string(f.Region), string(f.InstanceID)); err != nil {
+	if err := f.check(); err != nil {
 		return Facts{}, fmt.Errorf("facts: %w", err)
 	}
 	return f, nil
+}
+
+// check finds what no answer of EC2 could be.
+func (f *Facts) check() error {
+	for _, required := range []struct{ name, value string }{
+		{"account", string(f.Account)}, {"region", string(f.Region)}, {"instance_id", string(f.InstanceID)},
+	} {
+		if required.value == "" {
+			return fmt.Errorf("%s is missing; account, region and instance_id are required", required.name)
+		}
+	}
+	for _, address := range []struct{ name, value string }{{"private_ip", f.PrivateIP}, {"public_ip", f.PublicIP}, {"ipv6", f.IPv6}} {
+		if _, err := netip.ParseAddr(address.value); err != nil && address.value != "" {
+			return fmt.Errorf("%q: %.100q is not an IP address", address.name, address.value)
+		}
+	}
+	_, err := ec2ref.NewInstance(string(f.Account), string(f.Region), string(f.InstanceID))
+	return err
 }
 
 func (f *Facts) read(d *json.Decoder) error {
@@ -167,7 +186,7 @@ func (f *Facts) read(d *json.Decoder) error {
 	return eachKey(d, func(key string) error {
 		field, ok := fields[key]
 		if !ok {
-			return errors.New("unknown fact")
+			return unknownFact(key, slices.Sorted(maps.Keys(fields)))
 		}
 		if tags, ok := field.(*map[string]string); ok {
 			*tags = make(map[string]string)
@@ -180,6 +199,13 @@ func (f *Facts) read(d *json.Decoder) error {
 		}
 		return readValue(d, field)
 	})
+}
+
+func unknownFact(name string, all []string) error {
+	if meant := strictyaml.Nearest(name, all); meant != "" {
+		return fmt.Errorf("unknown fact; did you mean %s?", meant)
+	}
+	return fmt.Errorf("unknown fact; the facts are %s", strings.Join(all, ", "))
 }
 
 // eachKey calls read for each key of the next JSON object. It compares keys letter by letter

@@ -79,8 +79,9 @@ func TestParseFactsRefuses(t *testing.T) {
 		"cut":              {"{" + required, "ends too early"},
 		"cut in a value":   {`{"account": "1111`, "ends too early"},
 		"two objects":      {"{" + required + "}\n{}", "line 2: unexpected data"},
-		"unknown key":      {"{" + required + ",\n\"vcp\": \"x\"}", `line 2: "vcp": unknown fact`},
-		"other letters":    {"{" + required + `, "Account": "444455556666"}`, `"Account": unknown fact`},
+		"unknown key":      {"{" + required + ",\n\"vcp\": \"x\"}", `line 2: "vcp": unknown fact; did you mean vpc?`},
+		"nothing like it":  {"{" + required + `, "shade": "red"}`, `line 1: "shade": unknown fact; the facts are account, account_name, account_path, enrolled,`},
+		"other letters":    {"{" + required + `, "Account": "444455556666"}`, `"Account": unknown fact; did you mean account?`},
 		"repeated key":     {"{" + required + `, "account": "444455556666"}`, `"account" appears twice`},
 		"repeated tag":     {"{" + required + `, "tags": {"a": "1", "a": "2"}}`, `"tags": "a" appears twice`},
 		"null":             {"{" + required + `, "vpc": null}`, `"vpc": null is not a value`},
@@ -89,7 +90,10 @@ func TestParseFactsRefuses(t *testing.T) {
 		"wrong type":       {"{" + required + `, "vpc": 1}`, "\"vpc\": 1 is not a text; put it in quotes"},
 		"tags as EC2 says": {"{" + required + `, "tags": [{"Key": "a", "Value": "b"}]}`, `"tags": want a JSON object`},
 		"time":             {"{" + required + `, "launch_time": "yesterday"}`, `"launch_time"`},
-		"no account":       {`{"region": "us-west-2", "instance_id": "i-0a1b2c3d"}`, "account, region and instance_id are required"},
+		"no account":       {`{"region": "us-west-2", "instance_id": "i-0a1b2c3d"}`, "account is missing; account, region and instance_id are required"},
+		"no instance":      {`{"account": "111122223333", "region": "us-west-2"}`, "instance_id is missing"},
+		"not an address":   {"{" + required + `, "private_ip": "web"}`, `"private_ip": "web" is not an IP address`},
+		"not an IPv6":      {"{" + required + `, "ipv6": "2001:db8::/32"}`, `"ipv6": "2001:db8::/32" is not an IP address`},
 		"too long":         {strings.Repeat(" ", maxFactsBytes+1), "bytes, more than"},
 	}
 	for name, tt := range tests {

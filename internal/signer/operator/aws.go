@@ -147,6 +147,8 @@ func explainCall(op *smithy.OperationError) (text, hint string) {
 	case strings.HasPrefix(code, "ExpiredToken"), code == "UnrecognizedClientException", code == "InvalidClientTokenId", code == "InvalidSignatureException",
 		code == "SignatureDoesNotMatch", code == "AuthFailure":
 		hint = hintLogin
+	case strings.Contains(code, "Throttling"), strings.Contains(code, "LimitExceeded"), strings.Contains(code, "ThroughputExceeded"), code == "TooManyRequestsException":
+		hint = "AWS limits how often it may be asked; try again in a minute"
 	case code == "ResourceNotFoundException":
 		hint = "check --table, AWS_REGION and the account of your credentials"
 	}

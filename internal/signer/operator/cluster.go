@@ -5,8 +5,6 @@ import (
 	"crypto/x509"
 	"fmt"
 	"log/slog"
-	"net"
-	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -30,7 +28,7 @@ func (l *clusterLogin) flags(cmd *cobra.Command, may string) {
 
 // check checks the flags and their files, without a call.
 func (l clusterLogin) check(cmd *cobra.Command) error {
-	if l.proxy != "" && !isHostPort(l.proxy) {
+	if l.proxy != "" && !teleport.IsAddress(l.proxy) {
 		return cli.Usagef(cmd, "--proxy: %.200q is not HOST:PORT, such as teleport.example.com:443", l.proxy)
 	}
 	if _, err := l.rootsPEM(cmd); err != nil {
@@ -60,15 +58,6 @@ func (l clusterLogin) rootsPEM(cmd *cobra.Command) ([]byte, error) {
 			Hint: "it holds lines that begin with -----BEGIN CERTIFICATE-----; leave it out if the system trusts the proxy"}
 	}
 	return roots, nil
-}
-
-func isHostPort(text string) bool {
-	host, port, err := net.SplitHostPort(text)
-	if err != nil || host == "" {
-		return false
-	}
-	_, err = strconv.ParseUint(port, 10, 16)
-	return err == nil
 }
 
 // config reads the files before anything is changed. Warnings of the client, such as

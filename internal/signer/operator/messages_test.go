@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/aws/smithy-go"
+
 	"github.com/hallmark-ssh/hallmark/internal/cli"
 	"github.com/hallmark-ssh/hallmark/internal/cli/clitest"
 )
@@ -113,5 +115,23 @@ func TestMessagesWithoutAWS(t *testing.T) {
 				clitest.Plain(t, "hallmark-signer", command, errs.String())
 			}
 		})
+	}
+}
+
+// What a person can do about a refused call depends on its code.
+func TestExplainCall(t *testing.T) {
+	for code, want := range map[string]string{
+		"AccessDeniedException": "lists the permissions", "UnauthorizedOperation": "lists the permissions",
+		"ExpiredTokenException": "log in to AWS again", "UnrecognizedClientException": "log in to AWS again",
+		"ResourceNotFoundException": "check --table",
+		"ThrottlingException":       "try again in a minute", "Throttling": "try again in a minute", "RequestLimitExceeded": "try again in a minute",
+		"ProvisionedThroughputExceededException": "try again in a minute",
+		"ValidationException":                    "",
+	} {
+		call := &smithy.OperationError{ServiceID: "DynamoDB", OperationName: "Scan", Err: &smithy.GenericAPIError{Code: code, Message: "no"}}
+		text, hint := explainCall(call)
+		if text != "DynamoDB refused Scan: "+code+": no" || (want == "") != (hint == "") || !strings.Contains(hint, want) {
+			t.Errorf("%s: %s, hint %q", code, text, hint)
+		}
 	}
 }

@@ -340,6 +340,16 @@ func withDeadline(ctx context.Context) (context.Context, context.CancelFunc) {
 	return context.WithTimeout(ctx, callTimeout)
 }
 
+// IsAddress reports whether a text is host:port, with a port that exists.
+func IsAddress(text string) bool {
+	host, name, err := net.SplitHostPort(text)
+	if err != nil || host == "" || name == "" {
+		return false
+	}
+	port, err := net.LookupPort("tcp", name)
+	return err == nil && port > 0
+}
+
 // hostOf returns the host of a host:port, or all of it if it has no port.
 func hostOf(address string) string {
 	if host, _, err := net.SplitHostPort(address); err == nil {
