@@ -14,14 +14,15 @@ VERSION ?= 0.1.0-dev
 BUILDINFO := github.com/hallmark-ssh/hallmark/internal/buildinfo
 LDFLAGS := -s -w -X $(BUILDINFO).version=$(VERSION)
 GO_BUILD := go build -ldflags "$(LDFLAGS)"
-# Programs, tools and tests share these, so that Go compiles no package twice.
+# Programs, tools and tests share these, so that Go compiles no package twice. "make lint" vets
+# the code; if tests did it again, Go would look at every dependency for it, which takes minutes.
 export CGO_ENABLED := 0
-export GOFLAGS := -trimpath
+export GOFLAGS := -trimpath -vet=off
 # Each long command is a step: CI prints how long it took. "make test RACE=-race" uses the
 # race detector, as CI does. Compiling for it takes long. It needs cgo.
 STEP := $(CURDIR)/e2e/step.sh
 RACE ?=
-GO_TEST := $(if $(RACE),env CGO_ENABLED=1 GOFLAGS= )go test $(RACE)
+GO_TEST := $(if $(RACE),env CGO_ENABLED=1 GOFLAGS=-vet=off )go test $(RACE)
 # What the programs are built from, including embedded files.
 GO_SOURCES := go.mod go.sum $(shell find cloudinit internal lambda packer-plugin templates -type f \
 	! -name '*_test.go' ! -path '*/testdata/*' ! -name 'hallmark-linux-*')
@@ -126,7 +127,8 @@ teleport-programs: $(if $(TELEPORT),,$(BUILT_PROGRAMS) bin/teleport/teleport)
 REAL_CLUSTER := $(TELEPORT)$(filter teleport,$(CLUSTER))
 
 .PHONY: demo
-demo: $(if $(REAL_CLUSTER),teleport-programs) setup bin/rootfs ## bake an image, boot three machines, enroll them, log in
+demo: $(if $(REAL_CLUSTER),teleport-programs) ## bake an image, boot three machines, enroll them, log in
+	TOOLS=packer e2e/beside.sh modules setup bin/rootfs
 	RELEASES=bookworm e2e/beside.sh rootfs build bin/packer bin/demo
 	$(AS_ROOT) bin/demo $(if $(REAL_CLUSTER),-teleport "$(TELEPORT_DIR)")
 
@@ -136,6 +138,13 @@ RELEASES ?= bookworm bullseye trixie
 .PHONY: rootfs
 rootfs: bin/rootfs
 	$(STEP) "root file systems" $(AS_ROOT) bin/rootfs $(RELEASES)
+
+# What the programs, the tools and the tests are made of. Without this, each build would first
+# wait for its own.
+TOOLS ?= packer nfpm rie
+.PHONY: modules
+modules:
+	$(STEP) "Go modules" e2e/modules.sh $(TOOLS)
 
 # After bin/hallmark, most of it is compiled.
 bin/rootfs: bin/hallmark $(wildcard e2e/machine/*.go e2e/cmd/rootfs/*.go)
@@ -148,7 +157,8 @@ bin/demo bin/bench: bin/%:
 # What mostly waits runs beside what mostly computes.
 .PHONY: test
 test: export HALLMARK_TEST_STRICT := 1
-test: setup bin/rootfs ## run all tests, with real machines
+test: ## run all tests, with real machines
+	e2e/beside.sh modules setup bin/rootfs
 	e2e/beside.sh rootfs build bin/packer bin/nfpm bin/aws-lambda-rie bin/iam-simulate/simulate.mjs
 	$(MAKE) unit check-templates test-sshd
 	e2e/beside.sh whole-path emulated test-releases
@@ -156,7 +166,6 @@ test: setup bin/rootfs ## run all tests, with real machines
 # The race detector slows the explorer down too much, so with RACE it runs separately.
 .PHONY: unit
 unit: ## run the tests that need no root, on any Linux or macOS
-	$(STEP) "go vet" go vet ./...
 	$(STEP) "unit tests" $(GO_TEST) -timeout 30m ./...
 	$(if $(RACE),$(STEP) "explorer" go test -timeout 20m ./internal/signer/explore -run 'TestInterleavings$$|TestReduction|TestIndependence')
 
@@ -221,7 +230,7 @@ test-selinux: setup build bin/packer ## run the whole path on a machine that enf
 	cd e2e/selinux && $(STEP) "make test-selinux" $(AS_ROOT) ../../bin/selinux.test -test.v -test.timeout 40m
 
 .PHONY: test-sshd
-test-sshd: setup ## run the tests that use sshd with OpenSSH 8.4 and 10.0
+test-sshd: setup bin/rootfs ## run the tests that use sshd with OpenSSH 8.4 and 10.0
 	$(STEP) "make test-sshd" $(AS_ROOT) e2e/sshd.sh
 
 .PHONY: test-teleport

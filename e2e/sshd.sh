@@ -1,31 +1,29 @@
 #!/bin/sh
-# Runs the tests that use sshd with the OpenSSH of other Debian releases, each in its own
-# root file system: 8.4 (bullseye) and 10.0 (trixie), both at the same time. Needs root. It
-# leaves out tests that take minutes and do not depend on sshd's version: simulated herds, and
-# runs killed at each step. Arguments go to the tests of internal/machine/agent and
+# Runs the tests that use sshd with the OpenSSH of other Debian releases, on the root file systems
+# of the tests' machines: 8.4 (bullseye) and 10.0 (trixie), both at the same time. Needs root, and
+# bin/rootfs. It leaves out tests that take minutes and do not depend on sshd's version: simulated
+# herds, and runs killed at each step. Arguments go to the tests of internal/machine/agent and
 # internal/machine/install.
 set -eu
 
 cd "$(dirname "$0")/.."
-cache=${XDG_CACHE_HOME:-$HOME/.cache}/hallmark
-mkdir -p "$cache" bin/sshd
+mkdir -p bin/sshd
 for part in agent findings install sshd; do
-	CGO_ENABLED=0 GOFLAGS=-trimpath go test -c -o "bin/sshd/$part.test" "./internal/machine/$part"
+	CGO_ENABLED=0 GOFLAGS='-trimpath -vet=off' go test -c -o "bin/sshd/$part.test" "./internal/machine/$part"
 done
 
 # suite NAME ARGUMENTS...
 suite() {
-	root=$cache/sshd-$1
-	if ! [ -d "$root" ]; then
-		rm -rf "$root.partial"
-		mmdebstrap --quiet --variant=minbase --include=openssh-server "$1" "$root.partial"
-		mv "$root.partial" "$root"
-	fi
-	# The folders that the tests need, on a file system that disappears with them.
+	base=$(bin/rootfs "$1")
+	# Everything is mounted in a namespace of its own, and disappears with it. The root file system
+	# stays as it is: what the tests write goes to memory.
 	# shellcheck disable=SC2016 # the inner shell expands
 	exec unshare --mount --pid --fork --kill-child sh -euc '
-		root=$1 suite=$2
+		base=$1 suite=$2 root=/mnt/root
 		shift 2
+		mount -t tmpfs tmpfs /mnt
+		mkdir /mnt/changes /mnt/work "$root"
+		mount -t overlay -o "lowerdir=$base,upperdir=/mnt/changes,workdir=/mnt/work" overlay "$root"
 		mount --bind /dev "$root/dev"
 		mount -t proc proc "$root/proc"
 		for folder in run tmp srv; do mount -t tmpfs tmpfs "$root/$folder"; done
@@ -46,7 +44,7 @@ suite() {
 		for part in install agent; do
 			chroot "$root" sh -euc "cd /srv/internal/machine/$part && exec ./$part.test \"\$@\"" sh -test.skip "NoHerd|TestKilled" "$@"
 		done
-	' sh "$root" "$@"
+	' sh "$base" "$@"
 }
 
 log=$(mktemp)

@@ -1,7 +1,7 @@
 //go:build linux
 
 // Command rootfs builds the root file systems of machines, which the demo and the tests otherwise
-// build when they first need them.
+// build when they first need them, and prints their folders.
 //
 //	rootfs RELEASE...   such as bookworm
 package main
@@ -22,10 +22,12 @@ func main() {
 	defer stop()
 	logger := log.New(os.Stderr, "rootfs: ", 0)
 	for _, release := range os.Args[1:] {
-		if _, err := machine.RootFS(ctx, logger, machine.Release(release)); err != nil {
+		dir, err := machine.RootFS(ctx, logger, machine.Release(release))
+		if err != nil {
 			stop()
 			fmt.Fprintf(os.Stderr, "rootfs: error: build Debian %s: %v\n", release, err)
 			os.Exit(1)
 		}
+		fmt.Println(dir)
 	}
 }

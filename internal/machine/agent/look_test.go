@@ -69,6 +69,7 @@ func port(a netip.AddrPort) string { _, port, _ := net.SplitHostPort(a.String())
 // If this machine cannot connect to a running sshd, sshd is reloaded once for its new
 // certificates, because people may well reach it, and the state says that nobody saw them.
 func TestEnrollWhereSSHDLetsNobodyLook(t *testing.T) {
+	t.Parallel() // it mostly waits for answers that do not come
 	for _, test := range []struct {
 		name string
 		at   func(t *testing.T, m *machine) netip.AddrPort // where hallmark looks
@@ -79,6 +80,7 @@ func TestEnrollWhereSSHDLetsNobodyLook(t *testing.T) {
 		{"refused", refuses, "connection refused"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
 			m := newMachine(t)
 			m.sshd.Stop()
 			m.sshd.Configure("")
