@@ -3,6 +3,7 @@ package signerclient
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -12,6 +13,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/url"
 	"os"
 	"slices"
 	"strconv"
@@ -368,10 +370,26 @@ func waitOf(err error) time.Duration {
 // retry: the clock may be wrong now, and right in a minute.
 func unreachable(err error) error {
 	hint := hintSignerDown
+	if !isProxyAddress(cmp.Or(os.Getenv("HTTPS_PROXY"), os.Getenv("https_proxy"))) {
+		hint = "HTTPS_PROXY is not the address of a proxy, such as http://proxy.example.com:3128; for hallmark.service, correct it in /etc/hallmark/environment"
+	}
 	if _, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
 		hint = "the signer's TLS certificate cannot be verified: check signer_ca_file, signer_url and the machine's clock"
 	}
 	return fault.Newf(fault.Temporary, hint, "ask the signer: %w", err)
+}
+
+// isProxyAddress reports whether a text is empty or the address of a proxy. net/http ignores
+// what it cannot parse, or takes the scheme of a broken URL for the proxy's name.
+func isProxyAddress(text string) bool {
+	if text == "" {
+		return true
+	}
+	if !strings.Contains(text, "://") {
+		text = "http://" + text
+	}
+	address, err := url.Parse(text)
+	return err == nil && address.Hostname() != "" && slices.Contains([]string{"http", "https", "socks5", "socks5h"}, address.Scheme)
 }
 
 // readAnswer reads the body of an answer that grants certificates.
