@@ -162,7 +162,7 @@ func TestScript(t *testing.T) {
 			name:   "rpm",
 			values: map[string]string{"FileUrl": "https://example.com/hallmark.rpm", "SignerFunction": "arn:aws:lambda:us-west-2:111122223333:function:signer"},
 			calls: []string{
-				"rpm --upgrade --replacepkgs DIR/hallmark.rpm", "/usr/bin/hallmark install --from DIR/from", "/usr/bin/hallmark enroll",
+				"rpm --upgrade --replacepkgs --oldpackage DIR/hallmark.rpm", "/usr/bin/hallmark install --from DIR/from", "/usr/bin/hallmark enroll",
 				"systemctl start hallmark.timer hallmark-renew.timer",
 			},
 			want: config.Config{SignerFunction: "arn:aws:lambda:us-west-2:111122223333:function:signer"},

@@ -182,7 +182,7 @@ func (i *image) trust(context.Context) []Finding {
 // sealed finds what must not be in an image: each machine generates its own.
 func (i *image) sealed(context.Context) (findings []Finding) {
 	const name = "seal"
-	keys, _ := filepath.Glob(filepath.Join(i.path("/etc/ssh"), "ssh_host_*_key")) // the pattern is correct
+	keys := install.HostKeys(i.root)
 	if i.exists(state.Path(state.Dir)) {
 		keys = append(keys, i.path(state.Path(state.Dir)))
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"io"
 	"log"
@@ -370,5 +371,31 @@ func TestFixOfUnreachableSigner(t *testing.T) {
 	w.configure("")
 	if got := Full(w.Examine(t.Context()))[0]; got.Check != "signer" || got.Fix != "check what is between this machine and the signer" {
 		t.Errorf("first finding %+v", got)
+	}
+}
+
+// Each host key that Seal would remove is named, wherever sshd's configuration has it.
+func TestImageThatIsNotSealed(t *testing.T) {
+	i := &image{root: t.TempDir()}
+	named := map[string]bool{"/etc/ssh/ssh_host_rsa_key": true, "/var/keys/a": true, "/var/lib/hallmark/state.json": true}
+	files := map[string]string{"/etc/ssh/sshd_config": "HostKey /etc/ssh/ssh_host_rsa_key\nHostKey /var/keys/a\nHostKey /var/keys/missing\n"}
+	for name := range named {
+		files[name] = ""
+	}
+	for name, content := range files {
+		path := filepath.Join(i.root, name)
+		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, []byte(content), 0o600)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, f := range i.sealed(t.Context()) {
+		path, _, _ := strings.Cut(strings.TrimPrefix(f.Text, i.root), " ")
+		if !named[path] || f.Level != Warning {
+			t.Errorf("finding %+v", f)
+		}
+		delete(named, path)
+	}
+	if len(named) > 0 {
+		t.Errorf("no finding names %v", named)
 	}
 }

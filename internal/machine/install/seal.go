@@ -110,6 +110,27 @@ func isLive(root string) (bool, error) {
 	return os.SameFile(this, that), nil
 }
 
+// HostKeys returns the host keys in the file system at root: those that sshd's configuration
+// names, and those in the usual places. Seal removes them.
+func HostKeys(root string) (found []string) {
+	var names []string
+	for _, path := range hostKeyPaths(root) {
+		if resolved, err := rooted.Resolve(root, path); err == nil {
+			names = append(names, filepath.Join(root, resolved))
+		}
+	}
+	if folder, err := rooted.Resolve(root, "/etc/ssh"); err == nil {
+		usual, _ := filepath.Glob(filepath.Join(root, folder, "ssh_host_*_key")) // the pattern is correct
+		names = append(names, usual...)
+	}
+	for _, name := range names {
+		if _, err := os.Lstat(name); err == nil && !slices.Contains(found, name) {
+			found = append(found, name)
+		}
+	}
+	return found
+}
+
 // hostKeyPaths returns the host keys that sshd's configuration names.
 func hostKeyPaths(root string) (paths []string) {
 	for _, line := range (&sshd.Server{Root: root}).Lines() {
