@@ -446,6 +446,11 @@ func TestRPMPackage(t *testing.T) {
 		t.Errorf("version %s after the upgrade", version)
 	}
 	checkSame(t, root, enabled)
+	rpm("--upgrade", "--oldpackage", newestPackage(t, "", "rpm"))
+	if version := rpm("--query", "--queryformat", "%{VERSION}", "hallmark"); version == "99.0.0" {
+		t.Error("the older package did not replace the newer one")
+	}
+	checkSame(t, root, enabled)
 	rpm("--erase", "hallmark")
 	checkSame(t, root, before)
 	for _, place := range []string{"usr/bin/hallmark", "usr/lib/systemd/system/hallmark*", "usr/share/*/hallmark*", "usr/share/*/*/*hallmark*"} {
