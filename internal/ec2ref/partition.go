@@ -9,22 +9,24 @@ import (
 // Partition is a set of regions with separate accounts, as ARNs spell it.
 type Partition string
 
-// partitions maps the beginning of a region's name to its partition and the DNS suffix of its
+// partitions maps the beginning of a region's name to its partition, the DNS suffix of its
 // endpoints (AWS General Reference, "Service endpoints"; the same values as partitions.json of
-// the AWS SDKs). The last entry matches every region: AWS adds commercial regions without
-// notice, and a wrong guess leads to a host that does not exist.
+// the AWS SDKs), and the region of the only endpoint of AWS Organizations, if it is known
+// (https://docs.aws.amazon.com/general/latest/gr/ao.html). The last entry matches every region:
+// AWS adds commercial regions without notice, and a wrong guess leads to a host that does not
+// exist.
 //
 // To add a partition, add a line.
 func partitions() []partition {
 	return []partition{
-		{"cn-", "aws-cn", "amazonaws.com.cn"},
-		{"us-gov-", govCloud, "amazonaws.com"},
-		{"eusc-", "aws-eusc", "amazonaws.eu"},
-		{"us-iso-", "aws-iso", "c2s.ic.gov"},
-		{"us-isob-", "aws-iso-b", "sc2s.sgov.gov"},
-		{"eu-isoe-", "aws-iso-e", "cloud.adc-e.uk"},
-		{"us-isof-", "aws-iso-f", "csp.hci.ic.gov"},
-		{"", "aws", "amazonaws.com"},
+		{"cn-", "aws-cn", "amazonaws.com.cn", "cn-northwest-1"},
+		{"us-gov-", govCloud, "amazonaws.com", "us-gov-west-1"},
+		{"eusc-", "aws-eusc", "amazonaws.eu", ""},
+		{"us-iso-", "aws-iso", "c2s.ic.gov", ""},
+		{"us-isob-", "aws-iso-b", "sc2s.sgov.gov", ""},
+		{"eu-isoe-", "aws-iso-e", "cloud.adc-e.uk", ""},
+		{"us-isof-", "aws-iso-f", "csp.hci.ic.gov", ""},
+		{"", "aws", "amazonaws.com", "us-east-1"},
 	}
 }
 
@@ -34,6 +36,8 @@ type partition struct {
 	regionPrefix string
 	name         Partition
 	dnsSuffix    string
+	// organizations is empty if the endpoint is not known.
+	organizations Region
 }
 
 // partition parses the region again, so that only a region's name becomes part of a host name
@@ -86,22 +90,13 @@ func (s Service) Host(r Region) (string, error) {
 }
 
 // OrganizationsRegion returns the region of the only endpoint of AWS Organizations in a
-// region's partition (https://docs.aws.amazon.com/general/latest/gr/ao.html). It fails for a
-// partition whose endpoint is not known.
+// region's partition. It fails for a partition whose endpoint is not known.
 func OrganizationsRegion(r Region) (Region, error) {
 	p, err := r.partition()
-	if err != nil {
-		return "", err
+	if err == nil && p.organizations == "" {
+		err = fmt.Errorf("the endpoint of AWS Organizations in partition %s is not known; list the accounts instead", p.name)
 	}
-	switch p.name {
-	case "aws":
-		return "us-east-1", nil
-	case "aws-cn":
-		return "cn-northwest-1", nil
-	case govCloud:
-		return "us-gov-west-1", nil
-	}
-	return "", fmt.Errorf("the endpoint of AWS Organizations in partition %s is not known; list the accounts instead", p.name)
+	return p.organizations, err
 }
 
 // STSHost returns the name of STS's endpoint in the region, or of its FIPS endpoint

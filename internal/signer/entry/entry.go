@@ -11,7 +11,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"slices"
 
 	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 )
@@ -30,15 +29,44 @@ const (
 	Invoke Kind = "invoke"
 )
 
+// form is what the events and answers of an entry look like.
+type form struct {
+	kind     Kind
+	request  func(event []byte) (Request, error)
+	response func(Answer) ([]byte, error)
+}
+
+// forms returns all entries. To add an entry, add a line.
+func forms() []form {
+	return []form{
+		{URL, urlRequest, urlResponse},
+		{PrivateAPI, apiRequest, apiResponse},
+		{Invoke, invokeRequest, invokeResponse},
+	}
+}
+
+// form fails for an unknown entry.
+func (k Kind) form() (form, error) {
+	for _, f := range forms() {
+		if f.kind == k {
+			return f, nil
+		}
+	}
+	return form{}, fmt.Errorf("%.64q is not an entry: give url, private-api or invoke", string(k))
+}
+
 // Kinds returns all entries.
-func Kinds() []Kind { return []Kind{URL, PrivateAPI, Invoke} }
+func Kinds() (kinds []Kind) {
+	for _, f := range forms() {
+		kinds = append(kinds, f.kind)
+	}
+	return kinds
+}
 
 // Parse reads the name of an entry.
 func Parse(text string) (Kind, error) {
-	if k := Kind(text); slices.Contains(Kinds(), k) {
-		return k, nil
-	}
-	return "", fmt.Errorf("%.64q is not an entry: give url, private-api or invoke", text)
+	f, err := Kind(text).form()
+	return f.kind, err
 }
 
 // Request is a request to the signer.
@@ -90,28 +118,20 @@ type Answer struct {
 // Request reads an event. Its errors do not repeat the event's content. Even with an error it
 // returns the request's ID if the event has one.
 func (k Kind) Request(event []byte) (Request, error) {
-	switch k {
-	case URL:
-		return urlRequest(event)
-	case PrivateAPI:
-		return apiRequest(event)
-	case Invoke:
-		return invokeRequest(event)
+	f, err := k.form()
+	if err != nil {
+		return Request{}, err
 	}
-	return Request{}, fmt.Errorf("unknown entry %q", k)
+	return f.request(event)
 }
 
 // Response writes an answer in the form that the entry expects.
 func (k Kind) Response(a Answer) ([]byte, error) {
-	switch k {
-	case URL:
-		return urlResponse(a)
-	case PrivateAPI:
-		return apiResponse(a)
-	case Invoke:
-		return invokeResponse(a)
+	f, err := k.form()
+	if err != nil {
+		return nil, err
 	}
-	return nil, fmt.Errorf("unknown entry %q", k)
+	return f.response(a)
 }
 
 // decode reads the JSON of an event.

@@ -26,21 +26,23 @@ const (
 	MaxLabelValueBytes = 1024
 )
 
-// The names of labels that a node gets only if a policy's rule asks for them.
-const (
-	addAccountName = "account-name"
-	addAccountPath = "account-path"
-)
+// added returns the labels that a node gets only if a policy's rule asks for them, by name.
+func added(f Facts) map[string]string {
+	return map[string]string{
+		"account-name": f.AccountName,
+		"account-path": f.AccountPath,
+	}
+}
 
-// AddedLabels returns the names of the labels that a rule may ask for. The labels begin with
-// "hallmark/".
-func AddedLabels() []string { return []string{addAccountName, addAccountPath} }
+// AddedLabels returns the names of the labels that a rule may ask for, sorted. The labels begin
+// with "hallmark/".
+func AddedLabels() []string { return slices.Sorted(maps.Keys(added(Facts{}))) }
 
 // Labels returns the labels that come only from verified facts, so that people can grant
 // access based on them. The first three are those of Teleport's own discovery, which therefore
-// leaves the instance alone. added are the names of further labels. Add new labels here, and
-// nowhere else.
-func Labels(f Facts, c Cluster, rule string, added []string) map[string]string {
+// leaves the instance alone. names are those of further labels, from AddedLabels. To add a label,
+// add a line here, or in added if a rule must ask for it.
+func Labels(f Facts, c Cluster, rule string, names []string) map[string]string {
 	labels := map[string]string{
 		InstanceLabel:          f.InstanceID.String(),
 		AccountLabel:           f.Account.String(),
@@ -51,8 +53,8 @@ func Labels(f Facts, c Cluster, rule string, added []string) map[string]string {
 		"hallmark/image-owner": f.ImageOwner.String(),
 		RuleLabel:              rule,
 	}
-	for _, name := range added {
-		labels["hallmark/"+name] = map[string]string{addAccountName: f.AccountName, addAccountPath: f.AccountPath}[name]
+	for _, name := range names {
+		labels["hallmark/"+name] = added(f)[name]
 	}
 	// An unknown fact gives no label. An empty label could match a role.
 	maps.DeleteFunc(labels, func(_, value string) bool { return !IsLabelValue(value) || value == "" })
