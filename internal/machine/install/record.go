@@ -32,20 +32,16 @@ const includesVendor = "Include " + sshdconf.VendorConfig + "\n"
 
 // readRecord returns nil if there is no record.
 func (in *Installer) readRecord() (*record, error) {
-	path, err := in.path(recordFile)
-	if err != nil {
-		return nil, err
-	}
-	data, err := os.ReadFile(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
+	data, err := in.readInstalled(recordFile)
 	if err != nil {
 		return nil, fault.Newf(fault.Failed, fault.FileHint(err), "read the record of the installation: %w", err)
 	}
+	if data == nil {
+		return nil, nil
+	}
 	var r record
 	if err := json.Unmarshal(data, &r); err != nil || r.Version != recordVersion {
-		return nil, fault.Newf(fault.Failed, "move the file away, then run hallmark again", "%s is damaged, or from a later release", path)
+		return nil, fault.Newf(fault.Failed, "move the file away, then run hallmark again", "%s is damaged, or from a later release", filepath.Join(in.root, recordFile))
 	}
 	return &r, nil
 }

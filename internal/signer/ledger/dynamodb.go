@@ -317,11 +317,7 @@ func (d *DynamoDB) Release(ctx context.Context, name, by string, now time.Time) 
 }
 
 func (d *DynamoDB) release(ctx context.Context, name, by string, now time.Time) (ec2ref.Instance, error) {
-	items, err := d.read(ctx, []string{namePK(name)})
-	if err != nil {
-		return ec2ref.Instance{}, err
-	}
-	holders, err := parseHolders(items, namePK, []string{name})
+	holders, err := d.holders(ctx, []string{name})
 	if err != nil {
 		return ec2ref.Instance{}, err
 	}
@@ -377,11 +373,7 @@ func (d *DynamoDB) retire(ctx context.Context, i ec2ref.Instance, by string) err
 // putRetired writes a tombstone, and when the items of its names may be deleted.
 func (d *DynamoDB) putRetired(ctx context.Context, i ec2ref.Instance, r, next record) error {
 	names := slices.Sorted(maps.Keys(r.names))
-	items, err := d.read(ctx, pks(namePK, names))
-	if err != nil {
-		return err
-	}
-	holders, err := parseHolders(items, namePK, names)
+	holders, err := d.holders(ctx, names)
 	if err != nil {
 		return err
 	}
@@ -444,6 +436,15 @@ func (d *DynamoDB) view(ctx context.Context, c Claim) (view, error) {
 		v.names[name] = newTenure(name, holder, records[holder])
 	}
 	return v, nil
+}
+
+// holders returns the holder of each name; the map lacks names without one.
+func (d *DynamoDB) holders(ctx context.Context, names []string) (map[string]ec2ref.Instance, error) {
+	items, err := d.read(ctx, pks(namePK, names))
+	if err != nil {
+		return nil, err
+	}
+	return parseHolders(items, namePK, names)
 }
 
 // parseHolders returns the holder of each key or name; the map lacks those without one.
@@ -542,11 +543,7 @@ func (d *DynamoDB) apply(ctx context.Context, i ec2ref.Instance, old record, c c
 // An item that does not fit stays; its name is free anyway.
 func (d *DynamoDB) expireDropped(ctx context.Context, w *write, i ec2ref.Instance, dropped []string) error {
 	dropped = dropped[:min(len(dropped), maxActions-len(w.actions))]
-	items, err := d.read(ctx, pks(namePK, dropped))
-	if err != nil {
-		return err
-	}
-	holders, err := parseHolders(items, namePK, dropped)
+	holders, err := d.holders(ctx, dropped)
 	if err != nil {
 		return err
 	}

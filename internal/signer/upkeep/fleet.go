@@ -179,6 +179,15 @@ func (f *Fleet) newPass(ctx context.Context) (pass, error) {
 	return pass{within, rules, cluster}, nil
 }
 
+// nodes lists the nodes with this signer's label.
+func (p pass) nodes(ctx context.Context) ([]node.Node, error) {
+	nodes, err := p.cluster.NodesWith(ctx, map[string]string{node.SignerLabel: p.Audience})
+	if err != nil {
+		return nil, fmt.Errorf("list our nodes: %w", err)
+	}
+	return nodes, nil
+}
+
 // render returns the node that an enrolled instance should have now. Its error is
 // policy.ErrRefused or policy.ErrIncomplete.
 func (p pass) render(i *inventory.Instance, r ledger.Record) (node.Node, error) {

@@ -65,9 +65,9 @@ func (f *Fleet) checkHealth(ctx context.Context) (HealthReport, error) {
 	if err != nil {
 		return HealthReport{}, err
 	}
-	found, err := p.cluster.NodesWith(ctx, map[string]string{node.SignerLabel: f.Audience})
+	found, err := p.nodes(ctx)
 	if err != nil {
-		return HealthReport{}, fmt.Errorf("list our nodes: %w", err)
+		return HealthReport{}, err
 	}
 	own := p.listed(found)
 	report := HealthReport{Nodes: len(own)}

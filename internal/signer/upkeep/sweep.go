@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"maps"
 	"slices"
@@ -104,9 +103,9 @@ func (f *Fleet) newRun(ctx context.Context, limit int) (run, error) {
 	if r.pass, err = f.newPass(ctx); err != nil {
 		return r, err
 	}
-	nodes, err := r.cluster.NodesWith(ctx, map[string]string{node.SignerLabel: f.Audience})
+	nodes, err := r.nodes(ctx)
 	if err != nil {
-		return r, fmt.Errorf("list our nodes: %w", err)
+		return r, err
 	}
 	r.byPlace = r.sort(ctx, nodes, r.report)
 	if r.noted, err = f.notedPlaces(ctx); err != nil {
