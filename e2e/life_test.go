@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"maps"
 	"os"
-	"os/exec"
 	"slices"
 	"strings"
 	"testing"
@@ -19,17 +18,6 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/machine/state"
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
 )
-
-// behindSocket makes systemd listen for sshd, as Ubuntu does since 22.10.
-func behindSocket(ctx context.Context, root string) error {
-	for _, args := range [][]string{{"disable", "ssh.service"}, {"enable", "ssh.socket"}} {
-		out, err := exec.CommandContext(ctx, "systemctl", append([]string{"--root=" + root}, args...)...).CombinedOutput()
-		if err != nil {
-			return fmt.Errorf("systemctl %v: %w: %s", args, err, out)
-		}
-	}
-	return os.WriteFile(root+"/etc/systemd/system-preset/40-socket.preset", []byte("enable ssh.socket\ndisable ssh.service\n"), 0o644)
-}
 
 // edit changes the machine's state, which must exist.
 func edit(t *testing.T, i *lab.Instance, change func(*state.State)) {
@@ -45,7 +33,7 @@ func edit(t *testing.T, i *lab.Instance, change func(*state.State)) {
 // While nobody has logged in, sshd does not run there, and its folder in /run is
 // missing.
 func TestSSHDBehindSocket(t *testing.T) {
-	i := launch(t, lab.Template{Name: "socket", Prepare: behindSocket})
+	i := launch(t, lab.Template{Name: "socket", Prepare: lab.BehindSocket})
 	s := must[*state.State](t)(i.WaitEnrolled(t.Context()))
 	if units := run(t, i, "systemctl", "is-active", "ssh.socket"); strings.TrimSpace(units) != "active" {
 		t.Fatalf("ssh.socket is %s", units)

@@ -6,10 +6,8 @@
 package e2e
 
 import (
-	"bytes"
 	"context"
 	"flag"
-	"fmt"
 	"os"
 	"sync"
 	"testing"
@@ -60,17 +58,14 @@ func setUp(ctx context.Context, f *machine.Fleet) (err error) {
 	if err != nil {
 		return err
 	}
-	shared.lab, err = lab.New(ctx, f, lab.Config{
-		Template:  "../template.yaml",
-		Bootstrap: "../bin/bootstrap", Packer: "../bin/packer", Plugin: "../bin/packer-plugin-hallmark",
-		Operator: "../bin/hallmark-signer", Policy: policy,
-	}, dir)
+	config := lab.Built("..")
+	config.Operator, config.Policy = "../bin/hallmark-signer", policy
+	shared.lab, err = lab.New(ctx, f, config, dir)
 	if err != nil {
 		return err
 	}
-	var packer bytes.Buffer
-	if shared.image, err = shared.lab.Bake(ctx, &packer); err != nil {
-		return fmt.Errorf("%w\n--- packer\n%s", err, &packer)
+	if shared.image, _, err = shared.lab.BakeQuietly(ctx, lab.Debian12()); err != nil {
+		return err
 	}
 	shared.web, err = shared.lab.Launch(ctx, lab.Template{
 		Name: "web", Image: shared.image, Tags: map[string]string{"Name": "Web", "team": "storefront", "secret-key": "x"},
@@ -79,9 +74,7 @@ func setUp(ctx context.Context, f *machine.Fleet) (err error) {
 		return err
 	}
 	if _, err := shared.web.WaitEnrolled(ctx); err != nil {
-		var dump bytes.Buffer
-		shared.web.Dump(ctx, &dump)
-		return fmt.Errorf("%w\n%s--- signer\n%s", err, &dump, shared.lab.SignerLog())
+		return shared.lab.WithLogs(ctx, shared.web, err)
 	}
 	return nil
 }

@@ -3,7 +3,6 @@
 package e2e
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -37,12 +36,11 @@ func TestPrivateNetworks(t *testing.T) {
 	for _, kind := range []entry.Kind{entry.PrivateAPI, entry.Invoke} {
 		t.Run(string(kind), func(t *testing.T) {
 			endpoint := must[*lab.Endpoint](t)(shared.lab.StartEndpoint(context.WithoutCancel(t.Context()), kind))
-			var packer bytes.Buffer
-			image, err := shared.lab.BakeFrom(t.Context(), lab.Source{
+			image, _, err := shared.lab.BakeQuietly(t.Context(), lab.Source{
 				Name: "b-" + string(kind), Release: machine.Debian12, Endpoint: endpoint, Prepare: privateDNS,
-			}, &packer)
+			})
 			if err != nil {
-				t.Fatalf("%v\n--- packer\n%s", err, &packer)
+				t.Fatal(err)
 			}
 			i := launchOf(t, image, lab.Template{Name: string(kind), Profile: true, Prepare: privateDNS})
 			first := must[*state.State](t)(i.WaitEnrolled(t.Context()))

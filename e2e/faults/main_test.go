@@ -10,10 +10,8 @@
 package faults
 
 import (
-	"bytes"
 	"context"
 	"flag"
-	"fmt"
 	"os"
 	"path/filepath"
 	"testing"
@@ -41,25 +39,19 @@ func setUp(ctx context.Context, f *machine.Fleet) error {
 	if err != nil {
 		return err
 	}
-	shared.lab, err = lab.New(ctx, f, lab.Config{
-		Template:  "../../template.yaml",
-		Bootstrap: "../../bin/bootstrap", Packer: "../../bin/packer", Plugin: "../../bin/packer-plugin-hallmark",
-	}, dir)
+	shared.lab, err = lab.New(ctx, f, lab.Built("../.."), dir)
 	if err != nil {
 		return err
 	}
-	var packer bytes.Buffer
-	if shared.image, err = shared.lab.Bake(ctx, &packer); err != nil {
-		return fmt.Errorf("%w\n--- packer\n%s", err, &packer)
+	if shared.image, _, err = shared.lab.BakeQuietly(ctx, lab.Debian12()); err != nil {
+		return err
 	}
 	shared.machine, err = boot(ctx, lab.Template{Name: "broken"})
 	if err != nil {
 		return err
 	}
 	if _, err := shared.machine.WaitEnrolled(ctx); err != nil {
-		var dump bytes.Buffer
-		shared.machine.Dump(ctx, &dump)
-		return fmt.Errorf("%w\n%s--- signer\n%s", err, &dump, shared.lab.SignerLog())
+		return shared.lab.WithLogs(ctx, shared.machine.Instance, err)
 	}
 	return nil
 }

@@ -39,9 +39,17 @@ type Source struct {
 	Log bool
 }
 
-// Bake makes a golden image from a plain Debian 12.
-func (l *Lab) Bake(ctx context.Context, w io.Writer) (Image, error) {
-	return l.BakeFrom(ctx, Source{Name: "builder", Release: machine.Debian12}, w)
+// Debian12 is a plain Debian 12.
+func Debian12() Source { return Source{Name: "builder", Release: machine.Debian12} }
+
+// BakeQuietly is BakeFrom, but returns Packer's output. On failure, the error ends with it.
+func (l *Lab) BakeQuietly(ctx context.Context, source Source) (Image, string, error) {
+	var output bytes.Buffer
+	image, err := l.BakeFrom(ctx, source, &output)
+	if err != nil {
+		err = fmt.Errorf("%w\n--- packer\n%s", err, &output)
+	}
+	return image, output.String(), err
 }
 
 // BakeFrom makes a golden image as an operator does: it runs an instance of a plain
@@ -188,4 +196,15 @@ func (l *Lab) packer(ctx context.Context, w io.Writer, environment []string, arg
 		return fmt.Errorf("packer %s: %w", args[0], err)
 	}
 	return nil
+}
+
+// BehindSocket changes a disk so that systemd listens for sshd, as on Ubuntu since 22.10.
+func BehindSocket(ctx context.Context, root string) error {
+	for _, args := range [][]string{{"disable", "ssh.service"}, {"enable", "ssh.socket"}} {
+		out, err := exec.CommandContext(ctx, "systemctl", append([]string{"--root=" + root}, args...)...).CombinedOutput()
+		if err != nil {
+			return fmt.Errorf("systemctl %v: %w: %s", args, err, out)
+		}
+	}
+	return os.WriteFile(root+"/etc/systemd/system-preset/40-socket.preset", []byte("enable ssh.socket\ndisable ssh.service\n"), 0o644)
 }

@@ -3,6 +3,7 @@
 package lab
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"encoding/json"
@@ -185,6 +186,13 @@ func (i *Instance) Hallmark(ctx context.Context, args ...string) (said string, e
 		err = fmt.Errorf("%w%s", err, strings.TrimSpace(said))
 	}
 	return said, err
+}
+
+// WithLogs adds an instance's logs and the signer's to an error.
+func (l *Lab) WithLogs(ctx context.Context, i *Instance, err error) error {
+	var dump bytes.Buffer
+	i.Dump(ctx, &dump)
+	return fmt.Errorf("%w\n%s--- signer\n%s", err, &dump, l.SignerLog())
 }
 
 // Dump writes logs that help to find out why an instance failed.

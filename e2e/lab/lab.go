@@ -66,6 +66,17 @@ type Config struct {
 	Policy string
 }
 
+// Built returns a Config of the programs that make has built in the checkout at root.
+func Built(root string) Config {
+	bin := filepath.Join(root, "bin")
+	return Config{
+		Template:  filepath.Join(root, "template.yaml"),
+		Bootstrap: filepath.Join(bin, "bootstrap"),
+		Packer:    filepath.Join(bin, "packer"),
+		Plugin:    filepath.Join(bin, "packer-plugin-hallmark"),
+	}
+}
+
 // Lab is everything except the machines, which Bake and Launch create.
 type Lab struct {
 	Cluster   Cluster

@@ -115,12 +115,11 @@ func slowestBeside(t *testing.T, c caller, m enrolled, times int, other func() e
 // launchTrixie boots a machine with OpenSSH 10 that has the proxy's address in proxy_sources.
 func launchTrixie(t *testing.T) enrolled {
 	t.Helper()
-	var packer strings.Builder
-	image, err := shared.lab.BakeFrom(t.Context(), lab.Source{
+	image, _, err := shared.lab.BakeQuietly(t.Context(), lab.Source{
 		Name: "builder13", Release: machine.Debian13, ProxySources: []string{machine.Hub},
-	}, &packer)
+	})
 	if err != nil {
-		t.Fatalf("%v\n--- packer\n%s", err, &packer)
+		t.Fatal(err)
 	}
 	instance, err := shared.lab.Launch(t.Context(), lab.Template{Name: "trixie", Image: image, Tags: map[string]string{"Name": "trixie"}})
 	if err != nil {

@@ -5,7 +5,6 @@
 package people
 
 import (
-	"bytes"
 	"context"
 	"flag"
 	"fmt"
@@ -49,17 +48,14 @@ func setUp(ctx context.Context, f *machine.Fleet) error {
 	if err != nil {
 		return err
 	}
-	shared.lab, err = lab.New(ctx, f, lab.Config{
-		Template:  "../../template.yaml",
-		Bootstrap: "../../bin/bootstrap", Packer: "../../bin/packer", Plugin: "../../bin/packer-plugin-hallmark",
-		Teleport: *programs,
-	}, dir)
+	config := lab.Built("../..")
+	config.Teleport = *programs
+	shared.lab, err = lab.New(ctx, f, config, dir)
 	if err != nil {
 		return err
 	}
-	var packer bytes.Buffer
-	if shared.image, err = shared.lab.Bake(ctx, &packer); err != nil {
-		return fmt.Errorf("%w\n--- packer\n%s", err, &packer)
+	if shared.image, _, err = shared.lab.BakeQuietly(ctx, lab.Debian12()); err != nil {
+		return err
 	}
 	group, ctx := errgroup.WithContext(ctx)
 	for env, m := range map[string]*enrolled{"prod": &shared.prod, "dev": &shared.dev} {
@@ -71,9 +67,7 @@ func setUp(ctx context.Context, f *machine.Fleet) error {
 		group.Go(func() (err error) {
 			m.state, err = instance.WaitEnrolled(ctx)
 			if err != nil {
-				var dump bytes.Buffer
-				instance.Dump(ctx, &dump)
-				err = fmt.Errorf("%w\n%s--- signer\n%s", err, &dump, shared.lab.SignerLog())
+				err = shared.lab.WithLogs(ctx, instance, err)
 			}
 			return err
 		})

@@ -8,12 +8,10 @@
 package releases
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
 	"os"
-	"os/exec"
 	"strconv"
 	"strings"
 	"testing"
@@ -49,12 +47,9 @@ func setUp(ctx context.Context, f *machine.Fleet) error {
 	if err != nil {
 		return err
 	}
-	shared, err = lab.New(ctx, f, lab.Config{
-		Policy:    policy,
-		Template:  "../../template.yaml",
-		Bootstrap: "../../bin/bootstrap", Packer: "../../bin/packer", Plugin: "../../bin/packer-plugin-hallmark",
-		Emulator: "../../bin/aws-lambda-rie",
-	}, dir)
+	config := lab.Built("../..")
+	config.Policy, config.Emulator = policy, "../../bin/aws-lambda-rie"
+	shared, err = lab.New(ctx, f, config, dir)
 	if err != nil {
 		return err
 	}
@@ -77,7 +72,7 @@ func TestReleases(t *testing.T) {
 		{"debian11", machine.Debian11, nil, map[string]string{"cloud-init": "20.4", "systemd": "247", "openssh-server": "1:8.4"}, "ssh.service", false},
 		{"debian12", machine.Debian12, recordPrograms, map[string]string{"cloud-init": "22.4", "systemd": "252", "openssh-server": "1:9.2"}, "ssh.service", true},
 		{"debian13", machine.Debian13, nil, map[string]string{"cloud-init": "25.", "systemd": "257", "openssh-server": "1:10.0"}, "ssh.service", false},
-		{"socket13", machine.Debian13, behindSocket, map[string]string{"openssh-server": "1:10.0"}, "ssh.socket", false},
+		{"socket13", machine.Debian13, lab.BehindSocket, map[string]string{"openssh-server": "1:10.0"}, "ssh.socket", false},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
@@ -120,28 +115,16 @@ func TestReleases(t *testing.T) {
 	}
 }
 
-// behindSocket has systemd listen for sshd, as Ubuntu does from 22.10 on.
-func behindSocket(ctx context.Context, root string) error {
-	for _, args := range [][]string{{"disable", "ssh.service"}, {"enable", "ssh.socket"}} {
-		out, err := exec.CommandContext(ctx, "systemctl", append([]string{"--root=" + root}, args...)...).CombinedOutput()
-		if err != nil {
-			return fmt.Errorf("systemctl %v: %w: %s", args, err, out)
-		}
-	}
-	return os.WriteFile(root+"/etc/systemd/system-preset/40-socket.preset", []byte("enable ssh.socket\ndisable ssh.service\n"), 0o644)
-}
-
 // bake returns an image, and what Packer printed.
 func bake(t *testing.T, source lab.Source) (lab.Image, string) {
 	t.Helper()
 	started := time.Now()
-	var packer bytes.Buffer
-	image, err := shared.BakeFrom(t.Context(), source, &packer)
+	image, output, err := shared.BakeQuietly(t.Context(), source)
 	if err != nil {
-		t.Fatalf("%v\n--- packer\n%s", err, &packer)
+		t.Fatal(err)
 	}
 	t.Logf("baked in %.1f s", time.Since(started).Seconds())
-	return image, packer.String()
+	return image, output
 }
 
 // launch boots a machine, which is powered off after the test.

@@ -35,10 +35,7 @@ func setUp(ctx context.Context, f *machine.Fleet) error {
 	if err != nil {
 		return err
 	}
-	shared, err = lab.New(ctx, f, lab.Config{
-		Template:  "../../template.yaml",
-		Bootstrap: "../../bin/bootstrap", Packer: "../../bin/packer", Plugin: "../../bin/packer-plugin-hallmark",
-	}, dir)
+	shared, err = lab.New(ctx, f, lab.Built("../.."), dir)
 	return err
 }
 

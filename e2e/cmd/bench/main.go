@@ -245,7 +245,7 @@ func boot(ctx context.Context, f *machine.Fleet, c lab.Config) (*lab.Lab, *lab.I
 	if err != nil {
 		return nil, nil, err
 	}
-	image, err := l.Bake(ctx, io.Discard)
+	image, err := l.BakeFrom(ctx, lab.Debian12(), io.Discard)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -117,7 +117,7 @@ func (d *demo) start(ctx context.Context) (err error) {
 
 func (d *demo) bake(ctx context.Context) (err error) {
 	packer := &lines{say: d.say}
-	if d.image, err = d.lab.Bake(ctx, packer); err != nil {
+	if d.image, err = d.lab.BakeFrom(ctx, lab.Debian12(), packer); err != nil {
 		return err
 	}
 	d.say("image %s", d.image.ID)
