@@ -6,28 +6,28 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
-	"sync"
 	"time"
 
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
+	"github.com/hallmark-ssh/hallmark/internal/signer/cached"
 	"github.com/hallmark-ssh/hallmark/internal/signer/emf"
 	"github.com/hallmark-ssh/hallmark/internal/signer/entry"
 	"github.com/hallmark-ssh/hallmark/internal/signer/teleport"
 	"github.com/hallmark-ssh/hallmark/internal/sshkey"
 )
 
-// The CA list is public, and callers who ask for it prove nothing. So its cost must not
-// depend on who asks or how often.
-const (
-	// casFresh is how long the signer serves the list before it asks Teleport again.
-	casFresh = time.Minute
-	// casPause is how long the signer waits after Teleport did not answer.
-	casPause = 10 * time.Second
-	// casKept is how long the signer serves the last list while Teleport does not answer.
-	// A machine waits at least this long after an enrollment before it asks, so it never
-	// gets a list older than the enrollment's.
-	casKept = 5 * time.Minute
-)
+// casRule is how long the list of CAs serves. The list is public, and callers who ask for it
+// prove nothing. So its cost must not depend on who asks or how often.
+func casRule() cached.Rule {
+	return cached.Rule{
+		What:  "the cluster's CAs",
+		Fresh: time.Minute,
+		// A machine waits at least this long after an enrollment before it asks, so it never
+		// gets a list older than the enrollment's.
+		Kept:  5 * time.Minute,
+		Pause: 10 * time.Second,
+	}
+}
 
 // Answer answers an HTTP request: a GET with the cluster's CAs, and anything else as a
 // request to enroll.
@@ -70,7 +70,7 @@ func (s *Signer) caList(ctx context.Context, r entry.Request) ([]byte, error) {
 	if err := s.checkDoor(r); err != nil {
 		return nil, err
 	}
-	body, err := s.cas.get(ctx, s.now, s.renewCAs)
+	body, err := s.cas.Get(casRule(), s.now, func([]byte, bool) ([]byte, error) { return s.renewCAs(ctx) })
 	if err != nil {
 		// Even if Teleport refuses: this caller has proved nothing, so it learns no more.
 		return nil, refuse(protocol.CodeUpstream, err)
@@ -93,7 +93,7 @@ func (s *Signer) readCAs(ctx context.Context) ([]byte, error) {
 }
 
 // renewCAs reads the list and logs a failure, even while the last list still serves. It
-// runs at most once per casPause, however many callers ask.
+// runs rarely, however many callers ask.
 func (s *Signer) renewCAs(ctx context.Context) ([]byte, error) {
 	body, err := s.readCAs(ctx)
 	if err != nil {
@@ -111,54 +111,4 @@ func encodeCAs(cas teleport.CAs) ([]byte, error) {
 		return nil, errors.New("the cluster has no OpenSSH CA or no Host CA")
 	}
 	return protocol.CAs{Version: protocol.CAsVersion, OpenSSHCAs: sshkey.Lines(cas.OpenSSH), HostCAs: sshkey.Lines(cas.Host)}.Encode()
-}
-
-// errResting says that the cluster did not answer the last read, so the signer waits
-// before the next one.
-var errResting = errors.New("the cluster did not answer the last read; retry in a few seconds")
-
-// caCache keeps the encoded list. The zero value is ready to use.
-type caCache struct {
-	mu    sync.Mutex
-	body  []byte
-	read  time.Time // when the read of body began
-	tried time.Time // when the last read began
-}
-
-// get returns the list, and reads it again if it is old. One caller reads for all; the
-// others get the current list, or an error.
-func (c *caCache) get(ctx context.Context, now func() time.Time, read func(context.Context) ([]byte, error)) ([]byte, error) {
-	if body, due := c.kept(now()); !due {
-		if body == nil {
-			return nil, errResting
-		}
-		return body, nil
-	}
-	begun := now()
-	body, err := read(ctx)
-	if err != nil {
-		if old, _ := c.kept(now()); old != nil {
-			return old, nil
-		}
-		return nil, err
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.body, c.read = body, begun
-	return body, nil
-}
-
-// kept returns the list if it may still be served, and whether the caller must read it
-// again.
-func (c *caCache) kept(now time.Time) (body []byte, due bool) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.body != nil && isYoung(c.read, casKept, now) {
-		body = c.body
-	}
-	fresh := body != nil && isYoung(c.read, casFresh, now)
-	if due = !fresh && !isYoung(c.tried, casPause, now); due {
-		c.tried = now
-	}
-	return body, due
 }

@@ -71,7 +71,7 @@ func TestCAsCostTheSameHoweverOftenTheyAreAskedFor(t *testing.T) {
 	if w.casRead != 1 {
 		t.Errorf("Teleport was asked %d times", w.casRead)
 	}
-	w.now = w.now.Add(casFresh)
+	w.now = w.now.Add(casRule().Fresh)
 	for range 100 {
 		w.get("")
 	}
@@ -79,7 +79,7 @@ func TestCAsCostTheSameHoweverOftenTheyAreAskedFor(t *testing.T) {
 		t.Errorf("Teleport was asked %d times in two minutes", w.casRead)
 	}
 	w.calls, w.dialErr = nil, teleport.ErrUnavailable
-	w.now = w.now.Add(casFresh)
+	w.now = w.now.Add(casRule().Fresh)
 	for range 100 {
 		if answer := w.get(""); answer.Status != http.StatusOK {
 			t.Fatalf("status %d while the last list is good", answer.Status)
@@ -101,12 +101,12 @@ func TestCAsWithoutTeleport(t *testing.T) {
 		}
 	}
 	w.dialErr = nil
-	w.now = w.now.Add(casPause)
+	w.now = w.now.Add(casRule().Pause)
 	if answer := w.get(""); answer.Status != http.StatusOK {
 		t.Errorf("status %d when Teleport is back", answer.Status)
 	}
 	w.dialErr = teleport.ErrUnavailable
-	w.now = w.now.Add(casKept)
+	w.now = w.now.Add(casRule().Kept)
 	if answer := w.get(""); answer.Status != http.StatusServiceUnavailable {
 		t.Errorf("status %d with a list that is too old", answer.Status)
 	}
@@ -117,7 +117,7 @@ func TestCAsWithoutTeleport(t *testing.T) {
 func TestFailedCAReadsAreCounted(t *testing.T) {
 	w, _ := newAsked(t)
 	w.get("")
-	for _, age := range []time.Duration{casFresh, casKept} { // the last list is served, or is not
+	for _, age := range []time.Duration{casRule().Fresh, casRule().Kept} { // the last list is served, or is not
 		w.log.Reset()
 		w.dialErr, w.now = teleport.ErrUnavailable, w.now.Add(age)
 		w.get("")

@@ -32,7 +32,7 @@ func TestAFrozenProcessReadsTheCAsAgain(t *testing.T) {
 	w.dialErr = teleport.ErrUnavailable
 	now = clocktest.Freeze(now, clocktest.FreezeTime)
 	if late := w.signer.Answer(t.Context(), entry.Request{Method: http.MethodGet}); late.Status != http.StatusServiceUnavailable {
-		t.Errorf("status %d with a list that is older than %s", late.Status, casKept)
+		t.Errorf("status %d with a list that is older than %s", late.Status, casRule().Kept)
 	}
 }
 

@@ -14,6 +14,7 @@ import (
 
 	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
+	"github.com/hallmark-ssh/hallmark/internal/signer/cached"
 	"github.com/hallmark-ssh/hallmark/internal/signer/entry"
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
 	"github.com/hallmark-ssh/hallmark/internal/sshkey"
@@ -175,7 +176,7 @@ func (r *recordedKeys) get(i ec2ref.Instance, now time.Time, read func() ([]stri
 	now = now.Round(0)
 	r.mu.Lock()
 	known := r.instances.find(i, func() *keysRead { return new(keysRead) })
-	old, due := known.keys, !isYoung(known.at, recordedFor, now)
+	old, due := known.keys, !cached.IsRecent(known.at, recordedFor, now)
 	if due {
 		known.at = now
 	}
@@ -191,13 +192,6 @@ func (r *recordedKeys) get(i ec2ref.Instance, now time.Time, read func() ([]stri
 	defer r.mu.Unlock()
 	known.keys = keys
 	return keys
-}
-
-// isYoung reports whether a time is less than limit ago. A time in the future is not: a
-// clock that was set back must not extend what it limits.
-func isYoung(t time.Time, limit time.Duration, now time.Time) bool {
-	age := now.Sub(t)
-	return age >= 0 && age < limit
 }
 
 // recent is a bounded map that drops the least recently used entry. The zero value is

@@ -18,6 +18,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 	"github.com/hallmark-ssh/hallmark/internal/identity"
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
+	"github.com/hallmark-ssh/hallmark/internal/signer/cached"
 	"github.com/hallmark-ssh/hallmark/internal/signer/entry"
 	"github.com/hallmark-ssh/hallmark/internal/signer/inventory"
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
@@ -136,7 +137,7 @@ type Signer struct {
 	proved      limiter // by instance
 	recorded    recordedKeys
 	unpermitted sync.Map // accounts whose role may not look up launch images; each is logged once
-	cas         caCache
+	cas         cached.Value[[]byte]
 }
 
 // now is the time without its monotonic reading. Lambda freezes the process between

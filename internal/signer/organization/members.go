@@ -2,26 +2,29 @@ package organization
 
 import (
 	"context"
-	"errors"
 	"log/slog"
 	"maps"
 	"slices"
-	"sync"
 	"time"
 
 	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
+	"github.com/hallmark-ssh/hallmark/internal/signer/cached"
 	"github.com/hallmark-ssh/hallmark/internal/signer/node"
 )
 
-const (
-	// Fresh is how long a process uses a list before it looks for another.
-	Fresh = 30 * time.Second
-	// pause is the time between two looks, if the first one failed.
-	pause = 5 * time.Second
-	// kept is how long a process uses a list while it cannot look: an account that left
-	// must be refused soon.
-	kept = 5 * time.Minute
-)
+// Fresh is how long a process uses a list before it looks for another.
+const Fresh = 30 * time.Second
+
+// kept is how long a process uses a list while it cannot look: an account that left must be
+// refused soon.
+const kept = 5 * time.Minute
+
+// pause is the time between two looks, if the first one failed.
+const pause = 5 * time.Second
+
+func rule() cached.Rule {
+	return cached.Rule{What: "the list of the organization's accounts", Fresh: Fresh, Kept: kept, Pause: pause}
+}
 
 // View is the accounts that may enroll instances, according to the last good list.
 type View struct {
@@ -64,81 +67,50 @@ type Members struct {
 	Log   *slog.Logger
 	Now   func() time.Time
 
-	mu     sync.Mutex
-	view   View
-	digest string    // of the view's list
-	looked time.Time // when the last good look began
-	tried  time.Time // when the last look began
+	seen cached.Value[seen]
 }
 
-// errResting says that the last look failed, so the next one waits.
-var errResting = errors.New("the list of the organization's accounts could not be read; retry in a few seconds")
+// seen is what a look found.
+type seen struct {
+	view   View
+	digest string // of the view's list
+}
 
 // Current returns the accounts that may enroll instances, none if there is no list yet. It
 // looks for another list at most every few seconds, however often it is called: strangers
-// cause calls. One caller looks for all; the others get the view at hand, or an error.
+// cause calls.
 func (m *Members) Current(ctx context.Context) (View, error) {
-	now := m.Now().Round(0)
-	view, digest, usable, due := m.atHand(now)
-	if !due {
-		if !usable {
-			return View{}, errResting
+	now := func() time.Time { return m.Now().Round(0) }
+	found, err := m.seen.Get(rule(), now, func(last seen, usable bool) (seen, error) {
+		found, err := m.look(ctx, last)
+		if err != nil && usable {
+			m.Log.WarnContext(ctx, "the list of the organization's accounts could not be read again; using the last one", slog.Any("error", err))
 		}
-		return view, nil
-	}
-	found, sum, err := m.look(ctx, view, digest)
+		return found, err
+	})
 	if err != nil {
-		if !usable {
-			return View{}, err
-		}
-		m.Log.WarnContext(ctx, "the list of the organization's accounts could not be read again; using the last one", slog.Any("error", err))
-		return view, nil
+		return View{}, err
 	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.view, m.digest, m.looked = found, sum, now
-	return found, nil
-}
-
-// atHand returns the view at hand, whether it may be used, and whether the caller must look
-// for another.
-func (m *Members) atHand(now time.Time) (view View, digest string, usable, due bool) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	usable = isYoung(m.looked, kept, now)
-	due = !isYoung(m.looked, Fresh, now) && !isYoung(m.tried, pause, now)
-	if due {
-		m.tried = now
-	}
-	return m.view, m.digest, usable, due
-}
-
-func isYoung(t time.Time, limit time.Duration, now time.Time) bool {
-	age := now.Sub(t)
-	return age >= 0 && age < limit
+	return found.view, nil
 }
 
 // look reads the state, and the list if it is another one.
-func (m *Members) look(ctx context.Context, view View, digest string) (View, string, error) {
+func (m *Members) look(ctx context.Context, last seen) (seen, error) {
 	st, err := m.Store.loadState(ctx)
 	switch {
 	case err != nil:
-		return View{}, "", err
+		return seen{}, err
 	case st.Current == nil:
-		return View{}, "", nil
-	case st.Current.Digest == digest:
-		return View{view.members, st.Current.Read}, digest, nil
+		return seen{}, nil
+	case st.Current.Digest == last.digest:
+		return seen{View{last.view.members, st.Current.Read}, last.digest}, nil
 	}
 	l, err := m.Store.loadList(ctx, *st.Current)
 	if err != nil {
-		return View{}, "", err
+		return seen{}, err
 	}
-	return View{l.Members(m.Scope), st.Current.Read}, st.Current.Digest, nil
+	return seen{View{l.Members(m.Scope), st.Current.Read}, st.Current.Digest}, nil
 }
 
 // Knows reports whether the account was a member when Current last looked. It calls nobody.
-func (m *Members) Knows(a ec2ref.Account) bool {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return m.view.Has(a)
-}
+func (m *Members) Knows(a ec2ref.Account) bool { return m.seen.Last().view.Has(a) }

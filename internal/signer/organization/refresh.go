@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"time"
 
+	"github.com/hallmark-ssh/hallmark/internal/signer/cached"
 	"github.com/hallmark-ssh/hallmark/internal/signer/emf"
 )
 
@@ -133,7 +134,7 @@ func (r Refresher) inForce(ctx context.Context) (members, *version, state, error
 // save stores the parts of a reading, unless they are stored already.
 func (r Refresher) save(ctx context.Context, st state, text []byte, digest string, now time.Time) (version, error) {
 	for _, known := range []*version{st.Current, st.heldVersion()} {
-		if known != nil && known.Digest == digest && isYoung(known.Stored, partsRenewed, now) {
+		if known != nil && known.Digest == digest && cached.IsRecent(known.Stored, partsRenewed, now) {
 			return version{Digest: digest, Parts: known.Parts, Stored: known.Stored, Read: now}, nil
 		}
 	}

@@ -16,6 +16,7 @@ import (
 
 	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 	"github.com/hallmark-ssh/hallmark/internal/golden"
+	"github.com/hallmark-ssh/hallmark/internal/signer/cached"
 	"github.com/hallmark-ssh/hallmark/internal/signer/emf/emftest"
 )
 
@@ -262,7 +263,7 @@ func TestTheGuardLooksAtTheScope(t *testing.T) {
 	}
 	// The deployment denies a unit: that narrows at once, without a reading.
 	w.reader.Scope.Deny = []string{workloads}
-	w.reader.digest = ""
+	w.reader.seen = cached.Value[seen]{}
 	if got := len(w.view().members); got != 0 {
 		t.Errorf("%d accounts in a denied unit", got)
 	}
@@ -558,7 +559,7 @@ func TestReadsAreRare(t *testing.T) {
 	if v, err := w.reader.Current(t.Context()); err == nil {
 		t.Errorf("%d accounts long after the last look", len(v.members))
 	}
-	if _, err := w.reader.Current(t.Context()); !errors.Is(err, errResting) {
+	if _, err := w.reader.Current(t.Context()); !errors.Is(err, cached.ErrPaused) {
 		t.Errorf("error %v at once after a failure", err)
 	}
 	w.table.err = nil
