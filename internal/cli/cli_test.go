@@ -89,9 +89,9 @@ flags:
 grow
 
 commands:
-  branch leaf      do a thing
-  completion       print a shell's completion script
-  version          print the version
+  branch leaf  do a thing
+  completion   print a shell's completion script
+  version      print the version
 
 flags:
   -h, --help      show this help

@@ -15,7 +15,7 @@ const helpWidth = 90
 func printHelp(w io.Writer, cmd *cobra.Command) {
 	if cmd.HasAvailableSubCommands() {
 		fmt.Fprintf(w, "usage: %s COMMAND [flags]\n\n%s\n\ncommands:\n", cmd.CommandPath(), cmd.Short)
-		printCommands(w, cmd, len(cmd.CommandPath())+1)
+		printCommands(w, cmd)
 	} else {
 		fmt.Fprintf(w, "usage: %s\n\n%s\n", cmd.UseLine(), about(cmd))
 	}
@@ -31,18 +31,30 @@ func about(cmd *cobra.Command) string {
 	return cmd.Short
 }
 
-// printCommands lists the commands below a command, and those of groups in full. It leaves out
-// the first bytes of their paths.
-func printCommands(w io.Writer, parent *cobra.Command, skip int) {
+// printCommands lists the commands below a command, and those of groups in full.
+func printCommands(w io.Writer, parent *cobra.Command) {
+	skip := len(parent.CommandPath()) + 1
+	width := 0
+	all := commandsBelow(parent)
+	for _, cmd := range all {
+		width = max(width, len(cmd.CommandPath())-skip)
+	}
+	for _, cmd := range all {
+		fmt.Fprintf(w, "  %-*s  %s\n", width, cmd.CommandPath()[skip:], cmd.Short)
+	}
+}
+
+func commandsBelow(parent *cobra.Command) (all []*cobra.Command) {
 	for _, cmd := range parent.Commands() {
 		switch {
 		case !cmd.IsAvailableCommand():
 		case cmd.HasAvailableSubCommands():
-			printCommands(w, cmd, skip)
+			all = append(all, commandsBelow(cmd)...)
 		default:
-			fmt.Fprintf(w, "  %-16s %s\n", cmd.CommandPath()[skip:], cmd.Short)
+			all = append(all, cmd)
 		}
 	}
+	return all
 }
 
 // defineHelp gives a command and its subcommands a help flag like cobra's, with our own text.

@@ -27,9 +27,9 @@ func doctorCommand() *cobra.Command {
 		Long: `Makes the checks of status, and asks the metadata service and the signer: tokens, identity role,
 clock, name resolution, TLS, audience, current CAs, SELinux labels. Prints the cause first, with
 the command that fixes it. Changes nothing, and takes less than 5 seconds; --timeout gives a
-slow machine more. Exits with 0 if no check fails; warnings pass. Without root, exits with 77 if
-the checks that need root are the only ones that did not pass. --image checks the file system of
-an image before it is used.`,
+slow machine more time. Exits with 0 if no check fails, even if there are warnings. Without
+root, exits with 77 if the checks that need root are the only ones that did not pass. --image
+checks the file system of an image before it is used.`,
 		Args: cli.NoArgs, ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error { return runDoctor(cmd, image, timeout, asJSON) },
 	}

@@ -29,9 +29,9 @@ func statusCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "status", Short: "show what this machine is enrolled as, and whether it works",
 		Long: `Shows what this machine is enrolled as, its certificates on disk and as sshd presents them, the
-trusted CAs, the last run and the next renewal. Exits with 0 only if every local check passes;
-warnings pass. Without root, exits with 77 if the checks that need root are the only ones that
-did not pass. Asks neither the metadata service nor the signer: 'hallmark doctor' does.`,
+trusted CAs, the last run and the next renewal. Exits with 0 only if every local check passes,
+perhaps with warnings. Without root, exits with 77 if the checks that need root are the only
+ones that did not pass. Asks neither the metadata service nor the signer: 'hallmark doctor' does.`,
 		Args: cli.NoArgs, ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ctx, cancel := context.WithTimeout(cmd.Context(), lookTimeout)

@@ -20,9 +20,9 @@ const (
 	organizationShowLong = `Shows the change of the organization's accounts that waits for confirmation: how many
 accounts would leave, and which. Until then the signer keeps the last good list.`
 
-	organizationConfirmLong = `Confirms the change of the organization's accounts with this id, as 'organization show' and
-the alarm's log line name it. The signer's next reading applies it, within two minutes, if
-exactly these accounts are still missing. A confirmation works once and lasts an hour.
+	organizationConfirmLong = `Confirms the change of the organization's accounts with this id, which 'organization show'
+prints and the alarm's log line has. The signer's next reading applies it, within two minutes,
+if exactly these accounts are still missing. A confirmation works once and lasts an hour.
 
 Prints one audit line. The signer's log line about the new list says who confirmed it.`
 )
@@ -34,7 +34,7 @@ type membership struct {
 
 func (m *membership) flags(cmd *cobra.Command) {
 	tableFlag(cmd, &m.table)
-	cmd.Flags().StringVar(&m.deployment, "deployment", "", "the signer's deployment.yaml, a `file`")
+	cmd.Flags().StringVar(&m.deployment, "deployment", "", "the signer's configuration `file`, deployment.yaml")
 }
 
 func organizationShowCommand() *cobra.Command {

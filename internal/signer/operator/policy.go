@@ -32,7 +32,7 @@ With --live it asks EC2 about a real instance, as the signer does, with your own
 credentials or with the account's role in deployment.yaml. With --table it also asks the
 ledger whether the instance has enrolled. Without --table the instance counts as new.
 
-Ages are as of --now, or the present time. In FACTS.json, account, region and
+Ages are computed as of --now, by default the present time. In FACTS.json, account, region and
 instance_id are required. Where a rule asks for them, add account_name, account_path, vpc,
 subnet, zone, instance_profile, image, image_owner, image_owner_member, image_tags, launch_time,
 enrolled, private_ip, public_ip, ipv6, private_dns and tags. Exit code 4 means that the policy
