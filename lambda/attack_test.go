@@ -54,7 +54,7 @@ func TestAttackEvents(t *testing.T) {
 		}, protocol.CodeMethodNotAllowed},
 		// Anyone who may invoke the function can write all of this, which is why the
 		// permission is bound to the URL. They still have no evidence.
-		"forged direct invocation, with the second lock's keys": {func(e *events.LambdaFunctionURLRequest) {
+		"forged direct invocation, with an IAM caller": {func(e *events.LambdaFunctionURLRequest) {
 			e.RequestContext.Authorizer = &events.LambdaFunctionURLRequestContextAuthorizerDescription{
 				IAM: &events.LambdaFunctionURLRequestContextAuthorizerIAMDescription{
 					AccountID: "111122223333", UserARN: "arn:aws:sts::111122223333:assumed-role/web/" + testInstance,

@@ -17,8 +17,8 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/signer/teleport"
 )
 
-// doorAttacks are refused before the signer reads a byte of the request.
-func doorAttacks() map[string]attack {
+// senderAttacks are refused before the signer reads a byte of the request.
+func senderAttacks() map[string]attack {
 	inside := netip.MustParsePrefix("192.0.2.0/24")
 	from := func(source string) func(*world, *attempt) {
 		return func(w *world, a *attempt) {
@@ -57,7 +57,7 @@ func doorAttacks() map[string]attack {
 		"IAM caller of another instance": {signedBy(testAccount, "arn:aws:sts::"+testAccount+":assumed-role/web/"+otherInstance),
 			protocol.CodeNotAllowed, untilNothing, nil},
 		"IAM caller without an ARN": {signedBy(testAccount, ""), protocol.CodeNotAllowed, untilNothing, nil},
-		"second lock open, but no proof": {func(w *world, a *attempt) {
+		"IAM caller without a proof": {func(w *world, a *attempt) {
 			signedBy(testAccount, "arn:aws:sts::"+testAccount+":assumed-role/web/"+testInstance)(w, a)
 			a.request = func(r *protocol.Request) { r.Caller.Authorization = "junk" }
 		}, protocol.CodeCallerProofInvalid, untilSTS, nil},

@@ -58,7 +58,7 @@ type attack struct {
 func TestAttacks(t *testing.T) {
 	seen := make(map[string]bool)
 	for _, group := range []map[string]attack{
-		doorAttacks(), requestAttacks(), reportAttacks(), documentAttacks(), listAttacks(), timeAttacks(), hostKeyAttacks(),
+		senderAttacks(), requestAttacks(), reportAttacks(), documentAttacks(), listAttacks(), timeAttacks(), hostKeyAttacks(),
 		proofAttacks(), signatureAttacks(), answerAttacks(),
 		instanceAttacks(), policyAttacks(), nameAttacks(), hostnameTagAttacks(), principalAttacks(), labelAttacks(),
 		ledgerAttacks(), heldNameAttacks(), endingAttacks(), leaveAttacks(), nodeAttacks(), certificateAttacks(), organizationAttacks(),
@@ -85,7 +85,7 @@ func invokedAttacks() map[string]attack {
 	return map[string]attack{
 		"source in the allow-list":            {code: protocol.CodeNotAllowed, calls: untilNothing},
 		"source in the allow-list, as mapped": {code: protocol.CodeNotAllowed, calls: untilNothing},
-		"second lock open, but no proof":      {code: protocol.CodeNotAllowed, calls: untilNothing},
+		"IAM caller without a proof":          {code: protocol.CodeNotAllowed, calls: untilNothing},
 		"another content type":                {code: codeGranted, calls: all, check: checkOwnNames},
 	}
 }

@@ -14,10 +14,10 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/signer/entry"
 )
 
-// checkDoor checks what the network and Lambda say about a request before anything reads
+// checkSender checks what the network and Lambda say about a request before anything reads
 // its body. Its answer is the same as for an account that is not listed: the list of
 // allowed sources is the operator's business.
-func (s *Signer) checkDoor(r entry.Request) error {
+func (s *Signer) checkSender(r entry.Request) error {
 	if err := s.checkSource(r.Source); err != nil {
 		return refuse(protocol.CodeNotAllowed, err)
 	}

@@ -67,7 +67,7 @@ func (s *Signer) CAs(ctx context.Context, r entry.Request) entry.Answer {
 }
 
 func (s *Signer) caList(ctx context.Context, r entry.Request) ([]byte, error) {
-	if err := s.checkDoor(r); err != nil {
+	if err := s.checkSender(r); err != nil {
 		return nil, err
 	}
 	body, err := s.cas.Get(casRule(), s.now, func([]byte, bool) ([]byte, error) { return s.renewCAs(ctx) })
@@ -100,7 +100,7 @@ func (s *Signer) renewCAs(ctx context.Context) ([]byte, error) {
 		bySigner := emf.By("signer")
 		bySigner.Happened("teleport_errors", true)
 		line := []slog.Attr{slog.String("error", shorten(err.Error())), slog.String("signer", s.Audience)}
-		s.Log.LogAttrs(ctx, slog.LevelWarn, "the cluster's authorities could not be read", append(line, emf.Attrs(s.now(), bySigner)...)...)
+		s.Log.LogAttrs(ctx, slog.LevelWarn, "the cluster's CAs could not be read", append(line, emf.Attrs(s.now(), bySigner)...)...)
 	}
 	return body, err
 }

@@ -68,7 +68,7 @@ func (s *Signer) authenticate(ctx context.Context, r entry.Request, a *audit) (c
 // examine checks everything that needs no call to a service, except for the shared read of
 // an organization's stored list.
 func (s *Signer) examine(ctx context.Context, r entry.Request, a *audit) (*evidence, *identity.Document, error) {
-	if err := s.checkDoor(r); err != nil {
+	if err := s.checkSender(r); err != nil {
 		return nil, nil, err
 	}
 	e, err := s.readEvidence(r)

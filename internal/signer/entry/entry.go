@@ -92,8 +92,8 @@ type Request struct {
 	IAM *IAMCaller
 }
 
-// IAMCaller is who signed a request with IAM credentials, as AWS verified it. It is a second
-// lock, not a proof: the holder of an instance's role chooses the session's name.
+// IAMCaller is who signed a request with IAM credentials, as AWS verified it. It is an additional
+// check, not a proof: the holder of an instance's role chooses the session's name.
 type IAMCaller struct {
 	Account ec2ref.Account
 	ARN     string
