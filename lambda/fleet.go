@@ -20,8 +20,8 @@ const (
 	// batchTime bounds a batch of events. The queue hides a message for six times as long
 	// (template.yaml), so that no other invocation handles it meanwhile.
 	batchTime = time.Minute
-	// bookmarkTime bounds reading where the last sweep stopped.
-	bookmarkTime = 3 * time.Second
+	// cursorTime bounds reading where the last sweep stopped.
+	cursorTime = 3 * time.Second
 	// walkTime bounds a step of the walk through expired records, which runs before each
 	// sweep: a hanging EC2 must leave the sweep enough time.
 	walkTime = 45 * time.Second
@@ -35,16 +35,16 @@ type reading interface {
 	Refresh(ctx context.Context) (organization.Report, error)
 }
 
-// bookmark stores where the next sweep begins. *stored.Text implements it.
-type bookmark interface {
+// cursor stores where the next sweep begins. *stored.Text implements it.
+type cursor interface {
 	Load(ctx context.Context) ([]byte, error)
 	Save(ctx context.Context, next []byte) error
 }
 
 // fleetHandler is the function "fleet". It implements lambda.Handler.
 type fleetHandler struct {
-	fleet    *upkeep.Fleet
-	bookmark bookmark // nil: every sweep starts from the beginning
+	fleet  *upkeep.Fleet
+	cursor cursor // nil: every sweep starts from the beginning
 	// organization is nil if the deployment has none.
 	organization reading
 	log          *slog.Logger
@@ -57,8 +57,8 @@ func newFleetHandler(ctx context.Context, log *slog.Logger) (fleetHandler, error
 		return fleetHandler{}, err
 	}
 	h := fleetHandler{fleet: u.Fleet, log: log}
-	if u.Bookmark != nil { // a typed nil is not a nil interface
-		h.bookmark = u.Bookmark
+	if u.Cursor != nil { // a typed nil is not a nil interface
+		h.cursor = u.Cursor
 	}
 	if u.Organization != nil {
 		h.organization = u.Organization
@@ -151,10 +151,10 @@ func (h fleetHandler) sweep(ctx context.Context, limit int) (upkeep.Report, erro
 	if err != nil {
 		return report, fmt.Errorf("sweep: %w", err)
 	}
-	if h.bookmark == nil || report.Next == from {
+	if h.cursor == nil || report.Next == from {
 		return report, nil
 	}
-	if err := h.bookmark.Save(ctx, []byte(report.Next)); err != nil {
+	if err := h.cursor.Save(ctx, []byte(report.Next)); err != nil {
 		// The sweep is done; only the next one's starting point is wrong.
 		h.log.WarnContext(ctx, "cannot save where the next sweep begins", slog.Any("error", err))
 	}
@@ -175,12 +175,12 @@ func (h fleetHandler) checkHealth(ctx context.Context) (upkeep.HealthReport, err
 // begin returns where to begin. It only matters for fairness: without it, a sweep starts
 // from the beginning.
 func (h fleetHandler) begin(ctx context.Context) string {
-	if h.bookmark == nil {
+	if h.cursor == nil {
 		return ""
 	}
-	ctx, cancel := context.WithTimeout(ctx, bookmarkTime)
+	ctx, cancel := context.WithTimeout(ctx, cursorTime)
 	defer cancel()
-	from, err := h.bookmark.Load(ctx)
+	from, err := h.cursor.Load(ctx)
 	if err != nil {
 		h.log.WarnContext(ctx, "cannot read where the last sweep stopped", slog.Any("error", err))
 	}

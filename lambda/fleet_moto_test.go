@@ -51,7 +51,7 @@ type motoWorld struct {
 	ec2           moto.EC2
 	image, subnet string
 	ledger        *ledger.DynamoDB
-	bookmark      stored.Text
+	cursor        stored.Text
 	cluster       *teleporttest.Cluster
 	nodes         *teleport.Client
 	enroll, fleet *lambdahost.Host
@@ -128,7 +128,7 @@ func (w *motoWorld) connectAWS(url string) {
 		w.t.Fatal(err)
 	}
 	w.ledger = ledger.NewDynamoDB(client, "hallmark", time.Now)
-	w.bookmark = stored.Text{Client: client, Table: "hallmark", Name: "sweep"}
+	w.cursor = stored.Text{Client: client, Table: "hallmark", Name: "sweep"}
 	if w.nodes, err = teleport.Dial(w.t.Context(), w.login()); err != nil {
 		w.t.Fatal(err)
 	}
@@ -261,11 +261,11 @@ func TestFleetOnMoto(t *testing.T) {
 // A program with another handler does not start, and says why.
 func TestUnknownHandlerOnMoto(t *testing.T) {
 	w := newMotoWorld(t)
-	if err := w.bookmark.Save(t.Context(), []byte("somewhere")); err != nil {
+	if err := w.cursor.Save(t.Context(), []byte("somewhere")); err != nil {
 		t.Fatal(err)
 	}
-	if next := check(w.bookmark.Load(t.Context()))(t); string(next) != "somewhere" {
-		t.Errorf("bookmark %q", next)
+	if next := check(w.cursor.Load(t.Context()))(t); string(next) != "somewhere" {
+		t.Errorf("cursor %q", next)
 	}
 	host := lambdahost.New(lambdahost.Function{
 		Name: "hallmark", Program: check(os.Executable())(t), Handler: "main", TaskRoot: t.TempDir(), Region: testRegion, Log: &w.log,

@@ -453,16 +453,16 @@ func TestTheEnrollFunctionDoesNotOffboard(t *testing.T) {
 	}
 }
 
-// fakeBookmark is a bookmark.
-type fakeBookmark struct {
+// fakeCursor is a cursor.
+type fakeCursor struct {
 	next  string
 	err   error
 	saves int
 }
 
-func (m *fakeBookmark) Load(context.Context) ([]byte, error) { return []byte(m.next), m.err }
+func (m *fakeCursor) Load(context.Context) ([]byte, error) { return []byte(m.next), m.err }
 
-func (m *fakeBookmark) Save(_ context.Context, next []byte) error {
+func (m *fakeCursor) Save(_ context.Context, next []byte) error {
 	m.saves++
 	if m.err == nil {
 		m.next = string(next)
@@ -473,22 +473,22 @@ func (m *fakeBookmark) Save(_ context.Context, next []byte) error {
 func TestASweepThatRunsOutOfTimeGoesOn(t *testing.T) {
 	w := newFleetWorld(t)
 	w.enroll(1)
-	m := new(fakeBookmark)
-	w.fleet.bookmark = m
+	m := new(fakeCursor)
+	w.fleet.cursor = m
 	ctx, cancel := context.WithCancel(t.Context())
 	w.ec2.asked = cancel // time is up just then
 	_, err := w.fleet.Invoke(ctx, []byte(scheduleEvent))
 	w.ec2.asked = nil
 	if err != nil || m.next != testAccount+"/"+testRegion || m.saves != 1 {
-		t.Errorf("bookmark %+v, error %v; log %s", m, err, w.log)
+		t.Errorf("cursor %+v, error %v; log %s", m, err, w.log)
 	}
 	w.invoke([]byte(scheduleEvent))
 	if m.next != "" || m.saves != 2 {
-		t.Errorf("bookmark %+v after a whole sweep", m)
+		t.Errorf("cursor %+v after a whole sweep", m)
 	}
 	w.invoke([]byte(scheduleEvent))
 	if m.saves != 2 {
-		t.Error("a bookmark was written that had not changed")
+		t.Error("a cursor was written that had not changed")
 	}
 	// Without it, a sweep starts from the beginning.
 	m.err = errors.New("throttled")

@@ -154,7 +154,7 @@ func namesInTable(t *testing.T) []string {
 		"identity.pem":    "",
 	}))
 	u := check(deployment.NewUpkeep(t.Context(), slog.New(slog.DiscardHandler)))(t)
-	return []string{u.Bookmark.Name, u.Fleet.Missing.(stored.Text).Name, u.Fleet.Walk.(stored.Text).Name}
+	return []string{u.Cursor.Name, u.Fleet.Missing.(stored.Text).Name, u.Fleet.Walk.(stored.Text).Name}
 }
 
 // A scan reaches every item, so the fleet's role limits which attributes it may request.

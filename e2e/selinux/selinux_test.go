@@ -159,8 +159,8 @@ func labels(t *testing.T, i *lab.VirtualInstance) []string {
 	return lines(run(t, i, "restorecon -R -n -v "+folders))
 }
 
-// ours matches what the kernel says about hallmark, sshd, and what they read and run.
-var ours = regexp.MustCompile(`hallmark|openssh_ca|ssh_host_|sshd|comm="systemctl"`)
+// relevant matches what the kernel says about hallmark, sshd, and what they read and run.
+var relevant = regexp.MustCompile(`hallmark|openssh_ca|ssh_host_|sshd|comm="systemctl"`)
 
 // denials returns what the policy has denied to hallmark or sshd since before the bake, and
 // everything else that it has denied.
@@ -170,7 +170,7 @@ func denials(t *testing.T, i *lab.VirtualInstance) (denied, others []string) {
 		t.Errorf("the kernel lost messages: %s", lost)
 	}
 	for _, line := range lines(run(t, i, "journalctl --no-pager --output=cat | grep -E 'avc: +denied' || true")) {
-		if ours.MatchString(line) {
+		if relevant.MatchString(line) {
 			denied = append(denied, line)
 		} else {
 			others = append(others, line)

@@ -7,7 +7,7 @@ import (
 	sdk "github.com/aws/aws-sdk-go-v2/feature/ec2/imds"
 )
 
-// TestContractOnEC2 holds the real metadata service to what we believe of it. Run
+// TestContractOnEC2 holds the real metadata service to what we assume about it. Run
 // it on an EC2 instance, any type and any image, after a change to this package:
 //
 //	CGO_ENABLED=0 go test -c ./e2e/fake/imds

@@ -73,7 +73,7 @@ func stale(seen *observed, now time.Time) string {
 	return staleFiles(seen, now)
 }
 
-// resigned returns why the certificates must be renewed although nothing on the machine has
+// hostCAChanged returns why the certificates must be renewed although nothing on the machine has
 // changed, or "". During a rotation the cluster has two Host CAs. A change to that set is the
 // wrong moment to renew: Teleport still signs with the old key, and clients that do not know
 // the new key yet would reject its certificates. The right moment is when the key that
@@ -82,7 +82,7 @@ func stale(seen *observed, now time.Time) string {
 //
 // A cluster may sign with several keys at once. If a renewal for a new first key brought a
 // certificate from another key, the machine does not renew again for the same first key.
-func resigned(s *state.State, keys []hostkey.Key) string {
+func hostCAChanged(s *state.State, keys []hostkey.Key) string {
 	hosts, err := cafile.ParseKeys(s.HostCAs)
 	if err != nil {
 		return "" // an old state without them

@@ -365,7 +365,7 @@ func TestResigned(t *testing.T) {
 	} {
 		key := hostkey.Key{Path: "/k", Certificate: &ssh.Certificate{SignatureKey: test.signer.PublicKey()}}
 		s := &state.State{HostCAs: test.hosts, SignedUnder: test.signedUnder}
-		got := resigned(s, []hostkey.Key{key})
+		got := hostCAChanged(s, []hostkey.Key{key})
 		if (got == "") != (test.want == "") || !strings.Contains(got, test.want) {
 			t.Errorf("%s: %q, want %q", test.name, got, test.want)
 		}

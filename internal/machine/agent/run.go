@@ -73,7 +73,7 @@ func (r *run) act(ctx context.Context) error {
 		if err := r.follow(ctx); err != nil {
 			return err
 		}
-		r.outcome.Reason = resigned(r.seen.state, r.seen.keys)
+		r.outcome.Reason = hostCAChanged(r.seen.state, r.seen.keys)
 	}
 	if r.outcome.Reason == "" {
 		return nil

@@ -119,7 +119,7 @@ func (r *Remover) Remove(ctx context.Context, o RemoveOptions) (changes []string
 	if err := run.check(ctx); err != nil {
 		return nil, err
 	}
-	if err := run.depart(ctx); err != nil {
+	if err := run.endEnrollment(ctx); err != nil {
 		return nil, err
 	}
 	if err := run.restoreSSHD(ctx); err != nil {
@@ -208,9 +208,9 @@ func (r *removal) checkWayIn(after []sshd.Login) error {
 		"nobody could log in to this machine anymore: without hallmark, sshd accepts no user's key, no password and no other CA%s", unknown)
 }
 
-// depart prepares sshd's files, stops the timers and asks the signer. If it fails, everything
+// endEnrollment prepares sshd's files, stops the timers and asks the signer. If it fails, everything
 // is as before, and the timers run again.
-func (r *removal) depart(ctx context.Context) (err error) {
+func (r *removal) endEnrollment(ctx context.Context) (err error) {
 	if err := r.prepare(); err != nil {
 		return fault.Newf(fault.Failed, "nothing was changed; "+fault.FileHint(err), "restore sshd's files: %w", err)
 	}

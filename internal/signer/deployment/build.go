@@ -115,8 +115,8 @@ func NewSigner(ctx context.Context, log *slog.Logger) (*enroll.Signer, entry.Kin
 // Upkeep is the content of the function "fleet".
 type Upkeep struct {
 	Fleet *upkeep.Fleet
-	// Bookmark is where the next sweep begins; nil if the ledger is in memory.
-	Bookmark *stored.Text
+	// Cursor is where the next sweep begins; nil if the ledger is in memory.
+	Cursor *stored.Text
 	// Organization reads which accounts the organization has; nil without one.
 	Organization *organizations.Refresher
 }
@@ -177,7 +177,7 @@ func NewUpkeep(ctx context.Context, log *slog.Logger) (Upkeep, error) {
 		}
 	}
 	if p.table != nil {
-		u.Bookmark = &stored.Text{Client: p.table, Table: tableName(p.env.table), Name: sweepItem + d.Audience}
+		u.Cursor = &stored.Text{Client: p.table, Table: tableName(p.env.table), Name: sweepItem + d.Audience}
 	}
 	return u, nil
 }

@@ -91,7 +91,7 @@ func TestSignersShareALedgerButNoPolicy(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, name := range []string{u.Bookmark.Name, u.Fleet.Missing.(stored.Text).Name, u.Fleet.Walk.(stored.Text).Name} {
+		for _, name := range []string{u.Cursor.Name, u.Fleet.Missing.(stored.Text).Name, u.Fleet.Walk.(stored.Text).Name} {
 			if names[name] {
 				t.Errorf("both signers use the item %s", name)
 			}

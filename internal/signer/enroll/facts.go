@@ -23,7 +23,7 @@ import (
 //
 // The metadata options are not part of the facts, so no policy can depend on them.
 func (s *Signer) inspect(ctx context.Context, d *identity.Document, a *audit) (facts node.Facts, options protocol.MetadataOptions, err error) {
-	record, err := s.recall(ctx, d, a)
+	record, err := s.readRecord(ctx, d, a)
 	if err != nil {
 		return facts, options, err
 	}
@@ -114,9 +114,9 @@ func (s *Signer) addLaunchImage(ctx context.Context, i *inventory.Instance, r le
 	return nil
 }
 
-// recall reads the instance's record from the ledger. It stops an off-boarded instance:
+// readRecord reads the instance's record from the ledger. It stops an off-boarded instance:
 // its document stays valid forever, and EC2 may still show it as running.
-func (s *Signer) recall(ctx context.Context, d *identity.Document, a *audit) (ledger.Record, error) {
+func (s *Signer) readRecord(ctx context.Context, d *identity.Document, a *audit) (ledger.Record, error) {
 	var record ledger.Record
 	err := a.step(ctx, "record", ledgerTimeout, func(ctx context.Context) (err error) {
 		record, err = s.Ledger.Lookup(ctx, d.Instance)

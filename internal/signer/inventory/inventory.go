@@ -178,17 +178,17 @@ func (i *Instance) setImage(found image) {
 }
 
 func (e *EC2) findInstance(ctx context.Context, of ec2ref.Instance) (i *Instance, err error) {
-	err = e.patiently(ctx, func() error {
+	err = e.retry(ctx, func() error {
 		i, err = e.describeInstance(ctx, of)
 		return err
 	})
 	return i, err
 }
 
-// patiently asks again while EC2 is busy, or says that there is no such instance: its API is
+// retry asks again while EC2 is busy, or says that there is no such instance: its API is
 // eventually consistent, so a machine can boot before EC2 shows it (EC2 documentation,
 // "Eventual consistency"). It returns EC2's last answer, rather than that time is up.
-func (e *EC2) patiently(ctx context.Context, ask func() error) error {
+func (e *EC2) retry(ctx context.Context, ask func() error) error {
 	policy := backoff.Policy{
 		Growth: backoff.Growth{First: 250 * time.Millisecond, Longest: 2 * time.Second},
 		Random: rand.Float64, // a fleet boots at once
@@ -309,11 +309,11 @@ func (e *EC2) findImage(ctx context.Context, at ec2ref.Place, id string) (image,
 		return image{}, nil
 	}
 	key := imageKey{at, id}
-	if remembered, ok := e.recall(key); ok {
+	if remembered, ok := e.cachedImage(key); ok {
 		return remembered, nil
 	}
 	var found image
-	err := e.patiently(ctx, func() (err error) {
+	err := e.retry(ctx, func() (err error) {
 		found, err = e.describeImage(ctx, at, id)
 		return err
 	})
@@ -360,7 +360,7 @@ func imageOwner(id, owner string) (ec2ref.Account, error) {
 	return account, nil
 }
 
-func (e *EC2) recall(key imageKey) (image, bool) {
+func (e *EC2) cachedImage(key imageKey) (image, bool) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	remembered, ok := e.images[key]

@@ -25,7 +25,7 @@ type LaunchImage struct {
 // call, with ErrNotFound if EC2 does not know the instance, and with ErrNotPermitted.
 func (e *EC2) LaunchImage(ctx context.Context, of ec2ref.Instance) (LaunchImage, error) {
 	var found LaunchImage
-	err := e.patiently(ctx, func() (err error) {
+	err := e.retry(ctx, func() (err error) {
 		found, err = e.describeLaunchImage(ctx, of)
 		return err
 	})

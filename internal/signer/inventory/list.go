@@ -29,7 +29,7 @@ func (e *EC2) Instances(ctx context.Context, at ec2ref.Place, ids []ec2ref.Insta
 	found := make(map[ec2ref.InstanceID]*Instance, len(ids))
 	missing := slices.Compact(slices.Sorted(slices.Values(ids)))
 	var failed error
-	_ = e.patiently(ctx, func() error {
+	_ = e.retry(ctx, func() error {
 		missing, failed = e.seek(ctx, at, missing, found)
 		if len(missing) > 0 {
 			return ErrNotFound
@@ -136,14 +136,14 @@ func (e *EC2) listInstances(ctx context.Context, at ec2ref.Place, question url.V
 	})
 }
 
-// pages asks for one page after the other, each patiently. A page may be empty without being
+// pages asks for one page after the other, with retries. A page may be empty without being
 // the last (Amazon EC2 API Reference, "Pagination").
 func (e *EC2) pages(ctx context.Context, question url.Values, ask func(url.Values) (next string, err error)) error {
 	question.Set("MaxResults", strconv.Itoa(pageSize))
 	seen := make(map[string]bool)
 	for range maxPages {
 		var next string
-		err := e.patiently(ctx, func() (err error) {
+		err := e.retry(ctx, func() (err error) {
 			next, err = ask(question)
 			return err
 		})
@@ -167,7 +167,7 @@ func (e *EC2) addImages(ctx context.Context, at ec2ref.Place, instances map[ec2r
 		if _, asked := images[i.ImageID]; asked || i.ImageID == "" {
 			continue
 		}
-		remembered, ok := e.recall(imageKey{at, i.ImageID})
+		remembered, ok := e.cachedImage(imageKey{at, i.ImageID})
 		if images[i.ImageID] = remembered; !ok {
 			unknown = append(unknown, i.ImageID)
 		}

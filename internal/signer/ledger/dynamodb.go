@@ -48,7 +48,7 @@ func NewDynamoDB(client DynamoDBClient, table string, now func() time.Time) *Dyn
 // Lookup returns the record of an instance, and the zero Record for an unknown one.
 func (d *DynamoDB) Lookup(ctx context.Context, i ec2ref.Instance) (Record, error) {
 	var found Record
-	err := patiently(ctx, func(ctx context.Context) error {
+	err := retry(ctx, func(ctx context.Context) error {
 		r, err := d.record(ctx, i)
 		found = r.exported()
 		return err
@@ -68,7 +68,7 @@ const readBatch = 100
 func (d *DynamoDB) LookupAll(ctx context.Context, instances []ec2ref.Instance) (map[ec2ref.Instance]Record, error) {
 	all := make(map[ec2ref.Instance]Record, len(instances))
 	for batch := range slices.Chunk(instances, readBatch) {
-		err := patiently(ctx, func(ctx context.Context) error {
+		err := retry(ctx, func(ctx context.Context) error {
 			records, err := d.records(ctx, batch)
 			for i, r := range records {
 				all[i] = r.exported()
@@ -99,7 +99,7 @@ const (
 // says where to look.
 func (d *DynamoDB) Expired(ctx context.Context, from string, now time.Time) (Expired, error) {
 	var step Expired
-	err := patiently(ctx, func(ctx context.Context) error {
+	err := retry(ctx, func(ctx context.Context) error {
 		instances, next, err := d.scan(ctx, from, now)
 		if err != nil {
 			return err
@@ -169,7 +169,7 @@ func (d *DynamoDB) Claim(ctx context.Context, c Claim, now time.Time) (Grant, er
 		return Grant{}, fmt.Errorf("claim for %s: %w", c.Instance.ID, err)
 	}
 	var granted Grant
-	err := patiently(ctx, func(ctx context.Context) error {
+	err := retry(ctx, func(ctx context.Context) error {
 		v, err := d.view(ctx, c)
 		if err != nil {
 			return err
@@ -267,7 +267,7 @@ func (d *DynamoDB) amendFrom(ctx context.Context, doing string, i ec2ref.Instanc
 	read func(context.Context) (record, error), decide func(record) (record, error),
 ) (record, error) {
 	var written record
-	err := patiently(ctx, func(ctx context.Context) error {
+	err := retry(ctx, func(ctx context.Context) error {
 		r, err := read(ctx)
 		if err != nil {
 			return err
@@ -294,7 +294,7 @@ func (d *DynamoDB) Retire(ctx context.Context, i ec2ref.Instance) error {
 
 // RetireBy is Retire by an operator. The record names the operator.
 func (d *DynamoDB) RetireBy(ctx context.Context, i ec2ref.Instance, by string) error {
-	if err := patiently(ctx, func(ctx context.Context) error { return d.retire(ctx, i, by) }); err != nil {
+	if err := retry(ctx, func(ctx context.Context) error { return d.retire(ctx, i, by) }); err != nil {
 		return fmt.Errorf("retire %s: %w", i.ID, err)
 	}
 	return nil
@@ -306,7 +306,7 @@ func (d *DynamoDB) RetireBy(ctx context.Context, i ec2ref.Instance, by string) e
 // for the log.
 func (d *DynamoDB) Release(ctx context.Context, name, by string, now time.Time) (ec2ref.Instance, error) {
 	var holder ec2ref.Instance
-	err := patiently(ctx, func(ctx context.Context) (err error) {
+	err := retry(ctx, func(ctx context.Context) (err error) {
 		holder, err = d.release(ctx, name, by, now)
 		return err
 	})
@@ -342,7 +342,7 @@ func (d *DynamoDB) release(ctx context.Context, name, by string, now time.Time) 
 // RetireExpired is Retire for an instance whose certificates have all expired; otherwise
 // it changes nothing. It reports whether it retired the record.
 func (d *DynamoDB) RetireExpired(ctx context.Context, i ec2ref.Instance, now time.Time) (bool, error) {
-	err := patiently(ctx, func(ctx context.Context) error {
+	err := retry(ctx, func(ctx context.Context) error {
 		r, err := d.record(ctx, i)
 		if err != nil {
 			return err
@@ -416,7 +416,7 @@ func (d *DynamoDB) view(ctx context.Context, c Claim) (view, error) {
 	if err != nil {
 		return view{}, err
 	}
-	v := view{names: make(map[string]tenure)}
+	v := view{names: make(map[string]holding)}
 	if v.record, err = parseRecord(items[instancePK(c.Instance)]); err != nil {
 		return view{}, err
 	}
@@ -433,7 +433,7 @@ func (d *DynamoDB) view(ctx context.Context, c Claim) (view, error) {
 	}
 	records[c.Instance] = v.record
 	for name, holder := range holders {
-		v.names[name] = newTenure(name, holder, records[holder])
+		v.names[name] = newHolding(name, holder, records[holder])
 	}
 	return v, nil
 }

@@ -59,7 +59,7 @@ func (d *DynamoDB) eachOf(ctx context.Context, segment int32, visit func(item) e
 	}
 	for {
 		var page *dynamodb.ScanOutput
-		err := patiently(ctx, func(ctx context.Context) (err error) {
+		err := retry(ctx, func(ctx context.Context) (err error) {
 			page, err = d.client.Scan(ctx, in)
 			return err
 		})

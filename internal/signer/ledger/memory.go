@@ -100,7 +100,7 @@ func (m *Memory) Claim(ctx context.Context, c Claim, now time.Time) (Grant, erro
 
 // view returns the input of the decision on a claim.
 func (m *Memory) view(c Claim) view {
-	v := view{record: m.instances[c.Instance], keys: make(map[string]ec2ref.Instance), names: make(map[string]tenure)}
+	v := view{record: m.instances[c.Instance], keys: make(map[string]ec2ref.Instance), names: make(map[string]holding)}
 	for _, fingerprint := range c.Fingerprints {
 		if holder, held := m.keys[fingerprint]; held {
 			v.keys[fingerprint] = holder
@@ -108,7 +108,7 @@ func (m *Memory) view(c Claim) view {
 	}
 	for _, name := range c.allNames() {
 		if holder, held := m.names[name]; held {
-			v.names[name] = newTenure(name, holder, m.instances[holder])
+			v.names[name] = newHolding(name, holder, m.instances[holder])
 		}
 	}
 	return v

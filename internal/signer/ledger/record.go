@@ -109,11 +109,11 @@ func (p Permit) equal(q Permit) bool {
 type view struct {
 	record record // of the claiming instance
 	keys   map[string]ec2ref.Instance
-	names  map[string]tenure
+	names  map[string]holding
 }
 
-// tenure says which instance holds a name, and until when.
-type tenure struct {
+// holding says which instance holds a name, and until when.
+type holding struct {
 	holder ec2ref.Instance
 	// retired says that the holder is gone for good.
 	retired bool
@@ -125,31 +125,31 @@ type tenure struct {
 	version uint64
 }
 
-func newTenure(name string, holder ec2ref.Instance, r record) tenure {
+func newHolding(name string, holder ec2ref.Instance, r record) holding {
 	end, listed := r.names[name]
 	// A holder without a record was retired so long ago that its tombstone is gone.
-	return tenure{holder: holder, retired: r.retired || !r.isKnown(), dropped: !listed, validUntil: end, version: r.version}
+	return holding{holder: holder, retired: r.retired || !r.isKnown(), dropped: !listed, validUntil: end, version: r.version}
 }
 
 // isFree compares times itself: a retired holder may still have valid certificates
 // with the name, and DynamoDB may still store an expired item.
-func (t tenure) isFree(now time.Time) bool { return t.dropped || t.retired && now.After(t.validUntil) }
+func (t holding) isFree(now time.Time) bool { return t.dropped || t.retired && now.After(t.validUntil) }
 
 // change is everything that a claim writes, in one transaction.
 type change struct {
 	record record
 	// keys are fingerprints that the instance did not hold before.
 	keys []string
-	// names are names that it did not hold before, with the former tenure: zero if no
+	// names are names that it did not hold before, with the former holding: zero if no
 	// instance held the name.
-	names map[string]tenure
+	names map[string]holding
 	// dropped are names that it held before, sorted.
 	dropped []string
 }
 
 // formerHolders returns the instances that gave up a name to this one, each once.
-func (c change) formerHolders(i ec2ref.Instance) []tenure {
-	byHolder := make(map[ec2ref.Instance]tenure)
+func (c change) formerHolders(i ec2ref.Instance) []holding {
+	byHolder := make(map[ec2ref.Instance]holding)
 	for _, t := range c.names {
 		byHolder[t.holder] = t
 	}
@@ -291,9 +291,9 @@ func (r record) permits(asked []string, now time.Time) bool {
 }
 
 // freeNames returns the claim's names that the instance does not hold yet, with their
-// former tenure, or an error that lists the names held by other instances.
-func (v view) freeNames(c Claim, now time.Time) (map[string]tenure, error) {
-	free := make(map[string]tenure)
+// former holding, or an error that lists the names held by other instances.
+func (v view) freeNames(c Claim, now time.Time) (map[string]holding, error) {
+	free := make(map[string]holding)
 	var inUse NameInUseError
 	for _, name := range c.allNames() {
 		t, held := v.names[name]

@@ -21,10 +21,10 @@ const attempts = 12
 // errBusy says that DynamoDB answered only part of a read.
 var errBusy = errors.New("DynamoDB did not return all items")
 
-// patiently reads, decides and writes again while others write the same items or
+// retry reads, decides and writes again while others write the same items or
 // DynamoDB is busy. Neither is a refusal: they say nothing about who may hold what. The
 // waits have full jitter, because a whole fleet may boot at once.
-func patiently(ctx context.Context, attempt func(context.Context) error) error {
+func retry(ctx context.Context, attempt func(context.Context) error) error {
 	policy := backoff.Policy{
 		Growth: backoff.Growth{First: 20 * time.Millisecond, Longest: time.Second},
 		Random: rand.Float64, // a fleet boots at once

@@ -82,7 +82,7 @@ const maxActions = 100
 // checkGivenUp requires that the former holder of a name still does not hold it: either
 // it is retired, so its record cannot change, or its record has not changed since the
 // read.
-func (w *write) checkGivenUp(t tenure) {
+func (w *write) checkGivenUp(t holding) {
 	condition, values := "version = :version", item{":version": number(t.version)}
 	if t.retired {
 		// Generation 0 is only a note of a tag event, written after the tombstone expired.

@@ -217,7 +217,7 @@ func (e evidence) judge(now time.Time) (State, string) {
 	case e.readEC2 && !e.runs():
 		return Stopped, ""
 	}
-	if why := e.illness(now); why != "" {
+	if why := e.unhealthy(now); why != "" {
 		return Unhealthy, why
 	}
 	return Enrolled, ""
@@ -298,8 +298,8 @@ func (e evidence) judgeWithoutNode(now time.Time) (State, string) {
 	return NoNode, "its certificates are valid, but Teleport has no node"
 }
 
-// illness says what is wrong with an instance that has a record and a node, or "".
-func (e evidence) illness(now time.Time) string {
+// unhealthy says what is wrong with an instance that has a record and a node, or "".
+func (e evidence) unhealthy(now time.Time) string {
 	end := node.Lease(e.record)
 	health := node.Health(e.record, now)
 	switch {

@@ -82,13 +82,13 @@ func (r route) dial(ctx context.Context, protocols ...string) (*tls.Conn, error)
 // connect opens a connection with a login.
 func connect(ctx context.Context, config Config, id *identity) (*connection, error) {
 	r := route{address: config.Address, dialer: newDialer(ctx, false), tls: id.tlsConfig(config.RootsPEM), cluster: id.cluster}
-	first, err := dialPatiently(ctx, r, alpnHTTP2)
+	first, err := dialWithRetry(ctx, r, alpnHTTP2)
 	// A load balancer that ends TLS presents its own certificate, and ignores the
 	// protocols that only the proxy behind it understands. Proxies therefore also accept
 	// the same connection inside another one.
 	if (certificateError(err) || protocolError(err)) && behindBalancer(ctx, webRoute(ctx, config)) {
 		r.dialer = newDialer(ctx, true)
-		first, err = dialPatiently(ctx, r, alpnHTTP2)
+		first, err = dialWithRetry(ctx, r, alpnHTTP2)
 	}
 	if err != nil {
 		return nil, unreachable("connect to Teleport at "+config.Address, err)
@@ -102,7 +102,7 @@ func connect(ctx context.Context, config Config, id *identity) (*connection, err
 		// outage of Teleport into a longer one of the signer.
 		CircuitBreakerConfig: breaker.NoopBreakerConfig(),
 		DialOpts: []grpc.DialOption{
-			grpc.WithTransportCredentials(handshaken{}),
+			grpc.WithTransportCredentials(openConnection{}),
 			grpc.WithChainUnaryInterceptor(call),
 		},
 	})
@@ -159,8 +159,8 @@ func newDialer(ctx context.Context, upgrade bool) client.ContextDialer {
 		client.WithALPNConnUpgrade(upgrade))
 }
 
-// dialPatiently dials until it succeeds, the time is up, or the error is permanent.
-func dialPatiently(ctx context.Context, r route, protocols ...string) (*tls.Conn, error) {
+// dialWithRetry dials until it succeeds, the time is up, or the error is permanent.
+func dialWithRetry(ctx context.Context, r route, protocols ...string) (*tls.Conn, error) {
 	var conn *tls.Conn
 	err := retry(ctx, func() (err error) {
 		conn, err = r.dial(ctx, protocols...)
@@ -197,10 +197,10 @@ func (d *dialer) DialContext(ctx context.Context, _, _ string) (net.Conn, error)
 	return conn, nil
 }
 
-// handshaken are gRPC credentials for TLS connections that are already open.
-type handshaken struct{}
+// openConnection are gRPC credentials for TLS connections that are already open.
+type openConnection struct{}
 
-func (handshaken) ClientHandshake(_ context.Context, _ string, conn net.Conn) (net.Conn, credentials.AuthInfo, error) {
+func (openConnection) ClientHandshake(_ context.Context, _ string, conn net.Conn) (net.Conn, credentials.AuthInfo, error) {
 	encrypted, ok := conn.(*tls.Conn)
 	if !ok {
 		return nil, nil, errors.New("not a TLS connection")
@@ -211,17 +211,17 @@ func (handshaken) ClientHandshake(_ context.Context, _ string, conn net.Conn) (n
 	}, nil
 }
 
-func (handshaken) ServerHandshake(net.Conn) (net.Conn, credentials.AuthInfo, error) {
+func (openConnection) ServerHandshake(net.Conn) (net.Conn, credentials.AuthInfo, error) {
 	return nil, nil, errors.New("not a server")
 }
 
-func (handshaken) Info() credentials.ProtocolInfo {
+func (openConnection) Info() credentials.ProtocolInfo {
 	return credentials.ProtocolInfo{SecurityProtocol: "tls"}
 }
 
-func (h handshaken) Clone() credentials.TransportCredentials { return h }
+func (h openConnection) Clone() credentials.TransportCredentials { return h }
 
-func (handshaken) OverrideServerName(string) error { return nil }
+func (openConnection) OverrideServerName(string) error { return nil }
 
 // retryLimit is the number of attempts. The pauses between them are fixed, so that
 // docs/teleport.md can state their total.

@@ -245,7 +245,7 @@ func dialJoin(ctx context.Context, config Config) (*grpc.ClientConn, error) {
 	d := &dialer{route: r, protocols: []string{alpnJoin, alpnHTTP2}, first: only(first)}
 	return grpc.NewClient("passthrough:///"+constants.APIDomain,
 		grpc.WithContextDialer(client.GRPCContextDialer(d)),
-		grpc.WithTransportCredentials(handshaken{}),
+		grpc.WithTransportCredentials(openConnection{}),
 		joinOptions(),
 		grpc.WithChainStreamInterceptor(metadata.StreamClientInterceptor, interceptors.GRPCClientStreamErrorInterceptor))
 }
@@ -258,7 +258,7 @@ func joinOptions() grpc.DialOption {
 // first connection.
 func joinRoute(ctx context.Context, config Config) (route, *tls.Conn, error) {
 	proxy := webRoute(ctx, config)
-	conn, err := dialPatiently(ctx, proxy, alpnJoin, alpnHTTP2)
+	conn, err := dialWithRetry(ctx, proxy, alpnJoin, alpnHTTP2)
 	switch {
 	case certificateError(err) && len(config.RootsPEM) != 0:
 		auth := authRoute(proxy, config.RootsPEM)
@@ -272,7 +272,7 @@ func joinRoute(ctx context.Context, config Config) (route, *tls.Conn, error) {
 			_ = conn.Close()
 		}
 		balancer := balancerRoute(ctx, proxy)
-		conn, err = dialPatiently(ctx, balancer, alpnJoin, alpnHTTP2)
+		conn, err = dialWithRetry(ctx, balancer, alpnJoin, alpnHTTP2)
 		return balancer, conn, err
 	}
 	return proxy, conn, err

@@ -183,7 +183,7 @@ func (f *Fleet) newPass(ctx context.Context) (pass, error) {
 func (p pass) nodes(ctx context.Context) ([]node.Node, error) {
 	nodes, err := p.cluster.NodesWith(ctx, map[string]string{node.SignerLabel: p.Audience})
 	if err != nil {
-		return nil, fmt.Errorf("list our nodes: %w", err)
+		return nil, fmt.Errorf("list the nodes of this signer: %w", err)
 	}
 	return nodes, nil
 }

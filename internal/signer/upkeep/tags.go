@@ -94,21 +94,21 @@ var errMoving = errors.New("the instance's record kept changing while its node w
 type follower struct {
 	pass
 	of ec2ref.Instance
-	// dismisses says that the follower deletes the node if the policy no longer admits
+	// deletesRefused says that the follower deletes the node if the policy no longer admits
 	// the instance: an operator who changes tags that way intends it.
-	dismisses bool
-	// dismissed says that the follower deleted the node, so it may write the node again.
-	dismissed bool
+	deletesRefused bool
+	// deleted says that the follower deleted the node, so it may write the node again.
+	deleted bool
 }
 
-func (p pass) follow(of ec2ref.Instance, dismisses bool) *follower {
-	return &follower{pass: p, of: of, dismisses: dismisses}
+func (p pass) follow(of ec2ref.Instance, deletesRefused bool) *follower {
+	return &follower{pass: p, of: of, deletesRefused: deletesRefused}
 }
 
 // relabel writes the node of an enrolled instance as it should be, or deletes the node of
 // one that is retired or left, and reports whether it changed anything. It fails with
 // policy.ErrIncomplete, and with policy.ErrRefused for a running instance that the policy
-// does not admit unless it dismisses. It changes nothing for an instance that is not
+// does not admit unless deletesRefused is set. It changes nothing for an instance that is not
 // enrolled or has no node of this signer.
 //
 // The record is from the announcement of the write, before the call to EC2. Meanwhile
@@ -145,7 +145,7 @@ func (w *follower) once(ctx context.Context, record ledger.Record, i *inventory.
 	case record.Left:
 		// Unlike a retired instance, it may be enrolling again right now.
 		deleted, err := w.deleteOwn(ctx, w.cluster, w.of.NodeID())
-		w.dismissed = w.dismissed || deleted
+		w.deleted = w.deleted || deleted
 		return deleted, err
 	case i == nil || isGone(i): // its own event, or the sweep, off-boards it
 		return false, nil
@@ -154,7 +154,7 @@ func (w *follower) once(ctx context.Context, record ledger.Record, i *inventory.
 	}
 	there, err := w.cluster.Node(ctx, w.of.NodeID())
 	switch {
-	case errors.Is(err, teleport.ErrNotFound) && w.dismissed:
+	case errors.Is(err, teleport.ErrNotFound) && w.deleted:
 		there = new(node.Node)
 	case errors.Is(err, teleport.ErrNotFound):
 		return false, nil
@@ -167,11 +167,11 @@ func (w *follower) once(ctx context.Context, record ledger.Record, i *inventory.
 	switch {
 	case err != nil && i.State != inventory.StateRunning:
 		return false, nil // it may lack an address because it is not running
-	case errors.Is(err, policy.ErrRefused) && w.dismisses:
-		return w.dismiss(ctx, err)
+	case errors.Is(err, policy.ErrRefused) && w.deletesRefused:
+		return w.deleteRefused(ctx, err)
 	case err != nil:
 		return false, err
-	case isSame(want, *there, record) && !w.dismissed:
+	case isSame(want, *there, record) && !w.deleted:
 		return false, nil
 	}
 	return w.write(ctx, want)
@@ -181,17 +181,17 @@ func (w *follower) write(ctx context.Context, want node.Node) (bool, error) {
 	if err := w.cluster.UpsertNode(ctx, want); err != nil {
 		return false, err
 	}
-	w.dismissed = false
+	w.deleted = false
 	w.Log.InfoContext(ctx, "node updated", slog.Any("", w.of), slog.String("node_id", want.ID), slog.String("hostname", want.Hostname),
 		slog.String("address", want.Address), slog.Any("labels", want.Labels))
 	return true, nil
 }
 
-// dismiss deletes the node of an instance that the policy no longer admits.
-func (w *follower) dismiss(ctx context.Context, reason error) (bool, error) {
+// deleteRefused deletes the node of an instance that the policy no longer admits.
+func (w *follower) deleteRefused(ctx context.Context, reason error) (bool, error) {
 	w.Log.WarnContext(ctx, "policy no longer admits the instance; its node will be deleted", slog.Any("", w.of), slog.String("node_id", w.of.NodeID()), slog.String("reason", reason.Error()))
 	deleted, err := w.deleteOwn(ctx, w.cluster, w.of.NodeID())
-	w.dismissed = w.dismissed || deleted
+	w.deleted = w.deleted || deleted
 	return deleted, err
 }
 
