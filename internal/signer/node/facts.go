@@ -105,8 +105,8 @@ func (f Facts) Age(now time.Time) (age time.Duration, known bool) {
 	return max(now.Sub(f.LaunchTime), 0), true
 }
 
-// Fields returns a pointer to each fact, by its name in JSON. These are also the names in a
-// policy's conditions, except launch_time.
+// Fields returns a pointer to each fact, by its name in JSON and in a policy's conditions. To add
+// a fact, add it here, to Facts and to FactsOf.
 func (f *Facts) Fields() map[string]any {
 	return map[string]any{
 		"account":            &f.Account,

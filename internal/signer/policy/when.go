@@ -3,6 +3,7 @@ package policy
 import (
 	"errors"
 	"fmt"
+	"reflect"
 	"time"
 
 	"cel.dev/cel-go/cel"
@@ -35,7 +36,6 @@ type expression struct {
 // functions, and the function get of a map of tags. It has only the macro has, because all,
 // exists, map and filter are loops.
 func expressions() (*cel.Env, error) {
-	tags := cel.MapType(cel.StringType, cel.StringType)
 	options := []cel.EnvOption{
 		withBoundedMatches(),
 		cel.ClearMacros(),
@@ -43,22 +43,29 @@ func expressions() (*cel.Env, error) {
 		cel.ParserExpressionSizeLimit(maxWhenBytes),
 		cel.ParserRecursionLimit(maxWhenDepth),
 		cel.ASTValidators(cel.ValidateRegexProgramSizeLimit(maxRegexpProgram), cel.ValidateRegexLiterals(), cel.ValidateDurationLiterals(), cel.ValidateTimestampLiterals()),
-		cel.Function("get", cel.MemberOverload("tags_get", []*cel.Type{tags, cel.StringType}, cel.StringType, cel.BinaryBinding(getTag))),
+		cel.Function("get", cel.MemberOverload("tags_get", []*cel.Type{tagsType(), cel.StringType}, cel.StringType, cel.BinaryBinding(getTag))),
 		cel.Variable("age", cel.DurationType),
-		cel.Variable("launch_time", cel.TimestampType),
 		cel.Variable("now", cel.TimestampType),
-		cel.Variable("enrolled", cel.BoolType),
-		cel.Variable("image_owner_member", cel.BoolType),
-		cel.Variable("tags", tags),
-		cel.Variable("image_tags", tags),
 	}
-	for _, name := range []string{
-		"account", "account_name", "account_path", "region", "zone", "vpc", "subnet", "instance_id", "instance_profile", "image", "image_owner",
-		"private_ip", "public_ip", "ipv6", "private_dns",
-	} {
-		options = append(options, cel.Variable(name, cel.StringType))
+	for name, field := range new(node.Facts).Fields() {
+		options = append(options, cel.Variable(name, typeOf(field)))
 	}
 	return cel.NewCustomEnv(options...)
+}
+
+func tagsType() *cel.Type { return cel.MapType(cel.StringType, cel.StringType) }
+
+// typeOf returns the type of a fact in conditions.
+func typeOf(field any) *cel.Type {
+	switch field.(type) {
+	case *bool:
+		return cel.BoolType
+	case *time.Time:
+		return cel.TimestampType
+	case *map[string]string:
+		return tagsType()
+	}
+	return cel.StringType // also a type of ec2ref
 }
 
 // getTag returns a tag's value, or "" where tags[key] would be an error.
@@ -145,39 +152,7 @@ func unknown(f node.Facts) []*cel.AttributePatternType {
 
 // holds evaluates the expression. An error is neither true nor false.
 func (e *expression) holds(f node.Facts, now time.Time) (bool, error) {
-	imageTags := f.ImageTags
-	if ownImage(f, now).why != "" {
-		imageTags = nil
-	}
-	variables := map[string]any{
-		"account":          f.Account.String(),
-		"account_name":     f.AccountName,
-		"account_path":     f.AccountPath,
-		"region":           f.Region.String(),
-		"zone":             f.Zone,
-		"vpc":              f.VPC,
-		"subnet":           f.Subnet,
-		"instance_id":      f.InstanceID.String(),
-		"instance_profile": f.InstanceProfile,
-		"image":            f.Image,
-		"image_owner":      f.ImageOwner.String(),
-
-		"image_owner_member": f.ImageOwnerMember,
-
-		"image_tags":  nonNil(imageTags),
-		"enrolled":    f.Enrolled,
-		"private_ip":  f.PrivateIP,
-		"public_ip":   f.PublicIP,
-		"ipv6":        f.IPv6,
-		"private_dns": f.PrivateDNS,
-		"tags":        nonNil(f.Tags),
-		"now":         now,
-	}
-	// Without a known launch, an expression that uses one of these is an error.
-	if age, known := f.Age(now); known {
-		variables["age"], variables["launch_time"] = age, f.LaunchTime
-	}
-	known, err := cel.PartialVars(variables, unknown(f)...)
+	known, err := cel.PartialVars(values(f, now), unknown(f)...)
 	if err != nil {
 		return false, err
 	}
@@ -193,6 +168,30 @@ func (e *expression) holds(f node.Facts, now time.Time) (bool, error) {
 		return false, fmt.Errorf("it gave %s", result.Type().TypeName())
 	}
 	return holds, nil
+}
+
+// values returns the value of each variable: of each fact, by its name, and of the times.
+func values(f node.Facts, now time.Time) map[string]any {
+	if ownImage(f, now).why != "" {
+		f.ImageTags = nil
+	}
+	values := map[string]any{"now": now}
+	for name, field := range f.Fields() {
+		switch value := reflect.ValueOf(field).Elem(); value.Kind() {
+		case reflect.String: // also a type of ec2ref
+			values[name] = value.String()
+		case reflect.Map:
+			values[name] = nonNil(value.Interface().(map[string]string))
+		default:
+			values[name] = value.Interface()
+		}
+	}
+	// Without a known launch, an expression that uses one of these is an error.
+	delete(values, "launch_time")
+	if age, known := f.Age(now); known {
+		values["age"], values["launch_time"] = age, f.LaunchTime
+	}
+	return values
 }
 
 func nonNil(m map[string]string) map[string]string {
