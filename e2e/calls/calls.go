@@ -209,9 +209,9 @@ func Merge(recordings ...[]Call) []Call {
 	return r.calls
 }
 
-// Missing describes what was called and is not in the recording, one line each. The attributes
+// missing describes what was called and is not in the recording, one line each. The attributes
 // of a written item may differ.
-func Missing(called, recorded []Call) []string {
+func missing(called, recorded []Call) []string {
 	var lines []string
 	for _, c := range called {
 		n := slices.IndexFunc(recorded, func(r Call) bool { return same(c, r) == 0 })
@@ -254,7 +254,7 @@ func (r *Recorder) Check(path string, update bool, others ...string) error {
 		}
 		recorded = Merge(recorded, calls)
 	}
-	if missing := Missing(called, recorded); len(missing) > 0 {
+	if missing := missing(called, recorded); len(missing) > 0 {
 		return fmt.Errorf("%s lacks calls: run all tests of the package with -update, and read the changes:\n%s", path, strings.Join(missing, "\n"))
 	}
 	return nil

@@ -20,15 +20,15 @@ type Original struct {
 	Content []byte `json:"content"`
 }
 
-// OriginalsPath returns the file with the originals in a folder.
-func OriginalsPath(dir string) string { return filepath.Join(dir, "originals.json") }
+// originalsPath returns the file with the originals in a folder.
+func originalsPath(dir string) string { return filepath.Join(dir, "originals.json") }
 
-// MaxOriginalBytes bounds the content of an original. A certificate has some kilobytes.
-const MaxOriginalBytes = 64 << 10
+// maxOriginalBytes bounds the content of an original. A certificate has some kilobytes.
+const maxOriginalBytes = 64 << 10
 
 // LoadOriginals returns the originals in a folder.
 func LoadOriginals(dir string) ([]Original, error) {
-	data, err := os.ReadFile(OriginalsPath(dir))
+	data, err := os.ReadFile(originalsPath(dir))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
@@ -37,7 +37,7 @@ func LoadOriginals(dir string) ([]Original, error) {
 	}
 	var list []Original
 	if err := json.Unmarshal(data, &list); err != nil {
-		return nil, fault.Newf(fault.Failed, "move the file away, then run hallmark again", "read %s: %w", OriginalsPath(dir), err)
+		return nil, fault.Newf(fault.Failed, "move the file away, then run hallmark again", "read %s: %w", originalsPath(dir), err)
 	}
 	return list, nil
 }
@@ -52,7 +52,7 @@ func SaveOriginals(dir string, more []Original) error {
 	known := len(list)
 	for _, o := range more {
 		has := func(other Original) bool { return other.Path == o.Path }
-		if len(o.Content) <= MaxOriginalBytes && !slices.ContainsFunc(list, has) {
+		if len(o.Content) <= maxOriginalBytes && !slices.ContainsFunc(list, has) {
 			list = append(list, o)
 		}
 	}
@@ -63,5 +63,5 @@ func SaveOriginals(dir string, more []Original) error {
 	if err != nil {
 		return fmt.Errorf("encode the certificates of other CAs: %w", err)
 	}
-	return replace.File(OriginalsPath(dir), append(data, '\n'))
+	return replace.File(originalsPath(dir), append(data, '\n'))
 }

@@ -74,6 +74,6 @@ func deploymentPackCommand() *cobra.Command {
 		},
 	}
 	cmd.Flags().StringVar(&function, "function", "", "the `function`: enroll or fleet")
-	cmd.Flags().StringVar(&into, "into", "", "write into this `folder`")
+	cmd.Flags().StringVar(&into, "into", "", "write into this `output-folder`")
 	return cmd
 }
