@@ -42,9 +42,7 @@ func (j *judge) retire(p pair, s state) error {
 			return err
 		}
 	}
-	// A process that deletes a node for a leave may die or fail after an enrollment has
-	// overtaken it. The next renewal writes the node: see checkRenewal.
-	mayLackNode := p.leaves() && (s.failure != none || s.failsToLeave(p))
+	mayLackNode := s.mayLackNode(p)
 	return once(j.retired, fmt.Sprint(mayLackNode, s.world.text()), func() error {
 		w := s.world.clone()
 		if err := w.sweep(); err != nil {
@@ -59,6 +57,13 @@ func (j *judge) retire(p pair, s state) error {
 		}
 		return nil
 	})
+}
+
+// mayLackNode reports whether an enrolled instance may have no node: a process that deletes a
+// node for a leave, or because the instance is stopped, may die or fail after an enrollment has
+// overtaken it. The next renewal writes the node: see checkRenewal.
+func (s state) mayLackNode(p pair) bool {
+	return p.leaves() && (s.failure != none || s.failsToLeave(p)) || p.stopped && s.failure != none
 }
 
 func (s state) failsToLeave(p pair) bool {
@@ -84,6 +89,9 @@ func (w *world) sweep() error {
 func (s state) checkPromises(p pair) error {
 	if s.ops[0].isRestless() || s.ops[1].isRestless() {
 		return nil // it says so, and leaves it to the sweep
+	}
+	if p.stopped && s.failure == failed {
+		return nil // another event about a stop does nothing once the instance runs
 	}
 	w := s.world.clone()
 	for k, op := range p.ops {
@@ -189,6 +197,8 @@ func (w *world) checkNode(n int) error {
 		if there {
 			return fmt.Errorf("instance %d left, and its node is still there: %s", n, nodeText(server))
 		}
+	case w.isStopped(n):
+		// The policy removes its node, if somebody notices.
 	case record.ConfirmedHostname == "" || !record.Lease.After(w.now):
 		// The node of a failed attempt may exist. Its lease ends by itself.
 	case !there:
@@ -231,10 +241,13 @@ func (w *world) key(n int) string {
 	return key
 }
 
-// checkRenewal has the machine renew. This must succeed whatever went wrong before, and
-// whatever is still in progress. A terminated machine must get nothing.
+// checkRenewal has the machine renew, after a start if it is stopped. This must succeed whatever
+// went wrong before, and whatever is still in progress. A terminated machine must get nothing.
 func (w *world) checkRenewal(n int) error {
 	after := w.clone()
+	if after.isStopped(n) {
+		after.setState(n, inventory.StateRunning)
+	}
 	err := after.runIn(w.renewal(n))
 	if gone := w.record(n).Retired || w.ec2[string(ref(n).ID)].State == inventory.StateTerminated; gone || err != nil {
 		if gone && errors.Is(err, errAnswer) {

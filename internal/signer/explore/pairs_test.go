@@ -14,6 +14,7 @@ import (
 
 	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
+	"github.com/hallmark-ssh/hallmark/internal/signer/inventory"
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
 	"github.com/hallmark-ssh/hallmark/internal/signer/policy"
 	"github.com/hallmark-ssh/hallmark/internal/signer/upkeep"
@@ -78,6 +79,24 @@ func offboard(n int) run {
 			return err
 		}
 		return errors.Join(p.fleetOf(audience).StatesChanged(ctx, []ec2ref.Instance{ref(n)})...)
+	}
+}
+
+// stopEvent is an event about an instance that has stopped, at any later time.
+func stopEvent(n int) run {
+	return func(ctx context.Context, p *process) error {
+		return errors.Join(p.fleetOf(audience).StatesChanged(ctx, []ec2ref.Instance{ref(n)})...)
+	}
+}
+
+// startAgain has EC2 start the instance. The machine then renews.
+func startAgain(n int) run {
+	return func(ctx context.Context, p *process) error {
+		err := p.change(n, "start", func(w *world) { w.setState(n, inventory.StateRunning) })
+		if err != nil {
+			return err
+		}
+		return enrollOnce(n)(ctx, p)
 	}
 }
 
@@ -177,6 +196,7 @@ type pair struct {
 	holds     string        // the host name of the second instance, if it has enrolled
 	age       time.Duration // since the enrollments
 	missedTag bool          // a tag has changed, and no event said so
+	stopped   bool          // the first instance is stopped
 	moves     bool          // the clock moves, too
 }
 
@@ -231,6 +251,9 @@ func (p pair) prepare(w *world) error {
 	if p.missedTag {
 		w.setTag(1, "env", "dev")
 	}
+	if p.stopped {
+		w.setState(1, inventory.StateStopped)
+	}
 	if w.advance(p.age); p.age == 0 && !p.fresh[0] {
 		w.advance(policy.DefaultLifetime / 3) // when machines renew
 	}
@@ -271,7 +294,24 @@ func pairs() []pair {
 		a, b := operations(1, name), operations(2, name)
 		all = append(all, pair{name: "both want the name " + name, ops: [2]operation{a[2], b[2]}, holds: "other"})
 	}
-	return slices.Concat(all, late(all), timed(all), walks())
+	return slices.Concat(all, late(all), timed(all), walks(), stops())
+}
+
+// stops are pairs in which the first instance is stopped.
+func stops() []pair {
+	ops := operations(1, "renamed")
+	find := func(name string) operation {
+		return ops[slices.IndexFunc(ops, func(o operation) bool { return o.name == name })]
+	}
+	stop := operation{name: "stop", run: stopEvent(1), instance: 1}
+	starts := operation{name: "start and renew", run: startAgain(1), instance: 1, enrolls: true}
+	var stops []pair
+	for _, ops := range [][2]operation{
+		{stop, starts}, {find("sweep"), starts}, {find("tag"), starts}, {stop, stop}, {stop, find("sweep")}, {stop, find("tag")}, {stop, find("off-board")},
+	} {
+		stops = append(stops, pair{name: ops[0].name + ", " + ops[1].name + ", stopped", ops: ops, fresh: [2]bool{false, true}, stopped: true})
+	}
+	return stops
 }
 
 // late are pairs whose certificates and claims have ended.

@@ -70,7 +70,7 @@ func makeFixed() (*fixed, error) {
 	}
 	var err error
 	const text = `version: 1
-rules: [{name: default, match: {image_owners: [listed], max_age: any}, teleport_hostname: {pattern: "[a-z]+"}}]`
+rules: [{name: default, match: {image_owners: [listed], max_age: any}, teleport_hostname: {pattern: "[a-z]+"}, when_stopped: remove}]`
 	f.rules, err = policy.Parse([]byte(text), policy.Limits{Accounts: []ec2ref.Account{account}, Regions: []ec2ref.Region{region}, MaxLifetime: policy.LongestLifetime})
 	if err != nil {
 		return nil, err
@@ -284,10 +284,16 @@ func (w *world) setTag(n int, key, value string) {
 	w.ec2[string(i.ID)] = i
 }
 
-func (w *world) terminate(n int) {
+func (w *world) terminate(n int) { w.setState(n, inventory.StateTerminated) }
+
+func (w *world) setState(n int, state string) {
 	i := w.ec2[string(ref(n).ID)]
-	i.State = inventory.StateTerminated
+	i.State = state
 	w.ec2[string(i.ID)] = i
+}
+
+func (w *world) isStopped(n int) bool {
+	return w.ec2[string(ref(n).ID)].State == inventory.StateStopped
 }
 
 func (w *world) put(n node.Node) {

@@ -413,3 +413,26 @@ func isOK(t *testing.T, l *ledger.Memory, i ec2ref.Instance, now time.Time) bool
 	}
 	return node.Health(r, now) == "ok"
 }
+
+// Machines that were stopped for hours are silent. That a policy now removes the nodes of
+// stopped instances is for the sweep, which stops at a limit.
+func TestHealthCheckRemovesNoStoppedNodes(t *testing.T) {
+	const nodes = 25
+	w, _ := newHealthWorld(t, nodes)
+	w.fleet.Probe = nil
+	for n := 1; n <= nodes; n++ {
+		w.reportsHealth(n, "ok")
+		stop(w.instances[ref(n).ID])
+	}
+	w.now = w.now.Add(node.SilentAfter + time.Minute)
+	w.setPolicy(removing)
+	if report := w.sweep(0); report.OverLimit != nodes || report.Deleted > 0 {
+		t.Errorf("sweep: %+v", report)
+	}
+	if report := w.checkHealth(); report.Changed != nodes || report.Failed > 0 {
+		t.Errorf("health check: %+v", report)
+	}
+	for n := 1; n <= nodes; n++ {
+		w.wantHealth(n, "silent")
+	}
+}

@@ -138,7 +138,8 @@ func (f *Fleet) stateChanged(ctx context.Context, i ec2ref.Instance, found *inve
 }
 
 // stopped deletes the node of a stopped instance if the policy says so. The ledger keeps
-// the record: the instance may start again with its keys and names.
+// the record: the instance may start again with its keys and names, even before its node is
+// deleted. So stopped announces the write and asks EC2 again, as every writer of a node does.
 func (f *Fleet) stopped(ctx context.Context, i ec2ref.Instance, found *inventory.Instance, log *slog.Logger) error {
 	record, err := f.Ledger.Lookup(ctx, i)
 	if err != nil {
@@ -152,15 +153,27 @@ func (f *Fleet) stopped(ctx context.Context, i ec2ref.Instance, found *inventory
 	if err != nil {
 		return err
 	}
-	if !p.rules.RemovesStopped(p.factsOf(found, record), f.Now()) {
+	if !p.isRemoved(found, record) {
 		log.InfoContext(ctx, "the instance is stopped, and its node stays until its lease expires")
 		return nil
 	}
-	deleted, err := f.deleteOwn(ctx, p.cluster, i.NodeID())
+	if record, err = f.Ledger.Announce(ctx, i); err != nil {
+		return err
+	}
+	if found, err = f.instance(ctx, i); err != nil {
+		return err
+	}
+	if !isStopped(found) {
+		log.InfoContext(ctx, "the instance is no longer stopped; nothing to do")
+		return nil
+	}
+	w := p.follow(i)
+	w.removes = true
+	changed, err := w.relabel(ctx, record, found)
 	if err != nil {
 		return fmt.Errorf("delete the node of %s, which is stopped: %w", i.ID, err)
 	}
-	log.InfoContext(ctx, "the instance is stopped; its node will be deleted", slog.String("node_id", i.NodeID()), slog.Bool("node_deleted", deleted))
+	log.InfoContext(ctx, "the instance is stopped; its node will be deleted", slog.String("node_id", i.NodeID()), slog.Bool("node_deleted", changed && w.deleted))
 	return nil
 }
 

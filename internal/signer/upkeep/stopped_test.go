@@ -150,6 +150,56 @@ func TestSweepAsksAgainBeforeItRemovesAStoppedInstance(t *testing.T) {
 	}
 }
 
+// startingCluster has the instance start and enroll again right before its node is deleted.
+type startingCluster struct {
+	Cluster
+	start func()
+}
+
+func (c startingCluster) DeleteNode(ctx context.Context, id string) error {
+	c.start()
+	return c.Cluster.DeleteNode(ctx, id)
+}
+
+// EC2 says that the instance is stopped, but it starts and enrolls before its node is deleted.
+func TestAStoppedInstanceStartsAgain(t *testing.T) {
+	for name, remove := range map[string]func(*world) error{
+		"event": func(w *world) error { return w.stateChanged(ref(1)) },
+		"sweep": func(w *world) error { _, err := w.fleet.Sweep(t.Context(), "", 0); return err },
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			w.setPolicy(removing)
+			i := w.enroll(1)
+			stop(i)
+			started := false
+			start := func() {
+				if started {
+					return
+				}
+				started, i.State = true, inventory.StateRunning
+				w.now = w.now.Add(time.Minute)
+				w.enrollInstance(1, i)
+			}
+			connect := w.fleet.Connect
+			w.fleet.Connect = func(ctx context.Context) (Cluster, error) {
+				cluster, err := connect(ctx)
+				return startingCluster{cluster, start}, err
+			}
+			if err := remove(w); err != nil {
+				t.Fatal(err)
+			}
+			record, err := w.ledger.Lookup(t.Context(), ref(1))
+			if err != nil || !started {
+				t.Fatalf("started %v, error %v", started, err)
+			}
+			if n, there := w.node(1); !there || !n.Expires.Equal(record.ValidUntil) {
+				t.Errorf("node %+v, there: %v; want it until %s", n, there, record.ValidUntil)
+			}
+		})
+	}
+}
+
 func TestSweepOfManyStoppedInstancesNeedsAPerson(t *testing.T) {
 	w := newWorld(t)
 	w.setPolicy(removing)

@@ -72,7 +72,8 @@ type survey struct {
 type run struct {
 	pass
 	limit *int // what is left of an operator's limit, nil without one
-	// removable is how many nodes of stopped instances this sweep may still delete.
+	// removable is how many nodes of stopped instances this sweep may still delete. A run that
+	// may delete none, whatever the policy says, has none.
 	removable *int
 	noted     map[ec2ref.Place]bool // where instances were missing before
 	byPlace   map[ec2ref.Place][]ownNode
@@ -297,7 +298,7 @@ func (r run) judge(o ownNode, i *inventory.Instance, record ledger.Record, s *su
 	case isGone(i):
 		s.dead = append(s.dead, o)
 		return nil
-	case isStopped(i) && r.rules.RemovesStopped(r.factsOf(i, record), r.Now()):
+	case r.isRemoved(i, record):
 		s.stopped = append(s.stopped, o)
 		return nil
 	}
@@ -415,30 +416,23 @@ func (r run) refresh(ctx context.Context, at ec2ref.Place, batch []ownNode) {
 		if !r.note(ctx, "ask EC2 again", o, err) {
 			continue
 		}
-		i := found[o.instance.ID]
-		if isStopped(i) && r.rules.RemovesStopped(r.factsOf(i, records[o.instance.ID]), r.Now()) {
-			r.remove(ctx, o)
-			continue
-		}
-		r.repair(ctx, o, records[o.instance.ID], i)
-	}
-}
-
-func (r run) remove(ctx context.Context, o ownNode) {
-	deleted, err := r.deleteOwn(ctx, r.cluster, o.node.ID)
-	if r.note(ctx, "remove", o, err) && deleted {
-		r.report.Deleted++
+		r.repair(ctx, o, records[o.instance.ID], found[o.instance.ID])
 	}
 }
 
 func (r run) repair(ctx context.Context, o ownNode, record ledger.Record, i *inventory.Instance) {
-	written, err := r.follow(o.instance, false).relabel(ctx, record, i)
+	w := r.follow(o.instance)
+	w.removes = r.removable != nil
+	written, err := w.relabel(ctx, record, i)
 	switch {
 	case errors.Is(err, policy.ErrRefused):
 		r.refuse(ctx, o.instance.Place(), []error{err})
 	case errors.Is(err, policy.ErrIncomplete):
 		r.incomplete(ctx, o, err)
-	case r.note(ctx, "repair", o, err) && written:
+	case !r.note(ctx, "repair", o, err) || !written:
+	case w.deleted && !record.IsOut(): // it is stopped
+		r.report.Deleted++
+	default:
 		r.report.Repaired++
 	}
 }

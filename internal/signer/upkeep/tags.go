@@ -75,7 +75,9 @@ func (f *Fleet) TagsChanged(ctx context.Context, changes []TagChange) []error {
 }
 
 func (p pass) tagsChanged(ctx context.Context, of ec2ref.Instance, record ledger.Record, i *inventory.Instance) error {
-	_, err := p.follow(of, true).relabel(ctx, record, i)
+	w := p.follow(of)
+	w.deletesRefused = true
+	_, err := w.relabel(ctx, record, i)
 	if !errors.Is(err, policy.ErrIncomplete) {
 		return err
 	}
@@ -97,16 +99,18 @@ type follower struct {
 	// deletesRefused says that the follower deletes the node if the policy no longer admits
 	// the instance: an operator who changes tags that way intends it.
 	deletesRefused bool
+	// removes says that the follower deletes the node of a stopped instance if the policy
+	// says so.
+	removes bool
 	// deleted says that the follower deleted the node, so it may write the node again.
 	deleted bool
 }
 
-func (p pass) follow(of ec2ref.Instance, deletesRefused bool) *follower {
-	return &follower{pass: p, of: of, deletesRefused: deletesRefused}
-}
+func (p pass) follow(of ec2ref.Instance) *follower { return &follower{pass: p, of: of} }
 
 // relabel writes the node of an enrolled instance as it should be, or deletes the node of
-// one that is retired or left, and reports whether it changed anything. It fails with
+// one that is retired, left or, if it removes, stopped, and reports whether it changed
+// anything. It fails with
 // policy.ErrIncomplete, and with policy.ErrRefused for a running instance that the policy
 // does not admit unless deletesRefused is set. It changes nothing for an instance that is not
 // enrolled or has no node of this signer.
@@ -143,12 +147,11 @@ func (w *follower) once(ctx context.Context, record ledger.Record, i *inventory.
 	case record.Retired:
 		return w.deleteOwn(ctx, w.cluster, w.of.NodeID())
 	case record.Left:
-		// Unlike a retired instance, it may be enrolling again right now.
-		deleted, err := w.deleteOwn(ctx, w.cluster, w.of.NodeID())
-		w.deleted = w.deleted || deleted
-		return deleted, err
+		return w.remove(ctx) // unlike a retired instance, it may be enrolling again right now
 	case i == nil || isGone(i): // its own event, or the sweep, off-boards it
 		return false, nil
+	case w.removes && w.isRemoved(i, record):
+		return w.remove(ctx) // it may be starting again right now
 	case record.ConfirmedHostname == "" || !node.Lease(record).After(w.Now()):
 		return false, nil
 	}
@@ -190,9 +193,19 @@ func (w *follower) write(ctx context.Context, want node.Node) (bool, error) {
 // deleteRefused deletes the node of an instance that the policy no longer admits.
 func (w *follower) deleteRefused(ctx context.Context, reason error) (bool, error) {
 	w.Log.WarnContext(ctx, "policy no longer admits the instance; its node will be deleted", slog.Any("", w.of), slog.String("node_id", w.of.NodeID()), slog.String("reason", reason.Error()))
+	return w.remove(ctx)
+}
+
+// remove deletes the node of an instance that may get it back.
+func (w *follower) remove(ctx context.Context) (bool, error) {
 	deleted, err := w.deleteOwn(ctx, w.cluster, w.of.NodeID())
 	w.deleted = w.deleted || deleted
 	return deleted, err
+}
+
+// isRemoved reports whether an instance is stopped, and the policy removes its node.
+func (p pass) isRemoved(i *inventory.Instance, record ledger.Record) bool {
+	return isStopped(i) && p.rules.RemovesStopped(p.factsOf(i, record), p.Now())
 }
 
 // isSame compares all fields of a node. The ledger stores leases in whole seconds, and
