@@ -65,6 +65,7 @@ type Policy struct {
 
 // look is one look at the text, which many requests may wait for.
 type look struct {
+	began  time.Time
 	done   chan struct{} // closed when policy and err are set
 	policy *policy.Policy
 	err    error
@@ -87,15 +88,31 @@ func (p *Policy) Current(ctx context.Context) (*policy.Policy, error) {
 		ctx, cancel = context.WithTimeout(ctx, patience)
 		defer cancel()
 	}
-	select {
-	case <-l.done:
-		return l.policy, l.err
-	case <-ctx.Done():
-		if current != nil {
-			return current, nil
+	for {
+		select {
+		case <-l.done:
+		case <-ctx.Done():
+			if current != nil {
+				return current, nil
+			}
+			return nil, fmt.Errorf("wait for the policy: %w", ctx.Err())
 		}
-		return nil, fmt.Errorf("wait for the policy: %w", ctx.Err())
+		// The process may have been frozen during a look that nobody waited for. The text that
+		// it found is as old as the look.
+		if isRecent(l.began, p.config.Now().Round(0)) {
+			return l.policy, l.err
+		}
+		var found *policy.Policy
+		if found, l = p.look(ctx); l == nil {
+			return found, nil
+		}
 	}
+}
+
+// isRecent reports whether a look is recent enough. If the clock was set back, it is not.
+func isRecent(began, now time.Time) bool {
+	age := now.Sub(began)
+	return age >= 0 && age <= maxAge
 }
 
 // look returns the policy in force, if there is one, and a look to wait for, unless the last
@@ -106,12 +123,11 @@ func (p *Policy) look(ctx context.Context) (*policy.Policy, *look) {
 	// Strip the monotonic reading: that clock stands still while a Lambda function is frozen,
 	// and a policy from before the freeze would seem fresh.
 	now := p.config.Now().Round(0)
-	age := now.Sub(p.looked)
-	if p.running == nil && p.current != nil && age >= 0 && age <= maxAge {
+	if p.running == nil && p.current != nil && isRecent(p.looked, now) {
 		return p.current, nil
 	}
 	if p.running == nil {
-		p.running, p.looked = &look{done: make(chan struct{})}, now
+		p.running, p.looked = &look{began: now, done: make(chan struct{})}, now
 		// All requests share the look, so it must not end with the request that began it.
 		go p.run(context.WithoutCancel(ctx), p.running, p.current)
 	}

@@ -463,3 +463,23 @@ func TestAFrozenProcessLooksAgain(t *testing.T) {
 		}
 	})
 }
+
+// A process was frozen during a look that nobody waited for any more. The look found the text
+// from before.
+func TestAFrozenLookIsNoLook(t *testing.T) {
+	now := time.Now() // a bubble's clock has no monotonic reading
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(good)
+		w.policy.config.Now = func() time.Time { return now }
+		w.inForce(t, good)
+		now = clocktest.Freeze(now, maxAge+time.Second)
+		w.delay = patience + 100*time.Millisecond
+		w.inForce(t, good)
+		now = clocktest.Freeze(now, clocktest.FreezeTime)
+		w.text, w.delay = better, 0
+		w.inForce(t, better)
+		if w.fetches != 3 {
+			t.Errorf("%d looks, want 3", w.fetches)
+		}
+	})
+}
