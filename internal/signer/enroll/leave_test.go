@@ -92,6 +92,19 @@ func leaveAttacks() map[string]attack {
 			must(w.ledger.Claim(w.t.Context(), c, w.now))
 			a.payload.Purpose = protocol.PurposeLeave
 		}, protocol.CodeNameInUse, untilLeave, nil},
+		"leave: another signer's instance, whose certificates have expired": {func(w *world, a *attempt) {
+			c := ledger.Claim{
+				Instance: theInstance(), Fingerprints: []string{fingerprintOf(a.keys[0])}, Hostname: testHostname,
+				Signer: "other.example.com", ValidUntil: w.now.Add(time.Hour),
+			}
+			must(w.ledger.Claim(w.t.Context(), c, w.now))
+			w.pass(a, 2*time.Hour)
+			a.payload.Purpose = protocol.PurposeLeave
+		}, protocol.CodeNotEnrolled, untilLeave, func(t *testing.T, w *world, _ *attempt, _ protocol.Response) {
+			if record := must(w.ledger.Lookup(t.Context(), theInstance())); record.Left {
+				t.Errorf("the record says %+v", record)
+			}
+		}},
 		"leave: the ledger does not answer": {after(func(w *world, _ *attempt) {
 			w.claimErr = errors.New("connection refused")
 		}), protocol.CodeUpstream, untilLeave, nodeStays},

@@ -217,8 +217,8 @@ func (d *DynamoDB) Confirm(ctx context.Context, c Claim, g Grant, now time.Time)
 
 // Leave records that an instance left: it has no node until it enrolls again, and keeps its
 // keys and names. The instance may leave again. Leave returns the new record, and fails with
-// ErrRetired, ErrUnclaimed for an unknown instance, ErrKeyConflict if no key is recorded,
-// ErrOtherSigner, and ErrOldLeave.
+// ErrRetired, ErrUnclaimed for an instance that never enrolled with the signer, ErrKeyConflict
+// if no key is recorded, ErrOtherSigner, and ErrOldLeave.
 func (d *DynamoDB) Leave(ctx context.Context, l Leave, now time.Time) (Record, error) {
 	r, err := d.amend(ctx, "leave of", l.Instance, func(r record) (record, error) { return r.leave(l, now) })
 	return r.exported(), err

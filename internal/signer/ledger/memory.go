@@ -251,8 +251,8 @@ func (m *Memory) RetireBy(ctx context.Context, i ec2ref.Instance, by string) err
 
 // Leave records that an instance left: it has no node until it enrolls again, and keeps its
 // keys and names. The instance may leave again. Leave returns the new record, and fails with
-// ErrRetired, ErrUnclaimed for an unknown instance, ErrKeyConflict if no key is recorded,
-// ErrOtherSigner, and ErrOldLeave.
+// ErrRetired, ErrUnclaimed for an instance that never enrolled with the signer, ErrKeyConflict
+// if no key is recorded, ErrOtherSigner, and ErrOldLeave.
 func (m *Memory) Leave(ctx context.Context, l Leave, now time.Time) (Record, error) {
 	r, err := m.amend(ctx, "leave of", l.Instance, func(r record) (record, error) { return r.leave(l, now) })
 	return r.exported(), err

@@ -437,6 +437,9 @@ func (r record) leave(l Leave, now time.Time) (record, error) {
 	if err := r.checkSigner(l.Signer, now); err != nil {
 		return record{}, err
 	}
+	if r.signer != "" && l.Signer != "" && r.signer != l.Signer {
+		return record{}, ErrUnclaimed // with this signer
+	}
 	isRepeated := !r.left && !r.leftAt.IsZero() && !l.IssuedAt.After(r.leftAt)
 	if isRepeated || l.IssuedAt.Before(r.askedAt) {
 		return record{}, ErrOldLeave

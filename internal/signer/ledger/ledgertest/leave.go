@@ -176,6 +176,11 @@ func testLeaveOtherSigner(t *testing.T, f *fixture) {
 	if _, err := f.Leave(t.Context(), l, f.now); !errors.Is(err, ledger.ErrOtherSigner) {
 		t.Errorf("error %v, want %v", err, ledger.ErrOtherSigner)
 	}
+	f.now = f.now.Add(lifetime + time.Hour) // no certificate is left that the other could care about
+	l.IssuedAt = f.now
+	if _, err := f.Leave(t.Context(), l, f.now); !errors.Is(err, ledger.ErrUnclaimed) || f.lookup(1).Left {
+		t.Errorf("later: error %v, want %v; record %+v", err, ledger.ErrUnclaimed, f.lookup(1))
+	}
 	l.Signer = "one.example.com"
 	if _, err := f.Leave(t.Context(), l, f.now); err != nil {
 		t.Error(err)
