@@ -111,14 +111,16 @@ func variablesOf(checked *cel.Ast) map[string]bool {
 	return names
 }
 
-// lacks reports whether the expression uses an address that EC2 does not show now: its result
-// may then change by itself. For the image, see holds.
+// lacks reports whether the expression uses an address that EC2 does not show now, or the launch
+// time of an enrolled instance: its result may then change by itself. For the image, see holds.
 func (e *expression) lacks(f node.Facts) bool {
 	gaps := map[string]bool{
 		"private_ip":  f.PrivateIP == "",
 		"public_ip":   f.PublicIP == "",
 		"ipv6":        f.IPv6 == "",
 		"private_dns": f.PrivateDNS == "",
+		"age":         f.Enrolled && f.LaunchTime.IsZero(),
+		"launch_time": f.Enrolled && f.LaunchTime.IsZero(),
 	}
 	for name := range e.facts {
 		if gaps[name] {

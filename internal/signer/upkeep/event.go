@@ -107,9 +107,9 @@ func stateChange(e envelope) (Event, error) {
 
 func tagChange(e envelope) (Event, error) {
 	var detail struct {
-		Service      string `json:"service"`
-		ResourceType string `json:"resource-type"`
-		Version      uint64 `json:"version"`
+		Service      string          `json:"service"`
+		ResourceType string          `json:"resource-type"`
+		Version      json.RawMessage `json:"version"`
 	}
 	if err := json.Unmarshal(e.Detail, &detail); err != nil {
 		return Event{}, fmt.Errorf("%w: detail: %w", ErrEvent, err)
@@ -124,7 +124,12 @@ func tagChange(e envelope) (Event, error) {
 	if err != nil {
 		return Event{}, err
 	}
-	return Event{TagsChanged: &TagChange{Instance: i, Version: detail.Version}}, nil
+	// The version decides nothing, so one of another form must not lose the event.
+	var version uint64
+	if json.Unmarshal(detail.Version, &version) != nil {
+		version = 0
+	}
+	return Event{TagsChanged: &TagChange{Instance: i, Version: version}}, nil
 }
 
 // instanceOf reads the ARN of an instance. It must match the envelope: a member account's

@@ -40,6 +40,12 @@ func TestParseEvent(t *testing.T) {
 	if err != nil || e.TagsChanged == nil || *e.TagsChanged != (TagChange{Instance: eventInstance(), Version: 3}) {
 		t.Errorf("tags: %+v, error %v", e, err)
 	}
+	for _, version := range []string{"3.0", "-1", "null", `"3"`, "99999999999999999999", "{}"} { // it decides nothing
+		e, err := ParseEvent([]byte(strings.Replace(tagEvent, `"version":3,`, `"version":`+version+`,`, 1)))
+		if err != nil || e.TagsChanged == nil || *e.TagsChanged != (TagChange{Instance: eventInstance()}) {
+			t.Errorf("tags, version %s: %+v, error %v", version, e, err)
+		}
+	}
 	if e, err = ParseEvent([]byte(scheduleEvent)); err != nil || e.Sweep == nil {
 		t.Errorf("schedule: %+v, error %v", e, err)
 	}

@@ -33,6 +33,25 @@ func TestANodeOutlivesAMovingAddress(t *testing.T) {
 	}
 }
 
+// Nor does a launch time that EC2 does not show cost an enrolled instance its node.
+func TestANodeOutlivesAnUnknownLaunchTime(t *testing.T) {
+	for _, when := range []string{`age < duration("1000h")`, `launch_time > timestamp("2020-01-01T00:00:00Z")`} {
+		w := newWorld(t)
+		w.setPolicy("{name: default, match: {image_owners: [listed], max_age: 24h}, when: '" + when + "'}")
+		i := w.enroll(1)
+		launched := i.LaunchTime
+		i.LaunchTime, i.Tags["env"] = time.Time{}, "staging"
+		w.tagsChanged(TagChange{ref(1), 5})
+		if node, ok := w.node(1); !ok || node.Labels["aws/env"] != "prod" {
+			t.Errorf("%s: node %+v is there: %v", when, node, ok)
+		}
+		i.LaunchTime = launched
+		if got, want := w.sweep(0), (Report{Nodes: 1, Repaired: 1}); got != want {
+			t.Errorf("%s: report %+v, want %+v", when, got, want)
+		}
+	}
+}
+
 // What the ledger remembers about an image replaces an image that EC2 no longer shows, and no
 // other.
 func TestImagesThatEC2NoLongerShows(t *testing.T) {
