@@ -329,21 +329,27 @@ func (s *Signer) leaveForeign(ctx context.Context, cluster Cluster, k ask, check
 // certificate has both.
 func (s *Signer) foreign(ctx context.Context, cluster Cluster, k ask, checked map[string]bool, a *audit) (map[string]string, error) {
 	d, i := k.decision, k.caller.document
-	wanted := make(map[string]string) // a node's possible name, to the instance's own name
+	wanted := make(map[string]string) // a node's possible name in lower case, to the instance's own name
+	var spelled []string
+	want := func(name, own string) {
+		if !checked[own] {
+			wanted[strings.ToLower(name)] = own
+			spelled = append(spelled, name) // a cluster's name may have capital letters
+		}
+	}
 	for _, name := range d.Names {
-		wanted[strings.ToLower(name)] = name
+		want(name, name)
 	}
 	if !k.keepsHostname() {
-		wanted[d.Hostname] = d.Hostname
-		wanted[d.Hostname+"."+cluster.ClusterName()] = d.Hostname
+		want(d.Hostname, d.Hostname)
+		want(d.Hostname+"."+cluster.ClusterName(), d.Hostname)
 	}
-	maps.DeleteFunc(wanted, func(_, name string) bool { return checked[name] })
 	if len(wanted) == 0 {
 		return nil, nil
 	}
 	var nodes []node.Node
 	err := a.step(ctx, "lookup", teleportTimeout, func(ctx context.Context) (err error) {
-		nodes, err = cluster.NodesNamed(ctx, slices.Sorted(maps.Keys(wanted))...)
+		nodes, err = cluster.NodesNamed(ctx, slices.Compact(slices.Sorted(slices.Values(spelled)))...)
 		return err
 	})
 	if err != nil {

@@ -1,6 +1,7 @@
 package enroll
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/http"
@@ -110,6 +111,37 @@ func TestNamesThatOthersHoldAreLeft(t *testing.T) {
 	if line["hostname"] != fallback || line["hostname_wanted"] != "web" || !equalJSON(line["skipped_principals"], []string{"10.0.0.7"}) ||
 		!equalJSON(line["held_by_others"], map[string]string{"web": "i-0fedcba9876543210", "10.0.0.7": "i-0fedcba9876543210"}) {
 		t.Errorf("log line %v", line)
+	}
+}
+
+// spelledCluster has a name with capital letters, and records which nodes it was asked for.
+type spelledCluster struct {
+	fakeCluster
+	asked *[]string
+}
+
+func (spelledCluster) ClusterName() string { return "Teleport.Example.com" }
+
+func (c spelledCluster) NodesNamed(ctx context.Context, hostnames ...string) ([]node.Node, error) {
+	*c.asked = append(*c.asked, hostnames...)
+	return c.fakeCluster.NodesNamed(ctx, hostnames...)
+}
+
+// A certificate has the cluster's name behind the host name, however either is spelled.
+func TestForeignNodesInAClusterWithCapitalLetters(t *testing.T) {
+	for _, foreign := range []string{"web.Teleport.Example.com", "web.teleport.example.com", "WEB.TELEPORT.EXAMPLE.COM"} {
+		w := newWorld(t)
+		w.nodes["other"] = node.Node{ID: "other", Hostname: foreign}
+		var asked []string
+		k := w.wants(t)
+		a := newAudit(testAudience, entry.Request{}, w.signer.Now)
+		g, err := w.signer.claim(t.Context(), spelledCluster{fakeCluster{w}, &asked}, k, a)
+		if err != nil || g.node.Hostname != "web-"+testInstance {
+			t.Errorf("%s: host name %q, error %v", foreign, g.node.Hostname, err)
+		}
+		if !slices.Contains(asked, "web.Teleport.Example.com") {
+			t.Errorf("%s: asked for %q", foreign, asked)
+		}
 	}
 }
 
