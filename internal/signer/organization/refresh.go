@@ -78,7 +78,7 @@ func (r Refresher) refresh(ctx context.Context) (outcome, error) {
 	}
 	// A change after this moment may be missing from the answers.
 	now := r.Now().UTC().Round(0)
-	read, err := r.Organization.Read(ctx)
+	read, err := r.read(ctx, before)
 	if err != nil {
 		return o, err
 	}
@@ -108,6 +108,25 @@ func (r Refresher) refresh(ctx context.Context) (outcome, error) {
 		o.accounts, o.read = len(after), now
 	}
 	return o, nil
+}
+
+// read reads the organization, and again if accounts seem to have left. An account that moves
+// from a unit not read yet to one that was read is in neither: it must not be refused for that.
+// If the second reading fails or lacks more accounts, the first one counts.
+func (r Refresher) read(ctx context.Context, before members) (List, error) {
+	first, err := r.Organization.Read(ctx)
+	if err != nil {
+		return List{}, err
+	}
+	gone := len(leaving(before, first.Members(r.Scope)))
+	if gone == 0 {
+		return first, nil
+	}
+	second, err := r.Organization.Read(ctx)
+	if err != nil || len(leaving(before, second.Members(r.Scope))) > gone {
+		return first, nil //nolint:nilerr // the first one is good
+	}
+	return second, nil
 }
 
 // errOvertaken says that another reading was stored meanwhile.

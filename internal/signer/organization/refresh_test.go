@@ -72,13 +72,22 @@ func (t *table) store() Store {
 
 // world is an organization, a refresher and a process that reads the stored list.
 type world struct {
-	t      *testing.T
-	now    time.Time
-	list   List
-	err    error
+	t    *testing.T
+	now  time.Time
+	list List
+	err  error
+	// next, if any, are the results of the next readings, before list and err.
+	next   []reading
+	reads  int
 	table  *table
 	log    bytes.Buffer
 	reader *Members
+}
+
+// reading is the result of a reading.
+type reading struct {
+	accounts []Account
+	err      error
 }
 
 func newWorld(t *testing.T, accounts int) *world {
@@ -98,7 +107,14 @@ func numbered(first, n int) []Account {
 }
 
 func (w *world) Read(context.Context) (List, error) {
+	w.reads++
 	l := w.list
+	if len(w.next) > 0 {
+		var found reading
+		found, w.next = w.next[0], w.next[1:]
+		l.Accounts = found.accounts
+		return l, found.err
+	}
 	l.Accounts = slices.Clone(l.Accounts)
 	return l, w.err
 }
@@ -610,5 +626,36 @@ func TestSplit(t *testing.T) {
 		if string(joined) != content {
 			t.Errorf("%q became %q", content, joined)
 		}
+	}
+}
+
+// An account that moves during a reading may be in no unit that was read.
+func TestAnAccountThatMovesDuringAReadingStays(t *testing.T) {
+	all := numbered(0, 5)
+	for name, tt := range map[string]struct {
+		next  []reading
+		want  int // accounts in force
+		reads int
+	}{
+		"nobody moves":                      {[]reading{{all, nil}}, 5, 1},
+		"one moves":                         {[]reading{{all[1:], nil}, {all, nil}}, 5, 2},
+		"one leaves":                        {[]reading{{all[1:], nil}, {all[1:], nil}}, 4, 2},
+		"one leaves, another moves":         {[]reading{{all[2:], nil}, {all[1:], nil}}, 4, 2},
+		"another moves at the second":       {[]reading{{all[1:], nil}, {all[2:], nil}}, 4, 2},
+		"one leaves, the second fails":      {[]reading{{all[1:], nil}, {nil, errors.New("throttled")}}, 4, 2},
+		"one joins":                         {[]reading{{numbered(0, 6), nil}}, 6, 1},
+		"one joins while another one moves": {[]reading{{numbered(1, 5), nil}, {numbered(0, 6), nil}}, 6, 2},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t, 5)
+			w.refresh(0)
+			w.next, w.reads = tt.next, 0
+			if report, event := w.refresh(time.Minute); report.Accounts != tt.want || report.Held || event != "" || w.reads != tt.reads {
+				t.Errorf("%+v after %d readings, event %q; want %d accounts after %d", report, w.reads, event, tt.want, tt.reads)
+			}
+			if got := len(w.view().Accounts()); got != tt.want {
+				t.Errorf("%d accounts may enroll, want %d", got, tt.want)
+			}
+		})
 	}
 }
