@@ -9,11 +9,14 @@ import (
 
 	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 	"github.com/hallmark-ssh/hallmark/internal/signer/inventory"
+	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
+	"github.com/hallmark-ssh/hallmark/internal/signer/node"
 	"github.com/hallmark-ssh/hallmark/internal/signer/teleport"
 )
 
 // StatesChanged acts on events about changed instance states, with one call to EC2 for
-// all instances of an account and region. If EC2 confirms that an instance is gone,
+// all instances of an account and region, and another one for those to delete the nodes of
+// because they are stopped. If EC2 confirms that an instance is gone,
 // StatesChanged retires its record and deletes its node. If EC2 does not show the
 // instance, it must first be missing for a while.
 //
@@ -37,17 +40,20 @@ func (f *Fleet) StatesChanged(ctx context.Context, instances []ec2ref.Instance) 
 	}
 	for at, group := range byPlace {
 		found, err := f.ask(ctx, at, instances, group)
-		var missing []int
+		var missing, stopped []int
 		for _, n := range group {
 			switch i := found[instances[n].ID]; {
 			case err != nil:
 				errs[n] = err
 			case i == nil:
 				missing = append(missing, n)
+			case isStopped(i):
+				stopped = append(stopped, n)
 			default:
 				errs[n] = f.stateChanged(ctx, instances[n], i)
 			}
 		}
+		f.stopped(ctx, at, instances, stopped, found, errs)
 		f.missing(ctx, at, instances, missing, found, errs)
 	}
 	return errs
@@ -110,9 +116,9 @@ func (f *Fleet) size(ctx context.Context, at ec2ref.Place) (size, error) {
 	if err != nil {
 		return size{}, err
 	}
-	nodes, err := p.nodes(ctx)
+	nodes, err := p.cluster.NodesWith(ctx, map[string]string{node.SignerLabel: f.Audience})
 	if err != nil {
-		return size{}, err
+		return size{}, fmt.Errorf("list our nodes: %w", err)
 	}
 	var report Report
 	byPlace := p.sort(ctx, nodes, &report)
@@ -121,11 +127,7 @@ func (f *Fleet) size(ctx context.Context, at ec2ref.Place) (size, error) {
 
 func (f *Fleet) stateChanged(ctx context.Context, i ec2ref.Instance, found *inventory.Instance) error {
 	log := f.Log.With(slog.Any("", i))
-	switch {
-	case isGone(found):
-	case isStopped(found):
-		return f.stopped(ctx, i, found, log)
-	default:
+	if !isGone(found) {
 		log.InfoContext(ctx, "instance still exists; nothing to do", slog.String("state", found.State))
 		return nil
 	}
@@ -137,43 +139,57 @@ func (f *Fleet) stateChanged(ctx context.Context, i ec2ref.Instance, found *inve
 	return nil
 }
 
-// stopped deletes the node of a stopped instance if the policy says so. The ledger keeps
-// the record: the instance may start again with its keys and names, even before its node is
-// deleted. So stopped announces the write and asks EC2 again, as every writer of a node does.
-func (f *Fleet) stopped(ctx context.Context, i ec2ref.Instance, found *inventory.Instance, log *slog.Logger) error {
-	record, err := f.Ledger.Lookup(ctx, i)
-	if err != nil {
-		return err
+// stopped deletes the nodes of stopped instances if the policy says so. The ledger keeps their
+// records: an instance may start again with its keys and names, even before its node is deleted.
+// So stopped announces the writes and asks EC2 again, as every writer of a node does.
+func (f *Fleet) stopped(ctx context.Context, at ec2ref.Place, instances []ec2ref.Instance, group []int, found map[ec2ref.InstanceID]*inventory.Instance, errs []error) {
+	records := make(map[ec2ref.Instance]ledger.Record)
+	var p pass
+	var due []int
+	for _, n := range group {
+		i := instances[n]
+		record, err := f.Ledger.Lookup(ctx, i)
+		if err == nil && (record.IsOut() || record.ConfirmedHostname == "") {
+			f.Log.InfoContext(ctx, "the instance is stopped and not enrolled; nothing to do", slog.Any("", i))
+			continue
+		}
+		if err == nil && p.rules == nil {
+			p, err = f.newPass(ctx)
+		}
+		if err == nil && !p.isRemoved(found[i.ID], record) {
+			f.Log.InfoContext(ctx, "the instance is stopped, and its node stays until its lease expires", slog.Any("", i))
+			continue
+		}
+		if err == nil {
+			records[i], err = f.Ledger.Announce(ctx, i)
+		}
+		if errs[n] = err; err == nil {
+			due = append(due, n)
+		}
 	}
-	if record.IsOut() || record.ConfirmedHostname == "" {
-		log.InfoContext(ctx, "the instance is stopped and not enrolled; nothing to do")
+	if len(due) == 0 {
+		return
+	}
+	again, err := f.ask(ctx, at, instances, due)
+	for _, n := range due {
+		if errs[n] = err; err == nil {
+			errs[n] = p.removeStopped(ctx, instances[n], records[instances[n]], again[instances[n].ID])
+		}
+	}
+}
+
+func (p pass) removeStopped(ctx context.Context, of ec2ref.Instance, record ledger.Record, i *inventory.Instance) error {
+	if !isStopped(i) {
+		p.Log.InfoContext(ctx, "the instance is no longer stopped; nothing to do", slog.Any("", of))
 		return nil
 	}
-	p, err := f.newPass(ctx)
-	if err != nil {
-		return err
-	}
-	if !p.isRemoved(found, record) {
-		log.InfoContext(ctx, "the instance is stopped, and its node stays until its lease expires")
-		return nil
-	}
-	if record, err = f.Ledger.Announce(ctx, i); err != nil {
-		return err
-	}
-	if found, err = f.instance(ctx, i); err != nil {
-		return err
-	}
-	if !isStopped(found) {
-		log.InfoContext(ctx, "the instance is no longer stopped; nothing to do")
-		return nil
-	}
-	w := p.follow(i)
+	w := p.follow(of)
 	w.removes = true
-	changed, err := w.relabel(ctx, record, found)
+	changed, err := w.relabel(ctx, record, i)
 	if err != nil {
-		return fmt.Errorf("delete the node of %s, which is stopped: %w", i.ID, err)
+		return fmt.Errorf("delete the node of %s, which is stopped: %w", of.ID, err)
 	}
-	log.InfoContext(ctx, "the instance is stopped; its node will be deleted", slog.String("node_id", i.NodeID()), slog.Bool("node_deleted", changed && w.deleted))
+	p.Log.InfoContext(ctx, "the instance is stopped; its node will be deleted", slog.Any("", of), slog.String("node_id", of.NodeID()), slog.Bool("node_deleted", changed && w.deleted))
 	return nil
 }
 

@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 	"github.com/hallmark-ssh/hallmark/internal/signer/inventory"
 	"github.com/hallmark-ssh/hallmark/internal/signer/policy"
 )
@@ -147,6 +148,33 @@ func TestSweepAsksAgainBeforeItRemovesAStoppedInstance(t *testing.T) {
 	}
 	if _, ok := w.node(1); !ok {
 		t.Error("the node is gone")
+	}
+}
+
+// A hundred machines stop at night: EC2 is asked about all of them twice, not about each.
+func TestManyStoppedInstancesShareTheirQuestions(t *testing.T) {
+	w := newWorld(t)
+	w.setPolicy(removing)
+	const nodes = 100
+	stopped := make([]ec2ref.Instance, nodes)
+	for n := range nodes {
+		stop(w.enroll(n))
+		stopped[n] = ref(n)
+	}
+	w.calls = nil
+	for _, err := range w.fleet.StatesChanged(t.Context(), append(stopped, ref(0))) { // one event comes twice
+		if err != nil {
+			t.Error(err)
+		}
+	}
+	asked := 0
+	for _, call := range w.calls {
+		if call == "instances" {
+			asked++
+		}
+	}
+	if len(w.nodes) != 0 || asked != 2 {
+		t.Errorf("%d nodes are left; EC2 was asked %d times, want 2", len(w.nodes), asked)
 	}
 }
 
