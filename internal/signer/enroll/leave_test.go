@@ -22,7 +22,7 @@ import (
 
 const (
 	untilLeave = "sts leave"
-	left       = "sts leave connect delete"
+	left       = "sts leave connect lookup delete"
 )
 
 // leaveAttacks want to delete a node that is not theirs, or to bring one back.
@@ -278,6 +278,28 @@ func checkLeftLine(t *testing.T, w *world) {
 	checkNoSecrets(t, w)
 }
 
+// A machine without a node leaves again. Meanwhile, another program has written a node under the
+// same id, or somebody has made it another signer's.
+func TestLeavingTouchesNobodyElsesNode(t *testing.T) {
+	for name, labels := range map[string]map[string]string{
+		"no signer's":      nil,
+		"another signer's": {node.SignerLabel: "other.example.com"},
+	} {
+		w := newWorld(t)
+		a := newAttempt(t, w.now)
+		w.earlier(a)
+		w.askToLeave("", a)
+		i := theInstance()
+		w.nodes[i.NodeID()] = node.Node{ID: i.NodeID(), Hostname: "theirs", Labels: labels}
+		if got := w.askToLeave("", a); got.status != http.StatusOK {
+			t.Errorf("%s: answer %+v", name, got)
+		}
+		if n := w.nodes[i.NodeID()]; n.Hostname != "theirs" {
+			t.Errorf("%s: nodes %v", name, w.nodes)
+		}
+	}
+}
+
 // The policy has nothing to say about leaving, nor has EC2.
 func TestLeaveOfARefusedInstance(t *testing.T) {
 	w := newWorld(t)
@@ -295,6 +317,7 @@ func TestLeaveOfARefusedInstance(t *testing.T) {
 func TestLeaveWhileTeleportIsDown(t *testing.T) {
 	for name, fail := range map[string]func(*world, error){
 		"login":    func(w *world, err error) { w.dialErr = err },
+		"look-up":  func(w *world, err error) { w.nodeErr = err },
 		"deletion": func(w *world, err error) { w.deleteErr = err },
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -89,7 +89,7 @@ func (s *Signer) settleOnce(ctx context.Context, cluster Cluster, record ledger.
 		return fmt.Errorf("%w: %q", ledger.ErrOtherSigner, record.Signer)
 	}
 	if record.Left {
-		return undo(ctx, cluster, id, refuseLedger(ledger.ErrLeft))
+		return s.deleteLeft(ctx, cluster, id)
 	}
 	fresh, err := s.renderAgain(ctx, cluster, record, a)
 	switch {
@@ -155,6 +155,21 @@ func (s *Signer) giveUp(ctx context.Context, cluster Cluster, g grant, i issued,
 		return err
 	}
 	return errors.Join(reason, err)
+}
+
+// deleteLeft deletes the node of an instance that left. While the instance has none, another
+// program may write one under the same id, which stays: the instance may leave again. Teleport's
+// reads lag, so deleteLeft also deletes a node that Teleport does not show.
+func (s *Signer) deleteLeft(ctx context.Context, cluster Cluster, id string) error {
+	reason := refuseLedger(ledger.ErrLeft)
+	found, err := cluster.Node(ctx, id)
+	switch {
+	case err != nil && !errors.Is(err, teleport.ErrNotFound):
+		return errors.Join(reason, fmt.Errorf("%w %s: %w", errNotDeleted, id, err))
+	case err == nil && found.Signer() != s.Audience:
+		return reason
+	}
+	return undo(ctx, cluster, id, reason)
 }
 
 // undo deletes the node, even if the caller has gone or its time is up.
