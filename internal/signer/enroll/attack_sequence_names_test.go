@@ -124,6 +124,28 @@ func nameSequences() map[string]sequence {
 			bastion.mustEnroll()
 			bastion.named("bastion")
 		}},
+		"a machine was off for a month, and a node that is not ours has got its name": {play: func(s *stage) {
+			s.setPolicy(chosen)
+			s.honest.tag("TeleportHostname", "bastion").mustEnroll()
+			s.honest.named("bastion")
+			s.wait(30 * 24 * time.Hour)
+			delete(s.nodes, s.honest.node()) // its lease has expired
+			s.foreign("not-ours", "bastion")
+			got := s.honest.mustEnroll()
+			s.honest.named("bastion-" + testInstance)
+			if slices.Contains(got.Principals, "bastion") {
+				s.t.Errorf("principals %v", got.Principals)
+			}
+			s.untouched("not-ours", "bastion")
+		}},
+		"a machine was off for a month, and a node that is not ours has got its id": {play: func(s *stage) {
+			s.honest.mustEnroll()
+			s.wait(30 * 24 * time.Hour)
+			s.foreign(s.honest.node(), "theirs")
+			s.honest.mustFail(protocol.CodeNameInUse)
+			s.untouched(s.honest.node(), "theirs")
+			delete(s.nodes, s.honest.node()) // the operator settles it
+		}},
 		"a tag names a node that is not ours by its full name": {play: func(s *stage) {
 			s.setPolicy(chosen)
 			s.foreign("not-ours", "bastion."+testCluster)

@@ -267,10 +267,10 @@ func (s *Signer) checkTeleport(ctx context.Context, cluster Cluster, k ask, chec
 }
 
 // checkNode refuses a node id that another program uses. It checks until a claim is
-// confirmed, and again when the instance is renamed. An old record without a signer does
+// confirmed, and again when the instance is renamed or had no node. An old record without a signer does
 // not prove who wrote the node either.
 func (s *Signer) checkNode(ctx context.Context, cluster Cluster, k ask, a *audit) error {
-	if k.keepsHostname() && k.record.Signer != "" {
+	if k.keepsHostname(s.now()) && k.record.Signer != "" {
 		return nil
 	}
 	i := k.caller.document
@@ -298,9 +298,11 @@ func (k ask) deciding(d policy.Decision) ask {
 
 // keepsHostname reports whether the instance keeps the host name of its last confirmed
 // claim, which it still holds. A failed attempt proves nothing. While the instance had no
-// node because it left, another program's node may have got the name.
-func (k ask) keepsHostname() bool {
-	return k.record.ConfirmedHostname == k.decision.Hostname && !k.record.ValidUntil.IsZero() && !k.record.Left
+// node, because it left or the node's lease expired, another program's node may have got the
+// name.
+func (k ask) keepsHostname(now time.Time) bool {
+	r := k.record
+	return r.ConfirmedHostname == k.decision.Hostname && !r.ValidUntil.IsZero() && node.Lease(r).After(now) && !r.Left
 }
 
 // leaveForeign returns the decision without the names of other nodes in Teleport, which
@@ -340,7 +342,7 @@ func (s *Signer) foreign(ctx context.Context, cluster Cluster, k ask, checked ma
 	for _, name := range d.Names {
 		want(name, name)
 	}
-	if !k.keepsHostname() {
+	if !k.keepsHostname(s.now()) {
 		want(d.Hostname, d.Hostname)
 		want(d.Hostname+"."+cluster.ClusterName(), d.Hostname)
 	}
