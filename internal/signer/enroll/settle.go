@@ -88,8 +88,11 @@ func (s *Signer) settleOnce(ctx context.Context, cluster Cluster, record ledger.
 	if record.Signer != "" && record.Signer != s.Audience {
 		return fmt.Errorf("%w: %q", ledger.ErrOtherSigner, record.Signer)
 	}
-	if record.Left {
+	switch {
+	case record.Left && a.leaves():
 		return s.deleteLeft(ctx, cluster, id)
+	case record.Left: // an enrollment, which wrote the node or knows that it is the instance's
+		return undo(ctx, cluster, id, refuseLedger(ledger.ErrLeft))
 	}
 	fresh, err := s.renderAgain(ctx, cluster, record, a)
 	switch {
