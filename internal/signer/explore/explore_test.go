@@ -26,7 +26,7 @@ var (
 
 // interleavings is the number of orders, up to calls that commute. It changes when an
 // operation makes a different call. Check whether it should.
-const interleavings = 3058631
+const interleavings = 6352205
 
 // TestInterleavings explores every order of every pair of operations, with at most one
 // failure. A failure prints a trace, which -explore.replay takes.
