@@ -10,7 +10,6 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 	"github.com/hallmark-ssh/hallmark/internal/signer/inventory"
 	"github.com/hallmark-ssh/hallmark/internal/signer/ledger"
-	"github.com/hallmark-ssh/hallmark/internal/signer/node"
 	"github.com/hallmark-ssh/hallmark/internal/signer/teleport"
 )
 
@@ -116,9 +115,9 @@ func (f *Fleet) size(ctx context.Context, at ec2ref.Place) (size, error) {
 	if err != nil {
 		return size{}, err
 	}
-	nodes, err := p.cluster.NodesWith(ctx, map[string]string{node.SignerLabel: f.Audience})
+	nodes, err := p.nodes(ctx)
 	if err != nil {
-		return size{}, fmt.Errorf("list our nodes: %w", err)
+		return size{}, err
 	}
 	var report Report
 	byPlace := p.sort(ctx, nodes, &report)
