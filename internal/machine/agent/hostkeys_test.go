@@ -2,7 +2,11 @@ package agent
 
 import (
 	"bytes"
+	"crypto/ecdsa"
+	"crypto/ed25519"
 	"crypto/rand"
+	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"os"
@@ -31,6 +35,15 @@ func TestEnrollWithOneBadHostKey(t *testing.T) {
 	write := func(suffix, content string) func(*machine, string) error {
 		return func(_ *machine, path string) error { return os.WriteFile(path+suffix, []byte(content), 0o600) }
 	}
+	rewrite := func(change func(string) string) func(*machine, string) error {
+		return func(_ *machine, path string) error {
+			data, err := os.ReadFile(path)
+			if err != nil {
+				return err
+			}
+			return os.WriteFile(path, []byte(change(string(data))), 0o600)
+		}
+	}
 	for _, test := range []struct {
 		name  string
 		spoil func(m *machine, path string) error
@@ -51,6 +64,17 @@ func TestEnrollWithOneBadHostKey(t *testing.T) {
 		{"private half with a passphrase", func(_ *machine, path string) error {
 			return exec.Command("ssh-keygen", "-q", "-p", "-f", path, "-N", "secret", "-P", "").Run()
 		}, "passphrase"},
+		{"without the last line break", rewrite(func(s string) string { return strings.TrimSuffix(s, "\n") }), "sshd cannot read the form"},
+		{"with Windows line breaks", rewrite(func(s string) string { return strings.ReplaceAll(s, "\n", "\r\n") }), "sshd cannot read the form"},
+		{"after a comment", rewrite(func(s string) string { return "# managed\n" + s }), "sshd cannot read the form"},
+		{name: "before a comment", spoil: rewrite(func(s string) string { return s + "# managed\n" })},
+		{name: "after the curve's parameters, as openssl ecparam writes them", spoil: func(m *machine, path string) error {
+			block := &pem.Block{Type: "EC PARAMETERS", Bytes: []byte{6, 8, 0x2a, 0x86, 0x48, 0xce, 0x3d, 3, 1, 7}} // prime256v1
+			return os.WriteFile(path, append(pem.EncodeToMemory(block), convert(m.t, path, "EC PRIVATE KEY", x509.MarshalECPrivateKey)...), 0o600)
+		}},
+		{name: "in PKCS #8", spoil: func(m *machine, path string) error {
+			return os.WriteFile(path, convert(m.t, path, "PRIVATE KEY", pkcs8[*ecdsa.PrivateKey]), 0o600)
+		}},
 		{"a folder", func(_ *machine, path string) error {
 			_ = os.Remove(path)
 			return os.Mkdir(path, 0o700)
@@ -91,6 +115,54 @@ func TestEnrollWithOneBadHostKey(t *testing.T) {
 		})
 	}
 }
+
+// Not every version of sshd reads an Ed25519 key in PKCS #8, as Terraform and openssl write it.
+func TestEnrollWithEd25519InPKCS8(t *testing.T) {
+	m := newMachine(t)
+	m.sshd.Stop()
+	path := m.sshd.KeyPath("ed25519")
+	key := convert(t, path, "PRIVATE KEY", func(key *ed25519.PrivateKey) ([]byte, error) { return x509.MarshalPKCS8PrivateKey(*key) })
+	if err := os.WriteFile(path, key, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	m.sshd.Run()
+	want := []string{m.sshd.KeyPath("rsa") + hostkey.CertificateSuffix, m.sshd.KeyPath("ecdsa") + hostkey.CertificateSuffix}
+	if m.sshd.Presents(ssh.KeyAlgoED25519) {
+		want = append(want, path+hostkey.CertificateSuffix)
+	}
+	o, err := m.Enroll(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var certified []string
+	for _, c := range o.State.Certificates {
+		certified = append(certified, c.Path)
+	}
+	if !slices.Equal(certified, want) {
+		t.Errorf("certified %q, want %q", certified, want)
+	}
+	m.sshd.AcceptsLogins()
+}
+
+// convert returns a host key in another form.
+func convert[K any](t testing.TB, path, kind string, marshal func(K) ([]byte, error)) []byte {
+	t.Helper()
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	key, err := ssh.ParseRawPrivateKey(data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	der, err := marshal(key.(K))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der})
+}
+
+func pkcs8[K any](key K) ([]byte, error) { return x509.MarshalPKCS8PrivateKey(key) }
 
 func TestEnrollWithShortRSAKey(t *testing.T) {
 	m := newMachine(t)

@@ -8,33 +8,34 @@ import (
 	"fmt"
 	"strings"
 
+	"github.com/hallmark-ssh/hallmark/internal/sshkey"
 	"golang.org/x/crypto/ssh"
 )
 
 // Revokes reports whether the content of a RevokedKeys file revokes a key. The content is a
 // list of public keys, or a key revocation list (OpenSSH's PROTOCOL.krl). If it revokes a CA,
-// it revokes all of that CA's certificates.
+// it revokes all of that CA's certificates. The error says what is wrong with the content: sshd
+// then refuses all keys.
 func Revokes(data []byte, key ssh.PublicKey) (bool, error) {
 	if list, ok := bytes.CutPrefix(data, []byte("SSHKRL\n\x00")); ok {
 		return krlRevokes(list, key)
 	}
+	found := false
+	number := 0
 	for line := range strings.Lines(string(data)) {
-		line = strings.TrimSpace(line)
-		if line == "" || strings.HasPrefix(line, "#") {
+		number++
+		// sshd (sshkey_in_file) skips only these lines. Windows' empty line is none of them.
+		line = strings.TrimLeft(strings.TrimSuffix(line, "\n"), " \t")
+		if line == "" || line[0] == '#' {
 			continue
 		}
-		if strings.HasPrefix(line, "SHA256:") { // a fingerprint, in the source text of a list
-			if line == ssh.FingerprintSHA256(key) {
-				return true, nil
-			}
-			continue
+		revoked, err := sshkey.Parse(line)
+		if err != nil {
+			return false, fmt.Errorf("line %d is not a public key", number)
 		}
-		revoked, _, _, _, err := ssh.ParseAuthorizedKey([]byte(line))
-		if err == nil && bytes.Equal(revoked.Marshal(), key.Marshal()) {
-			return true, nil
-		}
+		found = found || bytes.Equal(revoked.Marshal(), key.Marshal())
 	}
-	return false, nil
+	return found, nil
 }
 
 var errKRL = errors.New("key revocation list is damaged")

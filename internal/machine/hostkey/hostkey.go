@@ -4,6 +4,7 @@ package hostkey
 import (
 	"bytes"
 	"crypto/rsa"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -283,6 +284,9 @@ func (s Selection) read(path string) (key Key, why string, err error) {
 	if err != nil || why != "" {
 		return Key{Path: path, Public: s.inAgent(path)}, why, err
 	}
+	if slices.Contains(s.Conf.NotLoaded, path) {
+		return Key{}, "sshd cannot read the form of its file; ssh-keygen's begins with -----BEGIN, has no carriage returns and ends with a newline", nil
+	}
 	if bits := rsaBits(public); bits > 0 && bits < s.Conf.RequiredRSASize {
 		return Key{}, fmt.Sprintf("sshd does not present an RSA key of %d bits: its RequiredRSASize is %d", bits, s.Conf.RequiredRSASize), nil
 	}
@@ -374,7 +378,22 @@ func Load(path string) (ssh.Signer, error) {
 		return nil, err
 	}
 	defer clear(data)
-	return ssh.ParsePrivateKey(data)
+	return ssh.ParsePrivateKey(privateBlock(data))
+}
+
+// privateBlock returns the data from the first private key on: openssl writes the parameters of
+// an elliptic curve before the key. sshd skips them too.
+func privateBlock(data []byte) []byte {
+	for rest := data; ; {
+		block, after := pem.Decode(rest)
+		if block == nil {
+			return data // the parser says what is wrong
+		}
+		if strings.HasSuffix(block.Type, "PRIVATE KEY") {
+			return rest
+		}
+		rest = after
+	}
 }
 
 // badMode returns why sshd refuses a private key that others can read. sshd only cares if its

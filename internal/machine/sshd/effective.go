@@ -14,8 +14,11 @@ import (
 // Effective is the part of sshd's effective configuration that Hallmark needs.
 type Effective struct {
 	// Options are the command-line options of the running sshd that affect its settings.
-	Options          []string
-	HostKeys         []string // paths of private keys, including those that do not exist
+	Options  []string
+	HostKeys []string // paths of private keys, including those that do not exist
+	// NotLoaded are those of the HostKeys that exist and that sshd cannot read, because their
+	// files do not have the form that ssh-keygen writes.
+	NotLoaded        []string
 	HostCertificates []string // paths
 	HostKeyAgent     string   // socket of an agent that holds private keys, or empty for none
 	// HostKeyAlgorithms is empty if sshd does not print them.

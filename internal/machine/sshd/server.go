@@ -107,10 +107,12 @@ func (s *Server) effective(ctx context.Context) (*Effective, error) {
 		return nil, err
 	}
 	conf, err := parseEffective(output)
-	if err == nil {
-		conf.Options = s.running
+	if err != nil {
+		return nil, err
 	}
-	return conf, err
+	conf.Options = s.running
+	conf.NotLoaded = s.notLoaded(ctx, conf.HostKeys)
+	return conf, nil
 }
 
 // runningOptions returns the options of the running sshd that affect its settings, or none if

@@ -69,7 +69,12 @@ func TestOwnLines(t *testing.T) {
 	}
 	write(sshdconf.MainConfig, "Include /etc/ssh/sshd_config.d/*.conf\n"+sshdconf.BlockBegin+"\nMaxStartups 100\n"+sshdconf.BlockEnd+"\nPermitTTY no\n")
 	write(sshdconf.DropIn, "TrustedUserCAKeys /ca\nHostCertificate /k-cert.pub\n")
-	write("/etc/ssh/sshd_config.d/50-site.conf", "Match User bob\nX11Forwarding no\n")
+	// The kernel's clock for files moves every few milliseconds.
+	at := func(name string) time.Time { return s.changes([]string{name})[0].At }
+	for later := false; !later; later = at(filepath.Dir(sshdconf.DropIn)).After(at(sshdconf.DropIn)) {
+		_ = os.Remove(root + "/etc/ssh/sshd_config.d/50-site.conf")
+		write("/etc/ssh/sshd_config.d/50-site.conf", "Match User bob\nX11Forwarding no\n")
+	}
 	v, changed := s.ViewOf(&Effective{HostCertificates: []string{"/k-cert.pub"}}, nil)
 	// The lines of an included file come before the line that includes it.
 	want := `match User bob: match "User" "bob"|match User bob: x11forwarding "no"|include "/etc/ssh/sshd_config.d/*.conf"|permittty "no"`
