@@ -143,6 +143,9 @@ type problem struct {
 	open bool
 	// severe says that the login cannot work. Otherwise the problem is a limit or a risk.
 	severe bool
+	// usual says that the setting is fine for some accounts, such as PermitRootLogin no. It is
+	// worth a finding only if no login from elsewhere is left.
+	usual bool
 }
 
 // assess compares sshd's settings with what logins with certificates need. It returns what
@@ -151,15 +154,25 @@ type problem struct {
 func assess(f evidence) []Finding {
 	collected := &collection{facts: f}
 	reachable := false // some login from elsewhere can work
-	for _, login := range f.Logins {
-		problems := f.problems(login)
-		works := true
-		for _, p := range problems {
-			collected.add(login.Connection, p)
+	free := false      // some account that exists has one
+	all := make([][]problem, len(f.Logins))
+	for n, login := range f.Logins {
+		all[n] = f.problems(login)
+		works, severe := true, false
+		for _, p := range all[n] {
 			works = works && (!p.severe || p.open)
+			severe = severe || p.severe
 		}
 		// Teleport's proxy is on another machine.
 		reachable = reachable || works && !login.IsLocal()
+		free = free || !severe && !login.IsLocal()
+	}
+	for n, login := range f.Logins {
+		for _, p := range all[n] {
+			if !p.usual || !free {
+				collected.add(login.Connection, p)
+			}
+		}
 	}
 	findings := collected.findings(!reachable && len(f.Logins) > 0)
 	findings = append(findings, f.Extra...)

@@ -79,6 +79,10 @@ func TestAssess(t *testing.T) {
 		{name: "principals elsewhere", lines: "authorizedprincipalsfile /etc/ssh/auth_principals/%u", want: "!AuthorizedPrincipalsFile"},
 		{name: "principals elsewhere that name the login", lines: "authorizedprincipalsfile /etc/ssh/auth_principals/%u",
 			files: map[string][]byte{"/etc/ssh/auth_principals/root": []byte("# people\nfrom=\"10.0.0.0/8\" root\n")}},
+		{name: "two principals on one line", lines: "authorizedprincipalsfile /etc/ssh/auth_principals/%u",
+			files: map[string][]byte{"/etc/ssh/auth_principals/root": []byte("ubuntu root\n")}, want: "!AuthorizedPrincipalsFile"},
+		{name: "principals after options, with Windows line breaks", lines: "authorizedprincipalsfile /etc/ssh/auth_principals/%u",
+			files: map[string][]byte{"/etc/ssh/auth_principals/root": []byte("No-PTY,command=\"echo \\\"a, b\\\"\"\troot # c\r\n")}},
 		{name: "principals of accounts elsewhere", lines: "authorizedprincipalsfile /etc/ssh/auth_principals/%u",
 			files: map[string][]byte{"/etc/ssh/auth_principals/jane": []byte("jane\n")}, want: "AuthorizedPrincipalsFile"},
 		{name: "principals in a home that this process cannot see", lines: "authorizedprincipalsfile .ssh/principals", files: map[string][]byte{"/root/.ssh/principals": nil}},
@@ -91,6 +95,7 @@ func TestAssess(t *testing.T) {
 		{name: "an empty list", lines: "revokedkeys /etc/revoked", files: map[string][]byte{"/etc/revoked": {}}},
 		{name: "a list with the CA", lines: "revokedkeys /etc/revoked", files: map[string][]byte{"/etc/revoked": []byte("# gone\n" + caLine)}, want: "!RevokedKeys"},
 		{name: "a damaged list", lines: "revokedkeys /etc/revoked", files: map[string][]byte{"/etc/revoked": []byte("SSHKRL\n\x00\x00")}, want: "!RevokedKeys"},
+		{name: "a list with a fingerprint", lines: "revokedkeys /etc/revoked", files: map[string][]byte{"/etc/revoked": []byte("SHA256:x\n")}, want: "!RevokedKeys"},
 		{name: "nobody", lines: "denyusers *", want: "!DenyUsers"},
 		{name: "root kept out", lines: "denyusers root", want: "DenyUsers"},
 		{name: "root kept out from a network", lines: "denyusers root@10.0.0.0/8"},
@@ -98,7 +103,23 @@ func TestAssess(t *testing.T) {
 		{name: "an account that may come at boot", lines: "allowusers ec2-user", want: "AllowUsers"},
 		{name: "an account that is nowhere", lines: "allowusers ec2-user", absent: []string{"ec2-user"}, want: "!AllowUsers"},
 		{name: "from a network", lines: "allowusers root@10.0.0.0/8\nallowusers x"},
+		{name: "from this machine and a network", lines: "allowusers root@127.*\nallowusers root@10.*"},
 		{name: "a group", lines: "allowgroups wheel"},
+		{name: "a group after one with a sign that has no meaning", lines: "allowgroups !root\nallowgroups wheel"},
+		{name: "only root, which may not log in", lines: "permitrootlogin no", want: "PermitRootLogin"},
+		{name: "only root, with commands of certificates", lines: "permitrootlogin forced-commands-only", want: "PermitRootLogin"},
+		{name: "root without a password", lines: "permitrootlogin without-password"},
+		{name: "only a locked account", lines: "usepam no", files: map[string][]byte{"/etc/shadow": []byte("daemon:!:1\nroot:!!:1:0\n")}, want: "UsePAM"},
+		{name: "only an account without a password", lines: "usepam no", files: map[string][]byte{"/etc/shadow": []byte("root:*:1:0\n")}},
+		{name: "a locked account and PAM", lines: "usepam yes", files: map[string][]byte{"/etc/shadow": []byte("root:!:1:0\n")}},
+		{name: "no attempts", lines: "maxauthtries 0", want: "!MaxAuthTries"},
+		{name: "one attempt", lines: "maxauthtries 1"},
+		{name: "no sessions", lines: "maxsessions 0", want: "!MaxSessions"},
+		{name: "no shell", lines: "forcecommand /usr/sbin/nologin", want: "!ForceCommand"},
+		{name: "another shell", lines: "forcecommand /usr/local/bin/record"},
+		{name: "no forced command", lines: "forcecommand none"},
+		{name: "no connections", lines: "refuseconnection yes", want: "!RefuseConnection"},
+		{name: "no CAs", lines: "trustedusercakeys none", want: "!TrustedUserCAKeys"},
 		{name: "another group", lines: "allowgroups people", want: "AllowGroups"},
 		{name: "a group that is nowhere", lines: "allowgroups people", absent: []string{"people"}, want: "!AllowGroups"},
 		{name: "a group kept out", lines: "denygroups wh?el", want: "DenyGroups"},
@@ -184,6 +205,36 @@ func TestAssessMatch(t *testing.T) {
 	}
 }
 
+// AllowUsers may admit people from this machine only.
+func TestAssessAllowUsersFromHere(t *testing.T) {
+	settings := []byte(set("allowusers root@127.0.0.1\nallowusers root@localhost\nallowusers root@::1\nallowusers root@127.0.0.0/8"))
+	findings := assess(evidence{
+		Logins: []sshd.Login{
+			{Connection: sshd.Connection{User: "root", Address: here}, Settings: settings},
+			{Connection: sshd.Connection{User: "root", Address: elsewhere}, Settings: settings},
+		},
+		Accounts: []sshd.Account{{Name: "root", LogsIn: true}},
+	})
+	if len(findings) != 1 || !findings[0].Blocks || strings.Join(findings[0].users(), " ") != "root from "+elsewhere {
+		t.Errorf("%v", findings)
+	}
+}
+
+// What is usual for some accounts is reported only if no other can log in.
+func TestAssessUsual(t *testing.T) {
+	for _, lines := range []string{"permitrootlogin no", "maxsessions 0", "forcecommand /bin/false", "refuseconnection yes"} {
+		for others, want := range map[string]int{hardened: 0, set("pubkeyauthentication no"): 2} {
+			findings := assess(evidence{Logins: []sshd.Login{
+				{Connection: sshd.Connection{User: "root", Address: elsewhere}, Settings: []byte(set(lines))},
+				{Connection: sshd.Connection{User: "jane", Address: elsewhere}, Settings: []byte(others)},
+			}})
+			if len(findings) != want {
+				t.Errorf("%s: %v, want %d", lines, findings, want)
+			}
+		}
+	}
+}
+
 func TestPlaces(t *testing.T) {
 	lines := []sshd.Line{
 		{File: "a", Number: 1, Keyword: "maxstartups", Arguments: []string{"100:30:200"}},
@@ -247,6 +298,26 @@ func TestRevokes(t *testing.T) {
 		}
 		if _, err := Revokes(data[:len(data)-1], other); err == nil {
 			t.Errorf("%s cut off is no error", name)
+		}
+	}
+}
+
+// sshd 9.2 lets people in with each list that is no error here, and refuses all keys with the
+// others.
+func TestRevokesReadsTextAsSSHDDoes(t *testing.T) {
+	ca, other := sshkeytest.NewSigner(t).PublicKey(), sshkeytest.NewSignerOf(t, "rsa-2048").PublicKey()
+	line := strings.TrimSpace(string(ssh.MarshalAuthorizedKey(other)))
+	caLine := strings.TrimSpace(string(ssh.MarshalAuthorizedKey(ca)))
+	for list, want := range map[string]string{
+		"": "", "# none\n\n  # none\n \t\n": "", line: "", line + "\n": "", line + "\r\n": "", "\t" + line + " jane of web\n": "",
+		line + "\n" + caLine: "revoked", caLine + "\n" + line + "\n": "revoked",
+		"junk\n": "line 1 is", line + "\njunk\n": "line 2 is", "\r\n": "line 1 is", "SSHKRL\n": "line 1 is",
+		ssh.FingerprintSHA256(other) + "\n": "line 1 is", "sha1: " + line + "\n": "line 1 is", "serial: 7\n": "line 1 is",
+		`from="10.0.0.1" ` + line + "\n": "line 1 is", "ssh-rsa AAAA\n": "line 1 is", strings.Fields(line)[1] + "\n": "line 1 is",
+	} {
+		revoked, err := Revokes([]byte(list), ca)
+		if revoked != (want == "revoked") || (err != nil) != strings.HasPrefix(want, "line") || err != nil && !strings.Contains(err.Error(), want) {
+			t.Errorf("%.40q: %v, %v; want %q", list, revoked, err, want)
 		}
 	}
 }

@@ -3,7 +3,9 @@ package findings
 import (
 	"cmp"
 	"fmt"
+	"net/netip"
 	"path"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -18,7 +20,7 @@ func (f evidence) problems(login sshd.Login) (all []problem) {
 	s := sshd.ParseSettings(login.Settings)
 	for _, check := range []func(sshd.Login, sshd.Settings) []problem{
 		f.publicKeys, f.certificateTypes, f.trustedCAs, f.revocation, f.principals, f.methods,
-		f.admission, f.hostAlgorithms, f.transport, f.limits,
+		f.admission, f.accounts, f.sessions, f.hostAlgorithms, f.transport, f.limits,
 	} {
 		all = append(all, check(login, s)...)
 	}
@@ -80,7 +82,11 @@ func without(all, some []string) []string {
 }
 
 func (f evidence) trustedCAs(_ sshd.Login, s sshd.Settings) (all []problem) {
-	if value := s.Value("trustedusercakeys"); f.CAFile != "" && value != "" && value != f.CAFile {
+	value := s.Value("trustedusercakeys")
+	switch {
+	case value == "none" && f.CAFile != "":
+		all = append(all, severe("TrustedUserCAKeys", value, "sshd trusts no CA there", "remove that line")...)
+	case f.CAFile != "" && value != "" && value != f.CAFile:
 		// Those may include the cluster's: that file belongs to somebody else.
 		all = append(all, risk("TrustedUserCAKeys", value,
 			"sshd trusts the CAs in this file, not hallmark's: the cluster's certificates do not work there", "remove that line")...)
@@ -129,7 +135,8 @@ func (f evidence) revocation(_ sshd.Login, s sshd.Settings) []problem {
 	for _, ca := range f.CAs {
 		switch yes, err := Revokes(content, ca); {
 		case err != nil:
-			return severe("RevokedKeys", value, err.Error()+", so sshd refuses all keys and certificates", "create the list again with ssh-keygen -k")
+			return severe("RevokedKeys", value, "in that file, "+err.Error()+", so sshd refuses all keys and certificates",
+				"write one public key on each line, or create a list with ssh-keygen -k")
 		case yes:
 			revoked = append(revoked, ssh.FingerprintSHA256(ca))
 		}
@@ -206,15 +213,24 @@ func (f evidence) expand(value, user string) (file string, known bool) {
 }
 
 // permits reports whether an AuthorizedPrincipalsFile lists the user: one principal per line,
-// after options.
+// after options. sshd skips a line with anything else before the principal, such as a second one.
 func permits(content, user string) bool {
 	for line := range strings.Lines(content) {
 		text, _, _ := strings.Cut(line, "#")
-		if fields := strings.Fields(text); len(fields) > 0 && fields[len(fields)-1] == user {
+		text = strings.TrimSpace(text)
+		end := strings.LastIndexAny(text, " \t") + 1
+		if text[end:] == user && user != "" && (end == 0 || areKeyOptions(strings.TrimSpace(text[:end]))) {
 			return true
 		}
 	}
 	return false
+}
+
+// areKeyOptions reports whether a text has the form of the options of an authorized key (sshd(8)).
+func areKeyOptions(text string) bool {
+	const option = `(?:restrict|cert-authority|verify-required|(?:no-)?(?:agent-forwarding|port-forwarding|pty|user-rc|x11-forwarding|touch-required)|` +
+		`(?:command|environment|expiry-time|from|permitlisten|permitopen|principals|tunnel)="(?:[^"\\]|\\.)*")`
+	return regexp.MustCompile(`^(?i:` + option + `(?:,` + option + `)*)$`).MatchString(text)
 }
 
 // filesOf returns the files that affect logins, in addition to the configuration. Some are
@@ -222,6 +238,9 @@ func permits(content, user string) bool {
 func (f evidence) filesOf() (files []string) {
 	for _, login := range f.Logins {
 		s := sshd.ParseSettings(login.Settings)
+		if s.Value("usepam") == "no" {
+			files = append(files, shadowFile)
+		}
 		if value := s.Optional("revokedkeys"); value != "" {
 			files = append(files, value)
 		}
@@ -257,15 +276,18 @@ func (f evidence) admission(login sshd.Login, s sshd.Settings) []problem {
 			groups = a.Groups
 		}
 	}
+	// A "!" has no meaning here (groupaccess.c), unlike in Match blocks.
 	inGroup := func(patterns []string) bool {
-		return slices.ContainsFunc(groups, func(g string) bool { return sshdconf.MatchAny(patterns, g) })
+		return slices.ContainsFunc(groups, func(g string) bool {
+			return slices.ContainsFunc(patterns, func(p string) bool { return sshdconf.MatchPattern(p, g) })
+		})
 	}
 	for _, c := range []struct {
 		keyword string
 		refuses func(patterns []string) bool
 	}{
 		{"DenyUsers", func(p []string) bool { return denies(p, login.User) }},
-		{"AllowUsers", func(p []string) bool { return !admits(p, login.User) }},
+		{"AllowUsers", func(p []string) bool { return !admits(p, login) }},
 		{"DenyGroups", inGroup},
 		{"AllowGroups", func(p []string) bool { return !inGroup(p) }},
 	} {
@@ -288,11 +310,21 @@ func denies(patterns []string, user string) bool {
 	})
 }
 
-func admits(patterns []string, user string) bool {
+// admits believes that a login from elsewhere may come from any host but this machine.
+func admits(patterns []string, login sshd.Login) bool {
 	return slices.ContainsFunc(patterns, func(p string) bool {
-		name, _, _ := strings.Cut(p, "@")
-		return !strings.HasPrefix(p, "!") && sshdconf.MatchPattern(name, user)
+		name, host, found := strings.Cut(p, "@")
+		return sshdconf.MatchPattern(name, login.User) && (!found || login.IsLocal() || !isThisMachine(host))
 	})
+}
+
+// isThisMachine reports whether a pattern matches only addresses of this machine itself.
+func isThisMachine(host string) bool {
+	if network, err := netip.ParsePrefix(host); err == nil {
+		return network.Addr().IsLoopback()
+	}
+	address, err := netip.ParseAddr(host)
+	return err == nil && address.IsLoopback() || host == "localhost" || strings.HasPrefix(host, "127.")
 }
 
 // open reports whether a list admits accounts that do not exist yet, from cloud-init or from a
@@ -311,6 +343,56 @@ func (f evidence) open(keyword string, patterns []string) bool {
 		}
 	}
 	return false
+}
+
+// accounts checks what keeps an account out whatever it proves.
+func (f evidence) accounts(login sshd.Login, s sshd.Settings) (all []problem) {
+	const remedy = "make sure that there is another account to log in to"
+	if value := s.Value("permitrootlogin"); login.User == "root" && (value == "no" || value == "forced-commands-only") {
+		all = append(all, severe("PermitRootLogin", value, "sshd lets nobody log in as root", remedy)...)
+	}
+	if s.Value("usepam") == "no" && f.isLocked(login.User) {
+		all = append(all, severe("UsePAM", "no", "without PAM, sshd lets nobody log in to an account with a locked password", "write UsePAM yes, or unlock the password")...)
+	}
+	for n := range all {
+		all[n].usual, all[n].open = true, true
+	}
+	return all
+}
+
+// shadowFile has the accounts' passwords (shadow(5)).
+const shadowFile = "/etc/shadow"
+
+// isLocked reports whether sshd calls an account's password locked (LOCKED_PASSWD_PREFIX on
+// Linux).
+func (f evidence) isLocked(user string) bool {
+	for line := range strings.Lines(string(f.Files[shadowFile])) {
+		if password, ok := strings.CutPrefix(line, user+":"); ok {
+			return strings.HasPrefix(password, "!")
+		}
+	}
+	return false
+}
+
+// sessions checks whether a login leads to anything.
+func (evidence) sessions(_ sshd.Login, s sshd.Settings) (all []problem) {
+	if value := s.Value("maxauthtries"); value == "0" {
+		all = append(all, severe("MaxAuthTries", value, "sshd ends every connection before anybody can log in", "write MaxAuthTries 6")...)
+	}
+	var usual []problem
+	if value := s.Value("refuseconnection"); value == "yes" {
+		usual = append(usual, severe("RefuseConnection", value, "sshd ends these connections", "write RefuseConnection no")...)
+	}
+	if value := s.Value("maxsessions"); value == "0" {
+		usual = append(usual, severe("MaxSessions", value, "sshd starts no shell and no command", "write MaxSessions 10")...)
+	}
+	if value := s.Optional("forcecommand"); slices.Contains([]string{"false", "nologin"}, path.Base(value)) {
+		usual = append(usual, severe("ForceCommand", value, "each session ends at once", "write ForceCommand none")...)
+	}
+	for n := range usual {
+		usual[n].usual = true
+	}
+	return append(all, usual...)
 }
 
 func (evidence) hostAlgorithms(_ sshd.Login, s sshd.Settings) []problem {

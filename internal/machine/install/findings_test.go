@@ -68,6 +68,7 @@ var accepted = []string{
 	"AllowUsers somebody LOGIN@127.0.0.1\n",
 	"AllowUsers LOG*\n",
 	"AllowGroups GROUP nobody\n",
+	"AllowGroups !GROUP *\n",
 	"DenyUsers daemon games\n",
 	"DenyGroups games\n",
 	"Ciphers aes256-gcm@openssh.com,aes128-gcm@openssh.com\nMACs hmac-sha2-512-etm@openssh.com\n",
@@ -90,6 +91,7 @@ var accepted = []string{
 	"RevokedKeys DIR/revoked\n",
 	"AuthorizedPrincipalsFile DIR/principals\n",
 	"AuthorizedPrincipalsFile DIR/principals.%u\n",
+	"AuthorizedPrincipalsFile DIR/options\n",
 	"PerSourceMaxStartups 200\n",
 	"MaxStartups 100:30:200\n",
 	"RequiredRSASize 2048\n",
@@ -119,6 +121,7 @@ func TestAcceptedConfigurationsLetPeopleIn(t *testing.T) {
 	s := machinetest.NewSSHD(t, machinetest.FindSSHD(t), t.TempDir(), ca.PublicKey())
 	s.Write("principals", "somebody\n"+me.Username+"\n")
 	s.Write("principals."+me.Username, me.Username+"\n")
+	s.Write("options", "somebody "+me.Username+"\nno-pty,from=\"127.0.0.1,::1\" "+me.Username+" # people\n")
 	s.Write("revoked", "# nobody\n"+sshkey.Line(sshkeytest.NewSigner(t).PublicKey())+"\n")
 	s.Stop()
 	tried := 0

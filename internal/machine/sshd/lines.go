@@ -71,6 +71,9 @@ type lineReader struct {
 	// mayMatch is false only if sshd certainly finds no Match block. Anything that this reader
 	// and sshd might read differently counts as a Match block.
 	mayMatch bool
+	// tooDeep says that sshd would stop: files include each other. Hundreds of thousands of them
+	// could be left to read.
+	tooDeep bool
 	// files are those that it read or could not read, and folders those that an Include looks
 	// into, all as sshd names them.
 	files, folders []string
@@ -78,9 +81,13 @@ type lineReader struct {
 
 // read appends the lines of a file. If match is not nil, the file begins inside a Match block.
 func (r *lineReader) read(file string, match []string, depth int) {
+	if r.tooDeep {
+		return
+	}
 	r.files = append(r.files, file)
 	path, err := rooted.Resolve(r.root, file)
-	if err != nil || depth > maxIncludes {
+	r.tooDeep = depth > maxIncludes
+	if err != nil || r.tooDeep {
 		r.mayMatch = true
 		return
 	}

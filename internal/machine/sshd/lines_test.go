@@ -75,3 +75,22 @@ func TestLines(t *testing.T) {
 		t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
 	}
 }
+
+// sshd refuses files that include each other. Reading them stops as soon as sshd would.
+func TestLinesOfFilesThatIncludeEachOther(t *testing.T) {
+	root := t.TempDir()
+	folder := filepath.Join(root, filepath.Dir(sshdconf.DropIn))
+	if err := os.MkdirAll(folder, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	// Somebody copied the main file, twice: 2^16 paths lead through these files.
+	for _, path := range []string{filepath.Join(root, sshdconf.MainConfig), filepath.Join(folder, "a.conf"), filepath.Join(folder, "b.conf")} {
+		if err := os.WriteFile(path, []byte("Include /etc/ssh/sshd_config.d/*.conf\nUsePAM yes\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r := (&Server{Root: root}).read()
+	if len(r.files) > 2*maxIncludes || !r.mayMatch {
+		t.Errorf("%d files read, a Match block possible %v", len(r.files), r.mayMatch)
+	}
+}

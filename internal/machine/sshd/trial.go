@@ -37,6 +37,9 @@ func includeEach(b *strings.Builder, files []string, dropIn bool, body []byte) [
 	write := func() {
 		if dropIn {
 			b.Write(body)
+			if len(body) > 0 && body[len(body)-1] != '\n' {
+				b.WriteByte('\n') // another Include follows
+			}
 			body, dropIn = nil, false
 		}
 	}

@@ -41,8 +41,10 @@ func TestTrial(t *testing.T) {
 			}
 			s := &Server{Root: root}
 			for body, want := range map[string]string{body: test.with, "": test.without} {
-				if got := string(s.Trial([]byte(test.main), []byte(body))); got != want {
-					t.Errorf("with %q:\n%s\nwant\n%s", body, got, want)
+				for _, body := range []string{body, strings.TrimSuffix(body, "\n")} {
+					if got := string(s.Trial([]byte(test.main), []byte(body))); got != want {
+						t.Errorf("with %q:\n%s\nwant\n%s", body, got, want)
+					}
 				}
 			}
 		})

@@ -140,3 +140,18 @@ func TestMatchPattern(t *testing.T) {
 		}
 	}
 }
+
+// Lines of others stay, also those in Match blocks that set what Hallmark sets.
+func TestOthersLines(t *testing.T) {
+	own := string(DefaultOptions().Render())
+	for others, want := range map[string]string{
+		"":                       "",
+		"PermitTTY no":           "PermitTTY no",
+		"MaxStartups 10\r\n\r\n": "",
+		"Match User git\n\tTrustedUserCAKeys /etc/git_ca.pub\nMatch all\n": "Match User git\n\tTrustedUserCAKeys /etc/git_ca.pub\nMatch all\n",
+	} {
+		if got := string(OthersLines([]byte(own + others))); got != want {
+			t.Errorf("%q: %q, want %q", others, got, want)
+		}
+	}
+}

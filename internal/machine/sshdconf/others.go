@@ -17,9 +17,11 @@ func OthersLines(dropIn []byte) []byte {
 		}
 	}
 	var rest strings.Builder
+	inMatch := false // Hallmark writes no Match block
 	for line := range strings.Lines(string(dropIn)) {
 		keyword, _ := SplitDirective(line)
-		if !header[strings.TrimSpace(line)] && !slices.Contains(own, keyword) {
+		inMatch = inMatch || keyword == "match"
+		if inMatch || !header[strings.TrimSpace(line)] && !slices.Contains(own, keyword) {
 			rest.WriteString(line)
 		}
 	}
