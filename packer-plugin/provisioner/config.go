@@ -85,8 +85,9 @@ const (
 )
 
 const (
-	defaultRemoteFolder   = "/tmp"
-	defaultExecuteCommand = `if [ "$(id -u)" = 0 ]; then sh {{.Path}}; else sudo -n sh {{.Path}}; fi`
+	defaultRemoteFolder = "/tmp"
+	// The login user's shell may be fish or tcsh. They too pass on what is in single quotes.
+	defaultExecuteCommand = `sh -c 'if [ "$(id -u)" = 0 ]; then exec sh "$0"; else exec sudo -n sh "$0"; fi' {{.Path}}`
 )
 
 func (c *Config) setDefaults() {

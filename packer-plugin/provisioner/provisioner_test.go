@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"testing/fstest"
@@ -254,6 +255,21 @@ func caFile(t *testing.T) (file, pin string) {
 		t.Fatal(err)
 	}
 	return file, p.pins[0]
+}
+
+// The login user's shell may be any: every command is one that all shells read alike, of plain
+// words and text in single quotes.
+func TestProvisionWithAnyShell(t *testing.T) {
+	m, p := newMachine(t), newProxy(t, 1)
+	if said, err := provision(t, t.Context(), m, block(m, p)); err != nil {
+		t.Fatalf("%v\n%s", err, said)
+	}
+	plain := regexp.MustCompile(`^(?:[A-Za-z0-9_./+-]+|'[^'!\\]*')(?: (?:[A-Za-z0-9_./+-]+|'[^'!\\]*'))*$`)
+	for _, command := range m.ran() {
+		if !plain.MatchString(command) {
+			t.Errorf("not every shell understands %s", command)
+		}
+	}
 }
 
 func TestProvisionFailures(t *testing.T) {

@@ -105,10 +105,10 @@ func TestSealRefuses(t *testing.T) {
 // Seal removes the host keys that sshd's configuration names, wherever they are inside the
 // root, and nothing outside it.
 func TestSealRemovesWhatTheConfigurationNames(t *testing.T) {
-	i := newImage(t, "Include /etc/ssh/sshd_config.d/*.conf\nHostKey /var/keys/a\nHostKey \"/var/other keys/b\"\nHostKey /var/link\nHostKey /out/c\n")
+	i := newImage(t, "Include /etc/ssh/sshd_config.d/*.conf\nHostKey /var/keys/a\nHostKey \"/var/other keys/b\"\nHostKey /var/link\nHostKey /out/c\n\"HostKey\" /var/keys/e\n=HostKey=/var/keys/f\n")
 	outside := t.TempDir()
 	i.write("/etc/ssh/sshd_config.d/x.conf", "HostKey /var/keys/d\n")
-	gone := []string{"/var/keys/a", "/var/keys/a.pub", "/var/keys/a-cert.pub", "/var/other keys/b", "/var/keys/d", "/srv/real"}
+	gone := []string{"/var/keys/a", "/var/keys/a.pub", "/var/keys/a-cert.pub", "/var/other keys/b", "/var/keys/d", "/var/keys/e", "/var/keys/f", "/srv/real"}
 	for _, path := range append(slices.Clone(gone), "/var/keys/kept", "/srv/kept") {
 		i.write(path, "x")
 	}

@@ -39,7 +39,7 @@ func IncludesFirst(config []byte, dropIn string) bool {
 }
 
 // SplitDirective reads a line as sshd does: a keyword in any case, returned in lower case,
-// then white space or one "=", then arguments that may be quoted.
+// then white space or one "=", then arguments. All of them may be quoted.
 func SplitDirective(line string) (keyword string, arguments []string) {
 	keyword, rest := cutKeyword(line)
 	for rest = skipBlanks(rest); rest != "" && rest[0] != '#'; rest = skipBlanks(rest) {
@@ -50,16 +50,39 @@ func SplitDirective(line string) (keyword string, arguments []string) {
 	return keyword, arguments
 }
 
+// cutKeyword takes the keyword from the front, which may be quoted too. Blanks and a "=" may
+// come before it.
 func cutKeyword(line string) (keyword, rest string) {
-	line = strings.TrimSpace(line)
-	if line == "" || strings.HasPrefix(line, "#") {
+	keyword, rest = cutWord(strings.TrimRight(line, " \t\r\n\f"))
+	if keyword == "" {
+		keyword, rest = cutWord(rest)
+	}
+	if strings.HasPrefix(keyword, "#") {
 		return "", ""
 	}
-	end := strings.IndexAny(line, " \t=\"")
+	return strings.ToLower(keyword), rest
+}
+
+// cutWord is strdelim in OpenSSH's misc.c.
+func cutWord(s string) (word, rest string) {
+	const blanks = " \t\r\n"
+	end := strings.IndexAny(s, blanks+`"=`)
 	if end < 0 {
-		return strings.ToLower(line), ""
+		return s, ""
 	}
-	return strings.ToLower(line[:end]), strings.TrimPrefix(strings.TrimSpace(line[end:]), "=")
+	word, rest = s[:end], s[end+1:]
+	if s[end] == '"' {
+		quoted, after, closed := strings.Cut(rest, `"`)
+		if !closed {
+			return "", ""
+		}
+		return word + quoted, strings.TrimLeft(after, blanks)
+	}
+	rest = strings.TrimLeft(rest, blanks)
+	if after, found := strings.CutPrefix(rest, "="); found && s[end] != '=' {
+		rest = strings.TrimLeft(after, blanks)
+	}
+	return word, rest
 }
 
 func skipBlanks(s string) string { return strings.TrimLeft(s, " \t") }
