@@ -208,6 +208,7 @@ func TestEnrollBesideAnotherCA(t *testing.T) {
 		{"Ed25519", []string{"ed25519"}, false, []string{"rsa", "ecdsa"}},
 		{"Ed25519, in a file elsewhere", []string{"ed25519"}, true, []string{"rsa", "ecdsa"}},
 		{"ECDSA", []string{"ecdsa"}, false, []string{"rsa"}},
+		{"Ed25519, after a comment", []string{"ed25519"}, false, []string{"rsa", "ecdsa"}},
 		{"all but RSA", []string{"ecdsa", "ed25519"}, false, []string{"rsa"}},
 		// Teleport's proxy would ask for the other CA's certificate.
 		{"RSA", []string{"rsa"}, false, nil},
@@ -226,6 +227,10 @@ func TestEnrollBesideAnotherCA(t *testing.T) {
 					lines += "HostCertificate " + file + "\n"
 				}
 				theirs[file] = m.certifyByOther(kind, file)
+				if strings.HasSuffix(test.name, "comment") {
+					theirs[file] = "# managed\n\n" + theirs[file] + "old " + theirs[file]
+					m.sshd.Write(filepath.Base(file), theirs[file])
+				}
 			}
 			m.sshd.Configure(m.sshd.HallmarkLines() + lines)
 			m.sshd.Run()

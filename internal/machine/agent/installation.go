@@ -113,7 +113,7 @@ func (i *installation) stage(caFile []byte) (*replace.Change, error) {
 			return nil, errors.Join(err, change.Close())
 		}
 	}
-	if err := os.MkdirAll(filepath.Dir(i.caFile), 0o755); err != nil {
+	if err := replace.MakeFolder(filepath.Dir(i.caFile)); err != nil {
 		return nil, errors.Join(err, change.Close())
 	}
 	if err := change.Stage(i.caFile, caFile, 0o644); err != nil {

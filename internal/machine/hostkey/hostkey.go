@@ -19,7 +19,6 @@ import (
 
 	"golang.org/x/crypto/ssh"
 
-	"github.com/hallmark-ssh/hallmark/internal/hostcert"
 	"github.com/hallmark-ssh/hallmark/internal/identity"
 	"github.com/hallmark-ssh/hallmark/internal/machine/config"
 	"github.com/hallmark-ssh/hallmark/internal/machine/fault"
@@ -428,11 +427,26 @@ func ReadCertificate(path string) *ssh.Certificate {
 	if err != nil {
 		return nil
 	}
-	cert, err := hostcert.Parse(string(data))
-	if err != nil {
+	return ParseCertificate(data)
+}
+
+// ParseCertificate returns the certificate in the content of a file, or nil. Like sshd
+// (sshkey_try_load_public), it takes the first line with a key: other CAs' tools write comments
+// and several certificates.
+func ParseCertificate(data []byte) *ssh.Certificate {
+	if len(data) > state.MaxOriginalBytes {
 		return nil
 	}
-	return cert
+	for line := range strings.Lines(string(data)) {
+		if strings.HasPrefix(line, "-----BEGIN") {
+			return nil
+		}
+		if key, err := sshkey.Parse(line); err == nil {
+			cert, _ := key.(*ssh.Certificate)
+			return cert
+		}
+	}
+	return nil
 }
 
 // Sign proves that this machine holds the host keys.

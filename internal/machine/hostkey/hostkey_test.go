@@ -333,3 +333,21 @@ func (m *machine) protect(kind string) {
 	}
 	m.write(m.path(kind), string(pem.EncodeToMemory(block)))
 }
+
+// sshd reads the first line with a key.
+func TestParseCertificate(t *testing.T) {
+	m := newMachine(t)
+	cert := m.certify("rsa", m.path("rsa")+CertificateSuffix, "web")
+	line := string(ssh.MarshalAuthorizedKey(cert))
+	plain := string(ssh.MarshalAuthorizedKey(cert.Key))
+	for content, want := range map[string]bool{
+		line: true, strings.TrimSpace(line): true, "# managed\n\n" + line: true, " \t" + line: true, "junk\n" + line + plain: true,
+		strings.ReplaceAll(line, "\n", " web\r\n"): true, line + line: true, strings.Repeat("#\n", 100) + line: true,
+		"": false, "# " + line: false, plain + line: false, "-----BEGIN X-----\n" + line: false, line[:len(line)/2]: false,
+		strings.Repeat("#\n", 64<<10) + line: false,
+	} {
+		if got := ParseCertificate([]byte(content)); (got != nil) != want {
+			t.Errorf("%.60q: %v", content, got)
+		}
+	}
+}

@@ -11,7 +11,6 @@ import (
 	"slices"
 	"syscall"
 
-	"github.com/hallmark-ssh/hallmark/internal/hostcert"
 	"github.com/hallmark-ssh/hallmark/internal/machine/config"
 	"github.com/hallmark-ssh/hallmark/internal/machine/hostkey"
 	"github.com/hallmark-ssh/hallmark/internal/machine/replace"
@@ -96,8 +95,8 @@ func (r *removal) restoreCertificates(dir string) error {
 
 // certifies reports whether a certificate is for the host key at path.
 func certifies(certificate []byte, path string) bool {
-	cert, err := hostcert.Parse(string(certificate))
-	if err != nil {
+	cert := hostkey.ParseCertificate(certificate)
+	if cert == nil {
 		return false
 	}
 	public, _, err := hostkey.ReadPublic(path)

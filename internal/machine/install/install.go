@@ -612,7 +612,7 @@ type staging interface {
 type making struct{ *replace.Change }
 
 func (m making) Stage(path string, data []byte, mode fs.FileMode) error {
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+	if err := replace.MakeFolder(filepath.Dir(path)); err != nil {
 		return fmt.Errorf("make a folder: %w", err)
 	}
 	return m.Change.Stage(path, data, mode)

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/hallmark-ssh/hallmark/internal/machine/fault"
+	"github.com/hallmark-ssh/hallmark/internal/machine/replace"
 	"github.com/hallmark-ssh/hallmark/internal/machine/rooted"
 )
 
@@ -31,7 +32,7 @@ const lockFile = ".lock"
 // Lock keeps other runs out while one changes the machine. The kernel releases the lock if the
 // process dies. The file's time says since when it is held.
 func Lock(dir string, now time.Time) (unlock func(), err error) {
-	if err := os.MkdirAll(dir, 0o755); err != nil {
+	if err := replace.MakeFolder(dir); err != nil {
 		return nil, fault.Newf(fault.Failed, "run it as root", "make the state folder: %w", err)
 	}
 	path := LockPath(dir)
