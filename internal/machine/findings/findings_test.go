@@ -205,7 +205,7 @@ func TestAssessMatch(t *testing.T) {
 	}
 }
 
-// AllowUsers may admit people from this machine only.
+// AllowUsers may admit people from this machine only, as through a tunnel.
 func TestAssessAllowUsersFromHere(t *testing.T) {
 	settings := []byte(set("allowusers root@127.0.0.1\nallowusers root@localhost\nallowusers root@::1\nallowusers root@127.0.0.0/8"))
 	findings := assess(evidence{
@@ -215,7 +215,7 @@ func TestAssessAllowUsersFromHere(t *testing.T) {
 		},
 		Accounts: []sshd.Account{{Name: "root", LogsIn: true}},
 	})
-	if len(findings) != 1 || !findings[0].Blocks || strings.Join(findings[0].users(), " ") != "root from "+elsewhere {
+	if len(findings) != 1 || findings[0].Blocks || strings.Join(findings[0].users(), " ") != "root from "+elsewhere {
 		t.Errorf("%v", findings)
 	}
 }

@@ -287,7 +287,7 @@ func (f evidence) admission(login sshd.Login, s sshd.Settings) []problem {
 		refuses func(patterns []string) bool
 	}{
 		{"DenyUsers", func(p []string) bool { return denies(p, login.User) }},
-		{"AllowUsers", func(p []string) bool { return !admits(p, login) }},
+		{"AllowUsers", func(p []string) bool { return !admits(p, login.User, login.IsLocal()) }},
 		{"DenyGroups", inGroup},
 		{"AllowGroups", func(p []string) bool { return !inGroup(p) }},
 	} {
@@ -296,7 +296,9 @@ func (f evidence) admission(login sshd.Login, s sshd.Settings) []problem {
 			continue
 		}
 		p := severe(c.keyword, strings.Join(patterns, " "), consequence, remedy)
-		p[0].open = f.open(c.keyword, patterns)
+		// Somebody may come through a tunnel, from this machine itself.
+		fromHere := c.keyword == "AllowUsers" && admits(patterns, login.User, true)
+		p[0].open = fromHere || f.open(c.keyword, patterns)
 		return p
 	}
 	return nil
@@ -311,10 +313,10 @@ func denies(patterns []string, user string) bool {
 }
 
 // admits believes that a login from elsewhere may come from any host but this machine.
-func admits(patterns []string, login sshd.Login) bool {
+func admits(patterns []string, user string, local bool) bool {
 	return slices.ContainsFunc(patterns, func(p string) bool {
 		name, host, found := strings.Cut(p, "@")
-		return sshdconf.MatchPattern(name, login.User) && (!found || login.IsLocal() || !isThisMachine(host))
+		return sshdconf.MatchPattern(name, user) && (!found || local || !isThisMachine(host))
 	})
 }
 
