@@ -23,8 +23,8 @@ type Original struct {
 // originalsPath returns the file with the originals in a folder.
 func originalsPath(dir string) string { return filepath.Join(dir, "originals.json") }
 
-// maxOriginalBytes bounds the content of an original. A certificate has some kilobytes.
-const maxOriginalBytes = 64 << 10
+// MaxOriginalBytes bounds the content of an original. A certificate has some kilobytes.
+const MaxOriginalBytes = 64 << 10
 
 // LoadOriginals returns the originals in a folder.
 func LoadOriginals(dir string) ([]Original, error) {
@@ -52,7 +52,7 @@ func SaveOriginals(dir string, more []Original) error {
 	known := len(list)
 	for _, o := range more {
 		has := func(other Original) bool { return other.Path == o.Path }
-		if len(o.Content) <= maxOriginalBytes && !slices.ContainsFunc(list, has) {
+		if len(o.Content) <= MaxOriginalBytes && !slices.ContainsFunc(list, has) {
 			list = append(list, o)
 		}
 	}
