@@ -18,6 +18,7 @@ import (
 	"runtime"
 	"strings"
 	"testing"
+	"time"
 
 	"go.yaml.in/yaml/v3"
 	"golang.org/x/crypto/ssh"
@@ -211,11 +212,15 @@ func checkEnabled(t *testing.T, i *lab.Instance, want string) {
 func upgradeDuringRun(t *testing.T, i *lab.Instance, before *state.State) {
 	t.Helper()
 	makeDue(t, i, before)
-	i.Metadata.SetTrouble(imds.Trouble{Silent: true})
+	i.Metadata.SetTrouble(imds.Trouble{Delay: time.Minute})
 	defer i.Metadata.SetTrouble(imds.Trouble{})
 	run(t, i, "systemctl", "restart", "hallmark.service")
+	// On a busy machine, dpkg could come after the run has given up. So the run stands still.
 	poll(t, func() error {
-		_, err := i.Run(t.Context(), "sh", "-c", `grep -q ^lock: /proc/"$(systemctl show --property=MainPID --value hallmark.service)"/fdinfo/*`)
+		_, err := i.Run(t.Context(), "sh", "-euc", `pid=$(systemctl show --property=MainPID --value hallmark.service)
+[ "$pid" != 0 ] || { systemctl restart hallmark.service; exit 1; }
+kill -STOP "$pid"
+grep -q ^lock: /proc/"$pid"/fdinfo/* || { kill -CONT "$pid"; exit 1; }`)
 		return err
 	})
 	old := stat(t, i.Path("usr/bin/hallmark"))
@@ -241,6 +246,7 @@ func upgradeDuringRun(t *testing.T, i *lab.Instance, before *state.State) {
 		t.Error("the program was replaced during the run")
 	}
 	i.Metadata.SetTrouble(imds.Trouble{})
+	run(t, i, "systemctl", "kill", "--signal=CONT", "hallmark.service")
 	if r := <-upgraded; r.err != nil {
 		t.Fatalf("%v\n%s", r.err, r.out)
 	}

@@ -58,6 +58,12 @@ if [ -e /etc/hallmark/signer_ca.pem ]; then cp /etc/hallmark/signer_ca.pem /root
 		t.Error("the signer's log has no line about it")
 	}
 
+	again := run(t, i, "sh", "-c", "/root/again/hallmark unenroll 2>&1")
+	if !strings.Contains(again, "not installed, nothing changed") {
+		t.Errorf("the second hallmark unenroll: %s", again)
+	}
+	checkFiles(t, i, before)
+
 	run(t, i, "/root/again/hallmark", "install", "--from", "/root/again", "--dry-run")
 	checkFiles(t, i, before)
 	run(t, i, "/root/again/hallmark", "install", "--from", "/root/again")
