@@ -346,7 +346,7 @@ func IsAddress(text string) bool {
 	if err != nil || host == "" || name == "" {
 		return false
 	}
-	port, err := net.LookupPort("tcp", name)
+	port, err := net.DefaultResolver.LookupPort(context.Background(), "tcp", name) // a table, no network
 	return err == nil && port > 0
 }
 
