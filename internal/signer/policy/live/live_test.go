@@ -475,6 +475,7 @@ func TestAFrozenLookIsNoLook(t *testing.T) {
 		now = clocktest.Freeze(now, maxAge+time.Second)
 		w.delay = patience + 100*time.Millisecond
 		w.inForce(t, good)
+		synctest.Wait() // the look has read the text, and sleeps
 		now = clocktest.Freeze(now, clocktest.FreezeTime)
 		w.text, w.delay = better, 0
 		w.inForce(t, better)
