@@ -72,7 +72,7 @@ func TestEnrollWithOneBadHostKey(t *testing.T) {
 			block := &pem.Block{Type: "EC PARAMETERS", Bytes: []byte{6, 8, 0x2a, 0x86, 0x48, 0xce, 0x3d, 3, 1, 7}} // prime256v1
 			return os.WriteFile(path, append(pem.EncodeToMemory(block), convert(m.t, path, "EC PRIVATE KEY", x509.MarshalECPrivateKey)...), 0o600)
 		}},
-		{name: "in PKCS #8", spoil: func(m *machine, path string) error {
+		{name: "in PKCS8", spoil: func(m *machine, path string) error {
 			return os.WriteFile(path, convert(m.t, path, "PRIVATE KEY", pkcs8[*ecdsa.PrivateKey]), 0o600)
 		}},
 		{"a folder", func(_ *machine, path string) error {
