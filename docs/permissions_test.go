@@ -47,7 +47,7 @@ func handlers() map[string]string {
 			"PutFunctionEventInvokeConfig GetFunctionEventInvokeConfig UpdateFunctionEventInvokeConfig DeleteFunctionEventInvokeConfig",
 		"AWS::AutoScaling::AutoScalingGroup": "autoscaling: CreateAutoScalingGroup UpdateAutoScalingGroup DeleteAutoScalingGroup DescribeAutoScalingGroups " +
 			"DescribeScalingActivities",
-		// Whoever creates a group with a template must be permitted to launch from it (Amazon
+		// To create a group with a launch template, you need permission to launch from it (Amazon
 		// EC2 Auto Scaling User Guide, "Control Amazon EC2 launch template usage").
 		"AWS::EC2::LaunchTemplate": "ec2: CreateLaunchTemplate DescribeLaunchTemplates DescribeLaunchTemplateVersions DeleteLaunchTemplate RunInstances CreateTags",
 	}

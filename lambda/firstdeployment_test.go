@@ -172,7 +172,7 @@ func TestSubnetsNeedSecurityGroups(t *testing.T) {
 	}
 }
 
-// IAM refuses a policy whose resource is no ARN, after CloudFormation has begun.
+// IAM refuses a policy whose resource is not an ARN, but only after CloudFormation has begun.
 func TestARNsAreChecked(t *testing.T) {
 	const secret = "arn:aws:secretsmanager:us-west-2:111122223333:secret:"
 	for _, parameter := range []string{"TeleportSecretArn", "FleetSecretArn"} {

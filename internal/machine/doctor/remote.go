@@ -149,7 +149,7 @@ func checkSigner(f *Facts) []Finding {
 		Check: name, Level: Failure, Text: r.SignerErr.Error(), Fix: "check what is between this machine and the signer",
 		Command: "curl -sv " + r.SignerURL, Late: late(r.SignerErr), effect: f.asksAnother(),
 	}
-	// That the service tries again is no advice about a network.
+	// For a network error, the hint only says that the service tries again, which fixes nothing.
 	_, network := errors.AsType[*net.OpError](r.SignerErr)
 	if e, ok := errors.AsType[*fault.Error](r.SignerErr); ok && e.Hint != "" && !network {
 		found.Fix = e.Hint

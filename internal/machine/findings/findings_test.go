@@ -302,8 +302,7 @@ func TestRevokes(t *testing.T) {
 	}
 }
 
-// sshd 9.2 lets people in with each list that is no error here, and refuses all keys with the
-// others.
+// The lists that give an error here make sshd 9.2 refuse all keys. With the others, people get in.
 func TestRevokesReadsTextAsSSHDDoes(t *testing.T) {
 	ca, other := sshkeytest.NewSigner(t).PublicKey(), sshkeytest.NewSignerOf(t, "rsa-2048").PublicKey()
 	line := strings.TrimSpace(string(ssh.MarshalAuthorizedKey(other)))

@@ -312,7 +312,8 @@ func denies(patterns []string, user string) bool {
 	})
 }
 
-// admits believes that a login from elsewhere may come from any host but this machine.
+// admits reports whether a list lets the user in. A login from elsewhere may come from any host
+// but this machine.
 func admits(patterns []string, user string, local bool) bool {
 	return slices.ContainsFunc(patterns, func(p string) bool {
 		name, host, found := strings.Cut(p, "@")

@@ -24,7 +24,7 @@ func Revokes(data []byte, key ssh.PublicKey) (bool, error) {
 	number := 0
 	for line := range strings.Lines(string(data)) {
 		number++
-		// sshd (sshkey_in_file) skips only these lines. Windows' empty line is none of them.
+		// sshd (sshkey_in_file) skips only these lines. It does not skip an empty line that ends as on Windows.
 		line = strings.TrimLeft(strings.TrimSuffix(line, "\n"), " \t")
 		if line == "" || line[0] == '#' {
 			continue

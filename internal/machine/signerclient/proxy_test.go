@@ -21,8 +21,8 @@ func TestIsProxyAddress(t *testing.T) {
 	}
 }
 
-// If there is no answer, a wrong HTTPS_PROXY is the likely cause. Its password is no part of the
-// message.
+// If there is no answer, a wrong HTTPS_PROXY is the likely cause. The message does not
+// contain its password.
 func TestUnreachableBehindWrongProxy(t *testing.T) {
 	for _, test := range []struct{ upper, lower, want string }{
 		{"", "", hintSignerDown},

@@ -30,8 +30,9 @@ func (s *Server) notLoaded(ctx context.Context, keys []string) (paths []string) 
 	return paths
 }
 
-// isUsual reports whether every version of sshd reads the form of a private key: that of
-// ssh-keygen since 7.8. What is no private key is not in question.
+// isUsual reports whether every version of sshd reads this form of a private key, which
+// ssh-keygen has written since 7.8. A file without a private key needs no answer from sshd, so it
+// counts as usual.
 func isUsual(data []byte) bool {
 	const begin, end = "-----BEGIN OPENSSH PRIVATE KEY-----\n", "\n-----END OPENSSH PRIVATE KEY-----\n"
 	return bytes.HasPrefix(data, []byte(begin)) && bytes.HasSuffix(data, []byte(end)) ||
