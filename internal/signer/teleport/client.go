@@ -16,6 +16,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"strconv"
 	"sync/atomic"
 	"time"
 )
@@ -340,13 +341,13 @@ func withDeadline(ctx context.Context) (context.Context, context.CancelFunc) {
 	return context.WithTimeout(ctx, callTimeout)
 }
 
-// IsAddress reports whether a text is host:port, with a port that exists.
+// IsAddress reports whether a text is host:port, with the port as a number that exists.
 func IsAddress(text string) bool {
-	host, name, err := net.SplitHostPort(text)
-	if err != nil || host == "" || name == "" {
+	host, number, err := net.SplitHostPort(text)
+	if err != nil || host == "" {
 		return false
 	}
-	port, err := net.DefaultResolver.LookupPort(context.Background(), "tcp", name) // a table, no network
+	port, err := strconv.ParseUint(number, 10, 16)
 	return err == nil && port > 0
 }
 

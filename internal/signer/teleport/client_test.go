@@ -588,7 +588,7 @@ func expect(t *testing.T, err, kind error, text string) {
 
 func TestIsAddress(t *testing.T) {
 	for text, want := range map[string]bool{
-		"teleport.example.com:443": true, "192.0.2.7:3025": true, "[2001:db8::7]:443": true, "teleport.example.com:https": true,
+		"teleport.example.com:443": true, "192.0.2.7:3025": true, "[2001:db8::7]:443": true, "teleport.example.com:https": false,
 		"": false, "teleport.example.com": false, "https://teleport.example.com:443": false, ":443": false, "teleport.example.com:": false,
 		"teleport.example.com:0": false, "teleport.example.com:65536": false, "teleport.example.com:web!": false, "2001:db8::7": false,
 	} {
