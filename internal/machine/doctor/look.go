@@ -232,9 +232,9 @@ func othersIn(lines []sshd.Line, keys []hostkey.Key, conf *sshd.Effective) (othe
 		value := strings.Join(l.Arguments, " ")
 		switch {
 		case l.Own:
-		case l.Keyword == "trustedusercakeys" && value != conf.TrustedUserCAKeys && value != "none":
+		case l.Keyword == "trustedusercakeys" && !l.Sets(conf.TrustedUserCAKeys) && value != "none":
 			others = append(others, fmt.Sprintf("%s: TrustedUserCAKeys %s", l, value))
-		case l.Keyword == "hostcertificate" && !slices.ContainsFunc(keys, func(k hostkey.Key) bool { return k.CertificatePath() == value }):
+		case l.Keyword == "hostcertificate" && !slices.ContainsFunc(keys, func(k hostkey.Key) bool { return l.Sets(k.CertificatePath()) }):
 			others = append(others, fmt.Sprintf("%s: HostCertificate %s", l, value))
 		}
 	}

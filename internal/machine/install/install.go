@@ -230,7 +230,7 @@ func (in *Installer) otherCertificates(logins []sshd.Login, own []string) (found
 			Remedy:      "make sure that there is an RSA host key for hallmark, or remove that line",
 		}
 		for _, line := range in.server.Lines() {
-			if line.Keyword == "hostcertificate" && slices.Equal(line.Arguments, []string{path}) {
+			if line.Keyword == "hostcertificate" && line.Sets(path) {
 				f.Places = append(f.Places, line)
 			}
 		}

@@ -510,3 +510,44 @@ func TestInstallExemptsProxiesWithRealSSHD(t *testing.T) {
 		}
 	}
 }
+
+// A trial has the same effect as the configuration, whatever the names of its drop-ins, and
+// whatever sshd's version makes of its quotes.
+func TestTrialIsReadAlike(t *testing.T) {
+	dir := t.TempDir()
+	s := &sshd.Server{Program: machinetest.FindSSHD(t), Config: filepath.Join(dir, "sshd_config")}
+	key, folder := filepath.Join(dir, "key"), filepath.Join(dir, "conf.d")
+	machinetest.WriteHostKey(t, "ed25519", key)
+	if err := os.Mkdir(folder, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for n, name := range []string{"plain", "a#b", `a"b`, "a'b", "a b", `a\b`, "[a]?*"} {
+		text := fmt.Sprintf("Match User u%d\n\tBanner /banner/%d\n", n, n)
+		if err := os.WriteFile(filepath.Join(folder, name+".conf"), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, include := range []string{"FOLDER/*.conf", `"FOLDER/*.conf"`, "'FOLDER/*.conf'", "FOLDER/*.conf # all", "FOLDER/*.conf# all"} {
+		main := "Include " + strings.ReplaceAll(include, "FOLDER", folder) + "\nHostKey " + key + "\n"
+		for path, text := range map[string]string{s.Config: main, filepath.Join(dir, sshd.TrialConfig): string(s.Trial([]byte(main), nil))} {
+			if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		before, err := s.Logins(t.Context())
+		if err != nil {
+			t.Fatalf("%s: %v", include, err)
+		}
+		after, err := s.LoginsWith(t.Context(), sshd.TrialConfig)
+		if err != nil {
+			t.Errorf("%s: %v", include, err)
+			continue
+		}
+		if drift := sshd.Drift(before, after); drift != "" || len(before) != len(after) {
+			t.Errorf("%s: %d logins became %d, %s", include, len(before), len(after), drift)
+		}
+		if strings.HasPrefix(include, "FOLDER/*.conf #") && !strings.Contains(string(before[len(before)-1].Settings), "banner /banner/") {
+			t.Error("no drop-in had an effect")
+		}
+	}
+}

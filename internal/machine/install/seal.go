@@ -131,14 +131,30 @@ func HostKeys(root string) (found []string) {
 	return found
 }
 
-// hostKeyPaths returns the host keys that sshd's configuration names.
+// hostKeyPaths returns the host keys that sshd's configuration names, in every way in which a
+// version of sshd may read it. It leaves out folders, which only the other versions' way names.
 func hostKeyPaths(root string) (paths []string) {
 	for _, line := range (&sshd.Server{Root: root}).Lines() {
-		if line.Keyword == "hostkey" && len(line.Arguments) > 0 && filepath.IsAbs(line.Arguments[0]) {
-			paths = append(paths, line.Arguments[0])
+		if line.Keyword != "hostkey" {
+			continue
+		}
+		for _, arguments := range line.Readings() {
+			if len(arguments) > 0 && filepath.IsAbs(arguments[0]) && !isFolder(root, arguments[0]) {
+				paths = append(paths, arguments[0])
+			}
 		}
 	}
 	return paths
+}
+
+// isFolder reports whether a path in the file system at root leads to a folder.
+func isFolder(root, path string) bool {
+	resolved, err := rooted.Resolve(root, path)
+	if err != nil {
+		return false
+	}
+	info, err := os.Stat(filepath.Join(root, resolved))
+	return err == nil && info.IsDir()
 }
 
 // sealing removes files inside a root.

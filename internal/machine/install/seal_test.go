@@ -4,10 +4,12 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/hallmark-ssh/hallmark/internal/machine/fault"
 	"github.com/hallmark-ssh/hallmark/internal/machine/machinetest"
+	"github.com/hallmark-ssh/hallmark/internal/machine/sshd"
 	"github.com/hallmark-ssh/hallmark/internal/machine/sshdconf"
 	"github.com/hallmark-ssh/hallmark/internal/machine/state"
 )
@@ -172,5 +174,54 @@ func TestSealRefusesAnEnrolledMachine(t *testing.T) {
 	}
 	if live, err := isLive(dir); err != nil || live {
 		t.Errorf("a folder is this machine: %v, %v", live, err)
+	}
+}
+
+// Seal finds every host key that sshd uses, however sshd's version reads the line that names it.
+func TestSealFindsTheKeysThatSSHDUses(t *testing.T) {
+	root, program := t.TempDir(), machinetest.FindSSHD(t)
+	for _, folder := range []string{"/etc/ssh", "/srv/keys", "/srv/keys#1"} {
+		if err := os.MkdirAll(filepath.Join(root, folder), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write := func(name, content string) {
+		if err := os.WriteFile(filepath.Join(root, name), []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, name := range []string{"/srv/keys/a", "/srv/keys/b c", "/srv/keys#1/a"} {
+		machinetest.WriteHostKey(t, "ed25519", filepath.Join(root, name))
+	}
+	used := 0
+	for _, lines := range []string{
+		"HostKey ROOT/srv/keys/a", "HostKey=ROOT/srv/keys/a # the key", "HostKey ROOT/srv/keys/a# the key", "HostKey ROOT/srv/keys/a#",
+		"HostKey ROOT/srv/keys#1/a", "HostKey 'ROOT/srv/keys/a'", `HostKey "ROOT/srv/keys/b c"`, `HostKey 'ROOT/srv/keys/b c'`,
+		`HostKey ROOT/srv/keys/b\ c`, `HostKey ROOT/srv/keys/"b c"`, "Include ROOT/srv/keys/conf# the keys", "Include 'ROOT/srv/keys/conf'",
+	} {
+		write("/srv/keys/conf", "HostKey "+root+"/srv/keys/a\n")
+		write("/etc/ssh/sshd_config", strings.ReplaceAll(lines, "ROOT", root)+"\n")
+		logins, err := (&sshd.Server{Program: program, Config: filepath.Join(root, sshdconf.MainConfig)}).Logins(t.Context())
+		if err != nil {
+			continue // this version of sshd does not accept the line
+		}
+		write("/srv/keys/conf", "HostKey /srv/keys/a\n") // as an sshd with this root sees it
+		write("/etc/ssh/sshd_config", strings.ReplaceAll(lines, "ROOT", "")+"\n")
+		found := HostKeys(root)
+		for _, key := range sshd.Values(logins[0].Settings, "hostkey") {
+			if _, err := os.Lstat(key); err != nil || !strings.HasPrefix(key, root) {
+				continue
+			}
+			used++
+			if !slices.Contains(found, key) {
+				t.Errorf("%s: sshd uses %s, but Seal finds %q", lines, key, found)
+			}
+		}
+		if slices.Contains(found, filepath.Join(root, "/srv/keys")) {
+			t.Errorf("%s: Seal would remove a folder", lines)
+		}
+	}
+	if used < 6 {
+		t.Errorf("sshd used %d keys, want 6 at least", used)
 	}
 }

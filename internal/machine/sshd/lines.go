@@ -18,11 +18,27 @@ type Line struct {
 	Number    int    // from 1
 	Keyword   string // in lower case
 	Arguments []string
+	// Earlier are the arguments as OpenSSH before 8.7 reads them, or nil if it reads the same.
+	Earlier []string
 	// Match is the condition of the Match block around the line, or empty outside a block.
 	Match []string
 	// Own says that hallmark install wrote the line: it is in the drop-in, or in the block
 	// that replaces the drop-in in the main file.
 	Own bool
+}
+
+// Readings returns the arguments in each way in which sshd may read them. Which version reads an
+// image's configuration is not known without running it, so what depends on it covers both.
+func (l Line) Readings() [][]string {
+	if len(l.Earlier) == 0 {
+		return [][]string{l.Arguments}
+	}
+	return [][]string{l.Arguments, l.Earlier}
+}
+
+// Sets reports whether the line gives its keyword exactly this value, in any of its readings.
+func (l Line) Sets(value string) bool {
+	return slices.ContainsFunc(l.Readings(), func(arguments []string) bool { return strings.Join(arguments, " ") == value })
 }
 
 // String returns "file:line", and the Match block if there is one.
@@ -111,17 +127,32 @@ func (r *lineReader) read(file string, match []string, depth int) {
 		if keyword == "" || len(r.lines) >= maxLines {
 			continue
 		}
+		line := Line{File: file, Number: number, Keyword: keyword, Arguments: arguments, Own: own}
+		if sshdconf.IsAmbiguous(text) {
+			line.Earlier = sshdconf.SplitAsBefore87(text)
+		}
 		switch keyword {
 		case "match":
 			match = arguments
 		case "include":
 			// A Match block in an included file ends with that file.
-			for _, included := range r.glob(arguments) {
+			for _, included := range r.glob(union(line.Readings())) {
 				r.read(included, match, depth+1)
 			}
 		}
-		r.lines = append(r.lines, Line{File: file, Number: number, Keyword: keyword, Arguments: arguments, Match: match, Own: own})
+		line.Match = match
+		r.lines = append(r.lines, line)
 	}
+}
+
+// union returns each argument once.
+func union(readings [][]string) (all []string) {
+	for _, argument := range slices.Concat(readings...) {
+		if !slices.Contains(all, argument) {
+			all = append(all, argument)
+		}
+	}
+	return all
 }
 
 // mentions reports whether a line that is not a comment contains a word, however quoted: sshd

@@ -1,8 +1,10 @@
 package sshd
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -73,6 +75,44 @@ func TestLines(t *testing.T) {
 	}
 	if strings.Join(got, "\n") != strings.Join(want, "\n") {
 		t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+	}
+}
+
+// Where versions of sshd read a line in different ways, both count: the files that an Include
+// names, and the logins that a Match block is about.
+func TestLinesThatVersionsReadDifferently(t *testing.T) {
+	root := t.TempDir()
+	for file, content := range map[string]string{
+		"etc/ssh/sshd_config": "Include /etc/ssh/a# comment\nInclude '/etc/ssh/b' /etc/ssh/a\nMatch User git#x\nHostKey /srv/key# comment\n",
+		"etc/ssh/a":           "UsePAM yes\n",
+		"etc/ssh/b":           "UsePAM no\n",
+	} {
+		path := filepath.Join(root, file)
+		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, []byte(content), 0o600)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	lines := (&Server{Root: root}).Lines()
+	var got []string
+	for _, l := range lines {
+		got = append(got, l.String()+" "+l.Keyword)
+	}
+	want := []string{
+		"/etc/ssh/a:1 usepam", "/etc/ssh/sshd_config:1 include", "/etc/ssh/b:1 usepam", "/etc/ssh/a:1 usepam", "/etc/ssh/sshd_config:2 include",
+		"/etc/ssh/sshd_config:3 (Match User git#x) match", "/etc/ssh/sshd_config:4 (Match User git#x) hostkey",
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
+	}
+	var users []string
+	for _, p := range probes(lines, []Account{rootAccount()}) {
+		users = append(users, p.User)
+	}
+	if want := []string{"git#x", "git"}; !slices.Equal(users, want) {
+		t.Errorf("logins of %q, want %q", users, want)
+	}
+	if key := lines[len(lines)-1]; !key.Sets("/srv/key") || !key.Sets("/srv/key# comment") || key.Sets("/srv") {
+		t.Errorf("%+v", key)
 	}
 }
 

@@ -23,8 +23,10 @@ func probes(lines []Line, accounts []Account) (all []probe) {
 			continue
 		}
 		done = append(done, line.Arguments)
-		if p, ok := probeFor(line.Arguments, accounts); ok && !slices.Contains(all, p) {
-			all = append(all, p)
+		for _, criteria := range line.Readings() {
+			if p, ok := probeFor(criteria, accounts); ok && !slices.Contains(all, p) {
+				all = append(all, p)
+			}
 		}
 	}
 	return all[:min(len(all), maxProbes)]

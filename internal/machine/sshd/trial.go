@@ -3,6 +3,7 @@ package sshd
 import (
 	"context"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/hallmark-ssh/hallmark/internal/machine/sshdconf"
@@ -20,7 +21,9 @@ func (s *Server) Trial(main, body []byte) []byte {
 	var b strings.Builder
 	for line := range strings.Lines(string(main)) {
 		keyword, arguments := sshdconf.SplitDirective(line)
-		if keyword != "include" || sshdconf.IsAmbiguous(line) && !sshdconf.Includes(arguments, sshdconf.DropIn) {
+		// A line that versions read in different ways stays as it is, unless it includes the
+		// drop-in. Then the trial has what OpenSSH since 8.7 makes of it.
+		if keyword != "include" || sshdconf.IsAmbiguous(line) && !slices.Contains(r.glob(arguments), sshdconf.DropIn) {
 			b.WriteString(line)
 			continue
 		}
@@ -56,9 +59,9 @@ func includeEach(b *strings.Builder, files []string, dropIn bool, body []byte) [
 }
 
 // quoteFile writes a file's name as the argument of an Include, which takes it for a pattern
-// (glob(7)).
+// (glob(7)). OpenSSH before 8.7 knows no way to write a quote or a "#" in an argument.
 func quoteFile(file string) string {
-	return `"` + strings.NewReplacer(`"`, `\"`, `[`, `\[`, `*`, `\*`, `?`, `\?`).Replace(file) + `"`
+	return `"` + strings.NewReplacer(`"`, `?`, `#`, `?`, `\`, `?`, `[`, `\[`, `*`, `\*`, `?`, `\?`).Replace(file) + `"`
 }
 
 // LoginsWith is Logins for another main configuration file, named relative to the folder of

@@ -1,6 +1,7 @@
 package sshd
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -19,6 +20,7 @@ func TestTrial(t *testing.T) {
 		{"a folder", "etc/ssh/sshd_config.d", "Include /etc/ssh/sshd_config.d/*.conf\nPort 22\n", body + included + "Port 22\n", included + "Port 22\n"},
 		{"a link to a folder", "srv/sshd.d", "Include /etc/ssh/sshd_config.d/*.conf\nPort 22\n", body + included + "Port 22\n", included + "Port 22\n"},
 		{"quotes of OpenSSH 8.7", "etc/ssh/sshd_config.d", "Include '/etc/ssh/sshd_config.d/*.conf'\n", body + included, included},
+		{"a comment of OpenSSH before 8.7", "etc/ssh/sshd_config.d", "Include /etc/ssh/sshd_config.d/*.conf# all\n", "Include /etc/ssh/sshd_config.d/*.conf# all\n", "Include /etc/ssh/sshd_config.d/*.conf# all\n"},
 		{"another file in such quotes", "etc/ssh/sshd_config.d", "Include '/etc/ssh/sshd_config.d/5*.conf'\n", "Include '/etc/ssh/sshd_config.d/5*.conf'\n", "Include '/etc/ssh/sshd_config.d/5*.conf'\n"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -51,19 +53,37 @@ func TestTrial(t *testing.T) {
 	}
 }
 
-// A file's name may itself be a pattern.
+// Versions of sshd read an Include in different ways. While there is no drop-in that the trial has
+// to leave out, the line stays for sshd itself to read.
+func TestTrialLeavesQuotesToSSHD(t *testing.T) {
+	root := t.TempDir()
+	path := filepath.Join(root, filepath.Dir(sshdconf.DropIn), "50-cloud-init.conf")
+	if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, nil, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	const main = "Include '/etc/ssh/sshd_config.d/*.conf'\n"
+	if got := string((&Server{Root: root}).Trial([]byte(main), nil)); got != main {
+		t.Errorf("got %s", got)
+	}
+}
+
+// A file's name may itself be a pattern, and have characters that no version of sshd or not every
+// one lets an Include write.
 func TestTrialEscapes(t *testing.T) {
 	root := t.TempDir()
 	folder := filepath.Join(root, filepath.Dir(sshdconf.DropIn))
 	if err := os.MkdirAll(folder, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	path := filepath.Join(folder, "60 [1]*?.conf")
+	path := filepath.Join(folder, `60 [1]*?#"\'.conf`)
 	if err := os.WriteFile(path, []byte("Port 22\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	s := &Server{Root: root}
 	trial := s.Trial([]byte("Include /etc/ssh/sshd_config.d/*.conf\n"), nil)
+	if sshdconf.IsAmbiguous(string(trial)) {
+		t.Errorf("not every version reads %s alike", trial)
+	}
 	if err := os.WriteFile(filepath.Join(root, sshdconf.MainConfig), trial, 0o600); err != nil {
 		t.Fatal(err)
 	}

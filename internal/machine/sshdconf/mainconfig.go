@@ -38,7 +38,7 @@ func IncludesFirst(config []byte, dropIn string) bool {
 	return false
 }
 
-// SplitDirective reads a line as sshd does: a keyword in any case, returned in lower case,
+// SplitDirective reads a line as sshd does since OpenSSH 8.7: a keyword in any case, returned in lower case,
 // then white space or one "=", then arguments. All of them may be quoted.
 func SplitDirective(line string) (keyword string, arguments []string) {
 	keyword, rest := cutKeyword(line)
@@ -112,25 +112,25 @@ func cutArgument(s string) (argument, rest string) {
 	return b.String(), ""
 }
 
-// IsAmbiguous reports whether OpenSSH before 8.7 splits a line in another way: it knows only
-// double quotes around a whole argument, and a comment may begin anywhere.
+// SplitAsBefore87 returns the arguments of a line as OpenSSH before 8.7 reads them: a "#" begins a
+// comment wherever it is, even in quotes, and arguments are split as keywords are. Only double
+// quotes have a meaning, and a "=" may separate arguments too.
+func SplitAsBefore87(line string) (arguments []string) {
+	line, _, _ = strings.Cut(line, "#")
+	_, rest := cutKeyword(line)
+	for {
+		var argument string
+		if argument, rest = cutWord(rest); argument == "" {
+			return arguments
+		}
+		arguments = append(arguments, argument)
+	}
+}
+
+// IsAmbiguous reports whether OpenSSH before 8.7 splits a line in another way.
 func IsAmbiguous(line string) bool {
 	_, arguments := SplitDirective(line)
-	_, rest := cutKeyword(line)
-	rest, _, _ = strings.Cut(rest, "#")
-	var earlier []string
-	for rest = skipBlanks(rest); rest != ""; rest = skipBlanks(rest) {
-		var argument string
-		if rest[0] == '"' {
-			argument, rest, _ = strings.Cut(rest[1:], `"`)
-		} else if end := strings.IndexAny(rest, " \t"); end >= 0 {
-			argument, rest = rest[:end], rest[end:]
-		} else {
-			argument, rest = rest, ""
-		}
-		earlier = append(earlier, argument)
-	}
-	return !slices.Equal(arguments, earlier)
+	return !slices.Equal(arguments, SplitAsBefore87(line))
 }
 
 // Includes reports whether one of an Include's patterns matches the file.

@@ -35,45 +35,55 @@ func TestIncludesFirst(t *testing.T) {
 	}
 }
 
-// The expected arguments are what OpenSSH's argv_split makes of each line.
+// The expected arguments are what OpenSSH's argv_split makes of each line since 8.7, and what
+// strdelim made of it before, if that differs.
 func TestSplitDirective(t *testing.T) {
+	same := []string{"the same"}
 	for _, test := range []struct {
-		line, keyword string
-		arguments     []string
-		ambiguous     bool
+		line, keyword      string
+		arguments, earlier []string
 	}{
-		{"", "", nil, false},
-		{"  # Port 22", "", nil, false},
-		{"PORT 22\r\n", "port", []string{"22"}, false},
-		{"Port=22", "port", []string{"22"}, false},
-		{"\tport \t= \t22 ", "port", []string{"22"}, false},
-		{"Port", "port", nil, false},
-		{`"Port" 22`, "port", []string{"22"}, false},
-		{`  Po"rt" 22`, "port", []string{"22"}, false},
-		{`"Port" = 22`, "port", []string{"=", "22"}, false},
-		{`"Port 22`, "", nil, false},
-		{"=Port=22", "port", []string{"22"}, false},
-		{"Port == 22", "port", []string{"=", "22"}, false},
-		{"\rPort\r22\f", "port", []string{"22"}, false},
-		{"Port a\u00a0", "port", []string{"a\u00a0"}, false},
-		{`Banner "a b" c # d`, "banner", []string{"a b", "c"}, false},
-		{`Include "/etc/a"`, "include", []string{"/etc/a"}, false},
-		{`Include '/etc/a b' /etc/c`, "include", []string{"/etc/a b", "/etc/c"}, true},
-		{`Include /etc/"a b".conf`, "include", []string{"/etc/a b.conf"}, true},
-		{`Include "/etc/ssh"/*.conf`, "include", []string{"/etc/ssh/*.conf"}, true},
-		{`Include /etc/a\ b`, "include", []string{"/etc/a b"}, true},
-		{`Include "a\"b" 'c\'d' e\\f g\h`, "include", []string{`a"b`, "c'd", `e\f`, `g\h`}, true},
-		{`Include "" b`, "include", []string{"", "b"}, false},
-		{"Include /etc/a#b", "include", []string{"/etc/a#b"}, true},
-		{`Include "never closed`, "include", []string{"never closed"}, false},
-		{`Include a\`, "include", []string{`a\`}, false},
+		{"", "", nil, same},
+		{"  # Port 22", "", nil, same},
+		{"PORT 22\r\n", "port", []string{"22"}, same},
+		{"Port=22", "port", []string{"22"}, same},
+		{"\tport \t= \t22 ", "port", []string{"22"}, same},
+		{"Port", "port", nil, same},
+		{`"Port" 22`, "port", []string{"22"}, same},
+		{`  Po"rt" 22`, "port", []string{"22"}, same},
+		{`"Port" = 22`, "port", []string{"=", "22"}, nil},
+		{`"Port 22`, "", nil, same},
+		{"=Port=22", "port", []string{"22"}, same},
+		{"Port == 22", "port", []string{"=", "22"}, nil},
+		{"\rPort\r22\f", "port", []string{"22"}, same},
+		{"Port a\u00a0", "port", []string{"a\u00a0"}, same},
+		{"Match User=git", "match", []string{"User=git"}, []string{"User", "git"}},
+		{`Banner "a b" c # d`, "banner", []string{"a b", "c"}, same},
+		{`Include "/etc/a"`, "include", []string{"/etc/a"}, same},
+		{`Include '/etc/a b' /etc/c`, "include", []string{"/etc/a b", "/etc/c"}, []string{"'/etc/a", "b'", "/etc/c"}},
+		{`Include /etc/"a b".conf`, "include", []string{"/etc/a b.conf"}, []string{"/etc/a b", ".conf"}},
+		{`Include "/etc/ssh"/*.conf`, "include", []string{"/etc/ssh/*.conf"}, []string{"/etc/ssh", "/*.conf"}},
+		{`Include /etc/a\ b`, "include", []string{"/etc/a b"}, []string{`/etc/a\`, "b"}},
+		{`Include "a\"b" 'c\'d' e\\f g\h`, "include", []string{`a"b`, "c'd", `e\f`, `g\h`}, []string{`a\`}},
+		{`Include "" b`, "include", []string{"", "b"}, nil},
+		{"Include /etc/a#b", "include", []string{"/etc/a#b"}, []string{"/etc/a"}},
+		{"HostKey /etc/a# the key", "hostkey", []string{"/etc/a#", "the", "key"}, []string{"/etc/a"}},
+		{"HostKey /etc/keys#1/rsa", "hostkey", []string{"/etc/keys#1/rsa"}, []string{"/etc/keys"}},
+		{`HostKey "/etc/a#b"`, "hostkey", []string{"/etc/a#b"}, nil},
+		{"HostKey #/etc/a", "hostkey", nil, same},
+		{`Include "never closed`, "include", []string{"never closed"}, nil},
+		{`Include a\`, "include", []string{`a\`}, same},
 	} {
 		keyword, arguments := SplitDirective(test.line)
 		if keyword != test.keyword || !slices.Equal(arguments, test.arguments) {
 			t.Errorf("%q: %q %q, want %q %q", test.line, keyword, arguments, test.keyword, test.arguments)
 		}
-		if IsAmbiguous(test.line) != test.ambiguous {
-			t.Errorf("%q: ambiguous %v", test.line, !test.ambiguous)
+		differs := !slices.Equal(test.earlier, same)
+		if !differs {
+			test.earlier = arguments
+		}
+		if earlier := SplitAsBefore87(test.line); !slices.Equal(earlier, test.earlier) || IsAmbiguous(test.line) != differs {
+			t.Errorf("%q: %q before 8.7, ambiguous %v, want %q", test.line, earlier, !differs, test.earlier)
 		}
 	}
 }
