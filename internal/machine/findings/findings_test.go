@@ -3,6 +3,7 @@ package findings
 import (
 	"bytes"
 	"crypto/ed25519"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -231,6 +232,53 @@ func TestAssessUsual(t *testing.T) {
 			if len(findings) != want {
 				t.Errorf("%s: %v, want %d", lines, findings, want)
 			}
+		}
+	}
+}
+
+// Without PAM, sshd refuses locked accounts. cloud-init's default user is one, and people need it
+// even if root can get in.
+func TestAssessLockedDefaultUser(t *testing.T) {
+	cloud := func(user string) []byte {
+		return []byte("system_info:\n  default_user:\n    name: " + user + "\n    lock_passwd: True\n")
+	}
+	for name, test := range map[string]struct {
+		shadow string
+		files  map[string][]byte
+		want   string
+	}{
+		"locked":              {"root:*:1\nadmin:!:1\n", map[string][]byte{"/etc/cloud/cloud.cfg": cloud("admin")}, "admin"},
+		"locked by passwd -l": {"root:*:1\nadmin:!*:1\n", map[string][]byte{"/etc/cloud/cloud.cfg": cloud("admin")}, "admin"},
+		"not locked":          {"root:!:1\nadmin:*:1\n", map[string][]byte{"/etc/cloud/cloud.cfg": cloud("admin")}, ""},
+		"another account":     {"root:*:1\nadmin:*:1\njane:!:1\n", map[string][]byte{"/etc/cloud/cloud.cfg": cloud("admin")}, ""},
+		"no cloud-init":       {"root:*:1\nadmin:!:1\n", nil, ""},
+		"a later file":        {"root:*:1\nadmin:!:1\njane:!:1\n", map[string][]byte{"/etc/cloud/cloud.cfg": cloud("admin"), "/etc/cloud/cloud.cfg.d/90.cfg": cloud("jane")}, "jane"},
+		"a later file without one": {"root:*:1\nadmin:!:1\n",
+			map[string][]byte{"/etc/cloud/cloud.cfg": cloud("admin"), "/etc/cloud/cloud.cfg.d/90.cfg": []byte("ssh_genkeytypes: []\n"), "/etc/cloud/cloud.cfg.d/91.cfg": []byte("\t")}, "admin"},
+		"other files":    {"root:*:1\njane:!:1\n", map[string][]byte{"/etc/cloud/x": cloud("jane")}, ""},
+		"nobody is left": {"root:!:1\nadmin:!:1\n", map[string][]byte{"/etc/cloud/cloud.cfg": cloud("admin")}, "root, admin"},
+	} {
+		files := map[string][]byte{"/etc/shadow": []byte(test.shadow)}
+		maps.Copy(files, test.files)
+		// From here, so that no finding is about all logins.
+		logins := []sshd.Login{{Connection: sshd.Connection{User: "ldap", Address: here}, Settings: []byte(set("usepam no"))}}
+		var accounts []sshd.Account
+		for line := range strings.Lines(test.shadow) {
+			user, _, _ := strings.Cut(line, ":")
+			logins = append(logins, sshd.Login{Connection: sshd.Connection{User: user, Address: elsewhere}, Settings: []byte(set("usepam no"))})
+			accounts = append(accounts, sshd.Account{Name: user, LogsIn: true})
+		}
+		got := ""
+		for _, f := range assess(evidence{Logins: logins, Accounts: accounts, Files: files}) {
+			if f.Keyword != "UsePAM" || f.Blocks {
+				t.Errorf("%s: %+v", name, f)
+			}
+			for _, user := range f.Logins {
+				got = strings.TrimPrefix(got+", "+user.User, ", ")
+			}
+		}
+		if got != test.want {
+			t.Errorf("%s: a finding for %q, want %q", name, got, test.want)
 		}
 	}
 }

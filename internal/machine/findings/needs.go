@@ -239,7 +239,7 @@ func (f evidence) filesOf() (files []string) {
 	for _, login := range f.Logins {
 		s := sshd.ParseSettings(login.Settings)
 		if s.Value("usepam") == "no" {
-			files = append(files, shadowFile)
+			files = append(append(files, shadowFile), cloudInitFiles()...)
 		}
 		if value := s.Optional("revokedkeys"); value != "" {
 			files = append(files, value)
@@ -354,11 +354,18 @@ func (f evidence) accounts(login sshd.Login, s sshd.Settings) (all []problem) {
 	if value := s.Value("permitrootlogin"); login.User == "root" && (value == "no" || value == "forced-commands-only") {
 		all = append(all, severe("PermitRootLogin", value, "sshd lets nobody log in as root", remedy)...)
 	}
+	for n := range all {
+		all[n].usual = true
+	}
 	if s.Value("usepam") == "no" && f.isLocked(login.User) {
-		all = append(all, severe("UsePAM", "no", "without PAM, sshd lets nobody log in to an account with a locked password", "write UsePAM yes, or unlock the password")...)
+		p := severe("UsePAM", "no", "without PAM, sshd lets nobody log in to an account with a locked password", "write UsePAM yes, or give the account the password *, which is not locked: usermod -p '*' NAME")
+		// Many accounts are locked for good reasons. cloud-init locks its default user as well, but
+		// that one is for people with keys or certificates.
+		p[0].usual = login.User != f.defaultUser()
+		all = append(all, p...)
 	}
 	for n := range all {
-		all[n].usual, all[n].open = true, true
+		all[n].open = true
 	}
 	return all
 }
