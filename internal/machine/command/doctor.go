@@ -29,7 +29,7 @@ clock, name resolution, TLS, audience, current CAs, SELinux labels. Prints the c
 the command that fixes it. Changes nothing, and takes less than 5 seconds; --timeout gives a
 slow machine more time. Exits with 0 if no check fails, even if there are warnings. Without
 root, exits with 77 if the checks that need root are the only ones that did not pass. --image
-checks the file system of an image before it is used.`,
+checks the file system of an image before it is used, and fails until the image is sealed.`,
 		Args: cli.NoArgs, ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error { return runDoctor(cmd, image, timeout, asJSON) },
 	}

@@ -179,7 +179,8 @@ func (i *image) trust(context.Context) []Finding {
 	return fine(name, sshdconf.CAFile+" lists the CAs of the bake")
 }
 
-// sealed finds what must not be in an image: each machine generates its own.
+// sealed finds what must not be in an image: each machine generates its own. It is a failure even
+// while the bake goes on, so that no bake passes that forgot to seal.
 func (i *image) sealed(context.Context) (findings []Finding) {
 	const name = "seal"
 	keys := install.HostKeys(i.root)
@@ -188,7 +189,7 @@ func (i *image) sealed(context.Context) (findings []Finding) {
 	}
 	for _, path := range keys {
 		findings = append(findings, Finding{
-			Check: name, Level: Warning, Text: path + " would be the same on every machine of the image",
+			Check: name, Level: Failure, Text: path + " would be the same on every machine of the image",
 			Fix: "seal the image as the last step of the bake", Command: "hallmark seal --root " + quote(i.root),
 		})
 	}

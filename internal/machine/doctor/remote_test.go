@@ -390,7 +390,7 @@ func TestImageThatIsNotSealed(t *testing.T) {
 	}
 	for _, f := range i.sealed(t.Context()) {
 		path, _, _ := strings.Cut(strings.TrimPrefix(f.Text, i.root), " ")
-		if !named[path] || f.Level != Warning {
+		if !named[path] || f.Level != Failure {
 			t.Errorf("finding %+v", f)
 		}
 		delete(named, path)
