@@ -160,7 +160,7 @@ test: export HALLMARK_TEST_STRICT := 1
 test: ## run all tests, with real machines
 	e2e/beside.sh modules setup bin/rootfs
 	e2e/beside.sh rootfs build bin/packer bin/nfpm bin/aws-lambda-rie bin/iam-simulate/simulate.mjs
-	$(MAKE) unit check-templates test-sshd
+	e2e/beside.sh test-faults unit check-templates test-sshd
 	e2e/beside.sh whole-path emulated test-releases
 
 # The race detector slows the explorer down too much, so with RACE it runs separately.
