@@ -65,13 +65,7 @@ func (m *machine) moveToSmallDisk(size int) {
 			}
 		}
 	}
-	if err := unix.Mount("tmpfs", m.dir, "tmpfs", 0, fmt.Sprintf("size=%d", size)); err != nil {
-		if os.Geteuid() == 0 && os.Getenv("HALLMARK_TEST_STRICT") != "" {
-			m.t.Fatalf("mount a small file system: %v", err)
-		}
-		m.t.Skipf("mount a small file system: %v (needs root)", err)
-	}
-	m.t.Cleanup(func() { _ = unix.Unmount(m.dir, unix.MNT_DETACH) })
+	machinetest.MountTmpfs(m.t, m.dir, fmt.Sprintf("size=%d", size))
 	for path, data := range files {
 		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 			m.t.Fatal(err)

@@ -101,6 +101,7 @@ AuthorizedKeysFile %s/authorized_keys
 StrictModes no
 UsePAM no
 PermitRootLogin yes
+Subsystem sftp internal-sftp
 LogLevel ERROR
 `, listen, s.KeyPath("rsa"), s.KeyPath("ecdsa"), s.KeyPath("ed25519"), s.Dir, s.Dir))
 }
@@ -433,6 +434,8 @@ func (s *SSHD) writeIdentity(path string) {
 	AppendTo(s.t, filepath.Join(s.Dir, "authorized_keys"), string(ssh.MarshalAuthorizedKey(signer.PublicKey())))
 }
 
+// trySSH starts no shell, because a developer's may take a second. SFTP ends at the end of its
+// input.
 func (s *SSHD) trySSH(identity, pinned string) error {
 	s.t.Helper()
 	me, err := user.Current()
@@ -444,7 +447,7 @@ func (s *SSHD) trySSH(identity, pinned string) error {
 		"-o", "StrictHostKeyChecking=yes", "-o", "UpdateHostKeys=no", "-o", "GlobalKnownHostsFile=/dev/null",
 		"-o", "UserKnownHostsFile="+filepath.Join(s.Dir, "known_hosts"),
 		"-o", "IdentitiesOnly=yes", "-o", "IdentityAgent=none", "-i", identity,
-		"-p", strconv.Itoa(int(s.Address.Port())), me.Username+"@"+s.Address.Addr().String(), "true")
+		"-p", strconv.Itoa(int(s.Address.Port())), "-s", me.Username+"@"+s.Address.Addr().String(), "sftp")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("ssh: %w: %s", err, out)
 	}
