@@ -20,6 +20,7 @@ import (
 
 	"github.com/gravitational/trace"
 	"golang.org/x/crypto/ssh"
+	"google.golang.org/grpc/peer"
 
 	"github.com/hallmark-ssh/hallmark/internal/signer/teleport"
 	"github.com/hallmark-ssh/hallmark/internal/signer/teleport/teleporttest"
@@ -298,11 +299,8 @@ func TestSurvivesLostConnections(t *testing.T) {
 // If Teleport did not answer, the next call dials again, and does not wait for gRPC to retry.
 func TestDialsAgainAfterAnOutage(t *testing.T) {
 	cluster := quick(t)
-	relay := newRelay(t, cluster.Address())
-	c := config(t, cluster)
-	c.Address = relay.address
-	client := dial(t, c)
-	relay.settle()
+	client := dial(t, config(t, cluster))
+	calls := countConnections(cluster)
 	for _, test := range []struct {
 		answer error
 		want   int // connections so far
@@ -312,18 +310,53 @@ func TestDialsAgainAfterAnOutage(t *testing.T) {
 		{trace.LimitExceeded("slow down"), 2}, // one more handshake would not help
 		{trace.ConnectionProblem(nil, "restarting"), 3},
 	} {
-		cluster.Intercept(func(context.Context, string) error { return test.answer })
+		calls.answer(test.answer)
 		if _, err := client.CAs(timeout(t, time.Minute)); err == nil {
 			t.Errorf("no error from %v", test.answer)
 		}
-		cluster.Intercept(nil)
+		calls.answer(nil)
 		if _, err := client.CAs(timeout(t, time.Minute)); err != nil {
 			t.Error(err)
 		}
-		if got := relay.accepted(); got != test.want {
+		if got := calls.connections(); got != test.want {
 			t.Errorf("after %v: %d connections, want %d", test.answer, got, test.want)
 		}
 	}
+}
+
+// calls counts the connections over which a cluster is called. A client opens others, too, for
+// example to ask the proxy for its versions.
+type calls struct {
+	mu    sync.Mutex
+	peers map[string]bool
+	err   error
+}
+
+// countConnections counts from now on.
+func countConnections(cluster *teleporttest.Cluster) *calls {
+	c := &calls{peers: make(map[string]bool)}
+	cluster.Intercept(func(ctx context.Context, _ string) error {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if from, ok := peer.FromContext(ctx); ok {
+			c.peers[from.Addr.String()] = true
+		}
+		return c.err
+	})
+	return c
+}
+
+// answer makes every call fail with an error; nil ends that.
+func (c *calls) answer(err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.err = err
+}
+
+func (c *calls) connections() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.peers)
 }
 
 // relay passes on connections until it is told to drop them.
@@ -331,22 +364,6 @@ type relay struct {
 	address string
 	mu      sync.Mutex
 	open    []net.Conn
-	count   int
-}
-
-// accepted returns how many connections there were.
-func (r *relay) accepted() int {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.count
-}
-
-// settle counts the connections so far as one. A client that dials also asks the proxy for its
-// versions, over a separate connection.
-func (r *relay) settle() {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.count = 1
 }
 
 func newRelay(t *testing.T, to string) *relay {
@@ -373,7 +390,6 @@ func newRelay(t *testing.T, to string) *relay {
 			}
 			r.mu.Lock()
 			r.open = append(r.open, in, out)
-			r.count++
 			r.mu.Unlock()
 			go func() { _, _ = io.Copy(in, out) }()
 			go func() { _, _ = io.Copy(out, in) }()
@@ -395,12 +411,11 @@ func (r *relay) dropAll() {
 // without notice.
 func TestDialsAgainAfterRest(t *testing.T) {
 	cluster := quick(t)
-	relay := newRelay(t, cluster.Address())
 	clock := newClock()
 	c := config(t, cluster)
-	c.Address, c.Now = relay.address, clock.now
+	c.Now = clock.now
 	client := dial(t, c)
-	relay.settle()
+	calls := countConnections(cluster)
 	for _, step := range []struct {
 		rest time.Duration
 		want int
@@ -409,7 +424,7 @@ func TestDialsAgainAfterRest(t *testing.T) {
 		if _, err := client.CAs(timeout(t, time.Minute)); err != nil {
 			t.Fatal(err)
 		}
-		if got := relay.accepted(); got != step.want {
+		if got := calls.connections(); got != step.want {
 			t.Errorf("after %s: %d connections, want %d", step.rest, got, step.want)
 		}
 	}
@@ -419,16 +434,18 @@ func TestDialsAgainAfterRest(t *testing.T) {
 // from the old file expires.
 func TestIdentityFileChanges(t *testing.T) {
 	cluster := quick(t)
-	relay := newRelay(t, cluster.Address())
 	clock := newClock()
 	path := write(t, cluster.IdentityFile())
-	client := dial(t, teleport.Config{Address: relay.address, Login: teleport.IdentityFile(path), Now: clock.now})
-	relay.settle()
+	client := dial(t, teleport.Config{Address: cluster.Address(), Login: teleport.IdentityFile(path), Now: clock.now})
+	calls := countConnections(cluster)
 	call := func() error {
 		_, err := client.CAs(timeout(t, time.Minute))
 		return err
 	}
 
+	if err := call(); err != nil {
+		t.Fatal(err)
+	}
 	fresh, err := cluster.NewIdentityFile(time.Hour)
 	if err != nil {
 		t.Fatal(err)
@@ -437,7 +454,7 @@ func TestIdentityFileChanges(t *testing.T) {
 	if err := call(); err != nil {
 		t.Fatal(err)
 	}
-	if got := relay.accepted(); got != 2 {
+	if got := calls.connections(); got != 2 {
 		t.Errorf("%d connections with two logins, want 2", got)
 	}
 
