@@ -55,22 +55,13 @@ func TestKilledAtEveryStep(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
 			m := newMachine(t)
-			for step := 1; ; step++ {
+			machinetest.KillAtEveryStep(t, test.least, func(step int) bool {
 				m.unenroll()
 				test.prepare(t, m)
 				killed, last := m.runUntil(step)
 				m.worksAfterwards(fmt.Sprintf("killed at step %d (%s)", step, last))
-				if !killed {
-					if step <= test.least {
-						t.Errorf("it took %d steps only", step)
-					}
-					t.Logf("%d steps", step-1)
-					return
-				}
-				if t.Failed() {
-					return
-				}
-			}
+				return killed
+			})
 		})
 	}
 }

@@ -26,7 +26,7 @@ func TestKilledInstall(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			ca := sshkey.Line(sshkeytest.NewSigner(t).PublicKey())
-			for step := 1; ; step++ {
+			machinetest.KillAtEveryStep(t, 19, func(step int) bool {
 				i := newImage(t, config)
 				i.give("openssh_ca.pub", ca+"\n")
 				if name == "block" {
@@ -47,16 +47,8 @@ func TestKilledInstall(t *testing.T) {
 						t.Errorf("killed at step %d (%s), the next run leaves %s", step, what, path)
 					}
 				}
-				if !killed {
-					if step < 20 {
-						t.Errorf("it took %d steps only", step)
-					}
-					return
-				}
-				if t.Failed() {
-					return
-				}
-			}
+				return killed
+			})
 		})
 	}
 }

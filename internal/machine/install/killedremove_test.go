@@ -16,7 +16,7 @@ func TestKilledRemove(t *testing.T) {
 	for name, sample := range map[string]string{"drop-in": withInclude, "block": withoutInclude} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			for step := 1; ; step++ {
+			machinetest.KillAtEveryStep(t, 24, func(step int) bool {
 				m := newInstalled(t, sample)
 				before := m.everything()
 				without := m.settings()
@@ -34,16 +34,8 @@ func TestKilledRemove(t *testing.T) {
 					t.Fatalf("killed at step %d (%s), the next run: %v", step, what, err)
 				}
 				m.wantSame(m.everything(), before, "killed at "+what)
-				if !killed {
-					if step < 25 {
-						t.Errorf("it took %d steps only", step)
-					}
-					return
-				}
-				if t.Failed() {
-					return
-				}
-			}
+				return killed
+			})
 		})
 	}
 }

@@ -16,6 +16,25 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// KillAtEveryStep has kill kill a run at its first step, its second, and so on. It ends when
+// kill reports that the run ended before that step, which must not be among the least number of
+// steps. With -short it leaves out three of four.
+func KillAtEveryStep(t testing.TB, least int, kill func(step int) (killed bool)) {
+	t.Helper()
+	stride := 1
+	if testing.Short() {
+		stride = 4
+	}
+	for step := 1; !t.Failed(); step += stride {
+		if killed := kill(step); !killed {
+			if step <= least {
+				t.Errorf("the run has no step %d, want at least %d", step, least)
+			}
+			return
+		}
+	}
+}
+
 // RunTraced runs one of the tests in a separate process, and kills it before the given change
 // to a folder's content.
 func RunTraced(t testing.TB, test, dir string, step int, environment ...string) (killed bool, what string) {

@@ -21,7 +21,7 @@ var (
 	stale     = flag.Bool("explore.stale", false, "explore old reads on top of a failure in pairs of two enrollments, too")
 	everyPair = flag.Bool("explore.all", false, "explore the pairs that take minutes, too")
 	commuting = flag.Bool("explore.commuting", false, "explore every order, also of calls that commute")
-	most      = flag.Int("explore.states", math.MaxInt, "leave a pair after so many states, and say so")
+	most      = flag.Int("explore.states", math.MaxInt, "leave a pair after so many states, and say so (1,000 with -short)")
 )
 
 // interleavings is the number of orders, up to calls that commute. It changes when an
@@ -37,7 +37,11 @@ func TestInterleavings(t *testing.T) {
 		return
 	}
 	if isRace {
-		t.Skip("too slow with the race detector: make test runs it once without")
+		t.Skip("too slow with the race detector: make unit runs it once without")
+	}
+	most := *most
+	if testing.Short() {
+		most = min(most, 1000)
 	}
 	defer debug.SetGCPercent(debug.SetGCPercent(400)) // most of the memory stays in use
 	start := time.Now()
@@ -49,7 +53,7 @@ func TestInterleavings(t *testing.T) {
 			}
 			t.Run(p.name, func(t *testing.T) {
 				t.Parallel()
-				found, err := explore(t, f, p, *commuting)
+				found, err := explore(t, f, p, *commuting, most)
 				if errors.Is(err, errTooMany) {
 					t.Logf("left after %d states, without a violation", found.states)
 					unfinished.Add(1)
@@ -72,9 +76,9 @@ func TestInterleavings(t *testing.T) {
 	t.Logf("explored %d interleavings in %.0f s: %d states, %d changes, %d runs of the operations' code",
 		total.Load(), time.Since(start).Seconds(), states.Load(), moves.Load(), runs.Load())
 	if n := unfinished.Load(); n > 0 {
-		t.Logf("%d pairs have more than %d states, and were left there", n, *most)
+		t.Logf("%d pairs have more than %d states, and were left there", n, most)
 	}
-	if !*commuting && !*everyPair && !*stale && total.Load() != interleavings {
+	if !*commuting && !*everyPair && !*stale && most == math.MaxInt && total.Load() != interleavings {
 		t.Errorf("%d interleavings, want %d", total.Load(), interleavings)
 	}
 }
@@ -96,8 +100,8 @@ type findings struct {
 }
 
 // explore explores a pair: all its orders, or one of those that differ only in calls that
-// commute.
-func explore(t *testing.T, f *fixed, p pair, all bool) (found findings, err error) {
+// commute. It fails with errTooMany at a pair of more states than most.
+func explore(t *testing.T, f *fixed, p pair, all bool, most int) (found findings, err error) {
 	synctest.Test(t, func(*testing.T) {
 		var g *graph
 		var first *vertex
@@ -105,7 +109,7 @@ func explore(t *testing.T, f *fixed, p pair, all bool) (found findings, err erro
 			return
 		}
 		defer g.close()
-		o := &orders{graph: g, all: all, ends: make(map[*vertex]bool), most: *most}
+		o := &orders{graph: g, all: all, ends: make(map[*vertex]bool), most: most}
 		found.orders, err = o.count(first, sleepers{})
 		found.states, found.moves, found.runs = len(g.vertices), len(g.steps), g.runs
 		found.ends = make(map[string]bool)
@@ -139,11 +143,11 @@ func TestReduction(t *testing.T) {
 	f := newFixed(t)
 	for _, p := range short() {
 		t.Run(p.name, func(t *testing.T) {
-			fewer, err := explore(t, f, p, false)
+			fewer, err := explore(t, f, p, false, math.MaxInt)
 			if err != nil {
 				t.Fatal(err)
 			}
-			all, err := explore(t, f, p, true)
+			all, err := explore(t, f, p, true, math.MaxInt)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -317,7 +321,7 @@ func TestFindsFaults(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			p := pair{name: test.name, ops: [2]operation{{name: test.name, run: test.run, instance: 1}, renewal}, fresh: [2]bool{false, true}}
-			_, err := explore(t, f, p, false)
+			_, err := explore(t, f, p, false, math.MaxInt)
 			if err == nil || !strings.Contains(err.Error(), test.want) {
 				t.Fatalf("found %v, want %s", err, test.want)
 			}
