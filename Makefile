@@ -23,6 +23,8 @@ export GOFLAGS := -trimpath -vet=off
 STEP := $(CURDIR)/e2e/step.sh
 RACE ?=
 GO_TEST := $(if $(RACE),env CGO_ENABLED=1 GOFLAGS=-vet=off )go test $(RACE)
+# What "make test" leaves out unless RACE is set (CONTRIBUTING.md, "Set up").
+SHORT := $(if $(RACE),,-short)
 # What the programs are built from, including embedded files.
 GO_SOURCES := go.mod go.sum $(shell find cloudinit internal lambda packer-plugin templates -type f \
 	! -name '*_test.go' ! -path '*/testdata/*' ! -name 'hallmark-linux-*')
@@ -163,12 +165,10 @@ test: ## run all tests, with real machines
 	e2e/beside.sh test-faults unit check-templates test-sshd
 	e2e/beside.sh whole-path emulated test-releases
 
-# Without RACE, the explorer leaves each pair early, and the tests that kill a program at every
-# step leave out most steps. The race detector slows the explorer down too much, so with RACE it
-# runs separately.
+# The race detector slows the explorer down too much, so with RACE it runs separately.
 .PHONY: unit
 unit: ## run the tests that need no root, on any Linux or macOS
-	$(STEP) "unit tests" $(GO_TEST) $(if $(RACE),,-short) -timeout 30m ./...
+	$(STEP) "unit tests" $(GO_TEST) $(SHORT) -timeout 30m ./...
 	$(if $(RACE),$(STEP) "explorer" go test -timeout 20m ./internal/signer/explore -run 'TestInterleavings$$|TestReduction|TestIndependence')
 
 # How many states of a pair "make explore" looks at. Without reduction, some pairs have 10^13
@@ -195,7 +195,8 @@ check-templates: setup bin/packer
 .PHONY: e2e
 e2e: emulated whole-path
 
-# The functions, and what they call, against emulators of AWS's services.
+# The functions, and what they call, against emulators of AWS's services. Two packages build the
+# functions: one after the other, the second has the first one's objects.
 .PHONY: emulated
 emulated: export HALLMARK_TEST_STRICT := 1
 emulated: setup build bin/aws-lambda-rie bin/iam-simulate/simulate.mjs
@@ -203,7 +204,7 @@ emulated: setup build bin/aws-lambda-rie bin/iam-simulate/simulate.mjs
 	$(STEP) "stacks on moto" $(GO_TEST) -timeout 20m -tags e2e ./e2e/stack
 	$(STEP) "emulated AWS services" $(GO_TEST) -timeout 20m -tags e2e ./e2e/fake/moto ./e2e/fake/sts ./e2e/fake/dynamodb ./e2e/policystore
 	$(STEP) "functions in AWS's emulator" $(GO_TEST) -timeout 20m -tags e2e ./e2e/fake/lambdahost ./e2e/runtime
-	$(STEP) "functions on moto and SAM's template" $(GO_TEST) -timeout 20m -tags e2e -run 'Moto|SAM' ./lambda ./lambda/deploy ./internal/signer/operator
+	$(STEP) "functions on moto and SAM's template" $(GO_TEST) $(SHORT) -p 1 -timeout 20m -tags e2e -run 'Moto|SAM' ./lambda ./lambda/deploy ./internal/signer/operator
 	$(STEP) "explorer on DynamoDB Local" go test -timeout 20m -tags e2e -run TestDynamoDB ./internal/signer/explore
 
 .PHONY: whole-path
@@ -272,8 +273,10 @@ package: ## build and upload the signer, and print the address of its template, 
 # settings; for the second, Go finds all but the linking in its cache.
 build-EnrollFunction: FUNCTION := enroll
 build-FleetFunction: FUNCTION := fleet
+# The functions' processor (Architectures in template.yaml).
+FUNCTION_ARCH ?= arm64
 .PHONY: build-EnrollFunction build-FleetFunction
 build-EnrollFunction build-FleetFunction:
 	@test -f deployment/deployment.yaml || { echo "deployment/deployment.yaml is missing: see docs/deploy.md" >&2; exit 1; }
 	go run ./lambda/operator deployment pack deployment/deployment.yaml --function $(FUNCTION) --into "$(ARTIFACTS_DIR)"
-	GOOS=linux GOARCH=arm64 $(GO_BUILD) -tags lambda.norpc -o "$(ARTIFACTS_DIR)/bootstrap" ./lambda
+	GOOS=linux GOARCH=$(FUNCTION_ARCH) $(GO_BUILD) -tags lambda.norpc -o "$(ARTIFACTS_DIR)/bootstrap" ./lambda

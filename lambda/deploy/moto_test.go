@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -191,8 +192,11 @@ func (d *deployer) wantPackages(t *testing.T) {
 	}
 }
 
-// The real template and programs.
+// The real template and programs, with -short for this machine's processor.
 func TestMotoPackage(t *testing.T) {
+	if testing.Short() {
+		t.Setenv("FUNCTION_ARCH", runtime.GOARCH)
+	}
 	d := newDeployer(t, 1000)
 	out, _ := d.run(t, "package")
 	name, ok := strings.CutPrefix(strings.TrimSpace(out), "https://"+bucket+".s3.us-west-2.amazonaws.com/")
