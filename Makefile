@@ -47,8 +47,10 @@ setup: ## install every Debian package and tool that the rest needs
 .PHONY: build
 build: bin/hallmark bin/bootstrap bin/hallmark-signer bin/packer-plugin-hallmark ## build the programs into bin/
 
-# The programs that the Packer plugin carries, one for each architecture in EC2.
-PROGRAMS := packer-plugin/programs/hallmark-linux-amd64 packer-plugin/programs/hallmark-linux-arm64
+# The programs that the Packer plugin carries, one for each architecture in EC2. The demo and the
+# tests need only this machine's.
+ARCHITECTURES ?= amd64 arm64
+PROGRAMS := $(ARCHITECTURES:%=packer-plugin/programs/hallmark-linux-%)
 
 bin/hallmark: $(GO_SOURCES)
 	$(STEP) "build $@" $(GO_BUILD) -o $@ ./cloudinit
@@ -89,7 +91,7 @@ bin/nfpm: e2e/tools/nfpm/go.mod e2e/tools/nfpm/go.sum
 # deb and rpm packages for machines that are not baked (docs/existing-machines.md).
 .PHONY: packages
 packages: bin/nfpm bin/hallmark $(PROGRAMS) man ## build deb and rpm packages into bin/packages/
-	$(STEP) "build packages" templates/packages/build.sh "$(VERSION)" bin/packages amd64 arm64
+	$(STEP) "build packages" templates/packages/build.sh "$(VERSION)" bin/packages $(ARCHITECTURES)
 
 # AWS's emulator of Lambda's Runtime API. The whole-path tests run the functions in it.
 bin/aws-lambda-rie: e2e/tools/rie/go.mod e2e/tools/rie/go.sum
@@ -131,6 +133,7 @@ teleport-programs: $(if $(TELEPORT),,$(BUILT_PROGRAMS) bin/teleport/teleport)
 REAL_CLUSTER := $(TELEPORT)$(filter teleport,$(CLUSTER))
 
 .PHONY: demo
+demo: export ARCHITECTURES = $(shell go env GOARCH)
 demo: $(if $(REAL_CLUSTER),teleport-programs) ## bake an image, boot three machines, enroll them, log in
 	TOOLS=packer e2e/beside.sh modules setup bin/rootfs
 	RELEASES=bookworm e2e/beside.sh rootfs build bin/packer bin/demo
@@ -161,6 +164,7 @@ bin/demo bin/bench: bin/%:
 # What mostly waits runs beside what mostly computes.
 .PHONY: test
 test: export HALLMARK_TEST_STRICT := 1
+test: export ARCHITECTURES = $(if $(RACE),amd64 arm64,$(shell go env GOARCH))
 test: ## run all tests, with real machines
 	e2e/beside.sh modules setup bin/rootfs
 	e2e/beside.sh rootfs build bin/packer bin/nfpm bin/aws-lambda-rie bin/iam-simulate/simulate.mjs
