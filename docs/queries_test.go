@@ -1,11 +1,14 @@
 package docs
 
 import (
+	"encoding/json"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 )
@@ -17,6 +20,11 @@ var (
 	regexpMember  = regexp.MustCompile(`(^|[^@a-z0-9_])([a-z_][a-z0-9_]*)`)
 	regexpAlias   = regexp.MustCompile(`\bas ([a-z_]+)`)
 	regexpMembers = regexp.MustCompile("`([a-z0-9_]+)`")
+	// The name of a line, in a query or a filter pattern. JSON quotes it with \".
+	regexpLine = regexp.MustCompile(`\bmsg = \\?"([^"\\]+)`)
+	// A query of the dashboard, as a JSON string.
+	regexpWidget = regexp.MustCompile(`"query":("(?:[^"\\]|\\.)*")`)
+	regexpSource = regexp.MustCompile(`SOURCE '[^']*' \| `)
 )
 
 // keywords are the words of Logs Insights that the queries use.
@@ -24,26 +32,73 @@ func keywords() []string {
 	return []string{"fields", "filter", "stats", "sort", "by", "as", "and", "or", "desc", "asc", "limit"}
 }
 
-// Each query for CloudWatch Logs Insights names only members that audit.md describes, which
-// the tests of the lines compare with the code, and only values that the code writes.
+// Each query for CloudWatch Logs Insights, in the documents and on the dashboard, names only
+// members that audit.md describes, which the tests of the lines compare with the code, and only
+// values that the code writes.
 func TestQueries(t *testing.T) {
 	members, code := auditMembers(t), signerCode(t)
-	count := 0
-	for _, document := range []string{"operations.md", "audit.md"} {
-		text, err := os.ReadFile(document)
-		if err != nil {
-			t.Fatal(err)
+	for document, least := range map[string]int{"operations.md": 9, "audit.md": 1, "../template.yaml": 2} {
+		queries := queriesIn(t, document)
+		for _, query := range queries {
+			for _, wrong := range unknownIn(query, members, code) {
+				t.Errorf("%s: %s is unknown in the query\n%s", document, wrong, query)
+			}
 		}
-		for _, block := range regexpBlock.FindAllStringSubmatch(string(text), -1) {
-			count++
-			for _, wrong := range unknownIn(block[1], members, code) {
-				t.Errorf("%s: %s is unknown in the query\n%s", document, wrong, block[1])
+		if len(queries) < least {
+			t.Errorf("%s: %d queries found", document, len(queries))
+		}
+	}
+}
+
+// queriesIn returns the queries of a document, or of the dashboard in a template.
+func queriesIn(t *testing.T, file string) (queries []string) {
+	t.Helper()
+	text := readFile(t, file)
+	for _, block := range regexpBlock.FindAllStringSubmatch(text, -1) {
+		queries = append(queries, block[1])
+	}
+	for _, widget := range regexpWidget.FindAllStringSubmatch(text, -1) {
+		query, err := strconv.Unquote(widget[1])
+		if err != nil {
+			t.Fatalf("%s: %s: %v", file, widget[1], err)
+		}
+		queries = append(queries, regexpSource.ReplaceAllString(query, ""))
+	}
+	return queries
+}
+
+// Queries and filters find a line by its name, the msg of a golden line. A name that nothing
+// writes would find nothing, without an error.
+func TestLinesOfQueries(t *testing.T) {
+	written := make(map[string]bool)
+	for _, file := range glob(t, "../internal/signer/*/testdata/*.json") {
+		var line struct {
+			Message string `json:"msg"`
+		}
+		if json.Unmarshal([]byte(readFile(t, file)), &line) == nil {
+			written[line.Message] = true
+		}
+	}
+	asked := 0
+	for _, file := range append(glob(t, "*.md"), "../template.yaml") {
+		for _, name := range regexpLine.FindAllStringSubmatch(readFile(t, file), -1) {
+			if asked++; !written[name[1]] {
+				t.Errorf("%s: no golden line has msg %q", file, name[1])
 			}
 		}
 	}
-	if count < 10 {
-		t.Errorf("%d queries found", count)
+	if asked < 8 {
+		t.Errorf("%d names of lines found", asked)
 	}
+}
+
+func glob(t *testing.T, pattern string) []string {
+	t.Helper()
+	files, err := filepath.Glob(pattern)
+	if err != nil || len(files) == 0 {
+		t.Fatalf("%s: no files, error %v", pattern, err)
+	}
+	return files
 }
 
 func TestUnknownInQueries(t *testing.T) {
@@ -66,8 +121,9 @@ func TestUnknownInQueries(t *testing.T) {
 // unknownIn returns the members and values of a query that nobody writes.
 func unknownIn(query string, members []string, code string) []string {
 	var unknown []string
+	levels := []string{slog.LevelInfo.String(), slog.LevelWarn.String(), slog.LevelError.String()}
 	for _, m := range regexpLiteral.FindAllStringSubmatch(query, -1) {
-		if !strings.HasPrefix(m[1], "i-") && !strings.Contains(code, m[0]) {
+		if !strings.HasPrefix(m[1], "i-") && !slices.Contains(levels, m[1]) && !strings.Contains(code, m[0]) {
 			unknown = append(unknown, m[0])
 		}
 	}
@@ -88,12 +144,8 @@ func unknownIn(query string, members []string, code string) []string {
 // auditMembers returns the members in audit.md's tables.
 func auditMembers(t *testing.T) []string {
 	t.Helper()
-	text, err := os.ReadFile("audit.md")
-	if err != nil {
-		t.Fatal(err)
-	}
 	var members []string
-	for line := range strings.Lines(string(text)) {
+	for line := range strings.Lines(readFile(t, "audit.md")) {
 		if !strings.HasPrefix(line, "| `") {
 			continue
 		}

@@ -94,6 +94,77 @@ func TestLineOfASweep(t *testing.T) {
 	w.golden("sweep.json")
 }
 
+// Whatever finds that an instance is gone, one line says that it was off-boarded.
+func TestLineOfAnOffboarding(t *testing.T) {
+	event := func(w *world) {
+		if err := w.stateChanged(ref(1)); err != nil {
+			t.Error(err)
+		}
+	}
+	sweep := func(w *world) { w.sweep(0) }
+	missing := func(again func(*world)) func(*world) {
+		return func(w *world) {
+			w.hide(1)
+			w.sweep(0)
+			w.now = w.now.Add(absenceTime)
+			again(w)
+		}
+	}
+	for name, find := range map[string]func(*world){
+		"terminated, by an event": func(w *world) { w.terminate(1); event(w) },
+		"terminated, by a sweep":  func(w *world) { w.terminate(1); sweep(w) },
+		"missing, by an event":    missing(event),
+		"missing, by a sweep":     missing(sweep),
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			untimed := func(_ []string, a slog.Attr) slog.Attr {
+				if a.Key == slog.TimeKey {
+					return slog.Attr{}
+				}
+				return a
+			}
+			w.fleet.Log = slog.New(slog.NewJSONHandler(&w.log, &slog.HandlerOptions{ReplaceAttr: untimed}))
+			for n := range 3 {
+				w.enroll(n)
+			}
+			find(w)
+			var lines bytes.Buffer
+			for text := range strings.Lines(w.log.String()) {
+				if strings.Contains(text, "node_deleted") {
+					if err := json.Indent(&lines, []byte(text), "", "  "); err != nil {
+						t.Fatal(err)
+					}
+				}
+			}
+			golden.Compare(t, filepath.Join("testdata", "offboarded.json"), lines.Bytes(), *update)
+		})
+	}
+}
+
+// A machine that could not be taken out of Teleport is not off-boarded.
+func TestNoLineOfAFailedOffboarding(t *testing.T) {
+	w := newLoggedWorld(t)
+	for n := range 3 {
+		w.enroll(n)
+	}
+	w.hide(1)
+	w.sweep(0)
+	w.now = w.now.Add(absenceTime)
+	w.fleet.Ledger = unretiring{w.fleet.Ledger}
+	if err := w.stateChanged(ref(1)); err == nil {
+		t.Error("no error")
+	}
+	if strings.Contains(w.log.String(), "off-boarded") {
+		t.Errorf("log %s", w.log.String())
+	}
+}
+
+// unretiring is a ledger that retires no record.
+type unretiring struct{ Ledger }
+
+func (unretiring) Retire(context.Context, ec2ref.Instance) error { return errors.New("no answer") }
+
 func TestLinesOfFailures(t *testing.T) {
 	w := newLoggedWorld(t)
 	w.fleet.Connect = func(context.Context) (Cluster, error) { return nil, errors.New("refused") }

@@ -97,9 +97,7 @@ func (f *Fleet) missing(ctx context.Context, at ec2ref.Place, instances []ec2ref
 	for _, i := range known {
 		end := err
 		if slices.Contains(gone, i) {
-			var deleted bool
-			deleted, end = f.offboard(ctx, i)
-			f.Log.InfoContext(ctx, "instance missing for long enough; off-boarded", slog.Any("", i), slog.String("node_id", i.NodeID()), slog.Bool("node_deleted", deleted))
+			_, end = f.offboard(ctx, i)
 		} else if err == nil {
 			f.Log.WarnContext(ctx, "EC2 does not show the instance; the next sweeps decide", slog.Any("", i))
 		}
@@ -125,16 +123,13 @@ func (f *Fleet) size(ctx context.Context, at ec2ref.Place) (size, error) {
 }
 
 func (f *Fleet) stateChanged(ctx context.Context, i ec2ref.Instance, found *inventory.Instance) error {
-	log := f.Log.With(slog.Any("", i))
 	if !isGone(found) {
-		log.InfoContext(ctx, "instance still exists; nothing to do", slog.String("state", found.State))
+		f.Log.InfoContext(ctx, "instance still exists; nothing to do", slog.Any("", i), slog.String("state", found.State))
 		return nil
 	}
-	deleted, err := f.offboard(ctx, i)
-	if err != nil {
+	if _, err := f.offboard(ctx, i); err != nil {
 		return fmt.Errorf("off-board %s: %w", i.ID, err)
 	}
-	log.InfoContext(ctx, "off-boarded", slog.String("node_id", i.NodeID()), slog.Bool("node_deleted", deleted))
 	return nil
 }
 
@@ -192,7 +187,7 @@ func (p pass) removeStopped(ctx context.Context, of ec2ref.Instance, record ledg
 	return nil
 }
 
-// offboard retires the record, then deletes the node if this signer wrote it.
+// offboard retires the record, then deletes the node if this signer wrote it, and logs that.
 func (f *Fleet) offboard(ctx context.Context, i ec2ref.Instance) (deleted bool, err error) {
 	if err := f.Ledger.Retire(ctx, i); err != nil {
 		return false, err
@@ -201,7 +196,11 @@ func (f *Fleet) offboard(ctx context.Context, i ec2ref.Instance) (deleted bool, 
 	if err != nil {
 		return false, err
 	}
-	return f.deleteOwn(ctx, cluster, i.NodeID())
+	if deleted, err = f.deleteOwn(ctx, cluster, i.NodeID()); err != nil {
+		return false, err
+	}
+	f.Log.InfoContext(ctx, "off-boarded", slog.Any("", i), slog.String("node_id", i.NodeID()), slog.Bool("node_deleted", deleted))
+	return deleted, nil
 }
 
 // deleteOwn deletes a node if it has this signer's label, and reports whether there was
