@@ -101,14 +101,15 @@ func (e environment) checkOrganization(id string) error {
 // checkEntry refuses settings that do not work with the entry: they would only seem to
 // protect the function.
 func (d *deployment) checkEntry(kind entry.Kind) error {
+	known := kind.Sender()
 	switch {
-	case kind == entry.Invoke && len(d.AllowSources) > 0:
-		return errors.New("allow_sources: a direct invocation (HALLMARK_ENTRY) has no source: remove the list; IAM decides who may invoke the function")
-	case kind == entry.Invoke && d.URLAuth == urlAuthIAM:
-		return errors.New("url_auth: Lambda itself checks who invokes the function (HALLMARK_ENTRY is invoke): remove the setting")
-	case kind == entry.URL && len(d.endpoints) > 0:
-		return fmt.Errorf("allow_sources: %s is a VPC endpoint, and requests to a function URL come through none: "+
-			"list networks, or set the stack's Entry to private-api", d.endpoints[0])
+	case !known.Source && len(d.AllowSources) > 0:
+		return fmt.Errorf("allow_sources: with the entry %s (HALLMARK_ENTRY), requests have no source: remove the list; IAM decides who may invoke the function", kind)
+	case !known.IAM && d.URLAuth == urlAuthIAM:
+		return fmt.Errorf("url_auth: with the entry %s (HALLMARK_ENTRY), Lambda itself checks who invokes the function: remove the setting", kind)
+	case !known.Endpoint && len(d.endpoints) > 0:
+		return fmt.Errorf("allow_sources: %s is a VPC endpoint, and with the entry %s (HALLMARK_ENTRY), requests come through none: "+
+			"list networks, or set the stack's Entry to private-api", d.endpoints[0], kind)
 	}
 	return nil
 }

@@ -11,6 +11,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 )
@@ -29,9 +30,17 @@ const (
 	Invoke Kind = "invoke"
 )
 
+// Sender says which facts about a sender the events of an entry have.
+type Sender struct {
+	Source   bool // Request.Source
+	Endpoint bool // Request.Endpoint
+	IAM      bool // Request.IAM
+}
+
 // form is what the events and answers of an entry look like.
 type form struct {
 	kind     Kind
+	sender   Sender
 	request  func(event []byte) (Request, error)
 	response func(Answer) ([]byte, error)
 }
@@ -39,20 +48,22 @@ type form struct {
 // forms returns all entries. To add an entry, add a line.
 func forms() []form {
 	return []form{
-		{URL, urlRequest, urlResponse},
-		{PrivateAPI, apiRequest, apiResponse},
-		{Invoke, invokeRequest, invokeResponse},
+		{URL, Sender{Source: true, IAM: true}, urlRequest, urlResponse},
+		{PrivateAPI, Sender{Source: true, Endpoint: true, IAM: true}, apiRequest, apiResponse},
+		{Invoke, Sender{}, invokeRequest, invokeResponse},
 	}
 }
 
 // form fails for an unknown entry.
 func (k Kind) form() (form, error) {
+	var names []string
 	for _, f := range forms() {
 		if f.kind == k {
 			return f, nil
 		}
+		names = append(names, string(f.kind))
 	}
-	return form{}, fmt.Errorf("%.64q is not an entry: give url, private-api or invoke", string(k))
+	return form{}, fmt.Errorf("%.64q is not an entry: give one of %s", string(k), strings.Join(names, ", "))
 }
 
 // Kinds returns all entries.
@@ -61,6 +72,12 @@ func Kinds() (kinds []Kind) {
 		kinds = append(kinds, f.kind)
 	}
 	return kinds
+}
+
+// Sender returns which facts about a sender the entry's events have: none for an unknown entry.
+func (k Kind) Sender() Sender {
+	f, _ := k.form()
+	return f.sender
 }
 
 // Parse reads the name of an entry.

@@ -49,6 +49,9 @@ func TestRequest(t *testing.T) {
 			if !reflect.DeepEqual(got, want) {
 				t.Errorf("got %+v, want %+v", got, want)
 			}
+			if sender := (entry.Sender{Source: got.Source != "", Endpoint: got.Endpoint != "", IAM: got.IAM != nil}); kind.Sender() != sender {
+				t.Errorf("the entry says %+v of a sender, and the event %+v", kind.Sender(), sender)
+			}
 			unsigned := request()
 			unsigned.IAM = nil
 			if got, err = kind.Request(event(t, kind, unsigned)); err != nil || got.IAM != nil {
