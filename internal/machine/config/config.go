@@ -229,6 +229,26 @@ func FunctionRegion(arn string) (ec2ref.Region, error) {
 	return ec2ref.ParseRegion(parts[1])
 }
 
+// SignerAddress returns the URL of the host that requests to the signer go to.
+func (c Config) SignerAddress() (string, error) {
+	if c.SignerURL != "" || c.SignerFunction == "" {
+		return c.SignerURL, nil
+	}
+	region, err := FunctionRegion(c.SignerFunction)
+	if err != nil {
+		return "", err
+	}
+	host, err := ec2ref.Lambda.Host(region)
+	if err != nil {
+		return "", err
+	}
+	return "https://" + host + "/", nil
+}
+
+// SignsRequests reports whether requests to the signer are signed with the credentials of the
+// instance profile.
+func (c Config) SignsRequests() bool { return c.SignerAuth == AuthIAM || c.SignerFunction != "" }
+
 // ExtraCAs returns the keys of ExtraUserCAs.
 func (c Config) ExtraCAs() ([]ssh.PublicKey, error) {
 	if len(c.ExtraUserCAs) == 0 {

@@ -59,9 +59,10 @@ func (m *Machine) Examine(ctx context.Context) *Facts {
 	if f.ConfigErr == nil {
 		region := f.region()
 		c := f.Config
+		address, _ := c.SignerAddress() // a valid configuration has one
 		asking.Go(func() {
 			fromSigner = answered(ctx, func(ctx context.Context) Remote { return m.askSigner(ctx, c, region) },
-				Remote{SignerURL: target(c), SignerErr: errLate})
+				Remote{SignerURL: address, SignerErr: errLate})
 		})
 	}
 	asking.Go(func() { fromLabels = answered(ctx, m.readLabels, Remote{LabelsErr: errLate, SELinux: true}) })
@@ -128,30 +129,16 @@ func (m *Machine) askMetadata(ctx context.Context, c config.Config) (r Remote) {
 		return r
 	}
 	_, r.RoleErr = client.RoleCredentials(ctx)
-	if r.NeedsProfile = c.SignerAuth == config.AuthIAM || c.SignerFunction != ""; r.NeedsProfile {
+	if r.NeedsProfile = c.SignsRequests(); r.NeedsProfile {
 		_, r.ProfileErr = client.ProfileCredentials(ctx)
 	}
 	return r
 }
 
-// target returns the URL that the machine's requests to the signer go to.
-func target(c config.Config) string {
-	if c.SignerURL != "" || c.SignerFunction == "" {
-		return c.SignerURL
-	}
-	region, err := config.FunctionRegion(c.SignerFunction)
-	if err != nil {
-		return ""
-	}
-	host, err := ec2ref.Lambda.Host(region)
-	if err != nil {
-		return ""
-	}
-	return "https://" + host + "/"
-}
-
 func (m *Machine) askSigner(ctx context.Context, c config.Config, region ec2ref.Region) (r Remote) {
-	r.SignerURL = target(c)
+	if r.SignerURL, r.SignerErr = c.SignerAddress(); r.SignerErr != nil {
+		return r
+	}
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, r.SignerURL, nil)
 	if err != nil {
 		r.SignerErr = err

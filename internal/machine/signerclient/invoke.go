@@ -39,13 +39,9 @@ func newFunction(c config.Config) (*function, error) {
 	if err != nil {
 		return nil, err
 	}
-	endpoint := c.SignerURL
-	if endpoint == "" {
-		host, err := ec2ref.Lambda.Host(region)
-		if err != nil {
-			return nil, err
-		}
-		endpoint = "https://" + host
+	endpoint, err := c.SignerAddress()
+	if err != nil {
+		return nil, err
 	}
 	return &function{
 		// Escape colons as AWS's SDKs do: the signature covers the path.
