@@ -28,17 +28,31 @@ type plan struct {
 	// need identifies what the run asks for, and why. Consecutive failures are counted for
 	// each need.
 	need string
+	// confirm says that a run without a reason must check what sshd presents: the last
+	// enrollment could not.
+	confirm bool
+	// askForCAs says that a run without a reason asks the signer for the cluster's CAs.
+	askForCAs bool
 	// futile identifies an sshd that must not be reloaded again, or is empty.
 	futile string
 	// rejected is what the next request reports to the signer, or nil.
 	rejected *protocol.Rejection
 }
 
+// freshAnswer is how long after an enrollment a run does not ask for CAs.
+const freshAnswer = 10 * time.Minute
+
 // decide returns what to do about what a run found. A run for the timer backs off after
 // failures.
 func decide(seen *observed, forTimer bool, now time.Time) plan {
 	p := plan{reason: stale(seen, now), rejected: toReport(seen.failure, seen.state)}
 	p.need = needOf(seen, p.reason)
+	if p.reason == "" {
+		p.confirm = !seen.state.Presented || seen.state.NotVerified != ""
+		// The signer's list may be some minutes old, and older than its last answer.
+		since := now.Sub(seen.state.EnrolledAt)
+		p.askForCAs = since < 0 || since >= freshAnswer
+	}
 	if forTimer {
 		p.wait = seen.failure.backOff(p.need, now)
 		p.futile = seen.failure.futile()

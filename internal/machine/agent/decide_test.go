@@ -81,6 +81,32 @@ func enrolledMachine(t *testing.T, now time.Time) (*state.State, observed, time.
 	return s, observed{state: s, instance: instance, config: "c", keys: []hostkey.Key{key}, caFile: caFile}, now
 }
 
+// What a run does on a machine that needs no certificates.
+func TestDecideWhatElse(t *testing.T) {
+	now := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
+	for name, test := range map[string]struct {
+		change             func(*state.State)
+		confirm, askForCAs bool
+	}{
+		"enrolled a moment ago":   {func(*state.State) {}, false, false},
+		"enrolled a while ago":    {func(s *state.State) { s.EnrolledAt = now.Add(-freshAnswer) }, false, true},
+		"almost a while ago":      {func(s *state.State) { s.EnrolledAt = now.Add(time.Second - freshAnswer) }, false, false},
+		"the clock was set back":  {func(s *state.State) { s.EnrolledAt = now.Add(time.Second) }, false, true},
+		"not presented":           {func(s *state.State) { s.Presented = false }, true, false},
+		"could not be verified":   {func(s *state.State) { s.NotVerified = "firewall" }, true, false},
+		"certificates are needed": {func(s *state.State) { s.Presented, s.RenewAfter = false, now }, false, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s, seen, _ := enrolledMachine(t, now)
+			s.Presented = true
+			test.change(s)
+			if p := decide(&seen, true, now); p.confirm != test.confirm || p.askForCAs != test.askForCAs {
+				t.Errorf("plan %+v", p)
+			}
+		})
+	}
+}
+
 // Each row is a machine that a run finds.
 func TestDecide(t *testing.T) {
 	now := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)

@@ -84,10 +84,10 @@ func (r *run) act(ctx context.Context) error {
 // confirm makes up for an enrollment in which Hallmark did not see sshd present the
 // certificates, because sshd did not run or this machine could not connect to it.
 func (r *run) confirm(ctx context.Context) error {
-	s := r.seen.state
-	if s.Presented && s.NotVerified == "" {
+	if !r.plan.confirm {
 		return nil
 	}
+	s := r.seen.state
 	i := r.installation()
 	i.loaded = s.Presented
 	if err := i.findListeners(ctx); err != nil {
@@ -109,15 +109,11 @@ func (r *run) confirm(ctx context.Context) error {
 	return state.Save(r.stateDir, r.seen.state)
 }
 
-// freshAnswer is how long after an enrollment a run does not ask for CAs.
-const freshAnswer = 10 * time.Minute
-
 // follow asks the signer for the cluster's current CAs, and makes sshd trust those for people.
 // It adds and removes CAs only as the signer says, which reads them from Teleport's auth
 // service: an attacker who controls only the proxy's public list gains nothing.
 func (r *run) follow(ctx context.Context) error {
-	// The signer's list may be some minutes old, and older than its last answer.
-	if since := r.now().Sub(r.seen.state.EnrolledAt); since >= 0 && since < freshAnswer {
+	if !r.plan.askForCAs {
 		return nil
 	}
 	current, etag, err := r.askForCAs(ctx)
