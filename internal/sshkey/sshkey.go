@@ -5,6 +5,7 @@ package sshkey
 
 import (
 	"bytes"
+	"crypto/rsa"
 	"encoding/base64"
 	"errors"
 	"fmt"
@@ -52,6 +53,16 @@ func CheckKind(key ssh.PublicKey) error {
 	return fmt.Errorf("key type %.64q is not accepted: it must be RSA, Ed25519 or ECDSA, and no certificate", key.Type())
 }
 
+// RSABits returns the size of an RSA key, and 0 for other keys.
+func RSABits(key ssh.PublicKey) int {
+	if k, ok := key.(ssh.CryptoPublicKey); ok {
+		if public, ok := k.CryptoPublicKey().(*rsa.PublicKey); ok {
+			return public.N.BitLen()
+		}
+	}
+	return 0
+}
+
 // Line returns a key or certificate as a line, without comment and newline.
 func Line(key ssh.PublicKey) string {
 	return strings.TrimSuffix(string(ssh.MarshalAuthorizedKey(key)), "\n")
@@ -64,6 +75,15 @@ func Lines(keys []ssh.PublicKey) []string {
 		lines[i] = Line(key)
 	}
 	return lines
+}
+
+// File returns the content of a file with the keys or certificates, each on a line.
+func File(keys ...ssh.PublicKey) []byte {
+	var b bytes.Buffer
+	for _, key := range keys {
+		b.Write(ssh.MarshalAuthorizedKey(key))
+	}
+	return b.Bytes()
 }
 
 // Fingerprints returns the fingerprint of each key, as ssh.FingerprintSHA256 writes it.

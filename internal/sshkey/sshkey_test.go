@@ -3,6 +3,8 @@ package sshkey
 import (
 	"crypto/ed25519"
 	"crypto/rand"
+	"crypto/rsa"
+	"math/big"
 	"slices"
 	"strings"
 	"testing"
@@ -121,11 +123,28 @@ func TestLists(t *testing.T) {
 	if got := Lines(keys); !slices.Equal(got, []string{Line(a), Line(b)}) {
 		t.Errorf("lines %q", got)
 	}
+	certificate := newCertificate(t)
+	if got := string(File(a, certificate, b)); got != Line(a)+"\n"+Line(certificate)+"\n"+Line(b)+"\n" {
+		t.Errorf("file %q", got)
+	}
 	if got := Fingerprints(keys); !slices.Equal(got, []string{ssh.FingerprintSHA256(a), ssh.FingerprintSHA256(b)}) {
 		t.Errorf("fingerprints %q", got)
 	}
 	if !Contains(keys, b) || Contains(keys, c) {
 		t.Error("Contains is wrong")
+	}
+}
+
+func TestRSABits(t *testing.T) {
+	if bits := RSABits(newSigner(t, 1).PublicKey()); bits != 0 {
+		t.Errorf("an Ed25519 key has %d bits", bits)
+	}
+	public, err := ssh.NewPublicKey(&rsa.PublicKey{N: new(big.Int).Lsh(big.NewInt(1), 3071), E: 65537})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if bits := RSABits(public); bits != 3072 {
+		t.Errorf("an RSA key of 3072 bits has %d", bits)
 	}
 }
 

@@ -1,7 +1,6 @@
 package provisioner
 
 import (
-	"bytes"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -75,13 +74,4 @@ func (c *Config) fetchCAs(ctx context.Context) ([]ssh.PublicKey, error) {
 		return nil, fmt.Errorf("proxy_address: %w; check the address and the network of the computer that Packer runs on, or set openssh_ca_file", err)
 	}
 	return keys, nil
-}
-
-// authorizedKeys returns the keys in the form of TrustedUserCAKeys.
-func authorizedKeys(keys []ssh.PublicKey) []byte {
-	var lines bytes.Buffer
-	for _, key := range keys {
-		lines.Write(ssh.MarshalAuthorizedKey(key))
-	}
-	return lines.Bytes()
 }

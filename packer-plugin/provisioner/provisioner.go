@@ -22,6 +22,7 @@ import (
 	"golang.org/x/crypto/ssh"
 
 	machineconfig "github.com/hallmark-ssh/hallmark/internal/machine/config"
+	"github.com/hallmark-ssh/hallmark/internal/sshkey"
 	"github.com/hallmark-ssh/hallmark/packer-plugin/programs"
 )
 
@@ -157,7 +158,7 @@ func (p *Provisioner) files(ctx context.Context, ui packersdk.Ui, arch string) (
 	for _, key := range keys {
 		ui.Say(fmt.Sprintf("The image will trust OpenSSH CA %s (%s)", ssh.FingerprintSHA256(key), key.Type()))
 	}
-	files[openSSHCAFile] = authorizedKeys(keys)
+	files[openSSHCAFile] = sshkey.File(keys...)
 	return files, nil
 }
 

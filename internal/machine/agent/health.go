@@ -1,7 +1,6 @@
 package agent
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"encoding/json"
@@ -20,6 +19,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/machine/handshake"
 	"github.com/hallmark-ssh/hallmark/internal/machine/hostkey"
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
+	"github.com/hallmark-ssh/hallmark/internal/sshkey"
 )
 
 // health returns the report that goes to the signer with the request for the CAs, in the
@@ -118,6 +118,5 @@ func (r *run) signHealth(key hostkey.Key, state protocol.HealthState) (string, e
 	if err != nil {
 		return "", err
 	}
-	line := bytes.TrimSpace(ssh.MarshalAuthorizedKey(key.Certificate))
-	return protocol.SignedHealth{Report: report, Certificate: string(line), Signature: signature}.Encode()
+	return protocol.SignedHealth{Report: report, Certificate: sshkey.Line(key.Certificate), Signature: signature}.Encode()
 }

@@ -20,6 +20,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/machine/replace"
 	"github.com/hallmark-ssh/hallmark/internal/machine/sshd"
 	"github.com/hallmark-ssh/hallmark/internal/machine/state"
+	"github.com/hallmark-ssh/hallmark/internal/sshkey"
 )
 
 const hintSSHD = "see 'systemctl status ssh sshd' and sshd's journal"
@@ -109,7 +110,7 @@ func (i *installation) stage(caFile []byte) (*replace.Change, error) {
 	change := &replace.Change{}
 	ordered := slices.SortedStableFunc(slices.Values(i.keys), func(a, b hostkey.Key) int { return hostkey.ProxyRank(b.Public) - hostkey.ProxyRank(a.Public) })
 	for _, key := range ordered {
-		if err := change.Stage(key.CertificatePath(), ssh.MarshalAuthorizedKey(key.Certificate), 0o644); err != nil {
+		if err := change.Stage(key.CertificatePath(), sshkey.File(key.Certificate), 0o644); err != nil {
 			return nil, errors.Join(err, change.Close())
 		}
 	}

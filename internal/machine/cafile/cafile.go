@@ -67,16 +67,12 @@ func Render(keys []ssh.PublicKey, extra ...ssh.PublicKey) []byte {
 	var b bytes.Buffer
 	b.WriteString("# OpenSSH user CAs of the Teleport cluster. Written by hallmark, which replaces\n")
 	b.WriteString("# them when the cluster's change: changes made here are lost.\n")
-	for _, key := range keys {
-		b.Write(ssh.MarshalAuthorizedKey(key))
-	}
+	b.Write(sshkey.File(keys...))
 	extra = slices.DeleteFunc(slices.Clone(extra), func(e ssh.PublicKey) bool { return sshkey.Contains(keys, e) })
 	if len(extra) > 0 {
 		b.WriteString("# Not the cluster's: extra_user_cas in /etc/hallmark/config.yaml.\n")
 	}
-	for _, key := range extra {
-		b.Write(ssh.MarshalAuthorizedKey(key))
-	}
+	b.Write(sshkey.File(extra...))
 	return b.Bytes()
 }
 

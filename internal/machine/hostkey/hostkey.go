@@ -3,7 +3,6 @@ package hostkey
 
 import (
 	"bytes"
-	"crypto/rsa"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -286,7 +285,7 @@ func (s Selection) read(path string) (key Key, why string, err error) {
 	if slices.Contains(s.Conf.NotLoaded, path) {
 		return Key{}, "sshd cannot read the form of its file; ssh-keygen's begins with -----BEGIN, has no carriage returns and ends with a newline", nil
 	}
-	if bits := rsaBits(public); bits > 0 && bits < s.Conf.RequiredRSASize {
+	if bits := sshkey.RSABits(public); bits > 0 && bits < s.Conf.RequiredRSASize {
 		return Key{}, fmt.Sprintf("sshd does not present an RSA key of %d bits: its RequiredRSASize is %d", bits, s.Conf.RequiredRSASize), nil
 	}
 	key = Key{Path: path, Public: public}
@@ -321,20 +320,21 @@ func (s Selection) inAgent(path string) ssh.PublicKey {
 		if err != nil {
 			continue
 		}
-		if public, _, _, _, err := ssh.ParseAuthorizedKey(data); err == nil && s.Conf.PresentsPlain(public.Type()) {
+		if public := firstKey(data); public != nil && s.Conf.PresentsPlain(public.Type()) {
 			return public
 		}
 	}
 	return nil
 }
 
-func rsaBits(key ssh.PublicKey) int {
-	if k, ok := key.(ssh.CryptoPublicKey); ok {
-		if public, ok := k.CryptoPublicKey().(*rsa.PublicKey); ok {
-			return public.N.BitLen()
+// firstKey returns the key in a .pub file, or nil. Like sshd, it skips lines without a key.
+func firstKey(data []byte) ssh.PublicKey {
+	for line := range strings.Lines(string(data)) {
+		if key, err := sshkey.Parse(line); err == nil {
+			return key
 		}
 	}
-	return 0
+	return nil
 }
 
 // ReadPublic returns the public key of a host key that sshd loads. why says why sshd skips it.

@@ -192,6 +192,12 @@ func TestFindRefuses(t *testing.T) {
 			m.selection.Conf.HostKeyAgent = "/agent"
 			m.remove(m.path("ed25519"))
 		}, fault.Misconfigured, "would lock out people"},
+		"a pinned key in an agent, after lines that sshd skips": {func(m *machine) {
+			m.selection.Conf.HostKeyAgent = "/agent"
+			m.remove(m.path("ed25519"))
+			public := m.path("ed25519") + ".pub"
+			m.write(public, "# the host key\n\nno key\n"+string(machinetest.ReadFile(m.t, public)))
+		}, fault.Misconfigured, "would lock out people"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			m := newMachine(t)

@@ -1,7 +1,6 @@
 package wayin
 
 import (
-	"crypto/rsa"
 	"slices"
 	"strconv"
 	"strings"
@@ -129,7 +128,7 @@ func (l *lookup) usable(key ssh.PublicKey) bool {
 		return false
 	}
 	least, err := strconv.Atoi(l.settings.Value("requiredrsasize"))
-	if bits := rsaBits(key); err == nil && bits > 0 && bits < least {
+	if bits := sshkey.RSABits(key); err == nil && bits > 0 && bits < least {
 		return false
 	}
 	accepted := l.acceptedKeys()
@@ -210,13 +209,4 @@ func signatureAlgorithms(key ssh.PublicKey) []string {
 
 func containsAny(list, some []string) bool {
 	return slices.ContainsFunc(some, func(s string) bool { return slices.Contains(list, s) })
-}
-
-func rsaBits(key ssh.PublicKey) int {
-	if k, ok := key.(ssh.CryptoPublicKey); ok {
-		if public, ok := k.CryptoPublicKey().(*rsa.PublicKey); ok {
-			return public.N.BitLen()
-		}
-	}
-	return 0
 }

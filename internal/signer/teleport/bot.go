@@ -20,6 +20,7 @@ import (
 	"golang.org/x/crypto/ssh"
 
 	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
+	"github.com/hallmark-ssh/hallmark/internal/sshkey"
 )
 
 const (
@@ -94,7 +95,7 @@ func newBotKey() (*botKey, error) {
 }
 
 // sshLine returns the public key as a line of authorized_keys.
-func (k *botKey) sshLine() []byte { return ssh.MarshalAuthorizedKey(k.ssh) }
+func (k *botKey) sshLine() []byte { return sshkey.File(k.ssh) }
 
 func (k *botKey) pkixPEM() []byte {
 	return pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: k.pkix})

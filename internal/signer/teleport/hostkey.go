@@ -86,7 +86,7 @@ func (c *Client) SignHostKey(ctx context.Context, key ssh.PublicKey, principals 
 		return nil, errors.New("sign host key: no principals, which would match every host")
 	}
 	request := hostCertRequest{
-		Key:         ssh.MarshalAuthorizedKey(key),
+		Key:         sshkey.File(key),
 		Principals:  principals,
 		ClusterName: c.cluster,
 		TTL:         ttl,
