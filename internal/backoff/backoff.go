@@ -48,6 +48,25 @@ func Wait(ctx context.Context, d time.Duration) error {
 	}
 }
 
+// Until repeats a check until it succeeds or the context ends, with the pauses of Limit. It
+// returns the last error of the check itself: a check that the end of the context cut short
+// says nothing new.
+func (g Growth) Until(ctx context.Context, check func(context.Context) error) error {
+	var last error
+	for failures := 1; ; failures++ {
+		err := check(ctx)
+		if err == nil {
+			return nil
+		}
+		if last == nil || ctx.Err() == nil {
+			last = err
+		}
+		if Wait(ctx, g.Limit(failures)) != nil {
+			return last
+		}
+	}
+}
+
 // Policy repeats attempts that may succeed later.
 type Policy struct {
 	Growth

@@ -244,7 +244,7 @@ const looks = 4
 
 // look finds out what sshd presents.
 func (i *installation) look(ctx context.Context) (view, error) {
-	pause := 50 * time.Millisecond
+	pauses := backoff.Growth{First: 150 * time.Millisecond, Longest: time.Second}
 	for n := 1; ; n++ {
 		err := i.presented(ctx)
 		switch {
@@ -258,10 +258,9 @@ func (i *installation) look(ctx context.Context) (view, error) {
 			i.notVerified = err.Error()
 			return hidden, nil
 		}
-		if backoff.Wait(ctx, pause) != nil {
+		if backoff.Wait(ctx, pauses.Limit(n)) != nil {
 			return hidden, err
 		}
-		pause *= 4
 	}
 }
 
@@ -270,29 +269,7 @@ func (i *installation) look(ctx context.Context) (view, error) {
 func (i *installation) settles(ctx context.Context, check func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(ctx, i.settle)
 	defer cancel()
-	return until(ctx, check)
-}
-
-// until repeats a check until it succeeds or the context ends. It returns the last error of
-// the check itself, because an error of a check that the deadline cut short says nothing new.
-// The pauses start short, because an sshd that reads its configuration again listens after
-// some 30 ms. They grow, because OpenSSH 9.8 and later locks out a source address that
-// connects too often without logging in (PerSourcePenalties).
-func until(ctx context.Context, check func(context.Context) error) error {
-	var last error
-	pauses := backoff.Growth{First: 10 * time.Millisecond, Longest: 2 * time.Second}
-	for failures := 1; ; failures++ {
-		err := check(ctx)
-		if err == nil {
-			return nil
-		}
-		if last == nil || ctx.Err() == nil {
-			last = err
-		}
-		if backoff.Wait(ctx, pauses.Limit(failures)) != nil {
-			return last
-		}
-	}
+	return sshd.ReloadPauses().Until(ctx, check)
 }
 
 // presented returns nil if sshd presents the certificates. If two keys share an algorithm,

@@ -15,7 +15,7 @@ const exemptKeyword = "persourcepenaltyexemptlist"
 // sets nothing. logins are those of the current configuration.
 func (in *Installer) exemptProxies(ctx context.Context, options *sshdconf.Options, logins []sshd.Login) error {
 	if _, known := exemptSources(logins); !known || len(options.ProxySources) == 0 {
-		return nil // findings.Assess warns about the latter
+		return nil // findings.Of warns about the latter
 	}
 	value, err := in.exemptByOthers(ctx, *options)
 	if err != nil {

@@ -7,12 +7,11 @@ import (
 	"net/netip"
 	"os"
 	"slices"
-	"time"
 
-	"github.com/hallmark-ssh/hallmark/internal/backoff"
 	"github.com/hallmark-ssh/hallmark/internal/machine/fault"
 	"github.com/hallmark-ssh/hallmark/internal/machine/handshake"
 	"github.com/hallmark-ssh/hallmark/internal/machine/replace"
+	"github.com/hallmark-ssh/hallmark/internal/machine/sshd"
 )
 
 // restoreSSHD puts sshd's files into place, makes the running sshd read them, and sees it
@@ -102,13 +101,7 @@ func (l *reloading) reload(ctx context.Context) error {
 func (l *reloading) settles(ctx context.Context, stamp string) error {
 	ctx, cancel := context.WithTimeout(ctx, l.settle)
 	defer cancel()
-	pauses := backoff.Growth{First: 10 * time.Millisecond, Longest: 2 * time.Second}
-	for failures := 1; ; failures++ {
-		err := l.ready(ctx, stamp)
-		if err == nil || backoff.Wait(ctx, pauses.Limit(failures)) != nil {
-			return err
-		}
-	}
+	return sshd.ReloadPauses().Until(ctx, func(ctx context.Context) error { return l.ready(ctx, stamp) })
 }
 
 // ready returns nil if sshd has loaded its files since the load with the stamp, listens where
