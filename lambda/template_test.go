@@ -18,6 +18,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/e2e/cfn"
 	"github.com/hallmark-ssh/hallmark/internal/ec2ref"
 	"github.com/hallmark-ssh/hallmark/internal/golden"
+	"github.com/hallmark-ssh/hallmark/internal/signer/entry"
 	"github.com/hallmark-ssh/hallmark/internal/signer/policy"
 	"github.com/hallmark-ssh/hallmark/internal/signer/policy/live"
 )
@@ -307,6 +308,17 @@ func TestTimesFitTogether(t *testing.T) {
 	}
 	if timeout < 5*spare {
 		t.Errorf("a sweep has %s of an invocation's %s", timeout-spare, timeout)
+	}
+}
+
+// The stack offers each way in that the function knows, and no other.
+func TestEntriesOfTheTemplate(t *testing.T) {
+	var offered []entry.Kind
+	if err := field(readTemplate(t, "template.yaml"), "Parameters", "Entry", "AllowedValues").Decode(&offered); err != nil {
+		t.Fatal(err)
+	}
+	if known := entry.Kinds(); !slices.Equal(offered, known) {
+		t.Errorf("the template offers %v, and the function knows %v", offered, known)
 	}
 }
 
