@@ -8,6 +8,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/hallmark-ssh/hallmark/internal/signer/policy/live"
 )
 
 // audience is the dimension of all metrics, as the template writes it.
@@ -72,7 +74,7 @@ func (s *store) read(log []byte, at time.Time) error {
 		if !at.Before(s.from) {
 			s.lines = append(s.lines, line{at, members})
 		}
-		if event := members["event"]; event == "policy_rejected" || event == "policy_reset" {
+		if event := members["event"]; event == live.EventRejected || event == live.EventReset {
 			s.add(metricKey("Hallmark/${AWS::StackName}", "policy_alarms"), at, 1)
 		}
 		for _, directive := range record.AWS.CloudWatchMetrics {
