@@ -17,7 +17,7 @@ import (
 func (e *Enroller) reportFindings(ctx context.Context, logins []sshd.Login, cas []ssh.PublicKey, in *state.State) error {
 	found, err := findings.Of(ctx, e.server, logins, findings.Want{
 		CAFile: e.caFile, CAs: cas, MaxStartups: e.Config.SSHDOptions().MaxStartups,
-		ProxySources: e.Config.ProxySources,
+		ProxySources: e.Config.ProxySources, Node: in.Node.Address,
 	})
 	if err != nil {
 		e.note("check sshd's settings", err)

@@ -190,6 +190,7 @@ func (m *Machine) lookAtSSHD(ctx context.Context, f *Facts) {
 	want := findings.Want{CAFile: m.CAFile, MaxStartups: f.Config.SSHDOptions().MaxStartups, ProxySources: f.Config.ProxySources}
 	if f.State != nil {
 		want.CAs, _ = cafile.ParseKeys(f.State.OpenSSHCAs) // an old state may have none
+		want.Node = f.State.Node.Address
 	}
 	if m.Root {
 		seen, err := within(settingsCtx, func(ctx context.Context) (settingsOf, error) { return m.settings(ctx, selection, want) })

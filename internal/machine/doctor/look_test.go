@@ -20,6 +20,7 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/machine/imds"
 	"github.com/hallmark-ssh/hallmark/internal/machine/machinetest"
 	"github.com/hallmark-ssh/hallmark/internal/machine/state"
+	"github.com/hallmark-ssh/hallmark/internal/protocol"
 	"github.com/hallmark-ssh/hallmark/internal/sshkey"
 	"github.com/hallmark-ssh/hallmark/internal/sshkey/sshkeytest"
 )
@@ -50,7 +51,7 @@ func newEnrolled(t *testing.T) *enrolled {
 	s := &state.State{
 		Version: state.Version, Instance: imds.Instance{InstanceID: "i-0"}, Config: c.Digest(), Presented: true,
 		OpenSSHCAs: sshkey.Lines([]ssh.PublicKey{people.PublicKey()}), HostCAs: sshkey.Lines([]ssh.PublicKey{hosts.PublicKey()}),
-		EnrolledAt: time.Now().Add(-time.Hour), RenewAfter: time.Now().Add(time.Hour),
+		Node: protocol.Node{Address: m.sshd.Address.String()}, EnrolledAt: time.Now().Add(-time.Hour), RenewAfter: time.Now().Add(time.Hour),
 	}
 	id := s.Instance.Ref().NodeID()
 	principals := []string{machinetest.HostName, machinetest.HostName + ".example.com", id, id + ".example.com"}

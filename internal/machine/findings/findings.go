@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 
@@ -118,6 +119,9 @@ type Want struct {
 	// ProxySources are the addresses and networks that Teleport's proxies connect from, or
 	// none if the configuration lists none.
 	ProxySources []string
+	// Node is the address, host:port, at which Teleport's proxy connects to this machine, or empty
+	// if the machine has not enrolled.
+	Node string
 	// Extra are the caller's own findings, about host keys.
 	Extra []Finding
 }
@@ -134,6 +138,10 @@ type evidence struct {
 	// Files has the content of the files that the settings name, or nil if this process cannot
 	// see it. Missing files are left out.
 	Files map[string][]byte
+	// Listen are the addresses at which the server listens, or none if they are not known.
+	Listen []netip.AddrPort
+	// BySystemd says that systemd listens for sshd.
+	BySystemd bool
 }
 
 // problem is what one login runs into: a finding without places and logins.
@@ -175,6 +183,7 @@ func assess(f evidence) []Finding {
 		}
 	}
 	findings := collected.findings(!reachable && len(f.Logins) > 0)
+	findings = append(findings, f.reach()...)
 	findings = append(findings, f.Extra...)
 	slices.SortStableFunc(findings, func(a, b Finding) int { return order(b) - order(a) })
 	return findings
@@ -227,6 +236,7 @@ func aliases(keyword string) []string {
 		"pubkeyacceptedalgorithms": {"pubkeyacceptedkeytypes"},
 		"pubkeyacceptedkeytypes":   {"pubkeyacceptedalgorithms"},
 		"pubkeyauthentication":     {"dsaauthentication"},
+		"listenaddress":            {"port", "addressfamily"},
 	}[keyword]
 }
 
@@ -277,7 +287,7 @@ func lastWins(keyword string) bool { return keyword == "maxstartups" }
 
 func accumulates(keyword string) bool {
 	switch keyword {
-	case "allowusers", "denyusers", "allowgroups", "denygroups":
+	case "allowusers", "denyusers", "allowgroups", "denygroups", "listenaddress":
 		return true
 	}
 	return false
@@ -293,6 +303,9 @@ type Server interface {
 	// Files reads the files that match the patterns. The content of a file that only sshd may
 	// see is nil.
 	Files(patterns []string) map[string][]byte
+	// Listens returns where it accepts connections by its settings, and whether systemd listens for
+	// it. There are no addresses if nothing is known.
+	Listens(ctx context.Context, settings sshd.Settings) (listen []netip.AddrPort, bySystemd bool)
 }
 
 // Of gathers the facts about the logins that Logins returned, and passes them to assess. It
@@ -305,6 +318,9 @@ func Of(ctx context.Context, server Server, logins []sshd.Login, want Want) ([]F
 	f := evidence{Want: want, Logins: logins, Lines: server.Lines(), Accounts: accounts}
 	f.Absent = append(server.Absent(ctx, "passwd", f.unknown("allowusers")), server.Absent(ctx, "group", f.unknown("allowgroups"))...)
 	f.Files = server.Files(f.filesOf())
+	if len(logins) > 0 {
+		f.Listen, f.BySystemd = server.Listens(ctx, sshd.ParseSettings(logins[0].Settings))
+	}
 	return assess(f), nil
 }
 

@@ -156,6 +156,7 @@ func TestAcceptedConfigurationsLetPeopleIn(t *testing.T) {
 func TestInstallWarns(t *testing.T) {
 	s := machinetest.NewSSHD(t, machinetest.FindSSHD(t), t.TempDir(), sshkeytest.NewSigner(t).PublicKey())
 	for _, test := range []struct{ lines, want string }{
+		{"", "accepts connections from this machine only"}, // its ListenAddress is 127.0.0.1
 		{"MaxStartups 10:30:60\n", "the last line wins, not hallmark's 100:30:200"},
 		{"HostCertificate /etc/vault-cert.pub\n", "HostCertificate /etc/vault-cert.pub ("},
 		{"PerSourceMaxStartups 1\n", "PerSourceMaxStartups 1"},

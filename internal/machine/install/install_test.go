@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -146,6 +147,8 @@ func (i *image) logins(config string) []sshd.Login {
 func (i *image) Trial(main, dropIn []byte) []byte {
 	return (&sshd.Server{Root: i.root}).Trial(main, dropIn)
 }
+
+func (i *image) Listens(context.Context, sshd.Settings) ([]netip.AddrPort, bool) { return nil, false }
 
 func (i *image) Lines() []sshd.Line { return (&sshd.Server{Root: i.root}).Lines() }
 

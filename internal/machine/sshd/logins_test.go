@@ -189,11 +189,11 @@ func TestSocketActivation(t *testing.T) {
 		name, output, service, listens string
 		activated                      bool
 	}{
-		{"Ubuntu 22.10, nobody has logged in", stopped + "\n" + socket + "Listen=[::]:22 (Stream)\n", "", "[::1]:22 127.0.0.1:22", true},
-		{"and then somebody has", running + "\n" + socket + "Listen=[::]:22 (Stream)\n", "ssh.service", "[::1]:22 127.0.0.1:22", true},
-		{"two addresses", stopped + "\n" + socket + "Listen=0.0.0.0:2222 (Stream)\nListen=10.0.0.1:22 (Stream)\n", "", "127.0.0.1:2222 10.0.0.1:22", true},
+		{"Ubuntu 22.10, nobody has logged in", stopped + "\n" + socket + "Listen=[::]:22 (Stream)\n", "", "[::]:22 0.0.0.0:22", true},
+		{"and then somebody has", running + "\n" + socket + "Listen=[::]:22 (Stream)\n", "ssh.service", "[::]:22 0.0.0.0:22", true},
+		{"two addresses", stopped + "\n" + socket + "Listen=0.0.0.0:2222 (Stream)\nListen=10.0.0.1:22 (Stream)\n", "", "0.0.0.0:2222 10.0.0.1:22", true},
 		{"also a path", stopped + "\n" + socket + "Listen=/run/ssh-unix-local/socket (Stream)\nListen=127.0.0.1:22 (Stream)\n", "", "127.0.0.1:22", true},
-		{"systemd 219", stopped + "\n" + socket + "ListenStream=[::]:22\n", "", "[::1]:22 127.0.0.1:22", true},
+		{"systemd 219", stopped + "\n" + socket + "ListenStream=[::]:22\n", "", "[::]:22 0.0.0.0:22", true},
 		{"a socket that is not active", running + "\nId=ssh.socket\nLoadState=loaded\nActiveState=inactive\nListen=[::]:22 (Stream)\n", "ssh.service", "", false},
 		{"no socket", running, "ssh.service", "", false},
 	} {

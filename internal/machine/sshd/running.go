@@ -30,7 +30,12 @@ func (s *Server) Running(ctx context.Context, conf *Effective) (*Running, error)
 		return nil, err
 	}
 	if socket := activeSocket(units); socket != nil && len(socket.listen) > 0 {
-		return &Running{Listen: slices.SortedStableFunc(slices.Values(socket.listen), nearest)}, nil
+		var listen []netip.AddrPort
+		for _, address := range socket.listen {
+			listen = append(listen, reachable(address))
+		}
+		slices.SortStableFunc(listen, nearest)
+		return &Running{Listen: listen}, nil
 	}
 	pid := s.listener(units, conf.PIDFile)
 	if pid == 0 {

@@ -1,10 +1,13 @@
 package sshd
 
 import (
+	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -134,5 +137,22 @@ func TestListenAddresses(t *testing.T) {
 	defer func() { _ = other.Process.Kill(); _ = other.Wait() }()
 	if got, err := listenAddresses(other.Process.Pid, []netip.AddrPort{want}); err != nil || len(got) > 0 {
 		t.Errorf("a process that holds no socket listens at %v: %v", got, err)
+	}
+}
+
+// In an image, the host's systemd has no say.
+func TestListensOfImage(t *testing.T) {
+	root := t.TempDir()
+	s := &Server{Root: root}
+	settings := ParseSettings([]byte("listenaddress [::1]:22\nlistenaddress 127.0.0.1:22 rdomain blue\nlistenaddress ?\n"))
+	if listen, bySystemd := s.Listens(t.Context(), settings); bySystemd || fmt.Sprint(listen) != "[[::1]:22 127.0.0.1:22]" {
+		t.Errorf("%v, by systemd %v", listen, bySystemd)
+	}
+	socket := filepath.Join(root, "etc/systemd/system/sockets.target.wants/ssh.socket")
+	if err := errors.Join(os.MkdirAll(filepath.Dir(socket), 0o755), os.Symlink("/lib/systemd/system/ssh.socket", socket)); err != nil {
+		t.Fatal(err)
+	}
+	if listen, bySystemd := s.Listens(t.Context(), settings); !bySystemd || listen != nil {
+		t.Errorf("behind a socket: %v, by systemd %v", listen, bySystemd)
 	}
 }

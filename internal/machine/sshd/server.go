@@ -334,7 +334,7 @@ type unit struct {
 	loaded, active bool
 	mainPID        int
 	changed        time.Duration    // of its last change of state, since boot, without sleep
-	listen         []netip.AddrPort // of a socket
+	listen         []netip.AddrPort // of a socket, as systemd names them
 }
 
 func (u unit) isSocket() bool { return strings.HasSuffix(u.name, ".socket") }
@@ -374,9 +374,9 @@ func socketAddresses(value string) []netip.AddrPort {
 	if err != nil {
 		return nil
 	}
-	addresses := []netip.AddrPort{reachable(listen)}
+	addresses := []netip.AddrPort{listen}
 	if listen.Addr() == netip.IPv6Unspecified() {
-		addresses = append(addresses, reachable(netip.AddrPortFrom(netip.IPv4Unspecified(), listen.Port())))
+		addresses = append(addresses, netip.AddrPortFrom(netip.IPv4Unspecified(), listen.Port()))
 	}
 	return addresses
 }

@@ -1,6 +1,7 @@
 package sshd
 
 import (
+	"context"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -11,6 +12,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 )
 
 // socket is a listening TCP socket.
@@ -68,6 +70,38 @@ func parseKernelAddress(text string) (netip.AddrPort, bool) {
 	number, err := strconv.ParseUint(port, 16, 16)
 	address, ok := netip.AddrFromSlice(bytes)
 	return netip.AddrPortFrom(address, uint16(number)), ok && err == nil
+}
+
+// Listens returns the addresses at which the server accepts connections by its settings, as sshd
+// and systemd name them: an unspecified one stands for all of its family. bySystemd says that
+// systemd listens for sshd, and then sshd's own settings have no effect. There are no addresses if
+// nothing is known, as in an image with such a socket.
+func (s *Server) Listens(ctx context.Context, settings Settings) (listen []netip.AddrPort, bySystemd bool) {
+	if root := filepath.Join("/", s.Root); root != "/" {
+		// The folder is sockets.target.wants, or ssh.service.requires.
+		enabled, _ := filepath.Glob(filepath.Join(root, "etc/systemd/system/*/ssh*.socket")) // the pattern is correct
+		if len(enabled) > 0 {
+			return nil, true
+		}
+	} else {
+		// This is worth little time: nothing else of what the caller does may need systemd.
+		ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+		defer cancel()
+		units, err := s.units(ctx)
+		if err != nil {
+			return nil, false
+		}
+		if socket := activeSocket(units); socket != nil {
+			return socket.listen, true
+		}
+	}
+	for _, value := range settings["listenaddress"] {
+		address, _, _ := strings.Cut(value, " ") // "… rdomain NAME" may follow
+		if parsed, err := netip.ParseAddrPort(address); err == nil {
+			listen = append(listen, parsed)
+		}
+	}
+	return listen, false
 }
 
 // socketInodes returns the inodes of the sockets that a process holds. Linux refuses this to a
