@@ -253,14 +253,13 @@ deploy() {
 
 # package prints an address that no other version has: Terraform compares addresses.
 package() {
-  local name signed
+  local name suffix=""
   build
   upload
   name=$STACK/template-$(cksum <"$work/packaged.yaml" | tr ' ' -).yaml
   aws s3 cp "$work/packaged.yaml" "s3://$BUCKET/$name" >&2
-  # The CLI knows the host names of every partition. CloudFormation needs the public one.
-  signed=$(AWS_IGNORE_CONFIGURED_ENDPOINT_URLS=true aws s3 presign "s3://$BUCKET/$name")
-  echo "${signed%%\?*}"
+  case $AWS_REGION in cn-*) suffix=.cn ;; esac
+  echo "https://$BUCKET.s3.$AWS_REGION.amazonaws.com$suffix/$name"
 }
 
 : "${STACK:=hallmark}"
