@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -218,6 +219,44 @@ func TestAssessAllowUsersFromHere(t *testing.T) {
 	})
 	if len(findings) != 1 || findings[0].Blocks || strings.Join(findings[0].users(), " ") != "root from "+elsewhere {
 		t.Errorf("%v", findings)
+	}
+}
+
+// A list may name hosts, and none of the proxies' addresses.
+func TestAssessUsersOfHosts(t *testing.T) {
+	for _, test := range []struct {
+		lines   string
+		proxies []string
+		want    bool
+	}{
+		{"allowusers root@10.0.0.0/8", nil, false},
+		{"allowusers root@10.0.0.0/8", []string{"192.0.2.7", "2001:db8::/64"}, true},
+		{"allowusers root@10.0.0.0/8", []string{"192.0.2.7", "10.1.0.0/16"}, false},
+		{"allowusers root@10.1.2.3", []string{"10.0.0.0/8"}, false},
+		{"allowusers root@10.0.0.0/8\nallowusers root@2001:db8::/32", []string{"2001:db8::7"}, false},
+		{"allowusers root@10.0.*", []string{"10.1.0.7"}, true},
+		{"allowusers root@10.0.*", []string{"10.0.0.7"}, false},
+		{"allowusers root@10.0.*", []string{"10.1.0.0/16"}, false}, // not worth more
+		{"allowusers root@*.example.com", []string{"192.0.2.7"}, false},
+		{"allowusers jane\nallowusers root@bastion", []string{"192.0.2.7"}, false},
+		{"denyusers root@192.0.2.0/24", nil, false},
+		{"denyusers root@192.0.2.0/24", []string{"192.0.2.7", "192.0.2.9"}, true},
+		{"denyusers root@192.0.2.0/24", []string{"192.0.2.7", "198.51.100.7"}, false},
+		{"denyusers root@192.0.2.0/24\ndenyusers root@198.51.100.7", []string{"192.0.2.7", "198.51.100.7"}, true},
+		{"denyusers root@192.0.2.0/24", []string{"192.0.0.0/16"}, false},
+	} {
+		settings := []byte(set(test.lines))
+		findings := assess(evidence{
+			Logins: []sshd.Login{
+				{Connection: sshd.Connection{User: "root", Address: here}, Settings: settings},
+				{Connection: sshd.Connection{User: "root", Address: elsewhere}, Settings: settings},
+			},
+			Accounts: []sshd.Account{{Name: "root", LogsIn: true}}, Want: Want{ProxySources: test.proxies},
+		})
+		got := slices.ContainsFunc(findings, func(f Finding) bool { return strings.HasSuffix(f.Keyword, "Users") })
+		if got != test.want || slices.ContainsFunc(findings, func(f Finding) bool { return f.Blocks }) {
+			t.Errorf("%s from %v: %v, want one: %t", test.lines, test.proxies, findings, test.want)
+		}
 	}
 }
 

@@ -282,43 +282,66 @@ func (f evidence) admission(login sshd.Login, s sshd.Settings) []problem {
 			return slices.ContainsFunc(patterns, func(p string) bool { return sshdconf.MatchPattern(p, g) })
 		})
 	}
+	anywhere := f
+	anywhere.ProxySources = nil
 	for _, c := range []struct {
 		keyword string
-		refuses func(patterns []string) bool
+		refuses func(f evidence, patterns []string) bool
 	}{
-		{"DenyUsers", func(p []string) bool { return denies(p, login.User) }},
-		{"AllowUsers", func(p []string) bool { return !admits(p, login.User, login.IsLocal()) }},
-		{"DenyGroups", inGroup},
-		{"AllowGroups", func(p []string) bool { return !inGroup(p) }},
+		{"DenyUsers", func(f evidence, p []string) bool { return f.denies(p, login) }},
+		{"AllowUsers", func(f evidence, p []string) bool { return !f.admits(p, login.User, login.IsLocal()) }},
+		{"DenyGroups", func(_ evidence, p []string) bool { return inGroup(p) }},
+		{"AllowGroups", func(_ evidence, p []string) bool { return !inGroup(p) }},
 	} {
 		patterns := s[strings.ToLower(c.keyword)]
-		if len(patterns) == 0 || !c.refuses(patterns) {
+		if len(patterns) == 0 || !c.refuses(f, patterns) {
 			continue
+		}
+		if !c.refuses(anywhere, patterns) {
+			p := severe(c.keyword, strings.Join(patterns, " "), "sshd lets nobody log in to this account from the addresses in proxy_sources", "allow these addresses, too, or correct proxy_sources")
+			p[0].open = true // the proxies may have other addresses
+			return p
 		}
 		p := severe(c.keyword, strings.Join(patterns, " "), consequence, remedy)
 		// Somebody may come through a tunnel, from this machine itself.
-		fromHere := c.keyword == "AllowUsers" && admits(patterns, login.User, true)
+		fromHere := c.keyword == "AllowUsers" && f.admits(patterns, login.User, true)
 		p[0].open = fromHere || f.open(c.keyword, patterns)
 		return p
 	}
 	return nil
 }
 
-// denies ignores host conditions: a user who is denied from one host may come from another.
-func denies(patterns []string, user string) bool {
+// denies ignores most host conditions: a user who is denied from one host may come from another,
+// unless all the proxies' addresses are denied.
+func (f evidence) denies(patterns []string, login sshd.Login) bool {
+	var hosts []string
+	for _, p := range patterns {
+		name, host, found := strings.Cut(p, "@")
+		switch {
+		case !sshdconf.MatchPattern(name, login.User):
+		case !found, host == "*":
+			return true
+		default:
+			hosts = append(hosts, host)
+		}
+	}
+	isAllowed := func(source string) bool { return !sshdconf.Covers(strings.Join(hosts, ","), source) }
+	return !login.IsLocal() && len(f.ProxySources) > 0 && !slices.ContainsFunc(f.ProxySources, isAllowed)
+}
+
+// admits reports whether a list lets the user in, from this machine itself or from elsewhere.
+func (f evidence) admits(patterns []string, user string, local bool) bool {
 	return slices.ContainsFunc(patterns, func(p string) bool {
 		name, host, found := strings.Cut(p, "@")
-		return sshdconf.MatchPattern(name, user) && (!found || host == "*")
+		return sshdconf.MatchPattern(name, user) && (!found || local || f.comesFrom(host))
 	})
 }
 
-// admits reports whether a list lets the user in. A login from elsewhere may come from any host
-// but this machine.
-func admits(patterns []string, user string, local bool) bool {
-	return slices.ContainsFunc(patterns, func(p string) bool {
-		name, host, found := strings.Cut(p, "@")
-		return sshdconf.MatchPattern(name, user) && (!found || local || !isThisMachine(host))
-	})
+// comesFrom reports whether a login from elsewhere may come from a host: from any one, unless the
+// proxies' addresses are known.
+func (f evidence) comesFrom(host string) bool {
+	return !isThisMachine(host) &&
+		(len(f.ProxySources) == 0 || slices.ContainsFunc(f.ProxySources, func(source string) bool { return sshdconf.MayBeFrom(host, source) }))
 }
 
 // isThisMachine reports whether a pattern matches only addresses of this machine itself.

@@ -69,6 +69,23 @@ func parseSource(source string) (netip.Prefix, error) {
 	return netip.PrefixFrom(address, address.BitLen()), nil
 }
 
+// MayBeFrom reports whether a connection from a source may match the host of USER@HOST in
+// AllowUsers or DenyUsers (sshd_config(5)): an address, a network or a pattern. A pattern may match
+// the name of an address, which is not known here.
+func MayBeFrom(host, source string) bool {
+	from, err := parseSource(source)
+	if err != nil {
+		return true
+	}
+	if network, err := parseSource(host); err == nil {
+		return network.Overlaps(from)
+	}
+	if strings.Trim(host, "0123456789.*?") == "" && from.IsSingleIP() {
+		return MatchPattern(host, from.Addr().String())
+	}
+	return true
+}
+
 // JoinSources returns a value for PerSourcePenaltyExemptList: the entries of the value in
 // effect ("" or "none" for none), and those of the further ones that it lacks.
 func JoinSources(inEffect string, more []string) string {
