@@ -58,13 +58,20 @@ func (g Growth) Until(ctx context.Context, check func(context.Context) error) er
 		if err == nil {
 			return nil
 		}
-		if last == nil || ctx.Err() == nil {
+		if last == nil || !hasEnded(ctx) {
 			last = err
 		}
 		if Wait(ctx, g.Limit(failures)) != nil {
 			return last
 		}
 	}
+}
+
+// hasEnded reports whether the context has ended. A connection with the same deadline may fail a
+// moment before the context's own timer fires.
+func hasEnded(ctx context.Context) bool {
+	deadline, ok := ctx.Deadline()
+	return ctx.Err() != nil || ok && !time.Now().Before(deadline)
 }
 
 // Policy repeats attempts that may succeed later.

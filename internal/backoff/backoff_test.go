@@ -1,8 +1,10 @@
 package backoff
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"os"
 	"slices"
 	"testing"
 	"testing/synctest"
@@ -98,6 +100,33 @@ func TestUntilKeepsTheReason(t *testing.T) {
 		}
 	})
 }
+
+// A connection with the context's deadline may fail a moment before the context ends.
+func TestUntilKeepsTheReasonAtTheDeadline(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithTimeout(t.Context(), 2500*time.Millisecond)
+		defer cancel()
+		early := deadlineContext{ctx, time.Now().Add(2 * time.Second)}
+		calls := 0
+		err := Growth{First: time.Second, Longest: time.Second}.Until(early, func(ctx context.Context) error {
+			if calls++; calls == 1 {
+				return errMoment
+			}
+			return cmp.Or(Wait(ctx, time.Second), os.ErrDeadlineExceeded)
+		})
+		if !errors.Is(err, errMoment) || calls != 2 {
+			t.Errorf("%v after %d checks", err, calls)
+		}
+	})
+}
+
+// deadlineContext is a context whose timer fires after its deadline.
+type deadlineContext struct {
+	context.Context
+	deadline time.Time
+}
+
+func (c deadlineContext) Deadline() (time.Time, bool) { return c.deadline, true }
 
 var errMoment = errors.New("busy")
 
