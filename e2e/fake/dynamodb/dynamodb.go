@@ -14,12 +14,15 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"syscall"
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/dynamodb"
 	"github.com/aws/aws-sdk-go-v2/service/dynamodb/types"
+
+	"github.com/hallmark-ssh/hallmark/e2e/fake/loopback"
 )
 
 // folder is where setup.sh puts DynamoDB Local, in the user's cache folder.
@@ -60,25 +63,21 @@ func Start(ctx context.Context, w io.Writer) (*Local, error) {
 	if err != nil {
 		return nil, err
 	}
-	address, err := freeAddress(ctx)
-	if err != nil {
-		return nil, err
-	}
-	_, port, err := net.SplitHostPort(address)
+	free, err := loopback.Free(ctx, 1)
 	if err != nil {
 		return nil, err
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	cmd := exec.CommandContext(ctx, "java", "-Djava.library.path=DynamoDBLocal_lib", "-jar", "DynamoDBLocal.jar",
-		"-inMemory", "-disableTelemetry", "-port", port)
+		"-inMemory", "-disableTelemetry", "-port", strconv.Itoa(int(free[0].Port())))
 	cmd.Dir, cmd.Stdout, cmd.Stderr = dir, w, w
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	l := &Local{URL: "http://" + address, cancel: cancel, exited: make(chan struct{})}
+	l := &Local{URL: "http://" + free[0].String(), cancel: cancel, exited: make(chan struct{})}
 	if err := l.run(cmd); err != nil {
 		cancel()
 		return nil, fmt.Errorf("start DynamoDB Local: %w", err)
 	}
-	if err := l.waitUntilServing(ctx, address); err != nil {
+	if err := l.waitUntilServing(ctx, free[0].String()); err != nil {
 		l.Close()
 		return nil, err
 	}
@@ -126,15 +125,6 @@ func (l *Local) waitUntilServing(ctx context.Context, address string) error {
 		case <-tick.C:
 		}
 	}
-}
-
-// freeAddress finds a port that was free a moment ago.
-func freeAddress(ctx context.Context) (string, error) {
-	l, err := new(net.ListenConfig).Listen(ctx, "tcp4", "127.0.0.1:0")
-	if err != nil {
-		return "", err
-	}
-	return l.Addr().String(), l.Close()
 }
 
 // Client returns a client for an emulator, which accepts any credentials.

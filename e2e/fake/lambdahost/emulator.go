@@ -12,6 +12,8 @@ import (
 	"strconv"
 	"syscall"
 	"time"
+
+	"github.com/hallmark-ssh/hallmark/e2e/fake/loopback"
 )
 
 // emulator is an environment in AWS's Runtime Interface Emulator: one process, which starts
@@ -23,18 +25,18 @@ type emulator struct {
 
 // startEmulator starts an environment and waits until it takes events.
 func (h *Host) startEmulator(ctx context.Context) (environment, error) {
-	addresses, err := freeAddresses(ctx, 2)
+	addresses, err := loopback.Free(ctx, 2)
 	if err != nil {
 		return nil, err
 	}
 	processContext, cancel := context.WithCancel(h.ctx)
-	e := &emulator{program: program{cancel: cancel, exited: make(chan struct{})}, address: addresses[0]}
+	e := &emulator{program: program{cancel: cancel, exited: make(chan struct{})}, address: addresses[0].String()}
 	//nolint:contextcheck // the emulator outlives the event that it is started for
 	cmd := exec.CommandContext(processContext, h.function.Emulator, "--log-level", "warning",
-		"--runtime-interface-emulator-address", addresses[0], "--runtime-api-address", addresses[1],
+		"--runtime-interface-emulator-address", addresses[0].String(), "--runtime-api-address", addresses[1].String(),
 		h.function.Program, h.function.Handler)
 	cmd.Dir = h.function.TaskRoot
-	cmd.Env = append(h.environment(addresses[1]), "AWS_LAMBDA_FUNCTION_TIMEOUT="+strconv.Itoa(int(h.function.Timeout/time.Second)))
+	cmd.Env = append(h.environment(addresses[1].String()), "AWS_LAMBDA_FUNCTION_TIMEOUT="+strconv.Itoa(int(h.function.Timeout/time.Second)))
 	cmd.Stdout, cmd.Stderr = h.function.Log, h.function.Log
 	// The emulator starts the program as its child, and both end together.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
@@ -52,20 +54,6 @@ func (h *Host) startEmulator(ctx context.Context) (environment, error) {
 		return nil, err
 	}
 	return e, nil
-}
-
-// freeAddresses returns loopback addresses at which nothing listens.
-func freeAddresses(ctx context.Context, n int) ([]string, error) {
-	var addresses []string
-	for range n {
-		l, err := new(net.ListenConfig).Listen(ctx, "tcp4", "127.0.0.1:0")
-		if err != nil {
-			return nil, err
-		}
-		defer l.Close() // close them only when all are chosen, so that all differ
-		addresses = append(addresses, l.Addr().String())
-	}
-	return addresses, nil
 }
 
 // answers waits until the emulator listens.

@@ -8,11 +8,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
+	"strconv"
 	"time"
+
+	"github.com/hallmark-ssh/hallmark/e2e/fake/loopback"
 )
 
 // Account is the account that moto creates everything in.
@@ -44,12 +46,13 @@ func Start(ctx context.Context, region string, w io.Writer) (*Server, error) {
 	if err := Installed(ctx); err != nil {
 		return nil, err
 	}
-	host, port, err := freePort(ctx)
+	free, err := loopback.Free(ctx, 1)
 	if err != nil {
 		return nil, err
 	}
+	address := free[0]
 	ctx, cancel := context.WithCancel(ctx)
-	cmd := exec.CommandContext(ctx, "python3", "-c", program, host, port, region)
+	cmd := exec.CommandContext(ctx, "python3", "-c", program, address.Addr().String(), strconv.Itoa(int(address.Port())), region)
 	cmd.Env = append(os.Environ(), "MOTO_ALLOW_NONEXISTENT_REGION=true", "PYTHONUNBUFFERED=1",
 		"VALIDATE_LAMBDA_S3=false") // a stack's functions need no package
 	cmd.Stdout, cmd.Stderr = w, w
@@ -57,7 +60,7 @@ func Start(ctx context.Context, region string, w io.Writer) (*Server, error) {
 		cancel()
 		return nil, fmt.Errorf("start moto: %w", err)
 	}
-	s := &Server{URL: "http://" + net.JoinHostPort(host, port), cancel: cancel, exited: make(chan struct{})}
+	s := &Server{URL: "http://" + address.String(), cancel: cancel, exited: make(chan struct{})}
 	go func() {
 		_ = cmd.Wait() // Close kills it
 		close(s.exited)
@@ -105,14 +108,4 @@ func probe(ctx context.Context, url string) error {
 		return err
 	}
 	return res.Body.Close()
-}
-
-// freePort finds a port that was free a moment ago.
-func freePort(ctx context.Context) (host, port string, err error) {
-	l, err := new(net.ListenConfig).Listen(ctx, "tcp4", "127.0.0.1:0")
-	if err != nil {
-		return "", "", err
-	}
-	host, port, err = net.SplitHostPort(l.Addr().String())
-	return host, port, errors.Join(err, l.Close())
 }

@@ -8,7 +8,6 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
-	mathrand "math/rand/v2"
 	"net"
 	"net/netip"
 	"os"
@@ -21,6 +20,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/hallmark-ssh/hallmark/e2e/fake/loopback"
 	"github.com/hallmark-ssh/hallmark/internal/machine/cafile"
 	"github.com/hallmark-ssh/hallmark/internal/machine/fault"
 	"github.com/hallmark-ssh/hallmark/internal/machine/handshake"
@@ -300,16 +300,11 @@ func UserCertificate(t testing.TB, ca ssh.Signer) ssh.Signer {
 // FreeAddress returns a loopback address at which nothing listens.
 func FreeAddress(t testing.TB) netip.AddrPort {
 	t.Helper()
-	// These are below the ports that the system uses for outgoing connections.
-	for range 100 {
-		address := netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), uint16(20_000+mathrand.N(12_000)))
-		if l, err := net.Listen("tcp", address.String()); err == nil {
-			l.Close()
-			return address
-		}
+	free, err := loopback.Free(t.Context(), 1)
+	if err != nil {
+		t.Fatal(err)
 	}
-	t.Fatal("no address is free")
-	return netip.AddrPort{}
+	return free[0]
 }
 
 // ReadFile returns a file's content.
