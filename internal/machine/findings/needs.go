@@ -375,10 +375,9 @@ func (f evidence) open(keyword string, patterns []string) bool {
 func (f evidence) accounts(login sshd.Login, s sshd.Settings) (all []problem) {
 	const remedy = "make sure that there is another account to log in to"
 	if value := s.Value("permitrootlogin"); login.User == "root" && (value == "no" || value == "forced-commands-only") {
-		all = append(all, severe("PermitRootLogin", value, "sshd lets nobody log in as root", remedy)...)
-	}
-	for n := range all {
-		all[n].usual = true
+		p := severe("PermitRootLogin", value, "sshd lets nobody log in as root", remedy)
+		p[0].usual = true
+		all = append(all, p...)
 	}
 	if s.Value("usepam") == "no" && f.isLocked(login.User) {
 		p := severe("UsePAM", "no", "without PAM, sshd lets nobody log in to an account with a locked password", "write UsePAM yes, or give the account the password *, which is not locked: usermod -p '*' NAME")

@@ -19,16 +19,16 @@ func (f evidence) reach() []Finding {
 	elsewhere := has(func(a netip.AddrPort) bool { return !a.Addr().IsLoopback() })
 	switch {
 	case !elsewhere && (!known || !node.Addr().IsLoopback()):
-		return f.unreached("it accepts connections from this machine only, so Teleport's proxy comes through a tunnel or not at all",
-			"listen at an address that the proxy can reach")
+		return f.unreached("it accepts connections from this machine only, so Teleport's proxy can reach it only through a tunnel",
+			"listen on an address that the proxy can reach")
 	case !known:
 		return nil
 	case !has(func(a netip.AddrPort) bool { return a.Port() == node.Port() }):
-		return f.unreached(fmt.Sprintf("Teleport's proxy connects to port %d, where it does not listen", node.Port()),
-			fmt.Sprintf("listen at port %d, or set port in the policy's rule for this machine", node.Port()))
+		return f.unreached(fmt.Sprintf("Teleport's proxy connects to port %d, but sshd does not listen there", node.Port()),
+			fmt.Sprintf("listen on port %d, or set port in the policy's rule for this machine", node.Port()))
 	case !has(func(a netip.AddrPort) bool { return leads(node, a) }):
-		return f.unreached("Teleport's proxy connects to "+f.Node+", where it does not listen",
-			"listen at "+node.Addr().String()+", or set address in the policy's rule for this machine")
+		return f.unreached("Teleport's proxy connects to "+f.Node+", but sshd does not listen there",
+			"listen on "+node.Addr().String()+", or set address in the policy's rule for this machine")
 	}
 	return nil
 }
