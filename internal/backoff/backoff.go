@@ -48,32 +48,6 @@ func Wait(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// Until repeats a check until it succeeds or the context ends, with the pauses of Limit. It
-// returns the last error of the check itself: a check that the end of the context cut short
-// says nothing new.
-func (g Growth) Until(ctx context.Context, check func(context.Context) error) error {
-	var last error
-	for failures := 1; ; failures++ {
-		err := check(ctx)
-		if err == nil {
-			return nil
-		}
-		if last == nil || !hasEnded(ctx) {
-			last = err
-		}
-		if Wait(ctx, g.Limit(failures)) != nil {
-			return last
-		}
-	}
-}
-
-// hasEnded reports whether the context has ended. A connection with the same deadline may fail a
-// moment before the context's own timer fires.
-func hasEnded(ctx context.Context) bool {
-	deadline, ok := ctx.Deadline()
-	return ctx.Err() != nil || ok && !time.Now().Before(deadline)
-}
-
 // Policy repeats attempts that may succeed later.
 type Policy struct {
 	Growth

@@ -269,7 +269,7 @@ func (i *installation) look(ctx context.Context) (view, error) {
 func (i *installation) settles(ctx context.Context, check func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(ctx, i.settle)
 	defer cancel()
-	return sshd.ReloadPauses().Until(ctx, check)
+	return sshd.Wait(ctx, check)
 }
 
 // presented returns nil if sshd presents the certificates. If two keys share an algorithm,

@@ -133,7 +133,7 @@ func (m *machine) waitForLoad(pidFile string, before sshd.Load) {
 	m.t.Helper()
 	ctx, cancel := context.WithTimeout(m.t.Context(), time.Minute) // a safety net
 	defer cancel()
-	err := sshd.ReloadPauses().Until(ctx, func(ctx context.Context) error {
+	err := sshd.Wait(ctx, func(ctx context.Context) error {
 		load, err := m.sshd.LastLoad(ctx, pidFile)
 		if err == nil && (load.Stamp == "" || load.Stamp == before.Stamp || !load.At.After(before.At)) {
 			err = errors.New("sshd has not loaded its files again")

@@ -101,7 +101,7 @@ func (l *reloading) reload(ctx context.Context) error {
 func (l *reloading) settles(ctx context.Context, stamp string) error {
 	ctx, cancel := context.WithTimeout(ctx, l.settle)
 	defer cancel()
-	return sshd.ReloadPauses().Until(ctx, func(ctx context.Context) error { return l.ready(ctx, stamp) })
+	return sshd.Wait(ctx, func(ctx context.Context) error { return l.ready(ctx, stamp) })
 }
 
 // ready returns nil if sshd has loaded its files since the load with the stamp, listens where

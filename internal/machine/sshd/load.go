@@ -7,8 +7,6 @@ import (
 	"strconv"
 	"strings"
 	"time"
-
-	"github.com/hallmark-ssh/hallmark/internal/backoff"
 )
 
 // Load is the moment at which the running sshd last read its configuration and host keys: its
@@ -24,14 +22,6 @@ type Load struct {
 	// At is the time of the load by this machine's clock, or an earlier time if only that is
 	// known. It is zero if nothing is known.
 	At time.Time
-}
-
-// ReloadPauses returns the pauses between looks at an sshd that is reading its configuration
-// again. They start short, because it listens after some 30 ms. They grow, because OpenSSH 9.8
-// and later locks out a source address that connects too often without logging in
-// (PerSourcePenalties).
-func ReloadPauses() backoff.Growth {
-	return backoff.Growth{First: 10 * time.Millisecond, Longest: 2 * time.Second}
 }
 
 // LastLoad determines when the running sshd last read its files.
