@@ -8,6 +8,7 @@ import (
 	"context"
 	"crypto/rand"
 	_ "embed" // for the script
+	"errors"
 	"fmt"
 	"io/fs"
 	"maps"
@@ -137,7 +138,11 @@ const finished = "hallmark: finished"
 func (p *Provisioner) files(ctx context.Context, ui packersdk.Ui, arch string) (map[string][]byte, error) {
 	files := map[string][]byte{scriptFile: bakeScript}
 	var err error
-	if files[programFile], err = fs.ReadFile(p.programs, programs.Name(arch)); err != nil {
+	files[programFile], err = fs.ReadFile(p.programs, programs.Name(arch))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, errNoProgram("linux/" + arch)
+	}
+	if err != nil {
 		return nil, fmt.Errorf("read the program of the plugin: %w", err)
 	}
 	if files[configFile], err = p.config.machineConfig(); err != nil {

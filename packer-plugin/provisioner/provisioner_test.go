@@ -41,7 +41,7 @@ fi
 echo "hallmark: $1 done" >&2
 `
 
-func stubPrograms() fs.FS {
+func stubPrograms() fstest.MapFS {
 	return fstest.MapFS{
 		"hallmark-linux-amd64": {Data: []byte(program + "# amd64\n")},
 		"hallmark-linux-arm64": {Data: []byte(program + "# arm64\n")},
@@ -98,7 +98,12 @@ func block(m *localMachine, p proxy) map[string]any {
 
 func provision(t *testing.T, ctx context.Context, comm packersdk.Communicator, block map[string]any) (string, error) {
 	t.Helper()
-	p := New(stubPrograms())
+	return provisionWith(t, ctx, stubPrograms(), comm, block)
+}
+
+func provisionWith(t *testing.T, ctx context.Context, programs fs.FS, comm packersdk.Communicator, block map[string]any) (string, error) {
+	t.Helper()
+	p := New(programs)
 	p.retryDelay = time.Millisecond
 	if err := p.Prepare(block); err != nil {
 		t.Fatalf("Prepare: %v", err)
@@ -396,6 +401,25 @@ func TestProvisionFailures(t *testing.T) {
 				t.Error("the script removed a folder that is not its own")
 			}
 		})
+	}
+}
+
+// A plugin that a developer built for one architecture bakes machines of that one.
+func TestProvisionWithOneProgram(t *testing.T) {
+	for arch, want := range map[string]string{
+		"x86_64":  "",
+		"aarch64": `no hallmark program for linux/arm64: use a release, or build it with "make build"`,
+	} {
+		programs := stubPrograms()
+		delete(programs, "hallmark-linux-arm64")
+		m, p := newMachine(t), newProxy(t, 1)
+		m.stub(t, "uname", "echo Linux "+arch)
+		if _, err := provisionWith(t, t.Context(), programs, m, block(m, p)); !matches(err, want) {
+			t.Errorf("%s: error %v, want %q", arch, err, want)
+		}
+		if got := m.read(t, "calls"); (got == "") != (want != "") {
+			t.Errorf("%s: hallmark ran: %q", arch, got)
+		}
 	}
 }
 

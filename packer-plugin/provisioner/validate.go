@@ -262,11 +262,18 @@ func (c *Config) checkExecuteCommand() error {
 // checkPrograms detects early that the plugin was built without the programs that it has to
 // upload.
 func checkPrograms(files fs.FS) error {
-	for _, arch := range []string{"amd64", "arm64"} {
-		if _, err := fs.Stat(files, programs.Name(arch)); err != nil {
-			return fmt.Errorf("this build of the plugin has no hallmark program for %s: "+
-				"use a release, or build it with \"make build\"", arch)
-		}
+	built, err := fs.Glob(files, programs.Name("*"))
+	if err != nil {
+		return fmt.Errorf("list the programs of the plugin: %w", err)
+	}
+	if len(built) == 0 {
+		return errNoProgram("any architecture")
 	}
 	return nil
+}
+
+// errNoProgram returns the error of a plugin that does not carry the program for a machine.
+func errNoProgram(arch string) error {
+	return fmt.Errorf("this build of the plugin has no hallmark program for %s: "+
+		"use a release, or build it with \"make build\"", arch)
 }

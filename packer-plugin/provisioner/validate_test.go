@@ -138,7 +138,7 @@ func TestPrepareCollectsAllErrors(t *testing.T) {
 	if !ok || len(all.Errors) != 4 {
 		t.Errorf("error %v, want signer_url, audience, trust and the missing program", err)
 	}
-	if !matches(err, `no hallmark program for amd64: use a release, or build it with "make build"`) {
+	if !matches(err, `no hallmark program for any architecture: use a release, or build it with "make build"`) {
 		t.Errorf("error %v does not say that the plugin was built without programs", err)
 	}
 }
