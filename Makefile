@@ -168,7 +168,7 @@ test: export ARCHITECTURES = $(if $(RACE),amd64 arm64,$(shell go env GOARCH))
 test: ## run all tests, with real machines
 	e2e/beside.sh modules setup bin/rootfs
 	e2e/beside.sh rootfs build bin/packer bin/nfpm bin/aws-lambda-rie bin/iam-simulate/simulate.mjs
-	e2e/beside.sh test-faults unit check-templates test-sshd
+	e2e/beside.sh test-faults unit check-templates $(if $(RACE),test-sshd)
 	e2e/beside.sh whole-path emulated test-releases
 
 # The race detector slows the explorer down too much, so with RACE it runs separately.
@@ -211,7 +211,7 @@ emulated: setup build bin/aws-lambda-rie bin/iam-simulate/simulate.mjs
 	$(STEP) "emulated AWS services" $(GO_TEST) $(SHORT) -timeout 20m -tags e2e ./e2e/fake/moto ./e2e/fake/sts ./e2e/fake/dynamodb ./e2e/policystore
 	$(STEP) "functions in AWS's emulator" $(GO_TEST) -timeout 20m -tags e2e ./e2e/fake/lambdahost ./e2e/runtime
 	$(STEP) "functions on moto and SAM's template" $(GO_TEST) $(SHORT) -p 1 -timeout 20m -tags e2e -run 'Moto|SAM' ./lambda ./lambda/deploy ./internal/signer/operator
-	$(STEP) "explorer on DynamoDB Local" go test -timeout 20m -tags e2e -run TestDynamoDB ./internal/signer/explore
+	$(if $(RACE),$(STEP) "explorer on DynamoDB Local" go test -timeout 20m -tags e2e -run TestDynamoDB ./internal/signer/explore)
 
 .PHONY: whole-path
 whole-path: export HALLMARK_TEST_STRICT := 1

@@ -9,7 +9,7 @@ set -eu
 cd "$(dirname "$0")/.."
 mkdir -p bin/sshd
 for part in agent findings install sshd; do
-	CGO_ENABLED=0 GOFLAGS='-trimpath -vet=off' go test -c -o "bin/sshd/$part.test" "./internal/machine/$part"
+	CGO_ENABLED=0 go test -c -o "bin/sshd/$part.test" "./internal/machine/$part"
 done
 
 # suite NAME ARGUMENTS...

@@ -46,11 +46,15 @@ const (
 // HostsLines are the lines of /etc/hosts that stand for the private DNS of the endpoints.
 const HostsLines = machine.Hub + " " + APIHost + "\n" + machine.Hub + " " + lambdaHost + "\n"
 
-// Endpoint is a way to reach the signer without a route to the internet: the settings of a
-// machine.
+// Endpoint is a way to reach a signer without a route to the internet.
 type Endpoint struct {
-	SignerURL, SignerFunction, SignerAuth string
+	SignerURL, SignerFunction, SignerAuth string // the settings of a machine
+
+	signer *lambdahost.Host
 }
+
+// Restart ends the signer's idle environments: what they cached is gone.
+func (e *Endpoint) Restart() { e.signer.Restart() }
 
 // StartEndpoint starts a separate signer behind a stand-in for a VPC endpoint. Like a real
 // one, it verifies who signed a request.
@@ -92,6 +96,7 @@ func (l *Lab) StartEndpoint(ctx context.Context, kind entry.Kind) (*Endpoint, er
 		l.front.endpoints = make(map[string]http.Handler)
 	}
 	l.front.endpoints[host] = front(signer)
+	way.signer = signer
 	return &way, nil
 }
 

@@ -118,7 +118,7 @@ func recipes(release Release) recipe {
 	if release == Debian12SELinux {
 		return selinuxRecipe()
 	}
-	return recipe{
+	r := recipe{
 		suite: string(release),
 		// The packages of Debian's EC2 image that matter here.
 		packages: []string{
@@ -143,6 +143,15 @@ manage_etc_hosts: true
 			"etc/resolv.conf": "",
 		},
 	}
+	// These look for disks and kernel parameters, at each boot and each reload of systemd. A container
+	// has none. An empty file masks a generator (systemd.generator(7)).
+	for _, name := range []string{
+		"cryptsetup", "debug", "fstab", "gpt-auto", "hibernate-resume", "integritysetup", "rc-local", "run",
+		"system-update", "tpm2", "veritysetup",
+	} {
+		r.files["etc/systemd/system-generators/systemd-"+name+"-generator"] = ""
+	}
+	return r
 }
 
 // configure turns a fresh Debian into an AMI: set up for EC2, and without an identity.

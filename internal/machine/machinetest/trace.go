@@ -18,12 +18,12 @@ import (
 
 // KillAtEveryStep has kill kill a run at its first step, its second, and so on. It ends when
 // kill reports that the run ended before that step, which must not be among the least number of
-// steps. With -short it leaves out three of four.
+// steps. With -short it leaves out nine of ten.
 func KillAtEveryStep(t testing.TB, least int, kill func(step int) (killed bool)) {
 	t.Helper()
 	stride := 1
 	if testing.Short() {
-		stride = 4
+		stride = 10
 	}
 	for step := 1; !t.Failed(); step += stride {
 		if killed := kill(step); !killed {
