@@ -135,8 +135,8 @@ REAL_CLUSTER := $(TELEPORT)$(filter teleport,$(CLUSTER))
 .PHONY: demo
 demo: export ARCHITECTURES = $(shell go env GOARCH)
 demo: $(if $(REAL_CLUSTER),teleport-programs) ## bake an image, boot three machines, enroll them, log in
-	TOOLS=packer e2e/beside.sh modules setup bin/rootfs
-	RELEASES=bookworm e2e/beside.sh rootfs build bin/packer bin/demo
+	TOOLS=packer e2e/beside.sh modules "setup bin/rootfs"
+	RELEASES=bookworm e2e/beside.sh rootfs "build bin/packer bin/demo"
 	$(AS_ROOT) bin/demo $(if $(REAL_CLUSTER),-teleport "$(TELEPORT_DIR)")
 
 # The root file systems of the demo's and the tests' machines. Without this, whatever needs one
@@ -166,10 +166,9 @@ bin/demo bin/bench: bin/%:
 test: export HALLMARK_TEST_STRICT := 1
 test: export ARCHITECTURES = $(if $(RACE),amd64 arm64,$(shell go env GOARCH))
 test: ## run all tests, with real machines
-	e2e/beside.sh modules setup bin/rootfs
-	e2e/beside.sh rootfs build bin/packer bin/nfpm bin/aws-lambda-rie bin/iam-simulate/simulate.mjs
-	e2e/beside.sh test-faults unit check-templates $(if $(RACE),test-sshd)
-	e2e/beside.sh whole-path emulated test-releases
+	e2e/beside.sh modules "setup bin/rootfs"
+	e2e/beside.sh rootfs "build bin/packer bin/nfpm bin/aws-lambda-rie bin/iam-simulate/simulate.mjs"
+	e2e/beside.sh "test-faults test-releases" "$(if $(RACE),test-sshd) whole-path emulated" "unit check-templates"
 
 # The race detector slows the explorer down too much, so with RACE it runs separately.
 .PHONY: unit

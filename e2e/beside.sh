@@ -1,20 +1,32 @@
 #!/usr/bin/env bash
-# Runs a make target beside others that leave the processor idle, or that wait themselves:
+# Runs lists of make targets at the same time, so that one computes while another waits:
 #
-#   e2e/beside.sh TARGET OTHERS...
+#   e2e/beside.sh "TARGET..."...
 #
-# The output of TARGET follows that of the others. If one fails, all finish, and it fails.
+# The targets of a list run one after the other. The output of the last list is live; that of the
+# others follows. If a list fails, the others finish, and then it fails.
 set -uo pipefail
 
-log=$(mktemp)
+run() {
+  # shellcheck disable=SC2086 # a list of words
+  make --no-print-directory $1
+}
+
+logs=() pids=()
 # Nothing that runs in the background outlives this script.
 set -m
-make --no-print-directory "$1" >"$log" 2>&1 </dev/null &
-trap 'kill -- -$! 2>/dev/null; rm -f "$log"' EXIT
+trap 'kill -- "${pids[@]/#/-}" 2>/dev/null; rm -f "${logs[@]}"' EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
-make --no-print-directory "${@:2}"
+for targets in "${@:1:$#-1}"; do
+  logs+=("$(mktemp)")
+  run "$targets" >"${logs[-1]}" 2>&1 </dev/null &
+  pids+=("$!")
+done
+run "${!#}"
 status=$?
-wait $! || status=$?
-cat "$log"
+for i in "${!pids[@]}"; do
+  wait "${pids[i]}" || status=$?
+  cat "${logs[i]}"
+done
 exit "$status"
