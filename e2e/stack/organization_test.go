@@ -56,7 +56,7 @@ func (o *organization) call(action string, in map[string]any, out any) {
 	o.t.Helper()
 	body, err := json.Marshal(in)
 	must(o.t, err)
-	client := awscall.Client{HTTP: http.DefaultClient, Now: time.Now}
+	client := awscall.Client{HTTP: http.DefaultClient, Now: time.Now, Timeout: 5 * time.Minute} // moto loads the service first
 	status, data, err := client.Send(o.t.Context(), o.credentials, awscall.Request{
 		Service: "organizations", Region: "us-east-1", Endpoint: o.moto.URL + "/", ContentType: "application/x-amz-json-1.1",
 		Target: "AWSOrganizationsV20161128." + action, Body: body, MaxBytes: 1 << 20,

@@ -251,15 +251,16 @@ deploy() {
   say "deployed. Put TeleportTokenArn and FleetTokenArn into templates/teleport/token.yaml (docs/quickstart.md, step 4)."
 }
 
-# package prints an address that no other version has: Terraform compares addresses.
+# package prints an address that no other version has: Terraform compares addresses. The AWS CLI
+# knows the addresses of every partition; its signature is not printed.
 package() {
-  local name suffix=""
+  local name address
   build
   upload
   name=$STACK/template-$(cksum <"$work/packaged.yaml" | tr ' ' -).yaml
   aws s3 cp "$work/packaged.yaml" "s3://$BUCKET/$name" >&2
-  case $AWS_REGION in cn-*) suffix=.cn ;; esac
-  echo "https://$BUCKET.s3.$AWS_REGION.amazonaws.com$suffix/$name"
+  address=$(aws s3 presign "s3://$BUCKET/$name") || fail "the AWS CLI cannot tell the address of s3://$BUCKET/$name"
+  printf '%s\n' "${address%%\?*}"
 }
 
 : "${STACK:=hallmark}"

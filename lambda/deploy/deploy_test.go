@@ -207,6 +207,9 @@ func fakeAWS(args []string) int {
 		}
 	case "cloudformation describe-stack-events":
 		fmt.Println("EnrollFunction\tSpecified ReservedConcurrentExecutions is too large")
+	case "s3 presign":
+		bucket, key, _ := strings.Cut(strings.TrimPrefix(args[2], "s3://"), "/")
+		fmt.Printf("https://%s.s3.%s.aws.example/%s?X-Amz-Signature=0123\n", bucket, os.Getenv("AWS_REGION"), key)
 	case "s3api put-public-access-block", "cloudformation wait", "s3 cp":
 		record("aws %s", line)
 	default:

@@ -48,7 +48,8 @@ type answer struct {
 func (e EC2) call(ctx context.Context, action string, parameters url.Values) (a answer, err error) {
 	parameters.Set("Action", action)
 	parameters.Set("Version", "2016-11-15")
-	client := awscall.Client{HTTP: http.DefaultClient, Now: time.Now}
+	// The first call makes moto load its EC2, which takes long on a busy machine.
+	client := awscall.Client{HTTP: http.DefaultClient, Now: time.Now, Timeout: 5 * time.Minute}
 	status, body, err := client.Send(ctx, e.Credentials, awscall.Request{
 		Service: "ec2", Region: e.Region, Endpoint: e.URL, ContentType: "application/x-www-form-urlencoded",
 		Body: []byte(parameters.Encode()), MaxBytes: 8 << 20,

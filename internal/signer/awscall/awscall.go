@@ -9,6 +9,7 @@ package awscall
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -31,13 +32,15 @@ var (
 	ErrForeign = errors.New("not the service's answer")
 )
 
-// timeout bounds one call, so a region that hangs does not use up the time for the others.
-const timeout = 20 * time.Second
+// defaultTimeout bounds one call, so a region that hangs does not use up the time for the others.
+const defaultTimeout = 20 * time.Second
 
-// Client sends requests. Both fields are required.
+// Client sends requests. HTTP and Now are required.
 type Client struct {
 	HTTP aws.HTTPClient
 	Now  func() time.Time
+	// Timeout bounds one call; 0 means 20 seconds.
+	Timeout time.Duration
 }
 
 // Request is a POST request to a service, before it is signed.
@@ -56,7 +59,7 @@ type Request struct {
 // status and body. It fails if it cannot get the credentials, with ErrNoAnswer, or with
 // ErrForeign.
 func (c Client) Send(ctx context.Context, as aws.CredentialsProvider, r Request) (status int, body []byte, err error) {
-	ctx, cancel := context.WithTimeout(ctx, timeout)
+	ctx, cancel := context.WithTimeout(ctx, cmp.Or(c.Timeout, defaultTimeout))
 	defer cancel()
 	request, err := c.sign(ctx, as, r)
 	if err != nil {

@@ -114,11 +114,13 @@ func (hanging) Do(r *http.Request) (*http.Response, error) {
 }
 
 func TestSendEndsInTime(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		began := time.Now()
-		_, _, err := Client{HTTP: hanging{}, Now: time.Now}.Send(t.Context(), aws.CredentialsProviderFunc(credentials), request("https://example.com/"))
-		if took := time.Since(began); !errors.Is(err, ErrNoAnswer) || took != timeout {
-			t.Errorf("error %v after %s", err, took)
-		}
-	})
+	for timeout, want := range map[time.Duration]time.Duration{0: 20 * time.Second, time.Minute: time.Minute} {
+		synctest.Test(t, func(t *testing.T) {
+			client, began := Client{HTTP: hanging{}, Now: time.Now, Timeout: timeout}, time.Now()
+			_, _, err := client.Send(t.Context(), aws.CredentialsProviderFunc(credentials), request("https://example.com/"))
+			if took := time.Since(began); !errors.Is(err, ErrNoAnswer) || took != want {
+				t.Errorf("timeout %s: error %v after %s", timeout, err, took)
+			}
+		})
+	}
 }
