@@ -166,7 +166,7 @@ bin/demo bin/bench: bin/%:
 test: export HALLMARK_TEST_STRICT := 1
 test: export ARCHITECTURES = $(if $(RACE),amd64 arm64,$(shell go env GOARCH))
 test: export RELEASES = $(if $(RACE),bookworm bullseye trixie,bookworm)
-test: ## run all tests, with real machines
+test: ## run the tests, with real machines
 	e2e/beside.sh modules "setup bin/rootfs"
 	e2e/beside.sh rootfs "build bin/packer bin/nfpm bin/aws-lambda-rie bin/iam-simulate/simulate.mjs"
 	e2e/beside.sh "test-faults whole-path test-releases $(if $(RACE),test-sshd)" "unit check-templates emulated"
