@@ -75,6 +75,7 @@ func commands() map[string]string {
 		"s3api put-public-access-block": "s3: PutBucketPublicAccessBlock",
 		// They need no permission, or none of the deployer's.
 		"configure get":           "",
+		"s3 presign":              "",
 		"sso login":               "",
 		"sts get-caller-identity": "",
 		"cloudformation continue-update-rollback": "cloudformation: ContinueUpdateRollback",
