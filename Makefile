@@ -165,7 +165,7 @@ bin/demo bin/bench: bin/%:
 .PHONY: test
 test: export HALLMARK_TEST_STRICT := 1
 test: export ARCHITECTURES = $(if $(RACE),amd64 arm64,$(shell go env GOARCH))
-test: export RELEASES = $(if $(RACE),bookworm bullseye trixie,bookworm)
+test: export RELEASES := $(if $(RACE),$(RELEASES),bookworm)
 test: ## run the tests, with real machines
 	e2e/beside.sh modules "setup bin/rootfs"
 	e2e/beside.sh rootfs "build bin/packer bin/nfpm bin/aws-lambda-rie bin/iam-simulate/simulate.mjs"
@@ -220,7 +220,8 @@ whole-path: setup build bin/packer bin/aws-lambda-rie
 	$(STEP) "build e2e.test" go test -c -tags e2e -o bin/e2e.test ./e2e
 	cd e2e && $(STEP) "whole path" $(AS_ROOT) ../bin/e2e.test -test.v -test.timeout 25m
 
-# Each builds its root file systems first, once: about a minute for a release.
+# Each builds its root file systems first, once: about a minute for a release. With RELEASES=bookworm,
+# test-releases runs on Debian 12 only.
 .PHONY: test-releases
 test-releases: setup build packages bin/packer bin/aws-lambda-rie ## run the whole path on Debian 11, 12 and 13, behind ssh.socket, and from packages
 	$(STEP) "build later packages" templates/packages/build.sh 99.0.0 bin/packages/later "$$(go env GOARCH)"

@@ -157,7 +157,8 @@ func (i *Instance) WaitEnrolled(ctx context.Context) (*state.State, error) {
 
 // State returns what the instance's last enrollment left.
 func (i *Instance) State(context.Context) (*state.State, error) {
-	// A program in the machine would take a processor as much as the boot that is waited for.
+	// Tests poll this. Running a program in the machine each time would slow down the boot that they
+	// wait for.
 	data, err := os.ReadFile(i.Path(state.Path(state.Dir)))
 	if err != nil {
 		return nil, err

@@ -10,9 +10,9 @@ import (
 	"slices"
 )
 
-// Free returns n addresses of 127.0.0.1 at which nothing listens. They are below the ports that
-// the system gives to whoever asks for any port, or for a connection (ip_local_port_range in
-// ip(7)): such a port could be somebody else's before the program listens.
+// Free returns n addresses of 127.0.0.1 at which nothing listens. Their ports are below the
+// ephemeral range (ip_local_port_range in ip(7)), because the system could give an ephemeral port
+// to another process before the program listens.
 func Free(ctx context.Context, n int) ([]netip.AddrPort, error) {
 	const first, count, attempts = 20_000, 12_000, 100
 	var free []netip.AddrPort
