@@ -171,10 +171,11 @@ test: ## run the tests, with real machines
 	e2e/beside.sh rootfs "build bin/packer bin/nfpm bin/aws-lambda-rie bin/iam-simulate/simulate.mjs"
 	e2e/beside.sh "test-faults whole-path test-releases $(if $(RACE),test-sshd)" "unit check-templates emulated"
 
-# The race detector slows the explorer down too much, so with RACE it runs separately.
+# One package more than there are processors, because the agent's tests mostly wait for sshd. The
+# race detector slows the explorer down too much, so with RACE it runs separately.
 .PHONY: unit
 unit: ## run the tests that need no root, on any Linux or macOS
-	$(STEP) "unit tests" $(GO_TEST) $(SHORT) -timeout 30m ./...
+	$(STEP) "unit tests" $(GO_TEST) $(SHORT) -p "$$(($$(getconf _NPROCESSORS_ONLN) + 1))" -timeout 30m ./...
 	$(if $(RACE),$(STEP) "explorer" go test -timeout 20m ./internal/signer/explore -run 'TestInterleavings$$|TestReduction|TestIndependence')
 
 # How many states of a pair "make explore" looks at. Without reduction, some pairs have 10^13
@@ -210,7 +211,7 @@ emulated: setup build bin/aws-lambda-rie bin/iam-simulate/simulate.mjs
 	$(STEP) "stacks on moto" $(GO_TEST) -timeout 20m -tags e2e ./e2e/stack
 	$(STEP) "emulated AWS services" $(GO_TEST) $(SHORT) -timeout 20m -tags e2e ./e2e/fake/moto ./e2e/fake/sts ./e2e/fake/dynamodb ./e2e/policystore
 	$(STEP) "functions in AWS's emulator" $(GO_TEST) -timeout 20m -tags e2e ./e2e/fake/lambdahost ./e2e/runtime
-	$(STEP) "functions on moto and SAM's template" $(GO_TEST) $(SHORT) -p 1 -timeout 20m -tags e2e -run 'Moto|SAM' ./lambda ./lambda/deploy ./internal/signer/operator
+	$(STEP) "functions on moto and SAM's template" $(GO_TEST) $(SHORT) -p 1 -timeout 20m -tags e2e -run 'Moto|SAM' ./lambda ./lambda/deploy ./internal/signer/operator ./internal/signer/organization ./internal/signer/inventory
 	$(if $(RACE),$(STEP) "explorer on DynamoDB Local" go test -timeout 20m -tags e2e -run TestDynamoDB ./internal/signer/explore)
 
 .PHONY: whole-path

@@ -474,6 +474,9 @@ func waitFor(t *testing.T, file string) {
 
 // Packer reads a template with this specification.
 func TestGeneratedSpecificationIsCurrent(t *testing.T) {
+	if testing.Short() {
+		t.Skip("compiling Packer's generator takes as long as all other tests of this package")
+	}
 	dir := t.TempDir()
 	generate := exec.Command("go", "tool", "packer-sdc", "mapstructure-to-hcl2", "-type", "Config")
 	generate.Env = append(os.Environ(), "GOFILE="+filepath.Join(dir, "config.go"))

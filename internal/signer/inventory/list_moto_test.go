@@ -22,6 +22,9 @@ import (
 // TestListsOfMoto lists more instances than a page has, from an emulator that somebody else
 // wrote.
 func TestListsOfMoto(t *testing.T) {
+	if testing.Short() {
+		t.Skip("launching more instances than a page has takes long")
+	}
 	const (
 		region  = "us-west-2"
 		image   = "ami-12c6146b"
