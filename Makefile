@@ -171,8 +171,8 @@ test: ## run the tests, with real machines
 	e2e/beside.sh rootfs "build bin/packer bin/nfpm bin/aws-lambda-rie bin/iam-simulate/simulate.mjs"
 	e2e/beside.sh "test-faults whole-path test-releases $(if $(RACE),test-sshd)" "unit check-templates emulated"
 
-# One package more than there are processors, because the agent's tests mostly wait for sshd. The
-# race detector slows the explorer down too much, so with RACE it runs separately.
+# Tests one more package at a time than there are processors, because the agent's tests mostly wait
+# for sshd. The race detector slows the explorer down too much, so with RACE it runs separately.
 .PHONY: unit
 unit: ## run the tests that need no root, on any Linux or macOS
 	$(STEP) "unit tests" $(GO_TEST) $(SHORT) -p "$$(($$(getconf _NPROCESSORS_ONLN) + 1))" -timeout 30m ./...
@@ -259,7 +259,7 @@ lint: $(if $(filter true,$(CI)),setup) bin/golangci-lint ## check the code, the 
 
 .PHONY: bench
 bench: teleport-programs setup build bin/bench-empty bin/bench bin/packer ## print sizes, times and memory
-	go test -run '^$$' -bench . -cpu 1 ./internal/signer/enroll
+	go test -run '^$$' -bench . -cpu 1 ./internal/identity ./internal/signer/policy ./internal/signer/enroll
 	go test -run '^$$' -bench Step ./internal/machine/agent
 	go test -tags e2e -run '^$$' -bench Report ./e2e/fake/dynamodb
 	$(AS_ROOT) bin/bench -teleport "$(TELEPORT_DIR)"
