@@ -20,19 +20,18 @@ GO_BUILD := go build -ldflags "$(LDFLAGS)"
 # a fifteenth less.
 export CGO_ENABLED := 0
 export GOFLAGS := -trimpath -vet=off -gcflags=all=-dwarf=false
-# Each long command is a step: CI prints how long it took. "make test RACE=-race" uses the
-# race detector, as CI does. Compiling for it takes long. It needs cgo.
+# Each long command is a step: CI prints how long it took.
 STEP := $(CURDIR)/e2e/step.sh
-RACE ?=
-GO_TEST := $(if $(RACE),env CGO_ENABLED=1 GOFLAGS='-vet=off -gcflags=all=-dwarf=false' )go test $(RACE)
-# What "make test" leaves out unless RACE is set (CONTRIBUTING.md, "Set up").
-SHORT := $(if $(RACE),,-short)
+# Only "make soak" runs what -short leaves out.
+SHORT := -short
 # What the programs are built from, including embedded files.
 GO_SOURCES := go.mod go.sum $(shell find cloudinit internal lambda packer-plugin templates -type f \
 	! -name '*_test.go' ! -path '*/testdata/*' ! -name 'hallmark-linux-*')
 # golangci-lint caches findings by content, with the paths of the tree where it first
 # saw them. A cache shared with another checkout would break the exclusions by path.
 export GOLANGCI_LINT_CACHE := $(CURDIR)/bin/golangci-lint-cache
+# .ci/run and GitHub set CI.
+IN_CI := $(filter true,$(CI))
 # Whole-path tests need root; a developer's own account uses sudo for them.
 AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo -E env "PATH=$$PATH")
 
@@ -106,17 +105,17 @@ bin/iam-simulate/simulate.mjs: $(addprefix e2e/tools/iam-simulate/,package.json 
 	cp e2e/tools/iam-simulate/simulate.mjs $@
 
 # Teleport, for tests only. "make TARGET TELEPORT=DIR" uses the programs of any version
-# in a folder. Without it, make builds 13.3.8: about ten minutes on two processors, once.
+# in a folder. Without it, make builds 13.3.8: about a quarter of an hour on two processors, once.
 TELEPORT ?=
 TELEPORT_DIR := $(abspath $(or $(TELEPORT),bin/teleport))
 BUILT_PROGRAMS := bin/teleport/cluster bin/teleport/tctl bin/teleport/tsh
 $(BUILT_PROGRAMS) &: e2e/teleport/go.mod e2e/teleport/go.sum $(wildcard e2e/teleport/*/*.go)
-	cd e2e/teleport && $(STEP) "build bin/teleport" env CGO_ENABLED=1 GOFLAGS= go build -ldflags '-s -w -checklinkname=0' -o ../../bin/teleport/ ./cluster \
+	cd e2e/teleport && $(STEP) "build bin/teleport" env CGO_ENABLED=1 go build -ldflags '-s -w -checklinkname=0' -o ../../bin/teleport/ ./cluster \
 		github.com/gravitational/teleport/tool/tctl github.com/gravitational/teleport/tool/tsh
 
 # Only the comparison with "teleport join openssh" needs it.
 bin/teleport/teleport: e2e/teleport/go.mod e2e/teleport/go.sum
-	cd e2e/teleport && $(STEP) "build $@" env CGO_ENABLED=1 GOFLAGS= go build -ldflags '-s -w -checklinkname=0' -o ../../$@ github.com/gravitational/teleport/tool/teleport
+	cd e2e/teleport && $(STEP) "build $@" env CGO_ENABLED=1 go build -ldflags '-s -w -checklinkname=0' -o ../../$@ github.com/gravitational/teleport/tool/teleport
 
 .PHONY: bin/teleport
 bin/teleport: $(BUILT_PROGRAMS)
@@ -148,7 +147,7 @@ rootfs: bin/rootfs
 
 # What the programs, the tools and the tests are made of. Without this, each build would first
 # wait for its own.
-TOOLS ?= packer nfpm rie
+TOOLS ?= packer nfpm rie $(if $(IN_CI),golangci-lint)
 .PHONY: modules
 modules:
 	$(STEP) "Go modules" e2e/modules.sh $(TOOLS)
@@ -161,22 +160,43 @@ bin/rootfs: bin/hallmark $(wildcard e2e/machine/*.go e2e/cmd/rootfs/*.go)
 bin/demo bin/bench: bin/%:
 	$(STEP) "build $@" go build -o $@ ./e2e/cmd/$*
 
-# What mostly waits runs beside what mostly computes.
+# What mostly waits runs beside what mostly computes. In CI, that is also building Teleport, and the
+# tests that need it come after.
 .PHONY: test
 test: export HALLMARK_TEST_STRICT := 1
-test: export ARCHITECTURES = $(if $(RACE),amd64 arm64,$(shell go env GOARCH))
-test: export RELEASES := $(if $(RACE),$(RELEASES),bookworm)
-test: ## run the tests, with real machines
+test: export ARCHITECTURES = $(if $(IN_CI),amd64 arm64,$(shell go env GOARCH))
+test: export RELEASES := $(if $(IN_CI),$(RELEASES),bookworm)
+test: ## run the tests, with real machines; CI=true adds Teleport, SELinux, more releases of Debian and "make lint"
 	e2e/beside.sh modules "setup bin/rootfs"
 	e2e/beside.sh rootfs "build bin/packer bin/nfpm bin/aws-lambda-rie bin/iam-simulate/simulate.mjs"
-	e2e/beside.sh "test-faults whole-path test-releases $(if $(RACE),test-sshd)" "unit check-templates emulated"
+ifdef IN_CI
+	e2e/beside.sh "test-faults test-releases" teleport-programs
+	e2e/beside.sh "whole-path test-selinux test-teleport" "unit check-templates emulated lint"
+else
+	e2e/beside.sh "test-faults whole-path test-releases" "unit check-templates emulated"
+endif
+
+# What takes longest: every order of the signer's calls, every step at which a run can be killed,
+# other versions of OpenSSH.
+.PHONY: soak
+soak: export HALLMARK_TEST_STRICT := 1
+soak: SHORT :=
+soak: unit emulated test-sshd ## run the tests that "make test" shortens or leaves out, all but "make race"
 
 # Tests one more package at a time than there are processors, because the agent's tests mostly wait
-# for sshd. The race detector slows the explorer down too much, so with RACE it runs separately.
+# for sshd.
+TEST_UNITS := go test -p "$$(($$(getconf _NPROCESSORS_ONLN) + 1))" -timeout 30m
+
 .PHONY: unit
 unit: ## run the tests that need no root, on any Linux or macOS
-	$(STEP) "unit tests" $(GO_TEST) $(SHORT) -p "$$(($$(getconf _NPROCESSORS_ONLN) + 1))" -timeout 30m ./...
-	$(if $(RACE),$(STEP) "explorer" go test -timeout 20m ./internal/signer/explore -run 'TestInterleavings$$|TestReduction|TestIndependence')
+	$(STEP) "unit tests" $(TEST_UNITS) $(SHORT) ./...
+
+# Compiling for the race detector takes long, and needs cgo. Runs that are killed at a step are
+# separate processes, with nothing for it to find.
+.PHONY: race
+race: export HALLMARK_TEST_STRICT := 1
+race: setup ## run the unit tests with the race detector
+	$(STEP) "race detector" env CGO_ENABLED=1 GOFLAGS='-vet=off -gcflags=all=-dwarf=false' $(TEST_UNITS) -short -skip TestKilled -race ./...
 
 # How many states of a pair "make explore" looks at. Without reduction, some pairs have 10^13
 # orders: no machine can hold their states.
@@ -208,11 +228,11 @@ e2e: emulated whole-path
 emulated: export HALLMARK_TEST_STRICT := 1
 emulated: setup build bin/aws-lambda-rie bin/iam-simulate/simulate.mjs
 	$(STEP) "permissions of the template" go test -timeout 20m -tags e2e ./e2e/iam
-	$(STEP) "stacks on moto" $(GO_TEST) -timeout 20m -tags e2e ./e2e/stack
-	$(STEP) "emulated AWS services" $(GO_TEST) $(SHORT) -timeout 20m -tags e2e ./e2e/fake/moto ./e2e/fake/sts ./e2e/fake/dynamodb ./e2e/policystore
-	$(STEP) "functions in AWS's emulator" $(GO_TEST) -timeout 20m -tags e2e ./e2e/fake/lambdahost ./e2e/runtime
-	$(STEP) "functions on moto and SAM's template" $(GO_TEST) $(SHORT) -p 1 -timeout 20m -tags e2e -run 'Moto|SAM' ./lambda ./lambda/deploy ./internal/signer/operator ./internal/signer/organization ./internal/signer/inventory
-	$(if $(RACE),$(STEP) "explorer on DynamoDB Local" go test -timeout 20m -tags e2e -run TestDynamoDB ./internal/signer/explore)
+	$(STEP) "stacks on moto" go test -timeout 20m -tags e2e ./e2e/stack
+	$(STEP) "emulated AWS services" go test $(SHORT) -timeout 20m -tags e2e ./e2e/fake/moto ./e2e/fake/sts ./e2e/fake/dynamodb ./e2e/policystore
+	$(STEP) "functions in AWS's emulator" go test -timeout 20m -tags e2e ./e2e/fake/lambdahost ./e2e/runtime
+	$(STEP) "functions on moto and SAM's template" go test $(SHORT) -p 1 -timeout 20m -tags e2e -run 'Moto|SAM' ./lambda ./lambda/deploy ./internal/signer/operator ./internal/signer/organization ./internal/signer/inventory
+	$(if $(SHORT),,$(STEP) "explorer on DynamoDB Local" go test -timeout 20m -tags e2e -run TestDynamoDB ./internal/signer/explore)
 
 .PHONY: whole-path
 whole-path: export HALLMARK_TEST_STRICT := 1
@@ -254,7 +274,7 @@ test-teleport: teleport-programs setup build bin/packer bin/demo bin/bench ## ru
 
 # Without CI=true, this installs nothing and skips missing tools.
 .PHONY: lint
-lint: $(if $(filter true,$(CI)),setup) bin/golangci-lint ## check the code, the scripts and the templates
+lint: $(if $(IN_CI),setup) bin/golangci-lint ## check the code, the scripts and the templates
 	e2e/lint.sh
 
 .PHONY: bench

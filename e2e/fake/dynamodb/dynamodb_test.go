@@ -71,7 +71,7 @@ func TestDynamoDBLocal(t *testing.T) {
 
 func TestMoto(t *testing.T) {
 	if testing.Short() {
-		t.Skip("CI runs it: TestDynamoDBLocal runs the same suite")
+		t.Skip("make soak runs it: TestDynamoDBLocal runs the same suite")
 	}
 	skipUnlessStrict(t, moto.Installed(t.Context()))
 	server, err := moto.Start(t.Context(), region, t.Output())

@@ -37,7 +37,7 @@ func TestInterleavings(t *testing.T) {
 		return
 	}
 	if isRace {
-		t.Skip("too slow with the race detector: make unit runs it once without")
+		t.Skip("too slow with the race detector: make unit runs it without")
 	}
 	most := *most
 	if testing.Short() {
@@ -84,7 +84,7 @@ func TestInterleavings(t *testing.T) {
 }
 
 // skipIfSlow skips tests that take too long with the race detector and have nothing for it to
-// find. make test runs them once without it.
+// find. make unit runs them without it.
 func skipIfSlow(t *testing.T) {
 	t.Helper()
 	if isRace {

@@ -23,7 +23,7 @@ import (
 // wrote.
 func TestListsOfMoto(t *testing.T) {
 	if testing.Short() {
-		t.Skip("CI runs it: launching more instances than one page lists takes half a minute")
+		t.Skip("make soak runs it: launching more instances than one page lists takes half a minute")
 	}
 	const (
 		region  = "us-west-2"
