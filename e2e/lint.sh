@@ -33,6 +33,7 @@ programs_without_testing() {
 
 check golangci-lint bin/golangci-lint run ./...
 programs_without_testing
+check "generated code" go test -run TestGeneratedSpecificationIsCurrent ./packer-plugin/provisioner
 check shellcheck shellcheck .ci/run e2e/*.sh lambda/deploy/*.sh packer-plugin/provisioner/bake.sh templates/packages/*.sh
 check cfn-lint cfn-lint template.yaml templates/member-account/*.yaml templates/autoscaling/*.yaml
 exit "$failed"

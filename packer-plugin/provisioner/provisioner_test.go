@@ -475,7 +475,7 @@ func waitFor(t *testing.T, file string) {
 // Packer reads a template with this specification.
 func TestGeneratedSpecificationIsCurrent(t *testing.T) {
 	if testing.Short() {
-		t.Skip("make soak runs it: compiling Packer's generator takes a minute")
+		t.Skip("make lint runs it: compiling Packer's generator takes a minute")
 	}
 	dir := t.TempDir()
 	generate := exec.Command("go", "tool", "packer-sdc", "mapstructure-to-hcl2", "-type", "Config")

@@ -22,9 +22,6 @@ import (
 // TestListsOfMoto lists more instances than a page has, from an emulator that somebody else
 // wrote.
 func TestListsOfMoto(t *testing.T) {
-	if testing.Short() {
-		t.Skip("make soak runs it: launching more instances than one page lists takes half a minute")
-	}
 	const (
 		region  = "us-west-2"
 		image   = "ami-12c6146b"
