@@ -39,7 +39,7 @@ func checkLogin(t *testing.T, i *lab.Instance, hostname string) {
 // checkKeyPairLogin checks that a login that does not use Hallmark works.
 func checkKeyPairLogin(t *testing.T, i *lab.Instance) {
 	t.Helper()
-	poll(t, 30*time.Second, func() error {
+	poll(t, func() error {
 		_, err := shared.lab.SSHByKeyPair(t.Context(), i, "true")
 		return err
 	})
@@ -232,7 +232,7 @@ func TestRebootKeepsTheEnrollment(t *testing.T) {
 	if err := i.Start(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	poll(t, 60*time.Second, func() error {
+	poll(t, func() error {
 		_, err := shared.lab.SSH(t.Context(), i, before.Node.Hostname+"."+before.Node.Cluster, "true")
 		return err
 	})
@@ -246,7 +246,7 @@ func TestSignerDownAtBoot(t *testing.T) {
 	start := stopSigner(t)
 	i := launch(t, lab.Template{Name: "down"})
 	checkKeyPairLogin(t, i)
-	poll(t, 30*time.Second, func() error {
+	poll(t, func() error {
 		_, err := i.Run(t.Context(), "sh", "-c", "journalctl -u hallmark.service | grep -q 'connection refused'")
 		return err
 	})

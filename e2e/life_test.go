@@ -92,7 +92,7 @@ func TestImageOfAnEnrolledMachine(t *testing.T) {
 		}
 	})
 	dumpOnFailure(t, second)
-	poll(t, 90*time.Second, func() error {
+	poll(t, func() error {
 		s, err := second.State(t.Context())
 		if err == nil && s.Instance.InstanceID.String() != second.ID {
 			err = fmt.Errorf("enrolled as %s", s.Instance.InstanceID)

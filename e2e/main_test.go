@@ -133,9 +133,9 @@ func stopSigner(t *testing.T) (start func()) {
 }
 
 // poll waits until a condition holds.
-func poll(t *testing.T, limit time.Duration, try func() error) {
+func poll(t *testing.T, try func() error) {
 	t.Helper()
-	if err := machine.Poll(t.Context(), limit, try); err != nil {
+	if err := machine.Await(t.Context(), try); err != nil {
 		t.Fatal(err)
 	}
 }

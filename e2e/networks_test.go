@@ -106,7 +106,7 @@ func followRotation(t *testing.T, endpoint *lab.Endpoint, i *lab.Instance) {
 		if err := shared.lab.RotateOpenSSH(step.phase); err != nil {
 			t.Fatal(err)
 		}
-		poll(t, 3*time.Minute, func() error {
+		poll(t, func() error {
 			endpoint.Restart() // a warm signer looks every minute
 			// Machines do not ask again for some minutes after an answer.
 			edit(t, i, func(s *state.State) { s.EnrolledAt = time.Now().Add(-time.Hour) })

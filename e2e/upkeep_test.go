@@ -9,7 +9,6 @@ import (
 	"net/http"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/gravitational/teleport/api/types"
 
@@ -17,9 +16,6 @@ import (
 	"github.com/hallmark-ssh/hallmark/internal/machine/state"
 	"github.com/hallmark-ssh/hallmark/internal/protocol"
 )
-
-// eventLimit is how long an event may take to have its effect.
-const eventLimit = 20 * time.Second
 
 var errNotYet = errors.New("not yet")
 
@@ -62,7 +58,7 @@ func TestATerminatedInstanceLeavesTheCluster(t *testing.T) {
 	s := must[*state.State](t)(i.WaitEnrolled(t.Context()))
 	// Anyone can write an event. EC2 says that the machine is running.
 	send(t, shared.lab.SendState(t.Context(), i.ID, "terminated"))
-	poll(t, eventLimit, func() error { return logged(i.ID, "instance still exists; nothing to do") })
+	poll(t, func() error { return logged(i.ID, "instance still exists; nothing to do") })
 	if node(t, s) == nil {
 		t.Fatal("an event alone deleted the node of a machine that runs")
 	}
@@ -71,7 +67,7 @@ func TestATerminatedInstanceLeavesTheCluster(t *testing.T) {
 	for _, state := range []string{"shutting-down", "terminated", "terminated"} { // twice, as happens with SQS
 		send(t, shared.lab.SendState(t.Context(), i.ID, state))
 	}
-	poll(t, eventLimit, func() error {
+	poll(t, func() error {
 		if node(t, s) != nil {
 			return errNotYet
 		}
@@ -107,7 +103,7 @@ func TestLabelsFollowTags(t *testing.T) {
 	}
 	send(t, shared.lab.SendRaw(t.Context(), "no event at all")) // it is dropped, and delays nothing
 	send(t, shared.lab.SendTags(t.Context(), i.ID, 2))
-	poll(t, eventLimit, func() error {
+	poll(t, func() error {
 		n := node(t, s)
 		if n == nil {
 			t.Fatal("the node is gone")
@@ -135,13 +131,13 @@ func TestLabelsFollowTags(t *testing.T) {
 	send(t, shared.lab.SendTags(t.Context(), stranger.ID, 1))
 	tag(t, web(t), "marker", "seen")
 	send(t, shared.lab.SendTags(t.Context(), web(t).ID, 1)) // comes after them
-	poll(t, eventLimit, func() error {
+	poll(t, func() error {
 		if node(t, enrolledState(t, web(t))).GetAllLabels()["tag/marker"] != "seen" {
 			return errNotYet
 		}
 		return nil
 	})
-	poll(t, eventLimit, func() error {
+	poll(t, func() error {
 		if labels := node(t, s).GetAllLabels(); labels["tag/late"] != "yes" {
 			return fmt.Errorf("labels %v after a late event", labels)
 		}

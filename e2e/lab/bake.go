@@ -98,7 +98,7 @@ func (l *Lab) createImage(ctx context.Context, instance, name string, disk machi
 
 // waitForSSH waits until cloud-init has added the key pair.
 func (i *Instance) waitForSSH(ctx context.Context) error {
-	return machine.Poll(ctx, 3*time.Minute, func() error {
+	return machine.Await(ctx, func() error {
 		_, err := os.Stat(i.Path("home/" + User + "/.ssh/authorized_keys"))
 		return err
 	})

@@ -10,7 +10,6 @@ import (
 	"net/netip"
 	"path/filepath"
 	"strings"
-	"time"
 
 	"github.com/gravitational/teleport/api/types"
 	"golang.org/x/crypto/ssh"
@@ -101,9 +100,6 @@ spec:
     node_labels: {'*': '*'}
 `
 
-// proxyLag is far more than the second or so that a proxy's reads lag behind writes.
-const proxyLag = 10 * time.Second
-
 // real is a Teleport cluster.
 type real struct {
 	*teleportd.Cluster
@@ -192,7 +188,7 @@ func (r *real) SSH(ctx context.Context, _ netip.Addr, hostname, command string) 
 	var out string
 	// The proxy's view lags behind writes, so it may not know a machine yet that has just
 	// enrolled. The message differs between versions.
-	err := machine.Poll(ctx, proxyLag, func() (err error) {
+	err := machine.Await(ctx, func() (err error) {
 		out, err = r.person.Tsh(ctx, "ssh", User+"@"+name, command)
 		return err
 	})

@@ -139,13 +139,10 @@ func (l *Lab) newCredential(arn string) imds.Credential {
 	return c
 }
 
-// enrollmentLimit is far more than a boot and an enrollment take on a busy machine.
-const enrollmentLimit = 5 * time.Minute
-
 // WaitEnrolled waits until the instance has enrolled, and returns its state.
 func (i *Instance) WaitEnrolled(ctx context.Context) (*state.State, error) {
 	var state *state.State
-	err := machine.Poll(ctx, enrollmentLimit, func() (err error) {
+	err := machine.Await(ctx, func() (err error) {
 		state, err = i.State(ctx)
 		return err
 	})
@@ -174,7 +171,7 @@ func (i *Instance) State(context.Context) (*state.State, error) {
 // repeats. The instance's own timers run hallmark too. If such a run has the lock, this one
 // waits.
 func (i *Instance) Hallmark(ctx context.Context, args ...string) (said string, err error) {
-	busy := machine.Poll(ctx, time.Minute, func() error {
+	busy := machine.Await(ctx, func() error {
 		said, err = i.Run(ctx, "sh", append([]string{"-c", `exec hallmark "$@" 2>&1`, "hallmark"}, args...)...)
 		if strings.Contains(said, state.ErrRunning.Error()) {
 			return state.ErrRunning

@@ -184,7 +184,7 @@ func (m *Machine) Start(ctx context.Context) error {
 
 // findLeader waits until the machine's systemd runs.
 func (m *Machine) findLeader(ctx context.Context) error {
-	return Poll(ctx, 30*time.Second, func() error {
+	return Await(ctx, func() error {
 		select {
 		case <-m.exited:
 			return Fatal(fmt.Errorf("it exited while starting:\n%s", m.console()))
@@ -295,16 +295,26 @@ type fatalError struct{ error }
 
 func (e *fatalError) Unwrap() error { return e.error }
 
-// Poll retries until try succeeds. After the given time it returns the last error.
+// Await retries until try succeeds, as Poll does. The five minutes that it waits are far more
+// than anything takes that has no limit of its own, on a busy machine too: a test that waits
+// less fails because of the machine.
+func Await(ctx context.Context, try func() error) error { return Poll(ctx, 5*time.Minute, try) }
+
+// Poll retries until try succeeds. After the given time, or when the context ends, it returns
+// the last error of a try that had its time: one that the context cut short only says so.
 func Poll(ctx context.Context, limit time.Duration, try func() error) error {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
+	var err error
 	for {
-		err := try()
-		if _, fatal := errors.AsType[*fatalError](err); err == nil || fatal {
-			return err
+		now := try()
+		if _, fatal := errors.AsType[*fatalError](now); now == nil || fatal {
+			return now
+		}
+		if err == nil || ctx.Err() == nil {
+			err = now
 		}
 		select {
 		case <-ctx.Done():

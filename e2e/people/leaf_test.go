@@ -9,7 +9,6 @@ import (
 	"path/filepath"
 	"slices"
 	"testing"
-	"time"
 
 	"golang.org/x/crypto/ssh"
 
@@ -32,7 +31,7 @@ func TestReachedFromRootCluster(t *testing.T) {
 	t.Run("tsh ssh", func(t *testing.T) {
 		var out string
 		// The leaf dials the root, and the root then reads what the leaf has.
-		poll(t, time.Minute, func() (err error) {
+		poll(t, func() (err error) {
 			out, err = dana.Tsh(t.Context(), "ssh", "--cluster="+leaf.Name(), name, reach)
 			return err
 		})

@@ -12,7 +12,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -117,9 +116,9 @@ func refused(t *testing.T, out string, err error, want ...string) {
 }
 
 // poll waits until a condition holds.
-func poll(t *testing.T, limit time.Duration, try func() error) {
+func poll(t *testing.T, try func() error) {
 	t.Helper()
-	if err := machine.Poll(t.Context(), limit, try); err != nil {
+	if err := machine.Await(t.Context(), try); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/google/uuid"
 	"github.com/gravitational/teleport/api/types"
@@ -49,7 +48,7 @@ func TestForeignNodeStays(t *testing.T) {
 					t.Error(err)
 				}
 			})
-			poll(t, time.Minute, func() error {
+			poll(t, func() error {
 				out, err := instance.Hallmark(t.Context(), "enroll")
 				if err == nil {
 					return machine.Fatal(fmt.Errorf("it enrolls: %s", out))
@@ -80,7 +79,7 @@ spec: {addr: "%s", hostname: %s}
 			t.Error(err)
 		}
 	})
-	poll(t, 10*time.Second, func() error {
+	poll(t, func() error {
 		node, err := find(t, func(n types.Server) bool { return n.GetName() == id })
 		if err == nil && node == nil {
 			err = errors.New("not there yet")

@@ -80,7 +80,7 @@ func TestTeleportDown(t *testing.T) {
 			}
 			// The proxy has to read the nodes again.
 			var login string
-			poll(t, 30*time.Second, func() (err error) {
+			poll(t, func() (err error) {
 				login, err = alice.Tsh(t.Context(), "ssh", lab.User+"@"+m.state.Node.Hostname, reach)
 				return err
 			})

@@ -149,7 +149,7 @@ func TestProxyRecords(t *testing.T) {
 				t.Fatalf("got %q, %v", out, err)
 			}
 			var id string
-			poll(t, 30*time.Second, func() (err error) {
+			poll(t, func() (err error) {
 				id, err = recorded(t, auditor, listed)
 				return err
 			})
@@ -159,7 +159,7 @@ func TestProxyRecords(t *testing.T) {
 				refused(t, out, err, "not found")
 				return
 			}
-			poll(t, 30*time.Second, func() error {
+			poll(t, func() error {
 				play, err := auditor.Tsh(t.Context(), "play", "--format=json", id)
 				if err == nil && !strings.Contains(play, mark) {
 					err = fmt.Errorf("no %s in the recording:\n%s", mark, play)
@@ -213,7 +213,7 @@ func TestRenewalMovesTheLease(t *testing.T) {
 		t.Errorf("lease until %v, certificate until %v", before, end)
 	}
 	issueAgain(t, m)
-	poll(t, 20*time.Second, func() error {
+	poll(t, func() error {
 		if after := list(t, alice)[m.state.Node.Hostname].Expiry(); !after.After(before) {
 			return fmt.Errorf("lease until %v, as before", after)
 		}
@@ -227,22 +227,27 @@ func TestRenewalMovesTheLease(t *testing.T) {
 func TestEndedLeaseLeavesTheList(t *testing.T) {
 	alice := newPerson(t, shared.lab.Teleport, "alice-waits", everywhere)
 	const name = "gone-soon"
-	node := fmt.Sprintf(`kind: node
+	id := uuid.NewString()
+	lease := func(ttl time.Duration) {
+		node := fmt.Sprintf(`kind: node
 version: v2
 sub_kind: openssh
 metadata: {name: %s, expires: %s}
 spec: {addr: "192.0.2.1:22", hostname: %s}
-`, uuid.NewString(), time.Now().Add(4*time.Second).UTC().Format(time.RFC3339), name)
-	if err := shared.lab.Teleport.Create(t.Context(), node); err != nil {
-		t.Fatal(err)
+`, id, time.Now().Add(ttl).UTC().Format(time.RFC3339), name)
+		if err := shared.lab.Teleport.Create(t.Context(), node); err != nil {
+			t.Fatal(err)
+		}
 	}
-	poll(t, 10*time.Second, func() error {
+	lease(time.Hour)
+	poll(t, func() error {
 		if list(t, alice)[name] == nil {
 			return os.ErrNotExist
 		}
 		return nil
 	})
-	poll(t, 20*time.Second, func() error {
+	lease(4 * time.Second)
+	poll(t, func() error {
 		if list(t, alice)[name] != nil {
 			return os.ErrExist
 		}

@@ -112,7 +112,7 @@ func fingerprints(t *testing.T, lines string) []string {
 func current(t *testing.T, kind caexport.Kind) []string {
 	t.Helper()
 	var keys []ssh.PublicKey
-	poll(t, 30*time.Second, func() (err error) {
+	poll(t, func() (err error) {
 		keys, err = shared.lab.Teleport.CAs(t.Context(), kind)
 		return err
 	})
@@ -130,7 +130,7 @@ func logsIn(t *testing.T, p *teleportd.Person, m enrolled, when string) {
 	t.Helper()
 	var out string
 	var asked time.Time
-	err := machine.Poll(t.Context(), time.Minute, func() (err error) {
+	err := machine.Await(t.Context(), func() (err error) {
 		if out, err = p.Tsh(t.Context(), "ssh", lab.User+"@"+m.state.Node.Hostname, reach); err == nil {
 			return nil
 		}
@@ -161,14 +161,14 @@ func rotate(t *testing.T, p *teleportd.Person, m enrolled, kind caexport.Kind, p
 			t.Fatalf("%s: %v", when, err)
 		}
 		// The cluster's reports lag behind what it does. An operator waits for hours.
-		poll(t, 30*time.Second, func() error {
+		poll(t, func() error {
 			if now := current(t, kind); phase != "update_servers" && slices.Equal(now, before) {
 				return fmt.Errorf("%s: the keys are %v still", when, now)
 			}
 			return nil
 		})
 		logsIn(t, p, m, when+", before the machine knows")
-		poll(t, 30*time.Second, func() error { // auth's reads lag, too
+		poll(t, func() error { // auth's reads lag, too
 			anHourPasses(t, m)
 			return follows(t, m, kind, when)
 		})
@@ -202,7 +202,7 @@ func TestRotationsThatAreRolledBack(t *testing.T) {
 	for _, kind := range []caexport.Kind{caexport.OpenSSH, caexport.Host} {
 		before := current(t, kind)
 		rotate(t, alice, shared.dev, kind, "init", "update_clients", "rollback", "standby")
-		poll(t, 30*time.Second, func() error {
+		poll(t, func() error {
 			if after := current(t, kind); !slices.Equal(after, before) {
 				return fmt.Errorf("%s CAs %v, were %v", kind, after, before)
 			}
@@ -223,7 +223,7 @@ func TestAMonth(t *testing.T) {
 		case 5:
 			old := current(t, caexport.OpenSSH)
 			rotate(t, alice, m, caexport.OpenSSH, "init", "update_clients", "update_servers", "standby")
-			poll(t, 30*time.Second, func() error { // the cluster's own list lags
+			poll(t, func() error { // the cluster's own list lags
 				anHourPasses(t, m)
 				if now := trusted(t, m); slices.Contains(now, old[0]) || len(now) != 1 {
 					return fmt.Errorf("after the rotation sshd trusts %v; the retired key is %s", now, old[0])
@@ -237,7 +237,7 @@ func TestAMonth(t *testing.T) {
 			if err := m.Start(t.Context()); err != nil {
 				t.Fatal(err)
 			}
-			poll(t, 60*time.Second, func() error { // before that, its systemd answers nothing
+			poll(t, func() error { // before that, its systemd answers nothing
 				_, err := m.Run(t.Context(), "systemctl", "is-active", "multi-user.target")
 				return err
 			})
@@ -256,7 +256,7 @@ func TestAMonth(t *testing.T) {
 		case 22:
 			old := current(t, caexport.Host)
 			rotate(t, alice, m, caexport.Host, "init", "update_clients", "update_servers", "standby")
-			poll(t, 30*time.Second, func() error {
+			poll(t, func() error {
 				anHourPasses(t, m)
 				if now := signers(t, m); slices.Contains(now, old[0]) {
 					return fmt.Errorf("after the rotation the certificates are signed by %v; the retired key is %s", now, old[0])

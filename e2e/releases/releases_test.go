@@ -302,7 +302,7 @@ func run(t *testing.T, i *lab.Instance, name string, args ...string) string {
 // poll waits until a condition holds, far longer than it takes on a busy machine.
 func poll(t *testing.T, try func() error) {
 	t.Helper()
-	if err := machine.Poll(t.Context(), 5*time.Minute, try); err != nil {
+	if err := machine.Await(t.Context(), try); err != nil {
 		t.Fatal(err)
 	}
 }

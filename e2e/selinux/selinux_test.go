@@ -188,7 +188,7 @@ func checkChecks(t *testing.T, i *lab.VirtualInstance) {
 	}
 	// No policy lets a program in /usr/local start as the system's logger.
 	run(t, i, "! systemd-run --quiet --wait --property=SELinuxContext=system_u:system_r:syslogd_t:s0 /usr/local/bin/hallmark version")
-	err := machine.Poll(t.Context(), time.Minute, func() error {
+	err := machine.Await(t.Context(), func() error {
 		if denied, _ := denials(t, i); len(denied) == 0 {
 			return errors.New("the denial of hallmark's start as the system's logger was not found")
 		}

@@ -9,7 +9,6 @@ import (
 	"maps"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/hallmark-ssh/hallmark/e2e/machine"
 	templates "github.com/hallmark-ssh/hallmark/templates/teleport"
@@ -55,7 +54,7 @@ func (c *Cluster) AddBots(ctx context.Context, arns map[string]string) error {
 // addBotsByCommand is for versions that cannot create a bot from a file.
 func (c *Cluster) addBotsByCommand(ctx context.Context, bots []string) error {
 	// tctl prints the proxy's address with a new bot, and fails while it has none.
-	if err := machine.Poll(ctx, 30*time.Second, func() error {
+	if err := machine.Await(ctx, func() error {
 		proxies, err := c.Tctl(ctx, "get", "proxies")
 		if err == nil && !strings.Contains(proxies, "kind: proxy") {
 			err = errors.New("not the address of a proxy")

@@ -47,11 +47,10 @@ func TestContract(t *testing.T) {
 func target(cluster *teleportd.Cluster, address string) contract.Target {
 	return contract.Target{
 		Connect: func(t *testing.T) *teleport.Client {
-			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-			defer cancel()
+			ctx := t.Context()
 			var client *teleport.Client
 			// Some versions restart in phases of a rotation.
-			err := machine.Poll(ctx, 30*time.Second, func() error {
+			err := machine.Await(ctx, func() error {
 				identity, err := cluster.SignIdentity(ctx, "hallmark-enroll", time.Hour)
 				if err != nil {
 					return err

@@ -21,6 +21,9 @@ import (
 // Host CA's phases is locked out. The services report their phase. A service that restarts in
 // a phase may report nothing for minutes if its first report fails. Then the end of the
 // restart is the sign.
+//
+// The services follow within seconds. One whose report of it fails tries again after a minute
+// or two, and that is no error.
 func (c *Cluster) Rotate(ctx context.Context, kind caexport.Kind, phase string) error {
 	restarts := kind == caexport.Host && phase != "init" && c.behavior.RotationRestarts
 	if restarts {
@@ -34,7 +37,7 @@ func (c *Cluster) Rotate(ctx context.Context, kind caexport.Kind, phase string) 
 	if kind != caexport.Host {
 		return nil
 	}
-	return machine.Poll(ctx, time.Minute, func() error {
+	return machine.Poll(ctx, followLimit, func() error {
 		if restarts {
 			_, err := os.Stat(c.ready())
 			return err
@@ -42,6 +45,9 @@ func (c *Cluster) Rotate(ctx context.Context, kind caexport.Kind, phase string) 
 		return errors.Join(c.follows(ctx, "auth_server", phase), c.follows(ctx, "proxy", phase))
 	})
 }
+
+// followLimit is how long the services may take to follow a phase.
+const followLimit = 10 * time.Minute
 
 // follows checks that the service has reached the phase.
 func (c *Cluster) follows(ctx context.Context, service, phase string) error {

@@ -51,7 +51,7 @@ func TestBotAfterRotation(t *testing.T) {
 func (b bots) signs(t *testing.T, client *teleport.Client, when string, restarts bool) {
 	t.Helper()
 	joined, calls := b.sts.Calls(), 0
-	if err := machine.Poll(t.Context(), 30*time.Second, func() error {
+	if err := machine.Await(t.Context(), func() error {
 		calls++
 		_, err := client.SignHostKey(t.Context(), sshkeytest.NewSigner(t).PublicKey(), []string{"web-1"}, time.Hour)
 		return err

@@ -455,7 +455,7 @@ func TestCancelCleansUp(t *testing.T) {
 }
 
 func waitFor(t *testing.T, file string) {
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()

@@ -20,7 +20,7 @@ var errNotYet = errors.New("not yet")
 // enrollment, according to systemd's timestamps.
 func printBoot(ctx context.Context, i *lab.Instance) error {
 	var online, started, ended time.Duration
-	err := machine.Poll(ctx, time.Minute, func() (err error) {
+	err := machine.Await(ctx, func() (err error) {
 		if online, err = timestamp(ctx, i, "network-online.target", "ActiveEnterTimestampMonotonic"); err != nil {
 			return err
 		}
@@ -70,7 +70,7 @@ func printEvents(ctx context.Context, l *lab.Lab, i *lab.Instance) error {
 		if err := l.SendTags(ctx, i.ID, version); err != nil {
 			return err
 		}
-		err := machine.Poll(ctx, time.Minute, func() error {
+		err := machine.Await(ctx, func() error {
 			nodes, err := l.Cluster.Nodes(ctx)
 			if err != nil {
 				return err

@@ -151,11 +151,8 @@ func (d *demo) boot(ctx context.Context) error {
 	return group.Wait()
 }
 
-// listLag is far more than the second or so that Teleport's reads lag behind writes.
-const listLag = 10 * time.Second
-
 func (d *demo) show(ctx context.Context) error {
-	if err := machine.Poll(ctx, listLag, func() error { return d.list(ctx) }); err != nil {
+	if err := machine.Await(ctx, func() error { return d.list(ctx) }); err != nil {
 		return err
 	}
 	for _, node := range d.nodes {

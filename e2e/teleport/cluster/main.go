@@ -19,6 +19,7 @@ import (
 	"slices"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/gravitational/teleport/lib/cloud"
 	"github.com/gravitational/teleport/lib/config"
@@ -59,6 +60,9 @@ func run(ctx context.Context, configFile, ready, stsURL string) error {
 		return err
 	}
 	cfg.Proxy.DisableWebInterface = true
+	// The services hear of a CA's new phase by an event. One that misses it asks only every ten
+	// minutes, and until then a test cannot go on to the next phase.
+	cfg.PollingPeriod = 5 * time.Second
 	// A test asks nothing outside its own machine, not even which cloud it runs in.
 	cfg.InstanceMetadataClient = cloud.NewDisabledIMDSClient()
 	err := service.Run(ctx, *cfg, func(cfg *servicecfg.Config) (service.Process, error) {

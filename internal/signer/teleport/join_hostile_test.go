@@ -120,7 +120,7 @@ func say(stream joinv1.ServerStream, responses []*joinv1.JoinResponse, sent chan
 
 func joinAt(t *testing.T, serve func(joinv1.ServerStream) error) error {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
 	return joinWith(ctx, t, serve)
 }

@@ -243,7 +243,7 @@ func testClosed(t *testing.T, c *teleport.Client) {
 func newNode(t *testing.T, c *teleport.Client, ttl time.Duration) node.Node {
 	id := uuid.NewString()
 	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 		defer cancel()
 		// Most tests wrote it, some deleted it, one closed the client.
 		_ = c.DeleteNode(ctx, id)
@@ -280,7 +280,7 @@ func await(t *testing.T, c *teleport.Client, id string, ok func(*node.Node) bool
 }
 
 func deadline(t *testing.T) context.Context {
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	t.Cleanup(cancel)
 	return ctx
 }

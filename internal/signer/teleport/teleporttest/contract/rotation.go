@@ -2,7 +2,6 @@ package contract
 
 import (
 	"bytes"
-	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -75,9 +74,7 @@ func (target Target) rotate(t *testing.T, kind caexport.Kind, rotations []rotati
 		return key
 	}
 	for _, r := range rotations {
-		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-		check(t, target.Rotate(ctx, kind, r.phase))
-		cancel()
+		check(t, target.Rotate(t.Context(), kind, r.phase))
 		keys := target.await(t, kind, func(keys []string) bool {
 			if next == "" && len(keys) == 2 {
 				next = keys[1]
