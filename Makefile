@@ -239,7 +239,7 @@ whole-path: export HALLMARK_TEST_STRICT := 1
 whole-path: setup build bin/packer bin/aws-lambda-rie
 	$(STEP) "messages of real Packer" go test -timeout 20m -tags e2e -run RealPacker ./packer-plugin
 	$(STEP) "build e2e.test" go test -c -tags e2e -o bin/e2e.test ./e2e
-	cd e2e && $(STEP) "whole path" $(AS_ROOT) ../bin/e2e.test -test.v -test.timeout 25m
+	cd e2e && $(STEP) "whole path" $(AS_ROOT) ../bin/e2e.test -test.v -test.timeout 40m
 
 # Each builds its root file systems first, once: about a minute for a release. With RELEASES=bookworm,
 # test-releases runs on Debian 12 only.
@@ -247,7 +247,7 @@ whole-path: setup build bin/packer bin/aws-lambda-rie
 test-releases: setup build packages bin/packer bin/aws-lambda-rie ## run the whole path on Debian 11, 12 and 13, behind ssh.socket, and from packages
 	$(STEP) "build later packages" templates/packages/build.sh 99.0.0 bin/packages/later "$$(go env GOARCH)"
 	$(STEP) "build releases.test" go test -c -tags e2e -o bin/releases.test ./e2e/releases
-	cd e2e/releases && $(STEP) "make test-releases" $(AS_ROOT) ../../bin/releases.test -test.v -test.timeout 25m $(if $(filter bullseye trixie,$(RELEASES)),,-test.short)
+	cd e2e/releases && $(STEP) "make test-releases" $(AS_ROOT) ../../bin/releases.test -test.v -test.timeout 40m $(if $(filter bullseye trixie,$(RELEASES)),,-test.short)
 
 .PHONY: test-faults
 test-faults: setup build bin/packer ## break a machine in every way that docs/reliability.md lists
@@ -266,9 +266,9 @@ test-sshd: setup bin/rootfs ## run the tests that use sshd with OpenSSH 8.4 and 
 
 .PHONY: test-teleport
 test-teleport: teleport-programs setup build bin/packer bin/demo bin/bench ## run the tests that need a real Teleport cluster; TELEPORT=DIR uses another version's programs
-	$(STEP) "real Teleport" go test -count 1 -timeout 20m -tags teleport ./e2e/teleportd -args -programs="$(TELEPORT_DIR)"
+	$(STEP) "real Teleport" go test -count 1 -timeout 40m -tags teleport ./e2e/teleportd -args -programs="$(TELEPORT_DIR)"
 	$(STEP) "build people.test" go test -c -tags teleport -o bin/people.test ./e2e/people
-	cd e2e/people && $(STEP) "people" $(AS_ROOT) ../../bin/people.test -test.v -test.timeout 20m -programs="$(TELEPORT_DIR)"
+	cd e2e/people && $(STEP) "people" $(AS_ROOT) ../../bin/people.test -test.v -test.timeout 40m -programs="$(TELEPORT_DIR)"
 	$(STEP) "demo on Teleport" $(AS_ROOT) bin/demo -teleport "$(TELEPORT_DIR)"
 	$(STEP) "comparison with teleport join" $(AS_ROOT) bin/bench -join -teleport "$(TELEPORT_DIR)"
 
