@@ -176,7 +176,7 @@ else
 	e2e/beside.sh "test-faults whole-path test-releases" "unit check-templates emulated"
 endif
 
-# What takes longest: every order of the signer's calls, every step at which a run can be killed,
+# The slowest tests: every order of the signer's calls, every step at which a run can be killed,
 # other versions of OpenSSH.
 .PHONY: soak
 soak: export HALLMARK_TEST_STRICT := 1
@@ -191,8 +191,8 @@ TEST_UNITS := go test -p "$$(($$(getconf _NPROCESSORS_ONLN) + 1))" -timeout 30m
 unit: ## run the tests that need no root, on any Linux or macOS
 	$(STEP) "unit tests" $(TEST_UNITS) $(SHORT) ./...
 
-# Compiling for the race detector takes long, and needs cgo. Runs that are killed at a step are
-# separate processes, with nothing for it to find.
+# Compiling for the race detector is slow, and needs cgo. TestKilled is left out: the runs that it
+# kills are separate processes, which the detector does not watch.
 .PHONY: race
 race: export HALLMARK_TEST_STRICT := 1
 race: setup ## run the unit tests with the race detector

@@ -18,12 +18,9 @@ import (
 
 // Rotate moves a CA to a phase of its rotation, and returns when the cluster's own services
 // have reached it. They must reach it before the next phase: a service that misses one of the
-// Host CA's phases is locked out. The services report their phase. A service that restarts in
-// a phase may report nothing for minutes if its first report fails. Then the end of the
-// restart is the sign.
-//
-// The services follow within seconds. One whose report of it fails tries again after a minute
-// or two, and that is no error.
+// Host CA's phases is locked out. The services report their phase within seconds; if a report
+// fails, the next one comes a minute or more later. A service that restarts in a phase may fail
+// to report for longer, so there the end of the restart is the sign.
 func (c *Cluster) Rotate(ctx context.Context, kind caexport.Kind, phase string) error {
 	restarts := kind == caexport.Host && phase != "init" && c.behavior.RotationRestarts
 	if restarts {

@@ -60,8 +60,8 @@ func run(ctx context.Context, configFile, ready, stsURL string) error {
 		return err
 	}
 	cfg.Proxy.DisableWebInterface = true
-	// The services hear of a CA's new phase by an event. One that misses it asks only every ten
-	// minutes, and until then a test cannot go on to the next phase.
+	// The services learn of a CA's new phase from an event. By default, one that misses the event
+	// polls for it only every ten minutes, and a test would have to wait that long.
 	cfg.PollingPeriod = 5 * time.Second
 	// A test asks nothing outside its own machine, not even which cloud it runs in.
 	cfg.InstanceMetadataClient = cloud.NewDisabledIMDSClient()
