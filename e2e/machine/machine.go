@@ -245,10 +245,13 @@ func (m *Machine) PowerOff(ctx context.Context) error {
 		return nil
 	case <-ctx.Done():
 		return fmt.Errorf("power off %s: %w", m.Name, ctx.Err())
-	case <-time.After(30 * time.Second):
-		return errors.Join(fmt.Errorf("power off %s: it still runs after 30 s", m.Name), m.nspawn.Process.Kill())
+	case <-time.After(powerOffLimit):
+		return errors.Join(fmt.Errorf("power off %s: it still runs after %v", m.Name, powerOffLimit), m.nspawn.Process.Kill())
 	}
 }
+
+// powerOffLimit is far longer than any machine takes to shut down, emulated ones included.
+const powerOffLimit = 5 * time.Minute
 
 // Snapshot makes an image of a machine that is powered off. The machine must not
 // be started again.
@@ -295,13 +298,12 @@ type fatalError struct{ error }
 
 func (e *fatalError) Unwrap() error { return e.error }
 
-// Await retries until try succeeds, as Poll does. The five minutes that it waits are far more
-// than anything takes that has no limit of its own, on a busy machine too: a test that waits
-// less fails because of the machine.
+// Await retries until try succeeds, for up to five minutes. That is far longer than any caller
+// needs, even on a busy machine: with a shorter limit, a slow machine would fail a test.
 func Await(ctx context.Context, try func() error) error { return Poll(ctx, 5*time.Minute, try) }
 
-// Poll retries until try succeeds. After the given time, or when the context ends, it returns
-// the last error of a try that had its time: one that the context cut short only says so.
+// Poll retries until try succeeds. If the limit passes or the context ends first, it returns the
+// last error from before that, because a try that was cut short says nothing else.
 func Poll(ctx context.Context, limit time.Duration, try func() error) error {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()

@@ -248,9 +248,6 @@ func (m *VM) PowerOff(ctx context.Context) error {
 	}
 }
 
-// powerOffLimit is far more than an emulated machine takes to shut down.
-const powerOffLimit = 5 * time.Minute
-
 // Kill ends the machine, as a power cut would.
 func (m *VM) Kill() error {
 	if err := m.qemu.Process.Kill(); err != nil && !errors.Is(err, os.ErrProcessDone) {

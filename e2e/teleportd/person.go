@@ -59,6 +59,8 @@ func (p *Person) LogIn(ctx context.Context) error {
 	if err := p.cluster.budget.WaitN(ctx, requests); err != nil {
 		return fmt.Errorf("wait for the proxy's rate limit: %w", err)
 	}
+	ctx, cancel := context.WithTimeout(ctx, programLimit)
+	defer cancel()
 	cmd := p.command(ctx, p.cluster.program("tsh"), "login", "--proxy="+p.cluster.Address(), "--user="+p.name)
 	_, err := onTerminal(cmd, password+"\n")
 	return err
@@ -66,11 +68,15 @@ func (p *Person) LogIn(ctx context.Context) error {
 
 // Tsh runs tsh, and returns its output.
 func (p *Person) Tsh(ctx context.Context, args ...string) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, programLimit)
+	defer cancel()
 	return run(p.command(ctx, p.cluster.program("tsh"), args...))
 }
 
 // TshOnTerminal is Tsh with a terminal as its standard input.
 func (p *Person) TshOnTerminal(ctx context.Context, args ...string) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, programLimit)
+	defer cancel()
 	return onTerminal(p.command(ctx, p.cluster.program("tsh"), args...), "")
 }
 
@@ -85,6 +91,8 @@ func (p *Person) SSH(ctx context.Context, args ...string) (string, error) {
 	if err := os.WriteFile(file, []byte(config), 0o600); err != nil {
 		return "", err
 	}
+	ctx, cancel := context.WithTimeout(ctx, programLimit)
+	defer cancel()
 	return run(p.command(ctx, "ssh", append([]string{"-F", file, "-o", "BatchMode=yes"}, args...)...))
 }
 

@@ -322,13 +322,13 @@ func concatenate(dir string) (all []byte, err error) {
 	return all, nil
 }
 
-// tctlLimit is how long a run of tctl may take. It takes a second, and has no limit of its own
-// for a connection that the auth service leaves open without an answer.
-const tctlLimit = time.Minute
+// programLimit bounds a run of tctl, tsh or ssh, which takes about a second. If one hangs, the
+// caller can try again.
+const programLimit = 2 * time.Minute
 
 // Tctl runs tctl as the cluster's administrator, and returns its output.
 func (c *Cluster) Tctl(ctx context.Context, args ...string) (string, error) {
-	ctx, cancel := context.WithTimeout(ctx, tctlLimit)
+	ctx, cancel := context.WithTimeout(ctx, programLimit)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, c.program("tctl"), append([]string{"-c", c.config}, args...)...)
 	cmd.Env = c.environment()

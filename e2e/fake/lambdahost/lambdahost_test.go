@@ -56,7 +56,7 @@ func start(t *testing.T, change func(*lambdahost.Function)) string {
 	t.Helper()
 	f := lambdahost.Function{
 		Name: "test", Program: must(os.Executable()), Handler: "test", TaskRoot: t.TempDir(), Region: "hm-test-1",
-		Timeout: 10 * time.Second, Emulator: emulator(t),
+		Timeout: time.Minute, Emulator: emulator(t),
 	}
 	if change != nil {
 		change(&f)
@@ -142,7 +142,11 @@ func TestBinaryBodies(t *testing.T) {
 func TestFailures(t *testing.T) {
 	for _, path := range []string{"/error", "/panic", "/exit", "/long", "/hang"} {
 		t.Run(path[1:], func(t *testing.T) {
-			url := start(t, func(f *lambdahost.Function) { f.Timeout = 2 * time.Second })
+			url := start(t, func(f *lambdahost.Function) {
+				if path == "/hang" {
+					f.Timeout = 5 * time.Second // and afterwards the next environment has to answer within it
+				}
+			})
 			res, body := send(t, http.MethodPost, url+path, "text/plain", "")
 			if res.StatusCode != http.StatusBadGateway || strings.Contains(body, "secret") {
 				t.Errorf("answer %d: %s", res.StatusCode, body)
